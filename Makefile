@@ -1,0 +1,57 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both begin with `make setup`, which does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup quickstart test test-slow test-torch test-gpu lint fetch lock schema clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+quickstart: setup
+	$(BIN)/engineworks build recipes/digits.yaml
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Gigabytes and minutes.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+# PyTorch and transformers are installed first: several gigabytes with CUDA, unless torch is there already.
+test-torch: setup
+	$(BIN)/python -m pip install --quiet --editable '.[huggingface]'
+	$(BIN)/python -m pytest -m torch
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# Models and data of the examples that are too large for git.
+fetch: setup
+	$(BIN)/python recipes/fetch/fashion.py
+	$(BIN)/python recipes/fetch/minilm.py
+	$(BIN)/python recipes/fetch/ocr_detection.py
+
+# Needs uv; run it after a change of the dependencies.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.txt
+
+schema: setup
+	$(BIN)/engineworks validate --schema > recipes/recipe.schema.json
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

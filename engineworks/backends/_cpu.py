@@ -1,0 +1,73 @@
+"""The processor as Linux describes it: what a measurement on the CPU depends on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ISA_FLAGS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+"""Flags of /proc/cpuinfo that decide which kernels of ONNX Runtime run (x86-64, then Arm)."""
+
+
+def processors(cpuinfo: str) -> Iterator[dict[str, str]]:
+    """The blocks of /proc/cpuinfo, one per logical processor."""
+    for block in cpuinfo.strip().split("\n\n"):
+        fields = (line.partition(":") for line in block.splitlines())
+        yield {key.strip(): value.strip() for key, _, value in fields}
+
+
+def processor_name(cpuinfo: str) -> str:
+    first = next(processors(cpuinfo), {})
+    return first.get("model name") or platform.machine()
+
+
+def instruction_sets(cpuinfo: str) -> str:
+    """Those of `ISA_FLAGS` that the processor has, in that order: 'avx2 avx512f avx512_vnni'."""
+    first = next(processors(cpuinfo), {})
+    flags = (first.get("flags") or first.get("Features") or "").split()
+    return " ".join(f for f in ISA_FLAGS if f in flags)
+
+
+def physical_cores(cpuinfo: str, allowed: set[int]) -> int:
+    """Cores behind the logical processors that we may use: two threads of one core count once."""
+    cores = {
+        (p.get("physical id", "0"), p.get("core id", p["processor"]))
+        for p in processors(cpuinfo)
+        if p.get("processor", "").isdigit() and int(p["processor"]) in allowed
+    }
+    return len(cores) or len(allowed)
+
+
+def quota_cores(cpu_max: str) -> int | None:
+    """The limit of a container in whole cores, rounded up (cgroup v2, cpu.max: '<quota> <period>' or 'max …')."""
+    quota, _, period = cpu_max.strip().partition(" ")
+    return max(1, math.ceil(int(quota) / int(period))) if quota.isdigit() and period.isdigit() else None
+
+
+@cache
+def usable_cores() -> int:
+    """Physical cores that this process may use: those of its affinity mask, at most its container's quota."""
+    cores = physical_cores(_read("/proc/cpuinfo"), os.sched_getaffinity(0))
+    quota = quota_cores(_read("/sys/fs/cgroup/cpu.max"))
+    return min(cores, quota) if quota else cores
+
+
+@cache
+def describe() -> dict[str, str]:
+    """Name, usable cores and instruction sets of this processor."""
+    text = _read("/proc/cpuinfo")
+    return {"processor": processor_name(text), "cores": str(usable_cores()), "isa": instruction_sets(text)}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,63 @@
+"""The GPU that a process started here would use, asked of the driver's own tool: no CUDA library is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+NVIDIA_SMI_S = 20.0
+"""Seconds that nvidia-smi may take; on a host with many GPUs and no persistence daemon it takes several."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    compute_capability: str
+    driver: str
+    cuda: str
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "gpu": self.name,
+            "compute_capability": self.compute_capability,
+            "driver": self.driver,
+            "cuda": self.cuda,
+        }
+
+
+def first_gpu() -> Gpu | None:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible, None where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.strip():
+        return None
+    tool = shutil.which("nvidia-smi")
+    return _ask(tool, (visible or "0").split(",")[0].strip()) if tool else None
+
+
+@cache
+def _ask(tool: str, device: str) -> Gpu | None:
+    query = [tool, "-i", device, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    fields = [f.strip() for f in answer.strip().split(",")]
+    if len(fields) != 3:
+        return None
+    name, capability, driver = fields
+    return Gpu(name, capability, driver, _cuda_of_driver())
+
+
+def _cuda_of_driver() -> str:
+    """The CUDA version that the driver supports, '13.0', or '' where its library is not found."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    version = ctypes.c_int()
+    failed = driver.cuDriverGetVersion(ctypes.byref(version))
+    return "" if failed else f"{version.value // 1000}.{version.value % 1000 // 10}"

@@ -1,0 +1,137 @@
+"""A loaded ONNX Runtime engine: checked runs, and a timing loop with everything bound beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.backends._ort_errors import ort_errors, plain
+from engineworks.errors import RunError
+from engineworks.tensors import TensorSpec
+
+Array = NDArray[np.generic]
+
+
+def specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """ONNX Runtime's inputs or outputs; a dimension without length or name is called '<tensor>_<axis>'."""
+    return tuple(
+        TensorSpec(
+            v.name,
+            dtype_name(v.type),
+            tuple(d if isinstance(d, int | str) else f"{v.name}_{axis}" for axis, d in enumerate(v.shape)),
+        )
+        for v in values
+    )
+
+
+def dtype_name(ort_type: str) -> str:
+    """'tensor(float)' → float32. What is no tensor keeps ONNX Runtime's name."""
+    name = ort_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+class OrtSession:
+    """Satisfies `base.Session`. Not thread-safe."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._inputs, self._outputs = specs(session.get_inputs()), specs(session.get_outputs())
+        self._names = [o.name for o in self._outputs]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name. Raises `RunError`."""
+        session, arrays = self._open(), self._checked(feeds)
+        try:
+            return dict(zip(self._names, session.run(self._names, arrays), strict=True))
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {_shapes(arrays)}: {plain(error)}") from None
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int) -> list[float]:
+        """Milliseconds of each of `runs` runs. Inputs and outputs are bound before, by one run more that is not timed,
+        so that no run allocates or copies them."""
+        session, arrays = self._open(), self._checked(feeds)
+        try:
+            binding = self._bind(arrays)
+            session.run_with_iobinding(binding)
+            self._bind_outputs(binding)
+            return _time(session.run_with_iobinding, binding, runs)
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {_shapes(arrays)}: {plain(error)}") from None
+
+    def close(self) -> None:
+        self._session = None
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise RunError("this session was closed; load the engine again")
+        return self._session
+
+    def _bind(self, arrays: Mapping[str, Array]) -> Any:
+        binding = self._open().io_binding()
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, array)
+        for name in self._names:
+            binding.bind_output(name)
+        return binding
+
+    def _bind_outputs(self, binding: Any) -> None:
+        """Give every output the memory that it got in the run before: the same feeds give the same shapes."""
+        values = binding.get_outputs()
+        binding.clear_binding_outputs()
+        for name, value in zip(self._names, values, strict=True):
+            if value.is_tensor() and not value.data_type().endswith("(string)"):
+                binding.bind_ortvalue_output(name, value)
+            else:
+                binding.bind_output(name)
+
+    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The feeds, contiguous. Raises `RunError` for names, dtypes or shapes that the engine does not take."""
+        known = {s.name: s for s in self._inputs}
+        if missing := sorted(known.keys() - feeds.keys()):
+            raise RunError(f"input '{missing[0]}' is missing; the engine takes {', '.join(map(str, self._inputs))}")
+        if unknown := sorted(feeds.keys() - known.keys()):
+            raise RunError(f"the engine has no input '{unknown[0]}'; it takes {', '.join(map(str, self._inputs))}")
+        dims: dict[str, int] = {}
+        for name, spec in known.items():
+            _check(spec, feeds[name], dims)
+        return {name: np.ascontiguousarray(feeds[name]) for name in known}
+
+
+def _check(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:
+    """dims: lengths of named dimensions seen so far; the same name must have the same length everywhere."""
+    if array.dtype.name != spec.dtype:
+        raise RunError(f"input '{spec.name}' is {array.dtype.name}, the engine takes {spec.dtype}")
+    fits = array.ndim == len(spec.shape) and all(
+        dims.setdefault(want, have) == have if isinstance(want, str) else want == have
+        for want, have in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        named = f" with {', '.join(f'{k} = {v}' for k, v in dims.items())}" if dims else ""
+        raise RunError(f"input '{spec.name}' is {list(array.shape)}, the engine takes {spec}{named}")
+
+
+def _time(run: Any, binding: Any, runs: int) -> list[float]:
+    clock = time.perf_counter_ns
+    marks = [0] * (runs + 1)
+    marks[0] = clock()
+    for i in range(runs):
+        run(binding)
+        marks[i + 1] = clock()
+    return [(b - a) / 1e6 for a, b in pairwise(marks)]
+
+
+def _shapes(arrays: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} {list(a.shape)}" for name, a in arrays.items())

@@ -1,0 +1,238 @@
+"""TensorRT and TensorRT-RTX: one way to build over two vendor modules. Precision lives in the graph, so every network
+is strongly typed.
+
+The names of the vendor's interface were looked up in the real bindings of TensorRT 10.0.1, 10.13.3, 10.16.1, 11.0.0 and
+11.4.0 (imported over stub libraries: the libraries themselves can not be had here) and used for real in TensorRT-RTX
+1.4 to 1.7. What differs:
+
+- STRONGLY_TYPED is flag 1 in TensorRT 10; in 11 and RTX every network is strongly typed and it means nothing.
+- Compute capabilities are named in RTX only.
+- 10.0 lacks `build_serialized_network_to_stream`, `max_num_tactics` and `tiling_optimization_level`.
+- RTX has no library for version compatible engines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engineworks.backends._trt_config import configure, name_capabilities
+from engineworks.backends._trt_header import HEADER_BYTES, PlanHeader, read_plan_header
+from engineworks.backends._trt_log import Logger, logger_of, telling
+from engineworks.backends._trt_profiles import add_profiles
+from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
+from engineworks.capabilities import PORTABLE_ONLY, why_not
+from engineworks.errors import BuildError
+from engineworks.fingerprint import installed_version
+from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
+from engineworks.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """One vendor module. name: the backend's. module: what is imported. rtx: whether it names compute capabilities,
+    builds without a GPU, and writes the header that we can read."""
+
+    name: str
+    title: str
+    module: str
+    distributions: tuple[str, ...]
+    options: Mapping[str, Option]
+    rtx: bool
+
+    def versions(self) -> Mapping[str, str]:
+        """The installed distribution and its version; empty where there is none."""
+        found = ((name, installed_version(name)) for name in self.distributions)
+        return dict([(name, version) for name, version in found if version is not None][:1])
+
+    def load(self) -> Any:
+        """The vendor's module. Raises `BuildError` where it can not be imported."""
+        try:
+            return importlib.import_module(self.module)
+        except ImportError as error:
+            raise BuildError(
+                f"{self.title} can not be imported: {error}", hint=f"pip install {self.distributions[0]}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the ONNX file says of itself: its tensors with the names of their dimensions, and its operators."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: frozenset[str]
+    quantized: frozenset[str]
+
+
+def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+    """Write `engine` under `request.out`. Raises `BuildError`, `TargetError` for an option that there is not."""
+    check_options(vendor.title, request.options, vendor.options)
+    start = time.perf_counter()
+    trt = vendor.load()
+    title = f"{vendor.title} {trt.__version__}"
+    log(f"{title}, {request.model.name} in {request.precision} for {', '.join(request.compute_capabilities) or 'here'}")
+    model = _read_interface(request.model)
+    with logger_of(trt).sending(log) as logger:
+        builder = _create_builder(trt, title, logger)
+        network, _parser = _parse(trt, title, builder, logger, request.model)  # the parser owns the weights
+        config = builder.create_builder_config()
+        configure(trt, title, config, request.options)
+        add_profiles(builder, config, network, request.profiles, model.inputs)
+        if vendor.rtx:
+            name_capabilities(trt, title, config, request.compute_capabilities)
+        partial = request.out / (ENGINE_FILE + ".partial")
+        if not _write(trt, builder, network, config, partial):
+            raise _failure(vendor, title, request, model, logger)
+        inputs, outputs = _specs(trt, network, model)
+    os.replace(partial, request.out / ENGINE_FILE)
+    for said, is_ in zip(model.outputs, outputs, strict=True):
+        if said.dtype != is_.dtype:
+            log(f"output '{is_.name}' is {is_.dtype} in the engine, {said.dtype} in the model")
+    details = _details(vendor, title, request)
+    return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), details)
+
+
+def _read_interface(path: Path) -> Interface:
+    graph = load_model(path, weights=False)
+    dequantized = {o for n in graph.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    return Interface(
+        inputs=graph_inputs(graph),
+        outputs=graph_outputs(graph),
+        operators=frozenset(n.op_type for n in graph.graph.node),
+        quantized=frozenset(n.op_type for n in graph.graph.node if n.input and n.input[0] in dequantized),
+    )
+
+
+def _create_builder(trt: Any, title: str, logger: Logger) -> Any:
+    try:
+        return trt.Builder(logger.vendor)
+    except TypeError:  # pybind's word for a null pointer
+        raise BuildError(f"{title} did not start: {logger.reason()}", log=logger.text()) from None
+
+
+def network_flags(trt: Any) -> int:
+    """The flag that makes a network strongly typed: in TensorRT 10 only, later there are no others."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
+
+
+def _parse(trt: Any, title: str, builder: Any, logger: Logger, model: Path) -> tuple[Any, Any]:
+    """The network of an ONNX file and its parser. Raises `BuildError` that names every node that was refused."""
+    network = builder.create_network(network_flags(trt))
+    parser = trt.OnnxParser(network, logger.vendor)
+    if parser.parse_from_file(str(model)):
+        return network, parser
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    found = list(dict.fromkeys(_parser_complaint(e) for e in errors)) or [logger.reason()]
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    raise BuildError(f"{model.name}: {title} can not parse it: {'; '.join(found[:5])}{more}", log=logger.text())
+
+
+def _parser_complaint(error: Any) -> str:
+    where = f"{error.node_operator()} (node '{error.node_name()}')" if error.node_operator() else ""
+    if where and error.code().name.startswith("UNSUPPORTED"):
+        return f"{where} is not supported"
+    text = error.desc()
+    if where and "Plugin not found" in text:
+        return f"{where} is not supported, there is no plugin of that name"
+    text = telling(text.removeprefix(f"Invalid Node - {error.node_name()}\n"))
+    return f"{where}: {text}" if where else text
+
+
+def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> bool:
+    """Build and write the plan; False if nothing was built. Streamed where possible: the plan is then held once."""
+    with path.open("wb") as file:
+        if not hasattr(builder, "build_serialized_network_to_stream"):
+            plan = builder.build_serialized_network(network, config)
+            return plan is not None and file.write(plan) > 0
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+                self.failed: OSError | None = None
+
+            def write(self, data: bytes) -> int:
+                try:
+                    return file.write(data)
+                except OSError as error:  # nothing may be raised through the vendor's C++
+                    self.failed = error
+                    return 0
+
+        writer = Writer()
+        built = bool(builder.build_serialized_network_to_stream(network, config, writer))
+    if writer.failed is not None:
+        raise BuildError(f"{path}: the engine can not be written: {writer.failed.strerror}")
+    return built
+
+
+def _failure(vendor: Vendor, title: str, request: BuildRequest, model: Interface, logger: Logger) -> BuildError:
+    (request.out / (ENGINE_FILE + ".partial")).unlink(missing_ok=True)
+    version = next(iter(vendor.versions().values()), None)
+    known = why_not(
+        vendor.name, version, request.precision, request.compute_capabilities,
+        operators=model.operators, quantized=model.quantized,
+    )  # fmt: skip
+    where = ", ".join(request.compute_capabilities)
+    return BuildError(
+        f"{request.model.name}: {title} built no engine for {where}: {logger.reason()}",
+        hint=known or "the whole of what it said is in the build's log",
+        log=logger.text(),
+    )
+
+
+def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs with the engine's dtypes and the model's names of dimensions."""
+    named = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
+
+    def spec(tensor: Any) -> TensorSpec:
+        given = named.get(tensor.name)
+        names = given.shape if given is not None and len(given.shape) == len(tensor.shape) else ()
+        shape = [
+            length if length >= 0 else (names[axis] if names else f"{tensor.name}_{axis}")
+            for axis, length in enumerate(tensor.shape)
+        ]
+        return TensorSpec(tensor.name, dtype_name(tensor.dtype.name), tuple(shape))
+
+    inputs = tuple(spec(network.get_input(i)) for i in range(network.num_inputs))
+    return inputs, tuple(spec(network.get_output(i)) for i in range(network.num_outputs))
+
+
+_DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8e4m3fn",
+    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def dtype_name(vendor_name: str) -> str:
+    """The vendor's DataType by name → ours."""
+    return _DTYPES.get(vendor_name, vendor_name.lower())
+
+
+def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:
+    engine = request.out / ENGINE_FILE
+    details: dict[str, object] = {
+        "engine_bytes": engine.stat().st_size,
+        "tf32": bool(request.options.get("tf32", False)),
+    }
+    if vendor.rtx:
+        with engine.open("rb") as file:
+            header = read_plan_header(file.read(HEADER_BYTES))
+        _check_header(title, request.compute_capabilities, header, engine.stat().st_size)
+        details["header"] = header.to_json()
+    return details
+
+
+def _check_header(title: str, asked: Sequence[str], header: PlanHeader, engine_bytes: int) -> None:
+    """The plan must be whole and for what was asked: the vendor ignores some mistakes in silence."""
+    if header.plan_bytes != engine_bytes:
+        raise BuildError(
+            f"{title} wrote {engine_bytes} bytes of an engine of {header.plan_bytes}", hint="is a disk full?"
+        )
+    served = set(header.compute_capabilities) | (set(PORTABLE_ONLY) if header.later else set())
+    if not set(asked) <= served:
+        raise BuildError(f"{title} built for {', '.join(sorted(served))}, asked for was {', '.join(asked)}")

@@ -1,0 +1,57 @@
+"""The 64 bytes that begin a TensorRT-RTX plan: what it is for, readable without TensorRT and without a GPU.
+
+Found out from plans of 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116 built for every capability and several at once.
+Little-endian: 0 'vtrt' · 8 u64 2 · 16 u64 bytes of the whole file · 24 four bytes of version · 28 'vtrt' · 32 u32 mask
+of compute capabilities · 56 u64 that grows with the weights.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from engineworks.errors import RunError
+
+HEADER_BYTES = 64
+MAGIC = b"vtrt"
+
+BITS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities by bit of the mask. The bit after the last one that a version knows stands for 'and later': it
+is set in a portable engine, one for which no capability was named. 12.1 came with 1.5."""
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """plan_bytes: length of the whole file. later: whether GPUs that the version has no name for may run it too."""
+
+    magic: str
+    plan_bytes: int
+    version: str
+    compute_capabilities: tuple[str, ...]
+    later: bool
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "magic": self.magic,
+            "plan_bytes": self.plan_bytes,
+            "version": self.version,
+            "compute_capabilities": list(self.compute_capabilities),
+            "later": self.later,
+        }
+
+
+def read_plan_header(data: bytes) -> PlanHeader:
+    """Decode the first 64 bytes of a plan. Raises `RunError` for anything else."""
+    if len(data) < HEADER_BYTES or data[:4] != MAGIC or data[28:32] != MAGIC:
+        raise RunError("not a TensorRT-RTX engine: its header is missing", hint="was it built by another backend?")
+    (plan_bytes,) = struct.unpack_from("<Q", data, 16)
+    version = tuple(data[24:28])
+    (mask,) = struct.unpack_from("<I", data, 32)
+    known = BITS[:5] if version < (1, 5) else BITS
+    return PlanHeader(
+        magic=MAGIC.decode(),
+        plan_bytes=plan_bytes,
+        version=".".join(map(str, version)),
+        compute_capabilities=tuple(c for bit, c in enumerate(known) if mask >> bit & 1),
+        later=bool(mask >> len(known) & 1),
+    )

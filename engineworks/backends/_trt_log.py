@@ -1,0 +1,86 @@
+"""The vendor's log: every line of the build goes to the caller, and its errors are kept as the reason of a failure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engineworks.backends._gpu import first_gpu
+
+WITHOUT_GPU = re.compile(r"catchCudaError|cudaError 35\b")
+"""What TensorRT-RTX says beside every real error on a host without a GPU: CUDA was asked and did not answer."""
+
+NO_REASON = re.compile(r"Unexpected exception bad optional access|^ModelImporter\.cpp:\d+: (While parsing|---)")
+"""Errors that only say that there was one."""
+
+
+def telling(text: str) -> str:
+    """The words of an error without where in the vendor's source it was raised.
+
+    'IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] Cannot compile … In compileGraph at
+    /_src/…)' → 'Cannot compile …'.
+    """
+    lines = [line for line in text.splitlines() if line.strip() and not WITHOUT_GPU.search(line)] or text.splitlines()
+    line = lines[0] if lines else ""
+    line = re.sub(r"^.*?Error Code \d+: (?:[\w ]+ \()?", "", line)
+    line = re.sub(r"\[[\w./]+:\d+: \w+\]\s*", "", line)
+    line = re.sub(r"\s*\(?In \w+ at /\S+.*$", "", line)
+    return line.strip(" .()") or text.strip()
+
+
+class Logger:
+    """Stands behind the vendor's logger. One for the whole process: the vendor keeps the first that it is given."""
+
+    def __init__(self, trt: Any) -> None:
+        outer = self
+
+        class VendorLogger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, text: str) -> None:
+                outer._take(severity.name, text)
+
+        self._send: Callable[[str], None] | None = None
+        self._errors: list[str] = []
+        self._filter_gpu = False
+        self.vendor = VendorLogger()
+
+    @contextmanager
+    def sending(self, log: Callable[[str], None]) -> Iterator[Logger]:
+        """Send what is logged to `log` meanwhile; errors of builds before are forgotten."""
+        self._send, self._errors, self._filter_gpu = log, [], first_gpu() is None
+        try:
+            yield self
+        finally:
+            self._send = None
+
+    def reason(self) -> str:
+        """The most telling of the errors, in one line: the first that says something."""
+        good = [e for e in self._errors if not WITHOUT_GPU.search(e) and not NO_REASON.search(e)]
+        return telling((good or self._errors or ["it gave no reason"])[0])
+
+    def text(self) -> str:
+        """All errors, as they came."""
+        return "\n".join(self._errors)
+
+    def _take(self, severity: str, text: str) -> None:
+        if severity == "VERBOSE" or self._send is None:  # thousands of lines for a small model
+            return
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self._errors.append(text)
+            if self._filter_gpu and WITHOUT_GPU.search(text) and "Error Code 1: Cuda Runtime" in text:
+                return
+        self._send(f"{severity.lower()}: {text}")
+
+
+_loggers: dict[str, Logger] = {}
+
+
+def logger_of(trt: Any) -> Logger:
+    """The logger of this vendor module in this process."""
+    if trt.__name__ not in _loggers:
+        _loggers[trt.__name__] = Logger(trt)
+    return _loggers[trt.__name__]

@@ -1,0 +1,143 @@
+"""ONNX Runtime on the CPU: the `cpu` target.
+
+Its engine is the graph as ONNX Runtime optimizes it, saved as ONNX: level EXTENDED, the last whose result does not
+depend on the processor (LAYOUT and ALL rewrite convolutions to the NCHWc layout of the vector width found here, and
+ONNX Runtime itself warns that such a file should only be used where it was made; a test looks for those nodes). Loading
+runs the rest of the optimizations for the processor at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.backends import _cpu
+from engineworks.backends._ort_errors import ort_errors, what_failed
+from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
+from engineworks.capabilities import why_not, why_not_target
+from engineworks.errors import BuildError, RunError
+from engineworks.fingerprint import installed_version
+from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
+
+if TYPE_CHECKING:
+    from engineworks.backends._ort_session import OrtSession
+
+TITLE = "ONNX Runtime"
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+NEEDS_GPU_TO_BUILD = False
+IMPORTS = ("onnxruntime", "onnx")
+
+OPTIONS: Mapping[str, Option] = {
+    "threads": Option(int, "threads within an operator; 0 or nothing: one for each core that may be used"),
+    "inter_op_threads": Option(int, "operators that run at once; 1 unless said otherwise"),
+    "spinning": Option(bool, "whether idle threads wait actively: true unless said otherwise"),
+}
+
+WEIGHTS_FILE = ENGINE_FILE + ".data"
+"""Weights of an engine whose model holds more than EXTERNAL_ABOVE_BYTES: no protobuf message can hold 2 GiB."""
+
+SMALLEST_EXTERNAL_BYTES = 1024
+"""Smaller weights stay in the engine file: shapes and axes must be readable without the others."""
+
+
+def versions() -> Mapping[str, str]:
+    """The installed distribution and its version; empty where there is none."""
+    found = ((name, installed_version(name)) for name in DISTRIBUTIONS)
+    return {name: version for name, version in found if version is not None}
+
+
+def hardware() -> Mapping[str, str]:
+    """Name, usable cores and instruction sets of this processor."""
+    return _cpu.describe()
+
+
+def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
+    """None if ONNX Runtime is installed and the target is the CPU."""
+    installed = next(iter(versions().values()), None)
+    if installed is None:
+        return "ONNX Runtime is not installed; pip install onnxruntime"
+    return why_not_target("onnxruntime", installed, compute_capabilities)
+
+
+def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
+    """As `why_not_build`."""
+    return why_not_build(compute_capabilities)
+
+
+def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+    """Optimize the model and save it as `engine`, weights above 1 GiB in `engine.data` beside it.
+
+    Profiles do not shape the result: one engine serves all shapes. ONNX Runtime logs to standard error, which the
+    child process that this runs in hands on. Raises `BuildError`, `TargetError` for an option that there is not.
+    """
+    import onnxruntime as ort
+
+    check_options(TITLE, request.options, OPTIONS)
+    start = time.perf_counter()
+    log(f"{TITLE} {ort.__version__}, level EXTENDED, {request.model.name}")
+    partial = request.out / (ENGINE_FILE + ".partial")
+    options = session_options(request.options)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(partial)
+    options.log_severity_level = 1
+    if sum(f.stat().st_size for f in model_files(request.model)) > EXTERNAL_ABOVE_BYTES:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(SMALLEST_EXTERNAL_BYTES)
+        )
+    try:
+        session = ort.InferenceSession(str(request.model), options, providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise BuildError(
+            f"{request.model.name}: {TITLE} {ort.__version__} {what_failed(error, request.model)}",
+            hint=why_not("onnxruntime", ort.__version__, request.precision, ()) or "",
+            log=str(error),
+        ) from None
+    os.replace(partial, request.out / ENGINE_FILE)
+    return _report(request.out, session, time.perf_counter() - start)
+
+
+def _report(out: Path, session: Any, seconds: float) -> BuildReport:
+    from engineworks.backends._ort_session import specs
+
+    details: dict[str, object] = {"optimization_level": "extended", "engine_bytes": (out / ENGINE_FILE).stat().st_size}
+    if (out / WEIGHTS_FILE).exists():
+        details["weights_bytes"] = (out / WEIGHTS_FILE).stat().st_size
+    return BuildReport(
+        file=ENGINE_FILE,
+        inputs=specs(session.get_inputs()),
+        outputs=specs(session.get_outputs()),
+        seconds=seconds,
+        versions=versions(),
+        details=details,
+    )
+
+
+def load(engine: Path, options: Mapping[str, object]) -> OrtSession:
+    """Load an engine, or any ONNX model, for the CPU. Raises `RunError`, `TargetError` for an option there is not."""
+    import onnxruntime as ort
+
+    from engineworks.backends._ort_session import OrtSession
+
+    check_options(TITLE, options, OPTIONS)
+    try:
+        session = ort.InferenceSession(str(engine), session_options(options), providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise RunError(f"{engine}: {TITLE} {ort.__version__} {what_failed(error, engine)}", log=str(error)) from None
+    return OrtSession(session)
+
+
+def session_options(options: Mapping[str, object]) -> Any:
+    """ONNX Runtime's options for a target's; errors only in its log."""
+    import onnxruntime as ort
+
+    found = ort.SessionOptions()
+    found.intra_op_num_threads = options.get("threads") or _cpu.usable_cores()
+    found.inter_op_num_threads = options.get("inter_op_threads") or 1
+    if not options.get("spinning", True):
+        found.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    found.log_severity_level = 3
+    return found

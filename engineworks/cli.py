@@ -1,0 +1,219 @@
+"""The command line. The only place that exits, and the outer boundary where every error becomes one message."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engineworks import errors, terminal
+from engineworks.settings import Settings, read_settings
+
+app = typer.Typer(
+    name="engineworks",
+    help="Recipes in, engines out.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
+OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
+Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+
+
+@app.command()
+def validate(
+    recipes: Recipes = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes instead.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check recipes: every problem with its file:line:column. Example: engineworks validate recipes/digits.yaml"""
+    from engineworks.recipe_schema import recipe_schema
+    from engineworks.recipe_yaml import load_recipes
+
+    if schema:
+        terminal.print_json(recipe_schema())
+        return
+    settings = read_settings()
+    paths = _recipes(recipes)
+    try:
+        loaded = load_recipes(paths, data_roots=settings.data_roots)
+    except errors.RecipeError as error:
+        if as_json:
+            terminal.print_json({"recipes": [], "problems": [_problem(p) for p in error.problems]})
+            raise typer.Exit(error.exit_code) from None
+        raise
+    if as_json:
+        terminal.print_json({"recipes": [r.name for r in loaded], "problems": []})
+    elif not quiet:
+        for one in loaded:
+            terminal.say(f"{one.shown}: {len(one.recipe.precisions)} precisions × {len(one.targets)} targets, valid")
+
+
+@app.command()
+def plan(
+    recipes: OneOrMore,
+    only: Only = None,
+    as_json: Json = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
+    plans = _plans(read_settings(), recipes, only)
+    if as_json:
+        terminal.print_json({"recipes": [p.to_json() for p in plans]})
+    else:
+        terminal.print_plans(plans, quiet=quiet, verbose=verbose)
+    if exit_code and any(p.to_do for p in plans):
+        raise typer.Exit(errors.EXIT_GATE_FAILED)
+
+
+@app.command()
+def build(
+    recipes: OneOrMore,
+    only: Only = None,
+    as_json: Json = False,
+    require_verdict: Annotated[
+        bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build, compare, measure, gate and record the engines. Example: engineworks build recipes/digits.yaml"""
+    from engineworks.building import build_plans
+    from engineworks.results import worst_exit_code
+
+    settings = read_settings()
+    plans = _plans(settings, recipes, only)
+    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
+        results = build_plans(plans, settings, only=only)
+    if as_json:
+        values = [r.to_json() for r in results]
+        terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})
+    else:
+        terminal.print_results(results, settings, quiet=quiet)
+    raise typer.Exit(worst_exit_code(results, require_verdict=require_verdict))
+
+
+@app.command()
+def inspect(
+    engine: Annotated[Path, typer.Argument(help="An engine, its folder in the store, or an ONNX file.")],
+    as_json: Json = False,
+) -> None:
+    """Say what an engine is: tensors, profiles, precision, target, versions, digest."""
+    from engineworks.inspection import inspect_path
+
+    facts = inspect_path(engine)
+    terminal.print_json(facts) if as_json else terminal.print_facts(facts)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, what can be built and run here, and what conflicts."""
+    from engineworks.doctor import examine
+
+    settings = read_settings()
+    findings = examine(settings, Path("recipes"))
+    terminal.print_json(findings.to_json()) if as_json else terminal.print_findings(findings)
+    if findings.conflicts:
+        raise typer.Exit(errors.EXIT_BAD_INPUT)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")] = False,
+    keep_hours: Annotated[float, typer.Option("--keep-hours", help="Keep what is younger than this.")] = 24.0,
+    as_json: Json = False,
+) -> None:
+    """Free what no run in MLflow refers to, and what killed builds left behind."""
+    from engineworks.collect import collect_garbage
+
+    freed = collect_garbage(read_settings(), keep_hours=keep_hours, dry_run=dry_run)
+    if as_json:
+        terminal.print_json(freed.to_json())
+    else:
+        terminal.say(freed.sentence())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run the command and exit with its code; no traceback reaches the user."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except errors.EngineworksError as error:
+        terminal.print_error(str(error))
+        return error.exit_code
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        terminal.print_error("interrupted; what was finished is kept, and the next build goes on from there")
+        return errors.EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return errors.EXIT_PASSED
+    except Exception as error:  # noqa: BLE001 - the outer boundary
+        return _last_word(error)
+
+
+def _last_word(error: Exception) -> int:
+    """Wrong use of the command line has a message of its own; anything else is a defect, kept in a file."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", errors.EXIT_BAD_INPUT))
+    file = read_settings().artifacts / "defects" / "last.txt"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        where = f"the traceback is in {file}"
+    except OSError:
+        where = "".join(traceback.format_exception_only(error)).strip()
+    terminal.print_error(f"a defect of Engineworks: {type(error).__name__}: {error}; please report it, {where}")
+    return errors.EXIT_DEFECT
+
+
+def _recipes(given: list[Path] | None) -> list[Path]:
+    from engineworks.recipe_yaml import find_recipes
+
+    if given:
+        return given
+    found = find_recipes(Path("recipes"))
+    if not found:
+        raise errors.InputError("there are no recipes in recipes/", hint="name the recipe files")
+    return found
+
+
+def _plans(settings: Settings, recipes: list[Path], only: str | None) -> list[Any]:
+    from engineworks.fingerprint import FileDigests
+    from engineworks.plan import plan_recipes
+    from engineworks.recipe_yaml import load_recipes
+    from engineworks.store import open_store
+
+    loaded = load_recipes(recipes, data_roots=settings.data_roots)
+    digests = FileDigests(settings.artifacts / "digests.db")
+    return list(plan_recipes(loaded, open_store(settings.store), digests, only=only))
+
+
+def _problem(problem: errors.Problem) -> dict[str, Any]:
+    place = problem.place
+    return {
+        "file": place.file, "line": place.line, "column": place.column,
+        "message": problem.message, "hint": problem.hint,
+    }  # fmt: skip
+
+
+

@@ -1,0 +1,100 @@
+"""What is installed, what this host can build, run and measure, and what conflicts; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engineworks.backends import backend_facts
+from engineworks.fingerprint import installed_version
+from engineworks.recipe_yaml import load_targets
+from engineworks.settings import Settings
+from engineworks.targets import NamedTarget
+
+LIBRARIES = {
+    "onnx": "models",
+    "onnxruntime": "reference, and the cpu target",
+    "polygraphy": "constant folding",
+    "onnx-graphsurgeon": "graph surgery",
+    "tensorrt-rtx": "RTX engines, ahead of time (pip install 'engineworks[rtx]')",
+    "tensorrt": "TensorRT engines on a host with a GPU",
+    "torch": "models from PyTorch factories (pip install 'engineworks[torch]')",
+    "transformers": "models from Hugging Face folders (pip install 'engineworks[huggingface]')",
+    "nvidia-modelopt": "AutoCast, where the light fp16 converter fails (pip install 'engineworks[autocast]')",
+    "prefect": "flows",
+    "mlflow": "records",
+}
+
+TOO_NEW = {
+    "onnx": ((1, 23), "writes IR 14, which ONNX Runtime 1.31 does not read", "onnx<1.23"),
+    "fastapi": ((0, 151), "breaks the import of Prefect 3.8's server", "fastapi<0.151"),
+    "prefect": ((3, 9), "was not tried", "prefect<3.9"),
+    "mlflow": ((3, 18), "was not tried", "mlflow<3.18"),
+}
+"""Distributions whose newer versions are known to break: first bad version, why, what to install."""
+
+
+@dataclass(frozen=True)
+class Library:
+    name: str
+    version: str | None
+    purpose: str
+
+
+@dataclass(frozen=True)
+class TargetHere:
+    """build, run: None if this host can, else why not."""
+
+    name: str
+    build: str | None
+    run: str | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    libraries: tuple[Library, ...]
+    targets: tuple[TargetHere, ...]
+    conflicts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "libraries": {lib.name: lib.version for lib in self.libraries},
+            "targets": [vars(t) for t in self.targets],
+            "conflicts": list(self.conflicts),
+        }
+
+
+def examine(settings: Settings, recipes: Path) -> Findings:
+    """`recipes`: the folder whose `_targets.yaml` counts. Raises `RecipeError` if that file is wrong."""
+    libraries = tuple(Library(name, installed_version(name), purpose) for name, purpose in LIBRARIES.items())
+    targets = tuple(_target_here(NamedTarget(n, t)) for n, t in load_targets(recipes).items())
+    return Findings(libraries, targets, tuple(_conflicts(settings)))
+
+
+def _target_here(target: NamedTarget) -> TargetHere:
+    facts = backend_facts(target.target.backend)
+    capabilities = target.target.compute_capability
+    return TargetHere(target.name, facts.why_not_build(capabilities), facts.why_not_run(capabilities))
+
+
+def _conflicts(settings: Settings) -> Iterator[str]:
+    if installed_version("onnxruntime") and installed_version("onnxruntime-gpu"):
+        yield "onnxruntime and onnxruntime-gpu overwrite each other's files: uninstall both, then install one"
+    for name, (bad, why, instead) in TOO_NEW.items():
+        version = installed_version(name)
+        if version and _numbers(version) >= bad:
+            yield f"{name} {version} {why}: pip install '{instead}'"
+    place = settings.artifacts
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        yield f"{settings.artifacts} can not be written: set ENGINEWORKS_ARTIFACTS to a folder that can"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+

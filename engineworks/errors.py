@@ -1,0 +1,149 @@
+"""The one tree of errors, and how a place in a file is written.
+
+EngineworksError                 70  a defect of ours unless a subclass says otherwise
+├── InputError                    2  what the user gave is wrong; nothing was started
+│   ├── RecipeError               2  one or more problems in a recipe, defaults or targets file, each with its place
+│   ├── ModelError                2  the model file, factory or folder can not be used
+│   ├── SamplesError              2  calibration or evaluation data does not fit the model
+│   └── TargetError               2  unknown target, or one that can not do what was asked
+├── StepError                     4  a step of the plan failed
+│   ├── ExportError               4
+│   ├── FoldError                 4
+│   ├── CalibrationError          4
+│   ├── LoweringError             4
+│   ├── BuildError                4  the builder refused or crashed; `log` holds its last lines
+│   ├── RunError                  4  an engine that was built could not be loaded or run
+│   └── TimeLimitError            4  a child process outlived its limit and was killed
+├── StoreError                    4  the store can not be read or written
+├── TrackingError                 4  MLflow can not be reached or refused a record
+└── Interrupted                 130  the user stopped the run
+
+A failed gate is not here: it is a verdict (`gates.Verdict`), recorded like any other, and the command's exit code is 1.
+
+Wording: what happened with the value, where, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_PASSED = 0
+EXIT_GATE_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_STEP_FAILED = 4
+EXIT_DEFECT = 70
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A place in a text file; `line` and `column` count from 1, 0 means that only the file is known."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, what, and what to do about it."""
+
+    place: Place
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" + (f"; {self.hint}" if self.hint else "")
+
+
+class EngineworksError(Exception):
+    """Base of all errors that we raise; `str()` is the whole message for the user, hint included."""
+
+    exit_code = EXIT_DEFECT
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class InputError(EngineworksError):
+    exit_code = EXIT_BAD_INPUT
+
+
+class RecipeError(InputError):
+    """All problems of one file (or of several), sorted by place; never just the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda p: p.place))
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class ModelError(InputError):
+    pass
+
+
+class SamplesError(InputError):
+    pass
+
+
+class TargetError(InputError):
+    pass
+
+
+class StepError(EngineworksError):
+    """A step failed. `log` holds the last lines of the tool that failed, for the record, not for the message."""
+
+    exit_code = EXIT_STEP_FAILED
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class ExportError(StepError):
+    pass
+
+
+class FoldError(StepError):
+    pass
+
+
+class CalibrationError(StepError):
+    pass
+
+
+class LoweringError(StepError):
+    pass
+
+
+class BuildError(StepError):
+    pass
+
+
+class RunError(StepError):
+    pass
+
+
+class TimeLimitError(StepError):
+    pass
+
+
+class StoreError(EngineworksError):
+    exit_code = EXIT_STEP_FAILED
+
+
+class TrackingError(EngineworksError):
+    exit_code = EXIT_STEP_FAILED
+
+
+class Interrupted(EngineworksError):
+    exit_code = EXIT_INTERRUPTED

@@ -1,0 +1,85 @@
+"""One step of a plan, run for real: its inputs from the store, its work in a child process, its result published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engineworks.child import ChildPool
+from engineworks.errors import StepError
+from engineworks.plan import Step
+from engineworks.store import Store
+
+LOG_FILE = "log.txt"
+
+TIME_LIMITS_S: Mapping[str, float] = {"export": 3600, "calibrate": 7200, "build": 7200}
+"""Seconds after which a step's child is killed; others have DEFAULT_TIME_LIMIT_S, and a target's options may say
+`time_limit_s` for its builds."""
+
+DEFAULT_TIME_LIMIT_S = 3600.0
+
+USER_CODE = ("torch", "huggingface")
+"""Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step went. reused: the store had it, or another process made it meanwhile."""
+
+    id: str
+    key: str
+    how: Literal["run", "reused"]
+    seconds: float
+
+
+def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], None]) -> Outcome:
+    """Run the step unless the store has it. Raises `StepError` or `InputError`; then nothing is stored."""
+    start = time.monotonic()
+    found = store.get(step.key, say=say)
+    if found is not None:
+        return Outcome(step.id, step.key, "reused", 0.0)
+    inputs = {role: store.require(key).path for role, key in step.inputs.items()}
+    with store.writing(step.key, step.document, step.id) as writing:
+        if writing.hit is not None:
+            return Outcome(step.id, step.key, "reused", time.monotonic() - start)
+        _run_child(step, inputs, writing.folder, pool)
+    return Outcome(step.id, step.key, "run", time.monotonic() - start)
+
+
+def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool) -> None:
+    payload = {
+        "kind": step.kind,
+        "id": step.id,
+        "params": dict(step.params),
+        "inputs": {role: str(path) for role, path in inputs.items()},
+        "aside": _plain(step.aside),
+        "out": str(out),
+    }
+    lines: list[str] = []
+    try:
+        pool.run(
+            "engineworks.steps.job:main", payload, time_limit_s=time_limit_s(step), on_line=lines.append,
+            fresh=step.params.get("source") in USER_CODE,
+        )  # fmt: skip
+    except StepError as error:
+        error.log = "\n".join([*lines, error.log])
+        raise
+    (out / LOG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def time_limit_s(step: Step) -> float:
+    target = step.params.get("target") or {}
+    own = target.get("options", {}).get("time_limit_s") if step.kind == "build" else None
+    return float(own or TIME_LIMITS_S.get(step.kind, DEFAULT_TIME_LIMIT_S))
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, so that the payload is JSON."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

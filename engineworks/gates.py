@@ -1,0 +1,160 @@
+"""Reports and limits → verdict. Pure: no files, no clock, no engine.
+
+A verdict is pass, fail, inconclusive (the figures do not tell) or unmeasured (nothing here could run the engine).
+Every check says its own sentence; a figure that is missing or not finite fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engineworks.measure.statistics import enough_for
+from engineworks.recipe import Budget, Limits
+
+Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    verdict: Word
+    sentence: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    verdict: Word
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        return tuple(c for c in self.checks if c.verdict == "fail")
+
+
+def judge(
+    accuracy: Mapping[str, Any] | None,
+    latency: Mapping[str, Any] | None,
+    limits: Limits,
+    budgets: Mapping[str, Budget],
+    *,
+    unmeasured_because: str = "",
+) -> Verdict:
+    """The verdict of one engine from its reports (as JSON, None where there is none) and the recipe's limits."""
+    if accuracy is None:
+        why = unmeasured_because or "it was not compared with the reference"
+        return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
+    checks = [*_accuracy_checks(accuracy, limits), *_performance_checks(latency, budgets, unmeasured_because)]
+    return Verdict(_worst(checks), tuple(checks))
+
+
+def _worst(checks: list[Check]) -> Word:
+    words = {c.verdict for c in checks}
+    order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
+    return next((word for word in order if word in words), "pass")
+
+
+def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Check]:
+    for name, output in report["outputs"].items():
+        yield _finite(name, output)
+        for field, words in _OUTPUT_LIMITS.items():
+            limit = getattr(limits, field)
+            if limit is not None:
+                yield _output_check(name, field, words, output, limit)
+    metric = report.get("metric")
+    if limits.metric_ratio is not None:
+        yield _metric_check("metric_ratio", metric, "ratio", limits.metric_ratio)
+    if limits.metric is not None:
+        yield _metric_check("metric", metric, "engine", limits.metric)
+
+
+_OUTPUT_LIMITS = {
+    "cosine": ("cosine similarity", True),
+    "sqnr_db": ("signal-to-noise ratio in dB", True),
+    "max_abs": ("largest difference", False),
+    "mean_abs": ("mean difference", False),
+}
+
+
+def _finite(name: str, output: Mapping[str, Any]) -> Check:
+    bad, total = output["nonfinite"], output["elements"] + output["nonfinite"]
+    if bad:
+        return Check(f"finite[{name}]", "fail", f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not.")
+    return Check(f"finite[{name}]", "pass", f"{name}: every value is finite where the reference's is.")
+
+
+def _output_check(name: str, field: str, words: tuple[str, bool], output: Mapping[str, Any], limit: float) -> Check:
+    text, smallest = words
+    value = output[field]
+    if field == "sqnr_db" and value is None and output["max_abs"] == 0:
+        return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
+    good = _finite_number(value) and (value >= limit if smallest else value <= limit)
+    side = "at least" if smallest else "at most"
+    sentence = f"{name}: {text} to the fp32 reference is {_figure(value)}, limit {side} {_figure(limit)}."
+    if not good and output.get("worst_row_cosine") is not None:
+        sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
+    return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
+
+
+def _metric_check(field: str, metric: Mapping[str, Any] | None, part: str, limit: float) -> Check:
+    if metric is None:
+        return Check(field, "fail", f"{field}: no task metric was computed.")
+    value = metric[part]
+    good = _finite_number(value) and value >= limit
+    against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
+    name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
+    figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
+    wanted = f"at least {_figure(limit)}" + (" of fp32" if part == "ratio" else "")
+    ratio = f" (ratio {_figure(metric['ratio'])})" if part == "ratio" else ""
+    sentence = f"{name}: {figures}{ratio}, limit {wanted}."
+    return Check(field, "pass" if good else "fail", sentence)
+
+
+def _performance_checks(
+    latency: Mapping[str, Any] | None, budgets: Mapping[str, Budget], unmeasured_because: str
+) -> Iterator[Check]:
+    for shape, budget in budgets.items():
+        for field, limit in budget.model_dump(exclude_none=True).items():
+            name = f"{field}[{shape}]"
+            if latency is None:
+                yield Check(name, "unmeasured", f"{shape}: not measured: {unmeasured_because or 'no report'}.")
+            else:
+                yield _budget_check(name, shape, field, latency["shapes"][shape], latency, limit)
+
+
+def _budget_check(
+    name: str, shape: str, field: str, figures: Mapping[str, Any], report: Mapping[str, Any], limit: float
+) -> Check:
+    text, key, unit = _BUDGETS[field]
+    value = report[key] if key == "load_ms" else figures[key]
+    smallest = field == "throughput_per_s"
+    good = _finite_number(value) and (value >= limit if smallest else value <= limit)
+    side = "at least" if smallest else "at most"
+    sentence = f"{shape}: {text} is {_figure(value)} {unit}, budget {side} {_figure(limit)} {unit}."
+    if field == "p99_ms" and figures["runs"] < enough_for(0.99):
+        return Check(name, "inconclusive", f"{sentence} {figures['runs']} runs are too few to know a p99.")
+    return Check(name, "pass" if good else "fail", sentence)
+
+
+_BUDGETS = {
+    "p50_ms": ("median latency", "latency_ms_p50", "ms"),
+    "p90_ms": ("90 % latency", "latency_ms_p90", "ms"),
+    "p99_ms": ("99 % latency", "latency_ms_p99", "ms"),
+    "throughput_per_s": ("throughput", "throughput_per_s", "samples/s"),
+    "memory_mib": ("memory", "memory_mib", "MiB"),
+    "load_ms": ("load time", "load_ms", "ms"),
+}
+
+
+def _finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _figure(value: float | None) -> str:
+    """Six significant digits where they matter: 0.99 and 0.9999 must not look alike."""
+    return "not a number" if value is None or not math.isfinite(value) else f"{value:.6g}"

@@ -1,0 +1,53 @@
+"""What an engine file, an artifact folder or an ONNX file is, as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import InputError
+from engineworks.fingerprint import digest_file
+
+SIDECAR = "engine.json"
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Facts of the engine, its sidecar's first. Raises `InputError` for what is neither an engine nor a model."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    folder = path if path.is_dir() else path.parent
+    sidecar = folder / SIDECAR
+    if sidecar.is_file() and (path.is_dir() or path.suffix != ".json"):
+        return _engine(folder, json.loads(sidecar.read_text(encoding="utf-8")))
+    if path.is_dir():
+        raise InputError(f"{path}: holds no {SIDECAR}", hint="name an engine, its folder in the store, or an ONNX file")
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    return _bare(path)
+
+
+def _engine(folder: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
+    engine = folder / sidecar["engine"]
+    if not engine.is_file():
+        raise InputError(f"{folder}: the sidecar names '{sidecar['engine']}', which is missing")
+    found = digest_file(engine)
+    return {"kind": "engine", "path": str(engine), "digest_matches": found == sidecar["sha256"], **sidecar}
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    from engineworks.model.inspect import inventory
+    from engineworks.model.onnx_files import load_model
+
+    return {"kind": "onnx", "path": str(path), **inventory(load_model(path, weights=False)).to_json()}
+
+
+def _bare(path: Path) -> dict[str, Any]:
+    """A plan without its sidecar: what its header alone tells."""
+    from engineworks.backends.plan_header import read_plan_header
+
+    with path.open("rb") as file:
+        header = read_plan_header(file.read(64))
+    if header is None:
+        raise InputError(f"{path}: neither a TensorRT plan nor an ONNX file", hint="is it the right file?")
+    return {"kind": "plan without sidecar", "path": str(path), "sha256": digest_file(path), **header.to_json()}

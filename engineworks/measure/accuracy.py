@@ -1,0 +1,111 @@
+"""How far an engine's outputs are from the reference, accumulated run by run: numbers in, numbers out.
+
+Formulas, over all elements of an output (r: reference, e: engine), in float64:
+
+    max_abs  = max |e - r|            mean_abs = mean |e - r|
+    cosine   = Σ e·r / (‖e‖ ‖r‖)      (Salton & McGill 1983; 1.0 where both are all zero, 0.0 where one is)
+    sqnr_db  = 10 log10(Σ r² / Σ (e - r)²)   (signal-to-quantization-noise ratio: Oppenheim & Schafer,
+                                              Discrete-Time Signal Processing, 4.8.3; None where the outputs are equal)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Metric = Callable[[Mapping[str, Array], Array | None, Mapping[str, Array]], float]
+
+
+@dataclass(frozen=True)
+class OutputAccuracy:
+    """One output over all samples. `nonfinite`: elements that are NaN or Inf in the engine's output but not in the
+    reference's, or the other way round; the figures are over the others."""
+
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    sqnr_db: float | None
+    nonfinite: int
+    elements: int
+    worst_row: int
+    worst_row_cosine: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: _number(v) for k, v in vars(self).items()}
+
+
+class OutputComparison:
+    """Accumulates one output; memory does not grow with the number of samples."""
+
+    def __init__(self, batch_axis: int | None) -> None:
+        self._axis = batch_axis
+        self._elements = self._nonfinite = self._rows = 0
+        self._max = self._sum_abs = self._noise = self._dot = self._ee = self._rr = 0.0
+        self._worst_row, self._worst_cosine = 0, math.inf
+
+    def add(self, engine: Array, reference: Array) -> None:
+        """One run's output and its reference, equal in shape (ValueError if not)."""
+        if engine.shape != reference.shape:
+            raise ValueError(f"the output has shape {list(engine.shape)}, the reference {list(reference.shape)}")
+        e, r = engine.astype(np.float64), reference.astype(np.float64)
+        good = np.isfinite(e) & np.isfinite(r)
+        same_nonfinite = ~good & ((e == r) | (np.isnan(e) & np.isnan(r)))
+        self._nonfinite += int((~good & ~same_nonfinite).sum())
+        e, r = np.where(good, e, 0.0), np.where(good, r, 0.0)
+        difference = np.abs(e - r)
+        self._elements += int(good.sum())
+        self._max = max(self._max, float(difference.max(initial=0.0)))
+        self._sum_abs += float(difference.sum())
+        self._noise += float(np.square(difference).sum())
+        self._dot += float((e * r).sum())
+        self._ee += float(np.square(e).sum())
+        self._rr += float(np.square(r).sum())
+        self._note_worst_row(e, r)
+
+    def result(self) -> OutputAccuracy:
+        return OutputAccuracy(
+            max_abs=self._max,
+            mean_abs=self._sum_abs / self._elements if self._elements else math.nan,
+            cosine=cosine(self._dot, self._ee, self._rr) if self._elements else math.nan,
+            sqnr_db=10 * math.log10(self._rr / self._noise) if self._noise > 0 and self._rr > 0 else None,
+            nonfinite=self._nonfinite,
+            elements=self._elements,
+            worst_row=self._worst_row,
+            worst_row_cosine=self._worst_cosine if math.isfinite(self._worst_cosine) else math.nan,
+        )
+
+    def _note_worst_row(self, e: NDArray[np.float64], r: NDArray[np.float64]) -> None:
+        axis = 0 if self._axis is None or e.ndim == 0 else self._axis
+        rows = e.shape[axis] if self._axis is not None and e.ndim else 1
+        over = tuple(i for i in range(e.ndim) if i != axis) if self._axis is not None and e.ndim else None
+        dots = np.atleast_1d((e * r).sum(axis=over))
+        ees, rrs = np.atleast_1d(np.square(e).sum(axis=over)), np.atleast_1d(np.square(r).sum(axis=over))
+        for row, (dot, ee, rr) in enumerate(zip(dots, ees, rrs, strict=True)):
+            value = cosine(float(dot), float(ee), float(rr))
+            if value < self._worst_cosine:
+                self._worst_row, self._worst_cosine = self._rows + row, value
+        self._rows += rows
+
+
+def cosine(dot: float, ee: float, rr: float) -> float:
+    """Cosine from the sums Σer, Σee, Σrr, within [-1, 1]."""
+    if ee == 0.0 or rr == 0.0:
+        return 1.0 if ee == rr else 0.0
+    return max(-1.0, min(1.0, dot / math.sqrt(ee) / math.sqrt(rr)))
+
+
+def top1(logits: Array, labels: Array) -> float:
+    """Fraction of samples whose largest logit (last axis) is at the label. A NaN logit is never right."""
+    scores = logits.astype(np.float64)
+    hits = (scores.argmax(axis=-1) == labels) & ~np.isnan(scores).any(axis=-1)
+    return float(hits.mean())
+
+
+def _number(value: float | int | None) -> float | int | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,27 @@
+"""Memory of this process as the kernel counts it (Linux: /proc, proc(5))."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def resident_mib() -> float:
+    """Resident memory now, MiB."""
+    return _status_mib("VmRSS")
+
+
+def peak_mib() -> float:
+    """Peak of the resident memory since the process began or `reset_peak`, MiB."""
+    return _status_mib("VmHWM")
+
+
+def reset_peak() -> None:
+    """Let the peak begin at the present value (writing 5 to clear_refs: proc(5))."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    return 0.0

@@ -1,0 +1,51 @@
+"""Statistics of samples: pure functions over lists of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def quantile(ordered: Sequence[float], q: float) -> float:
+    """Quantile of sorted samples by linear interpolation (Hyndman & Fan 1996, type 7: NumPy's default)."""
+    at = (len(ordered) - 1) * q
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def quantile_interval(ordered: Sequence[float], q: float, confidence: float = 0.95) -> Interval | None:
+    """Distribution-free interval of a quantile from order statistics (Hahn & Meeker 1991, Statistical Intervals, 5.2),
+    with the normal approximation of the binomial; None where there are too few samples for this confidence."""
+    n = len(ordered)
+    z = _normal_quantile(0.5 + confidence / 2)
+    spread = z * math.sqrt(n * q * (1 - q))
+    low, high = math.floor(n * q - spread), math.ceil(n * q + spread)
+    if low < 0 or high > n - 1:
+        return None
+    return Interval(ordered[low], ordered[high])
+
+
+def enough_for(q: float, confidence: float = 0.95) -> int:
+    """Fewest samples for which `quantile_interval` of the quantile exists: 0.5 → 8, 0.9 → 53, 0.99 → 563."""
+    n = 2
+    while quantile_interval(range(n), q, confidence) is None:
+        n += 1
+    return n
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(p)

@@ -1,0 +1,85 @@
+"""Streaming histograms of |x|: constant memory, exact counts, one pass over the data.
+
+The bins divide [0, 2^e) evenly. A value beyond 2^e doubles the range, which merges neighbouring bins: no count is ever
+split, so the result does not depend on the order or the size of the batches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 1 << 15
+"""Elements that are counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
+
+MIN_EXPONENT = -100
+"""Ranges do not get smaller than 2^-100: the factor from value to bin has to stay finite in float32."""
+
+
+class BinCounter:
+    """Counts magnitudes into bins, a chunk at a time through two buffers of its own. Not thread-safe."""
+
+    def __init__(self, bins: int) -> None:
+        if bins < 2 or bins & (bins - 1):
+            raise ValueError(f"bins must be a power of two, not {bins}")
+        self.bins = bins
+        self._scaled = np.empty(CHUNK, np.float32)
+        self._indices = np.empty(CHUNK, np.intp)
+
+    def count(self, values: NDArray[Any], exponent: int) -> NDArray[np.int64]:
+        """Counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
+
+        The factor is a power of two, so that scaling is exact in binary floating point and equals comparing with
+        the bins' edges.
+        """
+        factor = np.float32(math.ldexp(self.bins, -exponent))
+        counts = np.zeros(self.bins, np.int64)
+        for start in range(0, values.size, CHUNK):
+            chunk = values[start : start + CHUNK]
+            scaled, indices = self._scaled[: chunk.size], self._indices[: chunk.size]
+            np.multiply(chunk, factor, out=scaled, casting="same_kind")
+            np.abs(scaled, out=scaled)
+            np.copyto(indices, scaled, casting="unsafe")
+            counts += np.bincount(indices, minlength=self.bins)
+        return counts
+
+
+class Histogram:
+    """Histogram of the magnitudes of one tensor over all samples; its range grows by powers of two."""
+
+    def __init__(self, counter: BinCounter) -> None:
+        self._counter = counter
+        self.exponent = MIN_EXPONENT
+        self.counts = np.zeros(counter.bins, np.int64)
+
+    @property
+    def bin_width(self) -> float:
+        return math.ldexp(1.0, self.exponent) / self.counts.size
+
+    def add(self, values: NDArray[Any], amax: float) -> None:
+        """Count a flat float array; `amax`, finite, is its largest magnitude."""
+        self._cover(amax)
+        self.counts += self._counter.count(values, self.exponent)
+
+    def _cover(self, amax: float) -> None:
+        exponent = max(math.frexp(amax)[1], MIN_EXPONENT)  # amax < 2^exponent, also where amax is a power of two
+        merged = exponent - self.exponent
+        if merged <= 0:
+            return
+        self.exponent = exponent
+        self.counts = merge_bins(self.counts, 1 << min(merged, self.counts.size.bit_length() - 1))
+
+    def beyond(self, bins: int) -> float:
+        """Fraction of all values with a magnitude of at least `bins` times the bins' width."""
+        total = int(self.counts.sum())
+        return int(self.counts[bins:].sum()) / total if total else 0.0
+
+
+def merge_bins(counts: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
+    """The histogram of as many bins over a range that is `factor` (a power of two ≤ bins) times as wide."""
+    merged = np.zeros_like(counts)
+    merged[: counts.size // factor] = counts.reshape(-1, factor).sum(axis=1)
+    return merged

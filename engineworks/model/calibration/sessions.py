@@ -1,0 +1,162 @@
+"""The segments of a model as ONNX Runtime sessions: one batch goes through all of them, tensors are handed out."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from engineworks.errors import CalibrationError, SamplesError
+from engineworks.model.calibration.segments import Segment, plan_segments, segment_model, tensor_types
+from engineworks.model.onnx_files import graph_inputs, load_model
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+
+class SegmentedModel:
+    """Runs a model segment by segment; see `open_segments`."""
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        wanted: Sequence[str],
+        segments: Sequence[Segment],
+        sessions: Sequence[onnxruntime.InferenceSession],
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self._wanted = frozenset(wanted)
+        self._steps = tuple(zip(segments, sessions, strict=True))
+        self._last_use = {name: at for at, segment in enumerate(segments) for name in segment.inputs}
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[str, NDArray[Any]], None]) -> None:
+        """Run one batch; `receive` gets every wanted tensor, which is freed as soon as no segment needs it.
+
+        Raises `SamplesError` if the names of `feeds` are not the model's inputs, `CalibrationError` with what ONNX
+        Runtime says if the model does not run on them.
+        """
+        self._check_names(feeds)
+        for name in feeds:
+            if name in self._wanted:
+                receive(name, feeds[name])
+        alive = dict(feeds)
+        for at, (segment, session) in enumerate(self._steps):
+            values = _run(session, segment, alive)
+            for name in segment.inputs:
+                if self._last_use[name] == at:
+                    del alive[name]
+            for name in reversed(segment.outputs):
+                value = values.pop()
+                if name in self._wanted:
+                    receive(name, value)
+                if name in self._last_use:
+                    alive[name] = value
+
+    def _check_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        names = [spec.name for spec in self.inputs]
+        for name in names:
+            if name not in feeds:
+                raise SamplesError(
+                    f"calibration sample has no '{name}'; it holds {_listed(feeds)}",
+                    hint=f"the model asks for {_listed(names)}",
+                )
+        for name in feeds:
+            if name not in names:
+                raise SamplesError(
+                    f"calibration sample holds '{name}', which is no input of the model",
+                    hint=f"its inputs are {_listed(names)}",
+                )
+
+
+def open_segments(path: Path, wanted: Sequence[str], threads: int) -> SegmentedModel:
+    """Sessions for all segments of the ONNX file that lead to the tensors `wanted`; `threads` as in ONNX Runtime.
+
+    Weights beside the file are mapped into memory from there; weights inside of it pass through a temporary folder,
+    so that the parsed file is gone before the first session is opened. Raises `CalibrationError` for a tensor that
+    the model does not have and for a model that ONNX Runtime does not load.
+    """
+    model = load_model(path, weights=False)
+    inputs = graph_inputs(model)
+    given = {spec.name for spec in inputs}
+    _check_tensors(model, wanted, given)
+    types = tensor_types(model)
+    segments = plan_segments(model, [name for name in wanted if name not in given], types)
+    with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
+        parts = [_write(segment_model(model, s, types), Path(folder) / f"{at}.onnx") for at, s in enumerate(segments)]
+        del model
+        sessions = [_open(part, path, threads) for part in parts]
+    return SegmentedModel(inputs, wanted, segments, sessions)
+
+
+def _check_tensors(model: onnx.ModelProto, wanted: Sequence[str], given: set[str]) -> None:
+    known = given.union(name for node in model.graph.node for name in node.output if name)
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise CalibrationError(
+                f"the model has no activation '{name}'",
+                hint=f"did you mean '{close[0]}'?" if close else "calibrate the model that will be lowered",
+            )
+
+
+def _write(part: onnx.ModelProto, file: Path) -> Path | bytes:
+    """The segment as ONNX Runtime is to load it: a file, or bytes where its weights lie beside the original file."""
+    import onnx
+
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in part.graph.initializer):
+        serialized: bytes = part.SerializeToString()
+        return serialized
+    onnx.save(part, str(file))
+    return file
+
+
+def _open(part: Path | bytes, source: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Without the memory arena, which keeps the peak of every shape; without layouts that copy all weights."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(source.parent.resolve())
+    )
+    with _runtime_errors(f"{source}: ONNX Runtime does not load the model"):
+        model = part if isinstance(part, bytes) else str(part)
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run(
+    session: onnxruntime.InferenceSession, segment: Segment, alive: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    with _runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
+        values: list[NDArray[Any]] = session.run(list(segment.outputs), {name: alive[name] for name in segment.inputs})
+    return values
+
+
+@contextmanager
+def _runtime_errors(what: str) -> Iterator[None]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = (
+        state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
+        state.NoSuchFile, state.NotImplemented, state.RuntimeException, ValueError, TypeError,
+    )  # fmt: skip
+    try:
+        yield
+    except kinds as error:
+        raise CalibrationError(f"{what}: {error}") from error
+
+
+def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

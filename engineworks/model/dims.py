@@ -1,0 +1,198 @@
+"""The recipe's inputs, outputs and dimension names on the graph: checked against what the model has, then written.
+
+Exporters name dimensions as they like, or not at all ('?', -1, 's70'). Afterwards equal names are equal lengths,
+different dynamic dimensions have different names, and shapes that the model only claimed for inner tensors are gone:
+a stale claim (batch 1 from the day of the export) is what makes a folded graph right at batch 1 alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from engineworks.errors import ModelError
+from engineworks.model.onnx_files import graph_inputs, known_dim
+from engineworks.suggest import did_you_mean
+from engineworks.tensors import Dim, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+Shape = tuple[Dim, ...]
+Symbols = dict[str, Dim]
+"""What the recipe calls the dimensions that the model names; names that the recipe splits are left out."""
+
+
+def check_interface(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Mapping[str, Shape] | None, where: str
+) -> None:
+    """Raises `ModelError` with every difference between the recipe's inputs and outputs and the model's."""
+    found = {spec.name: spec for spec in graph_inputs(model)}
+    values = {value.name: value for value in model.graph.input}
+    problems = [p for spec in inputs for p in _input_problems(spec, found, values)]
+    declared = {spec.name for spec in inputs}
+    for name, spec in found.items():
+        if name not in declared:
+            problems.append(f"the model has an input that the recipe does not declare: {spec}")
+    made = {value.name: value for value in model.graph.output}
+    for name in outputs or {}:
+        if name not in made:
+            problems.append(f"the model has no output '{name}'; {did_you_mean(name, made)}")
+    for name, value in made.items():
+        if value.type.WhichOneof("value") not in ("tensor_type", None):
+            problems.append(f"output '{name}' is no tensor but a {_kind(value)}; export the model with tensors only")
+    if problems:
+        raise ModelError("\n".join(f"{where}: {problem}" for problem in problems))
+
+
+def apply_inputs(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[list[str], Symbols]:
+    """Write the recipe's lengths and names into the graph's inputs. Returns what was changed, as sentences, and the
+    recipe's names for the model's own. Expects that `check_interface` found nothing."""
+    specs = {spec.name: spec for spec in inputs}
+    notes: list[str] = []
+    meanings: dict[str, set[Dim]] = {}
+    for value in model.graph.input:
+        shape = value.type.tensor_type.shape
+        declared = specs[value.name].shape
+        shape.SetInParent()
+        if not shape.dim:
+            shape.dim.extend(type(shape).Dimension() for _ in declared)
+        for axis, (dim, length_or_name) in enumerate(zip(shape.dim, declared, strict=True)):
+            before = known_dim(dim)
+            if isinstance(before, str):
+                meanings.setdefault(before, set()).add(length_or_name)
+            if before != length_or_name:
+                shown = "unnamed" if before is None else f"'{before}'"
+                now = f"'{length_or_name}'" if isinstance(length_or_name, str) else f"fixed to {length_or_name}"
+                notes.append(f"input '{value.name}', axis {axis}: {shown} in the model, now {now}")
+            _write(dim, length_or_name)
+    for name, ways in sorted(meanings.items()):
+        if len(ways) > 1:
+            shown = ", ".join(str(way) for way in sorted(ways, key=str))
+            notes.append(f"the model calls these dimensions all '{name}', the recipe does not: {shown}")
+    return notes, {name: next(iter(ways)) for name, ways in meanings.items() if len(ways) == 1}
+
+
+def forget_inner_shapes(model: onnx.ModelProto) -> None:
+    """Drop what the model claims of its inner tensors and of its outputs' dimensions; inference finds it anew."""
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def apply_outputs(
+    model: onnx.ModelProto,
+    declared: Mapping[str, Shape],
+    claimed: Mapping[str, Sequence[Dim | None]],
+    symbols: Symbols,
+    bound: Mapping[str, int],
+    seen: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Write the dimensions of the graph's outputs, best source first: inferred lengths, the recipe, inferred names,
+    the model's own claim in the recipe's words, else '<output>_<axis>'.
+
+    `bound` and `seen` are one real run: the length of every input dimension, and the outputs' shapes. A claim that
+    this run contradicts is not written.
+    """
+    for value in model.graph.output:
+        lengths = seen[value.name]
+        unknown: list[Dim | None] = [None] * len(lengths)
+        shape = value.type.tensor_type.shape
+        inferred = [known_dim(dim) for dim in shape.dim] if len(shape.dim) == len(lengths) else unknown
+        claims = [_translated(claim, symbols) for claim in claimed.get(value.name, ())]
+        claims = claims if len(claims) == len(lengths) else unknown
+        said = declared.get(value.name) or unknown
+        shape.Clear()
+        shape.SetInParent()
+        for axis, length in enumerate(lengths):
+            found = inferred[axis]
+            sources = (
+                found if isinstance(found, int) else None,
+                said[axis],
+                found if found in bound else None,
+                claims[axis],
+            )
+            fitting = (dim for dim in sources if dim is not None and _fits(dim, length, bound))
+            _write(shape.dim.add(), next(fitting, f"{value.name}_{axis}"))
+
+
+def bind(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The length of every named dimension of the inputs at these shapes."""
+    return {
+        dim: length
+        for spec in inputs
+        for dim, length in zip(spec.shape, shapes[spec.name], strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def check_output_shapes(
+    declared: Mapping[str, Shape], bound: Mapping[str, int], seen: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raises `ModelError` where a real run gave a shape that the recipe's outputs do not allow."""
+    for name, shape in declared.items():
+        given = seen[name]
+        fits = len(shape) == len(given) and all(_fits(d, n, bound) for d, n in zip(shape, given, strict=True))
+        if not fits:
+            lengths = ", ".join(f"{dim}={length}" for dim, length in bound.items())
+            raise ModelError(
+                f"{where}: the recipe says that output '{name}' is [{', '.join(map(str, shape))}], but the model gave "
+                f"[{', '.join(map(str, given))}]" + (f" at {lengths}" if lengths else ""),
+                hint="correct 'outputs' of the recipe",
+            )
+
+
+def _input_problems(
+    spec: TensorSpec, found: Mapping[str, TensorSpec], values: Mapping[str, onnx.ValueInfoProto]
+) -> list[str]:
+    if spec.name not in found:
+        return [f"the model has no input '{spec.name}'; {did_you_mean(spec.name, found)}"]
+    value, has = values[spec.name], found[spec.name]
+    if value.type.WhichOneof("value") != "tensor_type":
+        return [f"input '{spec.name}' is no tensor but a {_kind(value)}; export the model with tensors only"]
+    problems = []
+    if has.dtype != spec.dtype:
+        problems.append(f"input '{spec.name}' is {has.dtype} in the model, {spec.dtype} in the recipe")
+    if not value.type.tensor_type.HasField("shape"):
+        return problems
+    if len(has.shape) != len(spec.shape):
+        return [*problems, f"input '{spec.name}' has {len(has.shape)} dimensions in the model ({has}), "
+                           f"{len(spec.shape)} in the recipe ({spec})"]  # fmt: skip
+    for axis, (dim, declared) in enumerate(zip(has.shape, spec.shape, strict=True)):
+        if isinstance(dim, int) and dim != declared:
+            said = f"'{declared}'" if isinstance(declared, str) else declared
+            problems.append(
+                f"input '{spec.name}', axis {axis}: fixed to {dim} in the model, {said} in the recipe; "
+                f"write {dim}" + (", or export the model with a dynamic dimension" if isinstance(declared, str) else "")
+            )
+    return problems
+
+
+def _translated(claim: Dim | None, symbols: Symbols) -> Dim | None:
+    """The model's claim in the recipe's words, expressions too ('s26 + s70' → 'past + sequence'); None where it is of
+    names that are no input's."""
+    if not isinstance(claim, str):
+        return claim
+    if claim in symbols:
+        return symbols[claim]
+    words = set(re.findall(r"[A-Za-z_][\w.]*", claim))
+    if not words or not words <= symbols.keys() or words == {claim}:
+        return None
+    return re.sub(r"[A-Za-z_][\w.]*", lambda word: str(symbols[word.group()]), claim)
+
+
+def _fits(dim: Dim, length: int, bound: Mapping[str, int]) -> bool:
+    return dim == length if isinstance(dim, int) else bound.get(dim, length) == length
+
+
+def _write(dim: onnx.TensorShapeProto.Dimension, length_or_name: Dim) -> None:
+    dim.Clear()
+    if isinstance(length_or_name, int):
+        dim.dim_value = length_or_name
+    else:
+        dim.dim_param = length_or_name
+
+
+def _kind(value: onnx.ValueInfoProto) -> str:
+    return str(value.type.WhichOneof("value") or "value without a type").removesuffix("_type")

@@ -1,0 +1,186 @@
+"""Whether two ONNX files compute the same, shown by running both in ONNX Runtime on the same feeds.
+
+Both run as they are written: ONNX Runtime's own optimizer is off, or it would fold and fuse the one and not the other.
+Weights beside the file are mapped into memory, not copied, so two models of several GB can be open at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engineworks.errors import FoldError, ModelError, SamplesError
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from numpy.typing import NDArray
+
+    from engineworks.tensors import TensorSpec
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
+"""Largest allowed difference of each floating type, as a part of the magnitude that `_magnitudes` finds: what another
+order of summation gives, and no more. About 100, 2 and 2 units in the last place of float32, float16 and bfloat16."""
+
+_THREADS = min(2, os.cpu_count() or 1)
+_FATAL = 4  # ONNX Runtime's severity: the error itself is raised, its log line would only be noise
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Load the model on the CPU, unoptimized. Raises `ModelError` with ONNX Runtime's reason."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = _THREADS
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    # Prepacking copies every weight; without it external weights stay mapped from their file.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except runtime_failures() as error:
+        raise ModelError(f"{path}: ONNX Runtime can not load the model: {runtime_reason(error)}") from None
+
+
+def first_shapes(
+    session: onnxruntime.InferenceSession, feeds: Sequence[Arrays], where: str
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all outputs on the first of the feeds. Raises `SamplesError` if there is none or it does not run."""
+    if not feeds:
+        raise SamplesError(f"{where}: there is no evaluation data to prove a rewritten model with")
+    try:
+        outputs = _run(session, feeds[0])
+    except runtime_failures() as error:
+        raise SamplesError(
+            f"{where}: the model does not run on the first sample ({_shown(feeds[0])}): {runtime_reason(error)}",
+            hint="see that the evaluation data has the model's names, dtypes and shapes",
+        ) from None
+    return {name: tuple(value.shape) for name, value in outputs.items()}
+
+
+def compare(
+    original: onnxruntime.InferenceSession,
+    candidate: onnxruntime.InferenceSession,
+    feeds: Sequence[Arrays],
+    inputs: Sequence[TensorSpec],
+) -> dict[str, float]:
+    """Largest absolute difference of every output over all feeds, and over the first one at other lengths of each
+    dynamic dimension, if the original runs there.
+
+    Raises `FoldError` naming the output, the figure and the sample of the first difference above `TOLERANCE`, and
+    `SamplesError` for feeds that the original can not run.
+    """
+    worst = {output.name: 0.0 for output in original.get_outputs()}
+    for index, feed in enumerate(feeds):
+        try:
+            expected = _run(original, feed)
+        except runtime_failures() as error:
+            message = f"the model does not run on sample {index} ({_shown(feed)}): {runtime_reason(error)}"
+            raise SamplesError(message) from None
+        _compare_once(candidate, feed, expected, worst, f"on sample {index} ({_shown(feed)})")
+    for dim, feed in stretched(feeds[0], inputs):
+        try:
+            expected = _run(original, feed)
+        except runtime_failures():
+            continue  # beyond what the model allows, such as its position table
+        _compare_once(candidate, feed, expected, worst, f"with '{dim}' doubled ({_shown(feed)})")
+    return worst
+
+
+def stretched(feed: Arrays, inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, Arrays]]:
+    """The feed once more for every dynamic dimension, twice as long there: data may have one length only, and a graph
+    with that length folded in would pass."""
+    for dim in dict.fromkeys(d for spec in inputs for d in spec.dynamic_dims):
+        longer = dict(feed)
+        for spec in inputs:
+            for axis, name in enumerate(spec.shape):
+                if name == dim:
+                    longer[spec.name] = np.concatenate([longer[spec.name]] * 2, axis=axis)
+        yield dim, longer
+
+
+def difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> tuple[float, str]:
+    """Largest absolute difference, and why it is too large ('' if it is not). NaN and infinities must be at the same
+    places, integers and booleans equal."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return float("inf"), f"is {_array(actual)} instead of {_array(expected)}"
+    if expected.dtype.name not in TOLERANCE:
+        wrong = int(np.count_nonzero(expected != actual))
+        if not wrong:
+            return 0.0, ""
+        most = float(np.abs(expected.astype(np.float64) - actual.astype(np.float64)).max())
+        return most, f"differs in {wrong} of {expected.size} values, by up to {most:.6g}"
+    before, after = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(before)
+    strange = int(np.count_nonzero(~finite & ~((before == after) | (np.isnan(before) & np.isnan(after)))))
+    strange += int(np.count_nonzero(finite & ~np.isfinite(after)))
+    if strange:
+        return float("inf"), f"has NaN or infinity in other places: {strange} of {expected.size} values"
+    apart = np.where(finite, np.abs(np.where(finite, before - after, 0)), 0)
+    if not apart.any():
+        return 0.0, ""
+    allowed = TOLERANCE[expected.dtype.name] * _magnitudes(np.abs(before[finite]), np.abs(before))
+    worst = np.unravel_index(int(np.argmax(apart - np.where(finite, allowed, 0))), apart.shape)
+    figure = f"differs by {apart[worst]:.6g} where it is {before[worst]:.6g}, allowed are {allowed[worst]:.6g}"
+    return float(apart.max()), "" if apart[worst] <= allowed[worst] else figure
+
+
+def runtime_failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own classes have no common parent, and Python's for arguments of a wrong kind."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented",
+             "NotFound", "EPFail", "EngineError", "RuntimeException", "ModelRequiresCompilation")  # fmt: skip
+    return (*(getattr(state, name) for name in names), RuntimeError, ValueError, TypeError)
+
+
+def runtime_reason(error: Exception) -> str:
+    """ONNX Runtime's message without its codes and C++ signatures."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z'])", "", text)
+    return " ".join(text.split())
+
+
+def _magnitudes(finite: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The magnitude that each value's difference is measured by: its own, or the output's where that is larger.
+
+    The output's is its largest value, but at most a hundred times its tenth percentile (without zeros): a mask of
+    -1e9 in some places must not excuse errors in the others.
+    """
+    nonzero = finite[finite > 0]
+    scale = min(nonzero.max(), 100 * np.quantile(nonzero, 0.1)) if nonzero.size else 0.0
+    return np.maximum(values, scale)
+
+
+def _compare_once(
+    candidate: onnxruntime.InferenceSession, feed: Arrays, expected: Arrays, worst: dict[str, float], when: str
+) -> None:
+    try:
+        actual = _run(candidate, feed)
+    except runtime_failures() as error:
+        raise FoldError(f"the rewritten model does not run {when}: {runtime_reason(error)}") from None
+    for name, value in expected.items():
+        apart, problem = difference(value, actual[name])
+        worst[name] = max(worst[name], apart)
+        if problem:
+            raise FoldError(f"output '{name}' {problem}, {when}")
+
+
+def _run(session: onnxruntime.InferenceSession, feed: Arrays) -> dict[str, NDArray[np.generic]]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def _shown(feed: Arrays) -> str:
+    return ", ".join(f"{name}: {_array(value)}" for name, value in feed.items())
+
+
+def _array(value: NDArray[np.generic]) -> str:
+    return f"{value.dtype}[{', '.join(map(str, value.shape))}]"

@@ -1,0 +1,177 @@
+"""Model source → `model.onnx` in a folder of its own. Here: what every exporter shares, and ONNX files.
+
+PyTorch and Hugging Face live in `export_torch` and `export_huggingface`, whose `main(payload)` runs in a child.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.errors import ExportError, ModelError
+from engineworks.fingerprint import installed_version
+from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files
+from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the recipe says of the exported model: inputs, shapes of the outputs, profiles and opset."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: Mapping[str, tuple[Dim, ...]]
+    profiles: tuple[Profile, ...]
+    opset: int
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [[name, list(shape)] for name, shape in self.outputs.items()],
+            "profiles": [profile.to_json() for profile in self.profiles],
+            "opset": self.opset,
+        }
+
+    def lengths(self) -> dict[str, tuple[int, ...]]:
+        """Every length that a profile names for each dynamic dimension, rising."""
+        found: dict[str, set[int]] = {}
+        for spec in self.inputs:
+            for axis, dim in enumerate(spec.shape):
+                if isinstance(dim, str):
+                    ranges = [p.inputs[spec.name] for p in self.profiles]
+                    found.setdefault(dim, set()).update(r[axis] for x in ranges for r in (x.min, x.opt, x.max))
+        return {dim: tuple(sorted(lengths)) for dim, lengths in found.items()}
+
+
+def interface_from_json(value: Mapping[str, Any]) -> Interface:
+    """The inverse of `Interface.to_json`."""
+    return Interface(
+        inputs=tuple(spec_from_json(v) for v in value["inputs"]),
+        outputs={name: tuple(shape) for name, shape in value["outputs"]},
+        profiles=tuple(profile_from_json(v) for v in value["profiles"]),
+        opset=int(value["opset"]),
+    )
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported and how.
+
+    exporter: "copy", "torch.onnx (dynamo)" or "torch.onnx (TorchScript)". files: all names written, the model first.
+    notes: sentences for the record, such as why the first exporter was left. versions: the libraries that shaped it.
+    """
+
+    exporter: str
+    opset: int
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "exporter": self.exporter, "opset": self.opset, "files": list(self.files), "bytes": self.bytes,
+            "seconds": self.seconds, "notes": list(self.notes), "versions": dict(self.versions),
+        }  # fmt: skip
+
+
+def export_report_from_json(value: Mapping[str, Any]) -> ExportReport:
+    """The inverse of `ExportReport.to_json`."""
+    return ExportReport(
+        exporter=value["exporter"], opset=value["opset"], files=tuple(value["files"]), bytes=value["bytes"],
+        seconds=value["seconds"], notes=tuple(value["notes"]), versions=dict(value["versions"]),
+    )  # fmt: skip
+
+
+def export_onnx(source: Path, out: Path) -> ExportReport:
+    """Copy an ONNX file into the folder `out` as MODEL_FILE, its external data under their own names.
+
+    Weights are streamed, never held in memory. Raises `ModelError` if it is not a model, or if external data is
+    missing, too short, outside of the model's folder or named as MODEL_FILE itself.
+    """
+    started = time.monotonic()
+    if not source.is_file():
+        what = "is a folder, not a file" if source.is_dir() else "no such file"
+        raise ModelError(f"{source}: {what}", hint="model.source.onnx takes the path of an ONNX file")
+    model_files(source)  # refuses external data that is missing or outside of the folder
+    model = load_model(source, weights=False)
+    names = _external_names(source, model)
+    _copy(source, out / MODEL_FILE)
+    for name in names:
+        _copy(source.parent / name, out / name)
+    files = (MODEL_FILE, *names)
+    return ExportReport(
+        exporter="copy",
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        files=files,
+        bytes=folder_bytes(out, files),
+        seconds=time.monotonic() - started,
+    )
+
+
+def folder_bytes(out: Path, names: Iterable[str]) -> int:
+    return sum((out / name).stat().st_size for name in names)
+
+
+def require_packages(packages: Mapping[str, str], *, extra: str, doing: str) -> None:
+    """Raise `ModelError` with the command that installs them if a module (key) is missing. Nothing is imported."""
+    missing = sorted(name for module, name in packages.items() if importlib.util.find_spec(module) is None)
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ModelError(
+            f"{doing} needs {' and '.join(missing)}, which {verb} not installed",
+            hint=f"pip install 'engineworks[{extra}]'",
+        )
+
+
+def versions_of(*distributions: str) -> dict[str, str]:
+    """Versions of those that are installed."""
+    return {name: version for name in distributions if (version := installed_version(name))}
+
+
+def _external_names(source: Path, model: onnx.ModelProto) -> list[str]:
+    """Names of the files that hold external tensors, each long enough: a truncated download is found here."""
+    sizes: dict[str, int] = {}
+    for tensor in _tensors(model.graph):
+        entry = {e.key: e.value for e in tensor.external_data}
+        name = entry.get("location")
+        if not name:
+            continue
+        if Path(name).is_absolute() or ".." in Path(name).parts or name == MODEL_FILE:
+            raise ModelError(f"{source}: external data '{name}' can not keep its name", hint="save it beside the model")
+        if not (source.parent / name).is_file():
+            raise ModelError(f"{source}: external data '{name}' is missing", hint="copy it beside the model")
+        size = sizes.setdefault(name, (source.parent / name).stat().st_size)
+        end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+        if end > size:
+            raise ModelError(
+                f"{source}: tensor '{tensor.name}' ends at byte {end} of '{name}', which has only {size}",
+                hint="the file is cut short: copy it again",
+            )
+    return sorted(sizes)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and constants of the graph and of the graphs inside its nodes."""
+    yield from graph.initializer
+    for attribute in (a for node in graph.node for a in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+            yield from _tensors(inner)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ExportError(f"can not copy {source} to {target}: {error.strerror or error}") from None

@@ -1,0 +1,276 @@
+"""Lower a model to fp16 or bf16 and prove it: convert by rules, look at sample inputs, compare, repair, or refuse."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import LoweringError, SamplesError
+from engineworks.model.lower.autocast import autocast_model, why_not_autocast
+from engineworks.model.lower.half_convert import Halved, Prepared, WeightLoss, convert, prepare, to_half
+from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph, typed_graph
+from engineworks.model.lower.half_observe import float_sources, observe, out_of_range, own_errors, worst_first
+from engineworks.model.lower.half_run import Arrays, Bench
+from engineworks.model.lower.prove import OutputProof, check_well_formed, prove, reference_outputs, run_once
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["DEFAULT_LIMITS", "HalfLimits", "HalfReport", "HalfType", "Halved", "lower_half", "to_half"]
+
+_SHARES = (0.01, 0.03, 0.1, 0.3)
+"""Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""
+
+
+@dataclass(frozen=True)
+class HalfLimits:
+    """What a proof must reach, per output, and how it is made.
+
+    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs.
+    headroom: activations above the type's largest value divided by this keep their nodes in fp32 (fp16 only).
+    samples: how many are used. rounds: how often more nodes may be kept after a failed proof, at most 4.
+    """
+
+    min_cosine: float
+    min_sqnr_db: float
+    min_agreement: float = 0.98
+    headroom: float = 2.0
+    samples: int = 16
+    rounds: int = len(_SHARES)
+
+
+DEFAULT_LIMITS: Mapping[HalfType, HalfLimits] = {
+    "float16": HalfLimits(min_cosine=0.999, min_sqnr_db=30.0),
+    "bfloat16": HalfLimits(min_cosine=0.99, min_sqnr_db=17.0),
+}
+"""Far below what a sound conversion reaches (about 60 dB in fp16, 40 dB in bf16) and far above what a broken one does.
+How much accuracy a task may lose is for the recipe's own limits, on the engine and with labels."""
+
+
+@dataclass(frozen=True)
+class HalfReport:
+    """How a model was lowered. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
+    how often more nodes were kept after a failed proof. outputs: the proof."""
+
+    dtype: HalfType
+    converter: Literal["engineworks", "autocast"]
+    nodes: int
+    converted: int
+    casts: int
+    kept: Mapping[str, str]
+    clamped: tuple[str, ...]
+    weights: WeightLoss | None
+    rounds: int
+    samples: int
+    outputs: tuple[OutputProof, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "kept": dict(self.kept), "clamped": list(self.clamped)}
+
+
+def lower_half(
+    model: onnx.ModelProto,
+    dtype: HalfType,
+    feeds: Iterable[Arrays],
+    *,
+    keep: Sequence[str] = (),
+    limits: HalfLimits | None = None,
+    autocast: bool | Literal["auto"] = "auto",
+) -> tuple[onnx.ModelProto, HalfReport]:
+    """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
+
+    1. The fp32 model runs on the samples in ONNX Runtime (CPU). In fp16, nodes stay fp32 whose inputs, outputs or
+       inner sums exceed 65504 / headroom.
+    2. `to_half` converts.
+    3. The result is checked, loaded and compared with the fp32 model (`prove` says how, and why by emulation).
+    4. Where an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too,
+       in at most `limits.rounds` rounds.
+    5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
+       False never uses it, True uses nothing else.
+
+    `model` is left as it was. Raises `SamplesError` without samples or for ones that do not fit, and `LoweringError`
+    if no result passes, naming the worst output, its figure and the limit.
+    """
+    limits = limits or DEFAULT_LIMITS[dtype]
+    reason = why_not_autocast() if autocast else "it was not asked for"
+    if autocast is True and reason:
+        raise LoweringError(f"AutoCast can not be used: {reason}", hint="pip install torch nvidia-modelopt lief")
+    prepared = prepare(model, dtype, keep)
+    samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
+    with tempfile.TemporaryDirectory(prefix="half-") as folder:
+        lowering = _Lowering(Bench(Path(folder)), model, prepared, limits, samples)
+        attempt = None
+        if autocast is not True:
+            attempt = lowering.by_rules()
+            if not attempt.failing or reason:
+                return attempt.result(limits)
+        return lowering.by_autocast(attempt).result(limits)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A converted model, and the names of the outputs that fail their limits."""
+
+    model: onnx.ModelProto
+    report: HalfReport
+    failing: tuple[str, ...]
+
+    def result(self, limits: HalfLimits) -> tuple[onnx.ModelProto, HalfReport]:
+        """The model and its report. Raises `LoweringError` if an output fails."""
+        if not self.failing:
+            return self.model, self.report
+        report = self.report
+        worst = min((p for p in report.outputs if p.name in self.failing), key=lambda p: (p.sqnr_db, p.agreement))
+        raise LoweringError(
+            f"{report.dtype}: {_failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
+            f"{report.nodes} nodes kept in fp32 after {report.rounds} repairs ({report.converter})",
+            hint="name the sensitive nodes in `keep`, "
+            + ("try bfloat16, " if report.dtype == "float16" else "try float16, ")
+            + "or check that the samples are what the model was trained on",
+        )
+
+
+class _Lowering:
+    """One model on its way to half precision: the samples, what the fp32 model makes of them, and the attempts."""
+
+    def __init__(
+        self, bench: Bench, model: onnx.ModelProto, prepared: Prepared, limits: HalfLimits, samples: Sequence[Arrays]
+    ) -> None:
+        self._bench = bench
+        self._model = model
+        self._prepared = prepared
+        self._limits = limits
+        self._samples = samples
+        self._references = reference_outputs(bench, model, samples)
+        _check_references(self._references)
+
+    def by_rules(self) -> _Attempt:
+        """Our own conversion, repaired as long as it fails and rounds are left."""
+        reasons = self._out_of_range()
+        ranked: list[tuple[int, float]] | None = None
+        for repairs in range(self._limits.rounds + 1):
+            attempt = self._prove_rules(convert(self._prepared, reasons), repairs)
+            if not attempt.failing or repairs == self._limits.rounds:
+                break
+            if ranked is None:
+                ranked = self._noisiest(attempt)
+            more = self._noisy(ranked, repairs)
+            if more.keys() <= reasons.keys():
+                break
+            reasons = {**more, **reasons}
+        return attempt
+
+    def by_autocast(self, before: _Attempt | None) -> _Attempt:
+        """AutoCast's conversion; `before` is what was tried before it."""
+        half = self._prepared.half
+        keep = [name for name, reason in convert(self._prepared, {}).kept_nodes.items() if reason.startswith("asked")]
+        made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
+        check_well_formed(made)
+        graph = typed_graph(made)
+        kept = {
+            node.name: "kept by AutoCast"
+            for at, node in enumerate(graph.nodes)
+            if node.op_type != "Cast" and any(graph.types.get(n) == FLOAT for n in (*node.input, *node.output))
+        }
+        report = HalfReport(
+            dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=len(graph.nodes) - len(kept),
+            casts=_casts(made), kept=kept, clamped=(), weights=None,
+            rounds=before.report.rounds if before else 0, samples=len(self._samples), outputs=(),
+        )  # fmt: skip
+        return self._proved(made, report)
+
+    def _prove_rules(self, halved: Halved, repairs: int) -> _Attempt:
+        report = HalfReport(
+            dtype=self._prepared.half.name, converter="engineworks", nodes=len(self._prepared.graph.nodes),
+            converted=len(halved.converted_nodes), casts=_casts(halved.model), kept=halved.kept_nodes,
+            clamped=halved.clamped, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
+        )  # fmt: skip
+        return self._proved(halved.model, report)
+
+    def _proved(self, model: onnx.ModelProto, report: HalfReport) -> _Attempt:
+        half = self._prepared.half
+        if half.name == "float16":
+            run_once(self._bench, model, self._samples[0])
+        proofs = prove(self._bench, model, half, self._samples, self._references)
+        failing = tuple(proof.name for proof in proofs if _failure(proof, self._limits))
+        return _Attempt(model, replace(report, outputs=proofs), failing)
+
+    def _out_of_range(self) -> dict[str, str]:
+        """bfloat16 has fp32's range: nothing that fp32 holds overflows there."""
+        if self._prepared.half.name == "bfloat16":
+            return {}
+        graph = self._prepared.graph
+        ranges = observe(self._bench, graph, self._bench.store(graph.weights), self._samples)
+        return out_of_range(graph, ranges, self._prepared.half, self._limits.headroom)
+
+    def _noisiest(self, attempt: _Attempt) -> list[tuple[int, float]]:
+        graph, stored = self._prepared.graph, self._bench.store(self._prepared.graph.weights)
+        kept = attempt.report.kept
+        nodes = [at for at, node in enumerate(graph.nodes) if node.name not in kept and graph.float_outputs(at)]
+        errors = own_errors(self._bench, graph, stored, self._prepared.half, nodes, self._samples)
+        return worst_first(graph, errors, attempt.failing)
+
+    def _noisy(self, ranked: Sequence[tuple[int, float]], repairs: int) -> dict[str, str]:
+        """Reasons to keep the first of the ranked nodes; the noise is often that of rounded inputs, so their makers
+        stay fp32 as well."""
+        graph = self._prepared.graph
+        reasons: dict[str, str] = {}
+        for at, error in ranked[: max(2**repairs, math.ceil(_SHARES[repairs] * len(ranked)))]:
+            noise = "overflow" if math.isinf(error) else f"noise at {10 * math.log10(error):.0f} dB of its output"
+            reasons.setdefault(graph.nodes[at].name, f"half precision adds {noise}")
+            for source in float_sources(graph, at):
+                reasons.setdefault(graph.nodes[source].name, f"computes an input of '{graph.nodes[at].name}': {noise}")
+        return reasons
+
+
+def _failure(proof: OutputProof, limits: HalfLimits) -> str:
+    """What is wrong with an output, with its figure and the limit; empty if nothing is."""
+    name = f"output '{proof.name}'"
+    if 2 * proof.compared < proof.samples:
+        return f"{name} has another shape than in fp32 on {proof.samples - proof.compared} samples"
+    if not proof.finite:
+        return f"{name} is infinite or NaN where fp32 is not"
+    if proof.agreement < limits.min_agreement:
+        return f"{name} agrees with fp32 in {proof.agreement:.2%} of its elements (limit {limits.min_agreement:.2%})"
+    if proof.floating and proof.cosine < limits.min_cosine:
+        return f"{name} has cosine {proof.cosine:.5f} to fp32 (limit {limits.min_cosine})"
+    if proof.floating and proof.sqnr_db < limits.min_sqnr_db:
+        return f"{name} has a signal to noise ratio of {proof.sqnr_db:.1f} dB (limit {limits.min_sqnr_db:g} dB)"
+    return ""
+
+
+def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
+    """Raises `SamplesError` without samples, and for one whose names are not the model's inputs."""
+    if not samples:
+        raise SamplesError(
+            "no samples to prove the half-precision model on", hint="give calibration or evaluation data"
+        )
+    for at, sample in enumerate(samples):
+        if set(sample) != set(graph.inputs):
+            raise SamplesError(
+                f"sample {at} holds {sorted(sample)}; the model's inputs are {sorted(graph.inputs)}",
+                hint="name the arrays like the inputs",
+            )
+    return samples
+
+
+def _check_references(references: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+    for at, outputs in enumerate(references):
+        for name, value in outputs.items():
+            if value.dtype.kind == "f" and np.isnan(value).any():
+                raise LoweringError(
+                    f"the fp32 model itself gives NaN in output '{name}' on sample {at}: nothing to compare with",
+                    hint="check the samples and their preprocessing",
+                )
+
+
+def _casts(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Cast" for node in model.graph.node)

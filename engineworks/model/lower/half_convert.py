@@ -1,0 +1,127 @@
+"""fp32 → fp16 or bf16 by rules that read the graph alone; `half.py` adds what sample inputs tell."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from engineworks.errors import LoweringError
+from engineworks.model.lower.half_graph import FORMATS, HalfFormat, HalfType, TypedGraph, typed_graph
+from engineworks.model.lower.half_rewrite import rewrite
+from engineworks.model.lower.half_rules import kept_in_fp32
+from engineworks.model.lower.half_weights import WeightFacts, clamp_sentinels
+from engineworks.model.lower.prove import check_well_formed
+
+if TYPE_CHECKING:
+    import onnx
+
+_OPSET_OF_BFLOAT16 = 22  # Conv, pooling, sine and others take it only since then
+_OPSET_OF_HALF_SCALES = 19
+_OPSET = 13
+_OPSET_OF_BFLOAT16_CAST = 13
+
+
+@dataclass(frozen=True)
+class WeightLoss:
+    """Elements of the converted weights; how many became 0, and how many are subnormal in the half type."""
+
+    elements: int
+    flushed: int
+    subnormal: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of
+    those that stay fp32, each with the reason; `clamped`: constants that were cut to the type's range; `weights`:
+    what rounding did to them."""
+
+    model: onnx.ModelProto
+    converted_nodes: tuple[str, ...]
+    kept_nodes: Mapping[str, str]
+    clamped: tuple[str, ...]
+    weights: WeightLoss
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An fp32 model that is ready to be converted, once or several times with other nodes kept."""
+
+    graph: TypedGraph
+    half: HalfFormat
+    facts: WeightFacts
+    keep: tuple[str, ...]
+    clamped: tuple[str, ...]
+
+
+def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = (), keep_io: bool = True) -> Halved:
+    """Convert a model to strongly typed half precision; `model` is left as it was, and the same model gives the same.
+
+    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32: nodes named by
+    `keep` (names or glob patterns), operators that have no such type or lose by it (`half_rules`), nodes with
+    subgraphs, nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a
+    node have one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and
+    DequantizeLinear get half scales. Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16,
+    where the version converter can; what an opset does not allow stays fp32, between casts.
+
+    No sample is run: activations may overflow. `lower_half` sees to that. Raises `LoweringError` for a pattern of
+    `keep` that names no node, `ModelError` for a model that can not be read.
+    """
+    return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
+
+
+def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str]) -> Prepared:
+    """Take the model apart, and cut its mask constants to the range of the type."""
+    half = FORMATS[dtype]
+    graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
+    if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:
+        raise LoweringError(
+            f"opset {graph.opset()} has no bfloat16, and the version converter can not raise this model",
+            hint=f"export it with opset {_OPSET_OF_BFLOAT16} or later",
+        )
+    _check_patterns(graph, keep)
+    clamped = clamp_sentinels(graph, half)
+    return Prepared(graph, half, WeightFacts(graph, half), tuple(keep), clamped)
+
+
+def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = True) -> Halved:
+    """Convert; `observed` are reasons, by node name, to keep further nodes in fp32."""
+    graph, half, facts = prepared.graph, prepared.half, prepared.facts
+    kept = kept_in_fp32(graph, half, facts, prepared.keep, observed, float_io=keep_io)
+    made = rewrite(graph, half, kept, float_io=keep_io)
+    check_well_formed(made.model)
+    return Halved(
+        model=made.model,
+        converted_nodes=made.converted,
+        kept_nodes={graph.nodes[at].name: kept[at] for at in sorted(kept)},
+        clamped=prepared.clamped,
+        weights=WeightLoss(
+            elements=sum(facts[name].elements for name in made.halved_weights),
+            flushed=sum(facts[name].flushed for name in made.halved_weights),
+            subnormal=sum(facts[name].subnormal for name in made.halved_weights),
+        ),
+    )
+
+
+def _wanted_opset(model: onnx.ModelProto, half: HalfFormat) -> int:
+    if half.name == "bfloat16":
+        return _OPSET_OF_BFLOAT16
+    quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+    return _OPSET_OF_HALF_SCALES if quantized else _OPSET
+
+
+def _check_patterns(graph: TypedGraph, keep: Sequence[str]) -> None:
+    names = [node.name for node in graph.nodes]
+    for pattern in keep:
+        if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
+            close = difflib.get_close_matches(pattern, names, n=1)
+            raise LoweringError(
+                f"'{pattern}' of keep matches no node of the model",
+                hint=f"did you mean '{close[0]}'?" if close else "see its node names with `engineworks inspect`",
+            )

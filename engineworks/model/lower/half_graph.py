@@ -1,0 +1,367 @@
+"""The main graph of a model as the half-precision converter sees it: sorted, named, typed, weights set aside.
+
+Weights are looked up by name and never copied with the graph, and shape inference, the opset converter and the checker
+see large ones as inputs: so the size of a model is no limit of theirs, and detached weights stay on disk.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import ModelError
+from engineworks.model.graphs import all_graphs, names_read, subgraphs
+from engineworks.model.tensor_storage import attach, is_external, tensor_bytes
+
+if TYPE_CHECKING:
+    import onnx
+
+HalfType = Literal["float16", "bfloat16"]
+
+FLOAT = 1
+"""`onnx.TensorProto.FLOAT`, so that this module's users need not import onnx for a comparison."""
+
+_SHOWN_BYTES = 4096  # smaller tensors may be shapes, axes or scalars, which shape inference wants to see
+
+
+@dataclass(frozen=True)
+class HalfFormat:
+    """A 16-bit floating type: ONNX element type, largest finite value, smallest normal and smallest positive value."""
+
+    name: HalfType
+    elem_type: int
+    suffix: str
+    max: float
+    min_normal: float
+    min_positive: float
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        import ml_dtypes
+
+        return np.dtype(np.float16) if self.name == "float16" else np.dtype(ml_dtypes.bfloat16)
+
+
+FORMATS: Mapping[HalfType, HalfFormat] = {
+    "float16": HalfFormat("float16", 10, "fp16", 65504.0, 2.0**-14, 2.0**-24),
+    "bfloat16": HalfFormat("bfloat16", 16, "bf16", (2 - 2.0**-7) * 2.0**127, 2.0**-126, 2.0**-133),
+}
+
+
+@dataclass
+class TypedGraph:
+    """A model taken apart. `shell` is the model without the main graph's initializers, which are in `weights`
+    together with its floating Constant nodes; `types` maps each tensor of the main graph whose type is known to its
+    ONNX element type. Nodes are in topological order and have names that differ.
+    """
+
+    shell: onnx.ModelProto
+    weights: dict[str, onnx.TensorProto]
+    types: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        nodes: Sequence[onnx.NodeProto] = self.shell.graph.node
+        return nodes
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self.shell.graph.input)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self.shell.graph.output)
+
+    def opset(self, domain: str = "") -> int:
+        return opset_of(self.shell, domain)
+
+    @cached_property
+    def producers(self) -> Mapping[str, int]:
+        """Tensor → index of the node that makes it."""
+        return {name: at for at, node in enumerate(self.nodes) for name in node.output if name}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, Sequence[tuple[int, int]]]:
+        """Tensor → (node, input position) of each use as a node's input; see `captured` for uses in subgraphs."""
+        uses: dict[str, list[tuple[int, int]]] = {}
+        for at, node in enumerate(self.nodes):
+            for position, name in enumerate(node.input):
+                if name:
+                    uses.setdefault(name, []).append((at, position))
+        return uses
+
+    @cached_property
+    def captured(self) -> Mapping[int, tuple[str, ...]]:
+        """Index of a node with subgraphs → the main graph's tensors that these read, sorted."""
+        found = {}
+        for at, node in enumerate(self.nodes):
+            inner = {name for graph in subgraphs(node) for name in _outer_names(graph)}
+            if any(True for _ in subgraphs(node)):
+                found[at] = tuple(
+                    sorted(n for n in inner if n in self.producers or n in self.weights or self.is_input(n))
+                )
+        return found
+
+    @cached_property
+    def captured_names(self) -> frozenset[str]:
+        return frozenset(name for names in self.captured.values() for name in names)
+
+    def is_input(self, name: str) -> bool:
+        return name in self._input_names
+
+    @cached_property
+    def _input_names(self) -> frozenset[str]:
+        return frozenset(self.inputs)
+
+    def is_float(self, name: str) -> bool:
+        """Whether the tensor is float32: the only type that is ever converted."""
+        return bool(name) and self.types.get(name) == FLOAT
+
+    def float_inputs(self, at: int) -> list[tuple[int, str]]:
+        return [(i, name) for i, name in enumerate(self.nodes[at].input) if self.is_float(name)]
+
+    def float_outputs(self, at: int) -> list[tuple[int, str]]:
+        return [(i, name) for i, name in enumerate(self.nodes[at].output) if self.is_float(name)]
+
+    def values(self, name: str) -> NDArray[Any]:
+        """The weight as an array."""
+        return tensor_values(self.weights[name])
+
+    def forget_uses(self) -> None:
+        """Call after names of inputs were changed."""
+        for name in ("producers", "consumers", "captured", "captured_names"):
+            self.__dict__.pop(name, None)
+
+
+def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph:
+    """Take a model apart; it is left as it was. Local functions are inlined, nodes sorted and named.
+
+    Below `minimum_opset` the version converter is tried; where it fails, or there are subgraphs (which it leaves as
+    they are), the model's own opset stays. Raises `ModelError` for weights that were not loaded and for cycles.
+    """
+    import onnx
+    import onnx.inliner
+
+    shell, weights = split_model(model)
+    _check_loaded(weights.values())
+    if shell.functions:
+        shell = _without_shown(onnx.inliner.inline_local_functions(shown_model(shell, weights)), weights)
+    for graph in all_graphs(shell.graph):
+        _sort_nodes(graph)
+    if opset_of(shell) < minimum_opset and not any(True for node in shell.graph.node for _ in subgraphs(node)):
+        shell = _raise_opset(shell, weights, minimum_opset)
+    _set_constants_aside(shell, weights)
+    _name_nodes(shell.graph)
+    shell.ir_version = max(shell.ir_version, onnx.helper.find_min_ir_version_for(shell.opset_import, True), 4)
+    return TypedGraph(shell, weights, infer_types(shell, weights))
+
+
+def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """The model without the main graph's initializers, and these by name. Only the former is a copy."""
+    return _without_weights(model), {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, int]:
+    """Tensor → ONNX element type, for every tensor of the main graph whose type can be inferred."""
+    import onnx
+
+    shown = shown_model(shell, weights)
+    try:
+        typed = onnx.shape_inference.infer_shapes(shown, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        # A wrong shape somewhere (stale value_info, say) must not hide the types of all the rest.
+        typed = onnx.shape_inference.infer_shapes(shown, strict_mode=False, data_prop=False)
+    types = {name: int(tensor.data_type) for name, tensor in weights.items()}
+    for value in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input):
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type:
+            types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
+    """The model with its small weights, and with inputs of the right type and shape in place of large ones."""
+    import onnx
+
+    shown = onnx.ModelProto()
+    shown.CopyFrom(shell)
+    for name, tensor in weights.items():
+        if tensor_bytes(tensor) < _SHOWN_BYTES and not is_external(tensor):
+            shown.graph.initializer.append(tensor)
+        else:
+            shown.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+    return shown
+
+
+def whole_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
+    """Put a model together again from its shell and those of the weights that something uses, in their order."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(shell)
+    used = {name for node in model.graph.node for name in names_read(node)} | {v.name for v in model.graph.output}
+    model.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
+    return model
+
+
+def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The tensor's values, read from its file where it is detached."""
+    import onnx
+
+    if is_external(tensor):
+        held = onnx.TensorProto()
+        held.CopyFrom(tensor)
+        attach(held)
+        tensor = held
+    values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+    return values
+
+
+def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
+    """Version of an operator set that the model imports; 0 where it does not."""
+    aliases = {"", "ai.onnx"} if domain in ("", "ai.onnx") else {domain}
+    return max((entry.version for entry in model.opset_import if entry.domain in aliases), default=0)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the main graph's initializers, also where an old exporter lists them among the inputs."""
+    import onnx
+
+    shell = onnx.ModelProto()
+    for part, source in ((shell, model), (shell.graph, model.graph)):
+        for descriptor, value in source.ListFields():
+            if descriptor.name in ("graph", "initializer"):
+                continue
+            if isinstance(value, int | str | bytes):
+                setattr(part, descriptor.name, value)
+            else:
+                getattr(part, descriptor.name).MergeFrom(value)
+    _drop_inputs(shell.graph, {tensor.name for tensor in model.graph.initializer})
+    return shell
+
+
+def _without_shown(model: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> onnx.ModelProto:
+    """Undo `shown_model` on what a pass made of it; initializers that the pass added become weights."""
+    for tensor in model.graph.initializer:
+        weights.setdefault(tensor.name, tensor)
+    shell = _without_weights(model)
+    _drop_inputs(shell.graph, set(weights))
+    return shell
+
+
+def _drop_inputs(graph: onnx.GraphProto, names: set[str]) -> None:
+    kept = [value for value in graph.input if value.name not in names]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _check_loaded(tensors: Any) -> None:
+    for tensor in tensors:
+        if is_external(tensor) and not any(
+            e.key == "location" and e.value.startswith("/") for e in tensor.external_data
+        ):
+            raise ModelError(
+                f"weight '{tensor.name}' refers to external data that was not loaded",
+                hint="load the model with its weights",
+            )
+
+
+def _raise_opset(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto], minimum: int) -> onnx.ModelProto:
+    from onnx import version_converter
+
+    try:
+        raised = version_converter.convert_version(shown_model(shell, weights), minimum)
+    except (RuntimeError, ValueError, version_converter.ConvertError):
+        return shell
+    return _without_shown(raised, weights)
+
+
+def _set_constants_aside(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> None:
+    """Move the main graph's floating Constants to the weights, except one that is itself a graph output."""
+    import onnx
+
+    outputs = {value.name for value in shell.graph.output}
+    rest = []
+    for node in shell.graph.node:
+        tensor = _constant_tensor(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
+            rest.append(node)
+            continue
+        tensor.name = node.output[0]
+        weights[tensor.name] = tensor
+    del shell.graph.node[:]
+    shell.graph.node.extend(rest)
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    import onnx
+
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    if attribute.name in ("value_float", "value_floats"):
+        values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+        return onnx.numpy_helper.from_array(np.asarray(values, dtype=np.float32))
+    return None
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name that no other node has: its own, its first output's, or one with a number."""
+    counts = Counter(node.name for node in graph.node)
+    taken = {name for name, count in counts.items() if name and count == 1}
+    for at, node in enumerate(graph.node):
+        if node.name in taken and counts[node.name] == 1:
+            continue
+        base = node.name or f"{node.op_type}_{at}"
+        name, number = base, 0
+        while name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        node.name = name
+        taken.add(name)
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Topological order that keeps the given order wherever it can."""
+    nodes = list(graph.node)
+    made_at = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    needs = [{made_at[n] for n in names_read(node) if n in made_at} - {at} for at, node in enumerate(nodes)]
+    if all(max(before, default=-1) < at for at, before in enumerate(needs)):
+        return
+    waiting = [len(before) for before in needs]
+    unlocks: dict[int, list[int]] = {}
+    for at, before in enumerate(needs):
+        for other in before:
+            unlocks.setdefault(other, []).append(at)
+    ready = [at for at, count in enumerate(waiting) if not count]
+    order = []
+    while ready:
+        at = heapq.heappop(ready)
+        order.append(at)
+        for other in unlocks.get(at, ()):
+            waiting[other] -= 1
+            if not waiting[other]:
+                heapq.heappush(ready, other)
+    if len(order) < len(nodes):
+        raise ModelError(f"graph '{graph.name}' has a cycle: {len(nodes) - len(order)} nodes wait for each other")
+    del graph.node[:]
+    graph.node.extend(nodes[at] for at in order)
+
+
+def _outer_names(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that a subgraph reads and does not make."""
+    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    own |= {name for node in graph.node for name in node.output}
+    read = {name for node in graph.node for name in node.input if name} | {v.name for v in graph.output}
+    for node in graph.node:
+        for inner in subgraphs(node):
+            read |= _outer_names(inner)
+    return read - own

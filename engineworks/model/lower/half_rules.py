@@ -1,0 +1,287 @@
+"""Which nodes stay fp32, and why: literal tables, and rules that read the graph. Nothing here changes a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from engineworks.model.lower.half_graph import HalfFormat, TypedGraph
+from engineworks.model.lower.half_weights import WeightFacts, scale_error
+
+_EXACT = "computed from integers (positions, masks, sizes), which half precision would round"
+_SQUARES = "part of a normalization: squares and their mean overflow or vanish in half precision"
+_RANDOM = "another type would draw other random numbers"
+_SPECTRAL = "a spectrum spans more orders of magnitude than half precision"
+_SAMPLING = "sampling coordinates need more digits than half precision has"
+_INNER_SUM = "its inner sum overflows half precision"
+_RUNNING = "a running sum or product loses digits at every step"
+
+KEPT_OPS: Mapping[str, str] = {
+    "AffineGrid": _SAMPLING, "GridSample": _SAMPLING, "RoiAlign": _SAMPLING, "MaxRoiPool": _SAMPLING,
+    "CumSum": _RUNNING, "CumProd": _RUNNING, "ReduceProd": _RUNNING,
+    "DFT": _SPECTRAL, "STFT": _SPECTRAL, "MelWeightMatrix": _SPECTRAL,
+    "BlackmanWindow": _SPECTRAL, "HannWindow": _SPECTRAL, "HammingWindow": _SPECTRAL,
+    "RandomNormal": _RANDOM, "RandomNormalLike": _RANDOM, "RandomUniform": _RANDOM, "RandomUniformLike": _RANDOM,
+    "Bernoulli": _RANDOM, "Multinomial": _RANDOM,
+    "Det": "a determinant's products overflow half precision",
+    "ReduceLogSum": _INNER_SUM, "ReduceLogSumExp": _INNER_SUM,
+    "ReduceL2": _SQUARES, "ReduceSumSquare": _SQUARES,
+    "Range": "its limits must be exact, and ONNX has no half-precision Range",
+    "NonMaxSuppression": "ONNX defines its boxes and scores in fp32 only",
+    "MeanVarianceNormalization": "TensorRT and ONNX Runtime expand it with fp32 constants",
+    "Celu": "TensorRT and ONNX Runtime expand it with fp32 constants",
+}  # fmt: skip
+"""Operators that stay fp32 whatever they compute on."""
+
+KEPT_OPS_BFLOAT16: Mapping[str, str] = dict.fromkeys(
+    ("ConvTranspose", "GlobalLpPool", "GRU", "HardSwish", "LpNormalization", "LpPool", "Mish", "Shrink"),
+    "TensorRT-RTX 1.7 does not build it in bf16",
+)
+"""Found by building each operator alone (FP32, FP16, BF16) for compute capability 8.9."""
+
+FLOAT_PORTS: Mapping[tuple[str, int], str] = {
+    ("Resize", 1): "region of interest",
+    ("Resize", 2): "scales: ONNX has them in fp32 only",
+    ("Upsample", 1): "scales: ONNX has them in fp32 only",
+    ("OneHot", 1): "depth is a count",
+}
+"""Inputs that stay fp32 although their node is converted."""
+
+ANY_TYPE = frozenset({"Cast", "Shape", "Size", "IsNaN", "IsInf", "NonZero"})
+"""Operators that take either type, where they have no float32 output: no cast is needed before them."""
+
+HEAVY = frozenset({
+    "Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv",
+})  # fmt: skip
+"""Worth a cast on either side; all other operators follow their neighbours."""
+
+LAYOUT = frozenset({
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape",
+    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Operators that only move values: their output is as exact as their input."""
+
+_ARITHMETIC = LAYOUT.difference({"Gather", "GatherElements", "GatherND"}) | {
+    "Abs", "Add", "Cast", "Ceil", "Clip", "ConstantOfShape", "Cos", "CumSum", "Div", "Einsum", "Equal", "Exp",
+    "EyeLike", "Floor", "Greater", "Less", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "Range",
+    "Reciprocal", "ReduceMax", "ReduceMin", "ReduceSum", "Round", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Trilu",
+    "Where",
+}  # fmt: skip
+_AFTER_SQUARES = frozenset({
+    "Add", "Clip", "Div", "Expand", "Identity", "Max", "Mul", "Pow", "Reciprocal", "Reshape", "Sqrt", "Squeeze",
+    "Unsqueeze",
+})  # fmt: skip
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: what bf16, the coarsest type that is asked for, makes of any
+
+
+def is_quantizer(graph: TypedGraph, at: int) -> bool:
+    return graph.nodes[at].op_type in _QUANTIZERS
+
+
+def takes_any_type(graph: TypedGraph, at: int) -> bool:
+    return graph.nodes[at].op_type in ANY_TYPE and not graph.float_outputs(at)
+
+
+def kept_in_fp32(
+    graph: TypedGraph,
+    half: HalfFormat,
+    facts: WeightFacts,
+    keep: tuple[str, ...],
+    observed: Mapping[str, str],
+    *,
+    float_io: bool,
+) -> dict[int, str]:
+    """Index of every node that stays fp32 → the reason. Nodes without a float32 tensor are in neither camp.
+
+    `keep` are names or glob patterns of nodes, `observed` reasons by node name; `float_io` tells whether the graph's
+    inputs and outputs stay fp32.
+    """
+    exact, squares = integer_arithmetic(graph), normalizations(graph)
+    kept: dict[int, str] = {}
+    for at, node in enumerate(graph.nodes):
+        if not (graph.float_inputs(at) or graph.float_outputs(at) or at in graph.captured):
+            continue
+        reason = _asked(node.name, keep) or observed.get(node.name) or _unfit(graph, at, half)
+        reason = reason or _weights_unfit(graph, at, half, facts) or squares.get(at)
+        if not reason and at in exact and _dynamic(graph, at):
+            reason = _EXACT
+        if reason:
+            kept[at] = reason
+    return _with_neighbours(graph, kept, float_io)
+
+
+def _asked(name: str, keep: tuple[str, ...]) -> str | None:
+    pattern = next((p for p in keep if p == name or fnmatchcase(name, p)), None)
+    return None if pattern is None else f"asked for by '{pattern}'"
+
+
+def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
+    """Why the operator can not be half at all: no reading of its values."""
+    node = graph.nodes[at]
+    if at in graph.captured:
+        return "holds a subgraph, which stays fp32"
+    unknown = [n for n in (*node.input, *node.output) if n and n not in graph.types]
+    if unknown:
+        return f"the type of '{unknown[0]}' is unknown"
+    table = {**KEPT_OPS, **(KEPT_OPS_BFLOAT16 if half.name == "bfloat16" else {})}
+    if node.domain in ("", "ai.onnx") and node.op_type in table:
+        return table[node.op_type]
+    return _schema_refuses(graph, at, half)
+
+
+def _schema_refuses(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
+    import onnx
+
+    node = graph.nodes[at]
+    version = graph.opset(node.domain)
+    if node.domain == "com.microsoft" and node.op_type in _QUANTIZERS:
+        return None
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
+    except onnx.defs.SchemaError:
+        return f"'{node.domain}.{node.op_type}' is no ONNX operator: what types it takes is unknown"
+    wanted = f"tensor({half.name})"
+    inputs = [(i, name) for i, name in graph.float_inputs(at) if (node.op_type, i) not in FLOAT_PORTS]
+    for formals, used in ((schema.inputs, inputs), (schema.outputs, graph.float_outputs(at))):
+        for position, _ in used:
+            if wanted not in formals[min(position, len(formals) - 1)].types:
+                return f"{node.op_type} of opset {version} has no {half.name}"
+    return None
+
+
+def _weights_unfit(graph: TypedGraph, at: int, half: HalfFormat, facts: WeightFacts) -> str | None:
+    """Why the node's weights can not be half: values out of range, or all of them too small."""
+    if is_quantizer(graph, at):
+        scale = graph.nodes[at].input[1]
+        if scale not in graph.weights:
+            return f"its scale '{scale}' is computed at run time"
+        error = scale_error(graph.values(scale), half)
+        return None if error <= _SCALE_TOLERANCE else f"its scale '{scale}' would change by {error:.1%}"
+    for position, name in graph.float_inputs(at):
+        if name not in graph.weights or (graph.nodes[at].op_type, position) in FLOAT_PORTS:
+            continue
+        fact = facts[name]
+        if fact.max_abs > half.max:
+            return f"weight '{name}' reaches {fact.max_abs:.4g}; {half.name} ends at {half.max:.4g}"
+        if fact.nonzero and fact.flushed == fact.nonzero:
+            return f"weight '{name}' ({fact.max_abs:.2g}) would become 0"
+    return None
+
+
+def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
+    """Nodes whose float values come from integers, vectors and scalars alone: positions, masks, sizes, their sines.
+
+    An embedding is none of them: it looks its values up in a weight.
+    """
+    exact: set[int] = set()
+    for at, node in enumerate(graph.nodes):
+        if node.op_type not in _ARITHMETIC or not graph.float_outputs(at):
+            continue
+        sources = [name for _, name in graph.float_inputs(at)]
+        if all(_is_vector(graph, n) if n in graph.weights else graph.producers.get(n) in exact for n in sources):
+            exact.add(at)
+    return frozenset(exact)
+
+
+def _is_vector(graph: TypedGraph, name: str) -> bool:
+    """At most one dimension is longer than 1."""
+    dims = graph.weights[name].dims
+    return math.prod(dims) == max(dims, default=1)
+
+
+def _dynamic(graph: TypedGraph, at: int) -> bool:
+    return any(name not in graph.weights for _, name in graph.float_inputs(at))
+
+
+def normalizations(graph: TypedGraph) -> dict[int, str]:
+    """Nodes of spelled-out layer, RMS and L2 norms: the square, its mean or sum, epsilon, root, and the division."""
+    found: set[int] = set()
+    for at, node in enumerate(graph.nodes):
+        square = graph.producers.get(node.input[0]) if node.input else None
+        if node.op_type in ("ReduceMean", "ReduceSum") and square is not None and _is_square(graph, square):
+            found |= {at, square, *_centering(graph, square)}
+            found.update(_until_division(graph, at))
+        elif node.op_type in ("ReduceL2", "ReduceSumSquare"):
+            found.update(_until_division(graph, at))
+    return dict.fromkeys(sorted(found), _SQUARES)
+
+
+def _is_square(graph: TypedGraph, at: int) -> bool:
+    node = graph.nodes[at]
+    if node.op_type == "Pow":
+        exponent = node.input[1]
+        return exponent in graph.weights and bool(np.all(graph.values(exponent) == 2))
+    return bool(node.op_type == "Mul" and node.input[0] == node.input[1])
+
+
+def _centering(graph: TypedGraph, square: int) -> Iterator[int]:
+    """x - mean(x) before the square."""
+    centered = graph.producers.get(graph.nodes[square].input[0])
+    if centered is None or graph.nodes[centered].op_type != "Sub":
+        return
+    mean = graph.producers.get(graph.nodes[centered].input[1])
+    if mean is not None and graph.nodes[mean].op_type == "ReduceMean":
+        yield from (centered, mean)
+
+
+def _until_division(graph: TypedGraph, at: int) -> Iterator[int]:
+    """What follows on a mean of squares, up to and with the node that divides the activations by its root."""
+    waiting, seen = [at], {at}
+    while waiting:
+        for _, name in graph.float_outputs(waiting.pop()):
+            for user, _ in graph.consumers.get(name, ()):
+                others = [n for n in graph.nodes[user].input if n and n != name and n not in graph.weights]
+                floats = [n for n in others if graph.is_float(n)]
+                op = graph.nodes[user].op_type
+                if user in seen or op not in _AFTER_SQUARES or (floats and op not in ("Div", "Mul")):
+                    continue
+                seen.add(user)
+                yield user
+                if not floats:
+                    waiting.append(user)
+
+
+def _with_neighbours(graph: TypedGraph, kept: dict[int, str], float_io: bool) -> dict[int, str]:
+    """Add the light nodes that lie between fp32 nodes: casting around them would cost more than it saves."""
+    wants_float = _only_float_uses(graph, kept, float_io)
+    made_float = {name for at in kept for _, name in graph.float_outputs(at)}
+    given_float = set(graph.inputs) if float_io else set()
+    result = dict(kept)
+    for at, node in enumerate(graph.nodes):
+        if at in result or at not in wants_float:
+            continue
+        sources = [name for _, name in graph.float_inputs(at) if name not in graph.weights]
+        native = made_float | given_float if node.op_type in LAYOUT | {"QuantizeLinear"} else made_float
+        if all(name in native for name in sources):
+            result[at] = "lies between nodes that stay fp32"
+            made_float.update(name for _, name in graph.float_outputs(at))
+    return result
+
+
+def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> frozenset[int]:
+    """Light nodes all of whose results are wanted in fp32. One exact use is enough for what is made from integers."""
+    found: set[int] = set()
+    graph_outputs = set(graph.outputs)
+    for at in range(len(graph.nodes) - 1, -1, -1):
+        node = graph.nodes[at]
+        touched = graph.float_inputs(at) or graph.float_outputs(at)
+        if at in kept or not touched or node.op_type in HEAVY or takes_any_type(graph, at):
+            continue
+        wants = []
+        for _, name in graph.float_outputs(at):
+            if name in graph_outputs:
+                wants.append(float_io)
+            if name in graph.captured_names:
+                wants.append(True)
+            for user, position in graph.consumers.get(name, ()):
+                if not takes_any_type(graph, user):
+                    float_port = (graph.nodes[user].op_type, position) in FLOAT_PORTS
+                    wants.append(float_port or user in kept or user in found)
+        exact = node.op_type in ("Cast", "ConstantOfShape") and not graph.float_inputs(at)
+        if (any(wants) if exact else all(wants)) and (wants or graph.float_inputs(at)):
+            found.add(at)
+    return frozenset(found)

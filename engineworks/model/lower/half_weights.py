@@ -1,0 +1,172 @@
+"""Weights in half precision: what rounding does to them, and masks that stand for minus infinity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.model.lower.half_graph import FLOAT, HalfFormat, TypedGraph, tensor_values
+
+if TYPE_CHECKING:
+    import onnx
+
+_BOUNDS = frozenset({("Clip", 1), ("Clip", 2), ("Max", 0), ("Max", 1), ("Min", 0), ("Min", 1)})
+_SQUASHES = frozenset({"Softmax", "Hardmax", "Exp", "Sigmoid", "ArgMax"})
+"""Operators that make the same of any very negative number."""
+
+_CARRIES = frozenset({
+    "Add", "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "LogSoftmax", "Max", "Min", "Mul", "Neg", "Pad",
+    "ReduceMax", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightFact:
+    """Of one fp32 weight: largest finite magnitude; counts of elements, of those that are not 0, of those that
+    become 0 and of those that become subnormal in half precision."""
+
+    max_abs: float
+    elements: int
+    nonzero: int
+    flushed: int
+    subnormal: int
+
+
+class WeightFacts(Mapping[str, WeightFact]):
+    """The facts of every float32 weight of a graph, each weight read once and only when it is asked for."""
+
+    def __init__(self, graph: TypedGraph, half: HalfFormat) -> None:
+        self._graph = graph
+        self._half = half
+        self._known: dict[str, tuple[onnx.TensorProto, WeightFact]] = {}
+
+    def __getitem__(self, name: str) -> WeightFact:
+        tensor = self._graph.weights[name]
+        known = self._known.get(name)
+        if known is None or known[0] is not tensor:
+            known = self._known[name] = (tensor, weight_fact(tensor_values(tensor), self._half))
+        return known[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, tensor in self._graph.weights.items() if tensor.data_type == FLOAT)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def weight_fact(values: NDArray[Any], half: HalfFormat) -> WeightFact:
+    """Count what rounding to half precision does to the values."""
+    size = np.abs(np.asarray(values, dtype=np.float32))
+    finite = size[np.isfinite(size)]
+    nonzero = int(np.count_nonzero(finite))
+    flushed = int(np.count_nonzero((finite > 0) & (finite <= half.min_positive / 2)))
+    small = int(np.count_nonzero((finite > 0) & (finite < half.min_normal)))
+    return WeightFact(float(finite.max(initial=0.0)), size.size, nonzero, flushed, small - flushed)
+
+
+def scale_error(scale: NDArray[Any], half: HalfFormat) -> float:
+    """Largest relative change of a quantization scale by rounding; infinite where one overflows or becomes 0."""
+    exact = np.asarray(scale, dtype=np.float64).ravel()
+    exact = exact[exact != 0]
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float32).astype(half.numpy).astype(np.float64)
+    if not exact.size:
+        return 0.0
+    if not np.all(np.isfinite(rounded)) or np.any(rounded == 0):
+        return math.inf
+    return float(np.max(np.abs(rounded - exact) / np.abs(exact)))
+
+
+def half_tensor(tensor: onnx.TensorProto, half: HalfFormat, name: str) -> onnx.TensorProto:
+    """The weight rounded to the nearest half-precision value (ties to even), under another name."""
+    import onnx
+
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = tensor_values(tensor).astype(half.numpy)
+    made = onnx.TensorProto(name=name, data_type=half.elem_type, dims=tensor.dims)
+    made.raw_data = rounded.tobytes()
+    return made
+
+
+def clamp_sentinels(graph: TypedGraph, half: HalfFormat) -> tuple[str, ...]:
+    """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
+
+    Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that end in a
+    softmax by way of additions, masks and layout alone become a quarter of it: several of them added up, with
+    scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns the
+    names of the constants that were replaced.
+    """
+    facts = WeightFacts(graph, half)
+    clamped = []
+    for name in [n for n in facts if facts[n].max_abs >= half.max / 2]:
+        for at, position in graph.consumers.get(name, ()):
+            limit = _limit(graph, half, at, position, facts[name].max_abs)
+            if limit is not None:
+                _use_clamped(graph, at, position, limit, f"{name}_{half.suffix}_{limit:.4g}")
+                clamped.append(name)
+    clamped += list(_clamp_filled_tensors(graph, half))
+    graph.forget_uses()
+    return tuple(dict.fromkeys(clamped))
+
+
+def _limit(graph: TypedGraph, half: HalfFormat, at: int, position: int, size: float) -> float | None:
+    """Where to cut a large constant at this use, None where its value may matter."""
+    node = graph.nodes[at]
+    if (node.op_type, position) in _BOUNDS:
+        return half.max if size > half.max else None
+    scales = node.op_type in ("Mul", "Div")  # of a mask, or of activations: only a value out of range is no scale
+    if node.op_type not in _CARRIES or (scales and size <= half.max):
+        return None
+    return half.max / 4 if all(_ends_squashed(graph, out, set()) for out in node.output) else None
+
+
+def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
+    """Whether every way from the tensor ends in an operator that makes the same of any very negative number."""
+    if name in seen:
+        return True
+    seen.add(name)
+    users = graph.consumers.get(name, ())
+    if not users or name in graph.outputs or name in graph.captured_names:
+        return False
+    for at, _ in users:
+        node = graph.nodes[at]
+        if node.op_type in _SQUASHES or node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type not in _CARRIES or not all(_ends_squashed(graph, out, seen) for out in node.output if out):
+            return False
+    return True
+
+
+def _use_clamped(graph: TypedGraph, at: int, position: int, limit: float, name: str) -> None:
+    node = graph.nodes[at]
+    if name not in graph.weights:
+        values = graph.values(node.input[position])
+        bounded = np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(np.float32)
+        made = _float_tensor(bounded, name)
+        graph.weights[name] = made
+        graph.types[name] = FLOAT
+    node.input[position] = name
+
+
+def _clamp_filled_tensors(graph: TypedGraph, half: HalfFormat) -> Iterator[str]:
+    """The same for ConstantOfShape, whose value is an attribute."""
+    for node in graph.nodes:
+        if node.op_type != "ConstantOfShape" or not node.attribute or node.attribute[0].t.data_type != FLOAT:
+            continue
+        value = float(tensor_values(node.attribute[0].t).item())
+        if half.max / 2 <= abs(value) < math.inf and _ends_squashed(graph, node.output[0], set()):
+            bounded = np.asarray([math.copysign(half.max / 4, value)], dtype=np.float32)
+            node.attribute[0].t.CopyFrom(_float_tensor(bounded, node.attribute[0].t.name))
+            yield node.output[0]
+
+
+def _float_tensor(values: NDArray[np.float32], name: str) -> onnx.TensorProto:
+    import onnx
+
+    return onnx.numpy_helper.from_array(values, name)

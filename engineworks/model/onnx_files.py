@@ -1,0 +1,219 @@
+"""ONNX files on disk: read and write, with weights beside the file where one protobuf message can not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from engineworks.errors import ModelError
+from engineworks.model.graphs import all_tensors, inner_tensors
+from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
+from engineworks.tensors import Dim, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL_FILE = "model.onnx"
+"""Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` beside it."""
+
+EXTERNAL_ABOVE_BYTES = 1 << 30
+"""Weights above this go beside the file: protobuf's hard limit is 2 GiB, and a message near it is slow to parse."""
+
+IR_VERSION = 10
+"""Newest IR version that every tool of the pipeline reads (ONNX Runtime 1.31 ≤ 13, TensorRT-RTX 1.7 ≤ 10 tested)."""
+
+_DETACHED_FROM_BYTES = 4096  # smaller tensors may be shapes or axes, which shape inference wants to see
+_ALIGNMENT = 4096  # of a tensor in the data file: a page, so that it can be mapped into memory
+
+
+def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Parse the ONNX file; with `weights`, external data is read in. Raises `ModelError` if it is not a model."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=weights)
+    except DecodeError:
+        raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse") from None
+    except (OSError, onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{path}: the model or its external data can not be read: {error}") from None
+    if not model.graph.node or not model.opset_import:
+        raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
+    return model
+
+
+def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.ModelProto:
+    """A copy of `model`, as `load_model(path, weights=False)` gave it, whose weights stay on disk: every large
+    initializer refers to its bytes in the model's own data file, or in `spill`, which is written. Other tensors are
+    held whole. `model` is used up.
+
+    Raises `ModelError` for external data that is missing, outside of the folder or cut short.
+    """
+    import onnx
+
+    _external_files(path, model)
+    for tensor in all_tensors(model):
+        if is_external(tensor):
+            _make_absolute(path, tensor)
+            if tensor_bytes(tensor) < _DETACHED_FROM_BYTES:
+                attach(tensor)
+    for tensor in inner_tensors(model):
+        attach(tensor)
+    with spill.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if tensor_bytes(tensor) < _DETACHED_FROM_BYTES or is_external(tensor):
+                continue
+            start = file.tell()
+            if append_values(tensor, file):
+                detach(tensor, spill, start)
+    # Protobuf frees a message's memory only as a whole: the copy is without what was cleared.
+    light: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
+    return light
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write the model to `path`, its weights to `<path>.data` when they are large; the same model gives the same bytes.
+
+    `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
+    they go beside the file. Raises `ModelError` if the rest does not fit into one message.
+    """
+    from google.protobuf.message import EncodeError
+
+    shell = _without_initializers(model)
+    shell.ir_version = ir_version_for(model)
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)
+    if weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
+        with data.open("wb") as file:
+            for tensor in model.graph.initializer:
+                _write_beside(tensor, shell.graph.initializer.add(), file, data.name)
+    else:
+        for tensor in model.graph.initializer:
+            written = shell.graph.initializer.add()
+            written.CopyFrom(tensor)
+            attach(written)
+    try:
+        path.write_bytes(shell.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"{path}: its graph and attributes do not fit into one message: {error}") from None
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """The ONNX file and every external data file that it names. Raises `ModelError` for one that is missing or that
+    lies outside the model's own folder."""
+    return _external_files(path, load_model(path, weights=False))
+
+
+def ir_version_for(model: onnx.ModelProto) -> int:
+    """The IR version to write: ours, unless one of the opsets needs a newer one."""
+    import onnx
+
+    return max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all initializers, wherever they are kept."""
+    return sum(tensor_bytes(t) for t in model.graph.initializer)
+
+
+def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Specs of graph inputs or outputs; a dimension without length or real name is called '<tensor>_<axis>'."""
+    return tuple(
+        TensorSpec(
+            value.name,
+            dtype_name(value.type.tensor_type.elem_type),
+            tuple(known_dim(d) or f"{value.name}_{axis}" for axis, d in enumerate(value.type.tensor_type.shape.dim)),
+        )
+        for value in values
+    )
+
+
+def known_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
+    """Length or name; None where the exporter wrote a stand-in: nothing, '?', -1, 0. Two '?' are not one dimension."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value > 0 else None
+    return None if dim.dim_param in ("", "?", "-1", "None") else dim.dim_param
+
+
+def dtype_name(elem_type: int) -> str:
+    """ONNX element type → our dtype name: FLOAT → float32, FLOAT16 → float16, BOOL → bool."""
+    import onnx
+
+    name: str = onnx.TensorProto.DataType.Name(elem_type).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def graph_inputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs that a caller must feed: initializers that older models list as inputs are left out."""
+    weights = {t.name for t in model.graph.initializer}
+    return tensor_specs(v for v in model.graph.input if v.name not in weights)
+
+
+def graph_outputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    return tensor_specs(model.graph.output)
+
+
+def _external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
+    root = path.parent.resolve()
+    names = {e.value for t in all_tensors(model) for e in t.external_data if e.key == "location"}
+    files = [path]
+    for name in sorted(names):
+        file = (root / name).resolve()
+        if not file.is_relative_to(root):
+            raise ModelError(
+                f"{path}: external data '{name}' lies outside the model's folder", hint="move it beside it"
+            )
+        if not file.is_file():
+            raise ModelError(f"{path}: external data '{name}' is missing", hint="copy it beside the model")
+        files.append(file)
+    return tuple(files)
+
+
+def _make_absolute(path: Path, tensor: onnx.TensorProto) -> None:
+    """Make the location of external data absolute, and see that all of it is there."""
+    location, offset, length = external_span(tensor)
+    file = (path.parent / location).resolve()
+    size = file.stat().st_size
+    if length != tensor_bytes(tensor) or offset + length > size:
+        raise ModelError(
+            f"{path}: tensor '{tensor.name}' needs {tensor_bytes(tensor)} bytes at offset {offset} of external data "
+            f"'{location}', which has {size} bytes ({length} of them for this tensor)",
+            hint="copy the whole file beside the model",
+        )
+    detach(tensor, file, offset)
+
+
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of all but the main graph's initializers."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(copy, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(copy.graph, field.name, value)
+    return copy
+
+
+def _copy_field(message: object, name: str, value: object) -> None:
+    if isinstance(value, int | str | bytes):
+        setattr(message, name, value)
+    else:
+        getattr(message, name).MergeFrom(value)
+
+
+def _write_beside(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:
+    """Append the tensor's values to the data file; small tensors and those without a raw form stay in the message."""
+    if tensor_bytes(tensor) >= _DETACHED_FROM_BYTES:
+        file.seek(-file.tell() % _ALIGNMENT, 1)
+        start = file.tell()
+        if append_values(tensor, file):
+            written.name, written.data_type, written.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+            written.dims.extend(tensor.dims)
+            detach(written, Path(location), start)
+            return
+    written.CopyFrom(tensor)
+    attach(written)

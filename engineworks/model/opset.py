@@ -1,0 +1,115 @@
+"""Operator sets: which operators a model uses that nothing here knows, and raising an old opset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engineworks.errors import FoldError, ModelError
+from engineworks.model.graphs import all_graphs, all_nodes, node_label
+
+if TYPE_CHECKING:
+    import onnx
+
+_NAMED = 3  # of the offending nodes, before "and N more"
+
+_RANDOM_OPERATORS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the default operator set (0 if the model imports none)."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def check_operators(model: onnx.ModelProto, where: str) -> None:
+    """Raises `ModelError` naming the nodes whose operator neither ONNX nor ONNX Runtime nor the model itself defines,
+    or that draw random numbers (no two runs of such a model can be compared)."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    versions = {_domain(o.domain): o.version for o in model.opset_import}
+    runtime = {(_domain(schema.domain), schema.name) for schema in get_all_operator_schema()}
+    own = {(_domain(f.domain), f.name) for f in model.functions}
+    unknown, random = [], []
+    for node in (*all_nodes(model.graph), *(n for f in model.functions for n in f.node)):
+        operator = (_domain(node.domain), node.op_type)
+        if operator in own:
+            continue
+        reason = _why_unsupported(*operator, versions.get(operator[0], 0), operator in runtime)
+        if reason:
+            unknown.append(f"'{node.op_type}' ({reason}) at {node_label(node)}")
+        elif node.op_type in _RANDOM_OPERATORS and not operator[0]:
+            random.append(f"'{node.op_type}' at {node_label(node)}")
+    if unknown:
+        raise ModelError(
+            f"{where}: unsupported operator {_shortened(unknown)}",
+            hint="export the model with standard ONNX operators",
+        )
+    if random:
+        raise ModelError(
+            f"{where}: random numbers are drawn by {_shortened(random)}: no two runs could be compared",
+            hint="make the noise an input of the model",
+        )
+
+
+def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
+    """The model with at least this opset; never lowered. Raises `FoldError` if ONNX's converter can not do it."""
+    import onnx
+
+    found = opset_of(model)
+    if found >= minimum:
+        return model
+    try:
+        raised: onnx.ModelProto = onnx.version_converter.convert_version(model, minimum)
+    except (RuntimeError, ValueError, IndexError, onnx.checker.ValidationError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise FoldError(
+            f"opset {found} could not be raised to {minimum}: ONNX's version converter says: {reason[-1]}",
+            hint=f"export the model with opset {minimum} or newer",
+            log=str(error),
+        ) from None
+    return raised
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the bodies of the model's own functions in place of their calls. Raises `FoldError` if ONNX can not."""
+    import onnx.inliner
+
+    try:
+        inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, LookupError) as error:
+        raise FoldError(f"the model's own functions could not be put in place of their calls: {error}") from None
+    del inlined.functions[:]
+    return inlined
+
+
+def tidy_domains(model: onnx.ModelProto) -> None:
+    """Write the default domain as '', and import each domain that is used, once, sorted, and no other."""
+    import onnx
+
+    for node in all_nodes(model.graph):
+        if node.domain != _domain(node.domain):
+            node.domain = ""
+    versions = {_domain(o.domain): o.version for o in model.opset_import}
+    used = {node.domain for graph in all_graphs(model.graph) for node in graph.node} | {""}
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(d, versions.get(d, 1)) for d in sorted(used))
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _why_unsupported(domain: str, operator: str, version: int, in_runtime: bool) -> str | None:
+    import onnx
+
+    if domain in ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training"):
+        if onnx.defs.has(operator, domain) and not onnx.defs.has(operator, version, domain):
+            return f"it needs a newer opset than the model's {version}"
+        return None if in_runtime or onnx.defs.has(operator, domain) else "ONNX has no such operator"
+    return None if in_runtime else f"domain {domain}"
+
+
+def _shortened(items: list[str]) -> str:
+    more = len(items) - _NAMED
+    return ", ".join(items[:_NAMED]) + (f" and {more} more" if more > 0 else "")

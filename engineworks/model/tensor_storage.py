@@ -1,0 +1,99 @@
+"""Where the values of one tensor are kept: in its message, or detached, as a span of some file on disk.
+
+A detached tensor uses ONNX's own external-data fields with an absolute location. Graph surgery on detached weights
+copies references instead of gigabytes; only what is folded is read in. Such a model is for this process alone:
+`onnx_files.save_model` writes it with its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+_COPY_CHUNK_BYTES = 16 << 20
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of the tensor's values, wherever they are kept; 4-bit types are packed, two to a byte."""
+    import onnx
+
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(s) for s in tensor.string_data)
+    elements = int(math.prod(tensor.dims))
+    bits: int | None = _BITS.get(onnx.TensorProto.DataType.Name(tensor.data_type))
+    if bits:
+        return -(-elements * bits // 8)
+    return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the values are in a file: detached by us, or ONNX's external data that was not read in."""
+    import onnx
+
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def detach(tensor: onnx.TensorProto, file: Path, offset: int) -> None:
+    """Let the tensor refer to its values at this absolute place; the caller has put them there."""
+    import onnx
+
+    for field in ("raw_data", "external_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(field)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", tensor_bytes(tensor))):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def attach(tensor: onnx.TensorProto) -> None:
+    """Read detached values into the message; a tensor that holds its values is left as it is."""
+    if not is_external(tensor):
+        return
+    location, offset, length = external_span(tensor)
+    with location.open("rb") as file:
+        file.seek(offset)
+        tensor.raw_data = file.read(length)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+
+
+def append_values(tensor: onnx.TensorProto, file: IO[bytes]) -> bool:
+    """Write the tensor's values, as raw data, to the end of an open file; a detached tensor's are copied piecemeal.
+
+    False, and nothing written, for what has no raw form (strings) or is not in it (4-bit values in a field of int32).
+    """
+    import onnx
+
+    if is_external(tensor):
+        location, offset, length = external_span(tensor)
+        with location.open("rb") as source:
+            source.seek(offset)
+            _copy(source, file, length)
+        return True
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return False
+    content = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
+    if len(content) != tensor_bytes(tensor):
+        return False
+    file.write(content)
+    return True
+
+
+def external_span(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+    """Location as written, offset and length in bytes."""
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    length = int(fields["length"]) if "length" in fields else tensor_bytes(tensor)
+    return Path(fields["location"]), int(fields.get("offset", 0)), length
+
+
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
+    while length:
+        chunk = source.read(min(length, _COPY_CHUNK_BYTES))
+        if not chunk:
+            raise EOFError(f"{source.name} ended {length} bytes early")
+        target.write(chunk)
+        length -= len(chunk)

@@ -1,0 +1,255 @@
+"""Recipe × targets → plan: every step with its key, whether the store has it, and why not.
+
+Pure but for looking into the store: nothing is run and nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from engineworks.backends import backend_facts
+from engineworks.capabilities import why_not
+from engineworks.errors import TargetError
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.plan_documents import Documents
+from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.steps import StepName
+from engineworks.store import Store
+from engineworks.suggest import did_you_mean
+from engineworks.targets import NamedTarget
+
+State = Literal["cached", "to do", "elsewhere", "not needed"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `document` is everything that shapes its result and `key` its digest; `inputs` are keys by role."""
+
+    kind: StepName
+    id: str
+    key: str
+    document: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    aside: Mapping[str, Any]
+    state: State = "to do"
+    reason: str = ""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        params: Mapping[str, Any] = self.document["params"]
+        return params
+
+    def to_json(self) -> dict[str, object]:
+        return {"id": self.id, "kind": self.kind, "key": self.key, "state": self.state, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''."""
+
+    id: str
+    recipe: str
+    precision: str
+    target: NamedTarget
+    steps: Mapping[StepName, str]
+    unmeasured_because: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "id": self.id, "precision": self.precision, "target": self.target.name,
+            "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An engine that the target can not do: it is not built, and this sentence says why."""
+
+    id: str
+    sentence: str
+
+    def to_json(self) -> dict[str, object]:
+        return {"id": self.id, "sentence": self.sentence}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs."""
+
+    loaded: LoadedRecipe
+    engines: tuple[PlannedEngine, ...]
+    refused: tuple[Refused, ...]
+    steps: Mapping[str, Step] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> str:
+        return self.loaded.name
+
+    @property
+    def to_do(self) -> tuple[Step, ...]:
+        return tuple(s for s in self.steps.values() if s.state == "to do")
+
+    @property
+    def build_key(self) -> str:
+        """Digest of what this build decides: its engines' steps and the limits they must meet."""
+        limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
+        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits})
+
+    def to_json_text(self) -> str:
+        return json.dumps(self.to_json(), indent=1)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "recipe": self.recipe,
+            "file": self.loaded.shown,
+            "resolved": self.loaded.recipe.model_dump(mode="json"),
+            "targets": {t.name: t.to_json() for t in self.loaded.targets},
+            "engines": [e.to_json() for e in self.engines],
+            "refused": [r.to_json() for r in self.refused],
+            "steps": [s.to_json() for s in self.steps.values()],
+        }
+
+
+def plan_recipe(loaded: LoadedRecipe, store: Store, digests: FileDigests, *, only: str | None = None) -> Plan:
+    """The plan of one recipe. `only`: glob over engine ids; engines that it leaves out are not planned.
+
+    Raises `TargetError` if `only` selects nothing, or only engines that their targets refuse.
+    """
+    ids = {f"{loaded.name}/{p}/{t.name}": (p, t) for p in loaded.recipe.precisions for t in loaded.targets}
+    chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
+    if not chosen:
+        raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
+    refused = {i: s for i, (p, t) in chosen.items() if (s := _refusal(p, t)) is not None}
+    documents = Documents(loaded, digests)
+    steps: dict[str, Step] = {}
+    engines = []
+    for engine_id, (precision, target) in chosen.items():
+        if engine_id not in refused:
+            engines.append(_plan_engine(documents, steps, engine_id, precision, target))
+    if not engines:
+        raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
+    states = _States(steps, store, {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"})
+    for engine in engines:
+        for key in engine.steps.values():
+            states.settle(key, needed=True)
+    refusals = tuple(Refused(i, s) for i, s in refused.items())
+    return Plan(loaded, tuple(engines), refusals, states.settled())
+
+
+def verify_stored(plan: Plan, store: Store) -> bool:
+    """Check the contents of every stored result that the plan counts on. True if one was damaged and is gone now."""
+    used = {key for step in plan.to_do for key in step.inputs.values()}
+    used |= {key for engine in plan.engines for key in engine.steps.values()}
+    stored = [key for key in used if plan.steps[key].state == "cached"]
+    return not all([store.get(key) is not None for key in stored])
+
+
+def plan_recipes(
+    loaded: Sequence[LoadedRecipe], store: Store, digests: FileDigests, *, only: str | None = None
+) -> list[Plan]:
+    """Plans of several recipes; `only` must match in at least one."""
+    plans = []
+    for one in loaded:
+        try:
+            plans.append(plan_recipe(one, store, digests, only=only))
+        except TargetError:
+            if len(loaded) == 1:
+                raise
+    if not plans:
+        raise TargetError(f"--only '{only}' matches no engine that can be built")
+    digests.save()
+    return plans
+
+
+def _refusal(precision: str, target: NamedTarget) -> str | None:
+    facts = backend_facts(target.target.backend)
+    return why_not(target.target.backend, facts.version, precision, target.target.compute_capability)
+
+
+def _plan_engine(
+    documents: Documents, steps: dict[str, Step], engine_id: str, precision: str, target: NamedTarget
+) -> PlannedEngine:
+    """Add the engine's steps, and those they need, to `steps`."""
+
+    def add(kind: StepName, name: str, document: Mapping[str, Any], aside: Mapping[str, Any]) -> str:
+        key = digest_of(document)
+        if key not in steps:
+            steps[key] = Step(kind, name, key, document, document["inputs"], aside)
+        return key
+
+    recipe, branch = documents.name, f"{documents.name}/{precision}"
+    export = add("export", f"{recipe}/export", *documents.export())
+    fold = add("fold", f"{recipe}/fold", *documents.fold(export))
+    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if precision == "int8" else None
+    lower = add("lower", f"{branch}/lower", *documents.lower(precision, fold, ranges))
+    build = add("build", f"{engine_id}/build", *documents.build(precision, target, lower))
+    reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
+    chosen: dict[StepName, str] = {"build": build}
+    chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
+    if documents.recipe.performance.at:
+        chosen["measure"] = add("measure", f"{engine_id}/measure", *documents.measure(target, build))
+    why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why)
+
+
+class _States:
+    """Which steps must run: the goals that the store lacks, and whatever those need that it lacks too."""
+
+    def __init__(self, steps: Mapping[str, Step], store: Store, elsewhere: Iterable[str]) -> None:
+        self._steps, self._store, self._elsewhere = dict(steps), store, set(elsewhere)
+        self._done: set[str] = set()
+
+    def settle(self, key: str, *, needed: bool) -> None:
+        if key in self._done:
+            return
+        self._done.add(key)
+        step = self._steps[key]
+        if self._store.look(key) is not None:
+            self._set(key, "cached", "")
+        elif key in self._elsewhere:
+            self._set(key, "elsewhere", "no hardware here can run this engine")
+        else:
+            for inner in step.inputs.values():
+                self.settle(inner, needed=True)
+            self._set(key, "to do", self._why(step))
+
+    def settled(self) -> dict[str, Step]:
+        for key in self._steps.keys() - self._done:
+            there = self._store.look(key) is not None
+            self._set(key, "cached" if there else "not needed", "" if there else "nothing that is to do reads it")
+        return self._steps
+
+    def _set(self, key: str, state: State, reason: str) -> None:
+        self._steps[key] = replace(self._steps[key], state=state, reason=reason)
+
+    def _why(self, step: Step) -> str:
+        before = self._store.latest(step.id)
+        if before is None:
+            return "never built"
+        changed = list(changes(before, step.document))
+        return "; ".join(changed[:3]) if changed else "no longer in the store"
+
+
+def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
+    """What differs between two documents, one line each: 'params.keep changed', 'input fold changed'."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            if key not in before or key not in now:
+                yield f"{_said(path, key)} is {'new' if key in now else 'gone'}"
+            else:
+                yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
+    elif before != now:
+        head, _, tail = path.rpartition(".")
+        short = len(str(before)) <= 24 and len(str(now)) <= 24
+        yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")
+
+
+def _said(path: str, key: str) -> str:
+    words = {"inputs": f"step '{key}'", "digests": f"file {key}", "libraries": f"version of {key}"}
+    top = path.partition(".")[0]
+    return words.get(top) or (f"{path.removeprefix('params').removeprefix('.')}.{key}".lstrip(".") if path else key)
+

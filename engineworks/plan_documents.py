@@ -1,0 +1,180 @@
+"""What shapes each step's result, as the JSON document whose digest is the step's key.
+
+A document holds: step and its version, params (the slice of the recipe it reads), inputs (keys of earlier steps),
+digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What can not shape the
+result goes beside it, into the step's `aside`: absolute paths, and the samples that a rewritten graph is proved on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engineworks.backends import backend_facts
+from engineworks.fingerprint import FileDigests, installed_versions
+from engineworks.model.export import Interface
+from engineworks.profiles import admitting_profile, input_specs, profiles
+from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.steps import STEP_KINDS, StepName
+from engineworks.targets import NamedTarget
+
+Document = dict[str, Any]
+Aside = Mapping[str, Any]
+
+MINIMUM_OPSET = 13
+"""Older models are raised to this: the first opset with per-channel Q/DQ and bf16, so that one fold serves all."""
+
+PROOF_SAMPLES = 4
+"""Samples on which a rewritten graph is compared with the one before it."""
+
+TORCH_LIBRARIES = {"torch": ("torch", "onnxscript"), "huggingface": ("torch", "onnxscript", "transformers")}
+
+
+class Documents:
+    """Makes the documents of one recipe's steps; each returns the document and the paths behind its digests."""
+
+    def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
+        self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
+        self._files, self._digests = loaded.files, digests
+        self._inputs = [s.to_json() for s in input_specs(self.recipe)]
+
+    def export(self) -> tuple[Document, Aside]:
+        source = self.recipe.model.source.model_dump(exclude_none=True)
+        kind = next(k for k in ("onnx", "torch", "huggingface") if k in source)
+        params: Document = {"source": kind}
+        if kind != "onnx":
+            params |= {"factory": source.get("torch"), "task": source.get("task"), "interface": self._interface()}
+        digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
+        aside = {
+            "source": self._files.source,
+            "folder": self._files.folder,
+            "files": list(self._files.model.values()),
+        }
+        return self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ())), aside
+
+    def _interface(self) -> Document:
+        outputs = {name: tuple(shape) for name, shape in self.recipe.outputs.items()}
+        return dict(
+            Interface(input_specs(self.recipe), outputs, profiles(self.recipe), self.recipe.model.opset).to_json()
+        )
+
+    def fold(self, export: str) -> tuple[Document, Aside]:
+        """The samples of its proof are no part of the key: they can fail the step, never change its result."""
+        outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
+        params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
+        data = self._files.evaluation
+        aside = {"samples": data.path, "proof": _samples(data) | {"count": min(PROOF_SAMPLES, data.count)}}
+        return self._document("fold", params, {"export": export}, {}), aside
+
+    def calibrate(self, fold: str) -> tuple[Document, Aside]:
+        data = self._files.calibration
+        assert data is not None  # checked with the recipe
+        params = {"calibration": self.recipe.calibration.model_dump(mode="json"), "samples": _samples(data)}
+        digests = {"calibration": self._digests.digest(data.path)}
+        return self._document("calibrate", params, {"fold": fold}, digests), {"calibration": data.path}
+
+    def lower(self, precision: str, fold: str, ranges: str | None) -> tuple[Document, Aside]:
+        params: Document = {"precision": precision}
+        if precision == "int8":
+            params["keep"] = list(self.recipe.calibration.keep)
+            assert ranges is not None
+            return self._document("lower", params, {"fold": fold, "ranges": ranges}, {}), {}
+        if precision == "fp32":
+            return self._document("lower", params, {"fold": fold}, {}), {}
+        data = self._files.calibration or self._files.evaluation
+        params["samples"] = _samples(data)
+        digests = {"samples": self._digests.digest(data.path)}
+        return self._document("lower", params, {"fold": fold}, digests, ("nvidia-modelopt",)), {"samples": data.path}
+
+    def build(self, precision: str, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
+        params = {
+            "precision": precision,
+            "target": target.to_json(),
+            "profiles": [p.to_json() for p in profiles(self.recipe)],
+        }
+        facts = backend_facts(target.target.backend)
+        document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
+        if facts.needs_gpu_to_build:
+            document["hardware"] = facts.hardware()
+        return document, {}
+
+    def reference(self, fold: str) -> tuple[Document, Aside]:
+        data = self._files.evaluation
+        params = {"samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs)}
+        digests = {"evaluation": self._digests.digest(data.path)}
+        return self._document("reference", params, {"fold": fold}, digests), {"evaluation": data.path}
+
+    def compare(self, target: NamedTarget, build: str, reference: str) -> tuple[Document, Aside]:
+        data, accuracy = self._files.evaluation, self.recipe.accuracy
+        metric = accuracy.metric
+        params = {
+            "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
+            "metric": metric.python if metric and metric != "top1" else metric, "output": accuracy.output,
+        }  # fmt: skip
+        digests = {"evaluation": self._digests.digest(data.path)}
+        digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
+        facts = backend_facts(target.target.backend)
+        document = self._document("compare", params, {"build": build, "reference": reference}, digests, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {"evaluation": data.path, "folder": self._files.folder}
+
+    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
+        data = self._files.evaluation
+        at = {
+            name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
+            for name, dims in self.recipe.performance.at.items()
+        }
+        params = {"at": at, "inputs": self._inputs, "samples": _samples(data), "target": target.to_json()}
+        digests = {"evaluation": self._digests.digest(data.path)}
+        facts = backend_facts(target.target.backend)
+        document = self._document("measure", params, {"build": build}, digests, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {"evaluation": data.path}
+
+    def batches(self) -> list[int]:
+        """Batch sizes that evaluation goes round: smallest, usual and largest of every profile.
+
+        An engine may be right at batch 1 and wrong at others, so one size proves little.
+        """
+        specs = input_specs(self.recipe)
+        fixed, dim = fixed_batch(specs), batch_dim(specs)
+        if fixed is not None or not isinstance(dim, str):
+            return [fixed or 1]
+        sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
+        return sorted(n for n in sizes if n > 0)
+
+    def _profile(self, shape: str, dims: Mapping[str, int]) -> str | None:
+        admitting = admitting_profile(self.recipe, shape, dims)
+        return admitting.name if admitting else None
+
+    def _needs_tail(self, shape: str) -> bool:
+        """Whether a p99 is judged at this shape, which takes many more runs than a median."""
+        budget = self.recipe.performance.budget.get(shape)
+        return budget is not None and budget.p99_ms is not None
+
+    def _document(
+        self,
+        kind: StepName,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        digests: Mapping[str, str],
+        libraries: tuple[str, ...] = (),
+    ) -> Document:
+        step = STEP_KINDS[kind]
+        return {
+            "step": kind,
+            "version": step.version,
+            "params": dict(params),
+            "inputs": dict(inputs),
+            "digests": dict(digests),
+            "libraries": installed_versions((*step.libraries, *libraries)),
+        }
+
+
+def _samples(data: SampleFile) -> Document:
+    """How samples are read from the file: all that `SampleFile` needs but the path."""
+    return {
+        "arrays": dict(data.arrays), "count": data.count, "total": data.total,
+        "specs": [s.to_json() for s in data.specs],
+    }  # fmt: skip

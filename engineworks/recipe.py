@@ -1,0 +1,140 @@
+"""A recipe as frozen values: what to build, never how. The JSON Schema that editors use is generated from here.
+
+Fields say what they are in `description`, which is also the text of the schema. Values are checked one by one here;
+what needs two fields at once is checked in `recipe_checks`, what needs files or a model in the step that reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
+Length = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Triple = Annotated[tuple[Length, ...], Field(min_length=3, max_length=3)]
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+
+LATER = {
+    "release": "releases come with the release issue; remove the block until then",
+    "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
+    "performance.regression": "comparison with a champion comes with the release gate; use performance.budget for now",
+    "performance.sweep": "batch sweeps come with the GPU runner; name the shapes under performance.at for now",
+}
+"""Fields of the design that a later version brings: refused with this sentence, never ignored."""
+
+LATER_PRECISIONS = ("fp8", "int4", "int8_weights", "int4_weights", "as_is", "auto")
+"""Precisions of the design that a later version brings."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Part):
+    """Where the model comes from: exactly one of these."""
+
+    onnx: str | None = Field(None, description="ONNX file, relative to the recipe")
+    torch: Factory | None = Field(None, description="module:factory that returns a torch.nn.Module; run in a child process")
+    huggingface: str | None = Field(None, description="folder of a Hugging Face model, or the id of one in the local cache")
+    task: str | None = Field(None, description="Hugging Face task, e.g. text-classification; default: from its config")
+
+
+class Model(Part):
+    source: Source
+    opset: int = Field(17, ge=13, le=23, description="ONNX opset to export with; ONNX files keep theirs")
+    files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
+
+
+class Input(Part):
+    dtype: Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
+    shape: tuple[Length | DimName, ...] = Field(description="lengths, and names for dynamic dimensions")
+
+
+class Samples(Part):
+    """Arrays by name in one .npz file; axis 0 counts the samples."""
+
+    npz: str = Field(description="file, relative to the recipe; pickled arrays are refused")
+    samples: Length | None = Field(None, description="use this many, evenly spread over the file; default: all")
+    names: dict[str, str] = Field(default_factory=dict, description="model input: array name, where they differ")
+
+
+class Evaluation(Samples):
+    labels: str | None = Field(None, description="name of the array with the labels, one per sample")
+
+
+class Data(Part):
+    calibration: Samples | None = None
+    evaluation: Evaluation
+
+
+class Calibration(Part):
+    method: Literal["minmax", "entropy", "percentile"] = "entropy"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    batch: Length = Field(8, description="samples per calibration step")
+    keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
+
+
+class Limits(Part):
+    """Limits of one precision; every one that is given is one check."""
+
+    metric: float | None = Field(None, description="smallest task metric of the engine")
+    metric_ratio: Positive | None = Field(None, description="smallest task metric relative to the fp32 reference")
+    cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference, of every output")
+    sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
+    max_abs: Positive | None = Field(None, description="largest absolute difference from the reference, of every output")
+    mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
+
+
+class PythonMetric(Part):
+    python: Factory = Field(description="module:function(outputs, labels, inputs) -> float, beside the recipe")
+
+
+class Accuracy(Part):
+    metric: Literal["top1"] | PythonMetric | None = Field(
+        None, description="task metric on the labels; without labels: agreement with the reference"
+    )
+    output: str | None = Field(None, description="output that top1 reads; default: the first")
+    limits: dict[Precision, Limits]
+
+
+class Budget(Part):
+    """Limits at one named shape; every one that is given is one check."""
+
+    p50_ms: Positive | None = None
+    p90_ms: Positive | None = None
+    p99_ms: Positive | None = None
+    throughput_per_s: Positive | None = Field(None, description="samples per second, batch / p50")
+    memory_mib: Positive | None = Field(None, description="memory that loading and running the engine adds")
+    load_ms: Positive | None = None
+
+
+class Performance(Part):
+    at: dict[Name, dict[DimName, Length]] = Field(description="named shapes to measure: the length of every dynamic dimension")
+    budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
+
+
+class Recipe(Part):
+    """What to build, from which model and data, and the limits that an engine must meet."""
+
+    recipe: Name = Field(description="name of the recipe: first part of every engine's id")
+    description: str = ""
+    owner: str = ""
+    model: Model
+    inputs: dict[str, Input] = Field(min_length=1)
+    outputs: dict[str, tuple[Length | DimName, ...]] = Field(min_length=1)
+    shapes: dict[Name, dict[DimName, Triple]] = Field(
+        default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
+    )
+    precisions: tuple[Precision, ...] = Field(min_length=1)
+    data: Data
+    calibration: Calibration = Calibration()
+    targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
+    accuracy: Accuracy
+    performance: Performance = Performance(at={})

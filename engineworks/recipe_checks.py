@@ -1,0 +1,132 @@
+"""What two fields of a recipe say together: each check yields problems at their places. No files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from engineworks.errors import Problem
+from engineworks.profiles import admitting_profile, dynamic_dims
+from engineworks.recipe import Recipe
+from engineworks.suggest import did_you_mean
+from engineworks.yaml_nodes import Node
+
+
+def check_recipe(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """Every problem of the recipe as a whole; `node` is the tree it was read from."""
+    for check in _CHECKS:
+        yield from check(recipe, node)
+
+
+def _source_is_one(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    source = recipe.model.source
+    given = [k for k in ("onnx", "torch", "huggingface") if getattr(source, k) is not None]
+    place = node.at(("model", "source")).place
+    if len(given) != 1:
+        what = " and ".join(f"'{g}'" for g in given) or "no source"
+        yield Problem(place, f"model.source names {what}", "give exactly one of onnx, torch, huggingface")
+    if source.task and given != ["huggingface"]:
+        yield Problem(node.key_place(("model", "source", "task")), "'task' goes with 'huggingface' only")
+    if recipe.model.files and given != ["torch"]:
+        yield Problem(node.key_place(("model", "files")), "'files' goes with a torch factory only")
+
+
+def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for key, values in (("precisions", recipe.precisions), ("targets", recipe.targets)):
+        yield from _twins(key, values, node)
+
+
+def _twins(key: str, values: Sequence[str], node: Node) -> Iterator[Problem]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            yield Problem(node.at((key, index)).place, f"'{value}' stands twice in {key}", "remove one")
+
+
+def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    if dims and not recipe.shapes:
+        yield Problem(node.key_place(("inputs",)), f"dynamic dimensions ({', '.join(dims)}) need profiles under 'shapes'",
+                      "shapes: {default: {%s: [1, 8, 32]}}" % dims[0])  # fmt: skip
+    for name, ranges in recipe.shapes.items():
+        where = node.at(("shapes", name)).place
+        for dim in dims:
+            if dim not in ranges:
+                yield Problem(where, f"profile '{name}' has no range for dimension '{dim}'", f"{dim}: [min, opt, max]")
+        for dim, (low, opt, high) in ranges.items():
+            place = node.key_place(("shapes", name, dim))
+            if dim not in dims:
+                yield Problem(place, f"no input has a dimension '{dim}'", did_you_mean(dim, dims))
+            if not low <= opt <= high:
+                yield Problem(
+                    node.at(("shapes", name, dim)).place,
+                    f"profile '{name}': {dim}: [{low}, {opt}, {high}] is not min ≤ opt ≤ max",
+                    "write [min, opt, max] in rising order",
+                )
+
+
+def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    rising = all(low <= opt <= high for r in recipe.shapes.values() for low, opt, high in r.values())
+    whole = rising and bool(recipe.shapes or not dims) and all(d in r for r in recipe.shapes.values() for d in dims)
+    for name, lengths in recipe.performance.at.items():
+        path = ("performance", "at", name)
+        unknown = [d for d in lengths if d not in dims]
+        missing = [d for d in dims if d not in lengths]
+        for dim in unknown:
+            yield Problem(node.key_place((*path, dim)), f"no input has a dimension '{dim}'", did_you_mean(dim, dims))
+        for dim in missing:
+            yield Problem(node.at(path).place, f"shape '{name}' has no length for dimension '{dim}'")
+        if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
+            shown = ", ".join(f"{d} {n}" for d, n in lengths.items())
+            yield Problem(node.at(path).place, f"shape '{name}' ({shown}) lies outside of every profile")
+    for name in recipe.performance.budget:
+        if name not in recipe.performance.at:
+            place = node.key_place(("performance", "budget", name))
+            yield Problem(place, f"budget for unknown shape '{name}'", did_you_mean(name, recipe.performance.at))
+
+
+def _int8_has_data(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if "int8" in recipe.precisions and recipe.data.calibration is None:
+        place = node.at(("precisions", recipe.precisions.index("int8"))).place
+        yield Problem(place, "int8 needs calibration data", "add data.calibration; random numbers are never used")
+
+
+def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for index, precision in enumerate(recipe.precisions):
+        limits = recipe.accuracy.limits.get(precision)
+        if limits is None or not limits.model_fields_set:
+            place = node.at(("precisions", index)).place
+            yield Problem(place, f"accuracy.limits says nothing of {precision}", "an engine without a limit can not fail: give one")
+
+
+def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.accuracy.metric is not None:
+        return
+    for precision, limits in recipe.accuracy.limits.items():
+        for field in ("metric", "metric_ratio"):
+            if precision in recipe.precisions and getattr(limits, field) is not None:
+                place = node.key_place(("accuracy", "limits", precision, field))
+                yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "metric: top1, or {python: module:function}")
+
+
+def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    output = recipe.accuracy.output
+    if output is not None and output not in recipe.outputs:
+        yield Problem(node.at(("accuracy", "output")).place, f"no output '{output}'", did_you_mean(output, recipe.outputs))
+    for part in ("calibration", "evaluation"):
+        samples = getattr(recipe.data, part)
+        for name in samples.names if samples else ():
+            if name not in recipe.inputs:
+                place = node.key_place(("data", part, "names", name))
+                yield Problem(place, f"the model has no input '{name}'", did_you_mean(name, recipe.inputs))
+
+
+_CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
+    _source_is_one,
+    _lists_have_no_twins,
+    _profiles_are_whole,
+    _named_shapes_fit,
+    _int8_has_data,
+    _every_precision_has_limits,
+    _metric_limits_have_a_metric,
+    _names_are_known,
+)

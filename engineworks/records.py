@@ -1,0 +1,145 @@
+"""Plans and results → what MLflow is told: params, metrics, tags and texts. Pure."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from engineworks.plan import Plan
+from engineworks.results import BuildResult, EngineResult
+from engineworks.tracking.records import EngineRecord
+
+
+def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
+    """Where the build comes from: recipe file, git commit, host, Prefect flow run."""
+    recipe = plan.loaded.recipe
+    tags = {
+        "engineworks.file": plan.loaded.shown, "engineworks.owner_of_recipe": recipe.owner, "engineworks.host": platform.node(),
+        "prefect.flow_run": flow_run, "mlflow.note.content": recipe.description,
+    }  # fmt: skip
+    commit = _git_commit(plan)
+    return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
+
+
+def plan_params(plan: Plan) -> dict[str, str]:
+    """The resolved recipe, one param per leaf, so that MLflow's comparison shows which line differs."""
+    resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner"})
+    return flatten(resolved)
+
+
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Nested mappings as dotted names; lists as JSON."""
+    if isinstance(value, Mapping):
+        found: dict[str, str] = {}
+        for key, inner in value.items():
+            found |= flatten(inner, f"{path}.{key}" if path else str(key))
+        return found
+    return {path: value if isinstance(value, str) else json.dumps(value)}
+
+
+def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
+    """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself."""
+    failure = engine.failure
+    texts = {"verdict.json": json.dumps([c.to_json() for c in engine.checks], indent=1)}
+    texts |= {f"fingerprints/{kind}.json": _document(plan, key) for kind, key in engine.keys.items()}
+    if engine.sidecar:
+        texts["engine.json"] = json.dumps(engine.sidecar, indent=1)
+    if engine.accuracy:
+        texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
+    if engine.latency:
+        texts["latency.json"] = json.dumps(engine.latency)
+    if engine.log:
+        texts["build.log"] = engine.log
+    if failure:
+        texts |= {"error.txt": failure.message, "error.log": failure.log}
+    folder = engine.path.parent if engine.path else None
+    files = [f for f in folder.iterdir() if f.name not in NOT_SHIPPED] if folder else []
+    return EngineRecord(
+        id=engine.id,
+        status="FAILED" if failure else "FINISHED",
+        params=_engine_params(plan, engine),
+        metrics=_metrics(engine),
+        tags=_engine_tags(engine),
+        texts=texts,
+        files={f"engine/{f.name}": f for f in files},
+        engine_digest=engine.sidecar.get("sha256"),
+        store_keys=tuple(_closure(plan, engine)),
+    )
+
+
+NOT_SHIPPED = ("manifest.json", "log.txt")
+"""Files of a build's artifact that are no part of the engine."""
+
+
+def result_metrics(result: BuildResult) -> dict[str, float]:
+    words = [e.verdict for e in result.engines]
+    counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
+    steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
+    return counts | steps | {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
+
+
+def _document(plan: Plan, key: str) -> str:
+    return json.dumps({"key": key, **plan.steps[key].document}, indent=1)
+
+
+def _closure(plan: Plan, engine: EngineResult) -> set[str]:
+    """Every key that the engine stands on."""
+    pending, seen = [*engine.keys.values()], set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in seen:
+            seen.add(key)
+            pending.extend(plan.steps[key].inputs.values())
+    return seen
+
+
+def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    _, precision, target = engine.id.split("/")
+    limits = next((v for k, v in plan.loaded.recipe.accuracy.limits.items() if k == precision), None)
+    limited = flatten(limits.model_dump(exclude_none=True), "limits") if limits else {}
+    versions = flatten(engine.sidecar.get("versions", {}), "versions")
+    return {"precision": precision, "target": target, **limited, **versions}
+
+
+def _engine_tags(engine: EngineResult) -> dict[str, str]:
+    tags = {"engineworks.verdict": engine.verdict}
+    reasons = [c.sentence for c in engine.checks if c.verdict != "pass"]
+    if engine.failure:
+        reasons = [engine.failure.message]
+    return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})
+
+
+def _metrics(engine: EngineResult) -> dict[str, float]:
+    """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
+    found: dict[str, float | None] = {}
+    for name, output in (engine.accuracy or {}).get("outputs", {}).items():
+        found |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
+        if output["sqnr_db"] is not None:
+            found[f"sqnr_db/{name}"] = output["sqnr_db"]
+    metric = (engine.accuracy or {}).get("metric")
+    if metric:
+        found |= {"metric": metric["engine"], "metric_reference": metric["reference"], "metric_ratio": metric["ratio"]}
+    if engine.latency:
+        found["load_ms"] = engine.latency["load_ms"]
+        for shape, figures in engine.latency["shapes"].items():
+            found |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
+    if engine.sidecar:
+        found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
+    return {k: float("nan") if v is None else float(v) for k, v in found.items()}
+
+
+_LATENCY_METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
+
+
+def _git_commit(plan: Plan) -> str:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(plan.loaded.root), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

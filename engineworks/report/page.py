@@ -1,0 +1,16 @@
+"""The build as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from engineworks.report.rows import HEADINGS, rows
+from engineworks.results import BuildResult
+
+
+def render_html(result: BuildResult) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("engineworks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(result=result, headings=HEADINGS, rows=rows(result))

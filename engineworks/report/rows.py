@@ -1,0 +1,56 @@
+"""The figures of a build as text: what the table on the terminal, the HTML page and the Markdown twin all show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engineworks.results import BuildResult, EngineResult
+
+HEADINGS = ("engine", "verdict", "metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB", "why")
+"""p50, p99 and samples/s are at the recipe's first named shape; MiB is the size of the engine."""
+
+
+@dataclass(frozen=True)
+class Row:
+    cells: tuple[str, ...]
+    verdict: str
+
+
+def rows(result: BuildResult) -> list[Row]:
+    """One row per engine, then one per refused one."""
+    built = [Row(_cells(e), e.verdict) for e in result.engines]
+    blank = ("",) * (len(HEADINGS) - 3)
+    return built + [Row((r.id, "refused", *blank, r.sentence), "refused") for r in result.refused]
+
+
+def why(engine: EngineResult) -> str:
+    """The sentence that decided: the step that failed, else the first check that did not pass."""
+    if engine.failure:
+        return engine.failure.message.splitlines()[0]
+    return next((c.sentence for c in engine.checks if c.verdict != "pass"), "")
+
+
+def _cells(engine: EngineResult) -> tuple[str, ...]:
+    accuracy, latency = engine.accuracy or {}, engine.latency or {}
+    metric: Mapping[str, Any] = accuracy.get("metric") or {}
+    outputs: Mapping[str, Any] = accuracy.get("outputs") or {}
+    cosines = [o["cosine"] for o in outputs.values() if o["cosine"] is not None]
+    shape: Mapping[str, Any] = next(iter(latency.get("shapes", {}).values()), {})
+    size = engine.sidecar.get("bytes")
+    return (
+        engine.id,
+        engine.verdict,
+        _figure(metric.get("engine"), 4),
+        _figure(min(cosines, default=None), 5),
+        _figure(shape.get("latency_ms_p50"), 3),
+        _figure(shape.get("latency_ms_p99"), 3),
+        _figure(shape.get("throughput_per_s"), 0),
+        _figure(size / 2**20 if size else None, 2),
+        why(engine),
+    )
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"

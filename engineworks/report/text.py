@@ -1,0 +1,32 @@
+"""The build as Markdown."""
+
+from __future__ import annotations
+
+from engineworks.report.rows import HEADINGS, rows
+from engineworks.results import BuildResult
+
+
+def render_markdown(result: BuildResult) -> str:
+    lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
+    lines += [_line(row.cells) for row in rows(result)]
+    for engine in result.engines:
+        if engine.checks:
+            lines += ["", f"## {engine.id}: {engine.verdict}", ""]
+            lines += [f"- **{c.verdict}** {c.name}: {c.sentence}" for c in engine.checks]
+        if engine.failure:
+            lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(result: BuildResult) -> str:
+    words = [e.verdict for e in result.engines]
+    counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+    steps = result.steps
+    return (
+        f"{counts}. Steps: {steps.run} run, {steps.reused} reused, {steps.failed} failed, "
+        f"in {result.seconds:.1f} s. MLflow run `{result.run}`."
+    )
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"

@@ -1,0 +1,186 @@
+"""What a build came to: one frozen value per engine and one for the build, as JSON and as an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from engineworks.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_GATE_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_PASSED,
+    EXIT_STEP_FAILED,
+)
+from engineworks.gates import Check, Verdict, judge
+from engineworks.plan import Plan, PlannedEngine, Refused
+from engineworks.steps import StepName
+from engineworks.store import Artifact, Store
+
+EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
+"""A verdict's word, or `failed`: a step of the engine failed, so that there is nothing to judge."""
+
+SIDECAR, ACCURACY, LATENCY, LOG = "engine.json", "accuracy.json", "latency.json", "log.txt"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that failed: its id, the message for the user, the log for the record, and the error's exit code."""
+
+    step: str
+    message: str
+    log: str = ""
+    exit_code: int = EXIT_STEP_FAILED
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built."""
+
+    id: str
+    verdict: EngineWord
+    checks: tuple[Check, ...]
+    path: Path | None = None
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None
+    log: str = ""
+    keys: Mapping[StepName, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        first = next(iter(self.latency["shapes"].values()), {}) if self.latency else {}
+        shapes = self.latency["shapes"] if self.latency else {}
+        return {
+            "id": self.id,
+            "path": str(self.path) if self.path else None,
+            "digest": self.sidecar.get("sha256"),
+            "bytes": self.sidecar.get("bytes"),
+            "verdict": self.verdict,
+            "checks": [c.to_json() for c in self.checks],
+            "accuracy": self.accuracy or {},
+            **{k: first.get(k) for k in _HEADLINE},
+            "load_ms": self.latency["load_ms"] if self.latency else None,
+            "latency": {name: {k: v for k, v in s.items() if k != "samples"} for name, s in shapes.items()},
+            "error": self.failure.message if self.failure else None,
+        }
+
+
+_HEADLINE = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    run: int = 0
+    reused: int = 0
+    failed: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return {"run": self.run, "reused": self.reused, "failed": self.failed}
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page."""
+
+    recipe: str
+    run: str
+    engines: tuple[EngineResult, ...]
+    refused: tuple[Refused, ...]
+    steps: StepCounts
+    report: Path | None = None
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "run": self.run,
+            "engines": [e.to_json() for e in self.engines],
+            "refused": [r.to_json() for r in self.refused],
+            "steps": self.steps.to_json(),
+            "report": str(self.report) if self.report else None,
+            "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
+        }
+
+    @property
+    def verdict(self) -> EngineWord:
+        """The gravest of the engines' words."""
+        order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")
+        words = {e.verdict for e in self.engines}
+        return next((word for word in order if word in words), "pass")
+
+    def exit_code(self, *, require_verdict: bool = False) -> int:
+        """A failed step outranks a failed gate: the gate of that engine never spoke."""
+        failures = [e.failure.exit_code for e in self.engines if e.failure]
+        words = {e.verdict for e in self.engines}
+        if failures:
+            return EXIT_STEP_FAILED if EXIT_STEP_FAILED in failures else max(failures)
+        if "fail" in words:
+            return EXIT_GATE_FAILED
+        if "inconclusive" in words or (require_verdict and "unmeasured" in words):
+            return EXIT_INCONCLUSIVE
+        return EXIT_PASSED
+
+
+def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = False) -> int:
+    """One exit code for several builds: the gravest."""
+    order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
+    codes = [r.exit_code(require_verdict=require_verdict) for r in results]
+    return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
+
+
+def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Mapping[str, Failure]) -> EngineResult:
+    """Read an engine's reports from the store and judge it. `failures`: by key of the step that failed."""
+    built = store.get(engine.steps["build"])
+    failure = _failure_of(plan, engine, failures)
+    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
+    latency = _read(store.get(engine.steps["measure"]), LATENCY) if "measure" in engine.steps else None
+    sidecar = built.read_json(SIDECAR) if built else {}
+    verdict = _judge(plan, engine, accuracy, latency)
+    return EngineResult(
+        id=engine.id,
+        verdict="failed" if failure else verdict.verdict,
+        checks=() if failure else verdict.checks,
+        path=built.file(sidecar["engine"]) if built else None,
+        sidecar=sidecar,
+        accuracy=accuracy,
+        latency=latency,
+        log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
+        keys=engine.steps,
+        failure=failure,
+    )
+
+
+def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any) -> Verdict:
+    recipe = plan.loaded.recipe
+    limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
+    return judge(
+        accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because
+    )
+
+
+def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:
+    """The first failed step among those that the engine stands on."""
+    pending = [*engine.steps.values()]
+    seen: set[str] = set()
+    found: dict[str, Failure] = {}
+    while pending:
+        key = pending.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        if key in failures:
+            found[key] = failures[key]
+        pending.extend(plan.steps[key].inputs.values())
+    return next((found[key] for key in plan.steps if key in found), None)
+
+
+def _read(artifact: Artifact | None, name: str) -> Any:
+    return artifact.read_json(name) if artifact else None
+
+
+__all__ = ["BuildResult", "EngineResult", "Failure", "StepCounts", "engine_result", "worst_exit_code"]

@@ -1,0 +1,52 @@
+"""Where things are: environment variables, read once, into a frozen value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Places of this run.
+
+    artifacts: moved as a whole by ENGINEWORKS_ARTIFACTS (default: `artifacts` in the repository, or in the current
+    folder outside of one). store: a folder or fsspec URL, ENGINEWORKS_STORE (default: `<artifacts>/store`).
+    data_roots: folders outside of the repository that recipes may read, ENGINEWORKS_DATA_ROOTS (colon-separated).
+    tracking_uri: MLFLOW_TRACKING_URI, None for the SQLite file under artifacts.
+    """
+
+    artifacts: Path
+    store: str
+    data_roots: tuple[Path, ...] = ()
+    tracking_uri: str | None = None
+
+    @property
+    def runs(self) -> Path:
+        """Reports and logs, one folder per run."""
+        return self.artifacts / "runs"
+
+
+def read_settings(environ: Mapping[str, str] | None = None, *, start: Path | None = None) -> Settings:
+    """Settings of the environment; `start` is the folder that counts as the current one."""
+    env = os.environ if environ is None else environ
+    here = (start or Path.cwd()).resolve()
+    artifacts = Path(env.get("ENGINEWORKS_ARTIFACTS") or (find_repository(here) or here) / "artifacts")
+    artifacts = (here / artifacts).resolve()
+    roots = env.get("ENGINEWORKS_DATA_ROOTS", "")
+    return Settings(
+        artifacts=artifacts,
+        store=env.get("ENGINEWORKS_STORE") or str(artifacts / "store"),
+        data_roots=tuple(Path(p).expanduser().resolve() for p in roots.split(os.pathsep) if p),
+        tracking_uri=env.get("MLFLOW_TRACKING_URI") or None,
+    )
+
+
+def find_repository(start: Path) -> Path | None:
+    """The nearest folder at or above `start` that holds `.git`, None outside of a repository."""
+    for folder in (start, *start.parents):
+        if (folder / ".git").exists():
+            return folder
+    return None

@@ -1,0 +1,62 @@
+"""The steps of a build: one literal table, and one module per step with a `run(job)` that fills `job.out`.
+
+A step reads its parameters and inputs from the job, writes files into `job.out`, and returns nothing: what it found
+out stands in the files. Its key is made in `plan`, its place in the store in `execute`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure"]
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """version: raise it whenever the step would give another result for the same inputs. libraries: distributions
+    whose versions shape the result (a backend adds its own). engine: whether there is one per engine."""
+
+    version: int
+    libraries: tuple[str, ...]
+    engine: bool = False
+
+
+STEP_KINDS: Mapping[StepName, StepKind] = {
+    "export": StepKind(1, ("onnx",)),
+    "fold": StepKind(1, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
+    "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
+    "lower": StepKind(1, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
+    "reference": StepKind(1, ("onnxruntime", "numpy")),
+    "build": StepKind(1, (), engine=True),
+    "compare": StepKind(1, ("numpy",), engine=True),
+    "measure": StepKind(1, ("numpy",), engine=True),
+}
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """What a step's `run` gets.
+
+    params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
+    aside: what can not shape the result, absolute paths above all. out: an empty folder to fill. say: one line for
+    the step's log.
+    """
+
+    id: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    aside: Mapping[str, Any]
+    out: Path
+    say: Callable[[str], None]
+
+    def path(self, name: str) -> Path:
+        """An absolute path from `aside`."""
+        return Path(self.aside[name])
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write a result beside the others. NaN is not JSON: a figure that is none is null."""
+        (self.out / name).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Lowered ONNX + profiles + target → engine, with a sidecar that says what it is."""
+
+from __future__ import annotations
+
+from engineworks.backends import builder
+from engineworks.backends.base import BuildRequest
+from engineworks.errors import BuildError
+from engineworks.fingerprint import digest_file
+from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.steps import StepJob
+from engineworks.tensors import profile_from_json
+
+SIDECAR_FILE = "engine.json"
+
+
+def run(job: StepJob) -> None:
+    target = job.params["target"]
+    build = builder(target["backend"])
+    if build is None:
+        raise BuildError(f"{job.id}: backend '{target['backend']}' runs engines, it does not build them")
+    why = build.why_not_build(target["compute_capability"])
+    if why is not None:
+        raise BuildError(f"{job.id}: can not be built here: {why}")
+    profiles = tuple(profile_from_json(p) for p in job.params["profiles"])
+    request = BuildRequest(
+        model=job.inputs["lower"] / MODEL_FILE,
+        out=job.out,
+        precision=job.params["precision"],
+        profiles=profiles,
+        compute_capabilities=tuple(target["compute_capability"]),
+        options=target["options"],
+    )
+    report = build.build(request, job.say)
+    engine = job.out / report.file
+    job.write_json(
+        SIDECAR_FILE,
+        {
+            "engine": report.file,
+            "sha256": digest_file(engine),
+            "bytes": sum(f.stat().st_size for f in job.out.iterdir()),
+            "precision": request.precision,
+            "target": target,
+            "inputs": [s.to_json() for s in report.inputs],
+            "outputs": [s.to_json() for s in report.outputs],
+            "profiles": [p.to_json() for p in profiles],
+            "model_sha256": digest_file(request.model),
+            "build_seconds": round(report.seconds, 3),
+            "versions": dict(report.versions),
+            "details": dict(report.details),
+        },
+    )

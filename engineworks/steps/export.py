@@ -1,0 +1,58 @@
+"""Model source → model.onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engineworks.errors import ModelError
+from engineworks.model.export import ExportReport, export_onnx, interface_from_json
+from engineworks.model.onnx_files import model_files
+from engineworks.steps import StepJob
+
+
+def run(job: StepJob) -> None:
+    report = _EXPORTERS[job.params["source"]](job)
+    for note in report.notes:
+        job.say(note)
+    job.write_json("export.json", report.to_json())
+
+
+def _onnx(job: StepJob) -> ExportReport:
+    _same_files(job)
+    return export_onnx(job.path("source"), job.out)
+
+
+def _torch(job: StepJob) -> ExportReport:
+    from engineworks.model.export_torch import export_torch
+
+    interface = interface_from_json(job.params["interface"])
+    return export_torch(job.params["factory"], job.path("folder"), interface, job.out, files=_declared(job))
+
+
+def _huggingface(job: StepJob) -> ExportReport:
+    from engineworks.model.export_huggingface import export_huggingface
+
+    interface = interface_from_json(job.params["interface"])
+    return export_huggingface(
+        str(job.path("source")), job.path("folder"), interface, job.out, task=job.params["task"]
+    )
+
+
+_EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {"onnx": _onnx, "torch": _torch, "huggingface": _huggingface}
+
+
+def _declared(job: StepJob) -> list[Path]:
+    """Files that the key covers beside the factory's own source."""
+    return [Path(p) for p in job.aside["files"]]
+
+
+def _same_files(job: StepJob) -> None:
+    """The plan found the weights by the file's wire format: ONNX must find the same ones, or the key is not whole."""
+    planned = set(job.aside["files"])
+    for file in model_files(job.path("source")):
+        if str(file.resolve()) not in planned:
+            raise ModelError(
+                f"{job.path('source')}: the external data '{file.name}' belongs to the attribute of a node",
+                hint="save the model with its weights as initializers",
+            )

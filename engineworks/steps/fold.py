@@ -1,0 +1,26 @@
+"""Exported ONNX → folded ONNX, proved equal on real samples, with its inventory."""
+
+from __future__ import annotations
+
+from engineworks.model.fold import fold_model
+from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.samples import fixed_batch, samples_from_json
+from engineworks.steps import StepJob
+from engineworks.tensors import spec_from_json
+
+
+def run(job: StepJob) -> None:
+    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
+    samples = samples_from_json(job.path("samples"), job.aside["proof"])
+    sizes = [fixed_batch(specs)] if fixed_batch(specs) else [1, samples.count - 1]
+    report = fold_model(
+        job.inputs["export"] / MODEL_FILE,
+        job.out / MODEL_FILE,
+        inputs=specs,
+        outputs={name: tuple(shape) for name, shape in job.params["outputs"].items()},
+        minimum_opset=job.params["minimum_opset"],
+        feeds=list(samples.batches([s for s in sizes if s])),
+    )
+    for strategy, why in report.fallbacks:
+        job.say(f"folding by {strategy} was given up: {why}")
+    job.write_json("fold.json", report.to_json())

@@ -1,0 +1,62 @@
+"""The stored engine → load time, latency and memory at the recipe's named shapes, alone on its device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engineworks.measure.accuracy import Array
+from engineworks.measure.latency import Sampling, measure_latency
+from engineworks.measure.memory import peak_mib, reset_peak, resident_mib
+from engineworks.samples import SampleFile, batch_axes, batch_dim, samples_from_json
+from engineworks.steps import StepJob
+from engineworks.steps.engine_session import load_engine
+from engineworks.tensors import TensorSpec, spec_from_json
+
+LATENCY_FILE = "latency.json"
+
+
+def run(job: StepJob) -> None:
+    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
+    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    reset_peak()
+    before = resident_mib()
+    start = time.perf_counter()
+    session = load_engine(job.inputs["build"], job.params["target"])
+    load_ms = 1000 * (time.perf_counter() - start)
+    shapes: dict[str, Any] = {}
+    for name, at in job.params["at"].items():
+        feeds = feeds_at(specs, samples, at["dims"])
+        reset_peak()
+        batch = at["dims"].get(batch_dim(specs), 1)
+        report = measure_latency(lambda runs, f=feeds: session.time_runs(f, runs), batch, Sampling(tail=at["tail"]))  # type: ignore[misc]
+        shapes[name] = {**report.to_json(), "memory_mib": round(peak_mib() - before, 2), **at}
+        job.say(f"{name}: p50 {report.latency_ms_p50:.4f} ms over {report.runs} runs")
+    session.close()
+    job.write_json(LATENCY_FILE, {"load_ms": load_ms, "shapes": shapes})
+
+
+def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:
+    """Feeds of exactly this shape, made of real samples: repeated where they are too few or short, cut where too long.
+
+    Real values keep token ids within the vocabulary, and data-dependent kernels at their usual speed.
+    """
+    axes = batch_axes(specs)
+    batch = dims.get(str(batch_dim(specs)), 1)
+    one = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
+    return {spec.name: _fit(one[spec.name], spec.concrete(dims)) for spec in specs}
+
+
+def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    for axis, length in enumerate(shape):
+        have = array.shape[axis]
+        if have == 0 or length == 0:
+            array = np.zeros((*array.shape[:axis], length, *array.shape[axis + 1 :]), array.dtype)
+        elif have != length:
+            tiled = np.concatenate([array] * math.ceil(length / have), axis=axis)
+            array = np.take(tiled, range(length), axis=axis)
+    return np.ascontiguousarray(array)

@@ -1,0 +1,296 @@
+"""The store: one folder per step's key, written once, checked on every read.
+
+    <root>/objects/ab/abcd…/manifest.json + files     published by one atomic rename, read-only
+    <root>/latest/<step id>.json                      the newest key of a step, to tell why a key is new
+    <root>/locks/  <root>/partial/                    one flock per key being built; folders not yet published
+
+Writing: hit? return · lock · look again · build in `partial/` · digest · rename. A reader never sees half of anything:
+what is missing or damaged is a miss. flock is dropped by the kernel when its holder dies, `kill -9` included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import StoreError
+from engineworks.fingerprint import digest_file, digest_of
+
+MANIFEST = "manifest.json"
+LOCK_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published result: its folder, its files with digests, and the document that its key is the digest of."""
+
+    key: str
+    path: Path
+    step: str
+    files: Mapping[str, Mapping[str, Any]]
+    document: Mapping[str, Any]
+    seconds: float
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(f["bytes"]) for f in self.files.values())
+
+
+class Store:
+    """A store in a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[str] = set()
+
+    def look(self, key: str) -> Artifact | None:
+        """The artifact if it is there and its files have the right sizes; contents are not read (for planning)."""
+        artifact = self._manifest(key)
+        return artifact if artifact and self._damage(artifact, contents=False) is None else None
+
+    def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
+        """The artifact after its digests were checked (once per process), None for a miss.
+
+        A damaged one is a miss: it is taken out of the way and `say` is told why.
+        """
+        artifact = self._manifest(key)
+        if artifact is None:
+            return None
+        why = self._damage(artifact, contents=key not in self._verified)
+        if why is None:
+            self._verified.add(key)
+            return artifact
+        if say:
+            say(f"stored {artifact.step} {key[:12]} is damaged ({why}): it is built again")
+        self.remove(key)
+        return None
+
+    def require(self, key: str) -> Artifact:
+        """`get`, for a key that must be there."""
+        artifact = self.get(key)
+        if artifact is None:
+            raise StoreError(f"artifact {key[:12]} is missing from the store {self.root}", hint="run the build again")
+        return artifact
+
+    @contextlib.contextmanager
+    def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
+        """Build `key` under its lock: `hit` is set if someone else published it meanwhile, else fill `folder`.
+
+        On a clean exit the folder is digested and published; on an error nothing is.
+        """
+        with self._locked(key):
+            found = self.get(key)
+            if found is not None:
+                yield Writing(folder=found.path, hit=found)
+                return
+            folder = self._partial(key)
+            writing = Writing(folder=folder)
+            started = time.monotonic()
+            try:
+                yield writing
+                writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def latest(self, step: str) -> Mapping[str, Any] | None:
+        """The document of the newest artifact of this step, whatever its key."""
+        try:
+            value = json.loads((self.root / "latest" / f"{step}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def keys(self) -> Iterator[str]:
+        """Every key that has a folder here, damaged or not."""
+        for folder in sorted((self.root / "objects").glob("??/*")):
+            yield folder.name
+
+    def published_at(self, key: str) -> float:
+        """When the artifact was published, as a POSIX time; 0 if it is not there."""
+        try:
+            return (self._place(key) / MANIFEST).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def size_of(self, key: str) -> int:
+        """Bytes of the artifact's files."""
+        return sum(f.stat().st_size for f in self._place(key).rglob("*") if f.is_file())
+
+    def remove(self, key: str) -> int:
+        """Take the artifact out of the store at once (renamed, then deleted). Returns the bytes that were freed."""
+        place = self._place(key)
+        away = self._partial(key)
+        try:
+            os.rename(place, away / "removed")
+        except FileNotFoundError:
+            shutil.rmtree(away, ignore_errors=True)
+            return 0
+        freed = sum(f.stat().st_size for f in away.rglob("*") if f.is_file())
+        _make_writable(away)
+        shutil.rmtree(away)
+        self._verified.discard(key)
+        return freed
+
+    def sweep(self, older_than_s: float) -> int:
+        """Delete partial folders that a killed process left, and unused locks. Returns how many folders went."""
+        swept = 0
+        for folder in (self.root / "partial").glob("*"):
+            if time.time() - folder.stat().st_mtime > older_than_s and not self._is_locked(folder.name.split(".")[0]):
+                _make_writable(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+        return swept
+
+    def _place(self, key: str) -> Path:
+        return self.root / "objects" / key[:2] / key
+
+    def _manifest(self, key: str) -> Artifact | None:
+        place = self._place(key)
+        try:
+            m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _damage(self, artifact: Artifact, *, contents: bool) -> str | None:
+        """Why the artifact can not be trusted, None if it can."""
+        if digest_of(artifact.document) != artifact.path.name:
+            return "its manifest belongs to another key"
+        for name, facts in artifact.files.items():
+            file = artifact.path / name
+            try:
+                if file.stat().st_size != facts["bytes"]:
+                    return f"{name} has another size"
+                if contents and digest_file(file) != facts["sha256"]:
+                    return f"{name} has other contents"
+            except OSError:
+                return f"{name} is missing or unreadable"
+        return None
+
+    def _partial(self, key: str) -> Path:
+        folder = self.root / "partial" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"the store {self.root} can not be written: {error.strerror}") from None
+        return folder
+
+    def _publish(self, key: str, folder: Path, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
+        files = {
+            f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": digest_file(f)}
+            for f in sorted(folder.rglob("*"))
+            if f.is_file()
+        }
+        manifest = {"key": key, "step": step, "files": files, "document": document, "seconds": seconds}
+        place = self._place(key)
+        try:
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+                    file.chmod(0o444)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
+                self.remove(key)
+            os.rename(folder, place)
+            self._note_latest(step, document)
+        except OSError as error:
+            raise StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint="is the disk full?") from None
+        self._verified.add(key)
+        return Artifact(key, place, step, files, document, seconds)
+
+    def _note_latest(self, step: str, document: Mapping[str, Any]) -> None:
+        file = self.root / "latest" / f"{step}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        beside.write_text(json.dumps(document), encoding="utf-8")
+        os.replace(beside, file)
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        locks = self.root / "locks"
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            file = os.open(locks / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"the store {self.root} can not be written: {error.strerror}") from None
+        try:
+            while True:  # polled, so that Ctrl-C is answered while another process builds
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(LOCK_POLL_S)
+            yield
+        finally:
+            os.close(file)
+
+    def _is_locked(self, key: str) -> bool:
+        try:
+            file = os.open(self.root / "locks" / f"{key}.lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
+
+
+@dataclass
+class Writing:
+    """A key being built: write files into `folder`; `hit` says that there is nothing to do."""
+
+    folder: Path
+    hit: Artifact | None = None
+    published: Artifact | None = None
+
+
+def open_store(where: str) -> Store:
+    """The store at a local folder or `file://` URL. Raises `StoreError` for what can not be one."""
+    if "://" in where:
+        from fsspec.core import url_to_fs
+
+        try:
+            system, path = url_to_fs(where)
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"ENGINEWORKS_STORE={where}: {error}") from None
+        if "file" not in system.protocol and "local" not in system.protocol:
+            raise StoreError(
+                f"ENGINEWORKS_STORE={where}: stores other than a local folder are not supported yet",
+                hint="name a folder that all workers mount",
+            )
+        where = path
+    return Store(Path(where).expanduser().resolve())
+
+
+def _sync(file: Path) -> None:
+    """Bytes reach the disk before the rename that publishes them."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_writable(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        with contextlib.suppress(OSError):
+            path.chmod(0o755 if path.is_dir() else 0o644)

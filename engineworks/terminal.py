@@ -1,0 +1,223 @@
+"""What a person sees: tables and progress on a terminal, plain lines in a pipe or in CI. stdout holds results only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engineworks import progress as progress_room
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from engineworks.doctor import Findings
+    from engineworks.plan import Plan, Step
+    from engineworks.results import BuildResult
+    from engineworks.settings import Settings
+
+PIPE_WIDTH = 200
+"""Columns of a table that no terminal bounds."""
+
+STYLES = {
+    "pass": "green", "fail": "bold red", "failed": "bold red", "unmeasured": "yellow", "inconclusive": "yellow",
+    "refused": "yellow", "cached": "green", "to do": "cyan", "elsewhere": "yellow", "not needed": "dim",
+}  # fmt: skip
+
+
+def say(line: str) -> None:
+    """One plain line on stdout."""
+    sys.stdout.write(line + "\n")
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def print_error(message: str) -> None:
+    """An error on stderr, as it is: paths and brackets are no markup."""
+    sys.stderr.write(f"error: {message}\n" if "\n" not in message else f"{message}\n")
+
+
+def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
+    console = _console()
+    for plan in plans:
+        counts = {s: sum(1 for x in plan.steps.values() if x.state == s) for s in ("to do", "cached", "elsewhere")}
+        if not quiet:
+            table = _table("step", "state", "why")
+            for step in plan.steps.values():
+                if step.state != "not needed" or verbose:
+                    key = f" [{step.key[:12]}]" if verbose else ""
+                    table.add_row(step.id + _escape(key), _styled(step.state), _escape(step.reason))
+            for refused in plan.refused:
+                table.add_row(refused.id, _styled("refused"), _escape(refused.sentence))
+            console.print(table)
+        say(
+            f"{plan.recipe}: {len(plan.engines)} engines, {counts['to do']} steps to do, {counts['cached']} cached, "
+            f"{counts['elsewhere']} for other hardware, {len(plan.refused)} engines refused"
+        )
+
+
+def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: bool) -> None:
+    """The table of engines and verdicts, then where everything is."""
+    from engineworks.report.rows import HEADINGS, rows
+
+    console = _console()
+    for result in results:
+        table = _table(*HEADINGS)
+        for row in rows(result):
+            table.add_row(row.cells[0], _styled(row.verdict), *map(_escape, row.cells[2:]))
+        console.print(table)
+        steps = result.steps
+        say(
+            f"{result.recipe}: {steps.run} steps run, {steps.reused} reused, {steps.failed} failed, "
+            f"in {result.seconds:.1f} s"
+        )
+        for line in result.warnings:
+            say(f"note: {line}")
+        if result.report:
+            say(f"report: {result.report}")
+    if not quiet:
+        _print_pages(settings)
+
+
+def _print_pages(settings: Settings) -> None:
+    from engineworks.tracking import open_tracking
+
+    say(f"MLflow: {open_tracking(settings.artifacts, settings.tracking_uri).ui_hint()}")
+    say(f"Prefect: PREFECT_HOME={settings.artifacts / 'prefect'} prefect server start")
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    table = _table("fact", "value")
+    for key, value in facts.items():
+        table.add_row(_escape(key), _escape(value if isinstance(value, str) else json.dumps(value)))
+    _console().print(table)
+
+
+def print_findings(findings: Findings) -> None:
+    console = _console()
+    table = _table("library", "version", "for")
+    for library in findings.libraries:
+        table.add_row(library.name, library.version or "not installed", _escape(library.purpose))
+    console.print(table)
+    table = _table("target", "build here", "run and measure here")
+    for target in findings.targets:
+        table.add_row(target.name, _escape(target.build or "yes"), _escape(target.run or "yes"))
+    console.print(table)
+    for conflict in findings.conflicts:
+        say(f"conflict: {conflict}")
+    if not findings.conflicts:
+        say("no conflicts")
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Show the progress of builds on stderr: a bar on a terminal, lines elsewhere, nothing if quiet."""
+    if quiet:
+        yield
+        return
+    if sys.stderr.isatty() and not verbose:
+        with _Bar() as bar:
+            progress_room.listen(bar)
+            yield
+    else:
+        progress_room.listen(_Lines(verbose))
+        yield
+
+
+class _Lines:
+    """Plain lines for a log."""
+
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
+        self._lock = threading.Lock()
+
+    def planned(self, plan: Plan) -> None:
+        cached = sum(1 for s in plan.steps.values() if s.state == "cached")
+        self.say(f"{plan.recipe}: {len(plan.engines)} engines, {len(plan.to_do)} steps to do, {cached} cached")
+
+    def started(self, step: Step) -> None:
+        if self._verbose:
+            self.say(f"{step.id}: started ({step.reason})")
+
+    def finished(self, step: Step, seconds: float) -> None:
+        self.say(f"{step.id}: done in {seconds:.2f} s")
+
+    def failed(self, step: Step, message: str) -> None:
+        self.say(f"{step.id}: FAILED: {message}")
+
+    def say(self, line: str) -> None:
+        with self._lock:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+class _Bar:
+    """One progress bar per recipe, failures above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.fields[recipe]}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def planned(self, plan: Plan) -> None:
+        self._tasks[plan.recipe] = self._progress.add_task("", total=len(plan.to_do), recipe=plan.recipe)
+
+    def started(self, step: Step) -> None:
+        self._progress.update(self._task(step), description=step.id)
+
+    def finished(self, step: Step, seconds: float) -> None:
+        self._progress.update(self._task(step), advance=1)
+
+    def failed(self, step: Step, message: str) -> None:
+        self._progress.update(self._task(step), advance=1)
+        self._progress.console.print(f"[bold red]failed[/] {_escape(step.id)}: {_escape(message)}", highlight=False)
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(_escape(line), highlight=False)
+
+    def _task(self, step: Step) -> Any:
+        return self._tasks[step.id.partition("/")[0]]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
+
+
+def _table(*headings: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        number = heading in ("metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number or heading in ("engine", "step"))
+    return table
+
+
+def _styled(word: str) -> str:
+    return f"[{STYLES.get(word, '')}]{word}[/]" if word in STYLES else word
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

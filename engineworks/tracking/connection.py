@@ -1,0 +1,192 @@
+"""An open connection to MLflow: what is written and searched, in plain values; MLflow's errors become ours."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from engineworks.errors import TrackingError
+from engineworks.tracking.records import BUILD_KEY, ENGINE, RECIPE, Batch, RunSummary, Status
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+PAGE = 1000
+PARENT = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open tracking store and the experiment that all runs go to. May be shared by threads.
+
+    Every method raises `TrackingError` where MLflow refuses or does not answer.
+    """
+
+    client: MlflowClient
+    experiment_id: str
+
+    def create_run(self, name: str, tags: Mapping[str, str], started_at: float | None = None) -> str:
+        """A new run with status RUNNING; returns its id."""
+        whose = {"mlflow.user": _user(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
+        with refusals(f"run {name} can not be created"):
+            run = self.client.create_run(
+                self.experiment_id,
+                start_time=round((time.time() if started_at is None else started_at) * 1000),
+                tags=whose | dict(tags),
+                run_name=name,
+            )
+        return str(run.info.run_id)
+
+    def log(self, run_id: str, batch: Batch, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
+        """Files and texts first, then all params, metrics and tags in one call: a tag never speaks of what is missing.
+
+        Files are published by a rename, so a reader sees all of one or nothing, also where an older one is read-only.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = round(time.time() * 1000)
+        with refusals(f"run {run_id} can not be written"), tempfile.TemporaryDirectory(prefix="engineworks-") as folder:
+            for path, file in files.items():
+                link = _staged(Path(folder, "files"), path)
+                link.symlink_to(file.resolve(strict=True))
+                self.client.log_artifact(run_id, str(link), _folder_of(path) or None)
+            for path, text in (dict(texts) | dict(batch.texts)).items():
+                _staged(Path(folder, "texts"), path).write_text(text, encoding="utf-8", errors="backslashreplace")
+            if texts or batch.texts:
+                self.client.log_artifacts(run_id, str(Path(folder, "texts")))
+            self.client.log_batch(
+                run_id,
+                metrics=[Metric(name, value, now, 0) for name, value in batch.metrics.items()],
+                params=[Param(name, value) for name, value in batch.params.items()],
+                tags=[RunTag(name, value) for name, value in batch.tags.items()],
+            )
+
+    def end_run(self, run_id: str, status: Status) -> None:
+        with refusals(f"run {run_id} can not be ended"):
+            self.client.set_terminated(run_id, status)
+
+    def get_run(self, run_id: str) -> RunSummary:
+        with refusals(f"run {run_id} can not be read"):
+            return _summary(self.client.get_run(run_id))
+
+    def search(self, query: str, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
+        """Runs that are not deleted, newest first; `everywhere` looks into all experiments."""
+        with refusals("runs can not be searched"):
+            experiments = self._experiment_ids() if everywhere else [self.experiment_id]
+            token: str | None = None
+            while limit is None or limit > 0:
+                page = self.client.search_runs(
+                    experiments,
+                    query,
+                    max_results=PAGE if limit is None else min(limit, PAGE),
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
+                )
+                yield from map(_summary, page)
+                limit = None if limit is None else limit - len(page)
+                token = page.token
+                if not token:
+                    return
+
+    def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
+        """Whether the run's artifacts hold all these paths with these sizes in bytes."""
+        found: dict[str, int | None] = {}
+        with refusals(f"artifacts of run {run_id} can not be listed"):
+            for folder in sorted({_folder_of(path) for path in sizes}):
+                found |= {f.path: f.file_size for f in self.client.list_artifacts(run_id, folder or None)}
+            return all(
+                found.get(path) == size or self._hides_namesake(run_id, path, found) for path, size in sizes.items()
+            )
+
+    def _hides_namesake(self, run_id: str, path: str, found: Mapping[str, int | None]) -> bool:
+        """Over REST, a folder whose only file bears its name, like `engine/engine`, is listed as empty: look above."""
+        folder = _folder_of(path)
+        if path in found or PurePosixPath(folder).name != PurePosixPath(path).name:
+            return False
+        above = self.client.list_artifacts(run_id, _folder_of(folder) or None)
+        return any(f.is_dir and f.path == folder for f in above)
+
+    def read_text(self, run_id: str, path: str) -> str:
+        with (
+            refusals(f"artifact {path} of run {run_id} can not be read"),
+            tempfile.TemporaryDirectory(prefix="engineworks-") as folder,
+        ):
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+
+    def _experiment_ids(self) -> list[str]:
+        page = self.client.search_experiments(max_results=PAGE)
+        found = list(page)
+        while page.token:
+            page = self.client.search_experiments(max_results=PAGE, page_token=page.token)
+            found += page
+        return [str(e.experiment_id) for e in found]
+
+
+@contextlib.contextmanager
+def refusals(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Say `what` failed, and the reason in one line, as a `TrackingError`; `more` errors count as its own."""
+    from mlflow.exceptions import MlflowException
+
+    foreign: tuple[type[Exception], ...] = (MlflowException, OSError, *more)
+    try:
+        yield
+    except foreign as error:
+        raise TrackingError(f"{what}: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """One line: the system's word where that is the cause (`Connection refused`), else the error's own first line."""
+    inner = error
+    while deeper := inner.__cause__ or inner.__context__:
+        inner = deeper
+    if isinstance(inner, OSError) and inner.strerror:
+        return f"{inner.strerror}: {inner.filename}" if inner.filename else inner.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _folder_of(path: str) -> str:
+    parent = PurePosixPath(path).parent
+    return str(parent) if parent.parts else ""
+
+
+def _staged(root: Path, path: str) -> Path:
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or path.startswith("/"):
+        raise TrackingError(f"artifact path {path!r} does not stay within its run")
+    target = root.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _summary(run: Run) -> RunSummary:
+    tags = dict(run.data.tags)
+    return RunSummary(
+        run_id=run.info.run_id,
+        parent_run_id=tags.get(PARENT),
+        name=run.info.run_name or "",
+        status=run.info.status,
+        recipe=tags.get(RECIPE, ""),
+        engine=tags.get(ENGINE),
+        build_key=tags.get(BUILD_KEY),
+        started_at=(run.info.start_time or 0) / 1000,
+        ended_at=run.info.end_time / 1000 if run.info.end_time else None,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=tags,
+    )

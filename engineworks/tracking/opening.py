@@ -1,0 +1,156 @@
+"""How the connection is opened: nobody is phoned, a fresh database is made once, nobody waits for a dead server.
+
+`mlflow-skinny`, `sqlalchemy` and `alembic` are enough; the web page and the server need the whole of mlflow.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from engineworks.errors import TrackingError
+from engineworks.tracking.connection import Connection, reason_of, refusals
+from engineworks.tracking.sqlite import locked, prepare_database
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
+    from mlflow.tracking import MlflowClient
+
+DATABASE_FILE = "mlflow.db"
+ARTIFACT_FOLDER = "mlartifacts"
+PROBE_S = 5
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",  # `1` is not understood
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+DEFAULTS = {
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it logs as an error it raises too, and we say it once
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute for a server that restarts; MLflow's 7 are four minutes
+}
+
+
+def prepare_environment() -> None:
+    """Nobody is phoned and nothing is printed: call before the first import of mlflow, here or in a child process."""
+    os.environ.update(ENVIRONMENT)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
+    """Open the store at `uri`: a server, or a database, made first where it is a missing SQLite file.
+
+    Raises `TrackingError` within about ten seconds where nothing answers.
+    """
+    prepare_environment()
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise TrackingError(
+            f"MLflow can not be imported: {error}", hint="pip install mlflow-skinny sqlalchemy alembic"
+        ) from error
+    shown = _without_password(uri)
+    database = sqlite_file(uri)
+    with refusals(f"MLflow's store {shown} can not be opened", *_database_errors(uri)):
+        if database is not None:
+            with locked(database.with_name(database.name + ".lock")):
+                prepare_database(database)
+                client = MlflowClient(tracking_uri=uri)
+        else:
+            _probe(uri, shown)
+            client = MlflowClient(tracking_uri=uri)
+        root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
+        return Connection(client, _open_experiment(client, experiment, root, shown))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite URI, None for any other."""
+    kind, _, path = uri.partition(":///")
+    return Path(path).absolute() if kind.partition("+")[0] == "sqlite" and path not in ("", ":memory:") else None
+
+
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http:", "https:"))
+
+
+def _database_errors(uri: str) -> tuple[type[Exception], ...]:
+    """What opening a database raises besides MLflow's own; a server needs neither library."""
+    if is_server(uri):
+        return ()
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, CommandError
+
+
+def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: str) -> str:
+    """The experiment's id; a new one keeps its artifacts under `root`, or where the server says if that is None."""
+    from mlflow.exceptions import MlflowException
+
+    found: Experiment | None = client.get_experiment_by_name(name)
+    if found is None:
+        if root is not None:
+            root.mkdir(parents=True, exist_ok=True)
+        try:
+            return str(client.create_experiment(name, artifact_location=root.as_uri() if root else None))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:  # else another process was faster
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} in {shown} is deleted",
+            hint=f"bring it back: mlflow experiments restore --experiment-id {found.experiment_id}",
+        )
+    location = urlsplit(found.artifact_location)
+    if root is not None and location.scheme == "file" and found.artifact_location != root.as_uri():
+        _check_moved(found.artifact_location, root, shown)
+    return str(found.experiment_id)
+
+
+def _check_moved(location: str, root: Path, shown: str) -> None:
+    """MLflow holds an absolute folder; once the database has moved it would write into the old place in silence."""
+    folder = Path(url2pathname(urlsplit(location).path))
+    if not folder.is_dir():
+        raise TrackingError(
+            f"{shown} was made where its artifacts are in {folder}, which does not exist here",
+            hint=f"link that path to {root}, or move the database away and a new one is made",
+        )
+
+
+def _probe(uri: str, shown: str) -> None:
+    """One try of a few seconds, for MLflow itself goes on for minutes."""
+    from mlflow.exceptions import MlflowException
+
+    address = urlsplit(uri)
+    try:
+        if is_server(uri):
+            from mlflow.utils.credentials import get_default_host_creds
+            from mlflow.utils.rest_utils import http_request  # honours proxies, certificates, credentials
+
+            request: Callable[..., object] = http_request
+            credentials: Callable[[str], object] = get_default_host_creds
+            request(credentials(uri), "/health", "GET", max_retries=0, timeout=PROBE_S, raise_on_status=False)
+        elif address.hostname:
+            port = address.port or PORTS.get(address.scheme.partition("+")[0])
+            if port:
+                socket.create_connection((address.hostname, port), timeout=PROBE_S).close()
+    except (MlflowException, OSError, ValueError) as error:
+        raise TrackingError(
+            f"MLflow does not answer at {shown}: {reason_of(error)}",
+            hint="start it, or unset MLFLOW_TRACKING_URI to use the SQLite file under artifacts",
+        ) from error
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.partition(':')[0]}{at}{place}"

@@ -1,0 +1,81 @@
+"""Which process a running build belongs to, and whether that process is surely dead (`kill -9` says nothing)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process for all time: a pid comes back, but not with the same boot and the same start.
+
+    host: its name. boot: the kernel's boot id. pid_space: the pid namespace, where containers share a host name.
+    started: clock ticks after boot. Empty strings where the system does not tell.
+    """
+
+    host: str
+    boot: str
+    pid_space: str
+    pid: int
+    started: str
+
+    def to_text(self) -> str:
+        return json.dumps(asdict(self))
+
+    def is_dead(self) -> bool:
+        """True only where it is certain: never for another host or another pid namespace."""
+        here = current_owner()
+        if self.host != here.host:
+            return False
+        if self.boot != here.boot:
+            return bool(self.boot and here.boot)
+        return self.pid_space == here.pid_space and _start_of(self.pid) != self.started
+
+
+def current_owner() -> Owner:
+    """This process."""
+    return Owner(
+        platform.node(), _read("/proc/sys/kernel/random/boot_id"), _pid_space(), os.getpid(), _start_of(os.getpid())
+    )
+
+
+def read_owner(text: str) -> Owner | None:
+    """The inverse of `Owner.to_text`, None for what is not one."""
+    try:
+        value = json.loads(text)
+        return Owner(value["host"], value["boot"], value["pid_space"], int(value["pid"]), value["started"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _start_of(pid: int) -> str:
+    """Clock ticks between boot and the start of `pid`; `gone` where there is no such process or only its corpse."""
+    stat = _read(f"/proc/{pid}/stat")
+    if stat:  # pid (name, which may hold blanks and brackets) state ppid …; field 22 is the start, see proc(5)
+        fields = stat.rpartition(")")[2].split()
+        return "gone" if fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "gone"
+    except PermissionError:
+        pass
+    return ""
+
+
+def _pid_space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

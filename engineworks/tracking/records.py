@@ -1,0 +1,155 @@
+"""What is recorded of a build and of an engine, and how it is made to fit MLflow's limits; MLflow is not imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+KIND = "engineworks.kind"
+"""Tag: `build` for a parent run, `engine` for a child run."""
+RECIPE = "engineworks.recipe"
+BUILD_KEY = "engineworks.build_key"
+ENGINE = "engineworks.engine"
+"""Tag: the engine's identity, recipe/precision/target."""
+ENGINE_DIGEST = "engineworks.engine_digest"
+ENGINE_RUN = "engineworks.engine_run"
+"""Tag: id of the run that holds the engine's files; the run itself where it was first to record this digest."""
+STORE_KEYS = "engineworks.store_keys"
+"""Tag: JSON list of store keys that the run refers to; goes on in `engineworks.store_keys.1`, `.2` and so on."""
+OWNER = "engineworks.owner"
+RESUMES = "engineworks.resumes"
+ERROR = "engineworks.error"
+NONFINITE = "nonfinite_metrics"
+"""Tag: JSON list of the metrics that were NaN or infinite: MLflow gets none of those."""
+CHANGED_PARAMS = "engineworks.changed_params"
+"""Tag: JSON object of params recorded a second time with another value: MLflow keeps the first."""
+LONG_VALUES = "long_values.json"
+"""Artifact: the whole text of params and tags that were too long for MLflow, by kind and name."""
+
+NAME_CHARS = 250
+PARAM_CHARS = 6000
+TAG_CHARS = 5000
+"""MLflow takes 8000 since 2.17; older servers take 5000."""
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """All that is known of one engine, recorded at once as a child run.
+
+    id: recipe/precision/target. params, metrics, tags: any length, any float; what MLflow can not hold goes elsewhere.
+    texts: artifact path → text (sidecar, verdict, logs). files: artifact path → the engine's files; they are not
+    copied when another run already holds the files of `engine_digest`. store_keys: keys that gc must keep for it.
+    status: FINISHED (whatever the verdict says) or FAILED, where a step broke. started_at: seconds since the epoch.
+    """
+
+    id: str
+    status: Literal["FINISHED", "FAILED"] = "FINISHED"
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    engine_digest: str | None = None
+    store_keys: tuple[str, ...] = ()
+    started_at: float | None = None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run as it stands in MLflow. Times: seconds since the epoch; a child has a `parent_run_id` and an `engine`."""
+
+    run_id: str
+    parent_run_id: str | None
+    name: str
+    status: str
+    recipe: str
+    engine: str | None
+    build_key: str | None
+    started_at: float
+    ended_at: float | None
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Params, metrics and tags that MLflow accepts as they are, and the texts that hold what it does not."""
+
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    texts: Mapping[str, str]
+
+
+def pack_batch(
+    params: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    *,
+    store_keys: Iterable[str] = (),
+    known_params: Mapping[str, str] | None = None,
+) -> Batch:
+    """Make values fit: legal names, no NaN or infinity, nothing too long, no param that would change its value.
+
+    known_params: those that the run already has.
+    """
+    long: dict[str, dict[str, str]] = {}
+    packed_params = {legal_name(n): _shorten(v, PARAM_CHARS, long, "params", n) for n, v in params.items()}
+    known = known_params or {}
+    changed = {n: v for n, v in packed_params.items() if known.get(n, v) != v}
+    nonfinite = sorted(n for n, v in metrics.items() if not math.isfinite(v))
+    notes = dict(tags) | _store_key_tags(store_keys)
+    if nonfinite:
+        notes[NONFINITE] = json.dumps(nonfinite)
+    if changed:
+        notes[CHANGED_PARAMS] = json.dumps(changed, ensure_ascii=False)
+    packed_tags = {legal_name(n): _shorten(v, TAG_CHARS, long, "tags", n) for n, v in notes.items()}
+    return Batch(
+        params={n: v for n, v in packed_params.items() if n not in known},
+        metrics={legal_name(n): float(v) for n, v in metrics.items() if math.isfinite(v)},
+        tags=packed_tags,
+        texts={LONG_VALUES: json.dumps(long, indent=1, ensure_ascii=False)} if long else {},
+    )
+
+
+def legal_name(name: str) -> str:
+    """`name` as MLflow allows it: letters, digits and `/_.-: `, no empty or dotted path part, 250 characters."""
+    cleaned = re.sub(r"[^/\w.\-: ]", "_", name)[:NAME_CHARS]
+    return "/".join(part for part in cleaned.split("/") if part not in ("", ".", "..")) or "_"
+
+
+def store_keys_of(tags: Mapping[str, str]) -> set[str]:
+    """The store keys that a run's tags refer to."""
+    return {
+        key for name, text in tags.items() if name == STORE_KEYS or name.startswith(STORE_KEYS + ".")
+        for key in json.loads(text)
+    }  # fmt: skip
+
+
+def _store_key_tags(keys: Iterable[str]) -> dict[str, str]:
+    chunks: list[list[str]] = []
+    length = TAG_CHARS
+    for key in sorted(set(keys)):
+        cost = len(json.dumps(key)) + len(", ")
+        if length + cost > TAG_CHARS - len("[]"):
+            chunks.append([])
+            length = 0
+        chunks[-1].append(key)
+        length += cost
+    return {STORE_KEYS + (f".{i}" if i else ""): json.dumps(chunk) for i, chunk in enumerate(chunks)}
+
+
+def _shorten(text: str, limit: int, long: dict[str, dict[str, str]], kind: str, name: str) -> str:
+    if len(text) <= limit:
+        return text
+    long.setdefault(kind, {})[name] = text
+    note = f"… (all {len(text)} characters are in {LONG_VALUES})"
+    return text[: limit - len(note)] + note

@@ -1,0 +1,245 @@
+"""YAML text → nodes that know their place, so that every later problem can name file:line:column.
+
+Only plain data is accepted: one document, string keys, each once, no tags, no merge keys, aliases within reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import Place, Problem, RecipeError
+
+MAX_NODES = 10_000
+"""Nodes of a file after aliases are expanded; nested aliases ("billion laughs") pass it at once."""
+
+MAX_BYTES = 1 << 20
+
+CONFLICT_MARKERS = ("<<<<<<< ", "=======", ">>>>>>> ", "||||||| ")
+
+SCALARS = {"str", "int", "float", "bool", "null", "timestamp"}
+"""Plain values; a date stays text."""
+
+
+@dataclass
+class Node:
+    """A scalar, a list of nodes or a mapping of nodes, and where it stands in which file."""
+
+    place: Place
+    value: Any
+    key_places: dict[str, Place] = field(default_factory=dict)
+
+    def plain(self) -> Any:
+        """The value without places: dicts, lists and scalars."""
+        if isinstance(self.value, dict):
+            return {k: v.plain() for k, v in self.value.items()}
+        if isinstance(self.value, list):
+            return [v.plain() for v in self.value]
+        return self.value
+
+    def at(self, path: tuple[str | int, ...]) -> Node:
+        """The deepest node along `path` that exists."""
+        node = self
+        for step in path:
+            inner = node.get(step)
+            if inner is None:
+                break
+            node = inner
+        return node
+
+    def get(self, step: str | int) -> Node | None:
+        if isinstance(self.value, dict):
+            found = self.value.get(str(step))
+        else:
+            found = (
+                self.value[step]
+                if isinstance(self.value, list) and isinstance(step, int) and step < len(self.value)
+                else None
+            )
+        return found if isinstance(found, Node) else None
+
+    def remove(self, step: str | int) -> None:
+        """Take one entry out; what is not there stays so."""
+        if isinstance(self.value, dict):
+            self.value.pop(str(step), None)
+        elif isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
+            del self.value[step]
+
+    def key_place(self, path: tuple[str | int, ...]) -> Place:
+        """The place of the key that `path` ends with, or of the deepest node above it."""
+        parent = self.at(path[:-1])
+        return parent.key_places.get(str(path[-1]), parent.place) if path else self.place
+
+
+def read_yaml(path: Path, shown: str) -> Node:
+    """Parse the file. `shown` is how messages name it. Raises `RecipeError` with every problem that was found."""
+    return parse_yaml(_read_text(path, shown), shown)
+
+
+def parse_yaml(text: str, shown: str) -> Node:
+    """Parse YAML 1.2 text whose top is a mapping. Raises `RecipeError`."""
+    markers = list(_conflict_markers(text, shown))
+    if markers:
+        raise RecipeError(markers)
+    root = _compose(text, shown)
+    if root is None:
+        raise _one(Place(shown), "the file is empty", "write a recipe, or see 'engineworks validate --schema'")
+    reader = _Reader(shown)
+    if reader.size(root) > MAX_NODES:
+        raise _one(
+            _place(root, shown), f"aliases expand to more than {MAX_NODES:,} values", "write the values out instead"
+        )
+    node = reader.read(root)
+    if not isinstance(node.value, dict):
+        reader.problems.append(Problem(node.place, "the top of the file must be a mapping of keys to values"))
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return node
+
+
+def merge(over: Node, under: Node) -> Node:
+    """`over` on top of `under`: mappings merge key by key, anything else is replaced as a whole."""
+    if not (isinstance(over.value, dict) and isinstance(under.value, dict)):
+        return over
+    merged = dict(under.value)
+    for key, node in over.value.items():
+        merged[key] = merge(node, merged[key]) if key in merged else node
+    return Node(over.place, merged, {**under.key_places, **over.key_places})
+
+
+def _read_text(path: Path, shown: str) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise _one(Place(shown), "no such file") from None
+    except IsADirectoryError:
+        raise _one(Place(shown), "is a folder, not a recipe", "name the .yaml files in it") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise _one(Place(shown, line, 1), "is not UTF-8 text", "save the file as UTF-8") from None
+    except OSError as error:
+        raise _one(Place(shown), f"can not be read: {error.strerror}") from None
+
+
+def _conflict_markers(text: str, shown: str) -> Iterator[Problem]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith(CONFLICT_MARKERS[:1] + CONFLICT_MARKERS[2:]) or line == CONFLICT_MARKERS[1]:
+            yield Problem(Place(shown, number, 1), f"merge conflict marker '{line[:7]}'", "resolve the conflict first")
+
+
+def _compose(text: str, shown: str) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        # Not the C scanner: its libyaml refuses `{torch: module:factory}`, a plain scalar with ':' in a flow mapping.
+        return YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        tab = _tab_indent(text, line)
+        if tab is not None:
+            raise _one(Place(shown, tab, 1), "a tab in the indentation", "YAML indents with spaces") from None
+        said = error.problem or error.context or "does not parse"
+        raise _one(Place(shown, line, column), f"not valid YAML: {said}") from None
+    except RecursionError:
+        raise _one(Place(shown), "lists or mappings are nested too deeply to read") from None
+    except YAMLError as error:
+        position = getattr(error, "position", None)
+        line = text[:position].count("\n") + 1 if isinstance(position, int) else _control_line(text)
+        raise _one(Place(shown, line, 1 if line else 0), "holds a character that YAML does not allow") from None
+
+
+def _tab_indent(text: str, line: int) -> int | None:
+    lines = text.splitlines()
+    for number in (line, line - 1, line + 1):
+        if 0 < number <= len(lines):
+            indent = lines[number - 1][: len(lines[number - 1]) - len(lines[number - 1].lstrip())]
+            if "\t" in indent:
+                return number
+    return None
+
+
+def _control_line(text: str) -> int:
+    for number, line in enumerate(text.split("\n"), 1):
+        if any(ord(c) < 32 and c not in "\t\r" for c in line):
+            return number
+    return 0
+
+
+class _Reader:
+    """Composed YAML nodes → our nodes, collecting problems instead of stopping at the first."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self.problems: list[Problem] = []
+        self._sizes: dict[int, int] = {}
+
+    def size(self, node: Any) -> int:
+        """Nodes below `node` with aliases expanded; a node that holds itself counts as too many."""
+        known = self._sizes.get(id(node))
+        if known is not None:
+            return known
+        self._sizes[id(node)] = MAX_NODES + 1  # seen again before it is done: a cycle
+        if isinstance(node.value, str):
+            total = 1
+        else:
+            inner = (n for item in node.value for n in (item if isinstance(item, tuple) else (item,)))
+            total = 1 + sum(self.size(n) for n in inner)
+        self._sizes[id(node)] = total
+        return total
+
+    def read(self, node: Any) -> Node:
+        place = _place(node, self.shown)
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if kind == "map":
+            return self._mapping(node, place)
+        if kind == "seq":
+            return Node(place, [self.read(n) for n in node.value])
+        if kind not in SCALARS:
+            self.problems.append(Problem(place, f"the tag '!{kind.lstrip('!')}' is not allowed", "write a plain value"))
+            return Node(place, str(node.value))
+        return Node(place, self._scalar(kind, node.value, place))
+
+    def _mapping(self, node: Any, place: Place) -> Node:
+        values: dict[str, Node] = {}
+        places: dict[str, Place] = {}
+        for key, value in node.value:
+            at = _place(key, self.shown)
+            name = key.value
+            if str(key.tag).endswith(":merge"):
+                self.problems.append(Problem(at, "merge keys ('<<') are not allowed", "use _defaults.yaml"))
+            elif not isinstance(name, str):
+                self.problems.append(Problem(at, "a key must be a word, not a list or mapping"))
+            elif name in values:
+                self.problems.append(Problem(at, f"the key '{name}' stands twice", f"first at line {places[name].line}"))
+            else:
+                values[name], places[name] = self.read(value), at
+        return Node(place, values, places)
+
+    def _scalar(self, kind: str, text: str, place: Place) -> Any:
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return text.lower() == "true"
+        try:
+            if kind == "int":
+                return int(text.replace("_", ""), 0) if text.lstrip("+-")[:2].lower() in ("0x", "0o") else int(text)
+            if kind == "float":
+                return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            self.problems.append(Problem(place, f"'{text}' is not a number that can be read"))
+        return text
+
+
+def _place(node: Any, shown: str) -> Place:
+    return Place(shown, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _one(place: Place, message: str, hint: str = "") -> RecipeError:
+    return RecipeError([Problem(place, message, hint)])
+

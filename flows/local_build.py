@@ -1,0 +1,53 @@
+"""`engineworks build` without a server: the flow in this process, on a Prefect API of its own for as long as it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from engineworks.child import default_pool
+from engineworks.errors import EngineworksError, StepError
+from engineworks.plan import Plan
+from engineworks.results import BuildResult
+from engineworks.settings import Settings
+from flows.local_prefect import prefect_api
+
+CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
+"""What every child needs: imported while Prefect's server starts."""
+
+
+def build_recipes(plans: Sequence[Plan], settings: Settings, *, only: str | None) -> list[BuildResult]:
+    """Run `build_recipe` for every plan, one after the other; a failed one does not stop the others."""
+    with prefect_api(settings.artifacts / "prefect") as prefect, _places(settings):
+        default_pool().prestart(CHILD_IMPORTS, count=2)
+        prefect.wait_ready()
+        return [_build(plan, only) for plan in plans]
+
+
+def _build(plan: Plan, only: str | None) -> BuildResult:
+    from flows.build_recipe import build_recipe
+
+    state = build_recipe(str(plan.loaded.path), only, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BuildResult):
+        return result
+    if isinstance(result, EngineworksError | KeyboardInterrupt):
+        raise result
+    raise StepError(f"{plan.recipe}: the flow ended {state.name} without a result: {state.message}")
+
+
+@contextmanager
+def _places(settings: Settings) -> Iterator[None]:
+    """The flow reads its places from the environment: let them be ours, whatever the current folder is."""
+    values = {"ENGINEWORKS_ARTIFACTS": str(settings.artifacts), "ENGINEWORKS_STORE": settings.store}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,264 @@
+"""The private Prefect API of one build; `local_prefect` starts it as a child: `python local_prefect_server.py FD`.
+
+The child serves on the listening socket FD, says `ready` on its standard output, and ends itself once its standard
+input is closed (or its parent is gone) and all that it was sent is in the database. Its settings come as environment
+variables. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
+
+`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql anew, after an upgrade of Prefect;
+an old one still does, and Prefect migrates it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import socket
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+READY = b"ready\n"
+IDLE_LIMIT_S = 60.0
+POLL_S = 0.02
+SCHEMA_FILE = Path(__file__).with_name("local_prefect_schema.sql")
+_HEADER = "-- Prefect {version}, revision {revision}: what its migrations make of an empty SQLite file."
+
+
+class Schema(NamedTuple):
+    """Text that makes an empty Prefect database, the alembic revision it stands at, and who wrote it."""
+
+    version: str
+    revision: str
+    sql: str
+
+
+def read_schema(path: Path = SCHEMA_FILE) -> Schema | None:
+    """The schema that we ship, or None where the file is missing: Prefect's own migrations then do its work."""
+    if not path.exists():
+        return None
+    sql = path.read_text(encoding="utf-8")
+    header = re.match(re.escape(_HEADER).replace(r"\{version\}", "(.+)").replace(r"\{revision\}", "(.+)"), sql)
+    return Schema(header[1], header[2], sql) if header else None
+
+
+def write_schema(path: Path) -> None:
+    """Let the installed Prefect migrate an empty database, 8 s, and write what it made where `read_schema` reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PREFECT_HOME"] = folder
+        from prefect.server.database import provide_database_interface
+
+        asyncio.run(provide_database_interface().create_db())
+        path.write_text(dump_schema(Path(folder, "prefect.db")), encoding="utf-8")
+
+
+def dump_schema(database: Path) -> str:
+    """The text of a database that Prefect's migrations have just made: tables and indexes, and where they stand."""
+    with closing(sqlite3.connect(database)) as connection:
+        revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+        statements = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
+        lines = [_HEADER.format(version=importlib.metadata.version("prefect"), revision=revision)]
+        lines += [f"{sql};" for (sql,) in statements]
+    return "\n".join([*lines, f"INSERT INTO alembic_version VALUES ('{revision}');", ""])
+
+
+def create_database(database: Path, schema: Schema) -> None:
+    """Write an empty database in one rename: 20 ms instead of the 5 s that 113 migrations take.
+
+    An installed Prefect that does not know the revision (it is older) gets nothing, and migrates by itself.
+    """
+    found = importlib.util.find_spec("prefect")
+    folder = (
+        Path(found.origin).parent / "server/database/_migrations/versions/sqlite" if found and found.origin else None
+    )
+    if folder is None or not any(folder.glob(f"*{schema.revision}*.py")):
+        return
+    unfinished = database.with_suffix(".new")
+    unfinished.unlink(missing_ok=True)
+    with closing(sqlite3.connect(unfinished)) as connection:
+        connection.executescript(f"BEGIN;\n{schema.sql}\nCOMMIT;")
+    unfinished.rename(database)
+
+
+def is_at_head(database: Path, schema: Schema) -> bool:
+    """Whether the database stands where the installed Prefect wants it, as far as our schema can tell."""
+    if schema.version != importlib.metadata.version("prefect") or not database.exists():
+        return False
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchall()
+        return bool(tables) and connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            (schema.revision,)
+        ]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file lock; the kernel drops it when the holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Inbox:
+    """An ASGI app that notes which task run states come in for another, so as to ask the database for them at the end.
+
+    They come as events through WebSockets; an event's id becomes its state's id.
+    """
+
+    def __init__(self, app: ASGIApp, database: Path) -> None:
+        self.app = app
+        self.database = database
+        self.sockets_open = 0
+        self._unseen: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            return await self.app(scope, receive, send)
+
+        async def noted() -> Message:
+            message = await receive()
+            self._note(message.get("text") or "")
+            return message
+
+        self.sockets_open += 1
+        try:
+            await self.app(scope, noted, send)
+        finally:
+            self.sockets_open -= 1
+
+    def _note(self, text: str) -> None:
+        if '"prefect.task-run.' in text:
+            event = json.loads(text)
+            if event.get("event", "").startswith("prefect.task-run.") and "validated_state" in event.get("payload", {}):
+                self._unseen.add(event["id"])
+
+    def unsaved(self) -> int:
+        """How many of the states that came in are not in the database."""
+        with closing(sqlite3.connect(self.database, timeout=60)) as connection:
+            for ids in _batches(list(self._unseen), 500):
+                marks = ",".join("?" * len(ids))
+                found = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
+                self._unseen.difference_update(state_id for (state_id,) in found)
+        return len(self._unseen)
+
+    def may_close(self) -> bool:
+        """Whether Prefect's services can be stopped without a loss.
+
+        They are stopped whatever waits on the in-memory bus between them (this is where task runs get lost); what the
+        recorder has taken from the bus, up to one batch, it writes when it is stopped.
+        """
+        from prefect.server.utilities.messaging.memory import METRICS
+        from prefect.settings import get_current_settings
+
+        batch = get_current_settings().server.services.task_run_recorder.batch_size
+        on_the_bus = any(topic["consumed"] < topic["published"] for topic in METRICS.values())
+        return not self.sockets_open and not on_the_bus and self.unsaved() <= batch
+
+
+def _batches(items: list[str], size: int) -> Iterator[list[str]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+async def warm_up(app: ASGIApp) -> None:
+    """Do the work that FastAPI and SQLAlchemy put off until the first request, 0.3 s, while the build still imports."""
+    import httpx
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://local") as client:
+        await client.post("/api/flow_runs/filter", json={"limit": 1})
+        await client.get("/api/no-such-page")
+
+
+async def wait_for_end(parent: int) -> None:
+    """Return when the parent has closed our standard input, or is no longer our parent (`kill -9`)."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def read_to_end() -> None:
+        while os.read(0, 1024):
+            pass
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read_to_end, daemon=True).start()
+    while not ended.is_set() and os.getppid() == parent:
+        try:
+            await asyncio.wait_for(ended.wait(), timeout=0.5)
+        except TimeoutError:
+            continue
+
+
+def prepare_database(database: Path) -> None:
+    """Make the database where there is none, and spare Prefect its look at 113 migrations where it stands at the last.
+
+    Must be called before Prefect is imported, and holding the lock.
+    """
+    schema = read_schema()
+    if schema is None:
+        return
+    if not database.exists():
+        create_database(database, schema)
+    if is_at_head(database, schema):
+        os.environ["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+
+
+async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
+    """Serve until `wait_for_end`, then until nothing is on its way to the database; False if something stayed there."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = Inbox(create_app(ephemeral=True), home / "prefect.db")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=3600,  # a step may take an hour between two requests
+            ws_ping_interval=None,  # native code may hold the client's GIL for longer than any ping waits
+        )
+    )
+    with locked(home / "server.lock"):  # of two first builds at once one migrates, the other finds it done
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(POLL_S)
+    if server.started:
+        gc.enable()
+        os.write(1, READY)
+        await warm_up(app)
+        await wait_for_end(parent)
+        limit = time.monotonic() + IDLE_LIMIT_S
+        while not app.may_close() and time.monotonic() < limit:
+            await asyncio.sleep(POLL_S)
+        server.should_exit = True
+    await serving
+    return server.started and not app.unsaved()
+
+
+def main() -> None:
+    """Prepare the database, serve, and end without Python's tear-down: all that matters is written by then."""
+    if sys.argv[1] == "--write-schema":
+        return write_schema(Path(sys.argv[2]))
+    gc.disable()  # collecting while 2200 modules are imported takes a fifth of the time and finds nothing
+    parent = os.getppid()
+    home = Path(os.environ["PREFECT_HOME"])
+    with locked(home / "server.lock"):
+        prepare_database(home / "prefect.db")
+    saved = asyncio.run(serve(socket.socket(fileno=int(sys.argv[1])), home, parent))
+    sys.stderr.flush()
+    os._exit(0 if saved else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Thin Prefect tasks: each calls one function of the library."""

@@ -1,0 +1,93 @@
+"""Shared fixtures: a repository with a tiny recipe, its model and its data, made anew for every test that asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+RECIPE = """\
+recipe: tiny
+description: A classifier of two-by-two images
+owner: tests@example.com
+model: {source: {onnx: tiny.onnx}}
+inputs:
+  image: {dtype: float32, shape: [batch, 1, 4, 4]}
+outputs: {logits: [batch, 3]}
+shapes:
+  default: {batch: [1, 4, 16]}
+precisions: [fp32, int8]
+data:
+  calibration: {npz: calib.npz}
+  evaluation: {npz: test.npz, labels: label}
+accuracy:
+  metric: top1
+  limits:
+    fp32: {cosine: 0.9999}
+    int8: {cosine: 0.98}
+targets: [cpu]
+performance:
+  at: {one: {batch: 1}}
+"""
+
+TARGETS = """\
+targets:
+  cpu: {backend: onnxruntime, pool: prepare}
+  rtx40: {backend: tensorrt_rtx, compute_capability: [8.9], pool: rtx40}
+"""
+
+
+def tiny_model(seed: int = 0) -> onnx.ModelProto:
+    """image f32[batch,1,4,4] → Conv, Relu, Flatten, Gemm → logits f32[batch,3], opset 17."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "w": random.normal(0, 0.5, (8, 1, 3, 3)),
+        "b": random.normal(0, 0.1, (8,)),
+        "fw": random.normal(0, 0.3, (32, 3)),
+        "fb": random.normal(0, 0.1, (3,)),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w", "b"], ["c"], name="conv"),
+            helper.make_node("Relu", ["c"], ["r"], name="relu"),
+            helper.make_node("Flatten", ["r"], ["f"], name="flatten"),
+            helper.make_node("Gemm", ["f", "fw", "fb"], ["logits"], name="classifier"),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def tiny_labels(images: NDArray[np.float32], model: onnx.ModelProto) -> NDArray[np.int64]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(None, {"image": images})[0]
+    return logits.argmax(axis=1)
+
+
+@pytest.fixture()
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose recipes/ holds `tiny.yaml`; it is the current folder, and artifacts/ lies in it."""
+    (tmp_path / ".git").mkdir()
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    (recipes / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    (recipes / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
+    model = tiny_model()
+    onnx.save(model, recipes / "tiny.onnx")
+    random = np.random.default_rng(1)
+    images = random.normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
+    np.savez(recipes / "calib.npz", image=images[:24])
+    np.savez(recipes / "test.npz", image=images[24:], label=tiny_labels(images[24:], model))
+    for name in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

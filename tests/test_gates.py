@@ -1,0 +1,108 @@
+"""Verdicts: a pass must be earned, a missing figure never passes, every check speaks for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engineworks.gates import judge
+from engineworks.recipe import Budget, Limits
+
+OUTPUT = {
+    "cosine": 0.995, "max_abs": 0.1, "mean_abs": 0.01, "sqnr_db": 30.0, "nonfinite": 0, "elements": 100,
+    "worst_row": 7, "worst_row_cosine": 0.9,
+}  # fmt: skip
+METRIC = {"name": "top1", "kind": "labels", "samples": 597, "engine": 0.98, "reference": 0.99, "ratio": 0.98 / 0.99}
+SHAPE = {
+    "latency_ms_p50": 1.0, "latency_ms_p90": 1.5, "latency_ms_p99": 2.0, "throughput_per_s": 1000.0,
+    "memory_mib": 10.0, "runs": 1000,
+}  # fmt: skip
+
+
+def accuracy(**changes: Any) -> dict[str, Any]:
+    return {"outputs": {"logits": OUTPUT | changes}, "metric": METRIC}
+
+
+def latency(**changes: Any) -> dict[str, Any]:
+    return {"load_ms": 5.0, "shapes": {"one": SHAPE | changes}}
+
+
+def test_within_all_limits_is_a_pass() -> None:
+    verdict = judge(accuracy(), latency(), Limits(cosine=0.99, metric_ratio=0.98), {"one": Budget(p99_ms=3.0)})
+    assert verdict.verdict == "pass"
+    assert {c.name for c in verdict.checks} == {"finite[logits]", "cosine[logits]", "metric_ratio", "p99_ms[one]"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes"),
+    [
+        (Limits(cosine=0.999), {}),
+        (Limits(sqnr_db=40), {}),
+        (Limits(max_abs=0.05), {}),
+        (Limits(mean_abs=0.005), {}),
+        (Limits(metric=0.985), {}),
+        (Limits(metric_ratio=0.995), {}),
+        (Limits(cosine=0.9), {"nonfinite": 1}),
+        (Limits(cosine=0.9), {"cosine": None}),
+        (Limits(cosine=0.9), {"cosine": float("nan")}),
+    ],
+    ids=str,
+)
+def test_one_broken_limit_is_a_fail(limits: Limits, changes: dict[str, Any]) -> None:
+    verdict = judge(accuracy(**changes), None, limits, {})
+    assert verdict.verdict == "fail"
+    assert len(verdict.failures) == 1
+
+
+def test_the_sentence_says_value_limit_and_worst_sample() -> None:
+    (_, check) = judge(accuracy(), None, Limits(cosine=0.999), {}).checks
+    assert check.sentence == (
+        "logits: cosine similarity to the fp32 reference is 0.995, limit at least 0.999. Worst sample: 7 (cosine 0.9)."
+    )
+
+
+def test_the_metric_sentence_is_for_a_data_scientist() -> None:
+    check = judge(accuracy(), None, Limits(metric_ratio=0.995), {}).failures[0]
+    assert check.sentence == (
+        "top1 on 597 labelled samples: 0.98, fp32 0.99 (ratio 0.989899), limit at least 0.995 of fp32."
+    )
+
+
+def test_equal_outputs_have_no_noise_to_measure() -> None:
+    assert judge(accuracy(sqnr_db=None, max_abs=0.0), None, Limits(sqnr_db=50), {}).verdict == "pass"
+
+
+def test_a_metric_limit_without_a_metric_fails() -> None:
+    report = accuracy() | {"metric": None}
+    assert judge(report, None, Limits(metric=0.5), {}).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(p50_ms=0.9), Budget(p90_ms=1.4), Budget(p99_ms=1.9), Budget(throughput_per_s=1001), Budget(memory_mib=9),
+     Budget(load_ms=4)],
+    ids=str,
+)  # fmt: skip
+def test_a_broken_budget_is_a_fail(budget: Budget) -> None:
+    assert judge(accuracy(), latency(), Limits(cosine=0.9), {"one": budget}).verdict == "fail"
+
+
+def test_a_p99_of_few_runs_is_inconclusive_either_way() -> None:
+    for limit in (1.0, 3.0):
+        verdict = judge(accuracy(), latency(runs=100), Limits(cosine=0.9), {"one": Budget(p99_ms=limit)})
+        assert verdict.verdict == "inconclusive"
+
+
+def test_an_engine_that_was_not_run_is_unmeasured_and_says_why() -> None:
+    verdict = judge(None, None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}, unmeasured_because="there is no GPU here")
+    assert verdict.verdict == "unmeasured"
+    assert verdict.checks[0].sentence == "Not run: there is no GPU here."
+
+
+def test_a_missing_measurement_of_a_budget_can_not_pass() -> None:
+    assert judge(accuracy(), None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}).verdict == "unmeasured"
+
+
+def test_a_fail_outranks_everything_else() -> None:
+    assert judge(accuracy(), None, Limits(cosine=0.999), {"one": Budget(p50_ms=1)}).verdict == "fail"

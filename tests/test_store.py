@@ -1,0 +1,151 @@
+"""The store: written once, whole or not at all, checked on every read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from engineworks.errors import StoreError
+from engineworks.fingerprint import digest_of
+from engineworks.store import Store, open_store
+
+DOCUMENT = {"step": "fold", "params": {"a": 1}}
+KEY = digest_of(DOCUMENT)
+
+
+def write(store: Store, text: str = "hello") -> None:
+    with store.writing(KEY, DOCUMENT, "tiny/fold") as writing:
+        if writing.hit is None:
+            (writing.folder / "file.txt").write_text(text, encoding="utf-8")
+
+
+def test_what_was_written_is_read_back_with_its_document(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.get(KEY) is None
+    write(store)
+    artifact = store.get(KEY)
+    assert artifact is not None
+    assert artifact.file("file.txt").read_text() == "hello"
+    assert artifact.document == DOCUMENT
+    assert not os.access(artifact.file("file.txt"), os.W_OK) or os.geteuid() == 0
+    assert artifact.file("file.txt").stat().st_mode & 0o222 == 0
+
+
+def test_a_second_writer_finds_a_hit_and_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write(store)
+    write(store, "other")
+    artifact = store.get(KEY)
+    assert artifact is not None
+    assert artifact.file("file.txt").read_text() == "hello"
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError), store.writing(KEY, DOCUMENT, "tiny/fold") as writing:
+        (writing.folder / "half").write_text("half")
+        raise RuntimeError("no")
+    assert store.get(KEY) is None
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["contents", "missing", "size", "manifest", "swapped"])
+def test_a_damaged_artifact_is_a_miss_and_says_so(tmp_path: Path, damage: str) -> None:
+    write(Store(tmp_path))
+    folder = tmp_path / "objects" / KEY[:2] / KEY
+    file = folder / "file.txt"
+    file.chmod(0o644)
+    if damage == "contents":
+        file.write_text("hellO")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "size":
+        file.write_text("hello there")
+    elif damage == "manifest":
+        (folder / "manifest.json").chmod(0o644)
+        (folder / "manifest.json").write_text("{")
+    else:
+        manifest = folder / "manifest.json"
+        manifest.chmod(0o644)
+        manifest.write_text(manifest.read_text().replace('"a": 1', '"a": 2'))
+    said: list[str] = []
+    store = Store(tmp_path)
+    assert store.get(KEY, say=said.append) is None
+    assert damage == "manifest" or "is damaged" in said[0]
+    write(store, "again")
+    artifact = store.get(KEY)
+    assert artifact is not None
+    assert artifact.file("file.txt").read_text() == "again"
+
+
+def build_slowly(root: Path, log: Path) -> None:
+    with Store(root).writing(KEY, DOCUMENT, "tiny/fold") as writing:
+        if writing.hit is None:
+            with log.open("a") as file:
+                file.write("built\n")
+            time.sleep(0.3)
+            (writing.folder / "file.txt").write_text("hello")
+
+
+def test_four_processes_build_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=build_slowly, args=(tmp_path / "store", log)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert log.read_text() == "built\n"
+
+
+def test_kill_9_of_the_builder_frees_the_lock_and_leaves_no_half(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from engineworks.store import Store
+        with Store(Path({str(tmp_path)!r})).writing({KEY!r}, {DOCUMENT!r}, "tiny/fold") as writing:
+            (writing.folder / "half").write_text("half")
+            print("ready", flush=True)
+            time.sleep(60)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    store = Store(tmp_path)
+    assert store.get(KEY) is None
+    write(store)
+    assert store.get(KEY) is not None
+    assert store.sweep(older_than_s=0.0) == 1
+
+
+def test_removing_frees_the_bytes_and_the_key(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write(store)
+    assert list(store.keys()) == [KEY]
+    assert store.remove(KEY) >= 5
+    assert list(store.keys()) == []
+    assert store.remove(KEY) == 0
+
+
+def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="can not be written"):
+        write(Store(tmp_path / "file"))
+
+
+def test_urls(tmp_path: Path) -> None:
+    assert open_store(f"file://{tmp_path}/s").root == tmp_path / "s"
+    with pytest.raises(StoreError, match="not supported yet"):
+        open_store("memory://somewhere")
+    with pytest.raises(StoreError, match="ENGINEWORKS_STORE=nonsense://x"):
+        open_store("nonsense://x")

@@ -140,7 +140,7 @@ def _parser_complaint(error: Any) -> str:
     text = error.desc()
     if where and "Plugin not found" in text:
         return f"{where} is not supported, there is no plugin of that name"
-    text = telling(text.removeprefix(f"Invalid Node - {error.node_name()}\n"))
+    text = telling(text.removeprefix(f"Invalid Node - {error.node_name()}\n")).removeprefix(f"{error.node_name()}: ")
     return f"{where}: {text}" if where else text
 
 

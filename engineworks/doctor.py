@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends import backend_facts
+from engineworks.backends import backend_facts, builder
 from engineworks.fingerprint import installed_version
 from engineworks.recipe_yaml import load_targets
 from engineworks.settings import Settings
@@ -75,9 +75,10 @@ def examine(settings: Settings, recipes: Path) -> Findings:
 
 
 def _target_here(target: NamedTarget) -> TargetHere:
-    facts = backend_facts(target.target.backend)
-    capabilities = target.target.compute_capability
-    return TargetHere(target.name, facts.why_not_build(capabilities), facts.why_not_run(capabilities))
+    name, capabilities = target.target.backend, target.target.compute_capability
+    build = builder(name)
+    why_not_build = build.why_not_build(capabilities) if build else "its backend only runs engines"
+    return TargetHere(target.name, why_not_build, backend_facts(name).why_not_run(capabilities))
 
 
 def _conflicts(settings: Settings) -> Iterator[str]:

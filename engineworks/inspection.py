@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import InputError
+from engineworks.errors import InputError, RunError
 from engineworks.fingerprint import digest_file
 
 SIDECAR = "engine.json"
@@ -44,10 +44,14 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 def _bare(path: Path) -> dict[str, Any]:
     """A plan without its sidecar: what its header alone tells."""
-    from engineworks.backends.plan_header import read_plan_header
+    from engineworks.backends._trt_header import HEADER_BYTES, read_plan_header
 
     with path.open("rb") as file:
-        header = read_plan_header(file.read(64))
-    if header is None:
-        raise InputError(f"{path}: neither a TensorRT plan nor an ONNX file", hint="is it the right file?")
+        start = file.read(HEADER_BYTES)
+    try:
+        header = read_plan_header(start)
+    except RunError:
+        raise InputError(
+            f"{path}: neither a TensorRT plan nor an ONNX file", hint="is it the right file?"
+        ) from None
     return {"kind": "plan without sidecar", "path": str(path), "sha256": digest_file(path), **header.to_json()}

@@ -64,7 +64,8 @@ class Documents:
         outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
         params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
         data = self._files.evaluation
-        aside = {"samples": data.path, "proof": _samples(data) | {"count": min(PROOF_SAMPLES, data.count)}}
+        count = fixed_batch(data.specs) or min(PROOF_SAMPLES, data.count)
+        aside = {"samples": data.path, "proof": _samples(data) | {"count": count}}
         return self._document("fold", params, {"export": export}, {}), aside
 
     def calibrate(self, fold: str) -> tuple[Document, Aside]:

@@ -13,7 +13,7 @@ def recipe_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) for editors: `# yaml-language-server: $schema=recipe.schema.json`."""
     schema = Recipe.model_json_schema()
     schema["required"] = [k for k in schema.get("required", []) if k not in _FROM_DEFAULTS]
-    return {"$schema": SCHEMA_DIALECT, "title": "Engineworks recipe", **schema}
+    return {"$schema": SCHEMA_DIALECT, **schema, "title": "Engineworks recipe"}
 
 
 _FROM_DEFAULTS = ("accuracy", "targets", "precisions")

@@ -133,7 +133,11 @@ def open_samples(
         _check_labels(path, labels, headers, total)
     if samples is not None and samples > total:
         raise SamplesError(f"{path}: {samples} samples are asked for, the file has {total}", hint=f"samples: {total}")
-    return SampleFile(path, tuple(specs), arrays, labels, total, samples or total)
+    count, fixed = samples or total, fixed_batch(specs)
+    if fixed and count % fixed:
+        whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
+        raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
+    return SampleFile(path, tuple(specs), arrays, labels, total, count)
 
 
 def read_headers(path: Path) -> dict[str, ArrayHeader]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import secrets
 import selectors
 import shlex
@@ -115,14 +116,17 @@ class LocalPrefect:
         """Send what this process still holds, wait until the server has written it, and end the server.
 
         Called after an exception or Ctrl-C it does the same; a Ctrl-C while it waits kills the server instead.
+        Raises StepError where the server has died by itself: then the history of this build has gaps.
         """
         server, self._server = self._server, None
-        try:
-            with self._undo:
-                drain()
-        finally:
+        with contextlib.ExitStack() as last:
             if server is not None:
-                server.stop()
+                last.callback(server.stop)
+            last.push(self._undo)
+            if server is None or server.lives():
+                drain()
+            else:
+                drop_unsent()
 
     def pages_hint(self) -> str:
         """How to open Prefect's pages with these runs, for the end of a build's output."""
@@ -174,6 +178,18 @@ def drain(timeout_s: float = DRAIN_LIMIT_S) -> bool:
         logger.warning("Prefect's queues were not empty after %.0f s: its history of this build has gaps", timeout_s)
         return False
     return True
+
+
+def drop_unsent() -> None:
+    """Empty those queues: where the server is gone, Prefect tries 8 s for each item, at the end of the process too."""
+    if "prefect.events.worker" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+
+    for service in list(EventsWorker._instances.values()):  # of both workers
+        with contextlib.suppress(queue.Empty):
+            while True:
+                service._queue.get_nowait()
 
 
 class _Server:
@@ -238,15 +254,28 @@ class _Server:
             log.seek(max(self._log_start, self._log_path.stat().st_size - 10_000))
             return log.read().decode(errors="replace")
 
+    def lives(self) -> bool:
+        return self._child.poll() is None
+
     def stop(self) -> None:
-        """End the child and wait for it: at once where it was still starting, else when it has written all."""
+        """End the child and wait for it: at once where it was still starting, else when it has written all.
+
+        Raises StepError where it has ended before.
+        """
+        died = self._is_ready and not self.lives()
         with self._child as child:  # closes the pipes: the end of its input is what the server waits for
             try:
-                if self._is_ready and self._end_softly() != 0:
+                if self._is_ready and not died and self._end_softly() != 0:
                     logger.warning("Prefect's history of this build may have gaps: see %s", self._log_path)
             finally:
                 if child.poll() is None:
                     child.kill()
+        if died:
+            raise StepError(
+                f"Prefect's server ended (exit code {child.returncode}) in the middle of the build",
+                hint=f"what was built is in the store; build again, or read {self._log_path}",
+                log=self._log_tail(),
+            )
 
     def _end_softly(self) -> int | None:
         assert self._child.stdin is not None
@@ -277,17 +306,20 @@ def _environment(values: Mapping[str, str], without: tuple[str, ...] = ()) -> It
 def _quiet_runs() -> Iterator[None]:
     """Keep the runs' own log lines off the console, where the command prints its progress; the API still gets them all.
 
-    PREFECT_LOGGING_LEVEL would empty the API's logs too. Other warnings of Prefect still show.
+    PREFECT_LOGGING_LEVEL would empty the API's logs too. Warnings of the rest of Prefect still show.
     """
-    run_loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
-    before = [run_logger.propagate for run_logger in run_loggers]
-    for run_logger in run_loggers:
-        run_logger.propagate = False
+    runs = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
+    engine = logging.getLogger("prefect.engine")  # advertises a page that our server does not have
+    before = [(run, run.propagate) for run in runs], engine.level
+    for run in runs:
+        run.propagate = False
+    engine.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for run_logger, propagate in zip(run_loggers, before, strict=True):
-            run_logger.propagate = propagate
+        for run, propagate in before[0]:
+            run.propagate = propagate
+        engine.setLevel(before[1])
 
 
 def _check_answers(url: str) -> None:

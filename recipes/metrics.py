@@ -46,8 +46,8 @@ def text_pixels_f1(outputs: Arrays, labels: NDArray[Any], inputs: Arrays) -> flo
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """Rank of each value; equal values share the mean of their ranks."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[index]
+    ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return ranks[index]
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

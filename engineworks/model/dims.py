@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from engineworks.errors import ModelError
+from engineworks.errors import ModelError, SamplesError
+from engineworks.model.graphs import all_graphs
 from engineworks.model.onnx_files import graph_inputs, known_dim
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import Dim, TensorSpec
@@ -75,10 +76,12 @@ def apply_inputs(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[
 
 
 def forget_inner_shapes(model: onnx.ModelProto) -> None:
-    """Drop what the model claims of its inner tensors and of its outputs' dimensions; inference finds it anew."""
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them anew."""
+    for depth, graph in enumerate(all_graphs(model.graph)):
+        del graph.value_info[:]
+        for value in (*graph.output, *(graph.input if depth else ())):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
 
 
 def apply_outputs(
@@ -117,14 +120,18 @@ def apply_outputs(
             _write(shape.dim.add(), next(fitting, f"{value.name}_{axis}"))
 
 
-def bind(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The length of every named dimension of the inputs at these shapes."""
-    return {
-        dim: length
-        for spec in inputs
-        for dim, length in zip(spec.shape, shapes[spec.name], strict=True)
-        if isinstance(dim, str)
-    }
+def bind(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, int]:
+    """The length of every named dimension of the inputs at these shapes. Raises `SamplesError` where they do not fit
+    the recipe's."""
+    bound: dict[str, int] = {}
+    for spec in inputs:
+        shape = shapes[spec.name]
+        for dim, length in zip(spec.shape, shape, strict=False):
+            expected = bound.setdefault(dim, length) if isinstance(dim, str) else dim
+            if length != expected or len(shape) != len(spec.shape):
+                known = f" with {dim}={expected}" if isinstance(dim, str) else ""
+                raise SamplesError(f"{where}: '{spec.name}' is [{', '.join(map(str, shape))}], not {spec}{known}")
+    return bound
 
 
 def check_output_shapes(

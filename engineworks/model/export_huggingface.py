@@ -112,7 +112,7 @@ def cached_snapshot(model_id: str) -> Path | None:
 
 
 def source_files(folder: Path) -> dict[str, Path]:
-    """The files that shape the exported model, by name: config and weights, and none of the tokenizer's or the card's."""
+    """The files that shape the exported model, by name: config and weights; not the tokenizer's, not the card."""
     names = ["config.json", *_weight_files(folder)]
     return {name: folder / name for name in names if (folder / name).is_file()}
 

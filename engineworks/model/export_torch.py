@@ -116,16 +116,17 @@ def _named_examples(examples: Any, factory: str, interface: Interface) -> Arrays
     given = dict(examples) if isinstance(examples, Mapping) else dict(zip(names, examples, strict=False))
     count = len(examples)
     if set(given) != set(names) or count != len(names):
-        raise ModelError(f"factory '{factory}' gave {count} example inputs ({', '.join(given)}), the recipe has {', '.join(names)}")
+        raise ModelError(
+            f"factory '{factory}' gave {count} example inputs ({', '.join(given)}), the recipe has {', '.join(names)}"
+        )
     found: Arrays = {}
     lengths: dict[str, int] = {}
     for spec in interface.inputs:
         value = given[spec.name]
         array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape, lengths):
-            raise ModelError(
-                f"factory '{factory}': example input '{spec.name}' is {array.dtype.name}{list(array.shape)}, the recipe says {spec}"
-            )
+            what = f"{array.dtype.name}{list(array.shape)}"
+            raise ModelError(f"factory '{factory}': example input '{spec.name}' is {what}, the recipe says {spec}")
         found[spec.name] = array
     return found
 

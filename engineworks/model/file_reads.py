@@ -6,6 +6,7 @@ loader is such, is watched by its own function; what other extensions open by th
 
 from __future__ import annotations
 
+import importlib
 import os
 import site
 import sys
@@ -34,7 +35,7 @@ def recorded_reads() -> Iterator[set[Path]]:
             yield found
     finally:
         _listeners.remove(names.append)
-        found.update(Path(n).resolve() for n in names if os.path.isfile(n))
+        found.update(path.resolve() for path in map(Path, names) if path.is_file())
 
 
 def undeclared_reads(reads: Iterable[Path], root: Path, declared: Iterable[Path]) -> list[Path]:
@@ -88,7 +89,7 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
         return
     path, mode, flags = arguments
     if isinstance(path, (str, bytes)) and _reads(mode, flags):
-        name = os.path.abspath(os.fsdecode(path))
+        name = str(Path(os.fsdecode(path)).absolute())
         for listener in tuple(_listeners):
             listener(name)
 
@@ -103,14 +104,13 @@ def _reads(mode: str | None, flags: int | None) -> bool:
 def _watched_safetensors(listener: Callable[[str], None]) -> Iterator[None]:
     """While the block runs, every module's `safe_open` tells which file it opens."""
     try:
-        import safetensors
+        original = importlib.import_module("safetensors").safe_open
     except ImportError:
         yield
         return
-    original = safetensors.safe_open
 
     def safe_open(filename: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        listener(os.path.abspath(os.fspath(filename)))
+        listener(str(Path(filename).absolute()))
         return original(filename, *args, **kwargs)
 
     _replace_everywhere(original, safe_open)
@@ -121,6 +121,7 @@ def _watched_safetensors(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 def _replace_everywhere(old: object, new: object) -> None:
-    for module in list(sys.modules.values()):
+    modules: list[Any] = list(sys.modules.values())
+    for module in modules:
         if getattr(module, "__dict__", {}).get("safe_open") is old:
-            module.safe_open = new  # type: ignore[attr-defined]
+            module.safe_open = new

@@ -8,6 +8,7 @@ and its outputs equal the original's on real data (`equivalence`).
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +21,11 @@ from engineworks.model.equivalence import compare, first_shapes, open_session
 from engineworks.model.folding import STRATEGIES, Strategy, tool_failures
 from engineworks.model.inspect import Inventory, inventory
 from engineworks.model.names import has_duplicate_node_names, name_nodes, name_tensors
-from engineworks.model.onnx_files import detach_weights, ir_version_for, known_dim, load_model, save_model
-from engineworks.model.opset import check_operators, inline_functions, opset_of, raise_opset, tidy_domains
-from engineworks.model.shapes import infer_shapes
-from engineworks.model.tidy import (
-    constants_to_initializers,
-    count_nodes,
-    drop_inputs_with_values,
-    drop_unused,
-    hoist_initializers,
-    sort_nodes,
-)
-from engineworks.tensors import Dim, TensorSpec
+from engineworks.model.onnx_files import detach_weights, load_model, save_model
+from engineworks.model.opset import check_operators, opset_of
+from engineworks.model.preparation import Prepared, finish, prepare
+from engineworks.model.tidy import constants_to_initializers, count_nodes, hoist_initializers
+from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +35,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
-_KEPT_FIELDS = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
+_SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
 
 
 @dataclass(frozen=True)
@@ -81,23 +75,15 @@ class FoldReport:
 
 @dataclass(frozen=True)
 class _Original:
-    """The model as it came, loaded to be compared with, and what the recipe and one run say about it."""
+    """The model as it came, loaded to be compared with; what the recipe says of it; and of the first of the feeds the
+    lengths of the inputs' named dimensions and the shapes of the outputs."""
 
     session: onnxruntime.InferenceSession
     feeds: Sequence[Arrays]
     inputs: Sequence[TensorSpec]
     outputs: Mapping[str, dims.Shape]
+    bound: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """The graph that every strategy starts from, and what the model claimed of its outputs' dimensions."""
-
-    model: onnx.ModelProto
-    claims: Mapping[str, Sequence[Dim | None]]
-    symbols: dims.Symbols
-    notes: tuple[str, ...]
 
 
 def fold_model(
@@ -127,12 +113,10 @@ def fold_model(
         dims.check_interface(model, inputs, outputs, str(source))
         model, reference = _detached(model, source, work)
         original = _open_original(reference, source, inputs, outputs or {}, feeds)
-        prepared = _prepare(model, inputs, minimum_opset)
-        (work / "folded").mkdir()
-        strategy, fallbacks, folded, max_abs = _first_proven(prepared, original, work / "folded" / out.name, source)
-        _move(work / "folded", out)
+        prepared = prepare(model, inputs, minimum_opset)
+        strategy, fallbacks, folded, max_abs = _first_proven(prepared, original, work, out, source)
     return FoldReport(
-        strategy=strategy.name,
+        strategy=strategy,
         fallbacks=fallbacks,
         nodes_before=nodes_before,
         nodes_after=count_nodes(folded.graph),
@@ -169,93 +153,65 @@ def _open_original(
 ) -> _Original:
     session = open_session(reference)
     shapes = first_shapes(session, feeds, str(source))
-    bound = dims.bind(inputs, {name: value.shape for name, value in feeds[0].items()})
-    dims.check_output_shapes(outputs, bound, shapes, str(source))
-    return _Original(session, feeds, inputs, outputs, shapes)
-
-
-def _prepare(model: onnx.ModelProto, inputs: Sequence[TensorSpec], minimum_opset: int) -> _Prepared:
-    """The recipe's dimensions, unique names, sorted nodes, the opset: everything that every strategy needs."""
-    notes = []
-    if model.functions:
-        notes.append(f"{len(model.functions)} local functions put in place of their calls")
-        model = inline_functions(model)
-        constants_to_initializers(model.graph)
-    drop_inputs_with_values(model.graph)
-    changes, symbols = dims.apply_inputs(model, inputs)
-    claims = {value.name: [known_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in model.graph.output}
-    model = raise_opset(_standardized(model), minimum_opset)
-    constants_to_initializers(model.graph)
-    return _Prepared(_standardized(model), claims, symbols, (*notes, *changes))
-
-
-def _standardized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Unique names, sorted and needed nodes only, clean domains, and shapes as inferred from the inputs."""
-    tidy_domains(model)
-    dims.forget_inner_shapes(model)
-    name_tensors(model.graph)
-    hoist_initializers(model.graph)
-    name_nodes(model.graph)
-    sort_nodes(model.graph)
-    drop_unused(model.graph)
-    return infer_shapes(model)
+    every = [
+        dims.bind(inputs, {name: value.shape for name, value in feed.items()}, f"{source}: evaluation sample {index}")
+        for index, feed in enumerate(feeds)
+    ]
+    dims.check_output_shapes(outputs, every[0], shapes, str(source))
+    return _Original(session, feeds, inputs, outputs, every[0], shapes)
 
 
 def _first_proven(
-    prepared: _Prepared, original: _Original, path: Path, source: Path
-) -> tuple[Strategy, tuple[tuple[str, str], ...], onnx.ModelProto, dict[str, float]]:
-    import onnx
-
+    prepared: Prepared, original: _Original, work: Path, out: Path, source: Path
+) -> tuple[str, tuple[tuple[str, str], ...], onnx.ModelProto, dict[str, float]]:
+    """Try the strategies in turn, and put the first proven model in place."""
     fallbacks: list[tuple[str, str]] = []
     for strategy in STRATEGIES:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(prepared.model)
+        folder = Path(tempfile.mkdtemp(dir=work))
+        path = folder / out.name
         try:
-            folded = _finished(strategy.fold(copy), prepared, original)
-            save_model(folded, path)
-            return strategy, tuple(fallbacks), folded, _prove(path, original)
+            folded, max_abs = _attempt(strategy, prepared, original, path)
         except (FoldError, ModelError) as error:
             fallbacks.append((strategy.name, error.message.replace(f"{path}: ", "")))
-        except tool_failures() as error:
-            fallbacks.append((strategy.name, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
+            shutil.rmtree(folder)
+            continue
+        _move(path, out)
+        return strategy.name, tuple(fallbacks), folded, max_abs
     name, why = fallbacks[-1]
     raise FoldError(
         f"{source}: no way to fold gave an equal model; '{name}', the last: {why}",
-        hint="an operator may be computed differently at the raised opset: export the model with a newer one",
+        hint="if the opset was raised, export the model with the newer one",
         log="\n".join(f"{name}: {why}" for name, why in fallbacks),
     )
 
 
-def _finished(folded: onnx.ModelProto, prepared: _Prepared, original: _Original) -> onnx.ModelProto:
-    """The folded graph as it is written: the interface and metadata of the prepared one, everything else anew."""
-    for field in ("input", "output"):
-        folded.graph.ClearField(field)
-        getattr(folded.graph, field).extend(getattr(prepared.model.graph, field))
-    for field in _KEPT_FIELDS:
-        if prepared.model.HasField(field):
-            setattr(folded, field, getattr(prepared.model, field))
-    del folded.metadata_props[:]
-    folded.metadata_props.extend(prepared.model.metadata_props)
-    folded = _standardized(folded)
-    folded.ir_version = ir_version_for(folded)
-    feed = original.feeds[0]
-    bound = dims.bind(original.inputs, {name: value.shape for name, value in feed.items()})
-    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, bound, original.shapes)
-    return folded
-
-
-def _prove(path: Path, original: _Original) -> dict[str, float]:
+def _attempt(
+    strategy: Strategy, prepared: Prepared, original: _Original, path: Path
+) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """Fold in one way, write the result to `path`, prove it. Raises `FoldError` or `ModelError` with the reason."""
     import onnx
 
+    copy = onnx.ModelProto()
+    copy.CopyFrom(prepared.model)
+    try:
+        folded = strategy.fold(copy, path.parent)
+    except tool_failures() as error:
+        raise FoldError(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
+    folded = finish(folded, prepared)
+    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, original.shapes)
+    save_model(folded, path)
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:500]}") from None
-    return compare(original.session, open_session(path), original.feeds, original.inputs)
+        raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
+    return folded, compare(original.session, open_session(path), original.feeds, original.inputs)
 
 
-def _move(folder: Path, out: Path) -> None:
+def _move(path: Path, out: Path) -> None:
     """Put the written files in place, the weights before the model that refers to them."""
-    out.with_name(f"{out.name}.data").unlink(missing_ok=True)
-    for file in sorted(folder.iterdir(), reverse=True):
-        os.replace(file, out.parent / file.name)
+    data, out_data = (p.with_name(f"{p.name}.data") for p in (path, out))
+    if data.exists():
+        os.replace(data, out_data)
+    else:
+        out_data.unlink(missing_ok=True)
+    os.replace(path, out)

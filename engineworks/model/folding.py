@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError
 from engineworks.model.graphs import names_read, subgraphs
+from engineworks.model.large_constants import NEVER_FOLDED, fold_large_constants
 from engineworks.model.names import name_tensors
 from engineworks.model.shapes import infer_shapes
 from engineworks.model.tensor_storage import attach, tensor_bytes
@@ -24,7 +26,6 @@ from engineworks.model.tidy import count_nodes, drop_unused, hoist_initializers,
 if TYPE_CHECKING:
     import onnx
 
-_NEVER_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _SMALLEST_LIMIT_BYTES = 1 << 20
 _MAX_PASSES = 16
 _RUNTIME_FATAL, _RUNTIME_DEFAULT_SEVERITY = 4, 2  # of ONNX Runtime's logger, which does not tell what it was set to
@@ -33,29 +34,31 @@ _TOOLS = threading.Lock()
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to fold: its name in the report, and the function that returns the folded model (it may use up its
-    argument). It raises `FoldError`, or one of `tool_failures`."""
+    """A way to fold: its name in the report, and the function that returns the folded model. It may use up its
+    argument and leave weights in the given empty folder. It raises `FoldError`, or one of `tool_failures`."""
 
     name: str
-    fold: Callable[[onnx.ModelProto], onnx.ModelProto]
+    fold: Callable[[onnx.ModelProto, Path], onnx.ModelProto]
 
 
 def tool_failures() -> tuple[type[Exception], ...]:
     """What the folding libraries raise when a graph is beyond them: mostly Python's own errors."""
+    from google.protobuf.message import Error as ProtobufError
     from onnx.checker import ValidationError
     from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
     from polygraphy.exception import PolygraphyException
 
     return (
         ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
-        ValidationError, OnnxGraphSurgeonException, PolygraphyException,
+        ValidationError, OnnxGraphSurgeonException, PolygraphyException, ProtobufError,
     )  # fmt: skip
 
 
-def _fold_by_polygraphy(model: onnx.ModelProto, *, fold_shapes: bool) -> onnx.ModelProto:
+def _fold_by_polygraphy(model: onnx.ModelProto, work: Path, *, fold_shapes: bool) -> onnx.ModelProto:
     from polygraphy.backend.onnx import fold_constants
 
     limit = _limit_bytes(model)
+    fold_large_constants(model, work / "constants", limit)
     _attach_foldable(model.graph, set(), {})
     with _quiet_tools() as warnings:
         folded: onnx.ModelProto = fold_constants(
@@ -67,9 +70,10 @@ def _fold_by_polygraphy(model: onnx.ModelProto, *, fold_shapes: bool) -> onnx.Mo
 
 
 def _fold_by_graphsurgeon(
-    model: onnx.ModelProto, *, fold_shapes: bool, partitioning: str | None = None
+    model: onnx.ModelProto, work: Path, *, fold_shapes: bool, partitioning: str | None = None
 ) -> onnx.ModelProto:
     limit = _limit_bytes(model)
+    fold_large_constants(model, work / "constants", limit)
     for _ in range(_MAX_PASSES):
         before = count_nodes(model.graph)
         _attach_foldable(model.graph, set(), {})
@@ -101,7 +105,7 @@ def _graphsurgeon_pass(
     return folded
 
 
-def _fold_nothing(model: onnx.ModelProto) -> onnx.ModelProto:
+def _fold_nothing(model: onnx.ModelProto, _: Path) -> onnx.ModelProto:
     return model
 
 
@@ -136,7 +140,7 @@ def _attach_foldable(graph: onnx.GraphProto, constant: set[str], weights: dict[s
             _attach_foldable(inner, constant, weights)
         own = {name for inner in subgraphs(node) for name in _made_within(inner)}
         read = set(names_read(node)) - own
-        foldable = read <= constant and node.op_type not in _NEVER_FOLDED
+        foldable = read <= constant and node.op_type not in NEVER_FOLDED
         if foldable:
             for name in read & weights.keys():
                 attach(weights[name])

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 _MAX_ROUNDS = 16
 
+
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the types and shapes of inner tensors as far as they can be told; unchanged if inference fails.
 
@@ -16,11 +17,12 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     lengths is known, and so the rank, which the version converter and others need.
     """
     import onnx
+    from google.protobuf.message import EncodeError
 
     for _ in range(_MAX_ROUNDS):
         try:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        except (onnx.shape_inference.InferenceError, RuntimeError):
+        except (onnx.shape_inference.InferenceError, EncodeError, RuntimeError):
             return model
         if not _add_ranks(model):
             break

@@ -15,9 +15,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from engineworks.errors import ExportError, ModelError
@@ -161,6 +161,14 @@ def _literal_import(node: ast.Call, package: str) -> Iterator[str]:
             yield package + argument.value if argument.value.startswith(".") else argument.value
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles the source each time: bytecode of an edit within the same second would be stale."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 class _LocalFinder:
     """Finds the modules of one closure at their files, and the plain folders above them as namespace packages."""
 
@@ -176,7 +184,8 @@ class _LocalFinder:
         if name in self._files:
             file = self._files[name]
             folder = [str(file.parent)] if file.name == "__init__.py" else None
-            return importlib.util.spec_from_file_location(name, file, submodule_search_locations=folder)
+            loader = _SourceLoader(name, str(file))
+            return importlib.util.spec_from_file_location(name, file, loader=loader, submodule_search_locations=folder)
         if name in self._folders:
             spec = ModuleSpec(name, None, is_package=True)
             spec.submodule_search_locations = [str(self._folders[name])]

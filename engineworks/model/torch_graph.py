@@ -10,7 +10,7 @@ from engineworks.errors import ExportError
 from engineworks.model.export import Interface
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from onnxscript import ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the dynamo exporter keeps the modules that a node came from, outermost first, the operation last."""
@@ -74,11 +74,13 @@ def name_interface(model: ir.Model, interface: Interface) -> None:
     An inner value that has one of these names gets another; an output that is an input, a weight or another output
     at the same time gets an Identity of its own. Raises `ExportError` if there are too many or too few.
     """
-    import onnx_ir as ir
+    from onnxscript import ir
 
     graph = model.graph
     if len(graph.outputs) != len(interface.outputs):
-        raise ExportError(f"the exported model has {len(graph.outputs)} outputs, the recipe names {len(interface.outputs)}")
+        raise ExportError(
+            f"the exported model has {len(graph.outputs)} outputs, the recipe names {len(interface.outputs)}"
+        )
     _restore_dropped_inputs(graph, interface)
     _separate_outputs(graph)
     ends = (*graph.inputs, *graph.outputs)
@@ -99,14 +101,16 @@ def name_interface(model: ir.Model, interface: Interface) -> None:
 
 def _restore_dropped_inputs(graph: ir.Graph, interface: Interface) -> None:
     """The TorchScript exporter leaves out inputs that the model does not use."""
-    import onnx_ir as ir
+    from onnxscript import ir
 
     if len(graph.inputs) == len(interface.inputs):
         return
     known = {value.name: value for value in graph.inputs}
     names = [f"engineworks_input_{i}" for i in range(len(interface.inputs))]
     if not set(known) <= set(names):
-        raise ExportError(f"the exported model has {len(graph.inputs)} inputs, the recipe names {len(interface.inputs)}")
+        raise ExportError(
+            f"the exported model has {len(graph.inputs)} inputs, the recipe names {len(interface.inputs)}"
+        )
     whole = [
         known.get(name) or ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(spec.dtype)))
         for name, spec in zip(names, interface.inputs, strict=True)
@@ -116,7 +120,7 @@ def _restore_dropped_inputs(graph: ir.Graph, interface: Interface) -> None:
 
 
 def _separate_outputs(graph: ir.Graph) -> None:
-    import onnx_ir as ir
+    from onnxscript import ir
 
     seen: set[ir.Value] = set()
     for index, value in enumerate(list(graph.outputs)):

@@ -11,8 +11,8 @@ import inspect
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,15 @@ import numpy as np
 
 from engineworks.errors import EngineworksError, ExportError, ModelError
 from engineworks.model.export import ExportReport, Interface, folder_bytes, versions_of
+from engineworks.model.export_trials import Trial, compare_outputs, difference_of, trial_inputs
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, IR_VERSION, MODEL_FILE
 from engineworks.model.source_code import user_failure
 from engineworks.model.torch_graph import convert_opset, name_interface, name_nodes, opset_of
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import torch
     from numpy.typing import NDArray
+    from onnxscript import ir
 
     Arrays = dict[str, NDArray[np.generic]]
 
@@ -35,24 +36,10 @@ TORCH_PACKAGES: Mapping[str, str] = {"torch": "torch", "onnxscript": "onnxscript
 WRAPPED = "wrapped"
 """Attribute that holds the user's module; taken off the names of nodes and weights."""
 
+DATA_FILE = MODEL_FILE + ".data"
 DYNAMO, TORCHSCRIPT = "torch.onnx (dynamo)", "torch.onnx (TorchScript)"
 DYNAMO_OPSET = 18
 """Oldest opset that the dynamo exporter writes; older ones are converted from it."""
-
-TOLERANCE = {"float16": 3e-2, "bfloat16": 3e-2}
-"""Largest difference from the module's outputs, relative to their largest absolute value; 1e-3 for other dtypes."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The module's own outputs for one set of inputs."""
-
-    lengths: Mapping[str, int]
-    inputs: Arrays
-    outputs: Arrays
-
-    def __str__(self) -> str:
-        return ", ".join(f"{dim}={n}" for dim, n in self.lengths.items()) or "fixed shapes"
 
 
 def write_onnx(
@@ -67,20 +54,16 @@ def write_onnx(
     started = time.monotonic()
     wrapped = _wrap(module, interface)
     trials = [_try_module(wrapped, interface, inputs, root) for inputs in trial_inputs(interface, examples)]
-    repeatable = _difference(trials[-1].outputs, _run(wrapped, trials[-1].inputs, interface, root)) is not None
-    notes: list[str] = [] if repeatable else ["two runs of the module differ: its outputs were not compared"]
+    repeatable = difference_of(trials[-1].outputs, _run(wrapped, trials[-1].inputs, interface, root)) is not None
     failures: list[tuple[str, Exception]] = []
     for exporter, export in ((DYNAMO, _export_dynamo), (TORCHSCRIPT, _export_torchscript)):
         try:
-            worst = _export_checked(export, wrapped, interface, out, trials, repeatable)
-        except Exception as error:  # the exporters raise whatever their parts raise
+            notes = _export_checked(export, wrapped, interface, out, trials, repeatable)
+        except Exception as error:  # noqa: BLE001  the exporters raise whatever their parts raise
             failures.append((exporter, error))
             continue
-        if worst is not None:
-            shapes = "; ".join(map(str, trials))
-            notes.append(f"outputs agree with PyTorch's ({shapes}), largest relative difference {worst:.1e}")
-        notes.extend(f"{name} failed: {_one_line(error)}" for name, error in failures)
-        files = tuple(sorted((p.name for p in out.iterdir()), key=lambda n: (n != MODEL_FILE, n)))
+        notes += [f"{name} failed: {_one_line(error)}" for name, error in failures]
+        files = tuple(name for name in (MODEL_FILE, DATA_FILE) if (out / name).is_file())
         return ExportReport(
             exporter, interface.opset, files, folder_bytes(out, files), time.monotonic() - started, tuple(notes),
             versions_of("torch", "onnxscript", "onnx", "onnx-ir"),
@@ -89,44 +72,6 @@ def write_onnx(
         "no exporter gave a model: " + "; ".join(f"{name}: {_one_line(error)}" for name, error in failures),
         log="\n".join("".join(traceback.format_exception(error)) for _, error in failures),
     )
-
-
-def trial_inputs(interface: Interface, examples: Arrays | None) -> list[tuple[dict[str, int], Arrays]]:
-    """Inputs at the smallest lengths of the profiles, and at the next larger ones (those are traced: no length is 1
-    if it may be 2, as tracing would freeze it). Given examples are cut or repeated to those lengths.
-    """
-    lengths = interface.lengths()
-    low = {dim: known[0] for dim, known in lengths.items()}
-    high = {dim: known[min(1, len(known) - 1)] for dim, known in lengths.items()}
-    found = []
-    for dims in (low, high) if low != high else (low,):
-        shapes = {spec.name: spec.concrete(dims) for spec in interface.inputs}
-        if examples is None:
-            found.append((dims, _made_inputs(interface, shapes)))
-        else:
-            found.append((dims, {name: _fitted(examples[name], shape) for name, shape in shapes.items()}))
-    return found
-
-
-def _made_inputs(interface: Interface, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
-    """Normal numbers for floats; 0 and 1 for integers: valid as token ids, masks and segments of every model."""
-    draw = np.random.default_rng(0)
-    inputs: Arrays = {}
-    for spec in interface.inputs:
-        shape = shapes[spec.name]
-        if spec.dtype.startswith("float"):
-            inputs[spec.name] = draw.standard_normal(shape).astype(spec.dtype)
-        else:
-            values = draw.integers(0, 2, shape)
-            values[..., :1] = 1  # no row is masked as a whole
-            inputs[spec.name] = values.astype(spec.dtype)
-    return inputs
-
-
-def _fitted(array: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
-    for axis, length in enumerate(shape):
-        array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
-    return np.ascontiguousarray(array)
 
 
 def _wrap(module: torch.nn.Module, interface: Interface) -> torch.nn.Module:
@@ -139,7 +84,7 @@ def _wrap(module: torch.nn.Module, interface: Interface) -> torch.nn.Module:
     names = tuple(spec.name for spec in interface.inputs)
     by_name = set(names) <= set(inspect.signature(module.forward).parameters)
 
-    class Wrapped(torch.nn.Module):
+    class Wrapped(torch.nn.Module):  # type: ignore[misc]  # torch is not there for mypy
         def __init__(self) -> None:
             super().__init__()
             setattr(self, WRAPPED, module)
@@ -163,7 +108,9 @@ def _plain_outputs(result: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, .
     else:
         values = [result] if isinstance(result, torch.Tensor) else list(result)
         if len(values) != len(names):
-            raise ModelError(f"the model returns {len(values)} values, the recipe names {len(names)} outputs ({', '.join(names)})")
+            raise ModelError(
+                f"the model returns {len(values)} values, the recipe names {len(names)} outputs ({', '.join(names)})"
+            )
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, torch.Tensor):
             raise ModelError(f"output '{name}' of the model is a {type(value).__name__}, not a tensor")
@@ -180,9 +127,8 @@ def _try_module(
         said = tuple(lengths.get(d) if isinstance(d, str) else d for d in shape)
         if len(got) != len(said) or any(s not in (None, g) for s, g in zip(said, got, strict=True)):
             at = f" at {Trial(lengths, {}, {})}" if lengths else ""
-            raise ModelError(
-                f"output '{name}' of the model has shape {list(got)}{at}; the recipe says [{', '.join(map(str, shape))}]"
-            )
+            wanted = f"[{', '.join(map(str, shape))}]"
+            raise ModelError(f"output '{name}' of the model has shape {list(got)}{at}; the recipe says {wanted}")
     return Trial(lengths, inputs, outputs)
 
 
@@ -208,79 +154,43 @@ def _tensors(inputs: Arrays) -> tuple[torch.Tensor, ...]:
 
 
 def _export_checked(
-    export: Callable[[torch.nn.Module, Interface, Arrays], ir.Model], wrapped: torch.nn.Module, interface: Interface,
-    out: Path, trials: list[Trial], repeatable: bool,
-) -> float | None:  # fmt: skip
-    """Export, write and check; the largest relative difference from the module's outputs, None if not compared."""
+    export: Callable[[torch.nn.Module, Interface, Arrays], tuple[ir.Model, list[str]]], wrapped: torch.nn.Module,
+    interface: Interface, out: Path, trials: list[Trial], repeatable: bool,
+) -> list[str]:  # fmt: skip
+    """Export, write and check; what is to be said of it."""
     import onnx
 
-    model = export(wrapped, interface, trials[-1].inputs)
+    model, notes = export(wrapped, interface, trials[-1].inputs)
     name_nodes(model, WRAPPED)
     convert_opset(model, interface.opset)
     if opset_of(model) != interface.opset:
-        raise ExportError(f"opset {interface.opset} can not be had, only {opset_of(model)}", hint=f"set model.opset: {opset_of(model)}")
+        raise ExportError(
+            f"opset {interface.opset} can not be had, only {opset_of(model)}",
+            hint=f"set model.opset: {opset_of(model)}",
+        )
     name_interface(model, interface)
     model.ir_version = min(model.ir_version, IR_VERSION)
-    for stale in out.iterdir():
-        stale.unlink()
     _save(model, out)
     onnx.checker.check_model(str(out / MODEL_FILE))
-    return _compare(out / MODEL_FILE, trials) if repeatable else None
+    if not repeatable:
+        return [*notes, "two runs of the module differ: its outputs were not compared"]
+    worst = compare_outputs(out / MODEL_FILE, trials)
+    shapes = "; ".join(map(str, trials))
+    return [*notes, f"outputs agree with PyTorch's ({shapes}), largest relative difference {worst:.1e}"]
 
 
 def _save(model: ir.Model, out: Path) -> None:
-    import onnx_ir as ir
+    from onnxscript import ir
 
+    (out / DATA_FILE).unlink(missing_ok=True)  # of an exporter that failed
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if weights > EXTERNAL_ABOVE_BYTES:
-        ir.save(model, out / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024)
+        ir.save(model, out / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=1024)
     else:
         ir.save(model, out / MODEL_FILE)
 
 
-def _compare(path: Path, trials: list[Trial]) -> float:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for trial in trials:
-        results = session.run(None, trial.inputs)
-        got = dict(zip(trial.outputs, results, strict=True))
-        difference = _difference(trial.outputs, got)
-        if difference is None:
-            raise ExportError(f"the exported model's outputs differ from the module's at {trial}")
-        worst = max(worst, difference)
-    return worst
-
-
-def _difference(expected: Arrays, got: Arrays) -> float | None:
-    """Largest absolute difference relative to the largest expected value of the same output; None if it is too large
-    or shapes, NaNs or more than 1 % of the integers differ."""
-    worst = 0.0
-    for name, right in expected.items():
-        value = got[name]
-        if value.shape != right.shape:
-            return None
-        if right.dtype.kind != "f":
-            if right.size and np.mean(value == right) < 0.99:
-                return None
-            continue
-        right, value = right.astype(np.float64), value.astype(np.float64)
-        finite = np.isfinite(right)
-        if not np.array_equal(finite, np.isfinite(value)):
-            return None
-        scale = float(np.abs(right[finite]).max(initial=0.0))
-        off = float(np.abs(right[finite] - value[finite]).max(initial=0.0))
-        relative = off / scale if scale else off
-        if relative > TOLERANCE.get(expected[name].dtype.name, 1e-3):
-            return None
-        worst = max(worst, relative)
-    return worst
-
-
-def _export_dynamo(wrapped: torch.nn.Module, interface: Interface, inputs: Arrays) -> ir.Model:
+def _export_dynamo(wrapped: torch.nn.Module, interface: Interface, inputs: Arrays) -> tuple[ir.Model, list[str]]:
     import torch
 
     several = {dim for dim, lengths in interface.lengths().items() if lengths != (1,)}
@@ -292,14 +202,15 @@ def _export_dynamo(wrapped: torch.nn.Module, interface: Interface, inputs: Array
         )  # fmt: skip
     if program is None:
         raise ExportError("the exporter returned nothing")
-    return program.model
+    return program.model, []
 
 
-def _export_torchscript(wrapped: torch.nn.Module, interface: Interface, inputs: Arrays) -> ir.Model:
-    """Traced with the example's values; weights are read back into memory, as the exporter may write them as files."""
+def _export_torchscript(wrapped: torch.nn.Module, interface: Interface, inputs: Arrays) -> tuple[ir.Model, list[str]]:
+    """Traced with the example's values; what tracing may have frozen is noted. The weights are read back into memory,
+    as the exporter may write them as files."""
     import onnx
-    import onnx_ir as ir
     import torch
+    from onnxscript import ir
 
     names = [f"engineworks_input_{i}" for i in range(len(interface.inputs))]
     outputs = [f"engineworks_output_{i}" for i in range(len(interface.outputs))]
@@ -307,13 +218,16 @@ def _export_torchscript(wrapped: torch.nn.Module, interface: Interface, inputs: 
     axes = {
         n: {a: d for a, d in enumerate(s) if isinstance(d, str)} for n, s in zip(names + outputs, shapes, strict=True)
     }
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as warned, torch.no_grad():
+        warnings.simplefilter("always")
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             wrapped, _tensors(inputs), str(path), dynamo=False, verbose=False, opset_version=interface.opset,
             input_names=names, output_names=outputs, dynamic_axes=axes,
         )  # fmt: skip
-        return ir.from_proto(onnx.load(str(path)))
+        model = ir.from_proto(onnx.load(str(path)))
+    frozen = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in warned if w.category is torch.jit.TracerWarning})
+    return model, [f"the trace may have frozen a choice at {place}" for place in frozen[:5]]
 
 
 def _one_line(error: BaseException) -> str:

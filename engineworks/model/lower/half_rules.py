@@ -252,13 +252,15 @@ def _with_neighbours(graph: TypedGraph, kept: dict[int, str], float_io: bool) ->
     given_float = set(graph.inputs) if float_io else set()
     result = dict(kept)
     for at, node in enumerate(graph.nodes):
-        if at in result or at not in wants_float:
+        inputs, outputs = graph.float_inputs(at), graph.float_outputs(at)
+        ends_here = bool(inputs) and not outputs and not takes_any_type(graph, at)  # ArgMax, Less, QuantizeLinear
+        if at in result or not (at in wants_float or ends_here):
             continue
-        sources = [name for _, name in graph.float_inputs(at) if name not in graph.weights]
-        native = made_float | given_float if node.op_type in LAYOUT | {"QuantizeLinear"} else made_float
+        sources = [name for _, name in inputs if name not in graph.weights]
+        native = made_float | given_float if node.op_type in LAYOUT or ends_here else made_float
         if all(name in native for name in sources):
             result[at] = "lies between nodes that stay fp32"
-            made_float.update(name for _, name in graph.float_outputs(at))
+            made_float.update(name for _, name in outputs)
     return result
 
 
@@ -268,8 +270,7 @@ def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool)
     graph_outputs = set(graph.outputs)
     for at in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[at]
-        touched = graph.float_inputs(at) or graph.float_outputs(at)
-        if at in kept or not touched or node.op_type in HEAVY or takes_any_type(graph, at):
+        if at in kept or not graph.float_outputs(at) or node.op_type in HEAVY:
             continue
         wants = []
         for _, name in graph.float_outputs(at):
@@ -282,6 +283,6 @@ def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool)
                     float_port = (graph.nodes[user].op_type, position) in FLOAT_PORTS
                     wants.append(float_port or user in kept or user in found)
         exact = node.op_type in ("Cast", "ConstantOfShape") and not graph.float_inputs(at)
-        if (any(wants) if exact else all(wants)) and (wants or graph.float_inputs(at)):
+        if wants and (any(wants) if exact else all(wants)):
             found.add(at)
     return frozenset(found)

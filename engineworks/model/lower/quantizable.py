@@ -179,14 +179,16 @@ def _fixed_tensors(graph: onnx.GraphProto) -> set[str]:
 def _channel_axis(node: onnx.NodeProto, index: int, rank: int) -> int | None:
     """Axis of a weight along which the output's channels lie; None where one scale has to do for all of it.
 
-    The scale must not vary along an axis that is summed over; products of more than two axes have one scale, because
-    ONNX Runtime refuses several.
+    The scale must not vary along an axis that is summed over. A ConvTranspose of several groups has no axis for its
+    channels; products of more than two axes have one scale, because ONNX Runtime refuses several.
     """
+    attributes = {a.name: a.i for a in node.attribute}
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
-        return 1
+        return 1 if attributes.get("group", 1) == 1 else None
     if rank != 2:
         return None
-    transposed = any(a.name == ("transA", "transB")[index] and a.i for a in node.attribute)
-    return index ^ transposed
+    if index == 0:
+        return 1 if attributes.get("transA") else 0
+    return 0 if attributes.get("transB") else 1

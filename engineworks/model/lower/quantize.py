@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MIN_OPSET = 13
 """First opset whose DequantizeLinear has scales per channel."""
 
+_BLOCK = 1 << 18
+"""Weights that are rounded at a time: temporary copies of a large weight would cost more than the rounding."""
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -202,9 +205,13 @@ def quantize_weight(
         raise LoweringError(f"weight '{name}' holds NaN or infinity", hint="check the model that was exported")
     scale = amax / np.float32(INT8_MAX)
     scale[scale < np.finfo(np.float32).tiny] = SCALE_OF_ZERO
-    steps = np.divide(values, scale)
-    np.clip(np.rint(steps, out=steps), -INT8_MAX, INT8_MAX, out=steps)
-    return steps.astype(np.int8), scale.reshape(() if axis is None else -1)
+    quantized = np.empty(values.shape, np.int8)
+    scales = np.broadcast_to(scale, (len(values), *scale.shape[1:]))
+    rows = max(1, _BLOCK * len(values) // values.size)
+    for start in range(0, len(values), rows):
+        block = slice(start, start + rows)
+        quantized[block] = np.clip(np.rint(values[block] / scales[block]), -INT8_MAX, INT8_MAX)
+    return quantized, scale.reshape(() if axis is None else -1)
 
 
 def _values(tensor: onnx.TensorProto, name: str) -> NDArray[np.float32]:

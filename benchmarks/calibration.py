@@ -1,0 +1,264 @@
+"""Calibration side by side with ONNX Runtime's own calibrator, on a ResNet-50 with random weights.
+
+    python benchmarks/calibration.py [--samples 512] [--onnxruntime-samples 48] [--batch 1] [--repeats 1]
+
+Every run is a process of its own: same model, same images, same tensors (inputs and outputs of Conv and Gemm), same
+threads (one per core). Peak memory is the process's high-water mark, imports and loading included; time per sample
+is that of collecting and of the final thresholds, without loading. Of repeats the shortest time and the largest peak
+count. Exit code 1 where a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = Path(__file__).parent / "results" / "calibration-cpu.json"
+METHODS = ("minmax", "entropy", "percentile")
+TARGETS = {  # largest allowed ratio of ours to ONNX Runtime's
+    "minmax": {"peak_memory": 1.2, "seconds_per_sample": 1.2},
+    "entropy": {"peak_memory": 0.35, "seconds_per_sample": 1.0},
+    "percentile": {"peak_memory": 0.35, "seconds_per_sample": 1.0},
+}
+FLAT = 1.05
+"""Largest allowed ratio of our peak with all samples to that with an eighth of them."""
+
+
+class ResNet50:
+    """The graph as torchvision exports it (batch normalization folded into the convolutions), He-initialized."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+
+    def build(self) -> onnx.ModelProto:
+        tensor = self._relu(self._conv("image", 3, 64, 7, 2, "stem"))
+        tensor = self._node("MaxPool", [tensor], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+        channels = 64
+        for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512))):
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                tensor = self._bottleneck(tensor, channels, width, stride, f"stage{stage}.{block}")
+                channels = 4 * width
+        tensor = self._node("Flatten", [self._node("GlobalAveragePool", [tensor], "average")], "features")
+        weight = self._weight("head.weight", (1000, channels), 1 / channels)
+        self._node("Gemm", [tensor, weight], "logits", transB=1)
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 224, 224])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1000])
+        graph = helper.make_graph(self._nodes, "resnet50", [image], [logits], self._weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+    def _bottleneck(self, tensor: str, channels: int, width: int, stride: int, name: str) -> str:
+        inner = self._relu(self._conv(tensor, channels, width, 1, 1, f"{name}.reduce"))
+        inner = self._relu(self._conv(inner, width, width, 3, stride, f"{name}.middle"))
+        inner = self._conv(inner, width, 4 * width, 1, 1, f"{name}.expand", gain=0.5)
+        if channels != 4 * width:
+            tensor = self._conv(tensor, channels, 4 * width, 1, stride, f"{name}.shortcut", gain=1.0)
+        return self._relu(self._node("Add", [inner, tensor], f"{name}.add"))
+
+    def _conv(self, tensor: str, inputs: int, outputs: int, size: int, stride: int, name: str, gain: float = 2) -> str:
+        weight = self._weight(f"{name}.weight", (outputs, inputs, size, size), gain / (inputs * size * size))
+        bias = self._weight(f"{name}.bias", (outputs,), 0.01)
+        return self._node("Conv", [tensor, weight, bias], name, strides=[stride] * 2, pads=[size // 2] * 4)
+
+    def _relu(self, tensor: str) -> str:
+        return self._node("Relu", [tensor], f"{tensor}.relu")
+
+    def _weight(self, name: str, shape: tuple[int, ...], variance: float) -> str:
+        values = self._random.standard_normal(shape, dtype=np.float32) * np.float32(variance**0.5)
+        self._weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self._nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
+        return output
+
+
+def images(samples: int, batch: int) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Batches of float32 images [batch, 3, 224, 224] with the 1/f spectrum of photographs, of varying contrast."""
+    random = np.random.default_rng(1)
+    frequency = np.hypot(np.fft.fftfreq(224)[:, None], np.fft.rfftfreq(224)[None, :])
+    spectrum = np.fft.rfft2(random.standard_normal((8, 3, 224, 224))) / np.maximum(frequency, 1 / 224)
+    pool = np.fft.irfft2(spectrum).astype(np.float32)
+    pool /= pool.std(axis=(1, 2, 3), keepdims=True)
+    for _ in range(0, samples, batch):
+        contrast = random.uniform(0.3, 1.5, (batch, 1, 1, 1)).astype(np.float32)
+        yield {"image": pool[random.integers(0, len(pool), batch)] * contrast}
+
+
+def run_engineworks(model: Path, method: str, samples: int, batch: int, tensors: list[str]) -> dict[str, float]:
+    sys.path.insert(0, str(ROOT))
+    from engineworks.model.calibration import collect_ranges
+
+    marks = [time.perf_counter()]
+
+    def batches() -> Iterator[dict[str, NDArray[np.float32]]]:
+        marks.append(time.perf_counter())
+        return images(samples, batch)
+
+    collect_ranges(model, batches, tensors, method=method)  # type: ignore[arg-type]
+    return _seconds(*marks, time.perf_counter(), samples)
+
+
+def run_onnxruntime(model: Path, method: str, samples: int, batch: int, tensors: list[str]) -> dict[str, float]:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches = images(samples, batch)
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return next(self._batches, None)
+
+    started = time.perf_counter()
+    kind = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[method]
+    calibrator = create_calibrator(
+        model, ["Conv", "Gemm", "MatMul"], str(model.with_name("augmented.onnx")), CalibrationMethod[kind],
+        extra_options={"symmetric": True},
+    )  # fmt: skip
+    loaded = time.perf_counter()
+    calibrator.collect_data(Reader())
+    found = calibrator.compute_data()
+    assert set(found.keys()) == set(tensors), "the contenders would not calibrate the same tensors"
+    return _seconds(started, loaded, time.perf_counter(), samples)
+
+
+def _seconds(started: float, loaded: float, done: float, samples: int) -> dict[str, float]:
+    return {"load_seconds": loaded - started, "seconds_per_sample": (done - loaded) / samples}
+
+
+def peak_memory_mib() -> float:
+    """High-water mark of this process. Not ru_maxrss on Linux, which starts at the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+
+
+CONTENDERS = {"engineworks": run_engineworks, "onnxruntime": run_onnxruntime}
+
+
+def run_child(arguments: list[str]) -> None:
+    """One contender in this process: print its numbers as JSON on the last line."""
+    contender, model, method, samples, batch, tensors = arguments
+    found = CONTENDERS[contender](Path(model), method, int(samples), int(batch), json.loads(tensors))
+    print(json.dumps({**found, "peak_memory_mib": peak_memory_mib(), "samples": int(samples)}))
+
+
+def measure(contender: str, *arguments: object, repeats: int) -> dict[str, float]:
+    """Numbers of a contender, each time in a new process: shortest times, largest peak."""
+    command = [sys.executable, __file__, "--child", contender, *map(str, arguments)]
+    runs = []
+    for _ in range(repeats):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    best = {key: min(run[key] for run in runs) for key in runs[0]}
+    return {**best, "peak_memory_mib": max(run["peak_memory_mib"] for run in runs)}
+
+
+def compare(model: Path, tensors: list[str], options: argparse.Namespace) -> dict[str, dict[str, object]]:
+    results: dict[str, dict[str, object]] = {}
+    for method in METHODS:
+
+        def run(contender: str, samples: int, method: str = method) -> dict[str, float]:
+            names = json.dumps(tensors)
+            return measure(contender, model, method, samples, options.batch, names, repeats=options.repeats)
+
+        theirs = run("onnxruntime", options.onnxruntime_samples)
+        few, ours = run("engineworks", max(options.samples // 8, 1)), run("engineworks", options.samples)
+        ratios = {
+            "peak_memory": ours["peak_memory_mib"] / theirs["peak_memory_mib"],
+            "seconds_per_sample": ours["seconds_per_sample"] / theirs["seconds_per_sample"],
+            "peak_memory_of_8_times_the_samples": ours["peak_memory_mib"] / few["peak_memory_mib"],
+        }
+        targets = {**TARGETS[method], "peak_memory_of_8_times_the_samples": FLAT}
+        results[method] = {"engineworks": ours, "engineworks_few": few, "onnxruntime": theirs,
+                           "ratios": ratios, "targets": targets}  # fmt: skip
+        print_method(method, theirs, few, ours, ratios, targets)
+    return results
+
+
+def print_method(
+    method: str,
+    theirs: dict[str, float],
+    few: dict[str, float],
+    ours: dict[str, float],
+    ratios: dict[str, float],
+    targets: dict[str, float],
+) -> None:
+    for name, run in (("onnxruntime", theirs), ("engineworks", few), ("engineworks", ours)):
+        print(
+            f"{method:11} {name:12} {run['samples']:5.0f} samples  {run['peak_memory_mib']:7.0f} MiB peak  "
+            f"{1000 * run['seconds_per_sample']:7.1f} ms/sample  {run['load_seconds']:.1f} s to load"
+        )
+    for name, ratio in ratios.items():
+        verdict = "met" if ratio <= targets[name] else "MISSED"
+        print(f"{method:11} ratio of {name}: {ratio:.2f} (at most {targets[name]:.2f}: {verdict})", flush=True)
+
+
+def describe_machine() -> dict[str, object]:
+    packages = ("onnxruntime", "onnx", "numpy")
+    return {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor_name(),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--child"]:
+        run_child(sys.argv[2:])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--onnxruntime-samples", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = ResNet50().build()
+        path = Path(folder) / "resnet50.onnx"
+        onnx.save(model, str(path))
+        counted = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+        tensors = list(dict.fromkeys(name for node in counted for name in (node.input[0], node.output[0])))
+        del model
+        results = compare(path, tensors, options)
+    settings = {"batch": options.batch, "repeats": options.repeats, "tensors": len(tensors)}
+    record = {"machine": describe_machine(), "settings": settings, "results": results}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    missed = [(m, n) for m, r in results.items() for n, ratio in r["ratios"].items() if ratio > r["targets"][n]]  # type: ignore[attr-defined,index]
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""Engines really built by TensorRT-RTX, ahead of time and without a GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.backends import _trt, tensorrt_rtx
+from engineworks.backends.base import BuildRequest
+from engineworks.backends.build import build_in_child
+from engineworks.capabilities import NAMED, why_not
+from engineworks.errors import BuildError, TargetError, TimeLimitError
+from engineworks.tensors import InputRange, Profile, TensorSpec
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
+
+VERSION = tensorrt_rtx.versions()["tensorrt-rtx"]
+
+Operators = Callable[[str, str], onnx.ModelProto]
+RequestFor = Callable[..., BuildRequest]
+GraphOf = Callable[..., onnx.ModelProto]
+Save = Callable[..., Path]
+
+ROOT = Path(__file__).parents[2]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_an_engine_is_written_and_described(request_for: RequestFor, operators: Operators) -> None:
+    lines: list[str] = []
+    request = request_for(operators("gemm", "fp16"), "fp16", ("8.6", "8.9"))
+    report = tensorrt_rtx.build(request, lines.append)
+    assert [f.name for f in request.out.iterdir()] == ["engine"]
+    assert report.details["engine_bytes"] == (request.out / "engine").stat().st_size
+    assert report.inputs == (TensorSpec("x", "float32", ("n", 128)),)
+    assert report.outputs == (TensorSpec("y", "float32", ("n", 64)),)
+    assert report.versions == {"tensorrt-rtx": VERSION}
+    assert report.details["tf32"] is False
+    assert any("Engine generation completed" in line for line in lines)
+    assert not any("cuda" in line.lower() for line in lines)
+
+
+def test_several_profiles_are_built_into_one_engine(request_for: RequestFor, operators: Operators) -> None:
+    profiles = tuple(
+        Profile(name, {"x": InputRange((low, 128), (low, 128), (high, 128))})
+        for name, low, high in (("small", 1, 2), ("large", 16, 64))
+    )
+    request = request_for(operators("gemm", "fp32"), "fp32", ("8.6",), profiles=profiles)
+    assert tensorrt_rtx.build(request, quiet).details["engine_bytes"]
+
+
+def test_a_model_of_fixed_shapes_needs_no_profile(request_for: RequestFor, graph_of: GraphOf) -> None:
+    model = graph_of([helper.make_node("Relu", ["x"], ["y"])], [("x", [2, 4])], [("y", [2, 4])])
+    assert tensorrt_rtx.build(request_for(model, "fp32", ("8.6",), profiles=()), quiet).outputs[0].shape == (2, 4)
+    assert tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet).inputs[0].shape == (2, 4)
+
+
+def test_weights_beside_the_file_are_found(request_for: RequestFor, operators: Operators, tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    onnx.save(
+        operators("gemm", "fp32"), str(path), save_as_external_data=True, location="large.onnx.data", size_threshold=0
+    )
+    assert (tmp_path / "large.onnx.data").stat().st_size > 10_000
+    assert tensorrt_rtx.build(request_for(path, "fp32", ("8.6",)), quiet).details["engine_bytes"]
+
+
+def test_an_output_that_the_vendor_makes_float_is_said_to_be_so(request_for: RequestFor, graph_of: GraphOf) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)]
+    model = graph_of(nodes, [("x", ["n", 4])], [("y", ["n", 4])], types={"y": TensorProto.DOUBLE})
+    lines: list[str] = []
+    report = tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), lines.append)
+    assert report.outputs[0].dtype == "float32"
+    assert "output 'y' is float32 in the engine, float64 in the model" in lines
+
+
+def test_every_node_that_is_not_supported_is_named(request_for: RequestFor, graph_of: GraphOf) -> None:
+    nodes = [
+        helper.make_node("Bernoulli", ["x"], ["a"], name="coin"),
+        helper.make_node("Det", ["a"], ["b"], name="determinant"),
+        helper.make_node("Special", ["b"], ["y"], name="ours", domain="acme"),
+    ]
+    model = graph_of(nodes, [("x", ["n", 4])], [("y", ["n", 4])], domains=("acme",))
+    with pytest.raises(BuildError) as caught:
+        tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet)
+    assert str(caught.value) == (
+        f"model.onnx: TensorRT-RTX {VERSION} can not parse it: Bernoulli (node 'coin') is not supported; "
+        "Det (node 'determinant') is not supported; "
+        "Special (node 'ours') is not supported, there is no plugin of that name"
+    )
+
+
+def test_types_that_do_not_agree_are_told_by_node(request_for: RequestFor, graph_of: GraphOf) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Add", ["half", "w"], ["y"], name="mixed"),
+    ]
+    weights = [helper.make_tensor("w", TensorProto.FLOAT, [4], [1, 2, 3, 4])]
+    model = graph_of(nodes, [("x", ["n", 4])], [("y", ["n", 4])], weights)
+    with pytest.raises(BuildError, match=r"Add \(node 'mixed'\): .*same input types") as caught:
+        tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet)
+    assert "CUDA" not in str(caught.value)
+
+
+def test_an_input_that_holds_a_shape_is_refused(request_for: RequestFor, graph_of: GraphOf) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    model = graph_of(nodes, [("x", ["n", 4]), ("shape", [2])], [("y", ["a", "b"])], types={"shape": TensorProto.INT64})
+    with pytest.raises(BuildError, match="input 'shape' holds a shape, not data"):
+        tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet)
+
+
+def test_a_failure_says_the_vendors_reason_and_what_to_do(request_for: RequestFor, operators: Operators) -> None:
+    request = request_for(operators("matmul", "bf16"), "bf16", ("7.5",))
+    with pytest.raises(BuildError) as caught:
+        tensorrt_rtx.build(request, quiet)
+    assert f"TensorRT-RTX {VERSION} built no engine for 7.5: Cannot compile for target(s) sm75" in caught.value.message
+    assert caught.value.hint == "compute capability 7.5 has no bf16; use fp16 on this target"
+    assert "Error Code 1: Myelin" in caught.value.log
+    assert list(request.out.iterdir()) == []
+
+
+def test_an_unknown_capability_is_refused(request_for: RequestFor, operators: Operators) -> None:
+    with pytest.raises(BuildError, match=r"does not build for compute capability 8\.7"):
+        tensorrt_rtx.build(request_for(operators("conv", "fp16"), "fp16", ("8.7",)), quiet)
+
+
+def test_every_option_is_taken(request_for: RequestFor, operators: Operators) -> None:
+    options: dict[str, object] = {
+        "workspace_mib": 64, "tf32": True, "builder_optimization_level": 1, "max_aux_streams": 1, "max_num_tactics": 4,
+        "avg_timing_iterations": 2, "tiling_optimization_level": "fast", "profiling_verbosity": "detailed",
+        "sparse_weights": True, "strict_nans": True, "weight_streaming": True,
+    }  # fmt: skip
+    assert options.keys() == tensorrt_rtx.OPTIONS.keys()
+    report = tensorrt_rtx.build(request_for(operators("conv", "fp32"), "fp32", ("8.6",), options=options), quiet)
+    assert report.details["tf32"] is True
+
+
+def test_an_option_of_tensorrt_alone_is_refused(request_for: RequestFor, operators: Operators) -> None:
+    request = request_for(operators("conv", "fp32"), "fp32", ("8.6",), options={"version_compatible": True})
+    with pytest.raises(TargetError, match="unknown option 'version_compatible' of TensorRT-RTX"):
+        tensorrt_rtx.build(request, quiet)
+
+
+def test_tf32_is_off_unless_asked_for() -> None:
+    import tensorrt_rtx as trt
+
+    from engineworks.backends._trt_config import configure
+    from engineworks.backends._trt_log import logger_of
+
+    builder = trt.Builder(logger_of(trt).vendor)
+    for options, wanted in (({}, False), ({"tf32": True}, True)):
+        config = builder.create_builder_config()
+        assert config.get_flag(trt.BuilderFlag.TF32)  # the vendor's default
+        configure(trt, "test", config, options)
+        assert config.get_flag(trt.BuilderFlag.TF32) == wanted
+
+
+def test_without_a_stream_the_engine_is_written_too(
+    request_for: RequestFor, operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT 10.0 has no IStreamWriter."""
+    create = _trt._create_builder
+
+    class Old:
+        def __init__(self, *arguments: object) -> None:
+            self._builder = create(*arguments)  # type: ignore[arg-type]
+
+        def __getattr__(self, name: str) -> object:
+            if name == "build_serialized_network_to_stream":
+                raise AttributeError(name)
+            return getattr(self._builder, name)
+
+    monkeypatch.setattr(_trt, "_create_builder", Old)
+    request = request_for(operators("conv", "fp16"), "fp16", ("8.6",))
+    report = tensorrt_rtx.build(request, quiet)
+    assert report.details["engine_bytes"] == (request.out / "engine").stat().st_size
+
+
+def test_a_full_disk_is_told(
+    request_for: RequestFor, operators: Operators, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request = request_for(operators("conv", "fp16"), "fp16", ("8.6",))
+    (request.out / "engine.partial").symlink_to("/dev/full")
+    with pytest.raises(BuildError, match="can not be written: No space left on device"):
+        tensorrt_rtx.build(request, quiet)
+
+
+FLOATS = ("fp32", "fp16", "bf16")
+QUANTIZED = ("int8", "int8_weights", "fp8")
+CELLS = [
+    *((kind, precision) for kind in ("conv", "matmul") for precision in (*FLOATS, *QUANTIZED)),
+    ("matmul", "int4"),
+]
+MORE_CELLS = [
+    *(("gemm", precision) for precision in (*FLOATS, *QUANTIZED)),
+    *(("deconv", precision) for precision in FLOATS),
+]
+
+
+def check_cell(
+    request_for: RequestFor, operators: Operators, kind: str, precision: str, capabilities: tuple[str, ...]
+) -> None:
+    """Whether the engine is built is what the capability table says."""
+    model = operators(kind, precision)
+    dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    said = why_not(
+        "tensorrt_rtx", VERSION, precision, capabilities,
+        operators={n.op_type for n in model.graph.node},
+        quantized={n.op_type for n in model.graph.node if n.input[0] in dequantized},
+    )  # fmt: skip
+    try:
+        tensorrt_rtx.build(request_for(model, precision, capabilities), quiet)
+        failed = ""
+    except BuildError as error:
+        failed = str(error)
+    assert bool(failed) == bool(said), (kind, precision, capabilities, said, failed)
+
+
+def test_the_capability_table_is_true_where_capabilities_differ(request_for: RequestFor, operators: Operators) -> None:
+    for capabilities in (("7.5",), ("8.6",)):
+        for kind, precision in CELLS:
+            check_cell(request_for, operators, kind, precision, capabilities)
+    check_cell(request_for, operators, "matmul", "fp32", ("7.5", "8.9"))
+    check_cell(request_for, operators, "matmul", "fp8", ("8.9", "12.0"))
+
+
+@pytest.mark.slow
+def test_the_capability_table_is_true_in_every_cell(request_for: RequestFor, operators: Operators) -> None:
+    named = next(n for n in reversed(NAMED) if n.backend == "tensorrt_rtx").capabilities
+    for capabilities in [(c,) for c in named] + [("8.0", "8.6", "8.9", "12.0"), ("8.9", "12.0"), ("7.5", "8.9")]:
+        for kind, precision in (*CELLS, *MORE_CELLS):
+            check_cell(request_for, operators, kind, precision, capabilities)
+
+
+def test_a_recurrent_network_has_a_matrix_multiplication_too(request_for: RequestFor, graph_of: GraphOf) -> None:
+    """LSTM is compiled to one: on 7.5 the table must know."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(random.normal(size=(1, 32, 8)).astype(np.float32), name) for name in ("w", "r")]
+    nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=8)]
+    model = graph_of(nodes, [("x", [5, "n", 8])], [("y", [5, 1, "n", 8])], weights)
+    said = why_not("tensorrt_rtx", VERSION, "fp32", ("7.5",), operators={"LSTM"})
+    if said is None:
+        tensorrt_rtx.build(request_for(model, "fp32", ("7.5",)), quiet)
+    else:
+        with pytest.raises(BuildError, match="use fp16 on this target"):
+            tensorrt_rtx.build(request_for(model, "fp32", ("7.5",)), quiet)
+
+
+def test_a_build_that_takes_too_long_is_killed(
+    request_for: RequestFor, slow_to_build: onnx.ModelProto, tmp_path: Path
+) -> None:
+    request = request_for(slow_to_build, "fp32", ("8.6",))
+    start = time.monotonic()
+    with pytest.raises(TimeLimitError, match=r"the TensorRT-RTX build of model.onnx in fp32 did not end within 1\.5 s"):
+        build_in_child("tensorrt_rtx", request, time_limit_s=1.5, log_file=tmp_path / "log.txt")
+    assert time.monotonic() - start < 4
+    assert not (request.out / "engine").exists()
+
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from engineworks.backends.base import request_from_json
+from engineworks.backends.build import build_in_child
+try:
+    build_in_child("tensorrt_rtx", request_from_json(json.loads(sys.argv[1])), time_limit_s=600,
+                   log_file=Path(sys.argv[2]), on_line=lambda line: print(line, flush=True))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_build_ends_it_and_leaves_nothing(
+    request_for: RequestFor, slow_to_build: onnx.ModelProto, tmp_path: Path
+) -> None:
+    import json
+
+    request = request_for(slow_to_build, "fp32", ("8.6",))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", BUILD, json.dumps(request.to_json()), str(tmp_path / "log.txt")],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    while "Compiler backend is used" not in parent.stdout.readline():
+        pass
+    time.sleep(0.5)  # well inside the compiler
+    start = time.monotonic()
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.wait(5) == 130
+    assert time.monotonic() - start < 5
+    with pytest.raises(ProcessLookupError):  # nobody is left in its process group
+        os.killpg(parent.pid, 0)
+    assert not (request.out / "engine").exists()
+    assert "Compiler backend is used" in (tmp_path / "log.txt").read_text(encoding="utf-8")

@@ -1,0 +1,164 @@
+"""The main job, whole: the flow with real tasks, a real store, a real MLflow database and real engines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engineworks.building import build_plans
+from engineworks.fingerprint import FileDigests
+from engineworks.plan import Plan, plan_recipe
+from engineworks.recipe_yaml import load_recipe
+from engineworks.results import BuildResult
+from engineworks.settings import Settings, read_settings
+from engineworks.store import open_store
+from engineworks.tracking import open_tracking
+from flows.local_prefect import prefect_api
+
+pytestmark = pytest.mark.xdist_group("flows")
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
+        prefect.wait_ready()
+        yield
+
+
+@pytest.fixture()
+def settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    return read_settings()
+
+
+def plan(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> Plan:
+    loaded = load_recipe(Path(recipe))
+    return plan_recipe(loaded, open_store(settings.store), FileDigests(None), only=only)
+
+
+def build(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> BuildResult:
+    from flows.build_recipe import build_recipe
+
+    state = build_recipe(recipe, only, return_state=True)
+    result = state.result(raise_on_failure=False)
+    assert isinstance(result, BuildResult), result
+    assert state.is_completed() == (result.exit_code() == 0)
+    return result
+
+
+def edit(old: str, new: str) -> None:
+    path = Path("recipes/tiny.yaml")
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_a_recipe_becomes_engines_with_verdicts_on_record(settings: Settings) -> None:
+    result = build(settings)
+    assert {e.id: e.verdict for e in result.engines} == {"tiny/fp32/cpu": "pass", "tiny/int8/cpu": "pass"}
+    assert (result.steps.run, result.steps.reused, result.steps.failed) == (12, 0, 0)
+    assert result.report is not None
+    assert "tiny/int8/cpu" in result.report.read_text(encoding="utf-8")
+    for engine in result.engines:
+        assert engine.path is not None
+        assert engine.path.is_file()
+        assert engine.accuracy is not None
+        assert engine.accuracy["metric"]["kind"] == "labels"
+        assert engine.latency is not None
+        assert engine.latency["shapes"]["one"]["latency_ms_p50"] > 0
+    tracking = open_tracking(settings.artifacts, None)
+    (parent,) = tracking.find_runs(kind="build")
+    children = tracking.find_runs(kind="engine", parent_run_id=parent.run_id)
+    assert parent.run_id == result.run
+    assert {c.name for c in children} == {"tiny/fp32/cpu", "tiny/int8/cpu"}
+    assert all(c.tags["engineworks.verdict"] == "pass" for c in children)
+    assert all("cosine/logits" in c.metrics for c in children)
+    used = tracking.digests_in_use()
+    assert {s for e in result.engines for s in e.keys.values()} <= used
+
+
+def test_a_second_build_runs_no_step_and_tells_the_same(settings: Settings) -> None:
+    first = build(settings)
+    (second,) = build_plans([plan(settings)], settings)
+    assert (second.steps.run, second.steps.failed) == (0, 0)
+    assert second.run == first.run
+    assert json.dumps(second.to_json()["engines"]) == json.dumps(first.to_json()["engines"])
+    third = build(settings)
+    assert third.steps.run == 0
+
+
+def test_a_changed_limit_runs_no_step_but_is_judged_anew(settings: Settings) -> None:
+    build(settings)
+    edit("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}")
+    result = build(settings)
+    assert result.steps.run == 0
+    assert {e.id: e.verdict for e in result.engines} == {"tiny/fp32/cpu": "pass", "tiny/int8/cpu": "fail"}
+    assert result.exit_code() == 1
+
+
+def test_a_damaged_engine_is_built_again(settings: Settings) -> None:
+    first = build(settings)
+    path = first.engines[0].path
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    result = build(settings)
+    assert result.steps.run == 1
+    assert path.is_file()
+    assert result.exit_code() == 0
+
+
+def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -> None:
+    edit("targets: [cpu]", "calibration: {keep: [no-such-node]}\ntargets: [cpu]")
+    result = build(settings)
+    verdicts = {e.id: e.verdict for e in result.engines}
+    assert verdicts == {"tiny/fp32/cpu": "pass", "tiny/int8/cpu": "failed"}
+    failed = result.engines[1]
+    assert failed.failure is not None
+    assert "no-such-node" in failed.failure.message
+    assert result.exit_code() != 0
+    tracking = open_tracking(settings.artifacts, None)
+    (child,) = tracking.find_runs(engine="tiny/int8/cpu", kind="engine")
+    assert child.status == "FAILED"
+    assert "no-such-node" in tracking.read_text(child.run_id, "error.txt")
+
+
+def test_engines_without_hardware_are_built_and_unmeasured(settings: Settings) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    edit("targets: [cpu]", "targets: [rtx40]")
+    edit("[fp32, int8]", "[int8]")
+    result = build(settings)
+    (engine,) = result.engines
+    assert engine.verdict == "unmeasured"
+    assert result.exit_code() == 0
+    assert result.exit_code(require_verdict=True) == 3
+    assert engine.path is not None
+    assert engine.path.read_bytes()[:4] == b"vtrt"
+    assert engine.sidecar["details"]["header"]["compute_capabilities"] == ["8.9"]
+
+
+def test_digits_calibrated_on_near_black_images_are_caught(settings: Settings) -> None:
+    """The recipe that must fail: a calibration set that says nothing about the data."""
+    recipes = settings.artifacts.parent / "recipes"
+    for name in ("models/digits_cnn.onnx", "data/digits_test.npz"):
+        (recipes / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "recipes" / name, recipes / name)
+    black = np.random.default_rng(0).uniform(0, 0.01, (256, 1, 8, 8)).astype(np.float32)
+    np.savez(recipes / "data/digits_calib.npz", x=black)
+    text = (REPOSITORY / "recipes/digits.yaml").read_text(encoding="utf-8")
+    (recipes / "digits.yaml").write_text(text, encoding="utf-8")
+    for name in ("_targets.yaml", "_defaults.yaml"):
+        shutil.copy(REPOSITORY / "recipes" / name, recipes / name)
+    result = build(settings, "recipes/digits.yaml", "digits/int8/cpu")
+    (engine,) = result.engines
+    assert engine.verdict == "fail"
+    assert result.exit_code() == 1
+    sentence = next(c.sentence for c in engine.checks if c.name == "metric_ratio")
+    assert sentence.startswith("top1 on 597 labelled samples: 0.")
+    assert "limit at least 0.99 of fp32" in sentence

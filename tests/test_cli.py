@@ -1,0 +1,146 @@
+"""The command line: exit codes, one JSON object on stdout, one message on stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from engineworks.cli import _run
+from engineworks.recipe_schema import recipe_schema
+from engineworks.yaml_nodes import read_yaml
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = _run(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_right_recipe_is_valid(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "validate", "recipes/tiny.yaml")
+    assert (code, out, err) == (0, "recipes/tiny.yaml: 2 precisions × 1 targets, valid\n", "")
+
+
+def test_without_a_name_every_recipe_is_validated(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "recipes" / "broken.yaml").write_text("recipe: [", encoding="utf-8")
+    code, _, err = run(capsys, "validate")
+    assert code == 2
+    assert "recipes/broken.yaml:1:10: not valid YAML" in err
+
+
+def test_problems_as_json(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "recipes" / "tiny.yaml").write_text("recipe: x\nprecison: []\n", encoding="utf-8")
+    code, out, _ = run(capsys, "validate", "recipes/tiny.yaml", "--json")
+    problems = json.loads(out)["problems"]
+    assert code == 2
+    assert {"file": "recipes/tiny.yaml", "line": 2, "column": 1}.items() <= next(
+        p for p in problems if "precison" in p["message"]
+    ).items()
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "build"])
+def test_bad_input_is_exit_2_and_leaves_nothing(
+    repository: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (repository / "recipes" / "tiny.yaml").write_text("", encoding="utf-8")
+    code, out, err = run(capsys, command, "recipes/tiny.yaml")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: recipes/tiny.yaml: the file is empty")
+    assert not (repository / "artifacts").exists()
+
+
+def test_the_plan_as_json_says_exactly_what_will_be_done(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "plan", "recipes/tiny.yaml", "--json", "--only", "*/int8/*")
+    (recipe,) = json.loads(out)["recipes"]
+    assert code == 0
+    assert recipe["resolved"]["calibration"] == {"method": "entropy", "percentile": 99.99, "batch": 8, "keep": []}
+    assert [e["id"] for e in recipe["engines"]] == ["tiny/int8/cpu"]
+    assert {s["state"] for s in recipe["steps"]} == {"to do"}
+    assert all(len(s["key"]) == 64 and s["reason"] == "never built" for s in recipe["steps"])
+
+
+def test_exit_code_of_a_plan_with_work_left(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "plan", "recipes/tiny.yaml", "--exit-code")[0] == 1
+
+
+def test_only_that_matches_nothing(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "plan", "recipes/tiny.yaml", "--only", "tiny/int4/cpu")
+    assert code == 2
+    assert "matches no engine of tiny" in err
+
+
+def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "plan")
+    assert code == 2
+    assert "RECIPES" in err.upper()
+
+
+def test_a_defect_is_one_line_and_a_file(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("engineworks.recipe_yaml.load_recipes", broken)
+    code, _, err = run(capsys, "validate", "recipes/tiny.yaml")
+    assert code == 70
+    assert err.startswith("error: a defect of Engineworks: ZeroDivisionError: boom; please report it")
+    assert "Traceback" not in err
+    assert "ZeroDivisionError" in (repository / "artifacts/defects/last.txt").read_text(encoding="utf-8")
+
+
+def test_doctor_says_what_can_be_built_and_run(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor", "--json")
+    findings = json.loads(out)
+    assert code == 0, findings["conflicts"]
+    targets = {t["name"]: t for t in findings["targets"]}
+    assert targets["cpu"] == {"name": "cpu", "build": None, "run": None}
+    assert targets["rtx40"]["run"]
+    assert findings["libraries"]["onnx"]
+
+
+def test_inspect_refuses_what_is_no_engine(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "inspect", "recipes/calib.npz")
+    assert code == 2
+    assert "neither a TensorRT plan nor an ONNX file" in err
+
+
+def test_inspect_reads_a_model(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "inspect", "recipes/tiny.onnx", "--json")
+    assert code == 0
+    assert json.loads(out)["kind"] == "onnx"
+
+
+def test_the_schema_in_the_repository_is_that_of_the_models() -> None:
+    stored = json.loads((REPOSITORY / "recipes/recipe.schema.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(recipe_schema())), "run 'make schema'"
+
+
+def test_the_shipped_recipes_fit_the_schema() -> None:
+    schema = json.loads((REPOSITORY / "recipes/recipe.schema.json").read_text(encoding="utf-8"))
+    recipes = [p for p in (REPOSITORY / "recipes").glob("*.yaml") if not p.name.startswith("_")]
+    assert len(recipes) >= 4
+    for path in recipes:
+        jsonschema.validate(read_yaml(path, path.name).plain(), schema)
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "build", "inspect", "doctor", "gc"])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert command in out
+
+
+def test_the_installed_program_runs() -> None:
+    program = Path(sys.executable).parent / "engineworks"
+    result = subprocess.run([program, "validate", "--schema"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["title"] == "Engineworks recipe"

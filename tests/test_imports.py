@@ -1,0 +1,61 @@
+"""What is imported when: every module where no optional dependency is installed, `validate` and `plan` next to nothing."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import engineworks
+
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+OPTIONAL = (
+    "onnx", "onnxruntime", "polygraphy", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx", "torch", "transformers",
+    "modelopt", "mlflow", "prefect", "cuda", "pynvml",
+)  # fmt: skip
+
+
+def run(code: str, cwd: Path | None = None) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_module_imports_without_any_optional_dependency() -> None:
+    modules = [m.name for m in pkgutil.walk_packages(engineworks.__path__, "engineworks.")]
+    assert len(modules) > 40
+    code = BLOCK.format(blocked=set(OPTIONAL)) + f"import importlib\nfor m in {modules}: importlib.import_module(m)"
+    run(code)
+
+
+def test_validate_and_plan_import_nothing_heavy(repository: Path) -> None:
+    code = """
+import contextlib, io, json, sys
+from engineworks.cli import _run
+with contextlib.redirect_stdout(io.StringIO()):
+    assert _run(["validate", "recipes/tiny.yaml"]) == 0
+    assert _run(["plan", "recipes/tiny.yaml", "--json"]) == 0
+print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
+"""
+    loaded = set(json.loads(run(code, repository)))
+    assert loaded & {*OPTIONAL, "pandas", "sqlalchemy", "scipy"} == set()
+
+
+def test_no_file_of_flows_or_tasks_hides_an_installed_module() -> None:
+    """Prefect puts the folder of a flow first on the path."""
+    root = Path(__file__).parents[1]
+    names = {p.stem for folder in ("flows", "tasks") for p in (root / folder).glob("*.py")} - {"__init__"}
+    code = f"""
+import importlib.util, json
+print(json.dumps([n for n in {sorted(names)} if importlib.util.find_spec(n)]))
+"""
+    assert json.loads(run(code, Path("/"))) == []

@@ -1,0 +1,99 @@
+"""Samples: the right rows, in the model's own layout, without holding the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engineworks.errors import SamplesError
+from engineworks.samples import fixed_batch, open_samples, read_headers, samples_from_json
+from engineworks.tensors import TensorSpec
+
+IMAGE = TensorSpec("image", "float32", ("batch", 2))
+CACHE = TensorSpec("cache", "float32", (4, "batch", "past"))
+
+
+def write(path: Path, compressed: bool = False, **arrays: np.ndarray) -> Path:
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_batches_go_round_the_sizes_and_lose_no_row(tmp_path: Path, compressed: bool, order: str) -> None:
+    rows = np.asarray(np.arange(22, dtype=np.float32).reshape(11, 2), order=order)  # type: ignore[call-overload]
+    samples = open_samples(write(tmp_path / "a.npz", compressed, image=rows), [IMAGE], {}, samples=None, labels=None)
+    batches = [b["image"] for b in samples.batches([1, 4])]
+    assert [len(b) for b in batches] == [1, 4, 1, 4, 1]
+    assert np.array_equal(np.concatenate(batches), rows)
+
+
+def test_fewer_samples_are_spread_evenly_over_a_sorted_file(tmp_path: Path) -> None:
+    rows = np.arange(20, dtype=np.float32).reshape(10, 2)
+    labels = np.arange(10)
+    path = write(tmp_path / "a.npz", image=rows, y=labels)
+    samples = open_samples(path, [IMAGE], {}, samples=5, labels="y")
+    assert samples.rows == [0, 2, 4, 6, 8]
+    found = samples.read_labels()
+    assert found is not None
+    assert found.tolist() == [0, 2, 4, 6, 8]
+    assert np.array_equal(next(samples.batches([5]))["image"], rows[::2])
+
+
+def test_rows_are_stacked_where_the_model_has_its_batch(tmp_path: Path) -> None:
+    images, caches = np.zeros((6, 2), np.float32), np.arange(6 * 4 * 3, dtype=np.float32).reshape(6, 4, 3)
+    path = write(tmp_path / "a.npz", image=images, cache=caches)
+    samples = open_samples(path, [IMAGE, CACHE], {}, samples=None, labels=None)
+    first = next(samples.batches([2]))["cache"]
+    assert first.shape == (4, 2, 3)
+    assert np.array_equal(first[:, 1], caches[1])
+
+
+def test_an_input_without_a_batch_is_fed_sample_by_sample(tmp_path: Path) -> None:
+    specs = [IMAGE, TensorSpec("scale", "float32", (3,))]
+    path = write(tmp_path / "a.npz", image=np.zeros((2, 2), np.float32), scale=np.ones((2, 3), np.float32))
+    assert fixed_batch(specs) == 1
+    first = next(open_samples(path, specs, {}, samples=None, labels=None).batches([1]))
+    assert first["scale"].shape == (3,)
+    assert first["image"].shape == (1, 2)
+
+
+def test_a_model_of_one_batch_size_gets_no_other(tmp_path: Path) -> None:
+    spec = TensorSpec("image", "float32", (4, 2))
+    assert fixed_batch([spec]) == 4
+    path = write(tmp_path / "a.npz", image=np.zeros((10, 2), np.float32))
+    with pytest.raises(SamplesError, match="10 samples, and the model takes 4 at a time"):
+        open_samples(path, [spec], {}, samples=None, labels=None)
+    samples = open_samples(path, [spec], {}, samples=8, labels=None)
+    assert [len(b["image"]) for b in samples.batches([4])] == [4, 4]
+
+
+def test_names_map_inputs_to_arrays(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", x=np.zeros((2, 2), np.float32))
+    assert open_samples(path, [IMAGE], {"image": "x"}, samples=None, labels=None).arrays == {"image": "x"}
+
+
+def test_what_a_plan_keeps_is_enough_to_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", image=np.ones((3, 2), np.float32))
+    value = {"arrays": {"image": "image"}, "count": 3, "total": 3, "specs": [IMAGE.to_json()]}
+    assert len(next(samples_from_json(path, value).batches([3]))["image"]) == 3
+
+
+def test_inputs_with_different_counts_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", image=np.zeros((3, 2), np.float32), cache=np.zeros((2, 4, 3), np.float32))
+    with pytest.raises(SamplesError, match="'cache' has 2 samples, 'image' has 3"):
+        open_samples(path, [IMAGE, CACHE], {}, samples=None, labels=None)
+
+
+def test_no_samples_at_all_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", image=np.zeros((0, 2), np.float32))
+    with pytest.raises(SamplesError, match="holds no samples"):
+        open_samples(path, [IMAGE], {}, samples=None, labels=None)
+
+
+def test_headers_are_read_without_the_contents(tmp_path: Path) -> None:
+    headers = read_headers(write(tmp_path / "a.npz", a=np.zeros((3, 2), np.int64), b=np.zeros((), np.float16)))
+    assert (headers["a"].dtype, headers["a"].shape) == ("int64", (3, 2))
+    assert headers["b"].shape == ()

@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = "interrupted; what was finished is kept, and the next build goes on from there"
+
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
 Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
@@ -154,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == errors.EXIT_INTERRUPTED:  # how typer returns a KeyboardInterrupt
+            terminal.print_error(INTERRUPTED)
         return code if isinstance(code, int) else 0
     except errors.EngineworksError as error:
         terminal.print_error(str(error))
@@ -161,7 +165,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        terminal.print_error("interrupted; what was finished is kept, and the next build goes on from there")
+        terminal.print_error(INTERRUPTED)
         return errors.EXIT_INTERRUPTED
     except BrokenPipeError:
         return errors.EXIT_PASSED

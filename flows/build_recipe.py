@@ -52,7 +52,11 @@ def build_recipe(recipe: str, only: str | None = None) -> State[BuildResult]:
     plan = plan_build(Path(recipe), settings, only)
     listener().planned(plan)
     recording = start_record.submit(plan, tracking, str(flow_run.get_id() or ""))
-    progress = run_steps(plan, settings)
+    try:
+        progress = run_steps(plan, settings)
+    except BaseException:
+        with recording.result():  # ends the record: KILLED or FAILED
+            raise
     with recording.result() as run:
         result = _record(plan, run, settings, progress, start)
     words = ", ".join(f"{e.id}: {e.verdict}" for e in result.engines)

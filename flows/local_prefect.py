@@ -21,41 +21,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
-import secrets
-import selectors
 import shlex
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 from engineworks.errors import StepError
-from flows import local_prefect_server
+from flows.local_prefect_child import NO_TELEMETRY, ServerChild
 
 logger = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
 DRAIN_LIMIT_S = 60.0
-STOP_LIMIT_S = 90.0  # longer than the server's own limit
-LOG_BYTES_MAX = 1_000_000
-
-NO_TELEMETRY = {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-# What the server of one build does without. Events are not stored: they would be 80 % of the database, for the event
-# feed of the pages alone; task runs and their states are written by another listener of the same events.
-SERVER_SETTINGS = {
-    **NO_TELEMETRY,
-    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
-    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # or a later server believes that they are registered
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
-    "PREFECT_SERVER_EVENTS_STREAM_OUT_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "2000",
-}
 
 
 class LocalPrefect:
@@ -67,8 +45,9 @@ class LocalPrefect:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.given_url = os.environ.get("PREFECT_API_URL", "")
-        self._server: _Server | None = None
+        self._server: ServerChild | None = None
         self._imported_before = False
+        self._entered = False
         self._undo = contextlib.ExitStack()
 
     def start(self) -> None:
@@ -80,14 +59,16 @@ class LocalPrefect:
         if self.given_url:
             self._undo.enter_context(_environment(NO_TELEMETRY))
             return
-        self._server = _Server(self.home.resolve())
+        self._server = ServerChild(self.home.resolve())
         values = {
             **NO_TELEMETRY,
+            **_without_proxy("127.0.0.1"),
             "PREFECT_HOME": str(self._server.home),
             "PREFECT_API_URL": self._server.url,
             "PREFECT_API_AUTH_STRING": self._server.password,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence where the server has died
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))
 
@@ -96,6 +77,16 @@ class LocalPrefect:
 
         Raises StepError, with the end of the server's log, where it does not answer within `timeout_s`.
         """
+        if not self._entered:
+            self._enter_settings()
+            self._entered = True
+        if self._server is None:
+            _check_answers(self.given_url)
+            return self.given_url
+        self._server.wait_ready(timeout_s)
+        return self._server.url
+
+    def _enter_settings(self) -> None:
         import prefect.context
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -104,13 +95,9 @@ class LocalPrefect:
             self._undo.callback(setattr, prefect.context, "GLOBAL_SETTINGS_CONTEXT", before)
             prefect.context.refresh_global_settings_context()
         self._undo.enter_context(_quiet_runs())
-        if self._server is None:
-            _check_answers(self.given_url)
-            return self.given_url
-        # A flow waits a second for its heartbeat thread to end, and nobody watches the heartbeats of this server.
-        self._undo.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
-        self._server.wait_ready(timeout_s)
-        return self._server.url
+        if self._server is not None:
+            # A flow waits a second for its heartbeat thread to end, and nobody watches the heartbeats of our server.
+            self._undo.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
 
     def stop(self) -> None:
         """Send what this process still holds, wait until the server has written it, and end the server.
@@ -125,8 +112,6 @@ class LocalPrefect:
             last.push(self._undo)
             if server is None or server.lives():
                 drain()
-            else:
-                drop_unsent()
 
     def pages_hint(self) -> str:
         """How to open Prefect's pages with these runs, for the end of a build's output."""
@@ -180,110 +165,11 @@ def drain(timeout_s: float = DRAIN_LIMIT_S) -> bool:
     return True
 
 
-def drop_unsent() -> None:
-    """Empty those queues: where the server is gone, Prefect tries 8 s for each item, at the end of the process too."""
-    if "prefect.events.worker" not in sys.modules:
-        return
-    from prefect.events.worker import EventsWorker
-
-    for service in list(EventsWorker._instances.values()):  # of both workers
-        with contextlib.suppress(queue.Empty):
-            while True:
-                service._queue.get_nowait()
-
-
-class _Server:
-    """The child process: it lives until its standard input closes, which the kernel does when we die."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.password = f"engineworks:{secrets.token_urlsafe(24)}"  # 127.0.0.1 is open to everyone on this machine
-        self._is_ready = False
-        self._log_path = home / "server.log"
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            with socket.create_server(("127.0.0.1", 0)) as listener, self._open_log() as log:
-                self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-                self._child = self._spawn(listener.fileno(), log)
-        except OSError as error:
-            raise StepError(f"{home}: Prefect's server can not be started in this folder: {error}") from error
-
-    def _open_log(self) -> IO[bytes]:
-        too_long = self._log_path.exists() and self._log_path.stat().st_size > LOG_BYTES_MAX
-        log = self._log_path.open("wb" if too_long else "ab")
-        self._log_start = log.tell()
-        return log
-
-    def _spawn(self, listener_fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        settings = {
-            **SERVER_SETTINGS,
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_SERVER_API_AUTH_STRING": self.password,
-        }
-        return subprocess.Popen(
-            [sys.executable, "-P", local_prefect_server.__file__, str(listener_fd)],
-            env={**inherited, **settings},
-            cwd=self.home,  # where no .env or prefect.toml of another project lies
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            pass_fds=(listener_fd,),
-            start_new_session=True,  # Ctrl-C in the terminal is for us alone; the server must outlive the last states
-        )
-
-    def wait_ready(self, timeout_s: float) -> None:
-        """Raises StepError where the server ends, or says nothing for `timeout_s`."""
-        if self._is_ready:
-            return
-        assert self._child.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._child.stdout, selectors.EVENT_READ)
-            answered = bool(selector.select(timeout_s))
-        self._is_ready = answered and self._child.stdout.readline() == local_prefect_server.READY
-        if not self._is_ready:
-            what = "ended" if answered else f"was not ready after {timeout_s:.0f} s"
-            raise StepError(
-                f"Prefect's server {what} while it was starting in {self.home}",
-                hint=f"read {self._log_path}; if its database is damaged, move {self.home / 'prefect.db'} away",
-                log=self._log_tail(),
-            )
-
-    def _log_tail(self) -> str:
-        with self._log_path.open("rb") as log:
-            log.seek(max(self._log_start, self._log_path.stat().st_size - 10_000))
-            return log.read().decode(errors="replace")
-
-    def lives(self) -> bool:
-        return self._child.poll() is None
-
-    def stop(self) -> None:
-        """End the child and wait for it: at once where it was still starting, else when it has written all.
-
-        Raises StepError where it has ended before.
-        """
-        died = self._is_ready and not self.lives()
-        with self._child as child:  # closes the pipes: the end of its input is what the server waits for
-            try:
-                if self._is_ready and not died and self._end_softly() != 0:
-                    logger.warning("Prefect's history of this build may have gaps: see %s", self._log_path)
-            finally:
-                if child.poll() is None:
-                    child.kill()
-        if died:
-            raise StepError(
-                f"Prefect's server ended (exit code {child.returncode}) in the middle of the build",
-                hint=f"what was built is in the store; build again, or read {self._log_path}",
-                log=self._log_tail(),
-            )
-
-    def _end_softly(self) -> int | None:
-        assert self._child.stdin is not None
-        self._child.stdin.close()
-        try:
-            return self._child.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            return None
+def _without_proxy(host: str) -> dict[str, str]:
+    """What lets httpx and websockets reach a host of this machine where HTTP_PROXY is set."""
+    before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    value = f"{before},{host}" if before else host
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 @contextlib.contextmanager

@@ -234,6 +234,7 @@ async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
         while not server.started and not serving.done():
             await asyncio.sleep(POLL_S)
     if server.started:
+        gc.freeze()
         gc.enable()
         os.write(1, READY)
         await warm_up(app)

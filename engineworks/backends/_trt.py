@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,10 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
             raise _failure(vendor, title, request, model, logger)
         inputs, outputs = _specs(trt, network, model)
     os.replace(partial, request.out / ENGINE_FILE)
-    for said, is_ in zip(model.outputs, outputs, strict=True):
-        if said.dtype != is_.dtype:
-            log(f"output '{is_.name}' is {is_.dtype} in the engine, {said.dtype} in the model")
+    said = {spec.name: spec.dtype for spec in model.outputs}
+    for spec in outputs:
+        if said.get(spec.name, spec.dtype) != spec.dtype:
+            log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
     details = _details(vendor, title, request)
     return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), details)
 
@@ -135,11 +137,9 @@ def _parse(trt: Any, title: str, builder: Any, logger: Logger, model: Path) -> t
 
 def _parser_complaint(error: Any) -> str:
     where = f"{error.node_operator()} (node '{error.node_name()}')" if error.node_operator() else ""
-    if where and error.code().name.startswith("UNSUPPORTED"):
-        return f"{where} is not supported"
     text = error.desc()
-    if where and "Plugin not found" in text:
-        return f"{where} is not supported, there is no plugin of that name"
+    if where and (text == "false" or re.search(r"Plugin not found|Op type \w+ is not supported", text)):
+        return f"{where} is not supported"
     text = telling(text.removeprefix(f"Invalid Node - {error.node_name()}\n")).removeprefix(f"{error.node_name()}: ")
     return f"{where}: {text}" if where else text
 

@@ -127,11 +127,11 @@ def difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> tu
     strange += int(np.count_nonzero(finite & ~np.isfinite(after)))
     if strange:
         return float("inf"), f"has NaN or infinity in other places: {strange} of {expected.size} values"
-    apart = np.where(finite, np.abs(np.where(finite, before - after, 0)), 0)
+    apart = np.abs(np.subtract(before, after, where=finite, out=np.zeros_like(before)))
     if not apart.any():
         return 0.0, ""
     allowed = TOLERANCE[expected.dtype.name] * _magnitudes(np.abs(before[finite]), np.abs(before))
-    worst = np.unravel_index(int(np.argmax(apart - np.where(finite, allowed, 0))), apart.shape)
+    worst = np.unravel_index(int(np.argmax(np.where(finite, apart - allowed, -np.inf))), apart.shape)
     figure = f"differs by {apart[worst]:.6g} where it is {before[worst]:.6g}, allowed are {allowed[worst]:.6g}"
     return float(apart.max()), "" if apart[worst] <= allowed[worst] else figure
 

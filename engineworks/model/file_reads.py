@@ -68,7 +68,8 @@ def _cached(source: Path) -> Path:
 def _installed_folders() -> set[str]:
     """Standard library and site-packages; a prefix such as /usr holds more than Python, that of a venv does not."""
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    found = {*(sysconfig.get_path(k) for k in kinds), *site.getsitepackages(), site.getusersitepackages()}
+    own = str(Path(__file__).parent.parent)  # not in site-packages where it is worked on
+    found = {own, *(sysconfig.get_path(k) for k in kinds), *site.getsitepackages(), site.getusersitepackages()}
     return found if sys.prefix == sys.base_prefix else {*found, sys.prefix}
 
 

@@ -19,7 +19,7 @@ from engineworks.errors import FoldError
 from engineworks.model.graphs import names_read, subgraphs
 from engineworks.model.large_constants import NEVER_FOLDED, fold_large_constants
 from engineworks.model.names import name_tensors
-from engineworks.model.shapes import infer_shapes
+from engineworks.model.shapes import fold_known_shapes, infer_shapes
 from engineworks.model.tensor_storage import attach, tensor_bytes
 from engineworks.model.tidy import count_nodes, drop_unused, hoist_initializers, inline_known_branches, sort_nodes
 
@@ -55,14 +55,25 @@ def tool_failures() -> tuple[type[Exception], ...]:
 
 
 def _fold_by_polygraphy(model: onnx.ModelProto, work: Path, *, fold_shapes: bool) -> onnx.ModelProto:
-    from polygraphy.backend.onnx import fold_constants
-
     limit = _limit_bytes(model)
     fold_large_constants(model, work / "constants", limit)
+    for _ in range(_MAX_PASSES):
+        before = count_nodes(model.graph)
+        model = _polygraphy_pass(model, fold_shapes, limit)
+        if count_nodes(model.graph) == before:
+            break
+    return model
+
+
+def _polygraphy_pass(model: onnx.ModelProto, fold_shapes: bool, limit: int) -> onnx.ModelProto:
+    from polygraphy.backend.onnx import fold_constants
+
+    if fold_shapes:
+        fold_known_shapes(model.graph)
     _attach_foldable(model.graph, set(), {})
     with _quiet_tools() as warnings:
         folded: onnx.ModelProto = fold_constants(
-            model, num_passes=_MAX_PASSES, fold_shapes=fold_shapes, error_ok=False, size_threshold=limit,
+            model, num_passes=1, fold_shapes=fold_shapes, error_ok=False, size_threshold=limit,
             allow_onnxruntime_shape_inference=False,
         )  # fmt: skip
     _refuse_given_up(warnings)
@@ -76,6 +87,8 @@ def _fold_by_graphsurgeon(
     fold_large_constants(model, work / "constants", limit)
     for _ in range(_MAX_PASSES):
         before = count_nodes(model.graph)
+        if fold_shapes:
+            fold_known_shapes(model.graph)
         _attach_foldable(model.graph, set(), {})
         model = _graphsurgeon_pass(model, fold_shapes, partitioning, limit)
         hoist_initializers(model.graph)

@@ -123,17 +123,22 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...
         TensorSpec(
             value.name,
             dtype_name(value.type.tensor_type.elem_type),
-            tuple(known_dim(d) or f"{value.name}_{axis}" for axis, d in enumerate(value.type.tensor_type.shape.dim)),
+            tuple(_named(value.name, axis, d) for axis, d in enumerate(value.type.tensor_type.shape.dim)),
         )
         for value in values
     )
 
 
 def known_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
-    """Length or name; None where the exporter wrote a stand-in: nothing, '?', -1, 0. Two '?' are not one dimension."""
+    """Length or name; None where the exporter wrote a stand-in: nothing, '?' or -1. Two '?' are not one dimension."""
     if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value > 0 else None
+        return dim.dim_value if dim.dim_value >= 0 else None
     return None if dim.dim_param in ("", "?", "-1", "None") else dim.dim_param
+
+
+def _named(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    known = known_dim(dim)
+    return f"{tensor}_{axis}" if known is None else known
 
 
 def dtype_name(elem_type: int) -> str:

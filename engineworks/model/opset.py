@@ -62,7 +62,7 @@ def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
     try:
         raised: onnx.ModelProto = onnx.version_converter.convert_version(model, minimum)
     except (RuntimeError, ValueError, IndexError, onnx.checker.ValidationError) as error:
-        # Its messages begin with a C++ assertion: '/project/…h:67: adapter_lookup: Assertion `false` failed: No Adapter'.
+        # Its messages begin with a C++ assertion: '/project/…h:67: adapter_lookup: Assertion `false` failed: '.
         reason = str(error).rpartition("failed: ")[2].strip()
         raise FoldError(
             f"opset {found} could not be raised to {minimum}: ONNX's version converter says: {reason}",

@@ -66,15 +66,15 @@ def finish(folded: onnx.ModelProto, prepared: Prepared) -> onnx.ModelProto:
             setattr(folded, field, getattr(prepared.model, field))
     del folded.metadata_props[:]
     folded.metadata_props.extend(prepared.model.metadata_props)
-    folded = _standardized(folded)
-    folded.ir_version = ir_version_for(folded)
-    return folded
+    hoist_initializers(folded.graph)  # before names: graphsurgeon's copies still have the one name
+    return _standardized(folded)
 
 
 def _standardized(model: onnx.ModelProto) -> onnx.ModelProto:
     """Unique names, sorted and needed nodes only, clean domains, and shapes as inferred from the inputs."""
     constants_to_initializers(model.graph)
     tidy_domains(model)
+    model.ir_version = ir_version_for(model)
     forget_inner_shapes(model)
     name_tensors(model.graph)
     hoist_initializers(model.graph)

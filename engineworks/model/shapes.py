@@ -1,13 +1,22 @@
-"""Shape inference: ONNX's own, and the ranks that it leaves out."""
+"""Shape inference: ONNX's own, and the ranks that it leaves out; and shapes that are known, as constants."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from engineworks.model.graphs import subgraphs
+from engineworks.model.onnx_files import known_dim
+from engineworks.model.tidy import set_nodes
+from engineworks.tensors import Dim
 
 if TYPE_CHECKING:
     import onnx
 
 _MAX_ROUNDS = 16
+
+Lengths = Sequence[Dim | None]
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -49,3 +58,42 @@ def _add_ranks(model: onnx.ModelProto) -> bool:
                 value.type.tensor_type.shape.dim.add()
             found = True
     return found
+
+
+def fold_known_shapes(graph: onnx.GraphProto, known: Mapping[str, Lengths] | None = None) -> int:
+    """Replace each Shape and Size whose lengths are all known by its value, in branches too; how many there were.
+
+    graphsurgeon forgets the start and end of a Shape (opset 15) and takes all of it; so this comes first. `known` are
+    the shapes of the graphs around this one.
+    """
+    types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.value_info)}
+    own = {n: [known_dim(d) for d in t.shape.dim] for n, t in types.items() if t.HasField("shape")}
+    known = {**(known or {}), **own, **{tensor.name: list(tensor.dims) for tensor in graph.initializer}}
+    folded = sum(fold_known_shapes(inner, known) for node in graph.node for inner in subgraphs(node))
+    kept = []
+    for node in graph.node:
+        value = _known_shape(node, known)
+        if value is None:
+            kept.append(node)
+        else:
+            graph.initializer.append(value)
+    if len(kept) < len(graph.node):
+        folded += len(graph.node) - len(kept)
+        set_nodes(graph, kept)
+    return folded
+
+
+def _known_shape(node: onnx.NodeProto, known: Mapping[str, Lengths]) -> onnx.TensorProto | None:
+    import numpy as np
+    import onnx
+
+    if node.op_type not in ("Shape", "Size") or node.domain or node.input[0] not in known:
+        return None
+    limits = {attribute.name: attribute.i for attribute in node.attribute}
+    lengths = known[node.input[0]][limits.get("start", 0) : limits.get("end")]
+    fixed = [length for length in lengths if isinstance(length, int)]
+    if len(fixed) < len(lengths):
+        return None
+    value = fixed if node.op_type == "Shape" else math.prod(fixed)
+    tensor: onnx.TensorProto = onnx.numpy_helper.from_array(np.array(value, np.int64), node.output[0])
+    return tensor

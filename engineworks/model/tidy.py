@@ -39,7 +39,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
         stuck = next(node for node, count in zip(graph.node, waiting, strict=True) if count)
         raise ModelError(f"the graph has a cycle through {node_label(stuck)} ({stuck.op_type})")
     if order != sorted(order):
-        _set_nodes(graph, [graph.node[index] for index in order])
+        set_nodes(graph, [graph.node[index] for index in order])
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
@@ -54,7 +54,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
         needed.update(names_read(node))
         kept.append(node)
     if len(kept) < len(graph.node):
-        _set_nodes(graph, kept[::-1])
+        set_nodes(graph, kept[::-1])
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in needed:
             del graph.initializer[index]
@@ -83,7 +83,7 @@ def constants_to_initializers(graph: onnx.GraphProto) -> None:
             else:
                 inner.initializer.add().CopyFrom(tensor)
         if len(kept) < len(inner.node):
-            _set_nodes(inner, kept)
+            set_nodes(inner, kept)
 
 
 def hoist_initializers(graph: onnx.GraphProto) -> None:
@@ -126,8 +126,18 @@ def inline_known_branches(graph: onnx.GraphProto, known: Mapping[str, onnx.Tenso
         for value, name in zip(branch.output, node.output, strict=True):
             nodes.append(onnx.helper.make_node("Identity", [value.name], [name], name=f"{node.name}/{name}"))
     if found:
-        _set_nodes(graph, nodes)
+        set_nodes(graph, nodes)
     return found + inner_found
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Replace the graph's nodes."""
+    import onnx
+
+    copies = onnx.GraphProto()
+    copies.node.extend(nodes)
+    del graph.node[:]
+    graph.node.extend(copies.node)
 
 
 def count_nodes(graph: onnx.GraphProto) -> int:
@@ -155,12 +165,3 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
         return None
     tensor.name = node.output[0]
     return tensor
-
-
-def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    import onnx
-
-    copies = onnx.GraphProto()
-    copies.node.extend(nodes)
-    del graph.node[:]
-    graph.node.extend(copies.node)

@@ -6,6 +6,8 @@ import ast
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engineworks.errors import ExportError
 from engineworks.model.export import Interface
 
@@ -52,8 +54,17 @@ def _scope(node: ir.Node) -> list[str]:
     if written is not None:
         scopes = [s for s in ast.literal_eval(written)[:-1] if s and not s.startswith("_empty_nn_module")]
         return str(scopes[-1]).split(".") if scopes else []
-    path = node.name or ""
-    return path.strip("/").split("/")[:-1] if path.startswith("/") else []
+    name = node.name or ""
+    return _path(name.strip("/").split("/")[:-1]) if name.startswith("/") else []
+
+
+def _path(parts: list[str]) -> list[str]:
+    """TorchScript's 'a/a.0/a.0.1' and 'a/layer.0' as a, 0, 1 and a, layer, 0: one part for each attribute."""
+    path: list[str] = []
+    for part in parts:
+        *above, last = part.split(".")
+        path += [last] if above and path[-len(above) :] == above else [*above, last]
+    return path
 
 
 def opset_of(model: ir.Model) -> int:
@@ -112,7 +123,7 @@ def _restore_dropped_inputs(graph: ir.Graph, interface: Interface) -> None:
             f"the exported model has {len(graph.inputs)} inputs, the recipe names {len(interface.inputs)}"
         )
     whole = [
-        known.get(name) or ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(spec.dtype)))
+        known.get(name) or ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype))))
         for name, spec in zip(names, interface.inputs, strict=True)
     ]
     graph.inputs.clear()

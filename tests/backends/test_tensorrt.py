@@ -38,8 +38,9 @@ def test_the_vendors_names_that_we_use_are_there(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "strongly_typed", "flags"), [("10.0.1", 1, 2), ("10.16.1.11", 1, 2), ("11.4.0.106", 0, 0), ("1.7.1.116", 0, 0)]
-)  # fmt: skip
+    ("version", "strongly_typed", "flags"),
+    [("10.0.1", 1, 2), ("10.16.1.11", 1, 2), ("11.4.0.106", 0, 0), ("1.7.1.116", 0, 0)],
+)
 def test_networks_are_strongly_typed_in_every_version(version: str, strongly_typed: int, flags: int) -> None:
     """The values of the enumeration are those of the real bindings."""
     vendor = SimpleNamespace(

@@ -15,6 +15,7 @@ from engineworks.errors import RunError
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
 
 INSTALLED = tensorrt_rtx.versions()["tensorrt-rtx"]
+BLACKWELL = ("12.0",) if INSTALLED.startswith("1.4.") else ("12.0", "12.1")
 
 OLD = {
     ("1.4.0.76", "8.6 8.9"): "76747274000000000200000000000000ace50700000000000104004c767472740c000000",
@@ -27,7 +28,7 @@ OLD = {
 
 @pytest.mark.parametrize(
     "capabilities",
-    [("7.5",), ("8.0",), ("8.6",), ("8.9",), ("12.0",), ("12.1",), ("12.0", "8.0"), ("8.0", "8.6", "8.9", "12.0")],
+    [("7.5",), ("8.0",), ("8.6",), ("8.9",), BLACKWELL[-1:], BLACKWELL, ("12.0", "8.0"), ("8.0", "8.6", "8.9", "12.0")],
 )
 def test_the_header_tells_what_an_engine_is_for(
     request_for: Callable[..., BuildRequest],
@@ -52,7 +53,7 @@ def test_a_portable_engine_is_for_later_gpus_too(
     report = tensorrt_rtx.build(request, lambda line: None)
     header = read_plan_header((request.out / report.file).read_bytes())
     assert header.later
-    assert header.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert header.compute_capabilities == ("8.0", "8.6", "8.9", *BLACKWELL)
 
 
 @pytest.mark.parametrize(("version", "kind"), OLD)

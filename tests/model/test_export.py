@@ -37,7 +37,7 @@ def linear_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
 
-@pytest.fixture()
+@pytest.fixture
 def external(tmp_path: Path) -> Path:
     """A model whose weights are in the folder `parts` beside it."""
     (tmp_path / "source" / "parts").mkdir(parents=True)
@@ -46,7 +46,7 @@ def external(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def out(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()

@@ -45,7 +45,7 @@ def test_the_closure_follows_absolute_and_relative_imports_and_packages(tmp_path
         tmp_path,
         {
             "models/__init__.py": "",
-            "models/bert.py": "import torch\nfrom . import layers\nfrom .parts.head import Head\nfrom shared import sizes",
+            "models/bert.py": "import torch\nfrom . import layers\nfrom .parts.head import H\nfrom shared import sizes",
             "models/layers.py": "def f():\n    import late\n",
             "models/parts/__init__.py": "from .deep import x",
             "models/parts/deep.py": "from ...models import unused_name",

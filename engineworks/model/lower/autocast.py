@@ -22,7 +22,7 @@ _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 
 def why_not_autocast() -> str | None:
     """None if AutoCast can be used here, otherwise the reason, as a sentence."""
-    for package in ("modelopt", "torch"):
+    for package in ("modelopt", "torch", "onnxslim", "onnx_graphsurgeon"):
         if find_spec(package) is None:
             return f"package '{package}' is not installed"
     return None
@@ -37,12 +37,12 @@ def autocast_model(
     """
     import re
 
-    from modelopt.onnx.autocast import convert_to_mixed_precision
-
     path, data = folder / "autocast.onnx", folder / "autocast.npz"
     save_model(model, path)
     np.savez(data, allow_pickle=False, **dict(sample))
     try:
+        from modelopt.onnx.autocast import convert_to_mixed_precision
+
         made = convert_to_mixed_precision(
             str(path),
             _TYPES[dtype],
@@ -50,7 +50,9 @@ def autocast_model(
             keep_io_types=True,
             calibration_data=str(data),
         )
-    except (RuntimeError, ValueError, AssertionError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (
+        ImportError, RuntimeError, ValueError, AssertionError, KeyError, IndexError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         raise LoweringError(f"AutoCast failed: {type(error).__name__}: {error}") from error
     result = folder / "autocast-made.onnx"
     save_model(made, result)

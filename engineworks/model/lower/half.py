@@ -102,17 +102,21 @@ def lower_half(
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
     if autocast is True and reason:
-        raise LoweringError(f"AutoCast can not be used: {reason}", hint="pip install torch nvidia-modelopt lief")
+        raise LoweringError(
+            f"AutoCast can not be used: {reason}", hint="pip install torch nvidia-modelopt lief onnxslim"
+        )
     prepared = prepare(model, dtype, keep)
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
     with tempfile.TemporaryDirectory(prefix="half-") as folder:
         lowering = _Lowering(Bench(Path(folder)), model, prepared, limits, samples)
-        attempt = None
-        if autocast is not True:
-            attempt = lowering.by_rules()
-            if not attempt.failing or reason:
-                return attempt.result(limits)
-        return lowering.by_autocast(attempt).result(limits)
+        if autocast is True:
+            return lowering.by_autocast().result(limits)
+        attempt = lowering.by_rules()
+        if attempt.failing and not reason:
+            attempt = lowering.better(attempt)
+        if attempt.failing:
+            lowering.check_repeatable()
+        return attempt.result(limits)
 
 
 @dataclass(frozen=True)
@@ -168,22 +172,43 @@ class _Lowering:
             reasons = {**more, **reasons}
         return attempt
 
-    def by_autocast(self, before: _Attempt | None) -> _Attempt:
-        """AutoCast's conversion; `before` is what was tried before it."""
+    def better(self, attempt: _Attempt) -> _Attempt:
+        """AutoCast's conversion if it passes, otherwise `attempt`."""
+        try:
+            second = self.by_autocast()
+        except LoweringError:
+            return attempt
+        return attempt if second.failing else second
+
+    def check_repeatable(self) -> None:
+        """Raises `LoweringError` if the fp32 model gives two results on one sample: then there is nothing to prove."""
+        again = reference_outputs(self._bench, self._model, self._samples[:1])[0]
+        for name, value in self._references[0].items():
+            if not np.array_equal(value, again[name]):
+                raise LoweringError(
+                    f"the fp32 model gives another output '{name}' each time it runs on the same sample",
+                    hint="export it in evaluation mode: is a Dropout in training mode, or a random number, in it?",
+                )
+
+    def by_autocast(self) -> _Attempt:
+        """AutoCast's conversion."""
         half = self._prepared.half
         keep = [name for name, reason in convert(self._prepared, {}).kept_nodes.items() if reason.startswith("asked")]
         made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
-        check_well_formed(made)
+        check_well_formed(made, self._prepared.graph)
         graph = typed_graph(made)
         kept = {
             node.name: "kept by AutoCast"
-            for at, node in enumerate(graph.nodes)
+            for node in graph.nodes
             if node.op_type != "Cast" and any(graph.types.get(n) == FLOAT for n in (*node.input, *node.output))
         }
+        converted = sum(
+            node.op_type != "Cast" and any(graph.types.get(n) == half.elem_type for n in (*node.input, *node.output))
+            for node in graph.nodes
+        )
         report = HalfReport(
-            dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=len(graph.nodes) - len(kept),
-            casts=_casts(made), kept=kept, clamped=(), weights=None,
-            rounds=before.report.rounds if before else 0, samples=len(self._samples), outputs=(),
+            dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=converted, casts=_casts(made),
+            kept=kept, clamped=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
         )  # fmt: skip
         return self._proved(made, report)
 

@@ -95,7 +95,7 @@ def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = 
     graph, half, facts = prepared.graph, prepared.half, prepared.facts
     kept = kept_in_fp32(graph, half, facts, prepared.keep, observed, float_io=keep_io)
     made = rewrite(graph, half, kept, float_io=keep_io)
-    check_well_formed(made.model)
+    check_well_formed(made.model, graph)
     return Halved(
         model=made.model,
         converted_nodes=made.converted,

@@ -28,6 +28,7 @@ HalfType = Literal["float16", "bfloat16"]
 FLOAT = 1
 """`onnx.TensorProto.FLOAT`, so that this module's users need not import onnx for a comparison."""
 
+_OPSET_OF_CASTS = 13  # given to a model that has only other domains' operators
 _SHOWN_BYTES = 4096  # smaller tensors may be shapes, axes or scalars, which shape inference wants to see
 
 
@@ -151,6 +152,9 @@ def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph
 
     shell, weights = split_model(model)
     _check_loaded(weights.values())
+    shell.ir_version = max(shell.ir_version, 4)  # before it, weights had to be inputs as well
+    if not opset_of(shell):
+        shell.opset_import.add(domain="", version=max(minimum_opset, _OPSET_OF_CASTS))
     if shell.functions:
         shell = _without_shown(onnx.inliner.inline_local_functions(shown_model(shell, weights)), weights)
     for graph in all_graphs(shell.graph):
@@ -159,7 +163,7 @@ def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph
         shell = _raise_opset(shell, weights, minimum_opset)
     _set_constants_aside(shell, weights)
     _name_nodes(shell.graph)
-    shell.ir_version = max(shell.ir_version, onnx.helper.find_min_ir_version_for(shell.opset_import, True), 4)
+    shell.ir_version = max(shell.ir_version, onnx.helper.find_min_ir_version_for(shell.opset_import, True))
     return TypedGraph(shell, weights, infer_types(shell, weights))
 
 
@@ -277,7 +281,7 @@ def _raise_opset(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto], m
 
     try:
         raised = version_converter.convert_version(shown_model(shell, weights), minimum)
-    except (RuntimeError, ValueError, version_converter.ConvertError):
+    except (RuntimeError, ValueError, IndexError, version_converter.ConvertError):
         return shell
     return _without_shown(raised, weights)
 

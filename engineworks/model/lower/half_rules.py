@@ -130,6 +130,8 @@ def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
     table = {**KEPT_OPS, **(KEPT_OPS_BFLOAT16 if half.name == "bfloat16" else {})}
     if node.domain in ("", "ai.onnx") and node.op_type in table:
         return table[node.op_type]
+    if node.op_type in ("ScatterElements", "ScatterND") and any(a.name == "reduction" for a in node.attribute):
+        return "ONNX Runtime has no half-precision scatter that reduces"
     return _schema_refuses(graph, at, half)
 
 
@@ -190,7 +192,7 @@ def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
 def _is_vector(graph: TypedGraph, name: str) -> bool:
     """At most one dimension is longer than 1."""
     dims = graph.weights[name].dims
-    return math.prod(dims) == max(dims, default=1)
+    return bool(math.prod(dims) == max(dims, default=1))
 
 
 def _dynamic(graph: TypedGraph, at: int) -> bool:

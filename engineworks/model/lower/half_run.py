@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
@@ -94,10 +95,21 @@ class Bench:
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
-    """The named outputs. Raises `LoweringError` with what ONNX Runtime says."""
+    """The named outputs; a sequence of tensors comes as one flat array. Raises `LoweringError` with what ONNX Runtime says."""
     with _runtime_errors("ONNX Runtime does not run the model on a sample"):
-        values: list[NDArray[Any]] = session.run(list(outputs), dict(feeds))
-    return values
+        values = session.run(list(outputs), dict(feeds))
+    return [_array(name, value) for name, value in zip(outputs, values, strict=True)]
+
+
+def _array(name: str, value: object) -> NDArray[Any]:
+    """A tensor as it is; the tensors of a sequence one after the other."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):
+        return np.concatenate([item.ravel() for item in value]) if value else np.zeros(0, dtype=np.float32)
+    raise LoweringError(
+        f"output '{name}' is neither a tensor nor a sequence of tensors", hint="leave it out of the model"
+    )
 
 
 @contextmanager

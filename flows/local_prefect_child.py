@@ -1,0 +1,129 @@
+"""The build's end of its private Prefect server: start the child, wait for it, end it (`local_prefect_server`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import selectors
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+from engineworks.errors import StepError
+from flows import local_prefect_server
+
+logger = logging.getLogger(__name__)
+
+STOP_LIMIT_S = 90.0  # longer than the server's own limit
+LOG_BYTES_MAX = 1_000_000
+
+NO_TELEMETRY = {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+# What the server of one build does without. Events are not stored: they would be 80 % of the database, for the event
+# feed of the pages alone; task runs and their states are written by another listener of the same events.
+SERVER_SETTINGS = {
+    **NO_TELEMETRY,
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # or a later server believes that they are registered
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_EVENTS_STREAM_OUT_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "2000",
+}
+
+
+class ServerChild:
+    """The child process: it lives until its standard input closes, which the kernel does when we die."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.password = f"engineworks:{secrets.token_urlsafe(24)}"  # 127.0.0.1 is open to everyone on this machine
+        self._is_ready = False
+        self._log_path = home / "server.log"
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with socket.create_server(("127.0.0.1", 0)) as listener, self._open_log() as log:
+                self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+                self._child = self._spawn(listener.fileno(), log)
+        except OSError as error:
+            raise StepError(f"{home}: Prefect's server can not be started in this folder: {error}") from error
+
+    def _open_log(self) -> IO[bytes]:
+        too_long = self._log_path.exists() and self._log_path.stat().st_size > LOG_BYTES_MAX
+        log = self._log_path.open("wb" if too_long else "ab")
+        self._log_start = log.tell()
+        return log
+
+    def _spawn(self, listener_fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        settings = {
+            **SERVER_SETTINGS,
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_SERVER_API_AUTH_STRING": self.password,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-P", local_prefect_server.__file__, str(listener_fd)],
+            env={**inherited, **settings},
+            cwd=self.home,  # where no .env or prefect.toml of another project lies
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            pass_fds=(listener_fd,),
+            start_new_session=True,  # Ctrl-C in the terminal is for us alone; the server must outlive the last states
+        )
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Raises StepError where the server ends, or says nothing for `timeout_s`."""
+        if self._is_ready:
+            return
+        assert self._child.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._child.stdout, selectors.EVENT_READ)
+            answered = bool(selector.select(timeout_s))
+        self._is_ready = answered and self._child.stdout.readline() == local_prefect_server.READY
+        if not self._is_ready:
+            what = "ended" if answered else f"was not ready after {timeout_s:.0f} s"
+            raise StepError(
+                f"Prefect's server {what} while it was starting in {self.home}",
+                hint=f"read {self._log_path}; if its database is damaged, move {self.home / 'prefect.db'} away",
+                log=self._log_tail(),
+            )
+
+    def _log_tail(self) -> str:
+        with self._log_path.open("rb") as log:
+            log.seek(max(self._log_start, self._log_path.stat().st_size - 10_000))
+            return log.read().decode(errors="replace")
+
+    def lives(self) -> bool:
+        return self._child.poll() is None
+
+    def stop(self) -> None:
+        """End the child and wait for it: at once where it was still starting, else when it has written all.
+
+        Raises StepError where it has ended before.
+        """
+        died = self._is_ready and not self.lives()
+        with self._child as child:  # closes the pipes: the end of its input is what the server waits for
+            try:
+                if self._is_ready and not died and self._end_softly() != 0:
+                    logger.warning("Prefect's history of this build may have gaps: see %s", self._log_path)
+            finally:
+                if child.poll() is None:
+                    child.kill()
+        if died:
+            raise StepError(
+                f"Prefect's server ended (exit code {child.returncode}) in the middle of the build",
+                hint=f"what was built is in the store; build again, or read {self._log_path}",
+                log=self._log_tail(),
+            )
+
+    def _end_softly(self) -> int | None:
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        try:
+            return self._child.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return None

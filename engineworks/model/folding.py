@@ -19,7 +19,7 @@ from engineworks.errors import FoldError
 from engineworks.model.graphs import names_read, subgraphs
 from engineworks.model.large_constants import NEVER_FOLDED, fold_large_constants
 from engineworks.model.names import name_tensors
-from engineworks.model.shapes import fold_known_shapes, infer_shapes
+from engineworks.model.shapes import fold_known_shapes, infer_shapes, spell_out_limits
 from engineworks.model.tensor_storage import attach, tensor_bytes
 from engineworks.model.tidy import count_nodes, drop_unused, hoist_initializers, inline_known_branches, sort_nodes
 
@@ -70,6 +70,7 @@ def _polygraphy_pass(model: onnx.ModelProto, fold_shapes: bool, limit: int) -> o
 
     if fold_shapes:
         fold_known_shapes(model.graph)
+        spell_out_limits(model.graph)
     _attach_foldable(model.graph, set(), {})
     with _quiet_tools() as warnings:
         folded: onnx.ModelProto = fold_constants(
@@ -89,6 +90,7 @@ def _fold_by_graphsurgeon(
         before = count_nodes(model.graph)
         if fold_shapes:
             fold_known_shapes(model.graph)
+            spell_out_limits(model.graph)
         _attach_foldable(model.graph, set(), {})
         model = _graphsurgeon_pass(model, fold_shapes, partitioning, limit)
         hoist_initializers(model.graph)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from engineworks.model.graphs import subgraphs
+from engineworks.model.graphs import all_graphs, all_nodes, subgraphs
 from engineworks.model.onnx_files import known_dim
 from engineworks.model.tidy import set_nodes
 from engineworks.tensors import Dim
@@ -62,10 +62,7 @@ def _add_ranks(model: onnx.ModelProto) -> bool:
 
 def fold_known_shapes(graph: onnx.GraphProto, known: Mapping[str, Lengths] | None = None) -> int:
     """Replace each Shape and Size whose lengths are all known by its value, in branches too; how many there were.
-
-    graphsurgeon forgets the start and end of a Shape (opset 15) and takes all of it; so this comes first. `known` are
-    the shapes of the graphs around this one.
-    """
+    `known` are the shapes of the graphs around this one."""
     types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.value_info)}
     own = {n: [known_dim(d) for d in t.shape.dim] for n, t in types.items() if t.HasField("shape")}
     known = {**(known or {}), **own, **{tensor.name: list(tensor.dims) for tensor in graph.initializer}}
@@ -81,6 +78,33 @@ def fold_known_shapes(graph: onnx.GraphProto, known: Mapping[str, Lengths] | Non
         folded += len(graph.node) - len(kept)
         set_nodes(graph, kept)
     return folded
+
+
+def spell_out_limits(graph: onnx.GraphProto) -> None:
+    """Write a Shape with start or end (opset 15) whose lengths are picked from by Gather or Slice as Shape and Slice.
+
+    graphsurgeon overlooks start and end, and would pick from the whole shape.
+    """
+    import numpy as np
+    import onnx
+
+    picked = {node.input[0] for node in all_nodes(graph) if node.op_type in ("Gather", "Slice")}
+    for inner in all_graphs(graph):
+        nodes: list[onnx.NodeProto] = []
+        for node in inner.node:
+            limits = {attribute.name: attribute.i for attribute in node.attribute}
+            if node.op_type != "Shape" or node.domain or not limits or node.output[0] not in picked:
+                nodes.append(node)
+                continue
+            whole, out = f"{node.output[0]}/whole", node.output[0]
+            bounds = {"start": limits.get("start", 0), "end": limits.get("end", np.iinfo(np.int64).max), "axis": 0}
+            for name, bound in bounds.items():
+                inner.initializer.append(onnx.numpy_helper.from_array(np.array([bound], np.int64), f"{out}/{name}"))
+            nodes.append(onnx.helper.make_node("Shape", node.input, [whole], name=node.name))
+            inputs = [whole, *(f"{out}/{name}" for name in bounds)]
+            nodes.append(onnx.helper.make_node("Slice", inputs, [out], name=f"{node.name}/limits"))
+        if len(nodes) > len(inner.node):
+            set_nodes(inner, nodes)
 
 
 def _known_shape(node: onnx.NodeProto, known: Mapping[str, Lengths]) -> onnx.TensorProto | None:

@@ -292,6 +292,26 @@ def test_a_declared_length_is_fixed_and_shapes_are_folded_with_it(tmp_path: Path
     assert "input 'x', axis 1: 'h' in the model, now fixed to 3" in folded.report.notes
 
 
+@pytest.mark.parametrize("strategy", folding.STRATEGIES, ids=lambda s: s.name)
+def test_lengths_picked_from_a_part_of_a_shape_are_the_right_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+) -> None:
+    model = model_of(
+        [
+            node("Shape", ["x"], ["shape"], start=1),
+            node("Gather", ["shape", "last"], ["width"]),  # 4; graphsurgeon alone takes 3
+            node("Cast", ["width"], ["w"], to=FLOAT),
+            node("Mul", ["x", "w"], ["y"]),
+        ],
+        [value("x", ["n", "h", 3, 4])],
+        [value("y", None)],
+        [weight("last", 2, np.int64)],
+    )
+    monkeypatch.setattr(fold, "STRATEGIES", [strategy])
+    specs = [TensorSpec("x", "float32", ("batch", "height", 3, 4))]
+    assert Folded(tmp_path, model, [{"x": ramp(2, 5, 3, 4)}], inputs=specs).report.strategy == strategy.name
+
+
 def test_expressions_of_outputs_are_translated(tmp_path: Path) -> None:
     model = model_of(
         [node("Concat", ["past", "new"], ["both"], axis=1)],

@@ -1,0 +1,292 @@
+"""Builds run in processes of their own, as they do for a user; the database is read after they have ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from engineworks.errors import StepError
+from flows import local_prefect_server
+from flows.local_prefect import LocalPrefect
+from flows.local_prefect_child import ServerChild
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 120
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from flows.local_prefect import prefect_api
+
+home, tasks, pause_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+with prefect_api(home) as api:
+    from prefect import flow, get_run_logger, task
+
+    @task
+    def step(number):
+        get_run_logger().info("step %s", number)
+
+    @flow
+    def build():
+        for number in range(tasks):
+            step(number)
+        print("steps done", flush=True)
+        time.sleep(pause_s)
+
+    api.wait_ready()
+    print("server", api._server and api._server._child.pid, flush=True)
+    build()
+"""
+
+
+def run_build(home: Path, tasks: int, pause_s: float = 0, **environment: str) -> subprocess.Popen[str]:
+    """A build of `tasks` task runs; its HOME is beside `home`, so that what Prefect writes there is seen."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(home), str(tasks), str(pause_s)],
+        env={**clean, "PYTHONPATH": str(ROOT), "HOME": str(home.parent), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(build: subprocess.Popen[str], start: str) -> str:
+    assert build.stdout is not None
+    for line in build.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f"the build ended before it said {start!r}: {build.communicate()[1]}")
+
+
+def server_pid(build: subprocess.Popen[str]) -> int:
+    return int(read_until(build, "server").split()[1])
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until_gone(pid: int) -> None:
+    limit = time.monotonic() + 30
+    while lives(pid):
+        assert time.monotonic() < limit, "the server lives on"
+        time.sleep(0.05)
+
+
+def count(home: Path, table: str) -> dict[str, int]:
+    """How many rows there are in each state."""
+    with closing(sqlite3.connect(home / "prefect.db")) as connection:
+        return dict(connection.execute(f"SELECT state_name, count(*) FROM {table} GROUP BY 1").fetchall())
+
+
+def logged(home: Path) -> int:
+    with closing(sqlite3.connect(home / "prefect.db")) as connection:
+        found = connection.execute("SELECT count(*) FROM log WHERE message LIKE 'step %'").fetchone()
+    return int(found[0])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "artifacts" / "prefect"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerChild]:
+    child = ServerChild(tmp_path / "theirs")
+    child.wait_ready(LIMIT_S)
+    yield child
+    child.stop()
+
+
+def test_every_task_run_is_recorded_and_nothing_is_left(home: Path) -> None:
+    build = run_build(home, tasks=100)
+    pid = server_pid(build)
+    out, err = build.communicate(timeout=LIMIT_S)
+    assert (build.returncode, out, err) == (0, "steps done\n", "")
+    assert count(home, "flow_run") == {"Completed": 1}
+    assert count(home, "task_run") == {"Completed": 100}
+    assert logged(home) == 100
+    assert not lives(pid)
+    assert (home / "server.log").read_text() == ""
+    assert not (home.parent / ".prefect").exists()
+
+
+def test_two_builds_at_once_share_a_fresh_database(home: Path) -> None:
+    builds = [run_build(home, tasks=50) for _ in range(2)]
+    ends = [build.communicate(timeout=LIMIT_S) for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], ends
+    assert count(home, "flow_run") == {"Completed": 2}
+    assert count(home, "task_run") == {"Completed": 100}
+
+
+def test_ctrl_c_leaves_no_server_and_a_crashed_run(home: Path) -> None:
+    build = run_build(home, tasks=3, pause_s=60)
+    pid = server_pid(build)
+    read_until(build, "steps done")
+    os.killpg(build.pid, signal.SIGINT)
+    build.communicate(timeout=LIMIT_S)
+    assert build.returncode == -signal.SIGINT
+    assert not lives(pid)
+    assert count(home, "flow_run") == {"Crashed": 1}
+    assert count(home, "task_run") == {"Completed": 3}
+
+
+def test_ctrl_c_while_the_server_starts_leaves_none(home: Path) -> None:
+    api = LocalPrefect(home)
+    api.start()
+    assert api._server is not None
+    pid = api._server._child.pid
+    start = time.monotonic()
+    api.stop()
+    assert time.monotonic() - start < 5
+    assert not lives(pid)
+
+
+@pytest.mark.slow
+def test_a_killed_build_leaves_no_server_and_a_database_that_works(home: Path) -> None:
+    build = run_build(home, tasks=3, pause_s=60)
+    pid = server_pid(build)
+    read_until(build, "steps done")
+    os.killpg(build.pid, signal.SIGKILL)
+    build.communicate(timeout=LIMIT_S)
+    wait_until_gone(pid)
+    second = run_build(home, tasks=3)
+    assert second.communicate(timeout=LIMIT_S)[1] == ""
+    assert count(home, "flow_run") == {"Running": 1, "Completed": 1}
+
+
+def test_a_server_of_the_users_own_is_used_and_none_started(home: Path, server: ServerChild) -> None:
+    build = run_build(home, 5, PREFECT_API_URL=server.url, PREFECT_API_AUTH_STRING=server.password)
+    out, err = build.communicate(timeout=LIMIT_S)
+    assert (build.returncode, out.splitlines()[0], err) == (0, "server None", "")
+    assert not home.exists()
+    assert count(server.home, "flow_run") == {"Completed": 1}
+
+
+def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
+    build = run_build(home, 5, PREFECT_API_URL=url, PREFECT_CLIENT_MAX_RETRIES="0")
+    _, err = build.communicate(timeout=LIMIT_S)
+    assert build.returncode == 1
+    assert f"StepError: no Prefect API answers at PREFECT_API_URL={url}" in err.splitlines()[-1]
+
+
+def test_a_server_that_dies_is_an_error_and_not_a_silent_gap(tmp_path: Path) -> None:
+    child = ServerChild(tmp_path)
+    child.wait_ready(LIMIT_S)
+    child._child.kill()
+    child._child.wait(10)
+    with pytest.raises(StepError, match=r"ended \(exit code -9\) in the middle of the build"):
+        child.stop()
+
+
+def test_a_damaged_database_is_named_with_the_servers_own_words(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_bytes(b"no database" * 1000)
+    child = ServerChild(tmp_path)
+    with pytest.raises(StepError, match=r"Prefect's server ended while it was starting in .*prefect\.db") as error:
+        child.wait_ready(LIMIT_S)
+    assert "file is not a database" in error.value.log
+    child.stop()
+
+
+def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StepError, match="can not be started in this folder"):
+        LocalPrefect(tmp_path / "file").start()
+
+
+def test_the_environment_is_put_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", "/somewhere")
+    monkeypatch.setenv("PREFECT_PROFILE", "mine")
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    monkeypatch.delenv("no_proxy", raising=False)
+    before = dict(os.environ)
+    api = LocalPrefect(home)
+    api.start()
+    inside = dict(os.environ)
+    api.stop()
+    assert (inside["PREFECT_HOME"], inside["NO_PROXY"]) == (str(home), "intranet,127.0.0.1")
+    assert "PREFECT_PROFILE" not in inside
+    assert dict(os.environ) == before
+
+
+def test_the_shipped_schema_serves_a_prefect_that_knows_its_revision_only(tmp_path: Path) -> None:
+    schema = local_prefect_server.read_schema()
+    assert schema is not None
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    local_prefect_server.create_database(old, schema._replace(revision="of-another-time"))
+    local_prefect_server.create_database(new, schema)
+    assert not old.exists()
+    assert local_prefect_server.is_at_head(new, schema)
+
+
+@pytest.mark.slow
+def test_the_shipped_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
+    """If it fails: `python flows/local_prefect_server.py --write-schema flows/local_prefect_schema.sql`."""
+    made = tmp_path / "schema.sql"
+    subprocess.run([sys.executable, "-P", local_prefect_server.__file__, "--write-schema", str(made)], check=True)
+    assert made.read_text() == local_prefect_server.SCHEMA_FILE.read_text()
+
+
+@pytest.mark.slow
+def test_a_prefect_without_the_schema_file_migrates_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "local_prefect_server.py"
+    shutil.copy(local_prefect_server.__file__, copy)
+    monkeypatch.setattr(local_prefect_server, "__file__", str(copy))
+    child = ServerChild(tmp_path / "home")
+    child.wait_ready(LIMIT_S)
+    child.stop()
+    assert count(tmp_path / "home", "flow_run") == {}
+
+
+@pytest.mark.slow
+def test_three_hundred_task_runs_of_each_of_three_builds_at_once(home: Path) -> None:
+    builds = [run_build(home, tasks=300) for _ in range(3)]
+    ends = [build.communicate(timeout=2 * LIMIT_S) for build in builds]
+    assert [build.returncode for build in builds] == [0, 0, 0], ends
+    assert count(home, "task_run") == {"Completed": 900}
+
+
+@pytest.mark.slow
+def test_the_hint_opens_the_pages(home: Path) -> None:
+    assert run_build(home, tasks=2).communicate(timeout=LIMIT_S)[1] == ""
+    command = LocalPrefect(home).pages_hint().removeprefix("Prefect's pages: ").split(",")[0]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    pages = subprocess.Popen(["bash", "-c", f"{command} --port {port}"], env={**os.environ, "PATH": path},
+                             start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    try:
+        assert "<html" in fetch(f"http://127.0.0.1:{port}/")
+    finally:
+        os.killpg(pages.pid, signal.SIGTERM)
+        pages.wait(30)
+
+
+def fetch(url: str) -> str:
+    import httpx
+
+    limit = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            return httpx.get(url, trust_env=False).raise_for_status().text
+        except httpx.ConnectError:
+            assert time.monotonic() < limit
+            time.sleep(0.2)

@@ -126,10 +126,10 @@ class ChildPool:
         """Kill every child, whichever thread waits for it; those threads raise `Interrupted`."""
         with self._lock:
             self._cancellations += 1
-            children = [*self._busy, *self._idle]
-            self._idle.clear()
-        for child in children:
+            busy = list(self._busy)
+        for child in busy:
             child.kill()
+        self.close()
 
     def close(self) -> None:
         """Kill the idle children."""

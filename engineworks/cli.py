@@ -218,6 +218,3 @@ def _problem(problem: errors.Problem) -> dict[str, Any]:
         "file": place.file, "line": place.line, "column": place.column,
         "message": problem.message, "hint": problem.hint,
     }  # fmt: skip
-
-
-

@@ -41,5 +41,3 @@ def collect_garbage(settings: Settings, *, keep_hours: float, dry_run: bool) -> 
     partial = 0 if dry_run else store.sweep(3600 * keep_hours)
     kept = sum(1 for _ in store.keys()) - (len(gone) if dry_run else 0)
     return Freed(len(gone), partial, freed, kept, dry_run)
-
-

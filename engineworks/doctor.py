@@ -97,5 +97,3 @@ def _conflicts(settings: Settings) -> Iterator[str]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-
-

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RACY_SECONDS = 2.0
-"""A file changed this recently may change again within the clock's grain: its digest is not remembered (as git does)."""
+"""A file changed this recently may change again within the clock's grain: its digest is not remembered, as in git."""
 
 
 def canonical_json(value: Any) -> str:
@@ -97,4 +97,3 @@ class FileDigests:
         except (sqlite3.Error, OSError):
             return
         self._fresh.clear()
-

@@ -84,7 +84,8 @@ _OUTPUT_LIMITS = {
 def _finite(name: str, output: Mapping[str, Any]) -> Check:
     bad, total = output["nonfinite"], output["elements"] + output["nonfinite"]
     if bad:
-        return Check(f"finite[{name}]", "fail", f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not.")
+        sentence = f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not."
+        return Check(f"finite[{name}]", "fail", sentence)
     return Check(f"finite[{name}]", "pass", f"{name}: every value is finite where the reference's is.")
 
 

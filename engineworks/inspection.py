@@ -51,7 +51,5 @@ def _bare(path: Path) -> dict[str, Any]:
     try:
         header = read_plan_header(start)
     except RunError:
-        raise InputError(
-            f"{path}: neither a TensorRT plan nor an ONNX file", hint="is it the right file?"
-        ) from None
+        raise InputError(f"{path}: neither a TensorRT plan nor an ONNX file", hint="is it the right file?") from None
     return {"kind": "plan without sidecar", "path": str(path), "sha256": digest_file(path), **header.to_json()}

@@ -132,7 +132,8 @@ def plan_recipe(loaded: LoadedRecipe, store: Store, digests: FileDigests, *, onl
             engines.append(_plan_engine(documents, steps, engine_id, precision, target))
     if not engines:
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
-    states = _States(steps, store, {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"})
+    elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
+    states = _States(steps, store, elsewhere)
     for engine in engines:
         for key in engine.steps.values():
             states.settle(key, needed=True)
@@ -145,7 +146,7 @@ def verify_stored(plan: Plan, store: Store) -> bool:
     used = {key for step in plan.to_do for key in step.inputs.values()}
     used |= {key for engine in plan.engines for key in engine.steps.values()}
     stored = [key for key in used if plan.steps[key].state == "cached"]
-    return not all([store.get(key) is not None for key in stored])
+    return any([store.get(key) is None for key in stored])  # noqa: C419 - every one is looked at
 
 
 def plan_recipes(
@@ -252,4 +253,3 @@ def _said(path: str, key: str) -> str:
     words = {"inputs": f"step '{key}'", "digests": f"file {key}", "libraries": f"version of {key}"}
     top = path.partition(".")[0]
     return words.get(top) or (f"{path.removeprefix('params').removeprefix('.')}.{key}".lstrip(".") if path else key)
-

@@ -41,8 +41,8 @@ class Source(Part):
     """Where the model comes from: exactly one of these."""
 
     onnx: str | None = Field(None, description="ONNX file, relative to the recipe")
-    torch: Factory | None = Field(None, description="module:factory that returns a torch.nn.Module; run in a child process")
-    huggingface: str | None = Field(None, description="folder of a Hugging Face model, or the id of one in the local cache")
+    torch: Factory | None = Field(None, description="module:factory of a torch.nn.Module, run in a child process")
+    huggingface: str | None = Field(None, description="folder of a Hugging Face model, or a cached id")
     task: str | None = Field(None, description="Hugging Face task, e.g. text-classification; default: from its config")
 
 
@@ -86,9 +86,11 @@ class Limits(Part):
 
     metric: float | None = Field(None, description="smallest task metric of the engine")
     metric_ratio: Positive | None = Field(None, description="smallest task metric relative to the fp32 reference")
-    cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference, of every output")
+    cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
     sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
-    max_abs: Positive | None = Field(None, description="largest absolute difference from the reference, of every output")
+    max_abs: Positive | None = Field(
+        None, description="largest absolute difference from the reference, of every output"
+    )
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
 
 
@@ -116,7 +118,7 @@ class Budget(Part):
 
 
 class Performance(Part):
-    at: dict[Name, dict[DimName, Length]] = Field(description="named shapes to measure: the length of every dynamic dimension")
+    at: dict[Name, dict[DimName, Length]] = Field(description="named shapes to measure")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
 
 

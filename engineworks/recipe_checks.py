@@ -44,8 +44,8 @@ def _twins(key: str, values: Sequence[str], node: Node) -> Iterator[Problem]:
 def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
     dims = dynamic_dims(recipe)
     if dims and not recipe.shapes:
-        yield Problem(node.key_place(("inputs",)), f"dynamic dimensions ({', '.join(dims)}) need profiles under 'shapes'",
-                      "shapes: {default: {%s: [1, 8, 32]}}" % dims[0])  # fmt: skip
+        message = f"dynamic dimensions ({', '.join(dims)}) need profiles under 'shapes'"
+        yield Problem(node.key_place(("inputs",)), message, f"shapes: {{default: {{{dims[0]}: [1, 8, 32]}}}}")
     for name, ranges in recipe.shapes.items():
         where = node.at(("shapes", name)).place
         for dim in dims:
@@ -95,7 +95,7 @@ def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]
         limits = recipe.accuracy.limits.get(precision)
         if limits is None or not limits.model_fields_set:
             place = node.at(("precisions", index)).place
-            yield Problem(place, f"accuracy.limits says nothing of {precision}", "an engine without a limit can not fail: give one")
+            yield Problem(place, f"accuracy.limits says nothing of {precision}", "without a limit nothing can fail")
 
 
 def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -105,13 +105,15 @@ def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem
         for field in ("metric", "metric_ratio"):
             if precision in recipe.precisions and getattr(limits, field) is not None:
                 place = node.key_place(("accuracy", "limits", precision, field))
-                yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "metric: top1, or {python: module:function}")
+                yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1")
 
 
 def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
     output = recipe.accuracy.output
     if output is not None and output not in recipe.outputs:
-        yield Problem(node.at(("accuracy", "output")).place, f"no output '{output}'", did_you_mean(output, recipe.outputs))
+        yield Problem(
+            node.at(("accuracy", "output")).place, f"no output '{output}'", did_you_mean(output, recipe.outputs)
+        )
     for part in ("calibration", "evaluation"):
         samples = getattr(recipe.data, part)
         for name in samples.names if samples else ():

@@ -80,7 +80,8 @@ class _Finder:
         path = (self.folder / Path(name).expanduser()).resolve()
         if any(path.is_relative_to(root) for root in self.roots):
             return path
-        self.add(where, f"'{name}' leaves the repository and the data roots", "move it, or add its folder to ENGINEWORKS_DATA_ROOTS")
+        hint = "move it, or add its folder to ENGINEWORKS_DATA_ROOTS"
+        self.add(where, f"'{name}' leaves the repository and the data roots", hint)
         return None
 
     def file(self, where: Where, name: str) -> Path | None:
@@ -107,9 +108,13 @@ class _Finder:
         for name in names:
             file = (path.parent / name).resolve()
             if not file.is_relative_to(path.parent):
-                self.add(where, f"'{path.name}' keeps weights in '{name}', outside of its folder", "move them beside it")
+                self.add(
+                    where, f"'{path.name}' keeps weights in '{name}', outside of its folder", "move them beside it"
+                )
             elif not file.is_file():
-                self.add(where, f"'{path.name}' keeps weights in '{name}', which is missing", "copy it beside the model")
+                self.add(
+                    where, f"'{path.name}' keeps weights in '{name}', which is missing", "copy it beside the model"
+                )
             else:
                 found[name] = file
         return found
@@ -132,7 +137,8 @@ class _Finder:
         module = factory.partition(":")[0]
         files = source_closure(module, self.folder)
         if not files:
-            self.add(where, f"no module '{module}' beside the recipe", f"expected {module.replace('.', '/')}.py in {self.folder.name}/")
+            expected = f"expected {module.replace('.', '/')}.py in {self.folder.name}/"
+            self.add(where, f"no module '{module}' beside the recipe", expected)
         return {f.relative_to(self.folder).as_posix(): f for f in files}
 
     def samples(self, where: Where, recipe: Recipe, samples: Samples, labels: str | None) -> SampleFile | None:

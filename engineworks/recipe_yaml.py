@@ -201,7 +201,9 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
         above = node.at(loc[:-1])
         return Problem(above.place, f"'{where}' is missing", _description(model, loc))
     value = error["input"]
-    shown = repr(value) if not isinstance(value, dict | list) else ("a mapping" if isinstance(value, dict) else "a list")
+    shown = (
+        repr(value) if not isinstance(value, dict | list) else ("a mapping" if isinstance(value, dict) else "a list")
+    )
     if kind == "literal_error":
         choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
         return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))

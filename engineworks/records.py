@@ -17,9 +17,12 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
     """Where the build comes from: recipe file, git commit, host, Prefect flow run."""
     recipe = plan.loaded.recipe
     tags = {
-        "engineworks.file": plan.loaded.shown, "engineworks.owner_of_recipe": recipe.owner, "engineworks.host": platform.node(),
-        "prefect.flow_run": flow_run, "mlflow.note.content": recipe.description,
-    }  # fmt: skip
+        "engineworks.file": plan.loaded.shown,
+        "engineworks.owner_of_recipe": recipe.owner,
+        "engineworks.host": platform.node(),
+        "prefect.flow_run": flow_run,
+        "mlflow.note.content": recipe.description,
+    }
     commit = _git_commit(plan)
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
 

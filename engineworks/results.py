@@ -51,8 +51,8 @@ class EngineResult:
     failure: Failure | None = None
 
     def to_json(self) -> dict[str, Any]:
-        first = next(iter(self.latency["shapes"].values()), {}) if self.latency else {}
-        shapes = self.latency["shapes"] if self.latency else {}
+        shapes: Mapping[str, Mapping[str, Any]] = self.latency["shapes"] if self.latency else {}
+        first: Mapping[str, Any] = next(iter(shapes.values()), {})
         return {
             "id": self.id,
             "path": str(self.path) if self.path else None,
@@ -158,9 +158,7 @@ def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Map
 def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
-    return judge(
-        accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because
-    )
+    return judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:

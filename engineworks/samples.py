@@ -149,7 +149,9 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
     except FileNotFoundError:
         raise SamplesError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, OSError) as error:
-        raise SamplesError(f"{path}: is not a .npz file that can be read ({error})", hint="write it with numpy.savez") from None
+        raise SamplesError(
+            f"{path}: is not a .npz file that can be read ({error})", hint="write it with numpy.savez"
+        ) from None
     if not found:
         raise SamplesError(f"{path}: holds no arrays", hint="write it with numpy.savez")
     return found

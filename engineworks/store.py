@@ -210,7 +210,8 @@ class Store:
             os.rename(folder, place)
             self._note_latest(step, document)
         except OSError as error:
-            raise StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint="is the disk full?") from None
+            message = f"{step} can not be stored in {self.root}: {error.strerror}"
+            raise StoreError(message, hint="is the disk full?") from None
         self._verified.add(key)
         return Artifact(key, place, step, files, document, seconds)
 

@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from engineworks.recipe import Name, Part
 
 
-
 def _number_as_text(value: object) -> object:
     """YAML reads an unquoted 8.9 as a number."""
     return str(value) if isinstance(value, float) else value

@@ -209,7 +209,9 @@ def _table(*headings: str) -> Any:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         number = heading in ("metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB")
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number or heading in ("engine", "step"))
+        table.add_column(
+            heading, justify="right" if number else "left", no_wrap=number or heading in ("engine", "step")
+        )
     return table
 
 

@@ -216,7 +216,9 @@ class _Reader:
             elif not isinstance(name, str):
                 self.problems.append(Problem(at, "a key must be a word, not a list or mapping"))
             elif name in values:
-                self.problems.append(Problem(at, f"the key '{name}' stands twice", f"first at line {places[name].line}"))
+                self.problems.append(
+                    Problem(at, f"the key '{name}' stands twice", f"first at line {places[name].line}")
+                )
             else:
                 values[name], places[name] = self.read(value), at
         return Node(place, values, places)
@@ -242,4 +244,3 @@ def _place(node: Any, shown: str) -> Place:
 
 def _one(place: Place, message: str, hint: str = "") -> RecipeError:
     return RecipeError([Problem(place, message, hint)])
-

@@ -1,4 +1,4 @@
-"""`engineworks build` without a server: the flow in this process, on a Prefect API of its own for as long as it runs."""
+"""`engineworks build` without a server: the flow in this process, on a Prefect API of its own while it runs."""
 
 from __future__ import annotations
 

@@ -210,8 +210,9 @@ def _quiet_runs() -> Iterator[None]:
 
 def _check_answers(url: str) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    with get_client(sync_client=True) as client:
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
         error = client.api_healthcheck()
     if error is not None:
         raise StepError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -27,5 +29,5 @@ def record_engine(run: BuildRun, plan: Plan, engine: EngineResult) -> str:
 def end_record(run: BuildRun, plan: Plan, result: BuildResult) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     texts = {"plan.json": plan.to_json_text(), "report.md": render_markdown(result)}
-    status = "FAILED" if result.steps.failed else "FINISHED"
+    status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags={"engineworks.verdict": result.verdict}, texts=texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -26,11 +25,9 @@ def execute_step(step: Step, store: str) -> Outcome:
     return outcome
 
 
-def _task_of(kind: StepName) -> Task[Any, Outcome]:
-    where = "target" if STEP_KINDS[kind].engine else "prepare"
-    return task(
-        execute_step, name=kind, task_run_name="{step.id}", tags=["engineworks", where], cache_policy=NO_CACHE
-    )
+def _task_of(kind: StepName) -> Task[[Step, str], Outcome]:
+    tags = ["engineworks", "target" if STEP_KINDS[kind].engine else "prepare"]
+    return task(name=kind, task_run_name="{step.id}", tags=tags, cache_policy=NO_CACHE)(execute_step)
 
 
-STEP_TASKS: Mapping[StepName, Task[Any, Outcome]] = {kind: _task_of(kind) for kind in STEP_KINDS}
+STEP_TASKS: Mapping[StepName, Task[[Step, str], Outcome]] = {kind: _task_of(kind) for kind in STEP_KINDS}

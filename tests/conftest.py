@@ -73,7 +73,7 @@ def tiny_labels(images: NDArray[np.float32], model: onnx.ModelProto) -> NDArray[
     return logits.argmax(axis=1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose recipes/ holds `tiny.yaml`; it is the current folder, and artifacts/ lies in it."""
     (tmp_path / ".git").mkdir()

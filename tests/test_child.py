@@ -43,7 +43,9 @@ def speak(payload):
     ctypes.CDLL(None).puts(b"from C")
     print("\\r10 %\\r20 %")
     print("\\x1b[31mred\\x1b[m", file=sys.stderr)
-    sys.stdout.write("no newline at the end")
+    sys.stdout.write("no newline ")
+    sys.stdout.flush()
+    ctypes.CDLL(None).printf(b"at the end")
     return {}
 
 def mutter_later(payload):

@@ -95,7 +95,9 @@ def test_a_p99_of_few_runs_is_inconclusive_either_way() -> None:
 
 
 def test_an_engine_that_was_not_run_is_unmeasured_and_says_why() -> None:
-    verdict = judge(None, None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}, unmeasured_because="there is no GPU here")
+    verdict = judge(
+        None, None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}, unmeasured_because="there is no GPU here"
+    )
     assert verdict.verdict == "unmeasured"
     assert verdict.checks[0].sentence == "Not run: there is no GPU here."
 

@@ -1,4 +1,4 @@
-"""What is imported when: every module where no optional dependency is installed, `validate` and `plan` next to nothing."""
+"""What is imported when: all modules without optional dependencies, next to nothing by `validate` and `plan`."""
 
 from __future__ import annotations
 

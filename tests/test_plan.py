@@ -213,7 +213,11 @@ def test_the_build_key_holds_the_limits(repository: Path) -> None:
 
 def test_changes_are_told_in_words() -> None:
     before = {"params": {"batch": 8, "keep": []}, "inputs": {"fold": "a" * 64}, "libraries": {"onnx": "1.22"}}
-    now = {"params": {"batch": 4, "keep": ["x"]}, "inputs": {"fold": "b" * 64}, "libraries": {"onnx": "1.23", "new": "1"}}
+    now = {
+        "params": {"batch": 4, "keep": ["x"]},
+        "inputs": {"fold": "b" * 64},
+        "libraries": {"onnx": "1.23", "new": "1"},
+    }
     assert list(changes(before, now)) == [
         "step 'fold' changed",
         "version of new is new",

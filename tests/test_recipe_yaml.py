@@ -140,7 +140,9 @@ def test_defaults_lie_under_the_recipe(repository: Path) -> None:
     assert recipe.owner == "tests@example.com"
 
 
-def test_a_link_that_leaves_the_repository_is_refused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_link_that_leaves_the_repository_is_refused(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "calib.npz"
     outside.write_bytes((repository / "recipes" / "calib.npz").read_bytes())
     (repository / "recipes" / "linked.npz").symlink_to(outside)

@@ -145,7 +145,7 @@ def test_only_what_is_surely_dead_counts_as_dead(change: dict[str, str], dead: b
     here = current_owner()
     if not here.boot:
         pytest.skip("this system does not tell its boot id")
-    owner = Owner(**({"host": here.host, "boot": here.boot, "pid_space": here.pid_space} | {"started": here.started} | change), pid=here.pid)  # fmt: skip  # noqa: E501
+    owner = Owner(**({"host": here.host, "boot": here.boot, "pid_space": here.pid_space} | {"started": here.started} | change), pid=here.pid)  # fmt: skip
     assert owner.is_dead() is dead
 
 

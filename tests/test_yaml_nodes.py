@@ -17,7 +17,10 @@ WRONG = {
     "two colons": ("a: b: c", "r.yaml:1:5: not valid YAML: mapping values are not allowed"),
     "twice": ("a: 1\nb: 2\na: 3\n", "r.yaml:3:1: the key 'a' stands twice; first at line 1"),
     "twice inside": ("x: {a: 1, a: 2}", "r.yaml:1:11: the key 'a' stands twice"),
-    "conflict": ("a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> main\n", "r.yaml:2:1: merge conflict marker '<<<<<<<'"),
+    "conflict": (
+        "a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> main\n",
+        "r.yaml:2:1: merge conflict marker '<<<<<<<'",
+    ),
     "tag": ("a: !!python/object:os.system x", "r.yaml:1:4: the tag '!python/object:os.system' is not allowed"),
     "unknown alias": ("a: *b", "r.yaml:1:4: not valid YAML: found undefined alias 'b'"),
     "merge key": ("a: &a {b: 1}\nc: {<<: *a}", "r.yaml:2:5: merge keys ('<<') are not allowed; use _defaults.yaml"),

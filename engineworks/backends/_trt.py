@@ -222,12 +222,12 @@ def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, obj
     if vendor.rtx:
         with engine.open("rb") as file:
             header = read_plan_header(file.read(HEADER_BYTES))
-        _check_header(title, request.compute_capabilities, header, engine.stat().st_size)
+        check_header(title, request.compute_capabilities, header, engine.stat().st_size)
         details["header"] = header.to_json()
     return details
 
 
-def _check_header(title: str, asked: Sequence[str], header: PlanHeader, engine_bytes: int) -> None:
+def check_header(title: str, asked: Sequence[str], header: PlanHeader, engine_bytes: int) -> None:
     """The plan must be whole and for what was asked: the vendor ignores some mistakes in silence."""
     if header.plan_bytes != engine_bytes:
         raise BuildError(

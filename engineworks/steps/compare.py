@@ -53,7 +53,9 @@ def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> 
     return {o.name: o.shape.index(dim) if dim in o.shape else (first if o.shape else None) for o in outputs}
 
 
-def _compare(comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
+def _compare(
+    comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array]
+) -> None:
     for name, comparison in comparisons.items():
         try:
             comparison.add(got[name], wanted[name])
@@ -94,7 +96,9 @@ class _Task:
         reference = _call(metric, self._name, joined["reference"], labels, joined["inputs"])
         return self._figures(self._name, "labels", engine, reference)
 
-    def _top1(self, engine: Mapping[str, Array], reference: Mapping[str, Array], labels: Array | None) -> dict[str, Any]:
+    def _top1(
+        self, engine: Mapping[str, Array], reference: Mapping[str, Array], labels: Array | None
+    ) -> dict[str, Any]:
         (e,), (r,) = engine.values(), reference.values()
         if labels is None:
             agreed = r.astype(np.float64).argmax(axis=-1)
@@ -132,7 +136,9 @@ def load_metric(factory: str, folder: Path) -> Metric:
     return found
 
 
-def _call(metric: Metric, name: str, outputs: Mapping[str, Array], labels: Array | None, inputs: Mapping[str, Array]) -> float:
+def _call(
+    metric: Metric, name: str, outputs: Mapping[str, Array], labels: Array | None, inputs: Mapping[str, Array]
+) -> float:
     value = metric(outputs, labels, inputs)
     if not isinstance(value, int | float | np.floating | np.integer):
         raise ModelError(f"accuracy.metric: {name} returned {type(value).__name__}, not a number")

@@ -34,12 +34,14 @@ def _huggingface(job: StepJob) -> ExportReport:
     from engineworks.model.export_huggingface import export_huggingface
 
     interface = interface_from_json(job.params["interface"])
-    return export_huggingface(
-        str(job.path("source")), job.path("folder"), interface, job.out, task=job.params["task"]
-    )
+    return export_huggingface(str(job.path("source")), job.path("folder"), interface, job.out, task=job.params["task"])
 
 
-_EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {"onnx": _onnx, "torch": _torch, "huggingface": _huggingface}
+_EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {
+    "onnx": _onnx,
+    "torch": _torch,
+    "huggingface": _huggingface,
+}
 
 
 def _declared(job: StepJob) -> list[Path]:

@@ -43,4 +43,3 @@ def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
             names.setdefault(int(run), []).append(name)
         for run in range(runs):
             yield {name: archive[f"{run}/{name}"] for name in names[run]}
-

@@ -8,9 +8,10 @@ import onnx
 import pytest
 
 from engineworks.backends import tensorrt_rtx
-from engineworks.backends._trt_header import HEADER_BYTES, read_plan_header
+from engineworks.backends._trt import check_header
+from engineworks.backends._trt_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.backends.base import BuildRequest
-from engineworks.errors import RunError
+from engineworks.errors import BuildError, RunError
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
 
@@ -69,3 +70,14 @@ def test_headers_of_older_versions_are_read(version: str, kind: str) -> None:
 def test_what_is_no_plan_is_refused(data: bytes) -> None:
     with pytest.raises(RunError, match="not a TensorRT-RTX engine"):
         read_plan_header(data)
+
+
+def test_an_engine_that_is_cut_short_or_for_other_gpus_is_not_let_pass() -> None:
+    header = PlanHeader("vtrt", 1000, "1.7.1.116", ("8.6", "8.9"), later=False)
+    check_header("RTX", ("8.9",), header, 1000)
+    with pytest.raises(BuildError, match="RTX wrote 900 bytes of an engine of 1000; is a disk full"):
+        check_header("RTX", ("8.9",), header, 900)
+    with pytest.raises(BuildError, match=r"RTX built for 8\.6, 8\.9, asked for was 12\.0"):
+        check_header("RTX", ("12.0",), header, 1000)
+    with pytest.raises(BuildError, match=r"asked for was 9\.0"):
+        check_header("RTX", ("9.0",), header, 1000)

@@ -31,7 +31,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     return read_settings()

@@ -8,10 +8,12 @@ freed before the next one runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
+
+from engineworks.model.graphs import names_read
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +50,7 @@ def plan_segments(
     unknown type would cross; a graph whose nodes are not sorted stays whole.
     """
     graph = model.graph
-    uses = [used_names(node) for node in graph.node]
+    uses = [list(names_read(node)) for node in graph.node]
     made_at = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
     if not all(made_at.get(name, -1) < at for at, names in enumerate(uses) for name in names):
         return (_segment(model, uses, made_at, (0, len(uses), len(uses)), wanted),)
@@ -86,7 +88,7 @@ def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, 
     graph = part.graph
     graph.name = f"{model.graph.name}[{segment.start}:{segment.stop}]"
     graph.node.extend(model.graph.node[segment.start : segment.stop])
-    used = {name for node in graph.node for name in used_names(node)}
+    used = {name for node in graph.node for name in names_read(node)}
     graph.initializer.extend(t for t in model.graph.initializer if t.name in used)
     graph.sparse_initializer.extend(t for t in model.graph.sparse_initializer if t.values.name in used)
     given = {value.name: value for value in model.graph.input}
@@ -121,22 +123,6 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return bare
-
-
-def used_names(node: onnx.NodeProto) -> list[str]:
-    """Inputs of the node, and of all nodes in its subgraphs (which see the outer graph's tensors)."""
-    names = [name for name in node.input if name]
-    for graph in _subgraphs(node):
-        names += [name for inner in graph.node for name in used_names(inner)]
-        names += [output.name for output in graph.output]
-    return names
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _crossing_costs(

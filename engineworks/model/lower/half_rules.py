@@ -30,6 +30,7 @@ KEPT_OPS: Mapping[str, str] = {
     "ReduceLogSum": _INNER_SUM, "ReduceLogSumExp": _INNER_SUM,
     "ReduceL2": _SQUARES, "ReduceSumSquare": _SQUARES,
     "Range": "its limits must be exact, and ONNX has no half-precision Range",
+    "TensorScatter": "TensorRT wants its cache to be a network input, without a cast between",
     "NonMaxSuppression": "ONNX defines its boxes and scores in fp32 only",
     "MeanVarianceNormalization": "TensorRT and ONNX Runtime expand it with fp32 constants",
     "Celu": "TensorRT and ONNX Runtime expand it with fp32 constants",
@@ -75,6 +76,7 @@ _AFTER_SQUARES = frozenset({
     "Unsqueeze",
 })  # fmt: skip
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_PEEPHOLES = 7  # position of this input of LSTM
 _SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: what bf16, the coarsest type that is asked for, makes of any
 
 
@@ -132,6 +134,8 @@ def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
         return table[node.op_type]
     if node.op_type in ("ScatterElements", "ScatterND") and any(a.name == "reduction" for a in node.attribute):
         return "ONNX Runtime has no half-precision scatter that reduces"
+    if node.op_type == "LSTM" and len(node.input) > _PEEPHOLES and node.input[_PEEPHOLES]:
+        return "TensorRT-RTX 1.7 builds no peepholes in half precision"
     return _schema_refuses(graph, at, half)
 
 
@@ -139,13 +143,15 @@ def _schema_refuses(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
     import onnx
 
     node = graph.nodes[at]
-    version = graph.opset(node.domain)
     if node.domain == "com.microsoft" and node.op_type in _QUANTIZERS:
         return None
+    if node.domain not in ("", "ai.onnx"):
+        return f"'{node.domain}.{node.op_type}' is not one of ONNX's own operators: which types it takes is unknown"
+    version = graph.opset()
     try:
-        schema = onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
+        schema = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
-        return f"'{node.domain}.{node.op_type}' is no ONNX operator: what types it takes is unknown"
+        return f"{node.op_type} is unknown to opset {version}"
     wanted = f"tensor({half.name})"
     inputs = [(i, name) for i, name in graph.float_inputs(at) if (node.op_type, i) not in FLOAT_PORTS]
     for formals, used in ((schema.inputs, inputs), (schema.outputs, graph.float_outputs(at))):

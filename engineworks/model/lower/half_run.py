@@ -95,7 +95,7 @@ class Bench:
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
-    """The named outputs; a sequence of tensors comes as one flat array. Raises `LoweringError` with what ONNX Runtime says."""
+    """The named outputs; a sequence of tensors comes as one flat array. Raises `LoweringError` if it fails."""
     with _runtime_errors("ONNX Runtime does not run the model on a sample"):
         values = session.run(list(outputs), dict(feeds))
     return [_array(name, value) for name, value in zip(outputs, values, strict=True)]

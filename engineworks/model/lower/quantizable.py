@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from engineworks.errors import LoweringError
-from engineworks.model.calibration.segments import used_names
+from engineworks.model.graphs import names_read
 
 if TYPE_CHECKING:
     import onnx
@@ -170,7 +170,7 @@ def _fixed_tensors(graph: onnx.GraphProto) -> set[str]:
     """Tensors that depend on weights alone: weights in all but form. Nodes must be sorted."""
     fixed = {t.name for t in graph.initializer}.union(t.values.name for t in graph.sparse_initializer)
     for node in graph.node:
-        used = used_names(node)
+        used = list(names_read(node))
         if node.op_type == "Constant" or (used and fixed.issuperset(used)):
             fixed.update(node.output)
     return fixed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
 from engineworks.model.calibration.ranges import INT8_MAX, SCALE_OF_ZERO, Ranges
-from engineworks.model.calibration.segments import used_names
+from engineworks.model.graphs import names_read
 from engineworks.model.lower.quantizable import QUANTIZABLE, Activation, KeptNode, Weight, node_label, plan_int8
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class _Writer:
         for node in reversed(self._nodes):
             if used.isdisjoint(node.output) and self._replaced.issuperset(node.output):
                 continue
-            used.update(used_names(node))
+            used.update(names_read(node))
             nodes.append(node)
         gone = self._replaced - used
         result = onnx.ModelProto()
@@ -227,7 +227,7 @@ def _all_names(graph: onnx.GraphProto) -> set[str]:
     """Every name of a tensor or node of the main graph, and every name that its subgraphs use."""
     names = {value.name for part in (graph.input, graph.output, graph.initializer) for value in part}
     for node in graph.node:
-        names.update((node.name, *node.output, *used_names(node)))
+        names.update((node.name, *node.output, *names_read(node)))
     return names
 
 

@@ -1,0 +1,166 @@
+"""Reading and writing ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.errors import ModelError
+from engineworks.model import onnx_files
+from engineworks.model.onnx_files import (
+    detach_weights,
+    dtype_name,
+    graph_inputs,
+    graph_outputs,
+    load_model,
+    model_files,
+    save_model,
+    weight_bytes,
+)
+from engineworks.model.tensor_storage import is_external, tensor_bytes
+from engineworks.tensors import TensorSpec
+
+LARGE, SMALL = np.arange(64 * 64, dtype=np.float32).reshape(64, 64), np.arange(3)
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "large"], ["y"]), helper.make_node("Constant", [], ["c"], value_float=1.0)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["?", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [-1, 64])],
+        [numpy_helper.from_array(LARGE, "large"), numpy_helper.from_array(SMALL, "small")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def external(model: onnx.ModelProto, path: Path) -> Path:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx.save(copy, str(path), save_as_external_data=True, location="w.bin")
+    return path
+
+
+def values(model: onnx.ModelProto) -> list[object]:
+    return [numpy_helper.to_array(t).tolist() for t in model.graph.initializer]
+
+
+def test_weights_lie_beside_the_file_only_when_they_are_large(
+    tmp_path: Path, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(model, tmp_path / "a.onnx")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.onnx"]
+    monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE_BYTES", 1000)
+    save_model(model, tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").stat().st_size < 1000
+    assert (tmp_path / "b.onnx.data").stat().st_size == LARGE.nbytes
+    for name in ("a.onnx", "b.onnx"):
+        assert values(load_model(tmp_path / name)) == [LARGE.tolist(), SMALL.tolist()]
+        onnx.checker.check_model(str(tmp_path / name))
+
+
+def test_saving_leaves_the_model_as_it_was_and_is_deterministic(
+    tmp_path: Path, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE_BYTES", 1000)
+    before = model.SerializeToString()
+    save_model(model, tmp_path / "a.onnx")
+    first = [f.read_bytes() for f in model_files(tmp_path / "a.onnx")]
+    save_model(model, tmp_path / "a.onnx")  # again: the data file does not grow
+    assert [f.read_bytes() for f in model_files(tmp_path / "a.onnx")] == first
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(17, 10), (23, 11)])
+def test_the_ir_version_is_one_that_all_tools_read_unless_the_opset_needs_more(
+    tmp_path: Path, model: onnx.ModelProto, opset: int, ir_version: int
+) -> None:
+    model.opset_import[0].version = opset
+    model.ir_version = 13
+    save_model(model, tmp_path / "a.onnx")
+    assert load_model(tmp_path / "a.onnx").ir_version == ir_version
+
+
+def test_four_bit_and_string_tensors_survive_beside_the_file(
+    tmp_path: Path, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "EXTERNAL_ABOVE_BYTES", 1000)
+    numbers = [n % 8 for n in range(20001)]
+    model.graph.initializer.append(helper.make_tensor("four", TensorProto.INT4, [20001], numbers))
+    model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [2], [b"a" * 9000, b"b"]))
+    save_model(model, tmp_path / "a.onnx")
+    four, words = load_model(tmp_path / "a.onnx").graph.initializer[2:]
+    assert tensor_bytes(four) == 10001
+    assert numpy_helper.to_array(four).astype(int).tolist() == numbers
+    assert list(words.string_data) == [b"a" * 9000, b"b"]
+
+
+def test_detached_weights_stay_on_disk_and_come_back_when_saved(tmp_path: Path, model: onnx.ModelProto) -> None:
+    for name in ("inside", "beside"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "m.onnx"
+        save_model(model, path) if name == "inside" else external(model, path)
+        light = detach_weights(load_model(path, weights=False), path, tmp_path / name / "spill")
+        assert [is_external(t) for t in light.graph.initializer] == [True, False]
+        assert len(light.SerializeToString()) < 1000
+        assert weight_bytes(light) == LARGE.nbytes + SMALL.nbytes
+        save_model(light, tmp_path / name / "again.onnx")
+        assert values(load_model(tmp_path / name / "again.onnx")) == [LARGE.tolist(), SMALL.tolist()]
+
+
+def test_all_external_files_are_listed(tmp_path: Path, model: onnx.ModelProto) -> None:
+    path = external(model, tmp_path / "m.onnx")
+    assert [f.name for f in model_files(path)] == ["m.onnx", "w.bin"]
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match=r"external data 'w\.bin' is missing; copy it beside the model"):
+        model_files(path)
+    with pytest.raises(ModelError, match="can not be read"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/w.bin"])
+def test_external_data_outside_of_the_folder_is_refused(tmp_path: Path, model: onnx.ModelProto, location: str) -> None:
+    path = external(model, tmp_path / "m.onnx")
+    written = load_model(path, weights=False)
+    next(e for e in written.graph.initializer[0].external_data if e.key == "location").value = location
+    path.write_bytes(written.SerializeToString())
+    with pytest.raises(ModelError, match="lies outside the model's folder"):
+        model_files(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"{}", bytes(32)])
+def test_other_files_are_no_models(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="can not be read"):
+        load_model(tmp_path / "none.onnx")
+
+
+def test_stand_ins_for_dimensions_are_not_one_dimension(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.INT64, ["?", "?", None, "n", 0]))
+    assert graph_inputs(model)[1] == TensorSpec("z", "int64", ("z_0", "z_1", "z_2", "n", 0))
+    assert graph_inputs(model)[0] == TensorSpec("x", "float32", ("x_0", 64))
+    assert graph_outputs(model) == (TensorSpec("y", "float32", ("y_0", 64)),)
+
+
+def test_weights_that_are_listed_as_inputs_are_not_fed(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("large", TensorProto.FLOAT, [64, 64]))
+    assert [spec.name for spec in graph_inputs(model)] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("element", "name"),
+    [("FLOAT", "float32"), ("DOUBLE", "float64"), ("FLOAT16", "float16"), ("BFLOAT16", "bfloat16"), ("BOOL", "bool"),
+     ("FLOAT8E4M3FN", "float8e4m3fn"), ("INT4", "int4"), ("UINT8", "uint8")],
+)  # fmt: skip
+def test_dtypes_have_our_names(element: str, name: str) -> None:
+    assert dtype_name(TensorProto.DataType.Value(element)) == name

@@ -110,13 +110,13 @@ def build(
 
 @app.command()
 def inspect(
-    engine: Annotated[Path, typer.Argument(help="An engine, its folder in the store, or an ONNX file.")],
+    engine: Annotated[str, typer.Argument(help="An engine's id, its file, its folder in the store, or an ONNX file.")],
     as_json: Json = False,
 ) -> None:
-    """Say what an engine is: tensors, profiles, precision, target, versions, digest."""
-    from engineworks.inspection import inspect_path
+    """Say what an engine is. Examples: engineworks inspect digits/int8/rtx40; engineworks inspect model.onnx"""
+    from engineworks.inspection import inspect_engine
 
-    facts = inspect_path(engine)
+    facts = inspect_engine(engine, read_settings())
     terminal.print_json(facts) if as_json else terminal.print_facts(facts)
 
 

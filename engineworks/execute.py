@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +15,13 @@ from typing import Any, Literal
 from engineworks.child import ChildPool
 from engineworks.errors import StepError
 from engineworks.plan import Step
+from engineworks.schedule import ALONE
 from engineworks.store import Store
 
 LOG_FILE = "log.txt"
 
-TIME_LIMITS_S: Mapping[str, float] = {"export": 3600, "calibrate": 7200, "build": 7200}
-"""Seconds after which a step's child is killed; others have DEFAULT_TIME_LIMIT_S, and a target's options may say
-`time_limit_s` for its builds."""
-
-DEFAULT_TIME_LIMIT_S = 3600.0
+TIME_LIMIT_S = 7200.0
+"""Seconds after which a step's child is killed; a target has a limit of its own for builds."""
 
 USER_CODE = ("torch", "huggingface")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
@@ -45,8 +47,22 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
     with store.writing(step.key, step.document, step.id) as writing:
         if writing.hit is not None:
             return Outcome(step.id, step.key, "reused", time.monotonic() - start)
-        _run_child(step, inputs, writing.folder, pool)
+        with alone_on_this_host() if step.kind in ALONE else nullcontext():
+            _run_child(step, inputs, writing.folder, pool)
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
+
+
+@contextmanager
+def alone_on_this_host() -> Iterator[None]:
+    """Two builds of this host measure one after the other, whatever stores and repositories they have."""
+    with (Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock").open("w") as file:
+        while True:  # polled, so that Ctrl-C is answered
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        yield
 
 
 def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool) -> None:
@@ -71,9 +87,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
 
 
 def time_limit_s(step: Step) -> float:
-    target = step.params.get("target") or {}
-    own = target.get("options", {}).get("time_limit_s") if step.kind == "build" else None
-    return float(own or TIME_LIMITS_S.get(step.kind, DEFAULT_TIME_LIMIT_S))
+    return float(step.aside.get("time_limit_s", TIME_LIMIT_S))
 
 
 def _plain(value: Any) -> Any:

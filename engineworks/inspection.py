@@ -7,9 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import InputError, RunError
-from engineworks.fingerprint import digest_file
+from engineworks.fingerprint import digest_file, digest_of
+from engineworks.settings import Settings
+from engineworks.store import open_store
 
 SIDECAR = "engine.json"
+
+
+def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
+    """Facts of the engine with this id that was built last, or of the file or folder of this name."""
+    if Path(name).exists() or name.count("/") != 2:
+        return inspect_path(Path(name))
+    store = open_store(settings.store)
+    document = store.latest(f"{name}/build")
+    built = store.get(digest_of(document)) if document else None
+    if built is None:
+        raise InputError(f"{name}: neither a file nor an engine that was built here", hint="see 'engineworks plan'")
+    return inspect_path(built.path)
 
 
 def inspect_path(path: Path) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Documents:
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-        return document, {}
+        return document, {"time_limit_s": target.target.time_limit_s}
 
     def reference(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.evaluation

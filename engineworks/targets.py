@@ -28,6 +28,7 @@ class Target(Part):
         (), description="such as [8.9]; several make one portable engine; empty for the CPU"
     )
     pool: str = Field("", description="Prefect work pool of its jobs")
+    time_limit_s: Annotated[float, Field(gt=0)] = Field(7200.0, description="a build that takes longer is stopped")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the backend")
 
 
@@ -43,7 +44,7 @@ class NamedTarget:
     target: Target
 
     def to_json(self) -> dict[str, object]:
-        """What shapes an engine: the pool and the description do not."""
+        """What shapes an engine: pool, time limit and description do not."""
         return {
             "backend": self.target.backend,
             "compute_capability": list(self.target.compute_capability),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks import progress as progress_room
@@ -87,8 +89,16 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
 def _print_pages(settings: Settings) -> None:
     from engineworks.tracking import open_tracking
 
-    say(f"MLflow: {open_tracking(settings.artifacts, settings.tracking_uri).ui_hint()}")
-    say(f"Prefect: PREFECT_HOME={settings.artifacts / 'prefect'} prefect server start")
+    mlflow = open_tracking(settings.artifacts, settings.tracking_uri).ui_hint()
+    home = f"DO_NOT_TRACK=true PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_HOME={settings.artifacts / 'prefect'}"
+    typed = f" {_program('mlflow')} "
+    say(f"MLflow's pages (http://127.0.0.1:5000):  {mlflow.replace(' mlflow ', typed)}")
+    say(f"Prefect's pages (http://127.0.0.1:4200): {home} {_program('prefect')} server start")
+
+
+def _program(name: str) -> str:
+    """The program as it can be typed here: it may be in a virtual environment that is not active."""
+    return name if shutil.which(name) else str(Path(sys.executable).parent / name)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -45,7 +45,11 @@ RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=ROOM + 1)
 """One more thread than steps: the record is opened beside them."""
 
 
-@flow(name="build-recipe", flow_run_name="{recipe}", task_runner=RUNNER)
+@flow(
+    name="build-recipe",
+    flow_run_name="{recipe}",
+    task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
+)
 def build_recipe(recipe: str, only: str | None = None) -> State[BuildResult]:
     """Build every engine of the recipe file that `only` (a glob over ids) selects.
 

@@ -449,7 +449,7 @@ def test_ctrl_c_ends_parent_and_children_within_a_second(jobs: Path) -> None:
     pids = read_pids(parent)
     os.killpg(parent.pid, signal.SIGINT)
     assert parent.wait(5) == 130
-    assert not any(alive(pid) for pid in pids)
+    assert all(wait_gone(pid, 1) for pid in pids)
 
 
 def test_no_child_outlives_a_parent_that_was_killed(jobs: Path) -> None:

@@ -76,12 +76,18 @@ def apply_inputs(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[
 
 
 def forget_inner_shapes(model: onnx.ModelProto) -> None:
-    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them anew."""
+    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them anew. The
+    inputs and outputs of branches and bodies keep their rank, which Loop needs."""
     for depth, graph in enumerate(all_graphs(model.graph)):
         del graph.value_info[:]
-        for value in (*graph.output, *(graph.input if depth else ())):
-            if value.type.HasField("tensor_type"):
+        if not depth:
+            for value in graph.output:
                 value.type.tensor_type.ClearField("shape")
+            continue
+        for value in (*graph.input, *graph.output):
+            if value.type.HasField("tensor_type"):
+                for dim in value.type.tensor_type.shape.dim:
+                    dim.Clear()
 
 
 def apply_outputs(

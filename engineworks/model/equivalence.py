@@ -47,7 +47,16 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except runtime_failures() as error:
-        raise ModelError(f"{path}: ONNX Runtime can not load the model: {runtime_reason(error)}") from None
+        reason = runtime_reason(error)
+        missing = re.search(r"implementation for (\w+)\((\d+)\) node with name '(.*)'", reason)
+        if missing:
+            operator, version, name = missing.groups()
+            raise ModelError(
+                f"{path}: unsupported operator '{operator}' at node '{name}': ONNX Runtime has none of version {version} "
+                "for its dtypes",
+                hint="export the model with a newer opset",
+            ) from None
+        raise ModelError(f"{path}: ONNX Runtime can not load the model: {reason}") from None
 
 
 def first_shapes(

@@ -299,8 +299,9 @@ def test_ctrl_c_in_the_middle_of_a_build_ends_it_and_leaves_nothing(
     start = time.monotonic()
     os.killpg(parent.pid, signal.SIGINT)
     assert parent.wait(5) == 130
-    assert time.monotonic() - start < 5
-    with pytest.raises(ProcessLookupError):  # nobody is left in its process group
-        os.killpg(parent.pid, 0)
+    with pytest.raises(ProcessLookupError):  # until nobody is left in its process group
+        while time.monotonic() - start < 5:
+            os.killpg(parent.pid, 0)
+            time.sleep(0.05)
     assert not (request.out / "engine").exists()
     assert "Compiler backend is used" in (tmp_path / "log.txt").read_text(encoding="utf-8")

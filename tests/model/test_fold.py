@@ -433,6 +433,11 @@ def test_an_operator_newer_than_the_opset_is_named(tmp_path: Path) -> None:
         Folded(tmp_path, model_of([node("Gelu", ["x"], ["y"])]))
 
 
+def test_an_operator_that_onnx_runtime_does_not_run_at_its_opset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="unsupported operator 'Pow' at node 'power': ONNX Runtime has none of version 1"):
+        Folded(tmp_path, model_of([node("Pow", ["x", "x"], ["y"], name="power")], opset=6))
+
+
 def test_operators_of_onnx_runtime_are_kept(tmp_path: Path) -> None:
     model = model_of(
         [node("Gelu", ["x"], ["y"], domain="com.microsoft")], domains=[helper.make_opsetid("com.microsoft", 1)]

@@ -49,10 +49,11 @@ class SegmentedModel:
         alive = dict(feeds)
         for at, (segment, session) in enumerate(self._steps):
             values = _run(session, segment, alive)
+            values.reverse()
             for name in segment.inputs:
                 if self._last_use[name] == at:
                     del alive[name]
-            for name in reversed(segment.outputs):
+            for name in segment.outputs:
                 value = values.pop()
                 if name in self._wanted:
                     receive(name, value)

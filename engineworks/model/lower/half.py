@@ -43,7 +43,7 @@ class HalfLimits:
     min_sqnr_db: float
     min_agreement: float = 0.98
     headroom: float = 2.0
-    samples: int = 16
+    samples: int = 8
     rounds: int = len(_SHARES)
 
 

@@ -1,0 +1,408 @@
+"""Calibration: exact counts in one pass, thresholds as defined, models cut into segments, errors that name the tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.errors import CalibrationError, SamplesError
+from engineworks.model.calibration import Method, Range, Ranges, collect_ranges
+from engineworks.model.calibration.histograms import MIN_EXPONENT, BinCounter, Histogram
+from engineworks.model.calibration.segments import plan_segments, tensor_types
+from engineworks.model.calibration.thresholds import LEVELS, MAX_CLIPPED, _divergences, entropy_bin, percentile_bin
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
+node = helper.make_node
+Batches = Callable[[], Iterable[Mapping[str, NDArray[Any]]]]
+
+
+def value(name: str, shape: Sequence[int | str], dtype: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def weight(name: str, content: object, dtype: type = np.float32) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(content, dtype), name)
+
+
+def save(
+    folder: Path,
+    nodes: Sequence[onnx.NodeProto],
+    weights: Sequence[onnx.TensorProto] = (),
+    *,
+    shape: Sequence[int | str] = ("n", 8),
+    outputs: Sequence[str] = ("y",),
+) -> Path:
+    """An ONNX file with the input x f32[shape]."""
+    results = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph(list(nodes), "test", [value("x", shape)], results, list(weights))
+    path = folder / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def samples(*shapes: tuple[int, ...], seed: int = 0) -> Batches:
+    random = np.random.default_rng(seed)
+    arrays = [random.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    return lambda: ({"x": array} for array in arrays)
+
+
+def chain(length: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """t1 = relu(2x - 1), t2 = relu(2 t1 - 1) + x, …: every other tensor takes the input in again."""
+    nodes, before = [], "x"
+    for at in range(1, length + 1):
+        nodes.append(node("Mul", [before, "two"], [f"m{at}"]))
+        nodes.append(node("Sub", [f"m{at}", "one"], [f"s{at}"]))
+        nodes.append(node("Tanh", [f"s{at}"], [f"r{at}"]))
+        nodes.append(node("Add", [f"r{at}", "x"], [f"t{at}"]))
+        before = f"t{at}"
+    return nodes, [weight("two", 2), weight("one", 1)]
+
+
+def outputs_of(path: Path, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """All the named tensors of one plain run of the whole model."""
+    model = onnx.load(path)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "y")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+
+
+# Histograms
+
+
+@pytest.mark.parametrize("order", ["growing", "shrinking", "as drawn"])
+def test_counts_do_not_depend_on_the_order_of_batches(order: str) -> None:
+    random = np.random.default_rng(0)
+    batches = [random.standard_normal(40_000, dtype=np.float32) * np.float32(s) for s in (1e-3, 5.0, 0.2, 64.0)]
+    if order != "as drawn":
+        batches.sort(key=lambda b: float(np.abs(b).max()), reverse=order == "shrinking")
+    histogram = Histogram(BinCounter(1024))
+    for batch in batches:
+        histogram.add(batch, float(np.abs(batch).max()))
+    everything = np.abs(np.concatenate(batches)).astype(np.float64)
+    expected, _ = np.histogram(everything, 1024, range=(0, 1024 * histogram.bin_width))
+    assert np.array_equal(histogram.counts, expected)
+    assert histogram.counts.nonzero()[0].max() >= 512, "at least half of the bins are below the largest magnitude"
+
+
+def test_a_magnitude_at_a_power_of_two_still_falls_into_a_bin() -> None:
+    histogram = Histogram(BinCounter(256))
+    histogram.add(np.array([-4.0, 0.0, 4.0], np.float32), 4.0)
+    assert histogram.counts.sum() == 3
+    assert histogram.counts[int(4.0 / histogram.bin_width)] == 2
+
+
+def test_magnitudes_near_the_limits_of_float32_are_counted() -> None:
+    histogram = Histogram(BinCounter(256))
+    tiny, huge = np.float32(1e-45), np.finfo(np.float32).max
+    histogram.add(np.array([tiny], np.float32), float(tiny))
+    assert histogram.exponent == MIN_EXPONENT
+    histogram.add(np.array([huge, -huge], np.float32), float(huge))
+    assert histogram.counts[0] == 1
+    assert histogram.counts[-1] == 2
+
+
+def test_half_and_double_precision_are_counted_as_single_is() -> None:
+    values = np.linspace(-3, 3, 1001).astype(np.float16)
+    counts = []
+    for dtype in (np.float16, np.float32, np.float64):
+        histogram = Histogram(BinCounter(512))
+        histogram.add(values.astype(dtype), 3.0)
+        counts.append(histogram.counts)
+    assert np.array_equal(counts[0], counts[1])
+    assert np.array_equal(counts[0], counts[2])
+
+
+# Thresholds
+
+
+def test_divergences_are_those_of_the_definition() -> None:
+    random = np.random.default_rng(0)
+    values = np.abs(np.concatenate([random.standard_normal(20_000), random.standard_normal(20) * 5]))
+    counts, _ = np.histogram(values, 300, range=(0, values.max()))
+    bins = counts.astype(np.float64)
+
+    def defined(length: int) -> float:
+        p, q = bins[:length].copy(), np.zeros(length)
+        p[-1] += bins[length:].sum()
+        for level in range(LEVELS):
+            part = slice(length * level // LEVELS, length * (level + 1) // LEVELS)
+            filled = bins[part] > 0
+            q[part][filled] = bins[part].sum() / max(filled.sum(), 1)
+        p, q = p / p.sum(), q / q.sum()
+        if (q[p > 0] == 0).any():
+            return math.inf
+        return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
+
+    expected = [defined(length) for length in range(LEVELS, 301)]
+    assert any(map(math.isinf, expected)), "the case of an empty last bin is among them"
+    np.testing.assert_allclose(_divergences(bins), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_entropy_clips_outliers_of_a_bell_curve() -> None:
+    random = np.random.default_rng(0)
+    values = np.abs(np.concatenate([random.standard_normal(1_000_000), [60.0]]))
+    counts, _ = np.histogram(values, 8192, range=(0, 64))
+    assert 3 < entropy_bin(counts) * 64 / 8192 < 16
+
+
+def test_entropy_keeps_all_of_few_distinct_values() -> None:
+    counts = np.zeros(8192, np.int64)
+    counts[np.arange(17) * 256] = 1000  # pixels of four bits
+    assert entropy_bin(counts) * 1.0 >= 16 * 256
+
+
+def test_entropy_does_not_clip_at_the_spike_of_a_background() -> None:
+    """Half of all values are -0.8, the others spread up to 2: the divergence alone would clip a quarter of them."""
+    random = np.random.default_rng(0)
+    values = np.concatenate([np.full(50_000, 0.8), random.uniform(0, 2, 50_000)])
+    counts, _ = np.histogram(values, 8192, range=(0, 2))
+    assert (values > entropy_bin(counts) * 2 / 8192).mean() <= MAX_CLIPPED
+
+
+@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.99, 100.0])
+def test_percentile_is_that_of_all_values_to_within_a_bin(percentile: float) -> None:
+    values = np.abs(np.random.default_rng(0).standard_normal(200_000))
+    counts, _ = np.histogram(values, 8192, range=(0, 8))
+    found = percentile_bin(counts, percentile) * 8 / 8192
+    assert 0 <= found - np.percentile(values, percentile) <= 8 / 8192 + 1e-4
+    assert (values < found).mean() >= percentile / 100 - 1e-12
+
+
+# Collecting
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_are_those_of_a_plain_run(tmp_path: Path, method: Method) -> None:
+    path = save(tmp_path, *chain(30), outputs=["t30"])
+    names = ["x", *(f"t{at}" for at in range(1, 31))]
+    batches = samples((4, 8), (4, 8), (4, 8))
+    found = collect_ranges(path, batches, names, method=method)
+    plain = [outputs_of(path, names[1:], feeds) | dict(feeds) for feeds in batches()]
+    for name in names:
+        every = np.concatenate([run[name].ravel() for run in plain])
+        seen = found.tensors[name]
+        assert seen.minimum == pytest.approx(every.min(), abs=1e-6)
+        assert seen.maximum == pytest.approx(every.max(), abs=1e-6)
+        assert seen.values == every.size
+        assert seen.amax <= np.abs(every).max() + 1e-6
+        assert seen.saturated == pytest.approx((np.abs(every) > seen.amax + 1e-6).mean(), abs=1e-9)
+        if method == "minmax":
+            assert seen.amax == pytest.approx(np.abs(every).max(), abs=1e-6)
+
+
+def test_ragged_batches_are_one_sample_set(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])], shape=["n", "length"])
+    done: list[int] = []
+    found = collect_ranges(
+        path, samples((2, 3), (5, 17), (1, 1)), ["x", "y"], method="percentile", progress=done.append
+    )
+    assert done == [2, 7, 8]
+    assert found.sample_count == 8
+    assert found.tensors["y"].values == 2 * 3 + 5 * 17 + 1
+
+
+def test_an_empty_batch_changes_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])])
+    with_empty = collect_ranges(path, samples((3, 8), (0, 8)), ["y"], method="entropy")
+    assert with_empty == collect_ranges(path, samples((3, 8)), ["y"], method="entropy")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_that_is_always_zero_gets_a_safe_scale_and_is_listed(tmp_path: Path, method: Method) -> None:
+    path = save(tmp_path, [node("Abs", ["x"], ["a"]), node("Neg", ["a"], ["b"]), node("Relu", ["b"], ["y"])])
+    found = collect_ranges(path, samples((4, 8)), ["a", "y"], method=method)
+    assert found.constants == ("y",)
+    assert (found.tensors["y"].amax, found.tensors["y"].scale, found.tensors["y"].saturated) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("bad", "said"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+def test_a_value_that_is_not_finite_names_the_tensor(tmp_path: Path, method: Method, bad: float, said: str) -> None:
+    path = save(tmp_path, [node("Abs", ["x"], ["a"]), node("Sqrt", ["a"], ["y"])])
+    array = np.ones((2, 8), np.float32)
+    array[1, 3] = bad
+    with pytest.raises(CalibrationError, match=f"activation 'a' holds {said}"):
+        collect_ranges(path, lambda: [{"x": array}], ["a", "y"], method=method)
+
+
+def test_an_integer_tensor_is_refused_by_name(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Shape", ["x"], ["y"])])
+    with pytest.raises(CalibrationError, match="'y' is int64, not a float"):
+        collect_ranges(path, samples((2, 8)), ["y"], method="minmax")
+
+
+def test_a_tensor_that_the_model_lacks_is_answered_with_a_suggestion(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["relu_out"])], outputs=["relu_out"])
+    with pytest.raises(CalibrationError, match=r"no activation 'relu_uot'; did you mean 'relu_out'\?"):
+        collect_ranges(path, samples((2, 8)), ["relu_uot"], method="minmax")
+
+
+@pytest.mark.parametrize(
+    ("feeds", "said"),
+    [({"z": 1}, "has no 'x'; it holds 'z'"), ({"x": 1, "z": 1}, "holds 'z', which is no input")],
+)
+def test_samples_of_other_names_are_refused(tmp_path: Path, feeds: Mapping[str, int], said: str) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])])
+    arrays = {name: np.zeros((2, 8), np.float32) for name in feeds}
+    with pytest.raises(SamplesError, match=said):
+        collect_ranges(path, lambda: [arrays], ["y"], method="minmax")
+
+
+def test_samples_of_another_shape_are_refused_with_the_runtimes_words(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])])
+    with pytest.raises(CalibrationError, match="Got: 7 Expected: 8"):
+        collect_ranges(path, samples((2, 7)), ["y"], method="minmax")
+
+
+def test_no_samples_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])])
+    with pytest.raises(SamplesError, match="no calibration samples"):
+        collect_ranges(path, list, ["y"], method="minmax")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "mean"}, "unknown calibration method 'mean'"),
+        ({"method": "percentile", "percentile": 0}, "percentile 0 is not in"),
+        ({"method": "entropy", "bins": 1000}, "1000 bins"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])])
+    with pytest.raises(CalibrationError, match=said):
+        collect_ranges(path, samples((2, 8)), ["y"], **options)
+
+
+def test_weights_beside_the_file_are_found(tmp_path: Path) -> None:
+    weights = np.random.default_rng(1).standard_normal((8, 512), dtype=np.float32)
+    path = save(tmp_path, [node("MatMul", ["x", "w"], ["y"])], [weight("w", weights)])
+    inside = collect_ranges(path, samples((4, 8)), ["y"], method="minmax")
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="model.data", size_threshold=1024)
+    assert path.stat().st_size < weights.nbytes
+    assert collect_ranges(path, samples((4, 8)), ["y"], method="minmax") == inside
+
+
+# Segments
+
+
+def test_segments_hold_few_wanted_tensors_and_meet_where_little_crosses(tmp_path: Path) -> None:
+    model = onnx.load(save(tmp_path, *chain(30), outputs=["t30"]))
+    wanted = [f"t{at}" for at in range(1, 31)]
+    segments = plan_segments(model, wanted, tensor_types(model), tensors_per_segment=8)
+    assert len(segments) >= 3
+    assert all(len(set(segment.outputs) & set(wanted)) <= 12 for segment in segments)
+    assert [segment.start for segment in segments[1:]] == [segment.stop for segment in segments[:-1]]
+    for segment in segments[1:]:
+        assert len(segment.inputs) == 2, "the chain's last tensor and x"
+
+
+def test_nodes_after_the_last_wanted_tensor_do_not_run(tmp_path: Path) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["a"]), node("Reshape", ["a", "impossible"], ["y"])],
+                [weight("impossible", [3, 5, 7], np.int64)])  # fmt: skip
+    assert collect_ranges(path, samples((2, 8)), ["a"], method="minmax").sample_count == 2
+
+
+def test_tensors_that_branches_capture_cross_the_cut(tmp_path: Path) -> None:
+    early, late = chain(10), chain(20)
+    branch = helper.make_graph([node("Add", ["t3", "t10"], ["then_out"])], "then", [], [value("then_out", ["n", 8])])
+    other = helper.make_graph([node("Identity", ["t10"], ["else_out"])], "else", [], [value("else_out", ["n", 8])])
+    choose = [
+        node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True))),
+        node("If", ["flag"], ["t10b"], then_branch=branch, else_branch=other),
+    ]
+    rest = [n for n in late[0] if int(n.output[0][1:]) > 10]
+    rest[0].input[0] = "t10b"
+    path = save(tmp_path, [*early[0], *choose, *rest], early[1], outputs=["t20"])
+    names = [*(f"t{at}" for at in range(1, 21)), "t10b"]
+    batches = samples((4, 8))
+    found = collect_ranges(path, batches, names, method="minmax")
+    plain = outputs_of(path, names, next(iter(batches())))
+    model = onnx.load(path)
+    assert len(plan_segments(model, names, tensor_types(model))) > 1
+    for name in names:
+        assert found.tensors[name].maximum == pytest.approx(float(plain[name].max()), abs=1e-6)
+
+
+def test_a_sequence_is_never_cut_through(tmp_path: Path) -> None:
+    before, weights = chain(9)
+    nodes = [
+        node("SplitToSequence", ["x"], ["parts"], axis=1, keepdims=1),
+        *before,
+        node("SequenceAt", ["parts", "zero"], ["first"]),
+        node("Add", ["t9", "first"], ["y"]),
+    ]
+    path = save(tmp_path, nodes, [*weights, weight("zero", 0, np.int64)])
+    names = [*(f"t{at}" for at in range(1, 10)), *(f"r{at}" for at in range(1, 10)), "y"]
+    assert set(collect_ranges(path, samples((2, 8)), names, method="minmax").tensors) == set(names)
+
+
+def test_a_graph_that_is_not_sorted_stays_whole_and_runs(tmp_path: Path) -> None:
+    nodes, weights = chain(12)
+    path = save(tmp_path, nodes[::-1], weights, outputs=["t12"])
+    model = onnx.load(path)
+    wanted = [f"t{at}" for at in range(1, 13)]
+    assert len(plan_segments(model, wanted, tensor_types(model), tensors_per_segment=2)) == 1
+    assert collect_ranges(path, samples((2, 8)), wanted, method="minmax").sample_count == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
+def test_memory_does_not_grow_with_samples(tmp_path: Path) -> None:
+    """Twelve activations of 1 MiB: keeping those of 40 more samples would take 480 MiB."""
+    path = save(tmp_path, *chain(12), outputs=["t12"], shape=("n", 1 << 18))
+    script = f"""
+import sys, pathlib, numpy as np
+from engineworks.model.calibration import collect_ranges
+one = {{"x": np.ones((1, 1 << 18), np.float32)}}
+batches = lambda: (one for _ in range(int(sys.argv[1])))
+collect_ranges(pathlib.Path({str(path)!r}), batches, [f"t{{at}}" for at in range(1, 13)], method="minmax")
+line = next(l for l in open("/proc/self/status") if l.startswith("VmHWM"))
+print(int(line.split()[1]) // 1024)
+"""
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", script, count], check=True, capture_output=True).stdout)
+        for count in ("10", "50")
+    ]
+    assert peaks[1] - peaks[0] < 64
+
+
+# The artifact
+
+
+def test_ranges_survive_json_exactly() -> None:
+    ranges = Ranges("percentile", 12, {"a": Range(0.1, -1 / 3, 0.1, 1e-4, 77)}, {"percentile": 99.9, "bins": 8192})
+    assert Ranges.from_json(json.loads(json.dumps(ranges.to_json()))) == ranges
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": "mean"}, "unknown|known method: 'mean'"),
+        ({"sample_count": None}, "sample_count None"),
+        ({"tensors": {"a": {"amax": "wide"}}}, "range of tensor 'a' is damaged"),
+        ({"tensors": {"a": 3}}, "range of tensor 'a' is damaged"),
+    ],
+)
+def test_damaged_ranges_are_refused(change: dict[str, object], said: str) -> None:
+    document = Ranges("minmax", 1, {"a": Range(1, -1, 1, 0, 8)}).to_json()
+    with pytest.raises(CalibrationError, match=said):
+        Ranges.from_json({**document, **change})
+
+
+def test_a_document_without_ranges_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="'method' is missing"):
+        Ranges.from_json({"sample_count": 1})

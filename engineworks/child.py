@@ -25,7 +25,7 @@ from typing import Any
 from engineworks.child_serve import decode_error
 from engineworks.child_start import Child, search_path, start_child
 from engineworks.child_wait import Lines, Stopped, TimeUp, wait_for_answer
-from engineworks.errors import EngineworksError, Interrupted, StepError, TimeLimitError
+from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
 
 MAX_IDLE = 2
 """Idle children that are kept."""
@@ -35,14 +35,6 @@ MAX_JOBS = 100
 
 MAX_IDLE_MIB = 1024.0
 """Resident memory above which a child is replaced instead of kept."""
-
-
-class ChildDefect(EngineworksError):
-    """A job raised what no error of ours covers: a defect. `log` holds its traceback."""
-
-    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.log = log
 
 
 class ChildPool:
@@ -69,7 +61,7 @@ class ChildPool:
         payload: Mapping[str, Any],
         *,
         time_limit_s: float | None = None,
-        on_line: Callable[[str], None] | None = None,
+        on_line: Callable[[str], object] | None = None,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         fresh: bool = False,
@@ -89,11 +81,7 @@ class ChildPool:
         child and passes on.
         """
         what = what or function
-        message = {
-            "function": function, "payload": dict(payload), "what": what,
-            "sys_path": search_path(), "cwd": str(cwd or Path.cwd()),
-        }  # fmt: skip
-        sent = json.dumps(message).encode() + b"\n"
+        message = _message(function, payload, what, cwd)
         lines, before, start, answer = Lines(on_line), self._cancellations, time.monotonic(), None
 
         def stop() -> bool:
@@ -101,7 +89,7 @@ class ChildPool:
 
         child = self._take({**os.environ, **(env or {})}, fresh)
         try:
-            answer = wait_for_answer(child, sent, lines, time_limit_s=time_limit_s, stop=stop)
+            answer = wait_for_answer(child, message, lines, time_limit_s=time_limit_s, stop=stop)
         except TimeUp:
             text = f"{what} did not end within {time_limit_s:g} s and was killed (peak memory {child.peak_mib:.0f} MiB)"
             raise TimeLimitError(text, hint="raise its time limit or see its log", log=lines.text()) from None
@@ -172,6 +160,12 @@ class ChildPool:
             surplus = [self._idle.pop(0) for _ in range(len(self._idle) - self._max_idle)]
         for old in surplus:
             old.end()
+
+
+def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | None) -> bytes:
+    """The job as a line of JSON; a child's search path and folder are set anew for every job."""
+    where = {"sys_path": search_path(), "cwd": str(cwd or Path.cwd())}
+    return json.dumps({"function": function, "payload": dict(payload), "what": what, **where}).encode() + b"\n"
 
 
 def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Lines:
     """Bytes of a job's output → lines without colours: handed on as they come, the last ones kept."""
 
-    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+    def __init__(self, on_line: Callable[[str], object] | None) -> None:
         self._on_line = on_line
         self._rest = b""
         self._last: deque[str] = deque(maxlen=LOG_LINES)
@@ -91,17 +91,7 @@ def wait_for_answer(
         selector.register(child.jobs_fd, selectors.EVENT_WRITE)
         while True:
             ended = not child.alive()  # asked before reading: what it wrote until then is in the pipes
-            for key, _ in selector.select(0 if ended else POLL_S):
-                if key.fd == child.jobs_fd:
-                    unsent = _send(child.jobs_fd, unsent)
-                    if not unsent:
-                        selector.unregister(child.jobs_fd)
-                elif not (data := _read(key.fd)):
-                    selector.unregister(key.fd)
-                elif key.fd == child.output_fd:
-                    lines.feed(data)
-                else:
-                    answer += data
+            unsent = _pump(selector, 0 if ended else POLL_S, child, unsent, answer, lines)
             if ended or answer.endswith(b"\n"):
                 break
             if stop():
@@ -117,6 +107,24 @@ def wait_for_answer(
     if stop():
         raise Stopped
     return json.loads(answer) if answer.endswith(b"\n") else None
+
+
+def _pump(
+    selector: selectors.BaseSelector, wait_s: float, child: Child, unsent: memoryview, answer: bytearray, lines: Lines
+) -> memoryview:
+    """Move what can be moved through the child's three pipes; returns what is still to be sent."""
+    for key, _ in selector.select(wait_s):
+        if key.fd == child.jobs_fd:
+            unsent = _send(child.jobs_fd, unsent)
+            if not unsent:
+                selector.unregister(child.jobs_fd)
+        elif not (data := _read(key.fd)):
+            selector.unregister(key.fd)
+        elif key.fd == child.output_fd:
+            lines.feed(data)
+        else:
+            answer += data
+    return unsent
 
 
 def _send(fd: int, data: memoryview) -> memoryview:

@@ -16,6 +16,7 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   └── TimeLimitError            4  a child process outlived its limit and was killed
 ├── StoreError                    4  the store can not be read or written
 ├── TrackingError                 4  MLflow can not be reached or refused a record
+├── ChildDefect                  70  a job in a child raised what no class here covers; `log` holds its traceback
 └── Interrupted                 130  the user stopped the run
 
 A failed gate is not here: it is a verdict (`gates.Verdict`), recorded like any other, and the command's exit code is 1.
@@ -143,6 +144,14 @@ class StoreError(EngineworksError):
 
 class TrackingError(EngineworksError):
     exit_code = EXIT_STEP_FAILED
+
+
+class ChildDefect(EngineworksError):
+    """A job raised what no error of ours covers: a defect. `log` holds its traceback."""
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
 
 
 class Interrupted(EngineworksError):

@@ -13,15 +13,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engineworks.child import ChildPool
-from engineworks.errors import StepError
+from engineworks.errors import (
+    BuildError,
+    CalibrationError,
+    ExportError,
+    FoldError,
+    LoweringError,
+    RunError,
+    StepError,
+)  # fmt: skip
 from engineworks.plan import Step
 from engineworks.schedule import ALONE
+from engineworks.steps import LOG_FILE, StepName
 from engineworks.store import Store
-
-LOG_FILE = "log.txt"
 
 TIME_LIMIT_S = 7200.0
 """Seconds after which a step's child is killed; a target has a limit of its own for builds."""
+
+ERRORS: Mapping[StepName, type[StepError]] = {
+    "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
+    "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError,
+}  # fmt: skip
+"""What a crash of a step's child is."""
 
 USER_CODE = ("torch", "huggingface")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
@@ -74,20 +87,21 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
         "aside": _plain(step.aside),
         "out": str(out),
     }
-    lines: list[str] = []
-    try:
-        pool.run(
-            "engineworks.steps.job:main", payload, time_limit_s=time_limit_s(step), on_line=lines.append,
-            fresh=step.params.get("source") in USER_CODE,
-        )  # fmt: skip
-    except StepError as error:
-        error.log = "\n".join([*lines, error.log])
-        raise
-    (out / LOG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def time_limit_s(step: Step) -> float:
-    return float(step.aside.get("time_limit_s", TIME_LIMIT_S))
+    log_file = out / LOG_FILE
+    with log_file.open("w", encoding="utf-8", buffering=1) as log:
+        try:
+            pool.run(
+                "engineworks.steps.job:main",
+                payload,
+                time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
+                on_line=lambda line: log.write(line + "\n"),
+                fresh=step.params.get("source") in USER_CODE,
+                what=step.id,
+                error=ERRORS[step.kind],
+            )
+        except StepError as error:
+            error.log = log_file.read_text(encoding="utf-8") + (error.log if error.log.startswith("Traceback") else "")
+            raise
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from engineworks.errors import Place, Problem, RecipeError
+from engineworks.backends import backend
+from engineworks.backends.base import check_options
+from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe import LATER, LATER_PRECISIONS, Recipe
 from engineworks.recipe_checks import check_recipe
 from engineworks.recipe_files import RecipeFiles, resolve_files
@@ -117,7 +119,18 @@ def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target]
         problems.extend(error.problems)
         return {}
     read = _validate(Targets, node, problems)
+    if read:
+        problems.extend(_wrong_options(read, node))
     return read.targets if read else {}
+
+
+def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
+    for name, target in targets.targets.items():
+        module = backend(target.backend)
+        try:
+            check_options(module.TITLE, target.options, module.OPTIONS)
+        except TargetError as error:
+            yield Problem(node.key_place(("targets", name, "options")), error.message, error.hint)
 
 
 def _unknown_targets(recipe: Recipe, node: Node, known: Mapping[str, Target]) -> Iterator[Problem]:

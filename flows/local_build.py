@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from engineworks.backends import backend
 from engineworks.child import default_pool
 from engineworks.errors import EngineworksError, StepError
 from engineworks.plan import Plan
@@ -14,15 +15,20 @@ from engineworks.settings import Settings
 from flows.local_prefect import prefect_api
 
 CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
-"""What every child needs: imported while Prefect's server starts."""
+"""What every child needs; with what builds the engines, it is imported while Prefect's server starts."""
 
 
 def build_recipes(plans: Sequence[Plan], settings: Settings, *, only: str | None) -> list[BuildResult]:
     """Run `build_recipe` for every plan, one after the other; a failed one does not stop the others."""
     with prefect_api(settings.artifacts / "prefect") as prefect, _places(settings):
-        default_pool().prestart(CHILD_IMPORTS, count=2)
+        default_pool().prestart(_imports(plans), count=2)
         prefect.wait_ready()
         return [_build(plan, only) for plan in plans]
+
+
+def _imports(plans: Sequence[Plan]) -> list[str]:
+    backends = {engine.target.target.backend for plan in plans for engine in plan.engines}
+    return [*CHILD_IMPORTS, *(module for name in sorted(backends) for module in backend(name).IMPORTS)]
 
 
 def _build(plan: Plan, only: str | None) -> BuildResult:

@@ -98,10 +98,6 @@ def report_from_json(value: Mapping[str, Any]) -> BuildReport:
     )
 
 
-COMMON_OPTIONS: Mapping[str, str] = {"time_limit_s": "seconds after which a build is killed"}
-"""Options that every target may have: they are for whoever starts the build, a backend ignores them."""
-
-
 @dataclass(frozen=True)
 class Option:
     """One option of a backend's targets: the type of its value, what it does, and its allowed words if it is one."""
@@ -125,10 +121,8 @@ _KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str:
 def check_options(title: str, given: Mapping[str, object], known: Mapping[str, Option]) -> None:
     """Raises `TargetError` for an option that the backend does not have, or a value that it can not take."""
     for name, value in given.items():
-        if name in COMMON_OPTIONS:
-            continue
         if name not in known:
-            raise TargetError(f"unknown option '{name}' of {title}", hint=did_you_mean(name, [*known, *COMMON_OPTIONS]))
+            raise TargetError(f"unknown option '{name}' of {title}", hint=did_you_mean(name, known))
         if complaint := known[name].complaint(value):
             raise TargetError(f"option '{name}' of {title} {complaint}", hint=known[name].help)
 

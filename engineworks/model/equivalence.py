@@ -51,9 +51,9 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
         missing = re.search(r"implementation for (\w+)\((\d+)\) node with name '(.*)'", reason)
         if missing:
             operator, version, name = missing.groups()
+            what = f"unsupported operator '{operator}' at node '{name}'"
             raise ModelError(
-                f"{path}: unsupported operator '{operator}' at node '{name}': ONNX Runtime has none of version {version} "
-                "for its dtypes",
+                f"{path}: {what}: ONNX Runtime has none of version {version} for its dtypes",
                 hint="export the model with a newer opset",
             ) from None
         raise ModelError(f"{path}: ONNX Runtime can not load the model: {reason}") from None
@@ -154,10 +154,11 @@ def runtime_failures() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names), RuntimeError, ValueError, TypeError)
 
 
-def runtime_reason(error: Exception) -> str:
-    """ONNX Runtime's message without its codes and C++ signatures."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
-    text = re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z'])", "", text)
+def runtime_reason(error: object) -> str:
+    """ONNX Runtime's message, or an exception with it, without codes, paths and C++ signatures."""
+    text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(error).strip())[-1]
+    text = re.sub(r"Load model from .*? failed: ?", "", text)
+    text = re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z'\[])", "", text)
     return " ".join(text.split())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError
+from engineworks.model.equivalence import runtime_reason
 from engineworks.model.graphs import names_read, subgraphs
 from engineworks.model.large_constants import NEVER_FOLDED, fold_large_constants
 from engineworks.model.names import name_tensors
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SMALLEST_LIMIT_BYTES = 1 << 20
 _MAX_PASSES = 16
 _RUNTIME_FATAL, _RUNTIME_DEFAULT_SEVERITY = 4, 2  # of ONNX Runtime's logger, which does not tell what it was set to
+_SHOWN_CHARS = 500
 _TOOLS = threading.Lock()
 
 
@@ -175,8 +177,8 @@ def _refuse_given_up(warnings: list[str]) -> None:
     """graphsurgeon goes on with a warning when ONNX Runtime can not compute the constants; then nothing is folded."""
     for warning in warnings:
         if "Inference failed" in warning:
-            reason = warning.partition("Error was:")[2].strip().splitlines() or [warning]
-            raise FoldError(f"ONNX Runtime can not compute the constants: {reason[0]}", log=warning)
+            reason = runtime_reason(warning.partition("Error was:")[2])[:_SHOWN_CHARS]
+            raise FoldError(f"ONNX Runtime can not compute the constants: {reason}", log=warning)
 
 
 @contextmanager

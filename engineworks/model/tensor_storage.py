@@ -53,10 +53,8 @@ def attach(tensor: onnx.TensorProto) -> None:
     """Read detached values into the message; a tensor that holds its values is left as it is."""
     if not is_external(tensor):
         return
-    location, offset, length = external_span(tensor)
-    with location.open("rb") as file:
-        file.seek(offset)
-        tensor.raw_data = file.read(length)
+    with _opened(tensor) as file:
+        tensor.raw_data = file.read(external_span(tensor)[2])
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
 
@@ -69,10 +67,8 @@ def append_values(tensor: onnx.TensorProto, file: IO[bytes]) -> bool:
     import onnx
 
     if is_external(tensor):
-        location, offset, length = external_span(tensor)
-        with location.open("rb") as source:
-            source.seek(offset)
-            _copy(source, file, length)
+        with _opened(tensor) as source:
+            _copy(source, file, external_span(tensor)[2])
         return True
     if tensor.data_type == onnx.TensorProto.STRING:
         return False
@@ -88,6 +84,16 @@ def external_span(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     length = int(fields["length"]) if "length" in fields else tensor_bytes(tensor)
     return Path(fields["location"]), int(fields.get("offset", 0)), length
+
+
+def _opened(tensor: onnx.TensorProto) -> IO[bytes]:
+    """The file of a detached tensor, at its first byte."""
+    location, offset, _ = external_span(tensor)
+    if not location.is_absolute():
+        raise ValueError(f"the values of tensor '{tensor.name}' were not loaded from '{location}'")
+    file = location.open("rb")
+    file.seek(offset)
+    return file
 
 
 def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:

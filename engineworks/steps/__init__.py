@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+LOG_FILE = "log.txt"
+"""What a step printed, in its own artifact."""
+
 StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure"]
 
 

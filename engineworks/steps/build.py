@@ -7,7 +7,7 @@ from engineworks.backends.base import BuildRequest
 from engineworks.errors import BuildError
 from engineworks.fingerprint import digest_file
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.steps import StepJob
+from engineworks.steps import LOG_FILE, StepJob
 from engineworks.tensors import profile_from_json
 
 SIDECAR_FILE = "engine.json"
@@ -37,7 +37,7 @@ def run(job: StepJob) -> None:
         {
             "engine": report.file,
             "sha256": digest_file(engine),
-            "bytes": sum(f.stat().st_size for f in job.out.iterdir()),
+            "bytes": sum(f.stat().st_size for f in job.out.iterdir() if f.name != LOG_FILE),
             "precision": request.precision,
             "target": target,
             "inputs": [s.to_json() for s in report.inputs],

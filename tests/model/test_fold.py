@@ -434,7 +434,9 @@ def test_an_operator_newer_than_the_opset_is_named(tmp_path: Path) -> None:
 
 
 def test_an_operator_that_onnx_runtime_does_not_run_at_its_opset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="unsupported operator 'Pow' at node 'power': ONNX Runtime has none of version 1"):
+    with pytest.raises(
+        ModelError, match="unsupported operator 'Pow' at node 'power': ONNX Runtime has none of version 1"
+    ):
         Folded(tmp_path, model_of([node("Pow", ["x", "x"], ["y"], name="power")], opset=6))
 
 
@@ -514,6 +516,19 @@ def test_weights_that_branches_share_are_written_once(tmp_path: Path) -> None:
     specs = [X, TensorSpec("flag", "bool", ())]
     folded = Folded(tmp_path, model, [{"x": ramp(2, 3, 4), "flag": np.array(True)}], inputs=specs)
     assert folded.report.inventory.parameters == 16
+
+
+def test_what_graphsurgeon_can_not_read_is_still_cleaned_and_the_reasons_name_no_place_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    sparse = helper.make_sparse_tensor(weight("s", [2, 3]), weight("i", [[0], [3]], np.int64), [4])
+    model = model_of([node("Constant", [], ["w"], sparse_value=sparse), node("Mul", ["x", "w"], ["y"])])
+    report = Folded(tmp_path, model).report
+    assert report.strategy == "clean-up only"
+    assert len(report.fallbacks) == len(folding.STRATEGIES) - 1
+    for _, why in report.fallbacks:
+        assert "Constant_0 has no data attributes" in why
+        assert "/" not in why
 
 
 # Proof

@@ -113,6 +113,12 @@ def test_detached_weights_stay_on_disk_and_come_back_when_saved(tmp_path: Path, 
         assert values(load_model(tmp_path / name / "again.onnx")) == [LARGE.tolist(), SMALL.tolist()]
 
 
+def test_a_model_without_its_weights_is_not_saved(tmp_path: Path, model: onnx.ModelProto) -> None:
+    light = load_model(external(model, tmp_path / "m.onnx"), weights=False)
+    with pytest.raises(ValueError, match="the values of tensor 'large' were not loaded"):
+        save_model(light, tmp_path / "again.onnx")
+
+
 def test_all_external_files_are_listed(tmp_path: Path, model: onnx.ModelProto) -> None:
     path = external(model, tmp_path / "m.onnx")
     assert [f.name for f in model_files(path)] == ["m.onnx", "w.bin"]

@@ -86,8 +86,9 @@ def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str]) -> Pre
             hint=f"export it with opset {_OPSET_OF_BFLOAT16} or later",
         )
     _check_patterns(graph, keep)
-    clamped = clamp_sentinels(graph, half)
-    return Prepared(graph, half, WeightFacts(graph, half), tuple(keep), clamped)
+    facts = WeightFacts(graph, half)
+    clamped = clamp_sentinels(graph, half, facts)
+    return Prepared(graph, half, facts, tuple(keep), clamped)
 
 
 def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = True) -> Halved:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import ModelError
 from engineworks.model.graphs import all_graphs, names_read, subgraphs
-from engineworks.model.tensor_storage import attach, is_external, tensor_bytes
+from engineworks.model.tensor_storage import attach, external_span, is_external, tensor_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -215,9 +215,13 @@ def whole_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
 
 
 def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The tensor's values, read from its file where it is detached."""
+    """The tensor's values; mapped from its file, to be read only, where it is detached."""
     import onnx
 
+    if is_external(tensor) and tensor.data_type == FLOAT:
+        location, offset, _ = external_span(tensor)
+        mapped: NDArray[Any] = np.memmap(location, np.float32, "r", offset, tuple(tensor.dims))
+        return mapped
     if is_external(tensor):
         held = onnx.TensorProto()
         held.CopyFrom(tensor)

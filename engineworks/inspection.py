@@ -58,7 +58,7 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 def _bare(path: Path) -> dict[str, Any]:
     """A plan without its sidecar: what its header alone tells."""
-    from engineworks.backends._trt_header import HEADER_BYTES, read_plan_header
+    from engineworks.backends.plan_header import HEADER_BYTES, read_plan_header
 
     with path.open("rb") as file:
         start = file.read(HEADER_BYTES)

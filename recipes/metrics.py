@@ -46,8 +46,9 @@ def text_pixels_f1(outputs: Arrays, labels: NDArray[Any], inputs: Arrays) -> flo
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """Rank of each value; equal values share the mean of their ranks."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return ranks[index]
+    last = np.cumsum(counts).astype(np.float64)
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[index]
+    return ranks
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from engineworks.errors import TargetError
 from engineworks.suggest import did_you_mean
-from engineworks.tensors import Profile, TensorSpec, profile_from_json, spec_from_json
+from engineworks.tensors import Profile, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ ENGINE_FILE = "engine"
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """One engine to build. Everything in it can cross a process boundary as JSON.
+    """One engine to build.
 
     model: the lowered ONNX file (its external data beside it). out: folder to write the engine into, empty.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
@@ -41,28 +41,6 @@ class BuildRequest:
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "model": str(self.model),
-            "out": str(self.out),
-            "precision": self.precision,
-            "profiles": [p.to_json() for p in self.profiles],
-            "compute_capabilities": list(self.compute_capabilities),
-            "options": dict(self.options),
-        }
-
-
-def request_from_json(value: Mapping[str, Any]) -> BuildRequest:
-    """The inverse of `BuildRequest.to_json`."""
-    return BuildRequest(
-        model=Path(value["model"]),
-        out=Path(value["out"]),
-        precision=value["precision"],
-        profiles=tuple(profile_from_json(p) for p in value["profiles"]),
-        compute_capabilities=tuple(value["compute_capabilities"]),
-        options=dict(value["options"]),
-    )
-
 
 @dataclass(frozen=True)
 class BuildReport:
@@ -74,28 +52,6 @@ class BuildReport:
     seconds: float
     versions: Mapping[str, str]
     details: Mapping[str, object] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "inputs": [s.to_json() for s in self.inputs],
-            "outputs": [s.to_json() for s in self.outputs],
-            "seconds": self.seconds,
-            "versions": dict(self.versions),
-            "details": dict(self.details),
-        }
-
-
-def report_from_json(value: Mapping[str, Any]) -> BuildReport:
-    """The inverse of `BuildReport.to_json`."""
-    return BuildReport(
-        file=value["file"],
-        inputs=tuple(spec_from_json(s) for s in value["inputs"]),
-        outputs=tuple(spec_from_json(s) for s in value["outputs"]),
-        seconds=value["seconds"],
-        versions=dict(value["versions"]),
-        details=dict(value["details"]),
-    )
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_file(path, buffer.getvalue())
     for name, array in arrays.items():
         print(f"  {name}: {array.dtype}{list(array.shape)}")

@@ -182,3 +182,29 @@ def graph_of() -> Callable[..., onnx.ModelProto]:
 @pytest.fixture
 def slow_to_build() -> onnx.ModelProto:
     return many_convolutions(800)
+
+
+@pytest.fixture
+def build_job() -> Callable[[str, BuildRequest], dict[str, Any]]:
+    """A request as the job of a build step, the way a plan's step is run in a child."""
+
+    def job(backend: str, request: BuildRequest) -> dict[str, Any]:
+        (request.out / "lowered").mkdir()
+        (request.out / "lowered" / "model.onnx").symlink_to(request.model)
+        target = {
+            "backend": backend,
+            "compute_capability": list(request.compute_capabilities),
+            "options": dict(request.options),
+        }
+        params = {"precision": request.precision, "target": target, "profiles": [p.to_json() for p in request.profiles]}
+        inputs = {"lower": str(request.out / "lowered")}
+        return {
+            "kind": "build",
+            "id": "a build",
+            "params": params,
+            "inputs": inputs,
+            "aside": {},
+            "out": str(request.out),
+        }
+
+    return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from onnx import TensorProto, helper
 
 from engineworks.backends import backend_facts, onnxruntime
 from engineworks.backends.base import BuildRequest
-from engineworks.backends.build import build_in_child, prestart_builders
 from engineworks.capabilities import why_not
+from engineworks.child import run_in_child
 from engineworks.errors import BuildError, RunError, TargetError
+from engineworks.fingerprint import digest_file
 from engineworks.tensors import TensorSpec
 
 Operators = Callable[[str, str], onnx.ModelProto]
@@ -231,28 +233,26 @@ def test_the_target_must_be_the_cpu() -> None:
     assert "leave compute_capability out" in str(onnxruntime.why_not_run(("8.6",)))
 
 
+BuildJob = Callable[[str, BuildRequest], dict[str, Any]]
+
+
 def test_in_a_child_the_log_of_the_library_is_kept(
-    request_for: RequestFor, operators: Operators, tmp_path: Path
+    request_for: RequestFor, operators: Operators, build_job: BuildJob
 ) -> None:
-    prestart_builders(["onnxruntime"])
-    seen: list[str] = []
-    log = tmp_path / "log.txt"
-    report = build_in_child(
-        "onnxruntime", request_for(operators("gemm", "fp32")), time_limit_s=60, log_file=log, on_line=seen.append
-    )
-    lines = log.read_text(encoding="utf-8").splitlines()
-    assert lines == seen
+    lines: list[str] = []
+    request = request_for(operators("gemm", "fp32"))
+    run_in_child("engineworks.steps.job:main", build_job("onnxruntime", request), on_line=lines.append)
+    sidecar = json.loads((request.out / "engine.json").read_text(encoding="utf-8"))
     assert lines[0].startswith("ONNX Runtime ")
     assert any("GraphTransformer" in line for line in lines)  # written by C++ on standard error
-    assert isinstance(report.details["memory_mib_peak"], float)
-    assert report.inputs == (TensorSpec("x", "float32", ("n", 128)),)
+    assert sidecar["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["n", 128]}]
+    assert sidecar["sha256"] == digest_file(request.out / "engine")
 
 
-def test_in_a_child_a_failure_is_a_build_error_and_its_log_is_kept(
-    request_for: RequestFor, operators: Operators, tmp_path: Path
+def test_in_a_child_a_failure_is_a_build_error_with_its_log(
+    request_for: RequestFor, operators: Operators, build_job: BuildJob
 ) -> None:
-    log = tmp_path / "log.txt"
+    job = build_job("onnxruntime", request_for(operators("gemm", "bf16"), "bf16"))
     with pytest.raises(BuildError, match="has no CPU kernel for Gemm") as caught:
-        build_in_child("onnxruntime", request_for(operators("gemm", "bf16"), "bf16"), time_limit_s=60, log_file=log)
+        run_in_child("engineworks.steps.job:main", job)
     assert "NOT_IMPLEMENTED" in caught.value.log
-    assert log.read_text(encoding="utf-8").startswith("ONNX Runtime ")

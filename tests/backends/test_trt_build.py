@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -16,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.backends import _trt, tensorrt_rtx
 from engineworks.backends.base import BuildRequest
-from engineworks.backends.build import build_in_child
 from engineworks.capabilities import NAMED, why_not
+from engineworks.child import run_in_child
 from engineworks.errors import BuildError, TargetError, TimeLimitError
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
@@ -27,6 +28,7 @@ VERSION = tensorrt_rtx.versions()["tensorrt-rtx"]
 
 Operators = Callable[[str, str], onnx.ModelProto]
 RequestFor = Callable[..., BuildRequest]
+BuildJob = Callable[[str, BuildRequest], dict[str, Any]]
 GraphOf = Callable[..., onnx.ModelProto]
 Save = Callable[..., Path]
 
@@ -259,37 +261,34 @@ def test_a_recurrent_network_has_a_matrix_multiplication_too(request_for: Reques
 
 
 def test_a_build_that_takes_too_long_is_killed(
-    request_for: RequestFor, slow_to_build: onnx.ModelProto, tmp_path: Path
+    request_for: RequestFor, slow_to_build: onnx.ModelProto, build_job: BuildJob
 ) -> None:
     request = request_for(slow_to_build, "fp32", ("8.6",))
     start = time.monotonic()
-    with pytest.raises(TimeLimitError, match=r"the TensorRT-RTX build of model.onnx in fp32 did not end within 1\.5 s"):
-        build_in_child("tensorrt_rtx", request, time_limit_s=1.5, log_file=tmp_path / "log.txt")
+    with pytest.raises(TimeLimitError, match=r"a build did not end within 1\.5 s"):
+        run_in_child("engineworks.steps.job:main", build_job("tensorrt_rtx", request), time_limit_s=1.5, what="a build")
     assert time.monotonic() - start < 4
     assert not (request.out / "engine").exists()
 
 
 BUILD = """
 import json, sys
-from pathlib import Path
-from engineworks.backends.base import request_from_json
-from engineworks.backends.build import build_in_child
+from engineworks.child import run_in_child
 try:
-    build_in_child("tensorrt_rtx", request_from_json(json.loads(sys.argv[1])), time_limit_s=600,
-                   log_file=Path(sys.argv[2]), on_line=lambda line: print(line, flush=True))
+    run_in_child("engineworks.steps.job:main", json.loads(sys.argv[1]), on_line=lambda line: print(line, flush=True))
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
 def test_ctrl_c_in_the_middle_of_a_build_ends_it_and_leaves_nothing(
-    request_for: RequestFor, slow_to_build: onnx.ModelProto, tmp_path: Path
+    request_for: RequestFor, slow_to_build: onnx.ModelProto, build_job: BuildJob
 ) -> None:
     import json
 
     request = request_for(slow_to_build, "fp32", ("8.6",))
     parent = subprocess.Popen(
-        [sys.executable, "-c", BUILD, json.dumps(request.to_json()), str(tmp_path / "log.txt")],
+        [sys.executable, "-c", BUILD, json.dumps(build_job("tensorrt_rtx", request))],
         stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
     assert parent.stdout is not None
@@ -304,4 +303,3 @@ def test_ctrl_c_in_the_middle_of_a_build_ends_it_and_leaves_nothing(
             os.killpg(parent.pid, 0)
             time.sleep(0.05)
     assert not (request.out / "engine").exists()
-    assert "Compiler backend is used" in (tmp_path / "log.txt").read_text(encoding="utf-8")

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError, SamplesError
 from engineworks.model.lower.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half_convert import Halved, Prepared, WeightLoss, convert, prepare, to_half
-from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph, typed_graph
+from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph
 from engineworks.model.lower.half_observe import float_sources, observe, out_of_range, own_errors, worst_first
+from engineworks.model.lower.half_read import typed_graph
 from engineworks.model.lower.half_run import Arrays, Bench
 from engineworks.model.lower.prove import OutputProof, check_well_formed, prove, reference_outputs, run_once
 

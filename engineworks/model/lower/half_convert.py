@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from engineworks.errors import LoweringError
-from engineworks.model.lower.half_graph import FORMATS, HalfFormat, HalfType, TypedGraph, typed_graph
+from engineworks.model.lower.half_graph import FORMATS, HalfFormat, HalfType, TypedGraph
+from engineworks.model.lower.half_read import typed_graph
 from engineworks.model.lower.half_rewrite import rewrite
 from engineworks.model.lower.half_rules import kept_in_fp32
 from engineworks.model.lower.half_weights import WeightFacts, clamp_sentinels

@@ -9,7 +9,7 @@ import pytest
 
 from engineworks.backends import tensorrt_rtx
 from engineworks.backends._trt import check_header
-from engineworks.backends._trt_header import HEADER_BYTES, PlanHeader, read_plan_header
+from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.backends.base import BuildRequest
 from engineworks.errors import BuildError, RunError
 

@@ -27,7 +27,8 @@ test-slow: setup
 
 # PyTorch and transformers are installed first: several gigabytes with CUDA, unless torch is there already.
 test-torch: setup
-	$(BIN)/python -m pip install --quiet --editable '.[huggingface]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[huggingface]'
 	$(BIN)/python -m pytest -m torch
 
 test-gpu: setup
@@ -41,6 +42,7 @@ lint: setup
 
 # Models and data of the examples that are too large for git.
 fetch: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples]'
 	$(BIN)/python recipes/fetch/fashion.py
 	$(BIN)/python recipes/fetch/minilm.py
 	$(BIN)/python recipes/fetch/ocr_detection.py

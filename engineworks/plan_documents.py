@@ -13,6 +13,7 @@ from typing import Any
 from engineworks.backends import backend_facts
 from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
+from engineworks.model.source_code import imported_distributions
 from engineworks.profiles import admitting_profile, input_specs, profiles
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.samples import SampleFile, batch_dim, fixed_batch
@@ -51,7 +52,10 @@ class Documents:
             "folder": self._files.folder,
             "files": list(self._files.model.values()),
         }
-        return self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ())), aside
+        document = self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ()))
+        if kind == "torch":
+            document["libraries"] |= self._imports(source["torch"])
+        return document, aside
 
     def _interface(self) -> Document:
         outputs = {name: tuple(shape) for name, shape in self.recipe.outputs.items()}
@@ -71,7 +75,8 @@ class Documents:
     def calibrate(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.calibration
         assert data is not None  # checked with the recipe
-        params = {"calibration": self.recipe.calibration.model_dump(mode="json"), "samples": _samples(data)}
+        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep"})
+        params = {"calibration": settings, "samples": _samples(data)}
         digests = {"calibration": self._digests.digest(data.path)}
         return self._document("calibrate", params, {"fold": fold}, digests), {"calibration": data.path}
 
@@ -118,6 +123,8 @@ class Documents:
         facts = backend_facts(target.target.backend)
         document = self._document("compare", params, {"build": build, "reference": reference}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
+        if metric and metric != "top1":
+            document["libraries"] |= self._imports(metric.python)
         return document, {"evaluation": data.path, "folder": self._files.folder}
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
@@ -132,6 +139,10 @@ class Documents:
         document = self._document("measure", params, {"build": build}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
         return document, {"evaluation": data.path}
+
+    def _imports(self, function: str) -> dict[str, str]:
+        """Versions of the installed packages that the user's own code imports."""
+        return imported_distributions(function.partition(":")[0], self._files.folder)
 
     def batches(self) -> list[int]:
         """Batch sizes that evaluation goes round: smallest, usual and largest of every profile.

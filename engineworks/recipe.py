@@ -48,7 +48,7 @@ class Source(Part):
 
 class Model(Part):
     source: Source
-    opset: int = Field(17, ge=13, le=23, description="ONNX opset to export with; ONNX files keep theirs")
+    opset: int = Field(18, ge=13, le=23, description="ONNX opset to export with; ONNX files keep theirs")
     files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
 
 

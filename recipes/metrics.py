@@ -39,15 +39,15 @@ def text_pixels_f1(outputs: Arrays, labels: NDArray[Any], inputs: Arrays) -> flo
     """
     (probability,) = outputs.values()
     found, real = probability[:, 0] > TEXT_THRESHOLD, labels > 0
-    both = np.count_nonzero(found & real)
-    return float(2 * both / max(1, np.count_nonzero(found) + np.count_nonzero(real)))
+    both, either = int((found & real).sum()), int(found.sum()) + int(real.sum())
+    return 2 * both / max(1, either)
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """Rank of each value; equal values share the mean of their ranks."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts).astype(np.float64)
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[index]
+    sizes = counts.astype(np.float64)
+    ranks: NDArray[np.float64] = (np.cumsum(sizes) - (sizes - 1) / 2)[index]
     return ranks
 
 

@@ -1,4 +1,7 @@
-"""Folded ONNX + calibration data → activation ranges: an artifact of its own, with the data's digest and count."""
+"""Folded ONNX + calibration data → activation ranges: an artifact of its own, with the data's digest and count.
+
+Ranges are found for every tensor that may become int8: which nodes are kept out of it then costs no calibration.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def run(job: StepJob) -> None:
     samples = samples_from_json(job.path("calibration"), job.params["samples"])
     settings = job.params["calibration"]
     size = fixed_batch(samples.specs) or settings["batch"]
-    tensors = tensors_to_calibrate(load_model(model, weights=False), settings["keep"])
+    tensors = tensors_to_calibrate(load_model(model, weights=False))
     ranges = collect_ranges(
         model,
         lambda: samples.batches([size]),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric, OutputComparison, top1
+from engineworks.model.source_code import load_function, user_failure
 from engineworks.samples import SampleFile, batch_axes, batch_dim, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.engine_session import load_engine
@@ -91,9 +90,9 @@ class _Task:
         labels = self._samples.read_labels()
         if self._name == "top1":
             return self._top1(joined["engine"], joined["reference"], labels)
-        metric = load_metric(self._name, self._job.path("folder"))
-        engine = _call(metric, self._name, joined["engine"], labels, joined["inputs"])
-        reference = _call(metric, self._name, joined["reference"], labels, joined["inputs"])
+        root = self._job.path("folder")
+        engine = _evaluate(self._name, root, joined["engine"], labels, joined["inputs"])
+        reference = _evaluate(self._name, root, joined["reference"], labels, joined["inputs"])
         return self._figures(self._name, "labels", engine, reference)
 
     def _top1(
@@ -115,33 +114,17 @@ class _Task:
         }  # fmt: skip
 
 
-def load_metric(factory: str, folder: Path) -> Metric:
-    """`module:function` from a file beside the recipe. Raises `ModelError`."""
-    module_name, _, function = factory.partition(":")
-    path = folder / Path(*module_name.split("."))
-    file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"accuracy.metric: no module '{module_name}' beside the recipe")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    metric = getattr(module, function, None)
-    if not callable(metric):
-        raise ModelError(f"accuracy.metric: {file.name} has no function '{function}'")
-    found: Metric = metric
-    return found
-
-
-def _call(
-    metric: Metric, name: str, outputs: Mapping[str, Array], labels: Array | None, inputs: Mapping[str, Array]
+def _evaluate(
+    reference: str, root: Path, outputs: Mapping[str, Array], labels: Array | None, inputs: Mapping[str, Array]
 ) -> float:
-    value = metric(outputs, labels, inputs)
+    """Call the user's metric. Raises `ModelError` if it is not there or gives no number, `ExportError` if it raises."""
+    metric: Metric = load_function(reference, root, role="metric")
+    try:
+        value = metric(outputs, labels, inputs)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise user_failure(error, root, f"the metric '{reference}'") from None
     if not isinstance(value, int | float | np.floating | np.integer):
-        raise ModelError(f"accuracy.metric: {name} returned {type(value).__name__}, not a number")
+        raise ModelError(f"accuracy.metric: {reference} returned {type(value).__name__}, not a number")
     return float(value)
 
 

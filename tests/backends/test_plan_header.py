@@ -9,8 +9,8 @@ import pytest
 
 from engineworks.backends import tensorrt_rtx
 from engineworks.backends._trt import check_header
-from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.backends.base import BuildRequest
+from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.errors import BuildError, RunError
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")

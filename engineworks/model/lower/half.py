@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, SamplesError
 from engineworks.model.lower.autocast import autocast_model, why_not_autocast
-from engineworks.model.lower.half_convert import Halved, Prepared, WeightLoss, convert, prepare, to_half
+from engineworks.model.lower.half_convert import Halved, Prepared, convert, prepare, to_half
 from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph
 from engineworks.model.lower.half_observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half_read import typed_graph
+from engineworks.model.lower.half_report import DEFAULT_LIMITS, HalfLimits, HalfReport, failure
+from engineworks.model.lower.half_rules import asked_for
 from engineworks.model.lower.half_run import Arrays, Bench
-from engineworks.model.lower.prove import OutputProof, check_well_formed, prove, reference_outputs, run_once
+from engineworks.model.lower.prove import check_well_formed, prove, reference_outputs, run_once
 
 if TYPE_CHECKING:
     import onnx
@@ -29,52 +31,6 @@ __all__ = ["DEFAULT_LIMITS", "HalfLimits", "HalfReport", "HalfType", "Halved", "
 
 _SHARES = (0.01, 0.03, 0.1, 0.3)
 """Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""
-
-
-@dataclass(frozen=True)
-class HalfLimits:
-    """What a proof must reach, per output, and how it is made.
-
-    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs.
-    headroom: activations above the type's largest value divided by this keep their nodes in fp32 (fp16 only).
-    samples: how many are used. rounds: how often more nodes may be kept after a failed proof, at most 4.
-    """
-
-    min_cosine: float
-    min_sqnr_db: float
-    min_agreement: float = 0.98
-    headroom: float = 2.0
-    samples: int = 8
-    rounds: int = len(_SHARES)
-
-
-DEFAULT_LIMITS: Mapping[HalfType, HalfLimits] = {
-    "float16": HalfLimits(min_cosine=0.999, min_sqnr_db=30.0),
-    "bfloat16": HalfLimits(min_cosine=0.99, min_sqnr_db=17.0),
-}
-"""Far below what a sound conversion reaches (about 60 dB in fp16, 40 dB in bf16) and far above what a broken one does.
-How much accuracy a task may lose is for the recipe's own limits, on the engine and with labels."""
-
-
-@dataclass(frozen=True)
-class HalfReport:
-    """How a model was lowered. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
-    how often more nodes were kept after a failed proof. outputs: the proof."""
-
-    dtype: HalfType
-    converter: Literal["engineworks", "autocast"]
-    nodes: int
-    converted: int
-    casts: int
-    kept: Mapping[str, str]
-    clamped: tuple[str, ...]
-    weights: WeightLoss | None
-    rounds: int
-    samples: int
-    outputs: tuple[OutputProof, ...]
-
-    def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "kept": dict(self.kept), "clamped": list(self.clamped)}
 
 
 def lower_half(
@@ -135,7 +91,7 @@ class _Attempt:
         report = self.report
         worst = min((p for p in report.outputs if p.name in self.failing), key=lambda p: (p.sqnr_db, p.agreement))
         raise LoweringError(
-            f"{report.dtype}: {_failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
+            f"{report.dtype}: {failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
             f"{report.nodes} nodes kept in fp32 after {report.rounds} repairs ({report.converter})",
             hint="name the sensitive nodes in `keep`, "
             + ("try bfloat16, " if report.dtype == "float16" else "try float16, ")
@@ -194,7 +150,7 @@ class _Lowering:
     def by_autocast(self) -> _Attempt:
         """AutoCast's conversion."""
         half = self._prepared.half
-        keep = [name for name, reason in convert(self._prepared, {}).kept_nodes.items() if reason.startswith("asked")]
+        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node.name, self._prepared.keep)]
         made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
         check_well_formed(made, self._prepared.graph)
         graph = typed_graph(made)
@@ -226,7 +182,7 @@ class _Lowering:
         if half.name == "float16":
             run_once(self._bench, model, self._samples[0])
         proofs = prove(self._bench, model, half, self._samples, self._references)
-        failing = tuple(proof.name for proof in proofs if _failure(proof, self._limits))
+        failing = tuple(proof.name for proof in proofs if failure(proof, self._limits))
         return _Attempt(model, replace(report, outputs=proofs), failing)
 
     def _out_of_range(self) -> dict[str, str]:
@@ -249,28 +205,13 @@ class _Lowering:
         stay fp32 as well."""
         graph = self._prepared.graph
         reasons: dict[str, str] = {}
-        for at, error in ranked[: max(2**repairs, math.ceil(_SHARES[repairs] * len(ranked)))]:
+        share = _SHARES[min(repairs, len(_SHARES) - 1)]
+        for at, error in ranked[: max(2**repairs, math.ceil(share * len(ranked)))]:
             noise = "overflow" if math.isinf(error) else f"noise at {10 * math.log10(error):.0f} dB of its output"
             reasons.setdefault(graph.nodes[at].name, f"half precision adds {noise}")
             for source in float_sources(graph, at):
                 reasons.setdefault(graph.nodes[source].name, f"computes an input of '{graph.nodes[at].name}': {noise}")
         return reasons
-
-
-def _failure(proof: OutputProof, limits: HalfLimits) -> str:
-    """What is wrong with an output, with its figure and the limit; empty if nothing is."""
-    name = f"output '{proof.name}'"
-    if 2 * proof.compared < proof.samples:
-        return f"{name} has another shape than in fp32 on {proof.samples - proof.compared} samples"
-    if not proof.finite:
-        return f"{name} is infinite or NaN where fp32 is not"
-    if proof.agreement < limits.min_agreement:
-        return f"{name} agrees with fp32 in {proof.agreement:.2%} of its elements (limit {limits.min_agreement:.2%})"
-    if proof.floating and proof.cosine < limits.min_cosine:
-        return f"{name} has cosine {proof.cosine:.5f} to fp32 (limit {limits.min_cosine})"
-    if proof.floating and proof.sqnr_db < limits.min_sqnr_db:
-        return f"{name} has a signal to noise ratio of {proof.sqnr_db:.1f} dB (limit {limits.min_sqnr_db:g} dB)"
-    return ""
 
 
 def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
@@ -291,9 +232,9 @@ def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
 def _check_references(references: Sequence[Mapping[str, NDArray[Any]]]) -> None:
     for at, outputs in enumerate(references):
         for name, value in outputs.items():
-            if value.dtype.kind == "f" and np.isnan(value).any():
+            if value.dtype.kind == "f" and value.size and np.isnan(value).all():
                 raise LoweringError(
-                    f"the fp32 model itself gives NaN in output '{name}' on sample {at}: nothing to compare with",
+                    f"the fp32 model itself gives nothing but NaN in output '{name}' on sample {at}",
                     hint="check the samples and their preprocessing",
                 )
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.graphs import names_read, subgraphs
+from engineworks.model.opset import opset_of
 from engineworks.model.tensor_storage import attach, external_span, is_external, tensor_bytes
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class TypedGraph:
     def outputs(self) -> tuple[str, ...]:
         return tuple(value.name for value in self.shell.graph.output)
 
-    def opset(self, domain: str = "") -> int:
-        return opset_of(self.shell, domain)
+    def opset(self) -> int:
+        return opset_of(self.shell)
 
     @cached_property
     def producers(self) -> Mapping[str, int]:
@@ -199,12 +200,6 @@ def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
         tensor = held
     values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
     return values
-
-
-def opset_of(model: onnx.ModelProto, domain: str = "") -> int:
-    """Version of an operator set that the model imports; 0 where it does not."""
-    aliases = {"", "ai.onnx"} if domain in ("", "ai.onnx") else {domain}
-    return max((entry.version for entry in model.opset_import if entry.domain in aliases), default=0)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,10 +15,10 @@ from engineworks.model.lower.half_graph import (
     TypedGraph,
     drop_inputs,
     infer_types,
-    opset_of,
     shown_model,
     split_model,
 )
+from engineworks.model.opset import opset_of
 from engineworks.model.tensor_storage import is_external
 
 if TYPE_CHECKING:

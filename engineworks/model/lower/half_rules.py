@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -107,7 +107,7 @@ def kept_in_fp32(
     for at, node in enumerate(graph.nodes):
         if not (graph.float_inputs(at) or graph.float_outputs(at) or at in graph.captured):
             continue
-        reason = _asked(node.name, keep) or observed.get(node.name) or _unfit(graph, at, half)
+        reason = asked_for(node.name, keep) or observed.get(node.name) or _unfit(graph, at, half)
         reason = reason or _weights_unfit(graph, at, half, facts) or squares.get(at)
         if not reason and at in exact and _dynamic(graph, at):
             reason = _EXACT
@@ -116,7 +116,8 @@ def kept_in_fp32(
     return _with_neighbours(graph, kept, float_io)
 
 
-def _asked(name: str, keep: tuple[str, ...]) -> str | None:
+def asked_for(name: str, keep: Sequence[str]) -> str | None:
+    """The reason to keep a node that the user named, by name or glob pattern; None for any other."""
     pattern = next((p for p in keep if p == name or fnmatchcase(name, p)), None)
     return None if pattern is None else f"asked for by '{pattern}'"
 

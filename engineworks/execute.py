@@ -27,6 +27,8 @@ from engineworks.schedule import ALONE
 from engineworks.steps import LOG_FILE, StepName
 from engineworks.store import Store
 
+STEP_FUNCTION = "engineworks.steps.job:main"
+
 TIME_LIMIT_S = 7200.0
 """Seconds after which a step's child is killed; a target has a limit of its own for builds."""
 
@@ -91,7 +93,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
     with log_file.open("w", encoding="utf-8", buffering=1) as log:
         try:
             pool.run(
-                "engineworks.steps.job:main",
+                STEP_FUNCTION,
                 payload,
                 time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
                 on_line=lambda line: log.write(line + "\n"),

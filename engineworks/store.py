@@ -202,7 +202,6 @@ class Store:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for file in folder.rglob("*"):
                 if file.is_file():
-                    _sync(file)
                     file.chmod(0o444)
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
@@ -280,15 +279,6 @@ def open_store(where: str) -> Store:
             )
         where = path
     return Store(Path(where).expanduser().resolve())
-
-
-def _sync(file: Path) -> None:
-    """Bytes reach the disk before the rename that publishes them."""
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _make_writable(folder: Path) -> None:

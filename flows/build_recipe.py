@@ -7,9 +7,8 @@ the environment (ENGINEWORKS_ARTIFACTS and its kin).
 from __future__ import annotations
 
 import queue
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,16 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from engineworks.build import Build
 from engineworks.child import default_pool
-from engineworks.errors import EngineworksError
+from engineworks.errors import EXIT_DEFECT, EngineworksError
 from engineworks.execute import Outcome
-from engineworks.plan import Plan, Step
+from engineworks.plan import Step
 from engineworks.progress import listener
-from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
+from engineworks.results import BuildResult, Failure
 from engineworks.schedule import Schedule
-from engineworks.settings import Settings, read_settings
-from engineworks.tracking import BuildRun, open_tracking
+from engineworks.settings import read_settings
+from engineworks.tracking import BuildRun
 from tasks.gate_engine import gate_engine
 from tasks.plan_build import plan_build
 from tasks.record_build import end_record, record_engine, start_record
@@ -55,104 +55,61 @@ def build_recipe(recipe: str, only: str | None = None) -> State[BuildResult]:
 
     Everything is recorded first; then the flow ends failed if a step or a gate failed.
     """
-    start = time.monotonic()
-    settings = read_settings()
-    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-    tracking.prestart()
-    plan = plan_build(Path(recipe), settings, only)
-    listener().planned(plan)
-    recording = start_record.submit(plan, tracking, str(flow_run.get_id() or ""))
+    build = plan_build(Path(recipe), read_settings(), only)
+    listener().planned(build.plan)
+    recording = start_record.submit(build, build.plan.recipe, str(flow_run.get_id() or ""))
     try:
-        progress = run_steps(plan, settings)
+        run_steps(build)
     except BaseException:
         with recording.result():  # ends the record: KILLED or FAILED
             raise
     with recording.result() as run:
-        result = _record(plan, run, settings, progress, start)
+        result = gate_and_record(build, run)
     words = ", ".join(f"{e.id}: {e.verdict}" for e in result.engines)
     if result.exit_code() == 0:
         return Completed(message=words, data=result)
     return Failed(message=words, data=result)
 
 
-@dataclass
-class StepRun:
-    """What became of the steps of one plan."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    failures: dict[str, Failure] = field(default_factory=dict)
-
-    def counts(self, plan: Plan) -> StepCounts:
-        cached = sum(1 for s in plan.steps.values() if s.state == "cached")
-        ran = sum(1 for o in self.outcomes if o.how == "run")
-        return StepCounts(ran, cached + len(self.outcomes) - ran, len(self.failures))
-
-
-def run_steps(plan: Plan, settings: Settings) -> StepRun:
+def run_steps(build: Build) -> None:
     """Run what is to do, each step when its inputs are there; a failure stops only what stands on it."""
-    schedule, progress = Schedule(plan), StepRun()
+    schedule = Schedule(build.plan)
     running: dict[PrefectFuture[Outcome], Step] = {}
     ended: queue.SimpleQueue[PrefectFuture[Outcome]] = queue.SimpleQueue()
     try:
         while not schedule.finished:
             for step in schedule.ready(ROOM):
-                future = STEP_TASKS[step.kind].submit(step, settings.store)
+                future = STEP_TASKS[step.kind].submit(build, step.id, step.key)
                 running[future] = step
                 future.add_done_callback(ended.put)
-            _take_ended(ended, running, schedule, progress)
+            with suppress(queue.Empty):
+                future = ended.get(timeout=POLL_S)
+                _take(build, schedule, running.pop(future), future.result(raise_on_failure=False))
     except BaseException:
         default_pool().cancel_all()
         raise
-    return progress
 
 
-def _take_ended(
-    ended: queue.SimpleQueue[PrefectFuture[Outcome]],
-    running: dict[PrefectFuture[Outcome], Step],
-    schedule: Schedule,
-    progress: StepRun,
-) -> None:
-    """Wait a moment for a step to end; short, so that Ctrl-C is heard."""
-    try:
-        future = ended.get(timeout=POLL_S)
-    except queue.Empty:
-        return
-    step = running.pop(future)
-    result: object = future.result(raise_on_failure=False)
+def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
+    """Note what came of a step: its outcome, or the exception that ended it."""
     if isinstance(result, Outcome):
-        progress.outcomes.append(result)
+        build.outcomes.append(result)
         schedule.done(step.key)
+        return
+    if isinstance(result, EngineworksError):
+        failure = Failure(step.id, str(result), str(getattr(result, "log", "")), result.exit_code)
     else:
-        progress.failures[step.key] = _failure(step, result)
-        schedule.failed(step.key)
-        listener().failed(step, progress.failures[step.key].message)
+        failure = Failure(step.id, f"{step.id} ended without a result: {result}", exit_code=EXIT_DEFECT)
+    build.failures[step.key] = failure
+    schedule.failed(step.key)
+    listener().failed(step, failure.message)
 
 
-def _failure(step: Step, error: object) -> Failure:
-    if isinstance(error, EngineworksError):
-        return Failure(step.id, str(error), str(getattr(error, "log", "")), error.exit_code)
-    return Failure(step.id, f"{step.id} ended without a result: {error}")
-
-
-def _record(plan: Plan, run: BuildRun, settings: Settings, progress: StepRun, start: float) -> BuildResult:
-    engines = [_gate_and_record(plan, run, settings.store, progress.failures, e.id) for e in plan.engines]
-    result = BuildResult(
-        recipe=plan.recipe,
-        run=run.run_id,
-        engines=tuple(engines),
-        refused=plan.refused,
-        steps=progress.counts(plan),
-        seconds=time.monotonic() - start,
-    )
-    result = report_build(result, settings.runs / run.run_id)
-    end_record(run, plan, result)
-    return result
-
-
-def _gate_and_record(
-    plan: Plan, run: BuildRun, store: str, failures: Mapping[str, Failure], engine_id: str
-) -> EngineResult:
-    engine = next(e for e in plan.engines if e.id == engine_id)
-    result = gate_engine(plan, engine, store, failures)
-    record_engine(run, plan, result)
-    return result
+def gate_and_record(build: Build, run: BuildRun) -> BuildResult:
+    """Judge and record every engine, then the build."""
+    for engine in build.plan.engines:
+        build.engines[engine.id] = gate_engine(build, engine.id)
+        record_engine(build, run, engine.id)
+    report = report_build(build, build.plan.recipe, run.run_id)
+    end_record(build, run, build.plan.recipe)
+    return replace(build.result(run.run_id), report=report)

@@ -12,6 +12,7 @@ from engineworks.errors import EngineworksError, StepError
 from engineworks.plan import Plan
 from engineworks.results import BuildResult
 from engineworks.settings import Settings
+from engineworks.tracking import open_tracking
 from flows.local_prefect import prefect_api
 
 CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
@@ -22,6 +23,7 @@ def build_recipes(plans: Sequence[Plan], settings: Settings, *, only: str | None
     """Run `build_recipe` for every plan, one after the other; a failed one does not stop the others."""
     with prefect_api(settings.artifacts / "prefect") as prefect, _places(settings):
         default_pool().prestart(_imports(plans), count=2)
+        open_tracking(settings.artifacts, settings.tracking_uri).prestart()
         prefect.wait_ready()
         return [_build(plan, only) for plan in plans]
 

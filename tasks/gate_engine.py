@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.plan import Plan, PlannedEngine
-from engineworks.results import EngineResult, Failure, engine_result
-from engineworks.store import open_store
+from engineworks.build import Build
+from engineworks.results import EngineResult, engine_result
 
 
-@task(name="gate", task_run_name="{engine.id}/gate", tags=["engineworks"], cache_policy=NO_CACHE)
-def gate_engine(plan: Plan, engine: PlannedEngine, store: str, failures: Mapping[str, Failure]) -> EngineResult:
-    return engine_result(plan, engine, open_store(store), failures)
+@task(name="gate", task_run_name="{engine_id}/gate", cache_policy=NO_CACHE)
+def gate_engine(build: Build, engine_id: str) -> EngineResult:
+    engine = next(e for e in build.plan.engines if e.id == engine_id)
+    return engine_result(build.plan, engine, build.store, build.failures)

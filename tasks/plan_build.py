@@ -1,4 +1,4 @@
-"""Recipe file → plan, every stored result that it builds on verified."""
+"""Recipe file → a build with its plan, every stored result that the plan counts on verified."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from engineworks.build import Build
 from engineworks.fingerprint import FileDigests
-from engineworks.plan import Plan, plan_recipe, verify_stored
+from engineworks.plan import plan_recipe, verify_stored
 from engineworks.recipe_yaml import load_recipe
 from engineworks.settings import Settings
 from engineworks.store import open_store
 
 
 @task(name="plan", task_run_name="{recipe.stem}/plan", cache_policy=NO_CACHE)
-def plan_build(recipe: Path, settings: Settings, only: str | None) -> Plan:
+def plan_build(recipe: Path, settings: Settings, only: str | None) -> Build:
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     store, digests = open_store(settings.store), FileDigests(settings.artifacts / "digests.db")
     plan = plan_recipe(loaded, store, digests, only=only)
     if verify_stored(plan, store):
         plan = plan_recipe(loaded, store, digests, only=only)
     digests.save()
-    return plan
+    return Build(plan, settings)

@@ -7,27 +7,29 @@ from typing import Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.plan import Plan
+from engineworks.build import Build
 from engineworks.records import build_tags, engine_record, plan_params, result_metrics
 from engineworks.report.text import render_markdown
-from engineworks.results import BuildResult, EngineResult
-from engineworks.tracking import BuildRun, Tracking
+from engineworks.tracking import BuildRun
 
 
-@task(name="record start", task_run_name="{plan.recipe}/record", tags=["engineworks"], cache_policy=NO_CACHE)
-def start_record(plan: Plan, tracking: Tracking, flow_run: str) -> BuildRun:
-    keys = list(plan.steps)
-    return tracking.start_build(plan.recipe, plan.build_key, build_tags(plan, flow_run), plan_params(plan), keys)
+@task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)
+def start_record(build: Build, recipe: str, flow_run: str) -> BuildRun:
+    plan = build.plan
+    tags, params = build_tags(plan, flow_run), plan_params(plan)
+    return build.tracking.start_build(recipe, plan.build_key, tags, params, list(plan.steps))
 
 
-@task(name="record engine", task_run_name="{engine.id}/record", tags=["engineworks"], cache_policy=NO_CACHE)
-def record_engine(run: BuildRun, plan: Plan, engine: EngineResult) -> str:
-    return run.record_engine(engine_record(plan, engine))
+@task(name="record engine", task_run_name="{engine_id}/record", cache_policy=NO_CACHE)
+def record_engine(build: Build, run: BuildRun, engine_id: str) -> str:
+    return run.record_engine(engine_record(build.plan, build.engines[engine_id]))
 
 
-@task(name="record end", task_run_name="{result.recipe}/record end", tags=["engineworks"], cache_policy=NO_CACHE)
-def end_record(run: BuildRun, plan: Plan, result: BuildResult) -> None:
+@task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
+def end_record(build: Build, run: BuildRun, recipe: str) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
-    texts = {"plan.json": plan.to_json_text(), "report.md": render_markdown(result)}
+    del recipe  # names the task run
+    result = build.result(run.run_id)
+    texts = {"plan.json": build.plan.to_json_text(), "report.md": render_markdown(result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags={"engineworks.verdict": result.verdict}, texts=texts)

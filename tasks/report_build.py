@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from engineworks.build import Build
 from engineworks.report import write_report
-from engineworks.results import BuildResult
 
 
-@task(name="report", task_run_name="{result.recipe}/report", tags=["engineworks"], cache_policy=NO_CACHE)
-def report_build(result: BuildResult, folder: Path) -> BuildResult:
-    return replace(result, report=write_report(result, folder))
+@task(name="report", task_run_name="{recipe}/report", cache_policy=NO_CACHE)
+def report_build(build: Build, recipe: str, run_id: str) -> Path:
+    del recipe  # names the task run
+    return write_report(build.result(run_id), build.settings.runs / run_id)

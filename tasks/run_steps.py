@@ -1,4 +1,8 @@
-"""One Prefect task per step of the plan; they differ in name and tags alone."""
+"""One Prefect task per step of the plan; they differ in name alone.
+
+No tags: for every tag of a task Prefect asks its server for a concurrency slot. No cache policy: its keys hold the run's
+id and a task's own lines, ours hold all that shapes the result.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,24 @@ from collections.abc import Mapping
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
+from engineworks.build import Build
 from engineworks.child import default_pool
 from engineworks.execute import Outcome, run_step
-from engineworks.plan import Step
 from engineworks.progress import listener
 from engineworks.steps import STEP_KINDS, StepName
-from engineworks.store import open_store
 
 
-def execute_step(step: Step, store: str) -> Outcome:
-    """Run the step; the store decides whether there is anything to do. Prefect's own cache is not used: its keys
-    hold the run's id and a task's own lines, ours hold all that shapes the result."""
-    told = listener()
+def execute_step(build: Build, step_id: str, key: str) -> Outcome:
+    """Run the step with this key; the store decides whether there is anything to do."""
+    step, told = build.plan.steps[key], listener()
     told.started(step)
-    outcome = run_step(step, open_store(store), default_pool(), say=told.say)
+    outcome = run_step(step, build.store, default_pool(), say=told.say)
     told.finished(step, outcome.seconds)
     return outcome
 
 
-def _task_of(kind: StepName) -> Task[[Step, str], Outcome]:
-    tags = ["engineworks", "target" if STEP_KINDS[kind].engine else "prepare"]
-    return task(name=kind, task_run_name="{step.id}", tags=tags, cache_policy=NO_CACHE)(execute_step)
+def _task_of(kind: StepName) -> Task[[Build, str, str], Outcome]:
+    return task(name=kind, task_run_name="{step_id}", cache_policy=NO_CACHE)(execute_step)
 
 
-STEP_TASKS: Mapping[StepName, Task[[Step, str], Outcome]] = {kind: _task_of(kind) for kind in STEP_KINDS}
+STEP_TASKS: Mapping[StepName, Task[[Build, str, str], Outcome]] = {kind: _task_of(kind) for kind in STEP_KINDS}

@@ -42,10 +42,20 @@ def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = "en
     """The tracking store at `uri`, by default an SQLite file under `artifacts`.
 
     Nothing is imported or opened before the first use (or `prestart`); that raises `TrackingError` where nothing
-    answers.
+    answers. The same arguments give the same object, so that one part of a process can prestart it for another; after
+    a failure they give a new one.
     """
     database = artifacts.resolve() / DATABASE_FILE
-    return Tracking(artifacts.resolve(), uri or f"sqlite:///{database}", experiment)
+    place = (artifacts.resolve(), uri or f"sqlite:///{database}", experiment)
+    with _lock:
+        known = _opened.get(place)
+        if known is None or known.failed:
+            known = _opened[place] = Tracking(*place)
+        return known
+
+
+_opened: dict[tuple[Path, str, str], Tracking] = {}
+_lock = threading.Lock()
 
 
 class Tracking:
@@ -57,6 +67,12 @@ class Tracking:
         self._experiment = experiment
         self._lock = threading.Lock()
         self._opening: Future[Connection] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was tried to open it, in vain."""
+        opening = self._opening
+        return opening is not None and opening.done() and opening.exception() is not None
 
     def prestart(self) -> None:
         """Begin to import MLflow and open the store in a thread; returns at once, an error waits for the first use.

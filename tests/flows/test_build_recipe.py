@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from conftest import tiny_model
 
 from engineworks.building import build_plans
 from engineworks.fingerprint import FileDigests
@@ -127,6 +129,37 @@ def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -
     (child,) = tracking.find_runs(engine="tiny/int8/cpu", kind="engine")
     assert child.status == "FAILED"
     assert "no-such-node" in tracking.read_text(child.run_id, "error.txt")
+
+
+def foreign_operator() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Foo", "com.acme"
+    model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
+    return model
+
+
+def renamed_input() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(foreign_operator, "unsupported operator 'Foo' (domain com.acme) at node 'relu'"), (renamed_input, "picture")],
+    ids=["unsupported operator", "other input"],
+)
+def test_a_model_that_can_not_be_used_is_bad_input(
+    settings: Settings, make: Callable[[], onnx.ModelProto], message: str
+) -> None:
+    onnx.save(make(), "recipes/tiny.onnx")
+    result = build(settings)
+    assert result.exit_code() == 2
+    assert {e.verdict for e in result.engines} == {"failed"}
+    failure = result.engines[0].failure
+    assert failure is not None
+    assert message in failure.message
+    assert result.steps.failed == 1
 
 
 def test_engines_without_hardware_are_built_and_unmeasured(settings: Settings) -> None:

@@ -44,8 +44,8 @@ def lower_half(
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
 
-    1. The fp32 model runs on the samples in ONNX Runtime (CPU). In fp16, nodes stay fp32 whose inputs, outputs or
-       inner sums exceed 65504 / headroom.
+    1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
+       exceed the type's largest value / headroom.
     2. `to_half` converts.
     3. The result is checked, loaded and compared with the fp32 model (`prove` says how, and why by emulation).
     4. Where an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too,
@@ -114,19 +114,32 @@ class _Lowering:
         _check_references(self._references)
 
     def by_rules(self) -> _Attempt:
-        """Our own conversion, repaired as long as it fails and rounds are left."""
+        """Our own conversion, repaired as long as it fails and rounds are left.
+
+        The first repair is to leave mask constants as they are, so that what they reach is out of range and stays
+        fp32: a row that is masked as a whole is uniform only where the mask swallows the scores.
+        """
         reasons = self._out_of_range()
-        ranked: list[tuple[int, float]] | None = None
-        for repairs in range(self._limits.rounds + 1):
-            attempt = self._prove_rules(convert(self._prepared, reasons), repairs)
-            if not attempt.failing or repairs == self._limits.rounds:
-                break
-            if ranked is None:
-                ranked = self._noisiest(attempt)
+        attempt = self._prove_rules(convert(self._prepared, reasons), 0)
+        if attempt.failing and self._prepared.clamped:
+            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamp=False)
+            reasons = self._out_of_range()
+            attempt = self._prove_rules(convert(self._prepared, reasons), 0)
+        return self._repaired(attempt, reasons)
+
+    def _repaired(self, attempt: _Attempt, reasons: Mapping[str, str]) -> _Attempt:
+        """Keep more and more of the noisiest nodes, until the outputs pass or nothing changes any more."""
+        if not attempt.failing or not self._limits.rounds:
+            return attempt
+        ranked = self._noisiest(attempt)
+        for repairs in range(self._limits.rounds):
             more = self._noisy(ranked, repairs)
             if more.keys() <= reasons.keys():
                 break
             reasons = {**more, **reasons}
+            attempt = self._prove_rules(convert(self._prepared, reasons), repairs + 1)
+            if not attempt.failing:
+                break
         return attempt
 
     def better(self, attempt: _Attempt) -> _Attempt:
@@ -186,9 +199,6 @@ class _Lowering:
         return _Attempt(model, replace(report, outputs=proofs), failing)
 
     def _out_of_range(self) -> dict[str, str]:
-        """bfloat16 has fp32's range: nothing that fp32 holds overflows there."""
-        if self._prepared.half.name == "bfloat16":
-            return {}
         graph = self._prepared.graph
         ranges = observe(self._bench, graph, self._bench.store(graph.weights), self._samples)
         return out_of_range(graph, ranges, self._prepared.half, self._limits.headroom)

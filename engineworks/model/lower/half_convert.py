@@ -77,8 +77,8 @@ def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = ()
     return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
 
 
-def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str]) -> Prepared:
-    """Take the model apart, and cut its mask constants to the range of the type."""
+def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, clamp: bool = True) -> Prepared:
+    """Take the model apart, and with `clamp` cut its mask constants to the range of the type."""
     half = FORMATS[dtype]
     graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
     if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:
@@ -88,7 +88,7 @@ def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str]) -> Pre
         )
     _check_patterns(graph, keep)
     facts = WeightFacts(graph, half)
-    clamped = clamp_sentinels(graph, half, facts)
+    clamped = clamp_sentinels(graph, half, facts) if clamp else ()
     return Prepared(graph, half, facts, tuple(keep), clamped)
 
 

@@ -69,11 +69,11 @@ class TypedGraph:
         nodes: Sequence[onnx.NodeProto] = self.shell.graph.node
         return nodes
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         return tuple(value.name for value in self.shell.graph.input)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         return tuple(value.name for value in self.shell.graph.output)
 

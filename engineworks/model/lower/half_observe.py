@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.model.lower.half_graph import FLOAT, HalfFormat, TypedGraph
-from engineworks.model.lower.half_rules import FLOAT_PORTS, LAYOUT
+from engineworks.model.lower.half_patterns import LAYOUT
+from engineworks.model.lower.half_rules import FLOAT_PORTS
 from engineworks.model.lower.half_run import Arrays, Bench, run
 
 if TYPE_CHECKING:

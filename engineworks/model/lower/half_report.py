@@ -16,7 +16,7 @@ class HalfLimits:
     """What a proof must reach, per output, and how it is made.
 
     min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs.
-    headroom: activations above the type's largest value divided by this keep their nodes in fp32 (fp16 only).
+    headroom: activations above the type's largest value divided by this keep their nodes in fp32.
     samples: how many are used. rounds: how often more nodes may be kept after a failed proof.
     """
 

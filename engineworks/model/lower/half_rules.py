@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from engineworks.model.lower.half_graph import HalfFormat, TypedGraph
+from engineworks.model.lower.half_patterns import LAYOUT, integer_arithmetic, normalizations
 from engineworks.model.lower.half_weights import WeightFacts, scale_error
 
 _EXACT = "computed from integers (positions, masks, sizes), which half precision would round"
 _SQUARES = "part of a normalization: squares and their mean overflow or vanish in half precision"
+_BETWEEN = "lies between nodes that stay fp32"
 _RANDOM = "another type would draw other random numbers"
 _SPECTRAL = "a spectrum spans more orders of magnitude than half precision"
 _SAMPLING = "sampling coordinates need more digits than half precision has"
@@ -59,22 +58,6 @@ HEAVY = frozenset({
 })  # fmt: skip
 """Worth a cast on either side; all other operators follow their neighbours."""
 
-LAYOUT = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape",
-    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
-"""Operators that only move values: their output is as exact as their input."""
-
-_ARITHMETIC = LAYOUT.difference({"Gather", "GatherElements", "GatherND"}) | {
-    "Abs", "Add", "Cast", "Ceil", "Clip", "ConstantOfShape", "Cos", "CumSum", "Div", "Einsum", "Equal", "Exp",
-    "EyeLike", "Floor", "Greater", "Less", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "Range",
-    "Reciprocal", "ReduceMax", "ReduceMin", "ReduceSum", "Round", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Trilu",
-    "Where",
-}  # fmt: skip
-_AFTER_SQUARES = frozenset({
-    "Add", "Clip", "Div", "Expand", "Identity", "Max", "Mul", "Pow", "Reciprocal", "Reshape", "Sqrt", "Squeeze",
-    "Unsqueeze",
-})  # fmt: skip
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PEEPHOLES = 7  # position of this input of LSTM
 _SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: what bf16, the coarsest type that is asked for, makes of any
@@ -108,7 +91,7 @@ def kept_in_fp32(
         if not (graph.float_inputs(at) or graph.float_outputs(at) or at in graph.captured):
             continue
         reason = asked_for(node.name, keep) or observed.get(node.name) or _unfit(graph, at, half)
-        reason = reason or _weights_unfit(graph, at, half, facts) or squares.get(at)
+        reason = reason or _weights_unfit(graph, at, half, facts) or (_SQUARES if at in squares else None)
         if not reason and at in exact and _dynamic(graph, at):
             reason = _EXACT
         if reason:
@@ -181,117 +164,52 @@ def _weights_unfit(graph: TypedGraph, at: int, half: HalfFormat, facts: WeightFa
     return None
 
 
-def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
-    """Nodes whose float values come from integers, vectors and scalars alone: positions, masks, sizes, their sines.
-
-    An embedding is none of them: it looks its values up in a weight.
-    """
-    exact: set[int] = set()
-    for at, node in enumerate(graph.nodes):
-        if node.op_type not in _ARITHMETIC or not graph.float_outputs(at):
-            continue
-        sources = [name for _, name in graph.float_inputs(at)]
-        if all(_is_vector(graph, n) if n in graph.weights else graph.producers.get(n) in exact for n in sources):
-            exact.add(at)
-    return frozenset(exact)
-
-
-def _is_vector(graph: TypedGraph, name: str) -> bool:
-    """At most one dimension is longer than 1."""
-    dims = graph.weights[name].dims
-    return bool(math.prod(dims) == max(dims, default=1))
-
-
 def _dynamic(graph: TypedGraph, at: int) -> bool:
     return any(name not in graph.weights for _, name in graph.float_inputs(at))
 
 
-def normalizations(graph: TypedGraph) -> dict[int, str]:
-    """Nodes of spelled-out layer, RMS and L2 norms: the square, its mean or sum, epsilon, root, and the division."""
-    found: set[int] = set()
-    for at, node in enumerate(graph.nodes):
-        square = graph.producers.get(node.input[0]) if node.input else None
-        if node.op_type in ("ReduceMean", "ReduceSum") and square is not None and _is_square(graph, square):
-            found |= {at, square, *_centering(graph, square)}
-            found.update(_until_division(graph, at))
-        elif node.op_type in ("ReduceL2", "ReduceSumSquare"):
-            found.update(_until_division(graph, at))
-    return dict.fromkeys(sorted(found), _SQUARES)
-
-
-def _is_square(graph: TypedGraph, at: int) -> bool:
-    node = graph.nodes[at]
-    if node.op_type == "Pow":
-        exponent = node.input[1]
-        return exponent in graph.weights and bool(np.all(graph.values(exponent) == 2))
-    return bool(node.op_type == "Mul" and node.input[0] == node.input[1])
-
-
-def _centering(graph: TypedGraph, square: int) -> Iterator[int]:
-    """x - mean(x) before the square."""
-    centered = graph.producers.get(graph.nodes[square].input[0])
-    if centered is None or graph.nodes[centered].op_type != "Sub":
-        return
-    mean = graph.producers.get(graph.nodes[centered].input[1])
-    if mean is not None and graph.nodes[mean].op_type == "ReduceMean":
-        yield from (centered, mean)
-
-
-def _until_division(graph: TypedGraph, at: int) -> Iterator[int]:
-    """What follows on a mean of squares, up to and with the node that divides the activations by its root."""
-    waiting, seen = [at], {at}
-    while waiting:
-        for _, name in graph.float_outputs(waiting.pop()):
-            for user, _ in graph.consumers.get(name, ()):
-                others = [n for n in graph.nodes[user].input if n and n != name and n not in graph.weights]
-                floats = [n for n in others if graph.is_float(n)]
-                op = graph.nodes[user].op_type
-                if user in seen or op not in _AFTER_SQUARES or (floats and op not in ("Div", "Mul")):
-                    continue
-                seen.add(user)
-                yield user
-                if not floats:
-                    waiting.append(user)
-
-
-def _with_neighbours(graph: TypedGraph, kept: dict[int, str], float_io: bool) -> dict[int, str]:
+def _with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> dict[int, str]:
     """Add the light nodes that lie between fp32 nodes: casting around them would cost more than it saves."""
-    wants_float = _only_float_uses(graph, kept, float_io)
+    wanted = _only_float_uses(graph, kept, float_io)
     made_float = {name for at in kept for _, name in graph.float_outputs(at)}
     given_float = set(graph.inputs) if float_io else set()
     result = dict(kept)
     for at, node in enumerate(graph.nodes):
         inputs, outputs = graph.float_inputs(at), graph.float_outputs(at)
-        ends_here = bool(inputs) and not outputs and not takes_any_type(graph, at)  # ArgMax, Less, QuantizeLinear
-        if at in result or not (at in wants_float or ends_here):
-            continue
         sources = [name for _, name in inputs if name not in graph.weights]
+        ends_here = not outputs and not takes_any_type(graph, at)  # ArgMax, Less, QuantizeLinear
+        if at in result or not sources or not (at in wanted or ends_here):
+            continue
         native = made_float | given_float if node.op_type in LAYOUT or ends_here else made_float
         if all(name in native for name in sources):
-            result[at] = "lies between nodes that stay fp32"
+            result[at] = _BETWEEN
             made_float.update(name for _, name in outputs)
+    for at in range(len(graph.nodes) - 1, -1, -1):
+        if at not in result and not _dynamic(graph, at) and _uses_are_float(graph, at, result, float_io):
+            result[at] = _BETWEEN
     return result
 
 
 def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> frozenset[int]:
-    """Light nodes all of whose results are wanted in fp32. One exact use is enough for what is made from integers."""
-    found: set[int] = set()
-    graph_outputs = set(graph.outputs)
+    """Light nodes all of whose results are wanted in fp32 if every light node after them can stay fp32 too."""
+    found = set(kept)
     for at in range(len(graph.nodes) - 1, -1, -1):
-        node = graph.nodes[at]
-        if at in kept or not graph.float_outputs(at) or node.op_type in HEAVY:
-            continue
-        wants = []
-        for _, name in graph.float_outputs(at):
-            if name in graph_outputs:
-                wants.append(float_io)
-            if name in graph.captured_names:
-                wants.append(True)
-            for user, position in graph.consumers.get(name, ()):
-                if not takes_any_type(graph, user):
-                    float_port = (graph.nodes[user].op_type, position) in FLOAT_PORTS
-                    wants.append(float_port or user in kept or user in found)
-        exact = node.op_type in ("Cast", "ConstantOfShape") and not graph.float_inputs(at)
-        if wants and (any(wants) if exact else all(wants)):
+        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, found, float_io):
             found.add(at)
     return frozenset(found)
+
+
+def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int], float_io: bool) -> bool:
+    """Whether a node's float32 results are all wanted in fp32, where `fp32` are the nodes that compute in it. For
+    what is made from integers one such use is enough: it may need the exact number."""
+    wants = []
+    for _, name in graph.float_outputs(at):
+        if name in graph.outputs:
+            wants.append(float_io)
+        if name in graph.captured_names:
+            wants.append(True)
+        for user, position in graph.consumers.get(name, ()):
+            if not takes_any_type(graph, user):
+                wants.append(user in fp32 or (graph.nodes[user].op_type, position) in FLOAT_PORTS)
+    exact = graph.nodes[at].op_type in ("Cast", "ConstantOfShape") and not graph.float_inputs(at)
+    return bool(wants) and (any(wants) if exact else all(wants))

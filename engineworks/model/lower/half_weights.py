@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.lower.half_graph import FLOAT, HalfFormat, TypedGraph, tensor_values
+from engineworks.model.lower.half_patterns import integer_arithmetic
 
 if TYPE_CHECKING:
     import onnx
 
 _CHUNK = 1 << 18
+_SENTINEL_SHARE = 8  # two masks and the scores stay below the headroom that `HalfLimits` asks for
 _BOUNDS = frozenset({("Clip", 1), ("Clip", 2), ("Max", 0), ("Max", 1), ("Min", 0), ("Min", 1)})
 _SQUASHES = frozenset({"Softmax", "Hardmax", "Exp", "Sigmoid", "ArgMax"})
 """Operators that make the same of any very negative number."""
@@ -106,7 +108,7 @@ def clamp_sentinels(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> 
     """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
 
     Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that end in a
-    softmax by way of additions, masks and layout alone become a quarter of it: several of them added up, with
+    softmax by way of additions, masks and layout alone become an eighth of it: several of them added up, with
     scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns the
     names of the constants that were replaced.
     """
@@ -127,10 +129,13 @@ def _limit(graph: TypedGraph, half: HalfFormat, at: int, position: int, size: fl
     node = graph.nodes[at]
     if (node.op_type, position) in _BOUNDS:
         return half.max if size > half.max else None
-    scales = node.op_type in ("Mul", "Div")  # of a mask, or of activations: only a value out of range is no scale
-    if node.op_type not in _CARRIES or (scales and size <= half.max):
+    if node.op_type not in _CARRIES:
         return None
-    return half.max / 4 if all(_ends_squashed(graph, out, set()) for out in node.output) else None
+    if node.op_type == "Mul" and size <= half.max:  # of activations it may be the scale, of a mask it is none
+        others = [name for name in node.input if name not in graph.weights]
+        if not {graph.producers.get(name) for name in others} <= integer_arithmetic(graph):
+            return None
+    return half.max / _SENTINEL_SHARE if all(_ends_squashed(graph, out, set()) for out in node.output) else None
 
 
 def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
@@ -168,7 +173,7 @@ def _clamp_filled_tensors(graph: TypedGraph, half: HalfFormat) -> Iterator[str]:
             continue
         value = float(tensor_values(node.attribute[0].t).item())
         if half.max / 2 <= abs(value) < math.inf and _ends_squashed(graph, node.output[0], set()):
-            bounded = np.asarray([math.copysign(half.max / 4, value)], dtype=np.float32)
+            bounded = np.asarray([math.copysign(half.max / _SENTINEL_SHARE, value)], dtype=np.float32)
             node.attribute[0].t.CopyFrom(_float_tensor(bounded, node.attribute[0].t.name))
             yield node.output[0]
 

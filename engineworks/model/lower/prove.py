@@ -30,8 +30,8 @@ from engineworks.model.lower.half_graph import (
     split_model,
     tensor_values,
 )
+from engineworks.model.lower.half_patterns import LAYOUT
 from engineworks.model.lower.half_rewrite import rename_reads
-from engineworks.model.lower.half_rules import LAYOUT
 from engineworks.model.lower.half_run import Arrays, Bench, run
 
 if TYPE_CHECKING:

@@ -1,0 +1,40 @@
+"""One build in progress: what its tasks share, as one handle.
+
+A plain class on purpose: Prefect walks through dataclasses and mappings that are handed to a task, and a plan is large.
+"""
+
+from __future__ import annotations
+
+import time
+
+from engineworks.execute import Outcome
+from engineworks.plan import Plan
+from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
+from engineworks.settings import Settings
+from engineworks.store import open_store
+from engineworks.tracking import open_tracking
+
+
+class Build:
+    """A plan, the store and the record that it works with, and what has come of it so far."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.store = open_store(settings.store)
+        self.tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+        self.outcomes: list[Outcome] = []
+        self.failures: dict[str, Failure] = {}
+        self.engines: dict[str, EngineResult] = {}
+        self._started = time.monotonic()
+
+    def result(self, run_id: str) -> BuildResult:
+        """What the build came to; `run_id`: its parent run in MLflow."""
+        engines = tuple(self.engines.values())
+        seconds = time.monotonic() - self._started
+        return BuildResult(self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds)
+
+    def counts(self) -> StepCounts:
+        cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")
+        ran = sum(1 for outcome in self.outcomes if outcome.how == "run")
+        return StepCounts(ran, cached + len(self.outcomes) - ran, len(self.failures))

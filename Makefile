@@ -50,7 +50,7 @@ fetch: setup
 # Needs uv; run it after a change of the dependencies.
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.txt
+	  --no-annotate --no-strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt
 
 schema: setup
 	$(BIN)/engineworks validate --schema > recipes/recipe.schema.json

@@ -19,6 +19,7 @@ so that of 100 task runs 40 to 90 were recorded.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import shlex
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
 DRAIN_LIMIT_S = 60.0
+FIRST_RUN_IMPORTS = ("prefect.flow_engine", "prefect.task_engine", "fastapi.encoders")
+"""What Prefect imports in the first flow run, 0.25 s: better while the server is still starting."""
 
 
 class LocalPrefect:
@@ -87,6 +90,8 @@ class LocalPrefect:
         return self._server.url
 
     def _enter_settings(self) -> None:
+        for name in FIRST_RUN_IMPORTS:
+            importlib.import_module(name)
         import prefect.context
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 

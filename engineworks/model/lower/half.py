@@ -92,7 +92,7 @@ class _Attempt:
         worst = min((p for p in report.outputs if p.name in self.failing), key=lambda p: (p.sqnr_db, p.agreement))
         raise LoweringError(
             f"{report.dtype}: {failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
-            f"{report.nodes} nodes kept in fp32 after {report.rounds} repairs ({report.converter})",
+            f"{report.nodes} nodes kept in fp32 (converter {report.converter}, repairs {report.rounds})",
             hint="name the sensitive nodes in `keep`, "
             + ("try bfloat16, " if report.dtype == "float16" else "try float16, ")
             + "or check that the samples are what the model was trained on",

@@ -19,6 +19,7 @@ from engineworks.model.lower.half_run import Arrays, Bench, run
 if TYPE_CHECKING:
     import onnx
 
+_DIGITS_LEFT = 16  # of half precision, in a number so many times its smallest one: about one decimal
 _AVERAGES = frozenset({"GlobalAveragePool", "ReduceMean"})
 _SQUARING = frozenset({
     "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "LRN", "RMSNormalization",
@@ -54,7 +55,7 @@ def observe(bench: Bench, graph: TypedGraph, stored: Mapping[str, onnx.TensorPro
 
 def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: float) -> dict[str, str]:
     """Node name → why its values do not fit: a tensor, an inner sum or square beyond the largest value / headroom,
-    or a tensor that lies below the normal range as a whole."""
+    or a tensor all of whose values lie near the smallest one."""
     limit = half.max / headroom
     reasons: dict[str, str] = {}
     for at, node in enumerate(graph.nodes):
@@ -66,7 +67,7 @@ def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: 
                 reasons.setdefault(
                     node.name, f"'{name}' reaches {size:.4g} on the samples; {half.name} ends at {half.max:.4g}"
                 )
-            elif 0 < size < half.min_normal:
+            elif 0 < size < half.min_positive * _DIGITS_LEFT:
                 reasons.setdefault(node.name, f"'{name}' stays below {size:.2g}, where {half.name} loses digits")
         if node.op_type in _SQUARING and given and ranges.max_abs[given[0]] ** 2 > limit:
             reasons.setdefault(node.name, f"'{given[0]}' squared reaches {ranges.max_abs[given[0]] ** 2:.4g} inside")

@@ -101,6 +101,20 @@ def test_headroom_decides_how_near_to_the_limit_a_node_may_come() -> None:
     assert "n_s" in lower_half(squares(), "float16", feeds, limits=limits[8.0])[1].kept
 
 
+def test_an_activation_near_the_smallest_fp16_number_stays_fp32() -> None:
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Mul", "h small", "s"),
+        node("Div", "s small", "d"),
+        node("MatMul", "d w", "y"),
+    ]
+    source = model(nodes, {"x": [4, 8]}, {"y": [4, 8]}, {"w": floats(8, 8), "small": np.float32(1e-7)})
+    _, report = lower_half(source, "float16", samples(4, 8))
+    assert "stays below" in report.kept["n_s"]
+    assert set(report.kept) == {"n_s", "n_d"}
+    assert report.rounds == 0
+
+
 def test_bfloat16_has_the_range_of_fp32_and_keeps_nothing() -> None:
     assert not lower_half(squares(), "bfloat16", samples(4, 8, scale=300.0))[1].kept
 

@@ -19,7 +19,7 @@ from engineworks.model.lower.half_run import Arrays, Bench, run
 if TYPE_CHECKING:
     import onnx
 
-_DIGITS_LEFT = 16  # of half precision, in a number so many times its smallest one: about one decimal
+_DIGITS_LEFT = 128  # a number so many times the smallest one of fp16 has the precision of bf16
 _AVERAGES = frozenset({"GlobalAveragePool", "ReduceMean"})
 _SQUARING = frozenset({
     "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "LRN", "RMSNormalization",

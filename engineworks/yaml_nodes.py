@@ -15,6 +15,8 @@ from engineworks.errors import Place, Problem, RecipeError
 MAX_NODES = 10_000
 """Nodes of a file after aliases are expanded; nested aliases ("billion laughs") pass it at once."""
 
+MAX_DEPTH = 100
+
 MAX_BYTES = 1 << 20
 
 CONFLICT_MARKERS = ("<<<<<<< ", "=======", ">>>>>>> ", "||||||| ")
@@ -135,6 +137,8 @@ def _compose(text: str, shown: str) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    if _bracket_depth(text) > MAX_DEPTH:
+        raise _one(Place(shown), f"lists or mappings are nested more than {MAX_DEPTH} deep", "is this a recipe?")
     try:
         # Not the C scanner: its libyaml refuses `{torch: module:factory}`, a plain scalar with ':' in a flow mapping.
         return YAML(typ="safe", pure=True).compose(text)
@@ -152,6 +156,18 @@ def _compose(text: str, shown: str) -> Any:
         position = getattr(error, "position", None)
         line = text[:position].count("\n") + 1 if isinstance(position, int) else _control_line(text)
         raise _one(Place(shown, line, 1 if line else 0), "holds a character that YAML does not allow") from None
+
+
+def _bracket_depth(text: str) -> int:
+    """How deep brackets nest, those in quoted text counted too: the parser takes quadratic time over deep ones."""
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth = max(0, depth - 1)
+    return deepest
 
 
 def _tab_indent(text: str, line: int) -> int | None:

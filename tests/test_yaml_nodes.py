@@ -29,7 +29,7 @@ WRONG = {
     "control character": ("a: 1\nb: \x07\n", "r.yaml:2:1: holds a character that YAML does not allow"),
     "itself": ("a: &a [*a]", "aliases expand to more than 10,000 values"),
     "list as key": ("? [a]\n: 1", "r.yaml:1:3: a key must be a word"),
-    "deep": ("a: " + "[" * 3000, "r.yaml"),
+    "deep": ("a: " + "[" * 3000, "r.yaml: lists or mappings are nested more than 100 deep"),
 }
 
 

@@ -93,7 +93,7 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Build, compare, measure, gate and record the engines. Example: engineworks build recipes/digits.yaml"""
-    from engineworks.building import build_plans
+    from engineworks.build_command import build_plans
     from engineworks.results import worst_exit_code
 
     settings = read_settings()

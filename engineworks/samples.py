@@ -69,7 +69,8 @@ class SampleFile:
                 for spec in self.specs:
                     block = read[names[spec.name]]
                     axis = axes[spec.name]
-                    feeds[spec.name] = np.ascontiguousarray(block[0] if axis is None else np.moveaxis(block, 0, axis))
+                    sample = block[0] if axis is None else np.moveaxis(block, 0, axis)
+                    feeds[spec.name] = np.asarray(sample, order="C")  # ascontiguousarray makes a scalar one-dimensional
                 yield feeds
                 done, turn = done + len(take), turn + 1
 

@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engineworks.build import Build
+from engineworks.build_state import Build
 from engineworks.child import default_pool
 from engineworks.errors import EXIT_DEFECT, EngineworksError
 from engineworks.execute import Outcome

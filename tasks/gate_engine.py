@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build import Build
+from engineworks.build_state import Build
 from engineworks.results import EngineResult, engine_result
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build import Build
+from engineworks.build_state import Build
 from engineworks.fingerprint import FileDigests
 from engineworks.plan import plan_recipe, verify_stored
 from engineworks.recipe_yaml import load_recipe

@@ -7,7 +7,7 @@ from typing import Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build import Build
+from engineworks.build_state import Build
 from engineworks.records import build_tags, engine_record, plan_params, result_metrics
 from engineworks.report.text import render_markdown
 from engineworks.tracking import BuildRun

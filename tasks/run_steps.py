@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build import Build
+from engineworks.build_state import Build
 from engineworks.child import default_pool
 from engineworks.execute import Outcome, run_step
 from engineworks.progress import listener

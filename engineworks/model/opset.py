@@ -61,7 +61,7 @@ def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
         return model
     try:
         raised: onnx.ModelProto = onnx.version_converter.convert_version(model, minimum)
-    except (RuntimeError, ValueError, IndexError, onnx.checker.ValidationError) as error:
+    except (onnx.version_converter.ConvertError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         # Its messages begin with a C++ assertion: '/project/…h:67: adapter_lookup: Assertion `false` failed: '.
         reason = str(error).rpartition("failed: ")[2].strip()
         raise FoldError(

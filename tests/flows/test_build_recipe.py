@@ -12,7 +12,7 @@ import onnx
 import pytest
 from conftest import tiny_model
 
-from engineworks.building import build_plans
+from engineworks.build_command import build_plans
 from engineworks.fingerprint import FileDigests
 from engineworks.plan import Plan, plan_recipe
 from engineworks.recipe_yaml import load_recipe

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.child_serve import decode_error
-from engineworks.child_start import Child, search_path, start_child
-from engineworks.child_wait import Lines, Stopped, TimeUp, wait_for_answer
+from engineworks.child.serve import decode_error
+from engineworks.child.start import Child, search_path, start_child
+from engineworks.child.wait import Lines, Stopped, TimeUp, wait_for_answer
 from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
 
 MAX_IDLE = 2

@@ -17,7 +17,7 @@ from typing import Any
 
 BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from engineworks.child_serve import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+    "from engineworks.child.serve import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
 END_S = 5.0

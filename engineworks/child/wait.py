@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from engineworks.child_start import Child
+from engineworks.child.start import Child
 
 POLL_S = 0.1
 """How often whoever waits looks up: for a cancellation, a time limit, or a child that is gone."""

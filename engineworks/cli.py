@@ -193,8 +193,8 @@ def _last_word(error: Exception) -> int:
 def _recipes(given: list[Path] | None) -> list[Path]:
     from engineworks.recipe_yaml import find_recipes
 
-    if given:
-        return given
+    if given:  # a shell's recipes/*.yaml names _targets.yaml and _defaults.yaml too
+        return [path for path in given if not path.name.startswith("_")] or given
     found = find_recipes(Path("recipes"))
     if not found:
         raise errors.InputError("there are no recipes in recipes/", hint="name the recipe files")

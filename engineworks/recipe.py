@@ -16,7 +16,9 @@ Length = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-Triple = Annotated[tuple[Length, ...], Field(min_length=3, max_length=3)]
+Extent = Annotated[int, Field(ge=0, strict=True)]
+"""A length that may be 0: an empty KV cache, say."""
+Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
@@ -118,7 +120,7 @@ class Budget(Part):
 
 
 class Performance(Part):
-    at: dict[Name, dict[DimName, Length]] = Field(description="named shapes to measure")
+    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
 
 

@@ -100,10 +100,15 @@ def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
 
 
 def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """Where each tensor has the batch dimension; None for one that has none (its sample is fed as it is)."""
+    """Where each tensor has the batch dimension; None for one that has none (its sample is fed as it is).
+
+    A fixed batch above 1 that is not axis 0 of every input can not be told from other lengths: then a sample is all
+    that one run takes, for every input.
+    """
     dim = batch_dim(specs)
     if isinstance(dim, int):
-        return {s.name: 0 if s.shape and s.shape[0] == dim else None for s in specs}
+        stacked = dim == 1 or all(s.shape[:1] == (dim,) for s in specs)
+        return {s.name: 0 if stacked and s.shape[:1] == (dim,) else None for s in specs}
     return {s.name: s.shape.index(dim) if dim in s.shape else None for s in specs}
 
 
@@ -113,6 +118,12 @@ def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
         return 1
     dim = batch_dim(specs)
     return dim if isinstance(dim, int) else None
+
+
+def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
+    """How many samples one run takes where the dynamic dimensions have these lengths."""
+    dim = batch_dim(specs)
+    return dims.get(dim, 1) if isinstance(dim, str) else fixed_batch(specs) or 1
 
 
 def open_samples(

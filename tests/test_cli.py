@@ -28,6 +28,13 @@ def test_a_right_recipe_is_valid(repository: Path, capsys: pytest.CaptureFixture
     assert (code, out, err) == (0, "recipes/tiny.yaml: 2 precisions × 1 targets, valid\n", "")
 
 
+def test_a_shells_glob_may_name_the_files_that_are_no_recipes(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "validate", *map(str, sorted(Path("recipes").glob("*.yaml"))))
+    assert code == 0, err
+
+
 def test_without_a_name_every_recipe_is_validated(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (repository / "recipes" / "broken.yaml").write_text("recipe: [", encoding="utf-8")
     code, _, err = run(capsys, "validate")

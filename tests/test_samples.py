@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engineworks.errors import SamplesError
-from engineworks.samples import fixed_batch, open_samples, read_headers, samples_from_json
+from engineworks.samples import fixed_batch, open_samples, read_headers, samples_from_json, samples_per_run
 from engineworks.tensors import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 2))
@@ -68,6 +68,29 @@ def test_a_model_of_one_batch_size_gets_no_other(tmp_path: Path) -> None:
         open_samples(path, [spec], {}, samples=None, labels=None)
     samples = open_samples(path, [spec], {}, samples=8, labels=None)
     assert [len(b["image"]) for b in samples.batches([4])] == [4, 4]
+
+
+def test_a_scalar_input_stays_a_scalar(tmp_path: Path) -> None:
+    specs = [IMAGE, TensorSpec("rate", "int64", ())]
+    path = write(tmp_path / "a.npz", image=np.zeros((2, 2), np.float32), rate=np.array([8000, 16000]))
+    feeds = list(open_samples(path, specs, {}, samples=None, labels=None).batches([1]))
+    assert [f["rate"].shape for f in feeds] == [(), ()]
+    assert [int(f["rate"]) for f in feeds] == [8000, 16000]
+
+
+def test_a_fixed_batch_that_is_not_axis_0_everywhere_makes_a_sample_one_whole_run(tmp_path: Path) -> None:
+    specs = [TensorSpec("sound", "float32", (4, 3)), TensorSpec("state", "float32", (2, 4, 5))]
+    sound, state = np.zeros((6, 4, 3), np.float32), np.zeros((6, 2, 4, 5), np.float32)
+    path = write(tmp_path / "a.npz", sound=sound, state=state)
+    first = next(open_samples(path, specs, {}, samples=None, labels=None).batches([1]))
+    assert {name: array.shape for name, array in first.items()} == {"sound": (4, 3), "state": (2, 4, 5)}
+    assert samples_per_run(specs, {}) == 1
+
+
+def test_a_run_of_a_fixed_batch_counts_all_of_its_samples() -> None:
+    assert samples_per_run([TensorSpec("image", "float32", (4, 2))], {}) == 4
+    assert samples_per_run([IMAGE], {"batch": 8}) == 8
+    assert samples_per_run([TensorSpec("image", "float32", (1, 2))], {}) == 1
 
 
 def test_names_map_inputs_to_arrays(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class OrtSession:
         dims: dict[str, int] = {}
         for name, spec in known.items():
             _check(spec, feeds[name], dims)
-        return {name: np.ascontiguousarray(feeds[name]) for name in known}
+        return {name: np.asarray(feeds[name], order="C") for name in known}
 
 
 def _check(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:

@@ -32,12 +32,13 @@ _THREADS = min(2, os.cpu_count() or 1)
 _FATAL = 4  # ONNX Runtime's severity: the error itself is raised, its log line would only be noise
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Load the model on the CPU, unoptimized. Raises `ModelError` with ONNX Runtime's reason."""
+def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.InferenceSession:
+    """Load the model on the CPU, unoptimized unless asked for. Raises `ModelError` with ONNX Runtime's reason."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = _THREADS
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL

@@ -19,6 +19,7 @@ from engineworks.errors import FoldError, ModelError
 from engineworks.model import dims
 from engineworks.model.equivalence import compare, first_shapes, open_session
 from engineworks.model.folding import STRATEGIES, Strategy, tool_failures
+from engineworks.model.graphs import subgraphs
 from engineworks.model.inspect import Inventory, inventory
 from engineworks.model.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.onnx_files import detach_weights, load_model, save_model
@@ -180,8 +181,18 @@ def _first_proven(
     name, why = fallbacks[-1]
     raise FoldError(
         f"{source}: no way to fold gave an equal model; '{name}', the last: {why}",
-        hint="if the opset was raised, export the model with the newer one",
+        hint=_hint(prepared),
         log="\n".join(f"{name}: {why}" for name, why in fallbacks),
+    )
+
+
+def _hint(prepared: Prepared) -> str:
+    fixed = next((note for note in prepared.notes if "now fixed to" in note), None)
+    if fixed is None:
+        return "if the opset was raised, export the model with the newer one"
+    return (
+        f"the recipe fixes a length that the model leaves open ({fixed}), and a part of the model may not take it: "
+        "give that dimension a name in 'inputs' and a range in 'shapes'"
     )
 
 
@@ -204,7 +215,11 @@ def _attempt(
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
-    return folded, compare(original.session, open_session(path), original.feeds, original.inputs)
+    max_abs = compare(original.session, open_session(path), original.feeds, original.inputs)
+    if any(True for node in folded.graph.node for _ in subgraphs(node)):
+        # A branch that never runs may still not fit the recipe's lengths, and only optimizing infers its shapes.
+        open_session(path, optimized=True)
+    return folded, max_abs
 
 
 def _move(path: Path, out: Path) -> None:

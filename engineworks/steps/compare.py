@@ -48,6 +48,8 @@ def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> 
     """Where each output has the batch dimension: by its name, else axis 0 if the model's batch is there."""
     dim = batch_dim(inputs)
     axes = batch_axes(inputs)
+    if all(axis is None for axis in axes.values()):
+        return {o.name: None for o in outputs}
     first = 0 if any(a == 0 for a in axes.values()) else None
     return {o.name: o.shape.index(dim) if dim in o.shape else (first if o.shape else None) for o in outputs}
 

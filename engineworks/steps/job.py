@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engineworks.errors import EngineworksError
 from engineworks.steps import StepJob
 
 
@@ -20,8 +21,19 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         out=Path(payload["out"]),
         say=_say,
     )
-    importlib.import_module(f"engineworks.steps.{payload['kind']}").run(job)
+    try:
+        importlib.import_module(f"engineworks.steps.{payload['kind']}").run(job)
+    except EngineworksError as error:
+        error.message = _without_store_paths(error.message, job)
+        raise
     return {}
+
+
+def _without_store_paths(message: str, job: StepJob) -> str:
+    """The user knows steps, not keys: '<store>/objects/c9/c9…/model.onnx' is 'export/model.onnx' to him."""
+    for role, folder in job.inputs.items():
+        message = message.replace(str(folder), role)
+    return message.replace(str(job.out), job.id)
 
 
 def _say(line: str) -> None:

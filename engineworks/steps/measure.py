@@ -12,7 +12,7 @@ import numpy as np
 from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import Sampling, measure_latency
 from engineworks.measure.memory import peak_mib, reset_peak, resident_mib
-from engineworks.samples import SampleFile, batch_axes, batch_dim, samples_from_json
+from engineworks.samples import SampleFile, batch_axes, samples_from_json, samples_per_run
 from engineworks.steps import StepJob
 from engineworks.steps.engine_session import load_engine
 from engineworks.tensors import TensorSpec, spec_from_json
@@ -32,7 +32,7 @@ def run(job: StepJob) -> None:
     for name, at in job.params["at"].items():
         feeds = feeds_at(specs, samples, at["dims"])
         reset_peak()
-        batch = at["dims"].get(batch_dim(specs), 1)
+        batch = samples_per_run(specs, at["dims"])
         report = measure_latency(lambda runs, f=feeds: session.time_runs(f, runs), batch, Sampling(tail=at["tail"]))  # type: ignore[misc]
         shapes[name] = {**report.to_json(), "memory_mib": round(peak_mib() - before, 2), **at}
         job.say(f"{name}: p50 {report.latency_ms_p50:.4f} ms over {report.runs} runs")
@@ -46,7 +46,7 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
     Real values keep token ids within the vocabulary, and data-dependent kernels at their usual speed.
     """
     axes = batch_axes(specs)
-    batch = dims.get(str(batch_dim(specs)), 1)
+    batch = samples_per_run(specs, dims)
     one = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
     return {spec.name: _fit(one[spec.name], spec.concrete(dims)) for spec in specs}
 
@@ -59,4 +59,4 @@ def _fit(array: Array, shape: tuple[int, ...]) -> Array:
         elif have != length:
             tiled = np.concatenate([array] * math.ceil(length / have), axis=axis)
             array = np.take(tiled, range(length), axis=axis)
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")

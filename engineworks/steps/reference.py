@@ -27,7 +27,7 @@ def run(job: StepJob) -> None:
         for feeds in samples.batches(job.params["batches"]):
             for name, value in session.run(feeds).items():
                 with archive.open(f"{runs}/{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.ascontiguousarray(value), allow_pickle=False)
+                    np.lib.format.write_array(file, np.asarray(value, order="C"), allow_pickle=False)
             runs += 1
     session.close()
     job.write_json("reference.json", {"samples": samples.count, "runs": runs})

@@ -732,3 +732,26 @@ def test_a_model_above_two_gigabytes_is_folded_with_little_memory(tmp_path: Path
     assert peak < 3 * total, f"peak {peak / 2**20:.0f} MiB for {total / 2**20:.0f} MiB of weights"
     assert (tmp_path / "out" / "model.onnx").stat().st_size < 1 << 20
     assert (tmp_path / "out" / "model.onnx.data").stat().st_size >= total
+
+
+def test_a_branch_that_does_not_take_the_recipes_length_is_found_by_folding(tmp_path: Path) -> None:
+    """ONNX Runtime sees it when it optimizes: not in the unoptimized session that the proof runs in."""
+    other = [
+        node("Abs", ["none"], ["pads"]),
+        node("Pad", ["x", "pads"], ["padded"]),
+        node("Squeeze", ["padded", "second"], ["row"]),
+        node("Unsqueeze", ["row", "second"], ["b"]),
+    ]
+    taken = branch("t", [node("Relu", ["x"], ["a"])], "a")
+    model = model_of(
+        [node("If", ["flag"], ["y"], then_branch=taken, else_branch=branch("e", other, "b"))],
+        [value("x", ["n", "m"]), value("flag", [], BOOL)],
+        [value("y", ["n", "m"])],
+        [weight("none", [0, 0, 0, 0], np.int64), weight("second", [1], np.int64)],
+    )
+    feeds = [{"x": ramp(2, 3), "flag": np.array(True)}]
+    flag = TensorSpec("flag", "bool", ())
+    Folded(tmp_path / "open", model, feeds, inputs=[TensorSpec("x", "float32", ("n", "m")), flag])
+    with pytest.raises(FoldError, match="Dimension of input 1 must be 1 instead of 3") as caught:
+        Folded(tmp_path / "fixed", model, feeds, inputs=[TensorSpec("x", "float32", ("n", 3)), flag])
+    assert "axis 1: 'm' in the model, now fixed to 3" in caught.value.hint

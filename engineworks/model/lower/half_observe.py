@@ -39,6 +39,8 @@ class Ranges:
 def observe(bench: Bench, graph: TypedGraph, stored: Mapping[str, onnx.TensorProto], feeds: Iterable[Arrays]) -> Ranges:
     """Run the fp32 graph on the samples and reduce every activation to its largest finite magnitude."""
     watch = _Watch(graph)
+    if not watch.tensors:
+        return Ranges({}, {})
     session = bench.open(watch.shell, stored)
     largest = dict.fromkeys(watch.tensors, 0.0)
     sums = dict.fromkeys(watch.counts, 0.0)

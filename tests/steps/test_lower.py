@@ -1,0 +1,86 @@
+"""The lower step: an engine is called by the precision in which it computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.errors import LoweringError
+from engineworks.steps import StepJob
+from engineworks.steps.lower import run
+from engineworks.tensors import TensorSpec
+
+FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
+value = helper.make_tensor_value_info
+
+
+def job_of(folder: Path, model: onnx.ModelProto, precision: str) -> StepJob:
+    for name in ("fold", "out"):
+        (folder / name).mkdir()
+    onnx.save(model, str(folder / "fold" / "model.onnx"))
+    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+    np.savez(folder / "x.npz", x=np.linspace(-1, 1, 12).reshape(6, 2).astype(dtype))
+    ranges = {"method": "minmax", "sample_count": 6, "tensors": {}, "parameters": {}}
+    (folder / "fold" / "ranges.json").write_text(json.dumps({"ranges": ranges}), encoding="utf-8")
+    specs = [TensorSpec("x", dtype.name, ("batch", 2)).to_json()]
+    samples = {"arrays": {"x": "x"}, "count": 6, "total": 6, "specs": specs}
+    params = {"precision": precision, "samples": samples, "keep": []}
+    inputs = {"fold": folder / "fold", "ranges": folder / "fold"}
+    return StepJob("tiny/lower", params, inputs, {"samples": str(folder / "x.npz")}, folder / "out", lambda _: None)
+
+
+def product(dtype: int) -> onnx.ModelProto:
+    """y = x @ w in this type."""
+    weight = numpy_helper.from_array(np.eye(2, dtype=helper.tensor_dtype_to_np_dtype(dtype)), "w")
+    ends = [value("x", dtype, ["batch", 2])], [value("y", dtype, ["batch", 2])]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], "g", *ends, [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def branches() -> onnx.ModelProto:
+    """y = x + x or x - x by the sign of x's sum: all of its arithmetic in branches, an integer Cast aside."""
+    inner = [
+        helper.make_graph([helper.make_node(op, ["x", "x"], [op])], op, [], [value(op, FLOAT, None)])
+        for op in ("Add", "Sub")
+    ]
+    nodes = [
+        helper.make_node("Size", ["x"], ["n"]),
+        helper.make_node("Cast", ["n"], ["flag"], to=BOOL),
+        helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=inner[0], else_branch=inner[1]),
+    ]
+    ends = [value("x", FLOAT, ["batch", 2])], [value("y", FLOAT, ["batch", 2])]
+    graph = helper.make_graph(nodes, "g", *ends)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_half_precision_model_is_called_nothing_else(tmp_path: Path, precision: str) -> None:
+    with pytest.raises(LoweringError, match=r"itself computes in float16 \(product\)") as caught:
+        run(job_of(tmp_path, product(HALF), precision))
+    assert "precisions: [fp16]" in caught.value.hint
+
+
+def test_a_half_precision_model_is_taken_as_it_is_in_its_own_precision(tmp_path: Path) -> None:
+    run(job_of(tmp_path, product(HALF), "fp16"))
+    lowered = onnx.load(str(tmp_path / "out" / "model.onnx"))
+    assert [n.op_type for n in lowered.graph.node] == ["MatMul"]
+
+
+def test_a_float32_model_is_lowered(tmp_path: Path) -> None:
+    run(job_of(tmp_path, product(FLOAT), "fp16"))
+    lowered = onnx.load(str(tmp_path / "out" / "model.onnx"))
+    assert [t.data_type for t in lowered.graph.initializer] == [HALF]
+
+
+@pytest.mark.parametrize(
+    ("precision", "why"),
+    [("fp16", "choice: holds a subgraph"), ("bf16", "choice: holds a subgraph"), ("int8", "outside of branches")],
+)
+def test_a_model_of_which_nothing_can_be_lowered_is_refused(tmp_path: Path, precision: str, why: str) -> None:
+    with pytest.raises(LoweringError, match=f"no node can compute in {precision} .*{why}"):
+        run(job_of(tmp_path, branches(), precision))

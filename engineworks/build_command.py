@@ -36,7 +36,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     if plan.to_do:
         return None
     start = time.monotonic()
-    store = open_store(settings.store)
+    store = open_store(settings)
     goals = {key for engine in plan.engines for key in engine.steps.values() if plan.steps[key].state == "cached"}
     if any(store.get(key) is None for key in goals):
         return None

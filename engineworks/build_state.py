@@ -21,7 +21,7 @@ class Build:
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self.plan = plan
         self.settings = settings
-        self.store = open_store(settings.store)
+        self.store = open_store(settings)
         self.tracking = open_tracking(settings.artifacts, settings.tracking_uri)
         self.outcomes: list[Outcome] = []
         self.failures: dict[str, Failure] = {}

@@ -209,7 +209,7 @@ def _plans(settings: Settings, recipes: list[Path], only: str | None) -> list[An
 
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     digests = FileDigests(settings.artifacts / "digests.db")
-    return list(plan_recipes(loaded, open_store(settings.store), digests, only=only))
+    return list(plan_recipes(loaded, open_store(settings), digests, only=only))
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def collect_garbage(settings: Settings, *, keep_hours: float, dry_run: bool) -> 
     """Delete artifacts that no run refers to and that are older than `keep_hours`: a running build's are young."""
     from engineworks.tracking import open_tracking
 
-    store = open_store(settings.store)
+    store = open_store(settings)
     in_use = open_tracking(settings.artifacts, settings.tracking_uri).digests_in_use()
     oldest = time.time() - 3600 * keep_hours
     gone = [key for key in store.keys() if key not in in_use and store.published_at(key) < oldest]

@@ -18,7 +18,7 @@ def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
     """Facts of the engine with this id that was built last, or of the file or folder of this name."""
     if Path(name).exists() or name.count("/") != 2:
         return inspect_path(Path(name))
-    store = open_store(settings.store)
+    store = open_store(settings)
     document = store.latest(f"{name}/build")
     built = store.get(digest_of(document)) if document else None
     if built is None:

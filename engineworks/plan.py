@@ -209,7 +209,7 @@ class _States:
             return
         self._done.add(key)
         step = self._steps[key]
-        if self._store.look(key) is not None:
+        if self._store.has(key):
             self._set(key, "cached", "")
         elif key in self._elsewhere:
             self._set(key, "elsewhere", "no hardware here can run this engine")
@@ -220,7 +220,7 @@ class _States:
 
     def settled(self) -> dict[str, Step]:
         for key in self._steps.keys() - self._done:
-            there = self._store.look(key) is not None
+            there = self._store.has(key)
             self._set(key, "cached" if there else "not needed", "" if there else "nothing that is to do reads it")
         return self._steps
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
+from engineworks.settings import Settings
+from engineworks.store_remote import MANIFEST, RemoteStore
 
-MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.05
 
 
@@ -52,23 +53,27 @@ class Artifact:
 
 
 class Store:
-    """A store in a local folder."""
+    """A store in a local folder, alone or as the cache in front of a remote one."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
         self.root = root
+        self._remote = remote
         self._verified: set[str] = set()
 
-    def look(self, key: str) -> Artifact | None:
-        """The artifact if it is there and its files have the right sizes; contents are not read (for planning)."""
+    def has(self, key: str) -> bool:
+        """Whether the artifact is there and its files have the right sizes; contents are not read (for planning)."""
         artifact = self._manifest(key)
-        return artifact if artifact and self._damage(artifact, contents=False) is None else None
+        if artifact is not None:
+            return self._damage(artifact, contents=False) is None
+        return self._remote is not None and self._remote.has(key)
 
     def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
         """The artifact after its digests were checked (once per process), None for a miss.
 
-        A damaged one is a miss: it is taken out of the way and `say` is told why.
+        A damaged one is a miss: it is taken out of the way and `say` is told why. One that only the remote store has
+        is fetched first.
         """
-        artifact = self._manifest(key)
+        artifact = self._manifest(key) or self._fetch(key)
         if artifact is None:
             return None
         why = self._damage(artifact, contents=key not in self._verified)
@@ -78,6 +83,8 @@ class Store:
         if say:
             say(f"stored {artifact.step} {key[:12]} is damaged ({why}): it is built again")
         self.remove(key)
+        if self._remote is not None:
+            self._remote.remove(key)
         return None
 
     def require(self, key: str) -> Artifact:
@@ -212,7 +219,22 @@ class Store:
             message = f"{step} can not be stored in {self.root}: {error.strerror}"
             raise StoreError(message, hint="is the disk full?") from None
         self._verified.add(key)
+        if self._remote is not None:
+            self._remote.publish(key, place)
         return Artifact(key, place, step, files, document, seconds)
+
+    def _fetch(self, key: str) -> Artifact | None:
+        if self._remote is None:
+            return None
+        folder = self._partial(key)
+        try:
+            if self._remote.fetch(key, folder):
+                self._place(key).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(OSError):  # another process of this host was faster
+                    os.rename(folder, self._place(key))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return self._manifest(key)
 
     def _note_latest(self, step: str, document: Mapping[str, Any]) -> None:
         file = self.root / "latest" / f"{step}.json"
@@ -263,22 +285,15 @@ class Writing:
     published: Artifact | None = None
 
 
-def open_store(where: str) -> Store:
-    """The store at a local folder or `file://` URL. Raises `StoreError` for what can not be one."""
-    if "://" in where:
-        from fsspec.core import url_to_fs
+def open_store(settings: Settings) -> Store:
+    """The store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
 
-        try:
-            system, path = url_to_fs(where)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"ENGINEWORKS_STORE={where}: {error}") from None
-        if "file" not in system.protocol and "local" not in system.protocol:
-            raise StoreError(
-                f"ENGINEWORKS_STORE={where}: stores other than a local folder are not supported yet",
-                hint="name a folder that all workers mount",
-            )
-        where = path
-    return Store(Path(where).expanduser().resolve())
+    Raises `StoreError` for a URL that fsspec does not know.
+    """
+    if "://" not in settings.store:
+        return Store(Path(settings.store).expanduser().resolve())
+    remote = RemoteStore(settings.store)
+    return Store(Path(remote.root)) if remote.is_local else Store(settings.artifacts / "store", remote)
 
 
 def _make_writable(folder: Path) -> None:

@@ -18,7 +18,7 @@ from engineworks.store import open_store
 @task(name="plan", task_run_name="{recipe.stem}/plan", cache_policy=NO_CACHE)
 def plan_build(recipe: Path, settings: Settings, only: str | None) -> Build:
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
-    store, digests = open_store(settings.store), FileDigests(settings.artifacts / "digests.db")
+    store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
     plan = plan_recipe(loaded, store, digests, only=only)
     if verify_stored(plan, store):
         plan = plan_recipe(loaded, store, digests, only=only)

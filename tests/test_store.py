@@ -15,6 +15,7 @@ import pytest
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
+from engineworks.settings import Settings
 from engineworks.store import Store, open_store
 
 DOCUMENT = {"step": "fold", "params": {"a": 1}}
@@ -143,9 +144,42 @@ def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
         write(Store(tmp_path / "file"))
 
 
+def store_at(where: str, artifacts: Path) -> Store:
+    return open_store(Settings(artifacts, where))
+
+
 def test_urls(tmp_path: Path) -> None:
-    assert open_store(f"file://{tmp_path}/s").root == tmp_path / "s"
-    with pytest.raises(StoreError, match="not supported yet"):
-        open_store("memory://somewhere")
+    assert store_at(f"file://{tmp_path}/s", tmp_path).root == tmp_path / "s"
+    assert store_at(str(tmp_path / "t"), tmp_path).root == tmp_path / "t"
     with pytest.raises(StoreError, match="ENGINEWORKS_STORE=nonsense://x"):
-        open_store("nonsense://x")
+        store_at("nonsense://x", tmp_path)
+
+
+def test_two_hosts_that_share_nothing_but_a_url_share_what_is_built(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}"
+    first, second = store_at(url, tmp_path / "host1"), store_at(url, tmp_path / "host2")
+    assert not second.has(KEY)
+    write(first)
+    assert second.has(KEY)
+    assert not (second.root / "objects").exists()
+    write(second, "built again")
+    artifact = second.get(KEY)
+    assert artifact is not None
+    assert artifact.file("file.txt").read_text() == "hello"
+    assert artifact.path.is_relative_to(tmp_path / "host2")
+
+
+def test_a_torn_upload_is_a_miss_and_a_damaged_one_is_found(tmp_path: Path) -> None:
+    import fsspec
+
+    url = f"memory://{tmp_path.name}"
+    write(store_at(url, tmp_path / "host1"))
+    files = fsspec.filesystem("memory")
+    place = f"/{tmp_path.name}/objects/{KEY[:2]}/{KEY}"
+    files.pipe_file(f"{place}/file.txt", b"hellO")
+    said: list[str] = []
+    assert store_at(url, tmp_path / "host2").get(KEY, say=said.append) is None
+    assert "has other contents" in said[0]
+    write(store_at(url, tmp_path / "host1"))
+    files.rm_file(f"{place}/manifest.json")
+    assert not store_at(url, tmp_path / "host3").has(KEY)

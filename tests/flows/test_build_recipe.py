@@ -41,7 +41,7 @@ def settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def plan(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> Plan:
     loaded = load_recipe(Path(recipe))
-    return plan_recipe(loaded, open_store(settings.store), FileDigests(None), only=only)
+    return plan_recipe(loaded, open_store(settings), FileDigests(None), only=only)
 
 
 def build(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> BuildResult:

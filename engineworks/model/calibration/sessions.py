@@ -62,7 +62,7 @@ class SegmentedModel:
                     receive(name, value)
                 if name in self._last_use:
                     alive[name] = value
-        _trim_heap()
+            _trim_heap()
 
     def _check_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         names = [spec.name for spec in self.inputs]

@@ -180,6 +180,9 @@ def test_a_torn_upload_is_a_miss_and_a_damaged_one_is_found(tmp_path: Path) -> N
     said: list[str] = []
     assert store_at(url, tmp_path / "host2").get(KEY, say=said.append) is None
     assert "has other contents" in said[0]
-    write(store_at(url, tmp_path / "host1"))
+    write(store_at(url, tmp_path / "host2"), "again")
+    artifact = store_at(url, tmp_path / "host4").get(KEY)
+    assert artifact is not None
+    assert artifact.file("file.txt").read_text() == "again"
     files.rm_file(f"{place}/manifest.json")
     assert not store_at(url, tmp_path / "host3").has(KEY)

@@ -29,9 +29,9 @@ from engineworks.results import BuildResult, Failure
 from engineworks.schedule import Schedule
 from engineworks.settings import read_settings
 from engineworks.tracking import BuildRun
-from tasks.gate_engine import gate_engine
+from tasks.conclude_engine import conclude_engine
 from tasks.plan_build import plan_build
-from tasks.record_build import end_record, record_engine, start_record
+from tasks.record_build import end_record, start_record
 from tasks.report_build import report_build
 from tasks.run_steps import STEP_TASKS
 
@@ -108,8 +108,7 @@ def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
 def gate_and_record(build: Build, run: BuildRun) -> BuildResult:
     """Judge and record every engine, then the build."""
     for engine in build.plan.engines:
-        build.engines[engine.id] = gate_engine(build, engine.id)
-        record_engine(build, run, engine.id)
+        build.engines[engine.id] = conclude_engine(build, run, engine.id)
     report = report_build(build, build.plan.recipe, run.run_id)
     end_record(build, run, build.plan.recipe)
     return replace(build.result(run.run_id), report=report)

@@ -75,14 +75,18 @@ class LocalPrefect:
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))
 
-    def wait_ready(self, timeout_s: float = START_LIMIT_S) -> str:
-        """Import Prefect (1 s, while the server starts), wait until the API answers, and return its address.
-
-        Raises StepError, with the end of the server's log, where it does not answer within `timeout_s`.
-        """
+    def load(self) -> None:
+        """Import Prefect (1 s, while the server starts) and set it up; a second call does nothing."""
         if not self._entered:
             self._enter_settings()
             self._entered = True
+
+    def wait_ready(self, timeout_s: float = START_LIMIT_S) -> str:
+        """`load`, wait until the API answers, and return its address.
+
+        Raises StepError, with the end of the server's log, where it does not answer within `timeout_s`.
+        """
+        self.load()
         if self._server is None:
             _check_answers(self.given_url)
             return self.given_url

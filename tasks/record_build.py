@@ -1,4 +1,4 @@
-"""The build and its engines → MLflow: a parent run, and one child run per engine."""
+"""The build → MLflow: the parent run of its engines' runs, opened first and closed last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from engineworks.build_state import Build
-from engineworks.records import build_tags, engine_record, plan_params, result_metrics
+from engineworks.records import build_tags, plan_params, result_metrics
 from engineworks.report.text import render_markdown
 from engineworks.tracking import BuildRun
 
@@ -18,11 +18,6 @@ def start_record(build: Build, recipe: str, flow_run: str) -> BuildRun:
     plan = build.plan
     tags, params = build_tags(plan, flow_run), plan_params(plan)
     return build.tracking.start_build(recipe, plan.build_key, tags, params, list(plan.steps))
-
-
-@task(name="record engine", task_run_name="{engine_id}/record", cache_policy=NO_CACHE)
-def record_engine(build: Build, run: BuildRun, engine_id: str) -> str:
-    return run.record_engine(engine_record(build.plan, build.engines[engine_id]))
 
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)

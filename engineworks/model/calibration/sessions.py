@@ -7,6 +7,7 @@ import difflib
 import functools
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+_TRIM_ABOVE_BYTES = 1 << 26
+"""Tensors of one segment after which freed memory is given back at once."""
+
+_TRIM_EVERY_SECONDS = 0.5
+"""How often it is given back otherwise: pages that come back have to be cleared, a fifth of a small batch's time."""
+
 
 class SegmentedModel:
     """Runs a model segment by segment; see `open_segments`."""
@@ -38,6 +45,7 @@ class SegmentedModel:
         self._wanted = frozenset(wanted)
         self._steps = tuple(zip(segments, sessions, strict=True))
         self._last_use = {name: at for at, segment in enumerate(segments) for name in segment.inputs}
+        self._trimmed_at = time.monotonic()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[str, NDArray[Any]], None]) -> None:
         """Run one batch; `receive` gets every wanted tensor, which is freed as soon as no segment needs it.
@@ -53,6 +61,7 @@ class SegmentedModel:
         for at, (segment, session) in enumerate(self._steps):
             values = _run(session, segment, alive)
             values.reverse()
+            large = sum(value.nbytes for value in values) > _TRIM_ABOVE_BYTES
             for name in segment.inputs:
                 if self._last_use[name] == at:
                     del alive[name]
@@ -62,7 +71,11 @@ class SegmentedModel:
                     receive(name, value)
                 if name in self._last_use:
                     alive[name] = value
+            if large:
+                _trim_heap()
+        if time.monotonic() - self._trimmed_at > _TRIM_EVERY_SECONDS:
             _trim_heap()
+            self._trimmed_at = time.monotonic()
 
     def _check_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         names = [spec.name for spec in self.inputs]

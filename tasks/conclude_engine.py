@@ -1,0 +1,22 @@
+"""Reports and limits → the engine's verdict, and all of it → MLflow: a child run of the build's.
+
+Gate and record are one task: the gate is pure and takes a millisecond, a task run of its own costs thirty.
+"""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from engineworks.build_state import Build
+from engineworks.records import engine_record
+from engineworks.results import EngineResult, engine_result
+from engineworks.tracking import BuildRun
+
+
+@task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
+def conclude_engine(build: Build, run: BuildRun, engine_id: str) -> EngineResult:
+    engine = next(e for e in build.plan.engines if e.id == engine_id)
+    result = engine_result(build.plan, engine, build.store, build.failures)
+    run.record_engine(engine_record(build.plan, result))
+    return result

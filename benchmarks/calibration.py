@@ -31,8 +31,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "calibration-cpu.json"
-FLAT = 1.05
-"""Largest allowed ratio of our peak with all samples to that with an eighth of them."""
+FLAT = 1.15
+"""Largest allowed ratio of our peak with all samples to that with an eighth of them. The allocator alone moves it by
+some 40 MiB either way from run to run."""
 
 TARGETS = {  # largest allowed ratio of ours to ONNX Runtime's
     "minmax": {"peak_memory": 1.2, "seconds_per_sample": 1.2, "peak_memory_of_8_times_the_samples": FLAT},

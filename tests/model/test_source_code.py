@@ -24,9 +24,10 @@ def _same_imports() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_imports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test imports, and from where, is nothing to another."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def _own_imports(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one test imports, and from where, is nothing to another, of other files too."""
+    elsewhere = str(tmp_path_factory.getbasetemp())
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not p.startswith(elsewhere)])
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.delitem(sys.modules, "models", raising=False)
 

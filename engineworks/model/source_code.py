@@ -196,11 +196,7 @@ class _LocalFinder:
 def _import(name: str, root: Path, doing: str) -> ModuleType:
     modules = local_modules(name, root)
     if name not in modules and not _is_installed(name):
-        expected = root.joinpath(*name.split("."))
-        raise ModelError(
-            f"{doing}: there is no module '{name}'",
-            hint=f"looked for {expected}.py, {expected / '__init__.py'} and an installed module '{name}'",
-        )
+        raise _missing(name, root, doing)
     finder = _LocalFinder(modules, root)
     for stale in finder.names:  # another recipe's module of the same name
         sys.modules.pop(stale, None)
@@ -211,7 +207,17 @@ def _import(name: str, root: Path, doing: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # the user's code may raise anything
+        if isinstance(error, ModuleNotFoundError) and name not in modules and f"{name}.".startswith(f"{error.name}."):
+            raise _missing(name, root, doing) from None  # its package is there, in another place
         raise user_failure(error, root, f"{doing}: importing '{name}'") from error
+
+
+def _missing(name: str, root: Path, doing: str) -> ModelError:
+    expected = root.joinpath(*name.split("."))
+    return ModelError(
+        f"{doing}: there is no module '{name}'",
+        hint=f"looked for {expected}.py, {expected / '__init__.py'} and an installed module '{name}'",
+    )
 
 
 def _is_installed(name: str) -> bool:

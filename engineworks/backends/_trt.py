@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.backends._trt_config import configure, name_capabilities
+from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of, telling
 from engineworks.backends._trt_profiles import add_profiles
-from engineworks.backends._trt_tensors import dtype_name
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.capabilities import PORTABLE_ONLY, why_not

@@ -62,26 +62,16 @@ class TrtSession:
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
         """By the host's clock from the first call to the end of the wait, and by CUDA events around the same work. One
         run that is not timed comes first. Copies go from and to page-locked memory. Raises `RunError`."""
-        clock, host, device = time.perf_counter_ns, [0.0] * runs, [0.0] * runs
+        host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
-            stream = lane.stream
             lane.place(checked_feeds(self._inputs, feeds))
             lane.copy_in()
             lane.launch()
             lane.copy_out()
             lane.wait()
+            run = lane.timed_run(copies=copies)
             for i in range(runs):
-                stream.begin()
-                start = clock()
-                if copies:
-                    lane.copy_in()
-                lane.launch()
-                if copies:
-                    lane.copy_out()
-                stream.end()
-                stream.wait()
-                host[i] = (clock() - start) / 1e6
-                device[i] = stream.elapsed_ms()
+                host[i], device[i] = run()
         return RunTimes(tuple(host), tuple(device))
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:

@@ -134,7 +134,7 @@ class Stream:
         call("cudaStreamSynchronize", self.handle)
 
     def marks(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Functions that mark the begin and the end of a run, without a check: `elapsed_ms` fails if one of them did."""
+        """Functions that mark begin and end of a run, without a check: `elapsed_ms` fails if one of them did."""
         record = runtime().cudaEventRecord
         return partial(record, self._begin, self.handle), partial(record, self._end, self.handle)
 

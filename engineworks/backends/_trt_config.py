@@ -79,7 +79,14 @@ def configure(trt: Any, title: str, config: Any, options: Mapping[str, Any]) -> 
             choices = getattr(trt, enumeration, None)
             _set(title, config, name, attribute, getattr(choices, value.upper(), None))
         elif name in FLAGS and value:
-            config.set_flag(getattr(trt.BuilderFlag, name.upper()))
+            _set_flag(trt, title, config, name)
+
+
+def _set_flag(trt: Any, title: str, config: Any, option: str) -> None:
+    flag = getattr(trt.BuilderFlag, option.upper(), None)  # TensorRT 10.0 has no STRICT_NANS
+    if flag is None:
+        raise TargetError(f"{title} does not have option '{option}'", hint="leave it out")
+    config.set_flag(flag)
 
 
 def _set(title: str, config: Any, option: str, attribute: str, value: Any) -> None:

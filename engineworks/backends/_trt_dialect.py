@@ -43,7 +43,8 @@ class Dialect(Protocol):
 
 def scratch_bytes(engine: Any) -> int:
     """Memory that a context of the engine takes for its layers. TensorRT 10.0 has the older name only."""
-    return int(getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", 0))
+    older = getattr(engine, "device_memory_size", 0)
+    return int(getattr(engine, "device_memory_size_v2", older))
 
 
 class RtxDialect:

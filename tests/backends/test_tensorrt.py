@@ -87,7 +87,7 @@ def test_an_option_that_a_version_lacks_is_refused() -> None:
     assert "STRICT_NANS" not in RECORD["10.0.1"]["BuilderFlag"]
     vendor = SimpleNamespace(BuilderFlag=SimpleNamespace(TF32=1))
     config = SimpleNamespace(clear_flag=lambda flag: None)
-    with pytest.raises(TargetError, match="TensorRT 10.0.1 does not have option 'strict_nans'"):
+    with pytest.raises(TargetError, match=r"TensorRT 10\.0\.1 does not have option 'strict_nans'"):
         configure(vendor, "TensorRT 10.0.1", config, {"strict_nans": True})
 
 

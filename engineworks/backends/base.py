@@ -100,10 +100,12 @@ class Serving:
 @dataclass(frozen=True)
 class RunTimes:
     """Milliseconds of each run, in order. host: from the call until the outputs are ready, by the host's clock.
-    device: the same runs by the device's own clock (CUDA events); empty on a CPU."""
+    device: the same runs by the device's own clock (CUDA events); empty on a CPU. on_host: the engine runs where its
+    inputs and outputs lie (a CPU), so that there is nothing to copy."""
 
     host_ms: tuple[float, ...]
     device_ms: tuple[float, ...] = ()
+    on_host: bool = False
 
 
 class Session(Protocol):
@@ -151,6 +153,10 @@ class MemoryMeter(Protocol):
 
     def peak_mib(self) -> float:
         """Most that was in use since `reset`, MiB; on a device that keeps no peak: what is in use now."""
+        ...
+
+    def total_mib(self) -> float:
+        """All memory of the device, MiB, whoever uses it; on a CPU what this process may use."""
         ...
 
 

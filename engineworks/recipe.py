@@ -134,7 +134,7 @@ class ServingOptions(Part):
 
     cuda_graphs: bool = Field(False, description="replay the launches of a shape as one CUDA graph")
     kernels: Literal["lazy", "eager", "none"] = Field(
-        "lazy", description="TensorRT-RTX's specialized kernels: compiled meanwhile, before the first run, or not at all"
+        "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
     )
 
 

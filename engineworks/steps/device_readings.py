@@ -1,0 +1,38 @@
+"""Readings of the device while engines are measured on it: what they were, and what is wrong with them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from engineworks.backends.base import DeviceWatch
+
+
+class DeviceReadings:
+    """Takes readings for a place (loading, a shape), and judges each place by its own."""
+
+    def __init__(self, watch: DeviceWatch) -> None:
+        self._watch = watch
+        self._begin = time.monotonic()
+        self._readings: list[dict[str, Any]] = []
+
+    def take(self, at: str, spacing_s: float = 0.0) -> None:
+        """One reading, unless the last one at this place is less than `spacing_s` old."""
+        now = time.monotonic() - self._begin
+        last = next((r for r in reversed(self._readings) if r["at"] == at), None)
+        if last is not None and now - last["s"] < spacing_s:
+            return
+        reading = dict(self._watch.sample())
+        if reading:
+            self._readings.append({"at": at, "s": round(now, 3), **reading})
+
+    def complaints(self, at: str) -> list[str]:
+        """Why figures taken there are not to be trusted."""
+        own = [r for r in self._readings if r["at"] == at]
+        return list(self._watch.complaints(own)) if own else []
+
+    def to_json(self) -> dict[str, Any]:
+        """readings: each with its place and the seconds since the first. complaints: of every place, each once."""
+        places = dict.fromkeys(r["at"] for r in self._readings)
+        sentences = dict.fromkeys(sentence for at in places for sentence in self.complaints(at))
+        return {"readings": self._readings, "complaints": list(sentences)}

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from engineworks.measure.statistics import Interval, enough_for, quantile, quantile_interval
-from engineworks.measure.windows import Window, first_steady, is_settled
+from engineworks.measure.windows import Window, first_steady, is_settled, without_slow_start
 
 
 class Times(Protocol):
@@ -177,12 +177,12 @@ def _known(samples: list[float], precision: float) -> bool:
 
 
 def _sampled(windows: Sequence[Window], steady: int, settled: bool) -> Sampled:
-    kept = windows[steady:]
+    kept = without_slow_start(windows[steady:])
     return Sampled(
         host_ms=tuple(t for w in kept for t in w.host_ms),
         device_ms=tuple(t for w in kept for t in w.device_ms),
-        warmup_runs=sum(len(w.host_ms) for w in windows[:steady]),
-        warmup_s=sum(w.seconds for w in windows[:steady]),
+        warmup_runs=sum(len(w.host_ms) for w in windows) - sum(len(w.host_ms) for w in kept),
+        warmup_s=sum(w.seconds for w in windows) - sum(w.seconds for w in kept),
         settled=settled,
     )
 
@@ -203,5 +203,7 @@ def _notes(sampled: Sampled, interval: Interval | None, middle: float, sampling:
 
 def _halves(samples: Sequence[float]) -> str:
     half = len(samples) // 2
-    first, second = median(samples[:half]), median(samples[half:])
-    return f"its median was {first:.4g} ms over the first half of the runs, {second:.4g} ms over the second"
+    first, second, end = median(samples[:half]), median(samples[half:]), median(samples[-max(1, half // 5) :])
+    return (
+        f"median {first:.4g} ms over the first half of the runs, {second:.4g} ms over the second, {end:.4g} ms at last"
+    )

@@ -40,6 +40,21 @@ def first_steady(windows: Sequence[Window]) -> int:
     return max(host, steady_from([median(w.device_ms) for w in windows]))
 
 
+def without_slow_start(windows: Sequence[Window]) -> list[Window]:
+    """The windows without the leading runs of the first that are slower than all of them together: where the time fell
+    within that window, those before the fall."""
+    first, *rest = windows
+    skip = _slow_start(first.host_ms, median([t for w in windows for t in w.host_ms]))
+    if all(w.device_ms for w in windows):
+        skip = max(skip, _slow_start(first.device_ms, median([t for w in windows for t in w.device_ms])))
+    share = 1 - skip / len(first.host_ms)
+    return [Window(first.host_ms[skip:], first.device_ms[skip:], share * first.seconds), *rest]
+
+
+def _slow_start(runs: Sequence[float], level: float) -> int:
+    return next((i for i, value in enumerate(runs) if value <= level * (1 + TOLERANCE)), 0)
+
+
 def is_settled(windows: Sequence[Window]) -> bool:
     """Whether the halves of these windows agree, and the last one is not a step below them, by every clock.
 

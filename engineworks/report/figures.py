@@ -31,7 +31,7 @@ _LATENCY_KEYS = (
     ("runs", 0),
 )  # fmt: skip
 
-SWEEP_HEADINGS = ("batch", "samples/s", "mean ms", "p50 ms", "p99 ms", "MiB", "why not")
+SWEEP_HEADINGS = ("batch", "samples/s", "mean ms", "p50 ms", "p99 ms", "MiB", "error")
 
 
 def latency_table(engine: EngineResult) -> Table | None:
@@ -43,8 +43,12 @@ def latency_table(engine: EngineResult) -> Table | None:
         (name, dims_text(s["dims"]), *(figure(s.get(key), digits) for key, digits in _LATENCY_KEYS))
         for name, s in shapes.items()
     ]
-    used = [i for i in range(len(LATENCY_HEADINGS)) if i < 2 or any(row[i] for row in rows)]
-    return Table(tuple(LATENCY_HEADINGS[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows))
+    return _without_empty_columns(LATENCY_HEADINGS, rows)
+
+
+def _without_empty_columns(headings: Sequence[str], rows: Sequence[Sequence[str]], below: str = "") -> Table:
+    used = [i for i in range(len(headings)) if any(row[i] for row in rows)]
+    return Table(tuple(headings[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows), below)
 
 
 def has_device_figures(engine: EngineResult) -> bool:
@@ -69,7 +73,7 @@ def sweep_table(engine: EngineResult) -> Table | None:
         return None
     chosen = engine.recommendation.batch
     rows = tuple(_sweep_row(point, recommended=point["batch"] == chosen) for point in engine.latency["sweep"])
-    return Table(SWEEP_HEADINGS, rows, below=f"Recommended: {engine.recommendation.sentence}.")
+    return _without_empty_columns(SWEEP_HEADINGS, rows, f"Recommended: {engine.recommendation.sentence}.")
 
 
 def _sweep_row(point: Mapping[str, Any], *, recommended: bool) -> tuple[str, ...]:
@@ -98,10 +102,12 @@ def remarks(engine: EngineResult) -> Iterator[str]:
 
 
 def warnings(engine: EngineResult) -> Sequence[str]:
-    """Those remarks that a terminal should show: what was wrong with the device, and how the engine ran otherwise than
-    was asked."""
+    """Those remarks that a terminal should show: the first thing that was wrong with the device, and how the engine ran
+    otherwise than was asked."""
     report = engine.latency or {}
-    return [*report.get("device", {}).get("complaints", ()), *report.get("notes", ())]
+    first, *more = report.get("device", {}).get("complaints") or [""]
+    rest = f" ({len(more)} more in the report)" if more else ""
+    return [*([first + rest] if first else []), *report.get("notes", ())]
 
 
 def dims_text(dims: Mapping[str, int]) -> str:

@@ -32,7 +32,7 @@ class DeviceReadings:
         return list(self._watch.complaints(own)) if own else []
 
     def to_json(self) -> dict[str, Any]:
-        """readings: each with its place and the seconds since the first. complaints: of every place, each once."""
+        """readings: each with its place and the seconds since the first. complaints of every place, named."""
         places = dict.fromkeys(r["at"] for r in self._readings)
-        sentences = dict.fromkeys(sentence for at in places for sentence in self.complaints(at))
-        return {"readings": self._readings, "complaints": list(sentences)}
+        sentences = [f"{at}: {sentence}" for at in places for sentence in self.complaints(at)]
+        return {"readings": self._readings, "complaints": sentences}

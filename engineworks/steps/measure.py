@@ -25,8 +25,8 @@ from engineworks.tensors import TensorSpec, spec_from_json
 
 LATENCY_FILE = "latency.json"
 
-LOADING = "load"
-"""Where readings of the device that were taken around loading belong to; a named shape is never called so."""
+LOADING, AFTER = "while loading", "at the end"
+"""Places of readings of the device beside the shapes; names of shapes hold no space."""
 
 
 def run(job: StepJob) -> None:
@@ -58,7 +58,7 @@ def run(job: StepJob) -> None:
     finally:
         session.close()
     load_complaints = readings.complaints(LOADING)
-    readings.take("after")
+    readings.take(AFTER)
     job.write_json(LATENCY_FILE, report | {"load_complaints": load_complaints, "device": readings.to_json()})
 
 
@@ -73,8 +73,8 @@ def _load(job: StepJob) -> Session:
 
 
 def _batch_name(one: Mapping[str, Any]) -> str:
-    """Names are written in small letters only, so that no named shape is called so."""
-    return f"BATCH {one['batch']}"
+    """Names hold no space, so that no named shape is called so."""
+    return f"batch {one['batch']}"
 
 
 class _Shapes:
@@ -118,6 +118,7 @@ class _Shapes:
         return {**figures, **at}
 
     def _figures(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
+        """Of one shape; the sweep's run one at a time only."""
         feeds = feeds_at(self._specs, self._samples, at["dims"])
         self._meter.reset()
         figures = measure_shape(
@@ -125,7 +126,7 @@ class _Shapes:
             feeds,
             samples_per_run(self._specs, at["dims"]),
             sampling=sampling_of(self._session.facts, tail=at["tail"]),
-            streams=self._job.params["streams"],
+            streams=() if "batch" in at else self._job.params["streams"],
             look=partial(self._readings.take, name),
             peak_mib=self._meter.peak_mib,
         )

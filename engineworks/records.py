@@ -131,7 +131,9 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         for shape, figures in engine.latency["shapes"].items():
             found |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
             found |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
-            found |= {f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures["streams"]}
+            found |= {
+                f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
+            }
     if engine.recommendation and engine.recommendation.batch:
         found["recommended_batch"] = engine.recommendation.batch
     if engine.sidecar:

@@ -68,6 +68,7 @@ class EngineResult:
             "latency": {name: _without_samples(s) for name, s in shapes.items()},
             "sweep": self._sweep(),
             "serving": self.latency.get("serving") if self.latency else None,
+            "facts": dict(self.latency.get("facts", {})) if self.latency else {},
             "notes": list(self.latency.get("notes", ())) if self.latency else [],
             "complaints": list(self.latency.get("device", {}).get("complaints", ())) if self.latency else [],
             "error": self.failure.message if self.failure else None,

@@ -134,7 +134,7 @@ def sample_runs(time_runs: TimeRuns, sampling: Sampling) -> Sampled:
     """Time windows of runs until the time has settled and the median is known, or the time is up."""
     windows = [_timed(time_runs, _LEAST_RUNS_PER_WINDOW)]
     while True:
-        windows.append(_timed(time_runs, _runs_per_window(median(windows[-1].host_ms))))
+        windows.append(_timed(time_runs, _runs_per_window(windows[-1].medians_ms[0])))
         steady = first_steady(windows)
         settled = is_settled(windows[steady:])
         if _enough(windows[:steady], windows[steady:], settled, sampling):
@@ -159,15 +159,15 @@ def _runs_per_window(usual_ms: float) -> int:
 def _enough(warmup: Sequence[Window], steady: Sequence[Window], settled: bool, sampling: Sampling) -> bool:
     """Time is up where the steady runs took `most_s`, or all of them three times that; five are kept at least."""
     warmup_s, steady_s = sum(w.seconds for w in warmup), sum(w.seconds for w in steady)
-    samples = [t for w in steady for t in w.host_ms]
+    runs = sum(len(w.host_ms) for w in steady)
     most_s = max(sampling.most_s, sampling.tail_most_s) if sampling.tail else sampling.most_s
-    if len(samples) >= 5 and (steady_s >= most_s or warmup_s + steady_s >= 3 * most_s):
+    if runs >= 5 and (steady_s >= most_s or warmup_s + steady_s >= 3 * most_s):
         return True
     least = max(sampling.least_runs, enough_for(0.99) if sampling.tail else 0)
-    if not settled or len(samples) < least:
+    if not settled or runs < least:
         return False
     long_enough = warmup_s + steady_s >= sampling.watch_s and steady_s >= SAMPLES_PER_WARM_UP * warmup_s
-    return long_enough and _known(samples, sampling.precision)
+    return long_enough and _known([t for w in steady for t in w.host_ms], sampling.precision)
 
 
 def _known(samples: list[float], precision: float) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
 TOLERANCE = 0.03
@@ -25,6 +26,11 @@ class Window:
     device_ms: tuple[float, ...]
     seconds: float
 
+    @cached_property
+    def medians_ms(self) -> tuple[float, ...]:
+        """By the host's clock, and by the device's where there is one."""
+        return tuple(median(times) for times in (self.host_ms, self.device_ms) if times)
+
 
 def steady_from(medians: Sequence[float], tolerance: float = TOLERANCE) -> int:
     """Index of the first window that is as fast as the later half of them (its median, within the tolerance)."""
@@ -34,25 +40,17 @@ def steady_from(medians: Sequence[float], tolerance: float = TOLERANCE) -> int:
 
 def first_steady(windows: Sequence[Window]) -> int:
     """Index of the first window that is steady by the host's clock and by the device's, where there is one."""
-    host = steady_from([median(w.host_ms) for w in windows])
-    if not all(w.device_ms for w in windows):
-        return host
-    return max(host, steady_from([median(w.device_ms) for w in windows]))
+    return max(steady_from(medians) for medians in _by_clock(windows))
 
 
 def without_slow_start(windows: Sequence[Window]) -> list[Window]:
-    """The windows without the leading runs of the first that are slower than all of them together: where the time fell
-    within that window, those before the fall."""
+    """The windows without the leading runs of the first that are slower than they are: where the time fell within
+    that window, those before the fall."""
     first, *rest = windows
-    skip = _slow_start(first.host_ms, median([t for w in windows for t in w.host_ms]))
-    if all(w.device_ms for w in windows):
-        skip = max(skip, _slow_start(first.device_ms, median([t for w in windows for t in w.device_ms])))
+    levels = [median(medians) for medians in _by_clock(windows)]
+    skip = max(_slow_start(runs, level) for runs, level in zip((first.host_ms, first.device_ms), levels, strict=False))
     share = 1 - skip / len(first.host_ms)
     return [Window(first.host_ms[skip:], first.device_ms[skip:], share * first.seconds), *rest]
-
-
-def _slow_start(runs: Sequence[float], level: float) -> int:
-    return next((i for i, value in enumerate(runs) if value <= level * (1 + TOLERANCE)), 0)
 
 
 def is_settled(windows: Sequence[Window]) -> bool:
@@ -60,13 +58,19 @@ def is_settled(windows: Sequence[Window]) -> bool:
 
     One window tells nothing of that: False.
     """
-    clocks = [[w.host_ms for w in windows]]
-    if all(w.device_ms for w in windows):
-        clocks.append([w.device_ms for w in windows])
-    return len(windows) > 1 and all(_agree(runs) for runs in clocks)
+    return len(windows) > 1 and all(_agree(medians) for medians in _by_clock(windows))
 
 
-def _agree(windows: Sequence[Sequence[float]]) -> bool:
-    middle = len(windows) // 2
-    early, late = (median([t for w in part for t in w]) for part in (windows[:middle], windows[middle:]))
-    return abs(early - late) <= TOLERANCE * late and median(windows[-1]) >= (1 - TOLERANCE) * late
+def _by_clock(windows: Sequence[Window]) -> list[tuple[float, ...]]:
+    """The windows' medians, one list per clock."""
+    return list(zip(*(w.medians_ms for w in windows), strict=True))
+
+
+def _slow_start(runs: Sequence[float], level: float) -> int:
+    return next((i for i, value in enumerate(runs) if value <= level * (1 + TOLERANCE)), 0)
+
+
+def _agree(medians: Sequence[float]) -> bool:
+    middle = len(medians) // 2
+    early, late = median(medians[:middle]), median(medians[middle:])
+    return abs(early - late) <= TOLERANCE * late and medians[-1] >= (1 - TOLERANCE) * late

@@ -134,7 +134,7 @@ class Session(Protocol):
     def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs on the same feeds, one after the other, each awaited. copies: with the inputs' way to the
         device and the outputs' way back; otherwise both lie where the engine wants them. Called for windows of some
-        50 ms: one run more to set things up, which is not timed, is the most that a call may cost. Raises `RunError`."""
+        50 ms: one run more to set things up, not timed, is the most that a call may cost. Raises `RunError`."""
         ...
 
     def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:

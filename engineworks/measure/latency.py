@@ -28,6 +28,8 @@ TimeRuns = Callable[[int], Times]
 WINDOW_MS = 50.0
 """Length of a window: short against the time in which specialized kernels arrive, long against a run."""
 
+LONGEST_WINDOW_MS = 300.0
+
 SAMPLES_PER_WARM_UP = 2.5
 """Sampling lasts so many times as long as the warm-up did, so that the warm-up is no third of the whole."""
 
@@ -134,7 +136,7 @@ def sample_runs(time_runs: TimeRuns, sampling: Sampling) -> Sampled:
     """Time windows of runs until the time has settled and the median is known, or the time is up."""
     windows = [_timed(time_runs, _LEAST_RUNS_PER_WINDOW)]
     while True:
-        windows.append(_timed(time_runs, _runs_per_window(windows[-1].medians_ms[0])))
+        windows.append(_timed(time_runs, _runs_per_window(windows[-1])))
         steady = first_steady(windows)
         settled = is_settled(windows[steady:])
         if _enough(windows[:steady], windows[steady:], settled, sampling):
@@ -151,9 +153,13 @@ _LEAST_RUNS_PER_WINDOW = 3
 """Of engines that take seconds. A session may need one run more for each call, which is not timed."""
 
 
-def _runs_per_window(usual_ms: float) -> int:
+def _runs_per_window(last: Window) -> int:
+    """So many as fill a window; a longer one where setting a call up would cost more than a tenth of it."""
+    usual_ms = last.medians_ms[0]
+    set_up_ms = 1000 * last.seconds - sum(last.host_ms)
+    window_ms = min(max(WINDOW_MS, 10 * set_up_ms), LONGEST_WINDOW_MS)
     least = 10 if usual_ms < WINDOW_MS else 5 if usual_ms < 1000 else _LEAST_RUNS_PER_WINDOW
-    return max(least, min(1000, int(WINDOW_MS / max(usual_ms, 0.001))))
+    return max(least, min(1000, int(window_ms / max(usual_ms, 0.001))))
 
 
 def _enough(warmup: Sequence[Window], steady: Sequence[Window], settled: bool, sampling: Sampling) -> bool:

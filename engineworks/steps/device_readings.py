@@ -9,30 +9,29 @@ from engineworks.backends.base import DeviceWatch
 
 
 class DeviceReadings:
-    """Takes readings for a place (loading, a shape), and judges each place by its own."""
+    """Takes readings at places (loading, a shape), and judges each place by its own."""
 
     def __init__(self, watch: DeviceWatch) -> None:
         self._watch = watch
         self._begin = time.monotonic()
         self._readings: list[dict[str, Any]] = []
+        self._last_s: dict[str, float] = {}
 
     def take(self, at: str, spacing_s: float = 0.0) -> None:
         """One reading, unless the last one at this place is less than `spacing_s` old."""
         now = time.monotonic() - self._begin
-        last = next((r for r in reversed(self._readings) if r["at"] == at), None)
-        if last is not None and now - last["s"] < spacing_s:
+        if now - self._last_s.get(at, -spacing_s) < spacing_s:
             return
+        self._last_s[at] = now
         reading = dict(self._watch.sample())
         if reading:
             self._readings.append({"at": at, "s": round(now, 3), **reading})
 
     def complaints(self, at: str) -> list[str]:
         """Why figures taken there are not to be trusted."""
-        own = [r for r in self._readings if r["at"] == at]
-        return list(self._watch.complaints(own)) if own else []
+        return list(self._watch.complaints([r for r in self._readings if r["at"] == at]))
 
     def to_json(self) -> dict[str, Any]:
         """readings: each with its place and the seconds since the first. complaints of every place, named."""
-        places = dict.fromkeys(r["at"] for r in self._readings)
-        sentences = [f"{at}: {sentence}" for at in places for sentence in self.complaints(at)]
+        sentences = [f"{at}: {sentence}" for at in self._last_s for sentence in self.complaints(at)]
         return {"readings": self._readings, "complaints": sentences}

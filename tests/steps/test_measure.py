@@ -30,7 +30,9 @@ def job(folder: Path, **params: Any) -> StepJob:
     (folder / "build").mkdir()
     (folder / "out").mkdir()
     onnx.save(tiny_model(), folder / "build/engine")
-    (folder / "build/engine.json").write_text(json.dumps({"engine": "engine", "bytes": 2**20}), encoding="utf-8")
+    outputs = [TensorSpec("logits", "float32", ("batch", 3)).to_json()]
+    sidecar = {"engine": "engine", "bytes": 2**20, "inputs": [INPUT.to_json()], "outputs": outputs}
+    (folder / "build/engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
     np.savez(folder / "data.npz", image=np.ones((3, 1, 4, 4), np.float32))
     samples = {"arrays": {"image": "image"}, "count": 3, "total": 3, "specs": [INPUT.to_json()]}
     given = {
@@ -210,4 +212,18 @@ def test_readings_keep_their_distance_within_a_place(monkeypatch: pytest.MonkeyP
         ("a", 0.3, 4),
     ]
     assert found["complaints"] == ["a: 3 readings", "b: 1 readings"]
-    assert readings.complaints("nowhere") == []
+
+
+class Blind:
+    def sample(self) -> Mapping[str, object]:
+        return {}
+
+    def complaints(self, readings: Sequence[Mapping[str, object]]) -> Sequence[str]:
+        return ["the state of the device is unknown"]
+
+
+def test_a_watch_that_sees_nothing_is_heard() -> None:
+    readings = DeviceReadings(Blind())
+    readings.take("one")
+    assert readings.complaints("one") == ["the state of the device is unknown"]
+    assert readings.to_json() == {"readings": [], "complaints": ["one: the state of the device is unknown"]}

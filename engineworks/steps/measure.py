@@ -20,6 +20,7 @@ from engineworks.samples import SampleFile, batch_axes, samples_from_json, sampl
 from engineworks.steps import StepJob
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
+from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.tensors import TensorSpec, spec_from_json
 
@@ -32,7 +33,8 @@ LOADING, AFTER = "while loading", "at the end"
 def run(job: StepJob) -> None:
     """Writes `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with
     the figures of `measure_shape`, memory_mib and the device's complaints; `serving`, and the session's notes and
-    facts; load_complaints, and `device` with every reading and the complaints of all shapes."""
+    facts; load_complaints, `device` with every reading and the complaints of all shapes, and `loads`, with and without
+    the device's cache where it has one."""
     target = job.params["target"]
     runner = runner_of(target)
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
@@ -40,7 +42,7 @@ def run(job: StepJob) -> None:
     before_mib = meter.peak_mib()
     readings.take(LOADING)
     start = time.perf_counter()
-    session = _load(job)
+    session = _load(job, _cache(job))
     load_ms = 1000 * (time.perf_counter() - start)
     readings.take(LOADING)
     try:
@@ -59,17 +61,28 @@ def run(job: StepJob) -> None:
         session.close()
     load_complaints = readings.complaints(LOADING)
     readings.take(AFTER)
-    job.write_json(LATENCY_FILE, report | {"load_complaints": load_complaints, "device": readings.to_json()})
+    report |= {"load_complaints": load_complaints, "device": readings.to_json(), "loads": _loads(job)}
+    job.write_json(LATENCY_FILE, report)
 
 
-def _load(job: StepJob) -> Session:
+def _cache(job: StepJob) -> Path | None:
     cache = job.aside.get("cache")
-    return load_engine(
-        job.inputs["build"],
-        job.params["target"],
-        serving=serving_from_json(job.params["serving"]),
-        cache=Path(cache) if cache else None,
-    )
+    return Path(cache) if cache else None
+
+
+def _load(job: StepJob, cache: Path | None) -> Session:
+    serving = serving_from_json(job.params["serving"])
+    return load_engine(job.inputs["build"], job.params["target"], serving=serving, cache=cache)
+
+
+def _loads(job: StepJob) -> dict[str, dict[str, float]]:
+    """Loading with and without the device's cache, at the first named shape; {} where there is no cache."""
+    cache, at = _cache(job), next(iter(job.params["at"].values()), None)
+    if cache is None or at is None:
+        return {}
+    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
+    feeds = feeds_at(specs, samples_from_json(job.path("evaluation"), job.params["samples"]), at["dims"])
+    return measure_loads(partial(_load, job), feeds, cache)
 
 
 def _batch_name(one: Mapping[str, Any]) -> str:

@@ -475,8 +475,8 @@ def test_a_forked_process_has_children_of_its_own(jobs: Path) -> None:
 
 def test_a_child_whose_job_failed_does_no_other(pool: ChildPool) -> None:
     """After some CUDA errors every later call of a process fails."""
-    first = pool.run("jobs:echo", {})["pid"]
-    assert pool.run("jobs:echo", {})["pid"] == first
+    first = pool.run("child_jobs:echo", {})["pid"]
+    assert pool.run("child_jobs:echo", {})["pid"] == first
     with pytest.raises(ChildDefect):
-        pool.run("jobs:slip", {})
-    assert pool.run("jobs:echo", {})["pid"] != first
+        pool.run("child_jobs:slip", {})
+    assert pool.run("child_jobs:echo", {})["pid"] != first

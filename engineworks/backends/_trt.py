@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.backends._trt_config import configure, name_capabilities
+from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of, telling
 from engineworks.backends._trt_profiles import add_profiles
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.capabilities import PORTABLE_ONLY, why_not
-from engineworks.errors import BuildError
+from engineworks.errors import BuildError, TargetError
 from engineworks.fingerprint import installed_version
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
 from engineworks.tensors import TensorSpec
@@ -52,11 +53,11 @@ class Vendor:
         return dict([(name, version) for name, version in found if version is not None][:1])
 
     def load(self) -> Any:
-        """The vendor's module. Raises `BuildError` where it can not be imported."""
+        """The vendor's module. Raises `TargetError` where it can not be imported."""
         try:
             return importlib.import_module(self.module)
-        except ImportError as error:
-            raise BuildError(
+        except (ImportError, OSError) as error:  # OSError: one of its libraries, or CUDA's, is missing
+            raise TargetError(
                 f"{self.title} can not be imported: {error}", hint=f"pip install {self.distributions[0]}"
             ) from None
 
@@ -200,17 +201,6 @@ def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, 
 
     inputs = tuple(spec(network.get_input(i)) for i in range(network.num_inputs))
     return inputs, tuple(spec(network.get_output(i)) for i in range(network.num_outputs))
-
-
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8e4m3fn",
-    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-
-
-def dtype_name(vendor_name: str) -> str:
-    """The vendor's DataType by name → ours."""
-    return _DTYPES.get(vendor_name, vendor_name.lower())
 
 
 def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:

@@ -194,9 +194,11 @@ class Runner(Protocol):
         *,
         serving: Serving = Serving(),
         cache: Path | None = None,
+        known: Sequence[TensorSpec] = (),
     ) -> Session:
         """Load the engine's own bytes (already verified by digest). cache: a folder of this engine on this device,
-        where the backend keeps what makes the next load faster. Raises `RunError`."""
+        where the backend keeps what makes the next load faster. known: the tensors as the builder knew them, with the
+        names of their dimensions, for engines that do not keep those. Raises `RunError`."""
         ...
 
     def memory_meter(self) -> MemoryMeter:

@@ -101,9 +101,11 @@ class Documents:
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
+        aside: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-        return document, {"time_limit_s": target.target.time_limit_s}
+            aside |= _device_cache(document, facts.libraries)
+        return document, aside
 
     def reference(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.evaluation
@@ -125,7 +127,8 @@ class Documents:
         document["hardware"] = facts.hardware()
         if metric and metric != "top1":
             document["libraries"] |= self._imports(metric.python)
-        return document, {"evaluation": data.path, "folder": self._files.folder}
+        aside = {"evaluation": data.path, "folder": self._files.folder}
+        return document, aside | _device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
         data = self._files.evaluation
@@ -138,7 +141,7 @@ class Documents:
         facts = backend_facts(target.target.backend)
         document = self._document("measure", params, {"build": build}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, {"evaluation": data.path}
+        return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
 
     def _imports(self, function: str) -> dict[str, str]:
         """Versions of the installed packages that the user's own code imports."""
@@ -182,6 +185,15 @@ class Documents:
             "digests": dict(digests),
             "libraries": installed_versions((*step.libraries, *libraries)),
         }
+
+
+def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+    """Of which device, driver, versions and, where it holds one engine's kernels, engine a cache is; none without a
+    GPU. Never shared across any of them."""
+    if "driver" not in document["hardware"]:
+        return {}
+    versions = {name: document["libraries"].get(name) for name in libraries}
+    return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
 
 
 def _samples(data: SampleFile) -> Document:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends._trt_config import configure, name_capabilities
+from engineworks.backends._trt_config import configure, keep_timing_cache, name_capabilities, use_timing_cache
 from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of, telling
 from engineworks.backends._trt_profiles import add_profiles
@@ -88,9 +88,12 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
         add_profiles(builder, config, network, request.profiles, model.inputs)
         if vendor.rtx:
             name_capabilities(trt, title, config, request.compute_capabilities)
+        timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
         partial = request.out / (ENGINE_FILE + ".partial")
         if not _write(trt, builder, network, config, partial):
             raise _failure(vendor, title, request, model, logger)
+        if timings is not None and request.cache:
+            keep_timing_cache(timings, request.cache)
         inputs, outputs = _specs(trt, network, model)
     os.replace(partial, request.out / ENGINE_FILE)
     said = {spec.name: spec.dtype for spec in model.outputs}

@@ -41,6 +41,12 @@ class Dialect(Protocol):
         ...
 
 
+def scratch_bytes(engine: Any) -> int:
+    """Memory that a context of the engine takes for its layers. TensorRT 10.0 has the older name only."""
+    older = getattr(engine, "device_memory_size", 0)
+    return int(getattr(engine, "device_memory_size_v2", older))
+
+
 class RtxDialect:
     """Satisfies `Dialect`. One runtime cache serves all contexts of the session."""
 

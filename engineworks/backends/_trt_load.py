@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from engineworks.backends._trt import Vendor
 
 
+TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
+
+
 def load(
     vendor: Vendor,
     engine: Path,
@@ -31,6 +35,7 @@ def load(
     """Deserialize the engine and make one execution context. Raises `RunError`, `TargetError` for an option that there
     is not."""
     check_options(vendor.title, options, vendor.options)
+    set_tf32(bool(options.get("tf32", False)))
     trt = vendor.load()
     title = f"{vendor.title} {trt.__version__}"
     memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
@@ -41,6 +46,19 @@ def load(
             raise _failure(title, engine, logger, _diagnosis(trt, runtime, data))
         dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
         return TrtSession(trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
+
+
+def set_tf32(wanted: bool) -> None:
+    """Let fp32 products keep their whole mantissa, or not.
+
+    TensorRT-RTX 1.6 compiles its kernels when an engine is loaded and does not heed the builder's TF32 flag on Hopper:
+    products come out with an error of 1e-3. Only the driver's own switch (NVIDIA_TF32_OVERRIDE, read by every library
+    of CUDA) turns it off. Whoever serves the engine must set it too, or be content with fp16's precision.
+    """
+    if wanted:
+        os.environ.pop(TF32_SWITCH, None)
+    else:
+        os.environ[TF32_SWITCH] = "0"
 
 
 def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engineworks.backends._feeds import checked_feeds
-from engineworks.backends._trt_dialect import Dialect
+from engineworks.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.backends._trt_lane import Lane
 from engineworks.backends._trt_log import Logger
 from engineworks.backends._trt_tensors import Array, engine_profiles, engine_tensors
@@ -46,7 +46,7 @@ class TrtSession:
     @property
     def facts(self) -> Mapping[str, object]:
         graphs = self._lane.graphed if self._lane else False
-        scratch = self._engine.device_memory_size_v2 if self._engine is not None else 0
+        scratch = scratch_bytes(self._engine) if self._engine is not None else 0
         return {**self._dialect.facts(), "cuda_graphs": graphs, "scratch_mib": round(scratch / 2**20, 2)}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

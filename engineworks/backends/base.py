@@ -31,7 +31,8 @@ class BuildRequest:
 
     model: the lowered ONNX file (its external data beside it). out: folder to write the engine into, empty.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
-    options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}.
+    options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
+    this device, driver and version, where the builder keeps what makes the next build faster.
     """
 
     model: Path
@@ -40,6 +41,7 @@ class BuildRequest:
     profiles: tuple[Profile, ...]
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

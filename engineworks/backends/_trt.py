@@ -34,6 +34,7 @@ from engineworks.backends._trt_config import (
 from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of, telling
 from engineworks.backends._trt_profiles import add_profiles
+from engineworks.backends._trt_tf32 import environment, switched
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.capabilities import PORTABLE_ONLY, why_not
@@ -88,7 +89,8 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
     title = f"{vendor.title} {trt.__version__}"
     log(f"{title}, {request.model.name} in {request.precision} for {', '.join(request.compute_capabilities) or 'here'}")
     model = _read_interface(request.model)
-    with logger_of(trt).sending(log) as logger:
+    wanted = environment(request.precision, rtx=vendor.rtx, tf32=bool(request.options.get("tf32")))
+    with switched(wanted), logger_of(trt).sending(log) as logger:
         builder = _create_builder(trt, title, logger)
         network, _parser = _parse(trt, title, builder, logger, request.model)  # the parser owns the weights
         config = builder.create_builder_config()
@@ -98,13 +100,9 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
             name_capabilities(trt, title, config, request.compute_capabilities)
         timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
         partial = request.out / (ENGINE_FILE + ".partial")
-        less_mib = None
-        if not _write(trt, builder, network, config, partial):
-            less_mib = shrink_workspace(trt, config, _free_mib()) if logger.out_of_memory() else None
-            if less_mib is not None:
-                log(f"out of memory: once more with a workspace of {less_mib} MiB")
-            if less_mib is None or not _write(trt, builder, network, config, partial):
-                raise _failure(vendor, title, request, model, logger, less_mib)
+        built, less_mib = _write_or_retry(trt, builder, network, config, partial, logger, log)
+        if not built:
+            raise _failure(vendor, title, request, model, logger, less_mib)
         if timings is not None and request.cache:
             keep_timing_cache(timings, request.cache)
         inputs, outputs = _specs(trt, network, model)
@@ -113,7 +111,7 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
     for spec in outputs:
         if said.get(spec.name, spec.dtype) != spec.dtype:
             log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
-    details = _details(vendor, title, request)
+    details = _details(vendor, title, request) | ({"environment": dict(wanted)} if wanted else {})
     if less_mib is not None:
         details["workspace_mib_after_out_of_memory"] = less_mib
     return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), details)
@@ -161,6 +159,19 @@ def _parser_complaint(error: Any) -> str:
         return f"{where} is not supported"
     text = telling(text.removeprefix(f"Invalid Node - {error.node_name()}\n")).removeprefix(f"{error.node_name()}: ")
     return f"{where}: {text}" if where else text
+
+
+def _write_or_retry(
+    trt: Any, builder: Any, network: Any, config: Any, path: Path, logger: Logger, log: Callable[[str], None]
+) -> tuple[bool, int | None]:
+    """Whether a plan was built, and the workspace (MiB) of a second try, after the first ran out of memory."""
+    if _write(trt, builder, network, config, path):
+        return True, None
+    less_mib = shrink_workspace(trt, config, _free_mib()) if logger.out_of_memory() else None
+    if less_mib is None:
+        return False, None
+    log(f"out of memory: once more with a workspace of {less_mib} MiB")
+    return _write(trt, builder, network, config, path), less_mib
 
 
 def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> bool:

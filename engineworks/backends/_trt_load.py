@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,13 @@ from engineworks.backends._cuda import DeviceMemoryError, memory_mib
 from engineworks.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
 from engineworks.backends._trt_log import Logger, logger_of
 from engineworks.backends._trt_session import TrtSession
+from engineworks.backends._trt_tf32 import follow_switch
 from engineworks.backends.base import Serving, check_options
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from engineworks.backends._trt import Vendor
-
-
-TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
 
 
 def load(
@@ -35,7 +33,6 @@ def load(
     """Deserialize the engine and make one execution context. Raises `RunError`, `TargetError` for an option that there
     is not."""
     check_options(vendor.title, options, vendor.options)
-    set_tf32(bool(options.get("tf32", False)))
     trt = vendor.load()
     title = f"{vendor.title} {trt.__version__}"
     memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
@@ -45,20 +42,13 @@ def load(
         if loaded is None:
             raise _failure(title, engine, logger, _diagnosis(trt, runtime, data))
         dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
-        return TrtSession(trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
-
-
-def set_tf32(wanted: bool) -> None:
-    """Let fp32 products keep their whole mantissa, or not.
-
-    TensorRT-RTX 1.6 compiles its kernels when an engine is loaded and does not heed the builder's TF32 flag on Hopper:
-    products come out with an error of 1e-3. Only the driver's own switch (NVIDIA_TF32_OVERRIDE, read by every library
-    of CUDA) turns it off. Whoever serves the engine must set it too, or be content with fp16's precision.
-    """
-    if wanted:
-        os.environ.pop(TF32_SWITCH, None)
-    else:
-        os.environ[TF32_SWITCH] = "0"
+        start = partial(TrtSession, trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
+        try:
+            return start()
+        except RunError as error:
+            if not follow_switch(logger.text()):
+                raise error from None
+            return start()
 
 
 def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends._cuda import memory_mib
 from engineworks.backends._gpu import first_gpu
 from engineworks.backends._trt_config import (
     configure,
@@ -202,6 +201,8 @@ def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> boo
 
 def _free_mib() -> float | None:
     """Free memory of the GPU; None where there is none to ask."""
+    from engineworks.backends._cuda import memory_mib
+
     try:
         return memory_mib()[0] if first_gpu() else None
     except RunError:

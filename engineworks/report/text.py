@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engineworks.report.comparison import comparison_tables
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult
 
@@ -9,6 +10,9 @@ from engineworks.results import BuildResult
 def render_markdown(result: BuildResult) -> str:
     lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
     lines += [_line(row.cells) for row in rows(result)]
+    for table in comparison_tables(result.comparison):
+        lines += ["", f"## {table.title}", "", _line(table.headings), _line(["---"] * len(table.headings))]
+        lines += [_line(cells) for cells in table.rows]
     for engine in result.engines:
         if engine.checks:
             lines += ["", f"## {engine.id}: {engine.verdict}", ""]

@@ -42,7 +42,7 @@ ERRORS: Mapping[StepName, type[StepError]] = {
 USER_CODE = ("torch", "huggingface")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
 
-FRESH = ("peer",)
+FRESH = ("measure", "peer")
 """Steps whose figures hold what their library takes for itself: another job's leavings would be in them, and theirs in
 the next."""
 

@@ -36,7 +36,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "reference": StepKind(1, ("onnxruntime", "numpy")),
     "build": StepKind(1, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
-    "measure": StepKind(2, ("numpy",), engine=True),
+    "measure": StepKind(3, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engineworks.backends import backend
 from engineworks.backends.base import Session
 from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import Sampling, measure_latency
@@ -25,6 +27,8 @@ LATENCY_FILE = "latency.json"
 def run(job: StepJob) -> None:
     specs = tuple(spec_from_json(s) for s in job.params["inputs"])
     samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    for module in backend(job.params["target"]["backend"]).IMPORTS:  # a process of its own: load time begins after them
+        importlib.import_module(module)
     reset_peak()
     before = resident_mib()
     start = time.perf_counter()

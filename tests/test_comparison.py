@@ -43,7 +43,9 @@ def compared(
 ) -> Comparison:  # fmt: skip
     """reports: by peer, and 'engine' for one engine."""
     peers = [PEERS[name] for name in names]
-    artifacts = {p.step: SimpleNamespace(read_json=lambda file, r=reports[n]: r) for n, p in PEERS.items() if n in reports}
+    artifacts = {
+        p.step: SimpleNamespace(read_json=lambda file, r=reports[n]: r) for n, p in PEERS.items() if n in reports
+    }
     target = SimpleNamespace(name="cpu", target=SimpleNamespace(backend="onnxruntime"))
     engines = [PlannedEngine("r/fp16/cpu", "r", "fp16", cast(Any, target), {})]
     recipe = SimpleNamespace(performance=SimpleNamespace(at=dict.fromkeys(shapes)))

@@ -137,6 +137,7 @@ def _at_shapes(
             yield replace(
                 row,
                 shape=shape,
+                note="; ".join([*filter(None, [row.note]), *figures.get("complaints", ())]),
                 load_ms=report["load_ms"],
                 cosine={name: output["cosine"] for name, output in outputs.items()},
                 **{field: figures.get(field) for field in _FIGURES},

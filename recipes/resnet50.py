@@ -49,7 +49,6 @@ def _resnet50() -> torch.nn.Module:
 
 def _bottleneck(channels: int, width: int, stride: int) -> torch.nn.Module:
     """1 × 1, 3 × 3, 1 × 1, and the sum with its input (through a 1 × 1 convolution where the shape changes)."""
-    import torch
     from torch import nn
 
     wide = width * EXPANSION

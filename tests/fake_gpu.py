@@ -169,8 +169,9 @@ class FakeEngine:
         self.all = {**inputs, **outputs}
         self.contexts: list[FakeContext] = []
         self.capturable = True
-        self.config: Any = None
+        self.strategies: list[object] = []
         self.fails = False
+        self.refuses_context: Callable[[], bool] = lambda: False
 
     num_io_tensors = property(lambda self: len(self.all))
 
@@ -200,9 +201,9 @@ class FakeEngine:
         return FakeConfig()
 
     def create_execution_context(self, config: Any = None) -> FakeContext | None:
-        if self.fails:
+        if self.fails or self.refuses_context():
             return None
-        self.config = config
+        self.strategies.append(getattr(config, "cuda_graph_strategy", None))
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
 
@@ -271,9 +272,6 @@ class FakeContext:
         self.allocators[name] = allocator
         return True
 
-    def is_stream_capturable(self, stream: int) -> bool:
-        return self.engine.capturable
-
     def execute_async_v3(self, stream: int) -> bool:
         captured = self.engine.cuda.captured
         if captured is not None:
@@ -312,7 +310,7 @@ class FakeVendor:
     __version__ = "1.6.1.120"
     TensorIOMode = SimpleNamespace(INPUT="in")
     TensorLocation = SimpleNamespace(HOST="HOST", DEVICE="DEVICE")
-    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph", DISABLED="disabled")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager", NONE="none")
 
     class IOutputAllocator:

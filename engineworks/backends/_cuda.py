@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -133,14 +133,13 @@ class Stream:
         """Until all that was put on the stream is done. Raises `RunError` for what failed there."""
         call("cudaStreamSynchronize", self.handle)
 
-    def begin(self) -> None:
-        call("cudaEventRecord", self._begin, self.handle)
-
-    def end(self) -> None:
-        call("cudaEventRecord", self._end, self.handle)
+    def marks(self) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Functions that mark begin and end of a run, without a check: `elapsed_ms` fails if one of them did."""
+        record = runtime().cudaEventRecord
+        return partial(record, self._begin, self.handle), partial(record, self._end, self.handle)
 
     def elapsed_ms(self) -> float:
-        """Milliseconds between `begin` and `end` by the GPU's clock (resolution about 0.5 µs); both must be done."""
+        """Milliseconds between both marks by the GPU's clock (resolution about 0.5 µs); both must be done."""
         return float(call("cudaEventElapsedTime", self._begin, self._end))
 
     def done(self) -> bool:
@@ -182,6 +181,11 @@ class Graph:
 
     def launch(self, stream: Stream) -> None:
         call("cudaGraphLaunch", self._executable, stream.handle)
+
+    def launcher(self, stream: Stream) -> Callable[[], object]:
+        """`launch` as a bare call whose result is false if it failed."""
+        launch, executable, handle = runtime().cudaGraphLaunch, self._executable, stream.handle
+        return lambda: not int(launch(executable, handle)[0])
 
     def close(self) -> None:
         call("cudaGraphExecDestroy", self._executable)

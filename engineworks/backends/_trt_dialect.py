@@ -22,14 +22,10 @@ class Dialect(Protocol):
     """How execution contexts are made, and what is said of them."""
 
     captures: bool
-    """Whether CUDA graphs are captured by us."""
+    """Whether CUDA graphs are captured by us; otherwise a context for graphs replays by itself."""
 
-    def context(self) -> Any:
+    def context(self, *, graphs: bool) -> Any:
         """A new execution context; None if there is no memory for it: the vendor's logger knows."""
-        ...
-
-    def why_no_graph(self, context: Any, stream: int) -> str | None:
-        """Why the context's present shape can not be replayed as a CUDA graph, None if it can."""
         ...
 
     def notes(self) -> tuple[str, ...]: ...
@@ -41,30 +37,33 @@ class Dialect(Protocol):
         ...
 
 
+def scratch_bytes(engine: Any) -> int:
+    """Memory that a context of the engine takes for its layers. TensorRT 10.0 has the older name only."""
+    older = getattr(engine, "device_memory_size", 0)
+    return int(getattr(engine, "device_memory_size_v2", older))
+
+
 class RtxDialect:
     """Satisfies `Dialect`. One runtime cache serves all contexts of the session."""
 
     captures = False
 
     def __init__(self, trt: Any, engine: Any, serving: Serving, cache: Path | None) -> None:
-        self._engine, self._serving = engine, serving
+        self._trt, self._engine, self._serving = trt, engine, serving
         self._file = cache / RUNTIME_CACHE_FILE if cache else None
         self._config = engine.create_runtime_config()
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         self._config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, serving.kernels.upper())
-        if serving.cuda_graphs:
-            self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache, self._use, self._before = None, "none", b""
         if self._file is not None:
             self._cache = self._config.create_runtime_cache()
             self._use = self._fill(self._file)
             self._config.set_runtime_cache(self._cache)
 
-    def context(self) -> Any:
+    def context(self, *, graphs: bool) -> Any:
+        strategies = self._trt.CudaGraphStrategy
+        self._config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
         return self._engine.create_execution_context(self._config)
-
-    def why_no_graph(self, context: Any, stream: int) -> str | None:
-        return None if context.is_stream_capturable(stream) else "the engine's work at this shape can not be captured"
 
     def notes(self) -> tuple[str, ...]:
         if self._use == "refused":
@@ -101,11 +100,8 @@ class PlainDialect:
     def __init__(self, engine: Any, serving: Serving) -> None:
         self._engine, self._serving = engine, serving
 
-    def context(self) -> Any:
+    def context(self, *, graphs: bool) -> Any:
         return self._engine.create_execution_context()
-
-    def why_no_graph(self, context: Any, stream: int) -> str | None:
-        return None  # found out by capturing
 
     def notes(self) -> tuple[str, ...]:
         if self._serving.kernels == "lazy":

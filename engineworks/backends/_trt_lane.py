@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from engineworks.backends._cuda import DeviceBuffer, DeviceMemoryError, Graph, PinnedBuffer, Stream
@@ -32,14 +34,12 @@ class Lane:
         self._outputs = [t for t in tensors if not t.is_input]
         self._profiles, self._profile = profiles, 0
         self.notes: list[str] = []
-        self.graphed = False
+        self.graphed = self._replays = False
         self._graph: tuple[object, Graph] | None = None
         self._allocators: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._label = ""
-        self._context = dialect.context()
-        if self._context is None:
-            raise self.failure("made no execution context")
+        self._context = self._new_context(graphs=False)
         self.stream = Stream()
         self._device = {t.name: DeviceBuffer() for t in tensors}
         self._pinned = {t.name: PinnedBuffer() for t in tensors}
@@ -59,7 +59,7 @@ class Lane:
             raise self.failure(f"wants to know more of {', '.join(missing)}")
         for tensor in self._outputs:
             self._place_output(tensor)
-        self._prepare_graph()
+        self._prepare_graph(arrays)
 
     def copy_in(self) -> None:
         """Put the inputs' copies to the GPU on the stream."""
@@ -89,6 +89,45 @@ class Lane:
         except RunError as error:
             raise RunError(f"the engine failed at {self._label}: {error.message}", hint=error.hint) from None
 
+    def timed_run(self, *, copies: bool) -> Callable[[], tuple[float, float]]:
+        """A function that does one run and returns its milliseconds by the host's and by the GPU's clock.
+
+        What happens between the two events counts as the GPU's time, so nothing is looked up or checked there: a Python
+        call more makes a short run measurably longer.
+        """
+        clock, launch, stream = time.perf_counter_ns, self._launcher(), self.stream
+        begin, end = stream.marks()
+
+        def bare() -> tuple[float, float]:
+            begin()
+            start = clock()
+            good = launch()
+            end()
+            stream.wait()
+            stop = clock()
+            self._check(good, "failed")
+            return (stop - start) / 1e6, stream.elapsed_ms()
+
+        def with_copies() -> tuple[float, float]:
+            begin()
+            start = clock()
+            self.copy_in()
+            good = launch()
+            self.copy_out()
+            end()
+            self.wait()
+            stop = clock()
+            self._check(good, "failed")
+            return (stop - start) / 1e6, stream.elapsed_ms()
+
+        return with_copies if copies else bare
+
+    def _launcher(self) -> Callable[[], object]:
+        """What puts one run on the stream, as one call; its result is false if it failed."""
+        if self._graph is not None:
+            return self._graph[1].launcher(self.stream)
+        return partial(self._context.execute_async_v3, self.stream.handle)
+
     def fetch(self) -> dict[str, Array]:
         """The outputs of the last run, copied."""
         found = {}
@@ -103,8 +142,7 @@ class Lane:
         return allocator.shape if allocator is not None else tuple(self._context.get_tensor_shape(tensor.name))
 
     def close(self) -> None:
-        if self._graph is not None:
-            self._graph[1].close()
+        self._drop_graph()
         self._context = None
         for buffer in (*self._device.values(), *self._pinned.values(), *(a.buffer for a in self._allocators.values())):
             buffer.free()
@@ -155,30 +193,38 @@ class Lane:
                     raise allocator.error
             raise self.failure("failed")
 
-    def _prepare_graph(self) -> None:
-        """Capture this shape's run, if graphs are wanted and are ours to capture; what can not be is said once."""
-        if not self._graphs:
+    def _new_context(self, *, graphs: bool) -> Any:
+        context = self._dialect.context(graphs=graphs)
+        if context is None:
+            raise self.failure("made no execution context")
+        return context
+
+    def _prepare_graph(self, arrays: Mapping[str, Array]) -> None:
+        """Let this shape's run be replayed, if that is wanted and can be; what can not be is said once.
+
+        Whether it can is tried by capturing a run: TensorRT-RTX replays engines whose shapes depend on the data, and
+        gives wrong outputs then (seen with 1.6.1: a Range grown by its input kept the old length's grid).
+        """
+        if not self._graphs or self._replays:
             return
-        why = "the shape of an output depends on the data" if self._allocators else None
-        why = why or self._dialect.why_no_graph(self._context, self.stream.handle)
+        why = "the shape of an output depends on the data" if self._allocators else self._capture()
         self.graphed = why is None
-        if why is None and self._dialect.captures:
-            why = self._capture()
         if why is not None:
-            self.graphed = False
             note = f"no CUDA graph at {self._label}: {why}; runs without"
             if note not in self.notes:
                 self.notes.append(note)
+        elif not self._dialect.captures:
+            self._drop_graph()
+            self._context = None  # its memory first
+            self._context, self._profile, self._replays = self._new_context(graphs=True), 0, True
+            self.place(arrays)
 
     def _capture(self) -> str | None:
-        """None, or why it can not be captured. A run before it lets TensorRT do what it does only once per shape."""
-        buffers = (*self._device.values(),)
-        state = (self._label, self._profile, tuple(b.generation for b in buffers))
+        """None, or why it can not be captured. A run before it lets the vendor do what it does only once per shape."""
+        state = (self._label, self._profile, tuple(b.generation for b in self._device.values()))
         if self._graph is not None and self._graph[0] == state:
             return None
-        if self._graph is not None:
-            self._graph[1].close()
-            self._graph = None
+        self._drop_graph()
         self.copy_in()
         self._execute()
         self.wait()
@@ -187,6 +233,11 @@ class Lane:
         except RunError as error:
             return error.message
         return None
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._graph[1].close()
+            self._graph = None
 
 
 def _new_allocator(trt: Any) -> Any:

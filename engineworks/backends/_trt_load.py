@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from engineworks.backends._cuda import DeviceMemoryError, memory_mib
 from engineworks.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
 from engineworks.backends._trt_log import Logger, logger_of
 from engineworks.backends._trt_session import TrtSession
+from engineworks.backends._trt_tf32 import follow_switch
 from engineworks.backends.base import Serving, check_options
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
@@ -36,34 +38,32 @@ def load(
     memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
     with logger_of(trt).sending(_quiet) as logger, _mapped(engine) as data:
         runtime = trt.Runtime(logger.vendor)
-        if vendor.rtx:
-            _check_validity(trt, title, runtime, engine, data)
         loaded = runtime.deserialize_cuda_engine(data)
         if loaded is None:
-            raise _failure(title, engine, logger)
+            raise _failure(title, engine, logger, _diagnosis(trt, runtime, data))
         dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
-        return TrtSession(trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
+        start = partial(TrtSession, trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
+        try:
+            return start()
+        except RunError as error:
+            if not follow_switch(logger.text()):
+                raise error from None
+            return start()
 
 
-def _check_validity(trt: Any, title: str, runtime: Any, engine: Path, data: Any) -> None:
-    """Ask TensorRT-RTX itself whether the engine is for this version and GPU. Raises `RunError`."""
-    if not hasattr(runtime, "get_engine_validity"):  # came with 1.3
-        return
-    validity, diagnostics = runtime.get_engine_validity(data)
-    if validity != trt.EngineValidity.INVALID:
-        return
-    found = [
-        name.lower().replace("_", " ")
-        for name, flag in trt.EngineInvalidityDiagnostics.__members__.items()
-        if int(flag) and int(diagnostics) & int(flag)
-    ]
-    raise RunError(
-        f"{engine.name}: {title} can not run this engine here: {', '.join(found) or 'it gave no reason'}",
-        hint="build it again with this version, for this GPU",
-    )
+def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
+    """What TensorRT-RTX itself finds wrong with an engine, '' where it does not tell (it came with 1.3).
+
+    Asked only after a failure: it finds fault with engines that run, portable ones on Hopper above all.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    _, found = runtime.get_engine_validity(data)
+    flags = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(n.lower().replace("_", " ") for n, flag in flags if int(flag) and int(found) & int(flag))
 
 
-def _failure(title: str, engine: Path, logger: Logger) -> RunError:
+def _failure(title: str, engine: Path, logger: Logger, diagnosis: str) -> RunError:
     if logger.out_of_memory():
         free, total = memory_mib()
         size = engine.stat().st_size / 2**20
@@ -71,8 +71,9 @@ def _failure(title: str, engine: Path, logger: Logger) -> RunError:
             f"the GPU has no room for this engine of {size:.0f} MiB: {free:.0f} of {total:.0f} MiB are free",
             hint="free the GPU, or use a smaller one of its profiles",
         )
+    why = f"{diagnosis}: {logger.reason()}" if diagnosis else logger.reason()
     return RunError(
-        f"{engine.name}: {title} can not load this engine: {logger.reason()}",
+        f"{engine.name}: {title} can not load this engine: {why}",
         hint="an engine fits the version and the GPU type that it was built for",
         log=logger.text(),
     )

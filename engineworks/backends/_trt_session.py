@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engineworks.backends._feeds import checked_feeds
-from engineworks.backends._trt_dialect import Dialect
+from engineworks.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.backends._trt_lane import Lane
 from engineworks.backends._trt_log import Logger
 from engineworks.backends._trt_tensors import Array, engine_profiles, engine_tensors
@@ -46,7 +46,7 @@ class TrtSession:
     @property
     def facts(self) -> Mapping[str, object]:
         graphs = self._lane.graphed if self._lane else False
-        scratch = self._engine.device_memory_size_v2 if self._engine is not None else 0
+        scratch = scratch_bytes(self._engine) if self._engine is not None else 0
         return {**self._dialect.facts(), "cuda_graphs": graphs, "scratch_mib": round(scratch / 2**20, 2)}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -62,26 +62,16 @@ class TrtSession:
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
         """By the host's clock from the first call to the end of the wait, and by CUDA events around the same work. One
         run that is not timed comes first. Copies go from and to page-locked memory. Raises `RunError`."""
-        clock, host, device = time.perf_counter_ns, [0.0] * runs, [0.0] * runs
+        host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
-            stream = lane.stream
             lane.place(checked_feeds(self._inputs, feeds))
             lane.copy_in()
             lane.launch()
             lane.copy_out()
             lane.wait()
+            run = lane.timed_run(copies=copies)
             for i in range(runs):
-                stream.begin()
-                start = clock()
-                if copies:
-                    lane.copy_in()
-                lane.launch()
-                if copies:
-                    lane.copy_out()
-                stream.end()
-                stream.wait()
-                host[i] = (clock() - start) / 1e6
-                device[i] = stream.elapsed_ms()
+                host[i], device[i] = run()
         return RunTimes(tuple(host), tuple(device))
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:

@@ -64,7 +64,7 @@ class TorchSession:
             else:
                 self._call(tensors)
 
-        return _time_on_gpu(once, runs) if self._device == "cuda" else RunTimes(_time(once, runs))
+        return _time_on_gpu(once, runs) if self._device == "cuda" else RunTimes(_time(once, runs), on_host=True)
 
     def _call(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         return self._module(**tensors) if self._by_name else self._module(*tensors.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from engineworks.backends.base import MemoryMeter, Session
+from engineworks.backends.base import DeviceWatch, MemoryMeter, Session
 from engineworks.model.export import Interface
 
 
@@ -69,6 +69,10 @@ class Peer(Protocol):
 
     def memory_meter(self) -> MemoryMeter:
         """Memory where its models run. After `open_library`."""
+        ...
+
+    def device_watch(self) -> DeviceWatch:
+        """Who looks at the device meanwhile. After `open_library`."""
         ...
 
     def load(self, model: PeerModel) -> Session:

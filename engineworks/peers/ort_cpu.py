@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engineworks.backends import onnxruntime as backend
-from engineworks.backends.base import MemoryMeter
+from engineworks.backends.base import DeviceWatch, MemoryMeter
 from engineworks.errors import RunError
 from engineworks.peers.base import PeerModel
 
@@ -41,6 +41,10 @@ def open_library() -> None:
 
 def memory_meter() -> MemoryMeter:
     return backend.memory_meter()
+
+
+def device_watch() -> DeviceWatch:
+    return backend.device_watch()
 
 
 def load(model: PeerModel) -> OrtSession:

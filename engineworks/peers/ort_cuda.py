@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends import _cpu
 from engineworks.backends._gpu import first_gpu
+from engineworks.backends._nvml import GpuWatch
 from engineworks.backends._ort_errors import ort_errors, plain
-from engineworks.backends.base import MemoryMeter
+from engineworks.backends.base import DeviceWatch, MemoryMeter
 from engineworks.errors import RunError
 from engineworks.fingerprint import installed_versions
 from engineworks.peers._stderr import kept_stderr
@@ -81,6 +82,10 @@ def memory_meter() -> MemoryMeter:
     from engineworks.backends._cuda import DeviceMemory
 
     return DeviceMemory()
+
+
+def device_watch() -> DeviceWatch:
+    return GpuWatch()
 
 
 def load(model: PeerModel) -> OrtCudaSession:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends import _cpu
 from engineworks.backends._gpu import first_gpu
-from engineworks.backends.base import MemoryMeter
+from engineworks.backends._nvml import GpuWatch
+from engineworks.backends.base import DeviceWatch, MemoryMeter
 from engineworks.errors import RunError
 from engineworks.fingerprint import installed_versions
 from engineworks.measure.memory import ResidentMemory
@@ -61,6 +62,10 @@ def open_library() -> None:
 def memory_meter() -> MemoryMeter:
     """The whole GPU's memory, as for engines there, or this process's."""
     return _TorchDeviceMemory() if _device() == "cuda" else ResidentMemory()
+
+
+def device_watch() -> DeviceWatch:
+    return GpuWatch() if _device() == "cuda" else _cpu.LoadWatch()
 
 
 def load(model: PeerModel) -> TorchSession:

@@ -28,6 +28,11 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
     return run
 
 
+def serving_from_json(value: Mapping[str, Any]) -> Serving:
+    """The inverse of `Serving.to_json`."""
+    return Serving(cuda_graphs=value["cuda_graphs"], kernels=value["kernels"])
+
+
 def load_engine(
     folder: Path,
     target: Mapping[str, Any],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from fake_gpu import CudaError, FakeEngine, FakeRuntime, FakeTensor, FakeVendor
 
-from engineworks.backends import _cuda, _trt_log, tensorrt, tensorrt_rtx
+from engineworks.backends import _cuda, _trt_log, _trt_tf32, tensorrt, tensorrt_rtx
 from engineworks.backends._trt import Vendor
 from engineworks.backends._trt_load import load
 from engineworks.backends._trt_session import TrtSession
+from engineworks.backends._trt_tf32 import SWITCH, environment, switched
 from engineworks.backends.base import Serving
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
@@ -242,11 +244,10 @@ def test_tensorrt_replays_what_was_captured_and_rtx_does_it_by_itself(
 ) -> None:
     engine = doubling(cuda)
     session = start(engine, Serving(cuda_graphs=True))
-    for size in (2, 2, 4, 2):
+    for size in (2, 2, 4, 2, 64):
         session.run(batch(size))
-    assert cuda.graph_launches == (0 if vendor.rtx else 4)
-    if vendor.rtx:
-        assert engine.config.cuda_graph_strategy == "whole graph"
+    assert cuda.graph_launches == (0 if vendor.rtx else 5)
+    assert engine.strategies == (["disabled", "whole graph"] if vendor.rtx else [None])
 
 
 def test_what_can_not_be_captured_is_said_and_runs_without(cuda: FakeRuntime, start: Callable[..., TrtSession]) -> None:
@@ -262,8 +263,10 @@ def test_what_can_not_be_captured_is_said_and_runs_without(cuda: FakeRuntime, st
 
 
 def test_outputs_of_unknown_size_are_not_captured(cuda: FakeRuntime, start: Callable[..., TrtSession]) -> None:
-    session = start(doubling(cuda, found_of="x"), Serving(cuda_graphs=True))
+    engine = doubling(cuda, found_of="x")
+    session = start(engine, Serving(cuda_graphs=True))
     session.run(batch(2))
+    assert "whole graph" not in engine.strategies
     assert "the shape of an output depends on the data" in session.notes[0]
 
 
@@ -280,12 +283,11 @@ def test_an_engine_that_does_not_load_gives_the_vendors_reason(
         start(engine)
 
 
-def test_an_engine_of_another_version_or_gpu_is_refused_before_it_is_loaded(
-    cuda: FakeRuntime, start: Callable[..., TrtSession], vendor: Vendor
+def test_a_failure_to_load_is_explained_by_what_the_vendor_finds_wrong_with_the_engine(
+    cuda: FakeRuntime, start: Callable[..., TrtSession]
 ) -> None:
-    if vendor.rtx:
-        with pytest.raises(RunError, match="can not run this engine here: version mismatch, unsupported cc"):
-            start(doubling(cuda), validity=2, diagnostics=3)
+    with pytest.raises(RunError, match="can not load this engine: version mismatch, unsupported cc: it gave no reason"):
+        start(None, validity=2, diagnostics=3)
 
 
 @pytest.mark.parametrize(
@@ -336,3 +338,43 @@ class TestRuntimeCache:
             "kernels": "eager", "runtime_cache": "none", "runtime_cache_bytes": 0, "cuda_graphs": False,
             "scratch_mib": 1.0,
         }  # fmt: skip
+
+
+class TestTf32:
+    """An engine remembers the driver's switch of its build, and runs under no other."""
+
+    @pytest.fixture
+    def vendor(self) -> Vendor:
+        return tensorrt_rtx.VENDOR
+
+    @pytest.mark.parametrize(("built", "here"), [("0", None), ("-1", "0")])
+    def test_the_switch_is_set_as_the_engine_wants_it(
+        self,
+        cuda: FakeRuntime,
+        start: Callable[..., TrtSession],
+        monkeypatch: pytest.MonkeyPatch,
+        built: str,
+        here: str,
+    ) -> None:
+        wanted = None if built == "-1" else built
+        monkeypatch.setenv(SWITCH, "gone after the test")
+        _trt_tf32._set(here)
+        says = f"[header.cpp:98] Inconsistent setting of {SWITCH} env var at build {built} and at execution -1"
+        engine = doubling(cuda)
+        engine.refuses_context = lambda: os.environ.get(SWITCH) != wanted
+        session = start(engine, says=says)
+        assert np.array_equal(session.run(batch(2))["y"], batch(2)["x"] * 2)
+        assert os.environ.get(SWITCH) == wanted
+
+    def test_only_fp32_engines_of_rtx_are_bound_to_the_switch(self) -> None:
+        bound = [p for p in ("fp32", "fp16", "bf16", "int8") if environment(p, rtx=True, tf32=False)]
+        assert bound == ["fp32"]
+        assert environment("fp32", rtx=True, tf32=True) == environment("fp32", rtx=False, tf32=False) == {}
+
+    def test_a_build_leaves_the_switch_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for before in (None, "1"):
+            monkeypatch.setenv(SWITCH, "x")
+            _trt_tf32._set(before)
+            with switched({SWITCH: "0"}):
+                assert os.environ[SWITCH] == "0"
+            assert os.environ.get(SWITCH) == before

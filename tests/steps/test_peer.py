@@ -15,12 +15,12 @@ from engineworks.errors import InputError, RunError
 from engineworks.measure.latency import Sampling
 from engineworks.peers import ort_cpu
 from engineworks.peers.base import PeerModel
-from engineworks.steps import StepJob, peer, reference
+from engineworks.steps import StepJob, measure, peer, reference
 
 SPEC = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 4, 4]}
 SAMPLES = {"arrays": {"image": "image"}, "count": 10, "total": 10, "specs": [SPEC]}
 PARAMS: dict[str, Any] = {
-    "peer": "ort-cpu", "precision": "fp32", "inputs": [SPEC], "samples": SAMPLES, "batches": [1, 4],
+    "peer": "ort-cpu", "sweep": [], "streams": [], "precision": "fp32", "inputs": [SPEC], "samples": SAMPLES, "batches": [1, 4],
     "at": {"one": {"dims": {"batch": 1}, "tail": False}, "four": {"dims": {"batch": 4}, "tail": False}},
 }  # fmt: skip
 
@@ -47,7 +47,7 @@ def report(done: StepJob) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a second per shape is enough: no figure is looked at here."""
-    monkeypatch.setattr(peer, "Sampling", lambda tail: Sampling(warmup_s=0.02, most_s=0.1, tail=tail))
+    monkeypatch.setattr(measure, "sampling_of", lambda facts, tail: Sampling(watch_s=0.02, most_s=0.1, tail=tail))
 
 
 def test_a_peer_is_measured_at_every_shape_and_compared(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         console.print(table)
         for engine in result.engines:
             _print_figures(console, engine)
+        _print_comparison(console, result)
         steps = result.steps
         say(
             f"{result.recipe}: {steps.run} steps run, {steps.reused} reused, {steps.failed} failed, "
@@ -86,6 +87,20 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
             say(f"report: {result.report}")
     if not quiet:
         _print_pages(settings)
+
+
+def _print_comparison(console: Console, result: BuildResult) -> None:
+    """One table per named shape; the fastest that is right stands out."""
+    from engineworks.report.comparison import comparison_tables
+
+    for found in comparison_tables(result.comparison):
+        table = _table(*found.headings)
+        for column in table.columns[2:-1]:
+            column.justify = "right"
+        for index, cells in enumerate(found.rows):
+            table.add_row(*map(_escape, cells), style="green" if index == found.best else None)
+        say(f"{result.recipe}, {found.title}")
+        console.print(table)
 
 
 def _print_figures(console: Console, engine: EngineResult) -> None:

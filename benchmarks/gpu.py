@@ -5,7 +5,7 @@
 Builds recipes/bert-mini.yaml and recipes/resnet50.yaml for the target through `engineworks build` (what the store has
 is not built again), then times: engines fp32, fp16 and fp16 in a CUDA graph, PyTorch eager and ONNX Runtime in fp32 and
 fp16, and the same engine by a loop that knows nothing of ours. Candidates take turns, so that a drifting clock is
-everyone's. fp32 means fp32 for all: TF32 is off for the whole process, by the driver's switch. Writes
+everyone's. fp32 means fp32 for all: TF32 is off, for each by its own switch. Writes
 results/GPU-DATE.json; the limits come last. Exit 1 if an output is wrong or a limit is missed.
 `--target cpu` tries the script where there is no GPU: its figures mean nothing.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -286,7 +285,6 @@ def main() -> int:
     parser.add_argument("--no-build", action="store_true", help="take what the store has")
     parser.add_argument("--case", action="append", metavar="RECIPE/SHAPE", help="only this one; may be repeated")
     given = parser.parse_args()
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # a session of ours sets it too; so it does not depend on who comes first
     chosen = [c for c in CASES if not given.case or "/".join(c) in given.case]
     if not given.no_build:
         build(given.target, dict(chosen))

@@ -7,6 +7,7 @@ around launch and wait. Nothing of ours is in the others' loops.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import time
@@ -52,6 +53,7 @@ def pytorch(name: str, factory: str, feeds: Arrays, *, device: str, half: bool) 
     if str(RECIPES) not in sys.path:
         sys.path.insert(0, str(RECIPES))
     module_name, function = factory.split(":")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = getattr(importlib.import_module(module_name), function)().to(device)
     tensors = {n: torch.from_numpy(a).to(device) for n, a in feeds.items()}
     if half:
@@ -66,7 +68,7 @@ def pytorch(name: str, factory: str, feeds: Arrays, *, device: str, half: bool) 
 
     result = once()
     logits = result.logits if hasattr(result, "logits") else result
-    facts = {"torch": torch.__version__, "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE")}
+    facts = {"torch": torch.__version__, "tf32": False}
     return Candidate(
         name, {"logits": logits.float().cpu().numpy()}, lambda n: _timed(once, wait, n), lambda: None, facts=facts
     )
@@ -81,7 +83,8 @@ def onnxruntime(name: str, model: Path, feeds: Arrays, *, device: str) -> Candid
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     if device == "cpu":
         options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(model), options, providers=[provider])
+    settings = {"use_tf32": "0"} if device == "cuda" else {}
+    session = ort.InferenceSession(str(model), options, providers=[(provider, settings)])
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime has no {provider} here")
     names = [o.name for o in session.get_outputs()]
@@ -117,6 +120,8 @@ def independent_gpu(name: str, engine_file: Path, module: str, feeds: Arrays, *,
     import torch
 
     trt = importlib.import_module(module)
+    os.environ.pop("NVIDIA_TF32_OVERRIDE", None)  # an engine runs under the switch of its build only
+    os.environ |= json.loads((engine_file.parent / "engine.json").read_text())["details"].get("environment", {})
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     loaded = runtime.deserialize_cuda_engine(engine_file.read_bytes())
     if hasattr(loaded, "create_runtime_config"):

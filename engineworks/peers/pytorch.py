@@ -28,7 +28,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "huggingface": (
 """What a recipe's source needs, by its kind; the modules have the names of the distributions."""
 
 NO_HALF = "no GPU, and a processor without fp16 arithmetic: eager would take many times as long as in fp32"
-"""A sentence encoder took 5 to 9 times as long on such a processor, and 12 minutes for its evaluation data."""
+"""A small sentence encoder took 4 to 9 times as long on such a processor."""
 
 _MIB = 1 << 20
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -202,6 +203,7 @@ def _recipes(given: list[Path] | None) -> list[Path]:
 
 
 def _plans(settings: Settings, recipes: list[Path], only: str | None) -> list[Any]:
+    from engineworks.champion_lookup import find_champions
     from engineworks.fingerprint import FileDigests
     from engineworks.plan import plan_recipes
     from engineworks.recipe_yaml import load_recipes
@@ -209,7 +211,8 @@ def _plans(settings: Settings, recipes: list[Path], only: str | None) -> list[An
 
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     digests = FileDigests(settings.artifacts / "digests.db")
-    return list(plan_recipes(loaded, open_store(settings), digests, only=only))
+    champions = partial(find_champions, settings=settings)
+    return list(plan_recipes(loaded, open_store(settings), digests, only=only, champions=champions))
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def interleave(
     watch: Watch,
     *,
     seed: int,
-    pace: Pace = Pace(),  # noqa: B008 - frozen
+    pace: Pace = Pace(),
     clock: Callable[[], float] = time.monotonic,
 ) -> Attempt:
     """Rounds until every shape is decided or the time is up. Only undisturbed rounds count; a first one never does:

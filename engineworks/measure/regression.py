@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Any, Literal
 
@@ -24,8 +25,8 @@ from engineworks.measure.statistics import Interval
 
 Word = Literal["pass", "fail", "inconclusive"]
 
-LOOKS = (10, 14, 20, 28, 40)
-"""Rounds after which it is asked whether the interval decides; 10 is the least that has an interval at all."""
+LOOKS = (11, 15, 22, 32, 48, 72)
+"""Rounds after which it is asked whether the interval decides; 11 is the least that has an interval at all."""
 
 CONFIDENCE = 0.99
 """Of all looks together: each gets an equal share of what is left to err (Bonferroni)."""
@@ -36,8 +37,8 @@ DISTURBED_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate over champion at one shape. ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None where
-    there is too little for one. why: what keeps it from deciding, or ''. rounds: those that count."""
+    """Candidate over champion at one shape. ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None
+    where there is too little for one. why: what keeps it from deciding, or ''. rounds: those that count."""
 
     verdict: Word
     ratio: float | None
@@ -172,7 +173,7 @@ def compare_history(
 
 
 def _spread_of_history(history: Sequence[tuple[str, float]]) -> tuple[float, int] | None:
-    """Standard deviation between measurements (of the log), and its degrees of freedom; None where there are too few."""
+    """Standard deviation between measurements (of the log), and its degrees of freedom; None if too few."""
     by_engine: defaultdict[str, list[float]] = defaultdict(list)
     for digest, ms in history:
         by_engine[digest].append(math.log(ms))
@@ -181,5 +182,5 @@ def _spread_of_history(history: Sequence[tuple[str, float]]) -> tuple[float, int
         squares = sum((x - fmean(v)) ** 2 for v in by_engine.values() for x in v)
         return math.sqrt(squares / freedom), freedom
     logs = [math.log(ms) for _, ms in history]
-    steps = [(b - a) ** 2 for a, b in zip(logs, logs[1:], strict=False)]
+    steps = [(b - a) ** 2 for a, b in pairwise(logs)]
     return (math.sqrt(sum(steps) / (2 * len(steps))), len(steps)) if len(steps) >= LEAST_HISTORY else None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
-StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure"]
+StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "build": StepKind(1, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
     "measure": StepKind(2, ("numpy",), engine=True),
+    "duel": StepKind(1, ("numpy",), engine=True),
 }
 
 

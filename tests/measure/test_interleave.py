@@ -130,7 +130,7 @@ def test_too_little_time_is_inconclusive() -> None:
     found = attempt(1, 0.5, 0.02, most_s=0.3)
     assert 0 < len(found.rounds) < LOOKS[0]
     assert found.shapes["one"].verdict == "inconclusive"
-    assert "an interval needs 10" in found.shapes["one"].why
+    assert "an interval needs 11" in found.shapes["one"].why
 
 
 def test_both_sides_load_first_equally_often_and_the_lots_are_seeded() -> None:

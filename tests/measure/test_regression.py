@@ -60,7 +60,7 @@ def test_below_the_first_look_there_is_no_interval() -> None:
     for rounds in range(LOOKS[0]):
         found = compare_rounds([0.5 + 0.001 * i for i in range(rounds)], 0.02)
         assert (found.verdict, found.interval) == ("inconclusive", None)
-        assert found.why == f"{rounds} rounds; an interval needs 10"
+        assert found.why == f"{rounds} rounds; an interval needs 11"
     assert compare_rounds([0.5 + 0.001 * i for i in range(LOOKS[0])], 0.02).verdict == "fail"
 
 

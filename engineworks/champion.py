@@ -30,7 +30,7 @@ class Champion:
         return f"the champion (version {self.version} of {self.model})"
 
 
-def champion_from_json(value: Mapping[str, str]) -> Champion:
+def champion_from_json(value: Mapping[str, Any]) -> Champion:
     return Champion(**value)
 
 

@@ -59,9 +59,8 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
         with ChildPool() as pool:
             fresh = partial(_in_fresh_process, pool, payload, job)
-            return {"method": "measured"} | duel(
-                lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say
-            )
+            found = duel(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
+    return {"method": "measured"} | found
 
 
 def duel(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:

@@ -92,38 +92,37 @@ def _in_fresh_process(pool: ChildPool, payload: Mapping[str, Any], job: StepJob,
 
 
 def attempt_in_child(payload: Mapping[str, Any]) -> Report:
-    """One attempt in this process. Raises `ChampionError` where the champion can not be loaded or run here, `RunError`
-    where the candidate can not."""
+    """`attempt` as a job of a child."""
+    return attempt(payload).to_json()
+
+
+def attempt(
+    payload: Mapping[str, Any], wrap: Callable[[Side, Session], Session] = lambda _, session: session
+) -> Attempt:
+    """One attempt in this process. wrap: gets every session that is loaded. Raises `ChampionError` where the champion
+    can not be loaded or run here, `RunError` where the candidate can not."""
     params = payload["params"]
     specs = tuple(spec_from_json(s) for s in params["inputs"])
     samples = samples_from_json(Path(payload["evaluation"]), params["samples"])
     feeds = {name: feeds_at(specs, samples, at["dims"]) for name, at in params["at"].items()}
     run = runner_of(params["target"])
     with tempfile.TemporaryDirectory(prefix="engineworks-duel-") as caches:
-        load = {
-            side: partial(_load, side, run, Path(payload["folders"][side]), params, Path(caches, side), feeds)
-            for side in SIDES
-        }
-        attempt: Attempt = interleave(
-            load, list(feeds), params["limit"], run.device_watch(), seed=payload["seed"],
-            pace=Pace(most_s=params["most_s"]),
+
+        def load(side: Side) -> LoadedEngine:
+            session = _load(side, run, Path(payload["folders"][side]), params, Path(caches, side))
+            return LoadedEngine(side, wrap(side, session), feeds)
+
+        return interleave(
+            {side: partial(load, side) for side in SIDES}, list(feeds), params["limit"], run.device_watch(),
+            seed=payload["seed"], pace=Pace(most_s=params["most_s"]),
         )  # fmt: skip
-    return attempt.to_json()
 
 
-def _load(
-    side: Side,
-    run: Runner,
-    folder: Path,
-    params: Mapping[str, Any],
-    cache: Path,
-    feeds: Mapping[str, Mapping[str, Array]],
-) -> LoadedEngine:
+def _load(side: Side, run: Runner, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
     cache.mkdir(exist_ok=True)
     engine, options = folder / read_sidecar(folder)["engine"], params["target"]["options"]
-    serving = Serving(**params.get("serving", {}))
     try:
-        return LoadedEngine(side, run.load(engine, options, serving=serving, cache=cache), feeds)
+        return run.load(engine, options, serving=Serving(**params.get("serving", {})), cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
 

@@ -3,15 +3,15 @@
     python benchmarks/verdicts.py [--fresh] [--minutes 20] [--only same]
 
 Each verdict is made as a build makes it: rounds in a child process, and a second measurement in a fresh process before
-anything is called slower. The candidate is the champion's own engine; where it is to be slower, a busy loop follows each
-of its runs, as long as that share of the run just done.
+anything is called slower. The candidate is the champion's own engine; where it is to be slower, a busy loop follows
+each of its runs, as long as that share of the run just done.
 
     same              the same engine, limit 2 %         must not fail: ≤ 1 % of 300
     slower by 5 %     limit 2 %                          must fail: ≥ 95 %
     slower by 1 %     limit 5 %                          must never fail
     neighbour, …      the first two while other processes work at random on every core: never the wrong word
 
-Every verdict is written down as it is made: stopped, the next call goes on. About 20 minutes for all on two quiet cores.
+Every verdict is written down as it is made: stopped, the next call goes on. Some 20 minutes on two quiet cores.
 """
 
 from __future__ import annotations

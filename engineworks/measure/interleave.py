@@ -106,7 +106,7 @@ def interleave(
     pace: Pace = Pace(),
     clock: Callable[[], float] = time.monotonic,
 ) -> Attempt:
-    """Rounds until every shape is decided or the time is up. Only undisturbed rounds count; a first one never does:
+    """Rounds until every shape is decided or the time is up. Only undisturbed rounds count, and a first one never does:
     files, caches and clocks get warm in it. Raises what `load` and `time_runs` raise."""
     arena = _Arena(load, tuple(shapes), watch, random.Random(seed), pace, clock)
     begin = clock()
@@ -115,8 +115,6 @@ def interleave(
     rounds: list[Round] = []
     looked = 0
     while True:
-        if clock() - begin >= allowed_s and (rounds or pace.most_s is not None):
-            break
         rounds.append(arena.round())
         clean = sum(1 for r in rounds if not r.disturbances)
         due = sum(1 for look in LOOKS if look <= clean)
@@ -124,6 +122,8 @@ def interleave(
             looked = due
             if due == len(LOOKS) or all(c.verdict != "inconclusive" for c in _stand(rounds, shapes, limit).values()):
                 break
+        if clock() - begin >= allowed_s:
+            break
     return Attempt(_stand(rounds, shapes, limit), tuple(rounds), clock() - begin)
 
 

@@ -227,9 +227,14 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     (sentence,) = [c.sentence for c in same.engines[0].checks if c.name == "regression.latency"]
     assert sentence == "The champion (version 1 of tiny) is this very engine, byte for byte: nothing to measure."
 
-    onnx.save(tiny_model(seed=5), "recipes/tiny.onnx")
+    model = tiny_model()
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(
+        onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1 + 1e-6), "w"
+    ))  # fmt: skip
+    onnx.save(model, "recipes/tiny.onnx")
     other = build(settings)
     (engine,) = other.engines
+    assert (engine.verdict, other.exit_code()) == ("inconclusive", 3)
     assert {c.name: c.verdict for c in engine.checks}["regression.latency[one]"] == "inconclusive"
     assert engine.duel is not None
     assert engine.duel["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
@@ -239,9 +244,5 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert child.tags["engineworks.champion"] == "tiny/1"
     again = build(settings)
     assert again.steps.run == 1
-    edit("regression: {latency: 5%, accuracy: 0.5%, most_s: 0.001}", "regression: {latency: 5%, most_s: 0.001}")
-    undecided = build(settings)
-    assert undecided.engines[0].verdict == "inconclusive"
-    assert undecided.exit_code() == 3
-    assert undecided.report is not None
-    assert "against tiny version 1" in undecided.report.read_text(encoding="utf-8")
+    assert again.report is not None
+    assert "against tiny version 1" in again.report.read_text(encoding="utf-8")

@@ -35,7 +35,7 @@ import numpy as np
 
 from engineworks.backends import onnxruntime
 from engineworks.backends._cpu import describe
-from engineworks.backends.base import BuildRequest, Session
+from engineworks.backends.base import BuildRequest, Serving, Session
 from engineworks.child import ChildPool
 from engineworks.execute import alone_on_this_host
 from engineworks.fingerprint import digest_file
@@ -106,7 +106,8 @@ def build_in_child(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Build the engine. Called in a child process, for ONNX Runtime prints a lot."""
     out = Path(payload["out"])
     report = onnxruntime.build(BuildRequest(MODEL, out, "fp32", ()), lambda _: None)
-    sidecar = {"engine": report.file, "sha256": digest_file(out / report.file)}
+    tensors = {"inputs": [s.to_json() for s in report.inputs], "outputs": [s.to_json() for s in report.outputs]}
+    sidecar = {"engine": report.file, "sha256": digest_file(out / report.file), **tensors}
     (out / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
     return {}
 
@@ -118,7 +119,7 @@ def payload_of(folder: Path, scenario: Scenario, arguments: argparse.Namespace) 
     params = {
         "at": {"bulk": {"dims": {"batch": arguments.batch}}}, "inputs": [IMAGE.to_json()], "samples": read,
         "target": {"backend": "onnxruntime", "compute_capability": [], "options": options},
-        "limit": scenario.limit, "most_s": arguments.most_s,
+        "limit": scenario.limit, "most_s": arguments.most_s, "serving": Serving().to_json(),
     }  # fmt: skip
     folders = {"champion": str(folder), "candidate": str(folder)}
     return {"folders": folders, "params": params, "evaluation": str(DATA), "slower": scenario.slower}

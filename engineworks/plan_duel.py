@@ -14,6 +14,8 @@ DUEL_FILE = "duel.json"
 
 Document = dict[str, Any]
 
+_OF_MEASURING_ALONE = ("sweep", "streams")
+
 
 def duel_document(
     measure: tuple[Document, Mapping[str, Any]],
@@ -28,21 +30,22 @@ def duel_document(
     document = measured | {"step": "duel", "version": STEP_KINDS["duel"].version}
     document["digests"] = {**measured["digests"], "champion": champion.digest}
     shapes = {name: {k: v for k, v in at.items() if k != "tail"} for name, at in measured["params"]["at"].items()}
+    params = {k: v for k, v in measured["params"].items() if k not in _OF_MEASURING_ALONE}
     limits = {"limit": regression["latency"], "most_s": regression["most_s"]}
     attempt = 0
     while True:
-        document["params"] = {**measured["params"], **limits, "at": shapes, "attempt": attempt}
+        document["params"] = {**params, **limits, "at": shapes, "attempt": attempt}
         if not _undecided(store, digest_of(document)):
             break
         attempt += 1
     places = {"champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured)}
-    return document, {**aside, **places}
+    return document, {"evaluation": aside["evaluation"], **places}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
     """Digest of what the figures of a measuring step depend on besides the engine and the versions that built it:
     measurements that have it in common may be compared."""
-    params = {k: v for k, v in measure["params"].items() if k not in ("at", "samples")}
+    params = {k: v for k, v in measure["params"].items() if k not in ("at", "samples", *_OF_MEASURING_ALONE)}
     shapes = {name: at["dims"] for name, at in measure["params"]["at"].items()}
     return digest_of({"hardware": measure["hardware"], "shapes": shapes, **params})
 

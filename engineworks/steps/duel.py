@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends.base import Runner, Serving, Session
+from engineworks.backends.base import Session
 from engineworks.champion import Champion, champion_from_json
 from engineworks.champion_lookup import ChampionError, engine_of, history_of
 from engineworks.child import ChildPool
@@ -25,7 +25,7 @@ from engineworks.measure.regression import Comparison, comparison_from_json, con
 from engineworks.plan_duel import DUEL_FILE
 from engineworks.samples import samples_from_json
 from engineworks.steps import StepJob
-from engineworks.steps.engine_session import read_sidecar, runner_of
+from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.steps.measure import feeds_at
 from engineworks.tensors import spec_from_json
 
@@ -109,7 +109,7 @@ def attempt(
     with tempfile.TemporaryDirectory(prefix="engineworks-duel-") as caches:
 
         def load(side: Side) -> LoadedEngine:
-            session = _load(side, run, Path(payload["folders"][side]), params, Path(caches, side))
+            session = _load(side, Path(payload["folders"][side]), params, Path(caches, side))
             return LoadedEngine(side, wrap(side, session), feeds)
 
         return interleave(
@@ -118,11 +118,10 @@ def attempt(
         )  # fmt: skip
 
 
-def _load(side: Side, run: Runner, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
+def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
     cache.mkdir(exist_ok=True)
-    engine, options = folder / read_sidecar(folder)["engine"], params["target"]["options"]
     try:
-        return run.load(engine, options, serving=Serving(**params.get("serving", {})), cache=cache)
+        return load_engine(folder, params["target"], serving=serving_from_json(params["serving"]), cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
 

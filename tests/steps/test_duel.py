@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.backends import onnxruntime
+from engineworks.backends.base import Serving
 from engineworks.champion import Champion
 from engineworks.champion_lookup import ChampionError
 from engineworks.errors import RunError
@@ -22,7 +23,7 @@ from engineworks.measure.regression import LOOKS
 from engineworks.steps import StepJob, duel
 from engineworks.tensors import TensorSpec
 
-X = TensorSpec("x", "float32", ("batch", 64))
+X, Y = TensorSpec("x", "float32", ("batch", 64)), TensorSpec("y", "float32", ("batch", 4))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,8 @@ def engine(folder: Path, width: int, seed: int = 0) -> Path:
         [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "engine")
-    sidecar = {"engine": "engine", "sha256": digest_file(folder / "engine")}
+    tensors = {"inputs": [X.to_json()], "outputs": [Y.to_json()]}
+    sidecar = {"engine": "engine", "sha256": digest_file(folder / "engine"), **tensors}
     (folder / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
     return folder
 
@@ -62,7 +64,7 @@ def job(tmp_path: Path, candidate: Path, champion: Path, **params: Any) -> StepJ
     given = {
         "at": {"one": {"dims": {"batch": 8}}}, "inputs": [X.to_json()], "samples": samples, "limit": 0.05,
         "target": {"backend": "onnxruntime", "compute_capability": [], "options": {"threads": 1}}, "most_s": 60.0,
-        "attempt": 0,
+        "attempt": 0, "serving": Serving().to_json(),
     }  # fmt: skip
     who = Champion("tiny/fp32/cpu", "tiny", "3", digest_file(champion / "engine"), "0" * 64, "run")
     places = {"artifacts": str(tmp_path), "store": str(tmp_path / "store"), "tracking_uri": None}

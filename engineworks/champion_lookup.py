@@ -52,12 +52,13 @@ def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
 
 
 def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Champion:
+    built = _read_json(tracking, version.run, "fingerprints/build.json") or {}
     return Champion(
         engine=version.engine or engine,
         model=version.model,
         version=version.version,
         digest=version.engine_digest,
-        build_key=version.build_key,
+        build_key=version.build_key or str(built.get("key", "")),
         run=version.run,
         accuracy=_read_json(tracking, version.run, "accuracy.json"),
         compare=_read_json(tracking, version.run, "fingerprints/compare.json"),
@@ -78,7 +79,7 @@ def engine_of(champion: Champion, places: Mapping[str, str | None]) -> Iterator[
     The engine file has the champion's digest. Raises `ChampionError` where it is in neither.
     """
     settings = settings_of(places)
-    stored = open_store(settings).get(champion.build_key)
+    stored = open_store(settings).get(champion.build_key) if champion.build_key else None
     if stored is not None and _digest(stored.path) == champion.digest:
         yield stored.path
         return

@@ -127,9 +127,9 @@ def _what_changed(then: Report, now: Report) -> str:
 
 
 def _worse_by(ours: Report, theirs: float) -> float:
-    """Relative to the champion; a metric of errors (`better: lower`) is worse when it grows."""
+    """Relative to the champion; a metric of errors is worse when it grows."""
     drop = theirs - ours["engine"]
-    drop = -drop if ours.get("better") == "lower" else drop
+    drop = -drop if ours.get("lower_is_better") else drop
     if theirs:
         return float(drop / abs(theirs))
     return math.copysign(math.inf, drop) if drop else 0.0

@@ -57,6 +57,7 @@ def release(settings: Settings, folder: Path, model: str, build_key: str = "0" *
     tracking = open_tracking(settings.artifacts)
     with tracking.start_build(model, "k", {}, {}) as run:
         texts = {"accuracy.json": json.dumps({"metric": None}), "fingerprints/compare.json": json.dumps({"params": {}})}
+        texts["fingerprints/build.json"] = json.dumps({"key": build_key})
         files = {f"engine/{f.name}": f for f in folder.iterdir()}
         record = EngineRecord(f"{model}/int8/cpu", tags=tags, texts=texts, files=files, engine_digest=digest)
         engine_run = run.record_engine(record)
@@ -64,8 +65,7 @@ def release(settings: Settings, folder: Path, model: str, build_key: str = "0" *
     client.create_registered_model(model)
     version = client.create_model_version(
         model, source=f"runs:/{engine_run}/engine", run_id=engine_run,
-        tags={"engineworks.engine": f"{model}/int8/cpu", "engineworks.engine_digest": digest,
-              "engineworks.build_key": build_key, "engineworks.run": engine_run},
+        tags={"engineworks.engine": f"{model}/int8/cpu", "engineworks.engine_digest": digest},
     )  # fmt: skip
     client.set_registered_model_alias(model, "champion-cpu-int8", str(version.version))
     return engine_run, digest

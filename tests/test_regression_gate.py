@@ -107,9 +107,9 @@ def test_accuracy_is_held_against_the_champions_own(value: float | None, word: s
 
 
 def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.97, better="lower"), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.97, lower_is_better=True), compare=COMPARE)
     assert check.verdict == "pass"
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.99, better="lower"), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.99, lower_is_better=True), compare=COMPARE)
     assert check.verdict == "fail"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Champion:
     """engine: its identity, recipe/precision/target. digest: sha256 of its engine file. build_key: of its build's
-    artifact in the store, '' where nothing tells it. run: id of the MLflow run that recorded it. accuracy: its report, and compare: the document
-    of the step that made it; None where the run holds none."""
+    artifact in the store, '' where nothing tells it. run: id of the MLflow run that recorded it. accuracy: its report,
+    and compare: the document of the step that made it; None where the run holds none."""
 
     engine: str
     model: str

@@ -1,8 +1,9 @@
 """Champion and candidate timed beside each other, in rounds: the same conditions for both, their places by lot.
 
 A round loads both engines anew (in random order: one load's place in memory is worth some percent), warms both up, and
-times short blocks of runs in the order ABBA or BAAB, by lot. After every change of engine some runs are not timed:
-worker threads of the other one may still spin, and its working set is in the caches.
+times short blocks of runs in the order ABBA or BAAB, by lot. Before every change of engine this process comes to rest,
+for worker threads of the other one may still spin (those of ONNX Runtime do for some 15 ms); after it some runs are not
+timed, for the other one's working set is in the caches.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from engineworks.measure.regression import (
 
 Side = Literal["champion", "candidate"]
 SIDES: tuple[Side, Side] = ("champion", "candidate")
+
+
+MOST_RUNS = 100
+"""In one block: more do not make its median better known than the load that it belongs to lets it be."""
 
 
 class Loaded(Protocol):
@@ -105,10 +110,11 @@ def interleave(
     seed: int,
     pace: Pace = Pace(),
     clock: Callable[[], float] = time.monotonic,
+    rest: Callable[[], object] = lambda: None,
 ) -> Attempt:
     """Rounds until every shape is decided or the time is up. Only undisturbed rounds count, and a first one never does:
-    files, caches and clocks get warm in it. Raises what `load` and `time_runs` raise."""
-    arena = _Arena(load, tuple(shapes), watch, random.Random(seed), pace, clock)
+    files, caches and clocks get warm in it. rest: returns when no thread of the engines works any more. Raises what `load` and `time_runs` raise."""
+    arena = _Arena(load, tuple(shapes), watch, random.Random(seed), pace, clock, rest)
     begin = clock()
     arena.round()
     allowed_s = pace.allowed_s(clock() - begin)
@@ -146,7 +152,9 @@ class _Arena:
         lot: random.Random,
         pace: Pace,
         clock: Callable[[], float],
+        rest: Callable[[], object],
     ) -> None:
+        self._rest = rest
         self._load, self._shapes, self._watch, self._lot = load, shapes, watch, lot
         self._pace, self._clock = pace, clock
         self._usual_ms: dict[str, float] = {}
@@ -189,7 +197,7 @@ class _Arena:
 
     def _quads(self, loaded: Mapping[Side, Loaded], shape: str) -> list[tuple[str, Sequence[Sequence[float]]]]:
         usual = max(self._usual_ms[shape], 1e-6)
-        runs = max(1, round(self._pace.block_ms / usual))
+        runs = min(MOST_RUNS, max(1, round(self._pace.block_ms / usual)))
         settle = round(self._pace.settle_ms / usual)
         quads: list[tuple[str, Sequence[Sequence[float]]]] = []
         for _ in range(self._pace.quads):
@@ -198,6 +206,7 @@ class _Arena:
         return quads
 
     def _block(self, one: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
+        self._rest()
         if settle:
             one.time_runs(shape, settle)
         return one.time_runs(shape, runs)

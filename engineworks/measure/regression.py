@@ -128,7 +128,11 @@ def trust(comparison: Comparison, rounds: int, disturbances: Sequence[str]) -> C
 
 
 def confirm(first: Comparison, second: Comparison | None) -> Comparison:
-    """A fail must be measured twice, in two processes. Returns the one to report."""
+    """A fail must be measured twice, in two processes; a pass is none where a second measurement fails. Returns the one
+    to report."""
+    if second is not None and (first.verdict, second.verdict) == ("pass", "fail"):
+        why = "the first measurement passed, a second one in a fresh process failed"
+        return Comparison("inconclusive", first.ratio, first.interval, first.rounds, why)
     if first.verdict != "fail" or second is None:
         return first
     if second.verdict == "fail":

@@ -8,6 +8,7 @@ measured before stands in for it, and the gate says so).
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from engineworks.tensors import spec_from_json
 ATTEMPT = "engineworks.steps.duel:attempt_in_child"
 
 Report = dict[str, Any]
+MOST_REST_S = 0.06
+
 Measure = Callable[[int], Report]
 """Seed → an `Attempt` as JSON."""
 
@@ -114,8 +117,18 @@ def attempt(
 
         return interleave(
             {side: partial(load, side) for side in SIDES}, list(feeds), params["limit"], run.device_watch(),
-            seed=payload["seed"], pace=Pace(most_s=params["most_s"]),
+            seed=payload["seed"], pace=Pace(most_s=params["most_s"]), rest=come_to_rest,
         )  # fmt: skip
+
+
+def come_to_rest() -> None:
+    """Wait until this process uses hardly any processor time, or `MOST_REST_S` have passed."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < MOST_REST_S:
+        wall, busy = time.perf_counter(), time.process_time()
+        time.sleep(0.001)
+        if time.process_time() - busy < 0.2 * (time.perf_counter() - wall):
+            return
 
 
 def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:

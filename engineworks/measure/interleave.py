@@ -113,7 +113,8 @@ def interleave(
     rest: Callable[[], object] = lambda: None,
 ) -> Attempt:
     """Rounds until every shape is decided or the time is up. Only undisturbed rounds count, and a first one never does:
-    files, caches and clocks get warm in it. rest: returns when no thread of the engines works any more. Raises what `load` and `time_runs` raise."""
+    files, caches and clocks get warm in it. rest: returns when no thread of the engines works any more. Raises what
+    `load` and `time_runs` raise."""
     arena = _Arena(load, tuple(shapes), watch, random.Random(seed), pace, clock, rest)
     begin = clock()
     arena.round()

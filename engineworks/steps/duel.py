@@ -32,9 +32,9 @@ from engineworks.tensors import spec_from_json
 
 ATTEMPT = "engineworks.steps.duel:attempt_in_child"
 
-Report = dict[str, Any]
 MOST_REST_S = 0.06
 
+Report = dict[str, Any]
 Measure = Callable[[int], Report]
 """Seed → an `Attempt` as JSON."""
 

@@ -34,12 +34,17 @@ TIME_LIMIT_S = 7200.0
 
 ERRORS: Mapping[StepName, type[StepError]] = {
     "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
-    "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError, "duel": RunError,
+    "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError,
+    "peer": RunError, "duel": RunError,
 }  # fmt: skip
 """What a crash of a step's child is."""
 
 USER_CODE = ("torch", "huggingface")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
+
+FRESH = ("measure", "peer")
+"""Steps whose figures hold what their library takes for itself: another job's leavings would be in them, and theirs in
+the next."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
                 payload,
                 time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
                 on_line=lambda line: log.write(line + "\n"),
-                fresh=step.params.get("source") in USER_CODE,
+                fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
                 what=step.id,
                 error=ERRORS[step.kind],
             )

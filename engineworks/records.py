@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from engineworks.comparison import comparison_metrics
 from engineworks.plan import Plan
 from engineworks.plan_duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
@@ -85,7 +86,8 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     words = [e.verdict for e in result.engines]
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
-    return counts | steps | {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
+    done = {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
+    return counts | steps | done | comparison_metrics(result.comparison)
 
 
 def _document(plan: Plan, key: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engineworks.comparison import Comparison
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -115,6 +116,7 @@ class BuildResult:
     report: Path | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    comparison: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -126,6 +128,7 @@ class BuildResult:
             "report": str(self.report) if self.report else None,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
+            "comparison": self.comparison.to_json() if self.comparison else None,
         }
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Protocol
 
+from engineworks.calibration_health import calibration_health
 from engineworks.errors import InputError
 from engineworks.plan import Plan
 from engineworks.results import BuildResult, StepCounts, engine_result
@@ -50,6 +51,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         return None
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     report = settings.runs / found[0].run_id / "report.html"
+    calibration = calibration_health(plan, store)
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
@@ -58,6 +60,8 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         steps=StepCounts(reused=reused),
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
+        warnings=tuple(sentence for health in calibration for sentence in health.warnings),
+        calibration=calibration,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from engineworks.calibration_health import calibration_health
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
 from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
@@ -32,7 +33,12 @@ class Build:
         """What the build came to; `run_id`: its parent run in MLflow."""
         engines = tuple(self.engines.values())
         seconds = time.monotonic() - self._started
-        return BuildResult(self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds)
+        calibration = calibration_health(self.plan, self.store)
+        warnings = tuple(sentence for health in calibration for sentence in health.warnings)
+        return BuildResult(
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
+            seconds=seconds, warnings=warnings, calibration=calibration,
+        )  # fmt: skip
 
     def counts(self) -> StepCounts:
         cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")

@@ -81,7 +81,20 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     words = [e.verdict for e in result.engines]
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
-    return counts | steps | {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
+    notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
+    return counts | steps | notes | {"build_s": result.seconds}
+
+
+def result_tags(result: BuildResult) -> dict[str, str]:
+    """The verdict of all engines together, and what is doubtful about them."""
+    tags = {"engineworks.verdict": result.verdict}
+    return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
+
+
+def result_texts(result: BuildResult) -> dict[str, str]:
+    """Files of the build's run that come from its result."""
+    health = [c.to_json() for c in result.calibration]
+    return {"calibration.json": json.dumps(health, indent=1)} if health else {}
 
 
 def _document(plan: Plan, key: str) -> str:

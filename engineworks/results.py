@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engineworks.calibration_health import CalibrationHealth
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -93,6 +94,7 @@ class BuildResult:
     report: Path | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    calibration: tuple[CalibrationHealth, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -104,6 +106,7 @@ class BuildResult:
             "report": str(self.report) if self.report else None,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
+            "calibration": [c.to_json() for c in self.calibration],
         }
 
     @property

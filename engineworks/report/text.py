@@ -9,6 +9,7 @@ from engineworks.results import BuildResult
 def render_markdown(result: BuildResult) -> str:
     lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
     lines += [_line(row.cells) for row in rows(result)]
+    lines += _calibration(result)
     for engine in result.engines:
         if engine.checks:
             lines += ["", f"## {engine.id}: {engine.verdict}", ""]
@@ -16,6 +17,15 @@ def render_markdown(result: BuildResult) -> str:
         if engine.failure:
             lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(result: BuildResult) -> list[str]:
+    """What the ranges are worth, with everything that makes them doubtful."""
+    lines = ["", "## Calibration", ""] if result.calibration else []
+    for health in result.calibration:
+        lines.append(f"- {health.step}: {health.sentence()}")
+        lines += [f"- **warning** {sentence}" for sentence in health.warnings]
+    return lines
 
 
 def _summary(result: BuildResult) -> str:

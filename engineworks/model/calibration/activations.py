@@ -43,7 +43,9 @@ class Settings:
             hint = f"choose one of {', '.join(METHODS)}"
             raise CalibrationError(f"unknown calibration method '{self.method}'", hint=hint)
         if not 0 < self.percentile <= 100:
-            raise CalibrationError(f"calibration percentile {self.percentile} is not in (0, 100]", hint="99.99 is usual")
+            raise CalibrationError(
+                f"calibration percentile {self.percentile} is not in (0, 100]", hint="99.99 is usual"
+            )
         if self.averaging is not None and not 0 < self.averaging <= 1:
             raise CalibrationError(f"calibration averaging {self.averaging} is not in (0, 1]", hint="0.01 is usual")
         if self.bins < 256 or self.bins & (self.bins - 1):
@@ -116,7 +118,9 @@ class Activation:
             return 1 - 1 / _CODES
         codes = np.arange(-INT8_MAX, INT8_MAX + 1)
         scale = amax / INT8_MAX
-        reached = (codes >= round(max(self._minimum, -amax) / scale)) & (codes <= round(min(self._maximum, amax) / scale))
+        reached = (codes >= round(max(self._minimum, -amax) / scale)) & (
+            codes <= round(min(self._maximum, amax) / scale)
+        )
         if self._histogram:
             reached &= self._histogram.rounded(scale, INT8_MAX)[np.abs(codes)]
         return 1 - int(reached.sum()) / _CODES

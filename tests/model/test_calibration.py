@@ -23,7 +23,14 @@ from engineworks.model.calibration import Method, Range, Ranges, collect_ranges,
 from engineworks.model.calibration.histograms import MIN_EXPONENT, BinCounter, Histogram
 from engineworks.model.calibration.segments import plan_segments, tensor_types
 from engineworks.model.calibration.sessions import Device, choose_providers
-from engineworks.model.calibration.thresholds import LEVELS, MAX_CLIPPED, _divergences, entropy_bin, mse_bin, percentile_bin
+from engineworks.model.calibration.thresholds import (
+    LEVELS,
+    MAX_CLIPPED,
+    _divergences,
+    entropy_bin,
+    mse_bin,
+    percentile_bin,
+)
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile", "mse", "moving_average")
@@ -510,7 +517,9 @@ print(int(line.split()[1]) // 1024)
 
 
 def test_ranges_survive_json_exactly() -> None:
-    ranges = Ranges("percentile", 12, {"a": Range(0.1, -1 / 3, 0.1, 1e-4, 77, 0.3, 0.09)}, {"percentile": 99.9, "bins": 8192})
+    ranges = Ranges(
+        "percentile", 12, {"a": Range(0.1, -1 / 3, 0.1, 1e-4, 77, 0.3, 0.09)}, {"percentile": 99.9, "bins": 8192}
+    )
     assert Ranges.from_json(json.loads(json.dumps(ranges.to_json()))) == ranges
 
 

@@ -27,6 +27,9 @@ MIN_DISTANCE = 0.2
 MIN_DISTANCE_OF_INTEGERS = 0.35
 """The same for integers: most are token ids, which have no order and differ from text to text."""
 
+SAMPLES_TO_COMPARE_SCALES = 8
+"""Of fewer samples, mean and deviation are too much those of the single sample."""
+
 KS_ALPHA = 0.001
 """Chance of a sentence about two sets of one origin, if the values of one sample said no more than one value."""
 
@@ -180,7 +183,7 @@ def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, I
             continue
         distance = ks_distance(before.drawn, now.drawn)
         least = MIN_DISTANCE if before.floating else MIN_DISTANCE_OF_INTEGERS
-        if distance > max(least, ks_critical(before.samples, now.samples)):
+        if distance > max(least, ks_critical(before.samples, now.samples)) or _scaled(before, now):
             found.append(
                 f"input '{name}' differs between calibration and evaluation data: mean {before.mean:.4g} against "
                 f"{now.mean:.4g}, standard deviation {before.std:.4g} against {now.std:.4g}, range "
@@ -188,6 +191,15 @@ def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, I
                 f"(Kolmogorov-Smirnov distance {distance:.2f}); are both preprocessed in the same way?"
             )
     return tuple(found)
+
+
+def _scaled(one: InputStatistics, other: InputStatistics) -> bool:
+    """Whether one set is wider than the other by a factor of two, or its mean lies outside: a forgotten scaling around
+    zero moves the distribution functions apart by less than a half."""
+    if not one.floating or min(one.samples, other.samples) < SAMPLES_TO_COMPARE_SCALES:
+        return False
+    narrow, wide = sorted((one.std, other.std))
+    return wide > 2 * narrow or abs(one.mean - other.mean) > wide
 
 
 def ks_distance(one: Iterable[float], other: Iterable[float]) -> float:

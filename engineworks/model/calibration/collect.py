@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
 from engineworks.model.calibration.activations import Activation, Settings
+from engineworks.model.calibration.heap import large_blocks_apart
 from engineworks.model.calibration.histograms import BinCounter
 from engineworks.model.calibration.ranges import Method, Ranges
-from engineworks.model.calibration.sessions import Device, open_segments
+from engineworks.model.calibration.sessions import Device, SegmentedModel, open_segments
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -53,13 +54,29 @@ def collect_ranges(
     """
     settings = Settings(method, percentile, averaging, bins)
     settings.check()
-    runner = open_segments(model, tensors, threads, device)
-    counter = BinCounter(bins)
-    seen = {name: Activation(name, settings, counter) for name in tensors}
+    with large_blocks_apart():
+        runner = open_segments(model, tensors, threads, device)
+        counter = BinCounter(bins)
+        seen = {name: Activation(name, settings, counter) for name in tensors}
+        sample_count, early = _run_all(runner, batches(), seen, samples, progress)
+    if not sample_count:
+        raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
+    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
+    return Ranges(method, sample_count, ranges, settings.parameters, runner.provider)
+
+
+def _run_all(
+    runner: SegmentedModel,
+    batches: Iterable[Batch],
+    seen: Mapping[str, Activation],
+    samples: int | None,
+    progress: Callable[[int], None] | None,
+) -> tuple[int, dict[str, float]]:
+    """How many samples there were, and amax by tensor after `EARLY` of them (nothing if `samples` is not known)."""
     early: dict[str, float] = {}
     axis0 = next((spec.name for spec in runner.inputs if spec.shape), None)
     sample_count = 0
-    for batch in batches():
+    for batch in batches:
         if samples and not early and EARLY * samples <= sample_count:
             early = {name: activation.amax for name, activation in seen.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
@@ -67,7 +84,4 @@ def collect_ranges(
         sample_count += len(feeds[axis0]) if axis0 else 1
         if progress:
             progress(sample_count)
-    if not sample_count:
-        raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
-    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
-    return Ranges(method, sample_count, ranges, settings.parameters, runner.provider)
+    return sample_count, early

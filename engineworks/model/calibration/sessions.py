@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
-import functools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 
 from engineworks.backends._gpu import first_gpu
 from engineworks.errors import CalibrationError, SamplesError
+from engineworks.model.calibration.heap import trim_heap
 from engineworks.model.calibration.segments import Segment, plan_segments, segment_model, tensor_types
 from engineworks.model.onnx_files import graph_inputs, load_model
 from engineworks.tensors import TensorSpec
@@ -79,9 +77,9 @@ class SegmentedModel:
                 if name in self._last_use:
                     alive[name] = value
             if large:
-                _trim_heap()
+                trim_heap()
         if time.monotonic() - self._trimmed_at > _TRIM_EVERY_SECONDS:
-            _trim_heap()
+            trim_heap()
             self._trimmed_at = time.monotonic()
 
     def _check_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -199,19 +197,6 @@ def _runtime_errors(what: str) -> Iterator[None]:
         yield
     except kinds as error:
         raise CalibrationError(f"{what}: {error}") from error
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can (glibc): tensors of changing sizes leave holes in
-    the heap, which would grow by a fifth or more, differently in every run."""
-    trim = getattr(_c_library(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _c_library() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _listed(names: Mapping[str, object] | Sequence[str]) -> str:

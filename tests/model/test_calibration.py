@@ -268,6 +268,14 @@ def test_codes_that_no_value_reaches_are_counted(tmp_path: Path, method: Method)
     assert found["y"].unused == pytest.approx(127 / 255, abs=0.01)
 
 
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile", "moving_average"])
+def test_values_at_the_end_of_the_range_are_not_clipped(tmp_path: Path, method: Method) -> None:
+    path = save(tmp_path, [node("Relu", ["x"], ["y"])])
+    pixels = (np.arange(17_000) % 17 / 16).astype(np.float32).reshape(-1, 8)
+    (seen,) = collect_ranges(path, lambda: [{"x": pixels}], ["x"], method=method).tensors.values()
+    assert (seen.amax, seen.saturated) == (1.0, 0.0)
+
+
 def test_gaps_between_values_count_as_unused_codes(tmp_path: Path) -> None:
     path = save(tmp_path, [node("Relu", ["x"], ["y"])])
     values = np.tile(np.array([-1, -0.5, 0, 1], np.float32), 400).reshape(-1, 8)

@@ -109,7 +109,8 @@ class Activation:
             )
         amax = self.amax
         histogram = self._average.sampled if self._average else self._histogram
-        saturated = histogram.above(amax) if histogram and amax else 0.0
+        clips = amax < max(-self._minimum, self._maximum)
+        saturated = histogram.above(amax) if histogram and clips else 0.0
         return Range(amax, self._minimum, self._maximum, saturated, self._values, self._unused(amax), amax_early)
 
     def _unused(self, amax: float) -> float:

@@ -19,8 +19,8 @@ transformers (its ONNX PTQ guide, "calibration data size"); a sixteenth of that 
 MOVED = 0.1
 """A range that the last fifth of the samples moves by more than this is not settled."""
 
-MOVED_TENSORS = 0.1
-"""Share of the tensors that may be unsettled: extremes of single tensors always move a little."""
+MOVED_TENSORS = 0.25
+"""Share of the tensors that may be unsettled: a few always are, with 512 samples of Fashion-MNIST one in eight."""
 
 _SHOWN = 3
 

@@ -139,6 +139,13 @@ def _int8_has_data(recipe: Recipe, node: Node) -> Iterator[Problem]:
         yield Problem(place, "int8 needs calibration data", "add data.calibration; random numbers are never used")
 
 
+def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.calibration.averaging is not None and recipe.calibration.method != "moving_average":
+        place = node.key_place(("calibration", "averaging"))
+        message = f"'averaging' does nothing with method {recipe.calibration.method}"
+        yield Problem(place, message, "write method: moving_average, or remove it")
+
+
 def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for index, precision in enumerate(recipe.precisions):
         limits = recipe.accuracy.limits.get(precision)
@@ -195,6 +202,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _sweep_fits,
     _streams_have_no_twins,
     _int8_has_data,
+    _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
     _names_are_known,

@@ -42,7 +42,7 @@ HALF_FLAGS = ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")
 @cache
 def computes_half() -> bool:
     """Whether this processor has arithmetic in fp16."""
-    first = next(processors(read("/proc/cpuinfo")), {})
+    first = next(processors(read_text("/proc/cpuinfo")), {})
     flags = (first.get("flags") or first.get("Features") or "").split()
     return any(flag in flags for flag in HALF_FLAGS)
 

@@ -16,11 +16,15 @@ from engineworks.capabilities import why_not
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan_documents import Documents
+from engineworks.precisions import ALL_NODES, Computation, computation
+from engineworks.recipe import Recipe
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.steps import StepName
 from engineworks.store import Store
 from engineworks.suggest import did_you_mean
 from engineworks.targets import NamedTarget
+
+FOLD_REPORT = "fold.json"
 
 State = Literal["cached", "to do", "elsewhere", "not needed"]
 
@@ -49,7 +53,8 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''."""
+    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''.
+    `computes`: the plain precisions that its own stands for, such as int8 and fp16 around it."""
 
     id: str
     recipe: str
@@ -57,11 +62,12 @@ class PlannedEngine:
     target: NamedTarget
     steps: Mapping[StepName, str]
     unmeasured_because: str = ""
+    computes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         return {
             "id": self.id, "precision": self.precision, "target": self.target.name,
-            "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+            "computes": list(self.computes), "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
         }  # fmt: skip
 
 
@@ -123,8 +129,9 @@ def plan_recipe(loaded: LoadedRecipe, store: Store, digests: FileDigests, *, onl
     chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
     if not chosen:
         raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
-    refused = {i: s for i, (p, t) in chosen.items() if (s := _refusal(p, t)) is not None}
     documents = Documents(loaded, digests)
+    operators = _known_operators(documents, store)
+    refused = {i: s for i, (p, t) in chosen.items() if (s := _refusal(loaded.recipe, p, t, operators)) is not None}
     steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():
@@ -166,9 +173,33 @@ def plan_recipes(
     return plans
 
 
-def _refusal(precision: str, target: NamedTarget) -> str | None:
+def _known_operators(documents: Documents, store: Store) -> frozenset[str] | None:
+    """The folded model's operator types, if it was folded before; None while they are not known."""
+    fold = digest_of(documents.fold(digest_of(documents.export()[0]))[0])
+    report = store.peek_json(fold, FOLD_REPORT)
+    return frozenset(report["inventory"]["operators"]) if report else None
+
+
+def _refusal(recipe: Recipe, precision: str, target: NamedTarget, operators: frozenset[str] | None) -> str | None:
+    """Why the target can not do the precision; of a mixture, or of what lies around int8, why not that part."""
     facts = backend_facts(target.target.backend)
-    return why_not(target.target.backend, facts.version, precision, target.target.compute_capability)
+    computes = computation(recipe, precision, target.target.backend)
+    for part in computes.parts:
+        sentence = why_not(
+            target.target.backend, facts.version, part, target.target.compute_capability,
+            operators=operators, quantized=_quantized_operators(computes, operators),
+        )  # fmt: skip
+        if sentence is not None:
+            return sentence if part == precision or part in computes.quantized else f"{part} around it: {sentence}"
+    return None
+
+
+def _quantized_operators(computes: Computation, operators: frozenset[str] | None) -> frozenset[str] | None:
+    """Those that are sure to be quantized somewhere; None where names of nodes decide."""
+    globs = [glob for patterns in computes.quantized.values() for glob in patterns]
+    if operators is None or globs != list(ALL_NODES) or any(not k.startswith("op:") for k in computes.keep):
+        return None
+    return operators - {k.removeprefix("op:") for k in computes.keep}
 
 
 def _plan_engine(
@@ -185,16 +216,23 @@ def _plan_engine(
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = add("export", f"{recipe}/export", *documents.export())
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))
-    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if precision == "int8" else None
-    lower = add("lower", f"{branch}/lower", *documents.lower(precision, fold, ranges))
-    build = add("build", f"{engine_id}/build", *documents.build(precision, target, lower))
+    computes = computation(documents.recipe, precision, target.target.backend)
+    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
+    lower = add("lower", _lower_id(branch, computes), *documents.lower(precision, computes, fold, ranges))
+    build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
     reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
     chosen: dict[StepName, str] = {"build": build}
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
     if documents.recipe.performance.at:
         chosen["measure"] = add("measure", f"{engine_id}/measure", *documents.measure(target, build))
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why)
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, computes.parts)
+
+
+def _lower_id(branch: str, computes: Computation) -> str:
+    """One lowering serves all targets but where they want another type around quantized nodes."""
+    half = computes.quantized and computes.around != "fp32"
+    return f"{branch}/lower" + (f"-around-{computes.around}" if half else "")
 
 
 class _States:

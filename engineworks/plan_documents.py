@@ -14,6 +14,7 @@ from engineworks.backends import backend_facts
 from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
+from engineworks.precisions import Computation
 from engineworks.profiles import admitting_profile, input_specs, profiles
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.samples import SampleFile, batch_dim, fixed_batch
@@ -75,27 +76,26 @@ class Documents:
     def calibrate(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.calibration
         assert data is not None  # checked with the recipe
-        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep"})
+        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
         params = {"calibration": settings, "samples": _samples(data)}
         digests = {"calibration": self._digests.digest(data.path)}
         return self._document("calibrate", params, {"fold": fold}, digests), {"calibration": data.path}
 
-    def lower(self, precision: str, fold: str, ranges: str | None) -> tuple[Document, Aside]:
-        params: Document = {"precision": precision}
-        if precision == "int8":
-            params["keep"] = list(self.recipe.calibration.keep)
-            assert ranges is not None
-            return self._document("lower", params, {"fold": fold, "ranges": ranges}, {}), {}
-        if precision == "fp32":
-            return self._document("lower", params, {"fold": fold}, {}), {}
+    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
+        params: Document = {"precision": precision, **computes.to_json()}
+        inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
+        if computes.around == "fp32":
+            return self._document("lower", params, inputs, {}), {}
         data = self._files.calibration or self._files.evaluation
         params["samples"] = _samples(data)
         digests = {"samples": self._digests.digest(data.path)}
-        return self._document("lower", params, {"fold": fold}, digests, ("nvidia-modelopt",)), {"samples": data.path}
+        libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
+        return self._document("lower", params, inputs, digests, libraries), {"samples": data.path}
 
-    def build(self, precision: str, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
+    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
         params = {
             "precision": precision,
+            "computes": list(computes.parts),
             "target": target.to_json(),
             "profiles": [p.to_json() for p in profiles(self.recipe)],
         }

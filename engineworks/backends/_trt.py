@@ -173,10 +173,14 @@ def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> boo
 def _failure(vendor: Vendor, title: str, request: BuildRequest, model: Interface, logger: Logger) -> BuildError:
     (request.out / (ENGINE_FILE + ".partial")).unlink(missing_ok=True)
     version = next(iter(vendor.versions().values()), None)
-    known = why_not(
-        vendor.name, version, request.precision, request.compute_capabilities,
-        operators=model.operators, quantized=model.quantized,
+    refused = (
+        why_not(
+            vendor.name, version, part, request.compute_capabilities,
+            operators=model.operators, quantized=model.quantized,
+        )
+        for part in request.parts
     )  # fmt: skip
+    known = next((sentence for sentence in refused if sentence), None)
     where = ", ".join(request.compute_capabilities)
     return BuildError(
         f"{request.model.name}: {title} built no engine for {where}: {logger.reason()}",

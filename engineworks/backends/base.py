@@ -32,6 +32,8 @@ class BuildRequest:
     model: the lowered ONNX file (its external data beside it). out: folder to write the engine into, empty.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
     options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}.
+    computes: the plain precisions that `precision` stands for where that is the name of a mixture, or int8 with fp16
+    around it: ("int8", "fp16").
     """
 
     model: Path
@@ -40,6 +42,12 @@ class BuildRequest:
     profiles: tuple[Profile, ...]
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    computes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """`computes`, or the precision itself where nothing is said."""
+        return self.computes or (self.precision,)
 
 
 @dataclass(frozen=True)

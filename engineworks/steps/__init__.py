@@ -32,7 +32,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
-    "lower": StepKind(2, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
+    "lower": StepKind(3, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(1, ("onnxruntime", "numpy")),
     "build": StepKind(1, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),

@@ -29,6 +29,7 @@ def run(job: StepJob) -> None:
         profiles=profiles,
         compute_capabilities=tuple(target["compute_capability"]),
         options=target["options"],
+        computes=tuple(job.params.get("computes", ())),
     )
     report = build.build(request, job.say)
     engine = job.out / report.file

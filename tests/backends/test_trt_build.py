@@ -20,6 +20,7 @@ from engineworks.backends.base import BuildRequest
 from engineworks.capabilities import NAMED, why_not
 from engineworks.child import run_in_child
 from engineworks.errors import BuildError, TargetError, TimeLimitError
+from engineworks.model.lower.half import to_half
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
@@ -201,7 +202,7 @@ FLOATS = ("fp32", "fp16", "bf16")
 QUANTIZED = ("int8", "int8_weights", "fp8")
 CELLS = [
     *((kind, precision) for kind in ("conv", "matmul") for precision in (*FLOATS, *QUANTIZED)),
-    ("matmul", "int4"),
+    ("matmul", "int4_weights"),
 ]
 MORE_CELLS = [
     *(("gemm", precision) for precision in (*FLOATS, *QUANTIZED)),
@@ -212,20 +213,28 @@ MORE_CELLS = [
 def check_cell(
     request_for: RequestFor, operators: Operators, kind: str, precision: str, capabilities: tuple[str, ...]
 ) -> None:
-    """Whether the engine is built is what the capability table says."""
+    """Whether the engine is built is what the capability table says, with fp32 and with fp16 around quantized nodes."""
     model = operators(kind, precision)
+    around = {} if precision in FLOATS else {"fp32": model, "fp16": to_half(model, "float16").model}
+    for other, variant in around.items() or [(precision, model)]:
+        said = refusal_of(variant, {precision, other}, capabilities)
+        try:
+            tensorrt_rtx.build(request_for(variant, precision, capabilities), quiet)
+            failed = ""
+        except BuildError as error:
+            failed = str(error)
+        assert bool(failed) == bool(said), (kind, precision, other, capabilities, said, failed)
+
+
+def refusal_of(model: onnx.ModelProto, parts: set[str], capabilities: tuple[str, ...]) -> str | None:
     dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    said = why_not(
-        "tensorrt_rtx", VERSION, precision, capabilities,
-        operators={n.op_type for n in model.graph.node},
-        quantized={n.op_type for n in model.graph.node if n.input[0] in dequantized},
-    )  # fmt: skip
-    try:
-        tensorrt_rtx.build(request_for(model, precision, capabilities), quiet)
-        failed = ""
-    except BuildError as error:
-        failed = str(error)
-    assert bool(failed) == bool(said), (kind, precision, capabilities, said, failed)
+    operators = {n.op_type for n in model.graph.node}
+    quantized = {n.op_type for n in model.graph.node if n.input[0] in dequantized}
+    said = (
+        why_not("tensorrt_rtx", VERSION, part, capabilities, operators=operators, quantized=quantized)
+        for part in sorted(parts)
+    )
+    return next((sentence for sentence in said if sentence), None)
 
 
 def test_the_capability_table_is_true_where_capabilities_differ(request_for: RequestFor, operators: Operators) -> None:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
+from engineworks.recipe import FORMATS
 from engineworks.steps import StepJob
 from engineworks.steps.lower import run
 from engineworks.tensors import TensorSpec
@@ -19,7 +20,7 @@ FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
 value = helper.make_tensor_value_info
 
 
-def job_of(folder: Path, model: onnx.ModelProto, precision: str) -> StepJob:
+def job_of(folder: Path, model: onnx.ModelProto, precision: str, around: str = "fp32") -> StepJob:
     for name in ("fold", "out"):
         (folder / name).mkdir()
     onnx.save(model, str(folder / "fold" / "model.onnx"))
@@ -30,6 +31,8 @@ def job_of(folder: Path, model: onnx.ModelProto, precision: str) -> StepJob:
     specs = [TensorSpec("x", dtype.name, ("batch", 2)).to_json()]
     samples = {"arrays": {"x": "x"}, "count": 6, "total": 6, "specs": specs}
     params = {"precision": precision, "samples": samples, "keep": []}
+    if precision in FORMATS:
+        params |= {"quantized": {precision: ["*"]}, "around": around}
     inputs = {"fold": folder / "fold", "ranges": folder / "fold"}
     return StepJob("tiny/lower", params, inputs, {"samples": str(folder / "x.npz")}, folder / "out", lambda _: None)
 

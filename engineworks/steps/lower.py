@@ -12,9 +12,10 @@ from engineworks.capabilities import GEMMS
 from engineworks.errors import LoweringError
 from engineworks.model.calibration import Ranges
 from engineworks.model.lower.as_is import check_as_is
-from engineworks.model.lower.half import HalfLimits, lower_half
+from engineworks.model.lower.half import lower_half
+from engineworks.model.lower.half_around import halve_around
 from engineworks.model.lower.half_graph import FORMATS, HalfType, infer_types, split_model
-from engineworks.model.lower.quantize import quantize, raise_opset_for
+from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.recipe import AS_IS
 from engineworks.samples import fixed_batch, samples_from_json
@@ -29,13 +30,6 @@ _SHOWN_NODES = 3
 PROOF_BATCH = 8
 """Samples per run when a half-precision model is proved."""
 
-
-AROUND_LIMITS = {
-    "fp16": HalfLimits(min_cosine=0.99, min_sqnr_db=14.0, min_agreement=0.95),
-    "bf16": HalfLimits(min_cosine=0.97, min_sqnr_db=9.0, min_agreement=0.9),
-}
-"""How near fp16 and bf16 around quantized nodes must come to fp32 around them. Rounding moves values over the edge of a
-step of int8 or e4m3, so the two differ by about the noise of quantization itself."""
 
 _DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -85,7 +79,7 @@ def _quantized(job: StepJob) -> None:
         ranges = Ranges.from_json(
             json.loads((job.inputs["ranges"] / RANGES_FILE).read_text(encoding="utf-8"))["ranges"]
         )
-    model = raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs)
+    model = name_nodes(raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs))
     quantized = quantize(model, ranges, globs=globs, keep=job.params.get("keep", ()), fp32=fp32)
     kept = {k.name: k.reason for k in quantized.kept_nodes}
     for name in globs:
@@ -97,9 +91,7 @@ def _quantized(job: StepJob) -> None:
     }  # fmt: skip
     lowered = quantized.model
     if around != "fp32":
-        lowered, half = lower_half(
-            lowered, _DTYPES[around], _samples(job), keep=fp32, limits=AROUND_LIMITS[around], autocast=False
-        )
+        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job), keep=fp32)
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
     job.write_json(REPORT_FILE, report)

@@ -111,12 +111,17 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
         return model
     named = onnx.ModelProto()
     named.CopyFrom(model)
-    for node in named.graph.node:
-        node.name = node_label(node)
-    graph = typed_graph(named, minimum_opset=needed)
+    graph = typed_graph(name_nodes(named), minimum_opset=needed)
     raised = whole_model(graph.shell, graph.weights)
     _check_opset(raised, [FORMATS[name] for name in globs])
     return raised
+
+
+def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give nodes without a name, in place, that by which messages and globs call them; returns the model."""
+    for node in model.graph.node:
+        node.name = node_label(node)
+    return model
 
 
 def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:

@@ -80,6 +80,25 @@ def test_a_float32_model_is_lowered(tmp_path: Path) -> None:
     assert [t.data_type for t in lowered.graph.initializer] == [HALF]
 
 
+def test_what_is_asked_as_it_is_passes_as_it_is(tmp_path: Path) -> None:
+    run(job_of(tmp_path, product(HALF), "as_is"))
+    assert onnx.load(str(tmp_path / "out" / "model.onnx")).graph == product(HALF).graph
+
+
+@pytest.mark.parametrize("around", ["fp32", "fp16"])
+def test_the_report_says_what_became_of_which_node(tmp_path: Path, around: str) -> None:
+    run(job_of(tmp_path, product(FLOAT), "int8_weights", around))
+    report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
+    assert report["formats"] == {"product": "int8_weights"}
+    assert report["around"] == around
+    assert ("half" in report) == (around == "fp16")
+
+
+def test_a_format_that_no_node_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match=r"no node can compute in int4_weights \(product: .* no multiple of 32\)"):
+        run(job_of(tmp_path, product(FLOAT), "int4_weights"))
+
+
 @pytest.mark.parametrize(
     ("precision", "why"),
     [("fp16", "choice: holds a subgraph"), ("bf16", "choice: holds a subgraph"), ("int8", "outside of branches")],

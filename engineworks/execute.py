@@ -63,7 +63,7 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
         if writing.hit is not None:
             return Outcome(step.id, step.key, "reused", time.monotonic() - start)
         with alone_on_this_host() if step.kind in ALONE else nullcontext():
-            _run_child(step, inputs, writing.folder, pool)
+            _run_child(step, inputs, writing.folder, pool, cache=_cache_of(step, store))
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
 
 
@@ -80,13 +80,19 @@ def alone_on_this_host() -> Iterator[None]:
         yield
 
 
-def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool) -> None:
+def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
+    """Where the step's backend keeps what it compiled for the device here, if it does so."""
+    document = step.aside.get("device_cache")
+    return {"cache": str(store.device_cache(document))} if document else {}
+
+
+def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:
     payload = {
         "kind": step.kind,
         "id": step.id,
         "params": dict(step.params),
         "inputs": {role: str(path) for role, path in inputs.items()},
-        "aside": _plain(step.aside),
+        "aside": {**_plain(step.aside), **cache},
         "out": str(out),
     }
     log_file = out / LOG_FILE

@@ -101,9 +101,11 @@ class Documents:
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
+        aside: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-        return document, {"time_limit_s": target.target.time_limit_s}
+            aside |= _device_cache(document, facts.libraries)
+        return document, aside
 
     def reference(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.evaluation
@@ -117,6 +119,7 @@ class Documents:
         params = {
             "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
             "metric": metric.python if metric and metric != "top1" else metric, "output": accuracy.output,
+            "serving": self._serving(),
         }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
@@ -125,20 +128,25 @@ class Documents:
         document["hardware"] = facts.hardware()
         if metric and metric != "top1":
             document["libraries"] |= self._imports(metric.python)
-        return document, {"evaluation": data.path, "folder": self._files.folder}
+        aside = {"evaluation": data.path, "folder": self._files.folder}
+        return document, aside | _device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
-        data = self._files.evaluation
+        """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
+        data, performance = self._files.evaluation, self.recipe.performance
         at = {
             name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
-            for name, dims in self.recipe.performance.at.items()
+            for name, dims in performance.at.items()
         }
-        params = {"at": at, "inputs": self._inputs, "samples": _samples(data), "target": target.to_json()}
+        params = {
+            "at": at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
+            "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
+        }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         facts = backend_facts(target.target.backend)
         document = self._document("measure", params, {"build": build}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, {"evaluation": data.path}
+        return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
 
     def _imports(self, function: str) -> dict[str, str]:
         """Versions of the installed packages that the user's own code imports."""
@@ -155,6 +163,18 @@ class Documents:
             return [fixed or 1]
         sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
         return sorted(n for n in sizes if n > 0)
+
+    def _serving(self) -> Document:
+        return self.recipe.performance.serving.model_dump(mode="json")
+
+    def _sweep(self) -> list[Document]:
+        """One shape per batch: that of the named one, with another batch."""
+        sweep, dim = self.recipe.performance.sweep, batch_dim(input_specs(self.recipe))
+        if sweep is None or not isinstance(dim, str):
+            return []
+        name = sweep.at or next(iter(self.recipe.performance.at))
+        shapes = [(batch, {**self.recipe.performance.at[name], dim: batch}) for batch in sorted(sweep.batch)]
+        return [{"batch": b, "dims": dims, "profile": self._profile(name, dims), "tail": False} for b, dims in shapes]
 
     def _profile(self, shape: str, dims: Mapping[str, int]) -> str | None:
         admitting = admitting_profile(self.recipe, shape, dims)
@@ -182,6 +202,15 @@ class Documents:
             "digests": dict(digests),
             "libraries": installed_versions((*step.libraries, *libraries)),
         }
+
+
+def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+    """Of which device, driver, versions and, where it holds one engine's kernels, engine a cache is; none without a
+    GPU. Never shared across any of them."""
+    if "driver" not in document["hardware"]:
+        return {}
+    versions = {name: document["libraries"].get(name) for name in libraries}
+    return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
 
 
 def _samples(data: SampleFile) -> Document:

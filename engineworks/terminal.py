@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from engineworks.doctor import Findings
     from engineworks.plan import Plan, Step
-    from engineworks.results import BuildResult
+    from engineworks.results import BuildResult, EngineResult
     from engineworks.settings import Settings
 
 PIPE_WIDTH = 200
@@ -73,6 +73,8 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         for row in rows(result):
             table.add_row(row.cells[0], _styled(row.verdict), *map(_escape, row.cells[2:]))
         console.print(table)
+        for engine in result.engines:
+            _print_figures(console, engine)
         steps = result.steps
         say(
             f"{result.recipe}: {steps.run} steps run, {steps.reused} reused, {steps.failed} failed, "
@@ -84,6 +86,26 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
             say(f"report: {result.report}")
     if not quiet:
         _print_pages(settings)
+
+
+def _print_figures(console: Console, engine: EngineResult) -> None:
+    """What the first table has no room for: the device's own time, streams, the batch sweep, and what to beware of."""
+    from engineworks.report import figures
+
+    found = [figures.latency_table(engine)] if figures.has_device_figures(engine) else []
+    found += [figures.streams_table(engine), figures.sweep_table(engine)]
+    for shown in found:
+        if shown is None:
+            continue
+        table = _table(*shown.headings)
+        for row in shown.rows:
+            table.add_row(*map(_escape, row))
+        say(engine.id)
+        console.print(table)
+        if shown.below:
+            say(shown.below)
+    for warning in figures.warnings(engine):
+        say(f"note: {engine.id}: {warning}")
 
 
 def _print_pages(settings: Settings) -> None:

@@ -22,13 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends._trt_config import configure, name_capabilities
+from engineworks.backends._trt_config import configure, keep_timing_cache, name_capabilities, use_timing_cache
+from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of, telling
 from engineworks.backends._trt_profiles import add_profiles
+from engineworks.backends._trt_tf32 import environment, switched
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.capabilities import PORTABLE_ONLY, why_not
-from engineworks.errors import BuildError
+from engineworks.errors import BuildError, TargetError
 from engineworks.fingerprint import installed_version
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
 from engineworks.tensors import TensorSpec
@@ -52,11 +54,11 @@ class Vendor:
         return dict([(name, version) for name, version in found if version is not None][:1])
 
     def load(self) -> Any:
-        """The vendor's module. Raises `BuildError` where it can not be imported."""
+        """The vendor's module. Raises `TargetError` where it can not be imported."""
         try:
             return importlib.import_module(self.module)
-        except ImportError as error:
-            raise BuildError(
+        except (ImportError, OSError) as error:  # OSError: one of its libraries, or CUDA's, is missing
+            raise TargetError(
                 f"{self.title} can not be imported: {error}", hint=f"pip install {self.distributions[0]}"
             ) from None
 
@@ -79,7 +81,8 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
     title = f"{vendor.title} {trt.__version__}"
     log(f"{title}, {request.model.name} in {request.precision} for {', '.join(request.compute_capabilities) or 'here'}")
     model = _read_interface(request.model)
-    with logger_of(trt).sending(log) as logger:
+    wanted = environment(request.precision, rtx=vendor.rtx, tf32=bool(request.options.get("tf32")))
+    with switched(wanted), logger_of(trt).sending(log) as logger:
         builder = _create_builder(trt, title, logger)
         network, _parser = _parse(trt, title, builder, logger, request.model)  # the parser owns the weights
         config = builder.create_builder_config()
@@ -87,16 +90,19 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
         add_profiles(builder, config, network, request.profiles, model.inputs)
         if vendor.rtx:
             name_capabilities(trt, title, config, request.compute_capabilities)
+        timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
         partial = request.out / (ENGINE_FILE + ".partial")
         if not _write(trt, builder, network, config, partial):
             raise _failure(vendor, title, request, model, logger)
+        if timings is not None and request.cache:
+            keep_timing_cache(timings, request.cache)
         inputs, outputs = _specs(trt, network, model)
     os.replace(partial, request.out / ENGINE_FILE)
     said = {spec.name: spec.dtype for spec in model.outputs}
     for spec in outputs:
         if said.get(spec.name, spec.dtype) != spec.dtype:
             log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
-    details = _details(vendor, title, request)
+    details = _details(vendor, title, request) | ({"environment": dict(wanted)} if wanted else {})
     return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), details)
 
 
@@ -204,17 +210,6 @@ def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, 
 
     inputs = tuple(spec(network.get_input(i)) for i in range(network.num_inputs))
     return inputs, tuple(spec(network.get_output(i)) for i in range(network.num_outputs))
-
-
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8e4m3fn",
-    "INT64": "int64", "INT32": "int32", "INT8": "int8", "INT4": "int4", "UINT8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-
-
-def dtype_name(vendor_name: str) -> str:
-    """The vendor's DataType by name → ours."""
-    return _DTYPES.get(vendor_name, vendor_name.lower())
 
 
 def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:

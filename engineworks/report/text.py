@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engineworks.report.figures import remarks, tables
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult
 
@@ -13,6 +14,11 @@ def render_markdown(result: BuildResult) -> str:
         if engine.checks:
             lines += ["", f"## {engine.id}: {engine.verdict}", ""]
             lines += [f"- **{c.verdict}** {c.name}: {c.sentence}" for c in engine.checks]
+        for table in tables(engine):
+            lines += ["", _line(table.headings), _line(["---"] * len(table.headings))]
+            lines += [*map(_line, table.rows), *(["", table.below] if table.below else [])]
+        if found := list(remarks(engine)):
+            lines += ["", *(f"- {remark}" for remark in found)]
         if engine.failure:
             lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
     return "\n".join(lines) + "\n"

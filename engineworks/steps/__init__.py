@@ -34,9 +34,9 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(3, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(1, ("onnxruntime", "numpy")),
-    "build": StepKind(1, (), engine=True),
+    "build": StepKind(2, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
-    "measure": StepKind(2, ("numpy",), engine=True),
+    "measure": StepKind(3, ("numpy",), engine=True),
 }
 
 

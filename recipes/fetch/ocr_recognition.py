@@ -64,9 +64,7 @@ def preprocess(image: NDArray[Any]) -> NDArray[np.float32]:
     return ready
 
 
-def draw_samples(
-    photos: Mapping[str, bytes], letters: Sequence[str], count: int, seed: int
-) -> dict[str, NDArray[Any]]:
+def draw_samples(photos: Mapping[str, bytes], letters: Sequence[str], count: int, seed: int) -> dict[str, NDArray[Any]]:
     """x: f32[count,3,48,320]; text: int64[count,40], indices of the characters."""
     import numpy as np
 

@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -131,17 +132,17 @@ def figures(case: Case, model: Path, reference: Arrays) -> dict[str, Any]:
     }
 
 
-def run_case(name: str, methods: list[str], folder: Path) -> dict[str, Any]:
+def run_case(name: str, methods: list[str], contenders: list[str], folder: Path) -> dict[str, Any]:
     case = load_case(name, folder)
     reference = outputs_of(case.model, case.evaluation())
     fp32 = figures(case, case.model, reference)
     print(f"{name}: fp32 {case.metric_name} {fp32['metric']:.4f}, {fp32['bytes'] / 2**20:.1f} MiB", flush=True)
     rows: dict[str, Any] = {}
     for method in methods:
-        for contender in CONTENDERS:
+        for contender in contenders:
             if (contender == "modelopt" and not has_modelopt()) or (contender.endswith("keep") and not case.keep):
                 continue
-            out = folder / f"{name}-{method}-{contender.split(',')[0]}-{len(rows)}.onnx"
+            out = folder / f"{name}-{method}-{contender.split(',')[0]}-{len(rows)}-{os.getpid()}.onnx"
             started = time.perf_counter()
             quantize_in_a_child(name, method, contender, out, folder)
             found = {**figures(case, out, reference), "seconds": round(time.perf_counter() - started, 1)}
@@ -183,6 +184,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", default=",".join((*RECIPES, "resnet50")))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--contenders", default="|".join(CONTENDERS), help="names with | between them")
     parser.add_argument("--folder", type=Path, help="keep the models here; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -190,11 +192,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        cases = {name: run_case(name, options.methods.split(","), folder) for name in options.cases.split(",")}
-    before = json.loads(options.out.read_text())["cases"] if options.out.is_file() else {}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"versions": versions(), "cases": {**before, **cases}}, indent=1) + "\n")
+        for name in options.cases.split(","):
+            found = run_case(name, options.methods.split(","), options.contenders.split("|"), folder)
+            record(options.out, name, found)
     return 0
+
+
+def record(path: Path, name: str, found: dict[str, Any]) -> None:
+    """Add the rows of a case to the file; rows that were measured before and not now stay."""
+    whole = json.loads(path.read_text()) if path.is_file() else {"cases": {}}
+    before = whole["cases"].get(name, {}).get("int8", {})
+    whole["cases"][name] = {**found, "int8": {**before, **found["int8"]}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"versions": versions(), "cases": whole["cases"]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,10 @@ class Quantized:
 def tensors_to_calibrate(
     model: onnx.ModelProto, keep: Sequence[str] = (), *, op_types: Sequence[str] = QUANTIZABLE
 ) -> tuple[str, ...]:
-    """Activations that `quantize` needs ranges of, in the order of the graph. Weights need not be loaded."""
-    operands = (o for n in plan_quantization(model, EVERYTHING_INT8, keep, op_types).nodes.values() for o in n.operands)
+    """Activations that `quantize` may need ranges of, whatever nodes it is asked for, in the order of the graph.
+    Weights need not be loaded."""
+    named = {"int8": ("op:*",)}
+    operands = (o for n in plan_quantization(model, named, keep, op_types).nodes.values() for o in n.operands)
     return tuple(dict.fromkeys(operand.tensor for operand in operands if isinstance(operand, Activation)))
 
 

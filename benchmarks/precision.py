@@ -33,16 +33,19 @@ METHODS = ("minmax", "entropy")
 OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
 
-def quantize_ours(case: Case, method: str, out: Path, keep: tuple[str, ...] = ()) -> None:
+def quantize_ours(case: Case, method: str, out: Path, keep: tuple[str, ...] = (), kind: str = "int8") -> None:
     import onnx
 
     from engineworks.model.calibration import collect_ranges
-    from engineworks.model.lower.quantize import quantize, tensors_to_calibrate
+    from engineworks.model.lower.quantize import quantize, raise_opset_for, tensors_to_calibrate
 
-    model = onnx.load(str(case.model))
-    tensors = tensors_to_calibrate(model, keep)
-    ranges = collect_ranges(case.model, case.calibration, tensors, method=method)  # type: ignore[arg-type]
-    onnx.save(quantize(model, ranges, keep=keep).model, str(out))
+    globs = {kind: ("*",)}
+    model = raise_opset_for(onnx.load(str(case.model)), globs)
+    ranges = None
+    if not kind.endswith("_weights"):
+        tensors = tensors_to_calibrate(model, keep)
+        ranges = collect_ranges(case.model, case.calibration, tensors, method=method)  # type: ignore[arg-type]
+    onnx.save(quantize(model, ranges, globs=globs, keep=keep).model, str(out))
 
 
 def quantize_ours_as_the_recipe_says(case: Case, method: str, out: Path) -> None:
@@ -91,11 +94,19 @@ def quantize_by_modelopt(case: Case, method: str, out: Path) -> None:
     )  # fmt: skip
 
 
+def quantize_ours_to(kind: str) -> Callable[[Case, str, Path], None]:
+    return lambda case, method, out: quantize_ours(case, method, out, kind=kind)
+
+
+OTHER_FORMATS = {f"engineworks {kind}": quantize_ours_to(kind) for kind in ("fp8", "int8_weights", "int4_weights")}
+"""Once each: the method of calibration matters to int8 alone."""
+
 CONTENDERS: Mapping[str, Callable[[Case, str, Path], None]] = {
     "engineworks": quantize_ours,
     "engineworks, recipe's keep": quantize_ours_as_the_recipe_says,
     "onnxruntime": quantize_by_onnxruntime,
     "modelopt": quantize_by_modelopt,
+    **OTHER_FORMATS,
 }
 
 
@@ -141,6 +152,8 @@ def run_case(name: str, methods: list[str], contenders: list[str], folder: Path)
     for method in methods:
         for contender in contenders:
             if (contender == "modelopt" and not has_modelopt()) or (contender.endswith("keep") and not case.keep):
+                continue
+            if contender in OTHER_FORMATS and method != methods[0]:
                 continue
             out = folder / f"{name}-{method}-{contender.split(',')[0]}-{len(rows)}-{os.getpid()}.onnx"
             started = time.perf_counter()

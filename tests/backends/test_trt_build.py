@@ -200,6 +200,7 @@ def test_a_full_disk_is_told(
 
 FLOATS = ("fp32", "fp16", "bf16")
 QUANTIZED = ("int8", "int8_weights", "fp8")
+QUANTIZED_TOO = (*QUANTIZED, "int4_weights")
 CELLS = [
     *((kind, precision) for kind in ("conv", "matmul") for precision in (*FLOATS, *QUANTIZED)),
     ("matmul", "int4_weights"),
@@ -211,12 +212,18 @@ MORE_CELLS = [
 
 
 def check_cell(
-    request_for: RequestFor, operators: Operators, kind: str, precision: str, capabilities: tuple[str, ...]
+    request_for: RequestFor,
+    operators: Operators,
+    kind: str,
+    precision: str,
+    capabilities: tuple[str, ...],
+    *,
+    around: tuple[str, ...] = ("fp32", "fp16"),
 ) -> None:
     """Whether the engine is built is what the capability table says, with fp32 and with fp16 around quantized nodes."""
     model = operators(kind, precision)
-    around = {} if precision in FLOATS else {"fp32": model, "fp16": to_half(model, "float16").model}
-    for other, variant in around.items() or [(precision, model)]:
+    for other in around if precision in QUANTIZED_TOO else (precision,):
+        variant = to_half(model, "float16").model if other == "fp16" != precision else model
         said = refusal_of(variant, {precision, other}, capabilities)
         try:
             tensorrt_rtx.build(request_for(variant, precision, capabilities), quiet)
@@ -240,7 +247,8 @@ def refusal_of(model: onnx.ModelProto, parts: set[str], capabilities: tuple[str,
 def test_the_capability_table_is_true_where_capabilities_differ(request_for: RequestFor, operators: Operators) -> None:
     for capabilities in (("7.5",), ("8.6",)):
         for kind, precision in CELLS:
-            check_cell(request_for, operators, kind, precision, capabilities)
+            check_cell(request_for, operators, kind, precision, capabilities, around=("fp32",))
+    check_cell(request_for, operators, "matmul", "int8", ("7.5",), around=("fp16",))
     check_cell(request_for, operators, "matmul", "fp32", ("7.5", "8.9"))
     check_cell(request_for, operators, "matmul", "fp8", ("8.9", "12.0"))
 

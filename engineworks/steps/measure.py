@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engineworks.backends import backend
 from engineworks.backends.base import MemoryMeter, Session
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
@@ -37,6 +39,8 @@ def run(job: StepJob) -> None:
     the device's cache where it has one."""
     target = job.params["target"]
     runner = runner_of(target)
+    for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
+        importlib.import_module(module)
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib = meter.peak_mib()
@@ -46,7 +50,7 @@ def run(job: StepJob) -> None:
     load_ms = 1000 * (time.perf_counter() - start)
     readings.take(LOADING)
     try:
-        measured = _Shapes(job, session, meter, before_mib, readings).measure()
+        measured = NamedShapes(job, session, meter, before_mib, readings).measure()
         report = {
             "load_ms": load_ms,
             "engine_mib": read_sidecar(job.inputs["build"])["bytes"] / 2**20,
@@ -90,8 +94,9 @@ def _batch_name(one: Mapping[str, Any]) -> str:
     return f"batch {one['batch']}"
 
 
-class _Shapes:
-    """All shapes of one session, small ones first: memory that a large one took may never be given back."""
+class NamedShapes:
+    """All shapes of one session, small ones first: memory that a large one took may never be given back. Of the job it
+    reads `at`, `sweep`, `streams`, `inputs` and `samples`."""
 
     def __init__(
         self, job: StepJob, session: Session, meter: MemoryMeter, before_mib: float, readings: DeviceReadings

@@ -83,18 +83,23 @@ class Documents:
         settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
         params = {"calibration": settings, "samples": _samples(data)}
         digests = {"calibration": self._digests.digest(data.path)}
-        return self._document("calibrate", params, {"fold": fold}, digests), {"calibration": data.path}
+        aside = {"calibration": data.path, "sha256": digests["calibration"]}
+        return self._document("calibrate", params, {"fold": fold}, digests), aside
 
     def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
         params: Document = {"precision": precision, **computes.to_json()}
         inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
+        aside: dict[str, Any] = {}
+        if ranges:
+            assert self._files.calibration is not None  # checked with the recipe
+            aside["calibration_sha256"] = self._digests.digest(self._files.calibration.path)
         if computes.around == "fp32":
-            return self._document("lower", params, inputs, {}), {}
+            return self._document("lower", params, inputs, {}), aside
         data = self._files.calibration or self._files.evaluation
         params["samples"] = _samples(data)
         digests = {"samples": self._digests.digest(data.path)}
         libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
-        return self._document("lower", params, inputs, digests, libraries), {"samples": data.path}
+        return self._document("lower", params, inputs, digests, libraries), aside | {"samples": data.path}
 
     def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
         params = {

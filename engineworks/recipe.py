@@ -91,8 +91,11 @@ class Data(Part):
 
 
 class Calibration(Part):
-    method: Literal["minmax", "entropy", "percentile"] = "entropy"
+    method: Literal["minmax", "entropy", "percentile", "mse", "moving_average"] = "entropy"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    averaging: Fraction | None = Field(
+        None, description="moving_average: weight of a new batch, e.g. 0.01; default: the mean over all batches"
+    )
     batch: Length = Field(8, description="samples per calibration step")
     keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
     around: Float | None = Field(

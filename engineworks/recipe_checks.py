@@ -134,6 +134,13 @@ def _streams_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
     yield from _twins(("performance", "streams"), recipe.performance.streams, node)
 
 
+def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.calibration.averaging is not None and recipe.calibration.method != "moving_average":
+        place = node.key_place(("calibration", "averaging"))
+        message = f"'averaging' does nothing with method {recipe.calibration.method}"
+        yield Problem(place, message, "write method: moving_average, or remove it")
+
+
 def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for index, precision in enumerate(recipe.precisions):
         limits = recipe.accuracy.limits.get(precision)
@@ -190,6 +197,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _sweep_fits,
     _streams_have_no_twins,
     *PRECISION_CHECKS,
+    _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
     _names_are_known,

@@ -86,8 +86,23 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     words = [e.verdict for e in result.engines]
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
-    done = {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
-    return counts | steps | done | comparison_metrics(result.comparison)
+    notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
+    return counts | steps | notes | {"build_s": result.seconds} | comparison_metrics(result.comparison)
+
+
+def result_tags(result: BuildResult) -> dict[str, str]:
+    """The verdict of all engines together, and what is doubtful about them."""
+    tags = {"engineworks.verdict": result.verdict}
+    return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
+
+
+def result_texts(result: BuildResult) -> dict[str, str]:
+    """Files of the build's run that come from its result."""
+    health = [c.to_json() for c in result.calibration]
+    texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    if result.comparison:
+        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+    return texts
 
 
 def _document(plan: Plan, key: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engineworks.calibration_health import CalibrationHealth
 from engineworks.comparison import Comparison
 from engineworks.errors import (
     EXIT_BAD_INPUT,
@@ -117,6 +118,7 @@ class BuildResult:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    calibration: tuple[CalibrationHealth, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -129,6 +131,7 @@ class BuildResult:
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
             "comparison": self.comparison.to_json() if self.comparison else None,
+            "calibration": [c.to_json() for c in self.calibration],
         }
 
     @property

@@ -33,9 +33,9 @@ class StepKind:
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
+    "calibrate": StepKind(2, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(3, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
-    "reference": StepKind(1, ("onnxruntime", "numpy")),
+    "reference": StepKind(2, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
     "measure": StepKind(4, ("numpy",), engine=True),

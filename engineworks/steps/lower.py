@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 
 from engineworks.capabilities import GEMMS
 from engineworks.errors import LoweringError
-from engineworks.model.calibration import Ranges
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_around import halve_around
@@ -20,7 +18,7 @@ from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.recipe import AS_IS
 from engineworks.samples import fixed_batch, samples_from_json
 from engineworks.steps import StepJob
-from engineworks.steps.calibrate import RANGES_FILE
+from engineworks.steps.calibrate import read_ranges
 
 REPORT_FILE = "lowering.json"
 
@@ -74,11 +72,7 @@ def _samples(job: StepJob) -> Iterator[dict[str, NDArray[Any]]]:
 
 def _quantized(job: StepJob) -> None:
     globs, around, fp32 = job.params["quantized"], job.params["around"], job.params.get("fp32", ())
-    ranges = None
-    if "ranges" in job.inputs:
-        ranges = Ranges.from_json(
-            json.loads((job.inputs["ranges"] / RANGES_FILE).read_text(encoding="utf-8"))["ranges"]
-        )
+    ranges = read_ranges(job) if "ranges" in job.inputs else None
     model = name_nodes(raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs))
     quantized = quantize(model, ranges, globs=globs, keep=job.params.get("keep", ()), fp32=fp32)
     kept = {k.name: k.reason for k in quantized.kept_nodes}

@@ -15,6 +15,7 @@ from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
 from engineworks.peers import peer
+from engineworks.precisions import Computation
 from engineworks.profiles import admitting_profile, input_specs, profiles
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.samples import SampleFile, batch_dim, fixed_batch
@@ -79,30 +80,31 @@ class Documents:
     def calibrate(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.calibration
         assert data is not None  # checked with the recipe
-        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep"})
+        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
         params = {"calibration": settings, "samples": _samples(data)}
         digests = {"calibration": self._digests.digest(data.path)}
         aside = {"calibration": data.path, "sha256": digests["calibration"]}
         return self._document("calibrate", params, {"fold": fold}, digests), aside
 
-    def lower(self, precision: str, fold: str, ranges: str | None) -> tuple[Document, Aside]:
-        params: Document = {"precision": precision}
-        if precision == "int8":
-            params["keep"] = list(self.recipe.calibration.keep)
-            assert ranges is not None
-            assert self._files.calibration is not None
-            aside = {"calibration_sha256": self._digests.digest(self._files.calibration.path)}
-            return self._document("lower", params, {"fold": fold, "ranges": ranges}, {}), aside
-        if precision == "fp32":
-            return self._document("lower", params, {"fold": fold}, {}), {}
+    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
+        params: Document = {"precision": precision, **computes.to_json()}
+        inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
+        aside: dict[str, Any] = {}
+        if ranges:
+            assert self._files.calibration is not None  # checked with the recipe
+            aside["calibration_sha256"] = self._digests.digest(self._files.calibration.path)
+        if computes.around == "fp32":
+            return self._document("lower", params, inputs, {}), aside
         data = self._files.calibration or self._files.evaluation
         params["samples"] = _samples(data)
         digests = {"samples": self._digests.digest(data.path)}
-        return self._document("lower", params, {"fold": fold}, digests, ("nvidia-modelopt",)), {"samples": data.path}
+        libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
+        return self._document("lower", params, inputs, digests, libraries), aside | {"samples": data.path}
 
-    def build(self, precision: str, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
+    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
         params = {
             "precision": precision,
+            "computes": list(computes.parts),
             "target": target.to_json(),
             "profiles": [p.to_json() for p in profiles(self.recipe)],
         }

@@ -23,8 +23,21 @@ Extent = Annotated[int, Field(ge=0, strict=True)]
 """A length that may be 0: an empty KV cache, say."""
 Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+Float = Literal["fp32", "fp16", "bf16"]
+FLOATS: tuple[Float, ...] = ("fp32", "fp16", "bf16")
+
+Format = Literal["int8", "fp8", "int8_weights", "int4_weights"]
+FORMATS: tuple[Format, ...] = ("int8", "fp8", "int8_weights", "int4_weights")
+"""What a node's operands are quantized to; those that end in `_weights` leave activations alone."""
+
+CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
+"""Formats that quantize activations, and so need calibration data."""
+
+AS_IS = "as_is"
+"""The precision of a model that brings its own: it is passed on as it is."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
+PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
 
 LATER = {
     "release": "releases come with the release issue; remove the block until then",
@@ -32,7 +45,7 @@ LATER = {
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
-LATER_PRECISIONS = ("fp8", "int4", "int8_weights", "int4_weights", "as_is", "auto")
+LATER_PRECISIONS = ("auto",)
 """Precisions of the design that a later version brings."""
 
 
@@ -85,6 +98,20 @@ class Calibration(Part):
     )
     batch: Length = Field(8, description="samples per calibration step")
     keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
+    around: Float | None = Field(
+        None, description="what computes around quantized nodes; default: fp16 on GPU targets, fp32 on the CPU"
+    )
+
+
+class Mixture(Part):
+    """A precision of one's own: globs of node names, or `op:` and an operator such as `op:MatMul`."""
+
+    default: Float | None = Field(None, description="of all nodes that nothing else names; default: as around int8")
+    fp32: tuple[str, ...] = Field((), description="nodes that stay fp32 where the default is fp16 or bf16")
+    int8: tuple[str, ...] = Field((), description="nodes in int8, weights and activations")
+    fp8: tuple[str, ...] = Field((), description="nodes in fp8 (e4m3), weights and activations")
+    int8_weights: tuple[str, ...] = Field((), description="nodes whose weights are stored in int8")
+    int4_weights: tuple[str, ...] = Field((), description="nodes whose weights are stored in int4, in blocks")
 
 
 class Limits(Part):
@@ -109,7 +136,7 @@ class Accuracy(Part):
         None, description="task metric on the labels; without labels: agreement with the reference"
     )
     output: str | None = Field(None, description="output that top1 reads; default: the first")
-    limits: dict[Precision, Limits]
+    limits: dict[Precision | Name, Limits] = Field(description="of each precision, mixtures of one's own included")
 
 
 class Budget(Part):
@@ -196,7 +223,8 @@ class Recipe(Part):
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
     )
-    precisions: tuple[Precision, ...] = Field(min_length=1)
+    precisions: tuple[Precision | Name, ...] = Field(min_length=1, description="or names of mixtures")
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
     data: Data
     calibration: Calibration = Calibration()
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")

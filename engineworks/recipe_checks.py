@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from engineworks.errors import Problem
 from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe import Recipe
+from engineworks.recipe_precisions import PRECISION_CHECKS
 from engineworks.samples import batch_dim
 from engineworks.suggest import did_you_mean
 from engineworks.yaml_nodes import Node
@@ -133,12 +134,6 @@ def _streams_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
     yield from _twins(("performance", "streams"), recipe.performance.streams, node)
 
 
-def _int8_has_data(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    if "int8" in recipe.precisions and recipe.data.calibration is None:
-        place = node.at(("precisions", recipe.precisions.index("int8"))).place
-        yield Problem(place, "int8 needs calibration data", "add data.calibration; random numbers are never used")
-
-
 def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
     if recipe.calibration.averaging is not None and recipe.calibration.method != "moving_average":
         place = node.key_place(("calibration", "averaging"))
@@ -201,7 +196,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _named_shapes_fit,
     _sweep_fits,
     _streams_have_no_twins,
-    _int8_has_data,
+    *PRECISION_CHECKS,
     _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,

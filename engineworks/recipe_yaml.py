@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from engineworks.backends import backend
 from engineworks.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
-from engineworks.recipe import LATER, LATER_PRECISIONS, Recipe
+from engineworks.recipe import LATER, LATER_PRECISIONS, PRECISIONS, Recipe
 from engineworks.recipe_checks import check_recipe
 from engineworks.recipe_files import RecipeFiles, resolve_files
 from engineworks.settings import find_repository
@@ -155,8 +155,12 @@ def _refuse_later(node: Node) -> Iterator[Problem]:
     items = listed.value if isinstance(listed.value, list) else [listed]
     for item in items:
         if item.value in LATER_PRECISIONS or isinstance(item.value, dict):
-            word = "a mixture of precisions" if isinstance(item.value, dict) else f"precision '{item.value}'"
-            yield Problem(item.place, f"{word} is not supported yet", "supported: fp32, fp16, bf16, int8")
+            if isinstance(item.value, dict):
+                how = "mixtures: {NAME: {default: fp16, int8: [GLOB]}}, and NAME here"
+                yield Problem(item.place, "a mixture of precisions needs a name", how)
+            else:
+                supported = f"supported: {', '.join(PRECISIONS)}"
+                yield Problem(item.place, f"precision '{item.value}' is not supported yet", supported)
             item.value = "fp32"
 
 

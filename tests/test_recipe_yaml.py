@@ -48,8 +48,45 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("[fp32, int8]", "[fp32, fp61]")],
         "recipes/tiny.yaml:10:20: precisions: 'fp61' is not a choice; did you mean 'fp16'?",
     ),
-    "later precision": ([("[fp32, int8]", "[fp32, fp8]")], "10:20: precision 'fp8' is not supported yet"),
-    "mixture": ([("[fp32, int8]", "[fp32, {default: fp16}]")], "a mixture of precisions is not supported yet"),
+    "later precision": ([("[fp32, int8]", "[fp32, auto]")], "10:20: precision 'auto' is not supported yet"),
+    "precision of another type": ([("[fp32, int8]", "[fp32, 8]")], "10:20: precisions: 8 is not a choice"),
+    "mixture without a name": (
+        [("[fp32, int8]", "[fp32, {default: fp16}]")],
+        "10:20: a mixture of precisions needs a name; mixtures: {NAME:",
+    ),
+    "mixture that there is not": (
+        [("[fp32, int8]", "[fp32, int8-hed]\nmixtures: {int8-head: {int8: [fc*]}}"), ("int8: {c", "int8-head: {c")],
+        "10:20: precisions: 'int8-hed' is not a choice; did you mean 'int8-head'?",
+    ),
+    "limits for nothing": ([("    int8: {cosine", "    int9: {cosine")], "18:5: limits for unknown precision 'int9'"),
+    "mixture with a precision's name": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {fp8: {int8: [a]}}")],
+        "11:12: 'fp8' is a precision already: a mixture needs another name",
+    ),
+    "mixture of nothing": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {default: fp16}}")],
+        "11:12: mixture 'm' names no nodes",
+    ),
+    "mixture with one glob twice": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {int8: [a], fp8: [b, a]}}")],
+        "11:36: mixture 'm' has 'a' in int8 and in fp8; remove one",
+    ),
+    "mixture that keeps all": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {fp32: [a]}}")],
+        "11:16: mixture 'm' keeps nodes fp32, but in what are the others?; say default: fp16",
+    ),
+    "unknown key in a mixture": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {int4: [a]}}")],
+        "11:16: unknown key 'int4'; did you mean 'int8'?",
+    ),
+    "mixture without data": (
+        [
+            ("  calibration: {npz: calib.npz}\n", ""),
+            ("[fp32, int8]", "[fp32, m]\nmixtures: {m: {fp8: [a]}}"),
+            ("int8: {cosine", "m: {cosine"),
+        ],
+        "10:20: m needs calibration data",
+    ),
     "release": ([("targets:", "release: {model: x}\ntargets:")], "19:1: 'release' is not supported yet"),
     "regression": (
         [("  at:", "  regression: {latency: 5}\n  at:")],

@@ -33,9 +33,9 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(2, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
-    "reference": StepKind(1, ("onnxruntime", "numpy")),
+    "reference": StepKind(2, ("onnxruntime", "numpy")),
     "build": StepKind(1, (), engine=True),
-    "compare": StepKind(1, ("numpy",), engine=True),
+    "compare": StepKind(2, ("numpy",), engine=True),
     "measure": StepKind(2, ("numpy",), engine=True),
 }
 

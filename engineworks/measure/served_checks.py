@@ -29,6 +29,9 @@ EXCUSED_SAMPLES = 0.34
 
 DEPENDS_A_LITTLE = 0.05
 
+PHASES = ("first", "later")
+"""A visit's first run, and all others."""
+
 Figures = Mapping[str, Any]
 
 
@@ -85,12 +88,20 @@ def _shapes(output: str, served: Mapping[str, Any], allowed: Tolerance, raised: 
     else:
         phase, what = verdicts[first] or ("", "")
         why = f"wrong at {_at(sequence, first, phase)}: {what}"
-    bad = {_shape(v["dims"]) for v, w in zip(sequence, verdicts, strict=True) if w or "raised" in v}
-    good = list(dict.fromkeys(s for v in sequence if (s := _shape(v["dims"])) not in bad))
-    more = len(bad) - 1
-    tail = f"; also wrong at {more} other shape{'s' if more > 1 else ''}" if more else ""
-    tail += f"; right at {_few(good)}" if good else "; right at no shape"
+    wrong = [bool(w) or "raised" in v for v, w in zip(sequence, verdicts, strict=True)]
+    tail = _elsewhere([_shape(v["dims"]) for v in sequence], wrong)
     return Finding(name, False, f"{output}: {why}{tail}.")
+
+
+def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
+    """Where else it was wrong, and where it was right: always, or at least before it went wrong."""
+    bad = {s for s, w in zip(shapes, wrong, strict=True) if w}
+    good = list(dict.fromkeys(s for s in shapes if s not in bad))
+    before = list(dict.fromkeys(shapes[: wrong.index(True)]))
+    also = f"; also wrong at {len(bad) - 1} other shape{'s' * (len(bad) > 2)}" if len(bad) > 1 else ""
+    if good:
+        return f"{also}; right at {_few(good)}"
+    return f"{also}; right before that at {_few(before)}" if before else f"{also}; right at no shape"
 
 
 def _wrong(output: str, sequence: Sequence[Mapping[str, Any]], allowed: Tolerance) -> Iterator[tuple[str, str] | None]:
@@ -100,13 +111,11 @@ def _wrong(output: str, sequence: Sequence[Mapping[str, Any]], allowed: Toleranc
         changed = pools.setdefault(str(visit["lengths"]), set())
         figures = visit["outputs"].get(output, {})
         found = None
-        for phase in ("first", "later"):
-            one = figures.get(phase)
-            if one is None:
-                continue
-            changed |= set(one.get("wrong_samples", ()))
-            bad = _bad(one, allowed.reference, len(changed) > allowed.changed * visit["samples"])
-            found = found or ((_phase(phase, one["run"]), bad) if bad else None)
+        for phase in PHASES:
+            for one in figures.get(phase, ()):
+                changed |= set(one.get("wrong_samples", ()))
+                bad = _bad(one, allowed.reference, len(changed) > allowed.changed * visit["samples"])
+                found = found or ((_phase(phase, one["run"]), bad) if bad else None)
         if "misshapen" in figures:
             found = (_phase("later", figures["misshapen"]["run"]), figures["misshapen"]["why"])
         yield found
@@ -119,9 +128,9 @@ def _bad(one: Figures, limit: float, too_many: bool) -> str:
         return f"{row} has {one['nonfinite']} values that are NaN or infinite where the fp32 reference's are not"
     if "wrong_samples" in one:
         return f"{row} differs from the fp32 reference" if too_many and one["wrong_samples"] else ""
-    if one["error"] <= limit:
+    if one["most"] <= limit:
         return ""
-    figures = f"error {one['error']:.3g}, limit {limit:.3g}; cosine {one['cosine']:.3g}"
+    figures = f"error {max(one['error'], one['most']):.3g}, limit {limit:.3g}; cosine {one['cosine']:.3g}"
     return f"{row} differs from the fp32 reference ({figures})"
 
 
@@ -132,15 +141,13 @@ def _rows(output: str, served: Mapping[str, Any], allowed: Tolerance) -> Finding
     pools: dict[str, set[int]] = {}
     worst = 0.0
     for index, visit in enumerate(sequence):
-        one = visit["outputs"].get(output, {}).get("moved")
-        if one is None:
-            continue
         moved = pools.setdefault(str(visit["lengths"]), set())
-        moved |= set(one.get("wrong_samples", ()))
-        wrong = len(moved) > allowed.moved if "wrong_samples" in one else one["error"] > limit
-        if one["nonfinite"] or wrong:
-            return Finding(name, False, _moved(output, sequence, index, one, limit, mixing))
-        worst = max(worst, one["error"])
+        for one in visit["outputs"].get(output, {}).get("moved", ()):
+            moved |= set(one.get("wrong_samples", ()))
+            wrong = len(moved) > allowed.moved if "wrong_samples" in one else one["most"] > limit
+            if one["nonfinite"] or wrong:
+                return Finding(name, False, _moved(output, sequence, index, one, limit, mixing))
+            worst = max(worst, one["most"])
     where = "alone and in batches" if facts["alone"] else "at other places and beside other rows"
     figures = f"largest difference {worst:.3g}, limit {limit:.3g}"
     return Finding(name, True, f"{output}: {facts['samples']} rows gave the same answer {where} ({figures}).")
@@ -163,23 +170,24 @@ def _moved(
 
 def _all_right(output: str, served: Mapping[str, Any], allowed: Tolerance) -> str:
     sequence = served["sequence"]
-    phases = [f for v in sequence for f in v["outputs"].get(output, {}).values() if "error" in f and "against" not in f]
-    worst = max((f["error"] for f in phases), default=0.0)
+    records = [f for v in sequence for phase in PHASES for f in v["outputs"].get(output, {}).get(phase, ())]
+    worst = max((f["most"] for f in records), default=0.0)
     shapes = len({_shape(v["dims"]) for v in sequence})
     profiles = len({v["profile"] for v in sequence})
     what = f"{shapes} shape{'s' * (shapes > 1)} of {profiles} profile{'s' * (profiles > 1)}"
     figures = f"largest error of a row {worst:.3g}, limit {allowed.reference:.3g}"
-    if any("wrong_samples" in f for f in phases):
+    if any("wrong_samples" in f for f in records):
         changed = {(str(v["lengths"]), s) for v in sequence for s in _changed(v, output)}
         figures = f"{len(changed)} of {served['rows'][output]['samples']} samples differ"
-    cut = len(served["notes"])
-    told = f" What was not tried: {'; '.join(served['notes'])}." if cut else ""
+    rows = served["rows"][output]
+    told = "" if rows["tested"] else f" Its rows were not told apart: {rows['why']}."
+    told += f" What was not tried: {'; '.join(served['notes'])}." if served["notes"] else ""
     return f"{output}: right at {what}, at first and after warm-up, there and back ({figures}).{told}"
 
 
 def _changed(visit: Mapping[str, Any], output: str) -> set[int]:
     figures = visit["outputs"].get(output, {})
-    return {s for phase in ("first", "later") for s in figures.get(phase, {}).get("wrong_samples", ())}
+    return {s for phase in PHASES for f in figures.get(phase, ()) for s in f.get("wrong_samples", ())}
 
 
 def _phase(phase: str, run: int) -> str:

@@ -23,13 +23,23 @@ from engineworks.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, Lengths, RowErrors, Visit, row_errors, row_picks, visit_from_json
 from engineworks.steps.served_rows import Arrays, ServedRows
-from engineworks.steps.shapes_reference import RUN_ELEMENTS, SHAPES_FILE, SHAPES_OUTPUTS_FILE, cut_batch, shown
+from engineworks.steps.shapes_reference import (
+    RUN_ELEMENTS,
+    SHAPES_FILE,
+    SHAPES_OUTPUTS_FILE,
+    cut_batch,
+    shown,
+    work_seconds,
+)
 
 Array = NDArray[np.generic]
 
 WARM_RUNS = 14
 WARM_DEVICE_MS = 300.0
 VISIT_SECONDS, RUN_SECONDS, TOTAL_SECONDS = 0.5, 1.0, 60.0
+
+SAME_SHARE = 0.01
+"""Part of a row's elements that may differ, in outputs of class ids, counts or flags, before it is another answer."""
 
 MOST_RAISED = 3
 """Shapes at which an engine may refuse to run before the rest is not tried."""
@@ -78,12 +88,12 @@ class ServedComparison:
 
     def follow(self, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         """The report: every visit with its worst rows, and what was not tried."""
-        start, sequence = time.monotonic(), []
+        start, work, sequence = time.monotonic(), work_seconds(), []
         for index, given in enumerate(self._reference.visits):
             if self.raised >= MOST_RAISED:
                 self.notes.append(f"after {MOST_RAISED} shapes at which the engine did not run, the rest was not tried")
                 break
-            if not self._device and time.monotonic() - start > TOTAL_SECONDS:
+            if not self._device and work_seconds() - work > TOTAL_SECONDS:
                 left = len(self._reference.visits) - index
                 self.notes.append(f"the last {left} visits were left out: {TOTAL_SECONDS:.0f} s were spent")
                 break
@@ -113,11 +123,11 @@ class ServedComparison:
         return report | {"runs": runs.done}
 
     def _warm(self, session: Session, runs: _Runs) -> None:
-        start, least = time.monotonic(), len(runs.feeds) + 1
+        start, least = work_seconds(), len(runs.feeds) + 1
         most = max(WARM_RUNS, least)
         while runs.done < most:
             runs.run(session)
-            if not self._device and runs.done >= least and time.monotonic() - start > VISIT_SECONDS:
+            if not self._device and runs.done >= least and work_seconds() - start > VISIT_SECONDS:
                 return
         if self._device:
             spent, count = 0.0, WARM_RUNS
@@ -260,16 +270,16 @@ def _figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: bool) 
 
 
 def _keep_worst(figures: dict[str, Any], phase: str, new: dict[str, Any]) -> None:
-    """The worst of a phase; of equally bad ones the first. Wrong samples of exact outputs are gathered."""
-    old = figures.get(phase)
-    if old is None:
-        figures[phase] = new
-        return
-    wrong = sorted({*old.get("wrong_samples", []), *new.get("wrong_samples", [])})
-    worse = (new["nonfinite"] > 0, new["error"]) > (old["nonfinite"] > 0, old["error"])
-    figures[phase] = dict(new if worse else old)
-    if "wrong_samples" in new:
-        figures[phase]["wrong_samples"] = wrong
+    """A phase is the list of its records: each twice as bad as the one before, so that the run at which it went wrong
+    is known whatever the limit is. `most`: the largest error until the next record. Wrong samples are gathered."""
+    records: list[dict[str, Any]] = figures.setdefault(phase, [])
+    last = records[-1] if records else None
+    fresh = set(new.get("wrong_samples", ())) - set(last.get("wrong_samples", ()) if last else ())
+    if last is None or (new["nonfinite"] and not last["nonfinite"]) or new["error"] > 2 * last["error"] or fresh:
+        gathered = {"wrong_samples": sorted({*last["wrong_samples"], *fresh})} if last and fresh else {}
+        records.append({**new, **gathered, "most": new["error"]})
+    else:
+        last["most"] = max(last["most"], new["error"])
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -287,9 +297,8 @@ def _hard_failures(sequence: Sequence[Mapping[str, Any]]) -> list[str]:
             if "misshapen" in figures:
                 found.append(f"{name}: at {at} {figures['misshapen']['why']}")
             for phase in ("first", "later"):
-                bad = figures.get(phase, {}).get("nonfinite", 0)
+                bad = next((record for record in figures.get(phase, ()) if record["nonfinite"]), None)
                 if bad:
-                    found.append(
-                        f"{name}: at {at} row {figures[phase]['row']} has {bad} values that are NaN or infinite"
-                    )
+                    what = f"{bad['nonfinite']} values that are NaN or infinite"
+                    found.append(f"{name}: at {at} row {bad['row']} has {what}")
     return found

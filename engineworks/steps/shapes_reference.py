@@ -7,11 +7,14 @@ batch): every run of the sequence as it is.
 
 What is limited, and how: a pool has as many rows as ONNX Runtime does in POOL_SECONDS, 2 at least, and no more than
 fit in POOL_ELEMENTS; lengths at which one row takes longer than ROW_SECONDS are left out; batches are cut down to
-RUN_ELEMENTS and, in mode "runs", to what ONNX Runtime does in RUN_SECONDS. Each cut is told in a note.
+RUN_ELEMENTS and, in mode "runs", to what ONNX Runtime does in RUN_SECONDS. Seconds are of
+processor time on all cores. Each cut is told in a note.
 """
 
 from __future__ import annotations
 
+import os
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +41,7 @@ from engineworks.steps.served_rows import Arrays, ServedRows
 SHAPES_FILE, SHAPES_OUTPUTS_FILE = "shapes.json", "shapes.npz"
 
 POOL_SECONDS, ROW_SECONDS, RUN_SECONDS = 1.0, 20.0, 2.0
-POOL_ELEMENTS, RUN_ELEMENTS = 2**24, 2**26
+POOL_ELEMENTS, RUN_ELEMENTS = 2**23, 2**26
 
 ALIKE = 1e-3
 """Largest error of a row in a batch against the same row alone for which the fp32 model takes rows one by one."""
@@ -107,9 +110,7 @@ class ShapesReference:
             try:
                 self._run_pool(pool, visit)
             except RunError as error:
-                self._note(
-                    f"{shown(dict(visit.lengths))}: not compared, the fp32 reference does not run there: {error}"
-                )
+                self._refused(dict(visit.lengths), error)
                 continue
             if pool.seconds > ROW_SECONDS and self._pools:
                 why = f"one row takes the fp32 reference {pool.seconds:.0f} s, more than {ROW_SECONDS:.0f}"
@@ -121,9 +122,9 @@ class ShapesReference:
         """Every row alone; or one whole run where a batch is fixed or there is none."""
         single = 1 if self._batch else visit.batch
         picks = [[(i + j) % len(pool.rows) for j in range(single)] for i in range(len(pool.rows))]
-        start = time.perf_counter()
+        start = work_seconds()
         first = self._session.run(self._rows.feeds(pool.rows, picks[0]))
-        pool.seconds = (time.perf_counter() - start) / single
+        pool.seconds = (work_seconds() - start) / single
         if self._batch is None:
             return
         enough = max(2, int(POOL_SECONDS / max(pool.seconds, 1e-9)))
@@ -192,10 +193,17 @@ class ShapesReference:
         return cut_batch(visit, self._batch, most, why, self._note)
 
     def _refused(self, dims: Mapping[str, int], error: RunError) -> None:
-        self._note(f"{shown(dims)}: not compared, the fp32 reference does not run there: {error.message}")
+        why = textwrap.shorten(error.message, 160, placeholder=" …")
+        self._note(f"{shown(dims)}: not compared, the fp32 reference does not run there: {why}")
 
     def _note(self, line: str) -> None:
         self._notes.append(line)
+
+
+def work_seconds() -> float:
+    """Processor time that this process has used, by its cores: what is limited by it does not depend on who else uses
+    them."""
+    return time.process_time() / len(os.sched_getaffinity(0))
 
 
 def cut_batch(visit: Visit, batch: str, most: int, why: str, note: Callable[[str], None]) -> Visit:

@@ -14,6 +14,7 @@ from engineworks.backends import backend_facts
 from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
+from engineworks.peers import peer
 from engineworks.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
 from engineworks.recipe_metric import LIBRARIES, metric_name, metric_settings, python_metric
 from engineworks.recipe_yaml import LoadedRecipe
@@ -29,6 +30,9 @@ MINIMUM_OPSET = 13
 
 PROOF_SAMPLES = 4
 """Samples on which a rewritten graph is compared with the one before it."""
+
+PEER_TIME_LIMIT_S = 1800.0
+"""Seconds after which a peer is given up: it is only there to be compared with."""
 
 TORCH_LIBRARIES = {"torch": ("torch", "onnxscript"), "huggingface": ("torch", "onnxscript", "transformers")}
 
@@ -102,9 +106,11 @@ class Documents:
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
+        aside: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-        return document, {"time_limit_s": target.target.time_limit_s}
+            aside |= _device_cache(document, facts.libraries)
+        return document, aside
 
     def reference(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.evaluation
@@ -122,6 +128,7 @@ class Documents:
             "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
             "metric": metric_settings(metric) if metric else None, "output": accuracy.output,
             "shapes": self._shapes(),
+            "serving": self._serving(),
         }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
@@ -131,20 +138,44 @@ class Documents:
         document["hardware"] = facts.hardware()
         if own := python_metric(metric):
             document["libraries"] |= self._imports(own)
-        return document, {"evaluation": data.path, "folder": self._files.folder}
+        aside = {"evaluation": data.path, "folder": self._files.folder}
+        return document, aside | _device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
-        data = self._files.evaluation
+        """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
+        data, performance = self._files.evaluation, self.recipe.performance
         at = {
             name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
-            for name, dims in self.recipe.performance.at.items()
+            for name, dims in performance.at.items()
         }
-        params = {"at": at, "inputs": self._inputs, "samples": _samples(data), "target": target.to_json()}
+        params = {
+            "at": at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
+            "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
+        }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         facts = backend_facts(target.target.backend)
         document = self._document("measure", params, {"build": build}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, {"evaluation": data.path}
+        return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
+
+    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Aside]:
+        """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
+        all that shapes the export in its key."""
+        data, module = self._files.evaluation, peer(name)
+        at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
+        params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
+        params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
+        aside: dict[str, Any] = {"evaluation": data.path, "time_limit_s": PEER_TIME_LIMIT_S}
+        digests = {"evaluation": self._digests.digest(data.path)}
+        libraries: dict[str, Any] = dict(module.versions())
+        if module.FROM_SOURCE:
+            export, paths = self.export()
+            params, aside, digests = {**export["params"], **params}, {**paths, **aside}, export["digests"] | digests
+            libraries = export["libraries"] | libraries
+        document = self._document("peer", params, inputs, digests)
+        document["libraries"] |= libraries
+        document["hardware"] = dict(module.hardware())
+        return document, aside
 
     def _imports(self, function: str) -> dict[str, str]:
         """Versions of the installed packages that the user's own code imports."""
@@ -173,6 +204,18 @@ class Documents:
             "ranges": {name: list(i.range) for name, i in self.recipe.inputs.items() if i.range is not None},
         }
 
+    def _serving(self) -> Document:
+        return self.recipe.performance.serving.model_dump(mode="json")
+
+    def _sweep(self) -> list[Document]:
+        """One shape per batch: that of the named one, with another batch."""
+        sweep, dim = self.recipe.performance.sweep, batch_dim(input_specs(self.recipe))
+        if sweep is None or not isinstance(dim, str):
+            return []
+        name = sweep.at or next(iter(self.recipe.performance.at))
+        shapes = [(batch, {**self.recipe.performance.at[name], dim: batch}) for batch in sorted(sweep.batch)]
+        return [{"batch": b, "dims": dims, "profile": self._profile(name, dims), "tail": False} for b, dims in shapes]
+
     def _profile(self, shape: str, dims: Mapping[str, int]) -> str | None:
         admitting = admitting_profile(self.recipe, shape, dims)
         return admitting.name if admitting else None
@@ -199,6 +242,15 @@ class Documents:
             "digests": dict(digests),
             "libraries": installed_versions((*step.libraries, *libraries)),
         }
+
+
+def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+    """Of which device, driver, versions and, where it holds one engine's kernels, engine a cache is; none without a
+    GPU. Never shared across any of them."""
+    if "driver" not in document["hardware"]:
+        return {}
+    versions = {name: document["libraries"].get(name) for name in libraries}
+    return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
 
 
 def _samples(data: SampleFile) -> Document:

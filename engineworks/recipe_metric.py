@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
@@ -91,6 +91,11 @@ Metric = Annotated[
 
 METRIC_WORDS = ("top_k", "python", *MetricName.__args__)  # type: ignore[attr-defined]
 """Every word that may name a metric."""
+
+
+def metric_fields(location: Sequence[str | int]) -> list[str]:
+    """The keys that go with the metric whose branch stands in the location of an error; none if there is no branch."""
+    return [field for key, kind in _KINDS.items() if f"[{key}]" in location for field in kind.model_fields]
 
 
 def metric_name(metric: Metric) -> str:

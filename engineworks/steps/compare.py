@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engineworks.backends.base import Serving, Session
+from engineworks.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, OutputComparison
 from engineworks.samples import SampleFile, output_axes, samples_from_json
 from engineworks.steps import StepJob
-from engineworks.steps.engine_session import load_engine, read_sidecar
+from engineworks.steps.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison, ServedReference
 from engineworks.steps.served_rows import ServedRows
@@ -23,19 +23,24 @@ ACCURACY_FILE = "accuracy.json"
 def run(job: StepJob) -> None:
     samples = samples_from_json(job.path("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
     session = _load(job)
+    served: dict[str, Any] | None = None
     try:
         served = _compare_served(job, samples, session) if "shapes" in job.params else None
         if served and any("raised" in visit for visit in served["sequence"]):
             session.close()  # a session that has failed once proves nothing about the evaluation data
             session = _load(job)
         report = _compare_evaluation(job, samples, session)
+    except RunError as error:
+        if served and served["failures"]:  # some failures spoil the device for all that comes after
+            raise RunError(f"{served['failures'][0]}; after that: {error.message}", hint=error.hint) from None
+        raise
     finally:
         session.close()
     job.write_json(ACCURACY_FILE, report | ({"served": served} if served else {}))
 
 
 def _load(job: StepJob) -> Session:
-    serving = Serving(**job.params.get("serving", {}))
+    serving = serving_from_json(job.params["serving"])
     return load_engine(job.inputs["build"], job.params["target"], serving=serving)
 
 

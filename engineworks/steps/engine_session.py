@@ -11,6 +11,7 @@ from engineworks.backends import runner
 from engineworks.backends.base import Runner, Serving, Session
 from engineworks.errors import RunError
 from engineworks.steps.build import SIDECAR_FILE
+from engineworks.tensors import spec_from_json
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -27,6 +28,11 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
     return run
 
 
+def serving_from_json(value: Mapping[str, Any]) -> Serving:
+    """The inverse of `Serving.to_json`."""
+    return Serving(cuda_graphs=value["cuda_graphs"], kernels=value["kernels"])
+
+
 def load_engine(
     folder: Path,
     target: Mapping[str, Any],
@@ -35,5 +41,6 @@ def load_engine(
     cache: Path | None = None,
 ) -> Session:
     """Load the engine. Raises `RunError` where this host can not run it."""
-    run = runner_of(target)
-    return run.load(folder / read_sidecar(folder)["engine"], target["options"], serving=serving, cache=cache)
+    run, sidecar = runner_of(target), read_sidecar(folder)
+    known = [spec_from_json(spec) for spec in (*sidecar["inputs"], *sidecar["outputs"])]
+    return run.load(folder / sidecar["engine"], target["options"], serving=serving, cache=cache, known=known)

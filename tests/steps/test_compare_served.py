@@ -115,11 +115,14 @@ class Bench:
         }  # fmt: skip
         params = {
             "samples": samples, "batches": [1, 8] if batch else [dims[0]], "shapes": plan, "labels": None, "metric": None,
+            "serving": {"cuda_graphs": False, "kernels": "lazy"},
             "output": None, "target": {"backend": "fake", "compute_capability": list(capability), "options": {}},
         }  # fmt: skip
         build = self.folder / "build"
         build.mkdir(exist_ok=True)
-        (build / "engine.json").write_text(json.dumps({"engine": "engine", "precision": precision}), encoding="utf-8")
+        (build / "engine.json").write_text(
+            json.dumps({"engine": "engine", "precision": precision, "inputs": [], "outputs": []}), encoding="utf-8"
+        )
         aside = {"evaluation": str(self.folder / "data.npz")}
         reference.run(StepJob("t/reference", params, {"fold": model}, aside, self.folder, lambda _: None))
         inputs = {"build": build, "reference": self.folder}
@@ -133,7 +136,7 @@ class Bench:
     def _register(self, model: Path, spoil: Any) -> None:
         from engineworks.backends import onnxruntime
 
-        def load(engine: Path, options: Any, *, serving: Any = None, cache: Any = None) -> FakeSession:
+        def load(engine: Path, options: Any, *, serving: Any = None, cache: Any = None, known: Any = ()) -> FakeSession:
             self.sessions.append(FakeSession(onnxruntime.load(model / "model.onnx", {}), spoil))
             return self.sessions[-1]
 

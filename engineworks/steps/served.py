@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from engineworks.backends.base import Session
 from engineworks.errors import RunError
-from engineworks.measure.served import EXACT_DTYPES, Lengths, RowErrors, Visit, row_errors, row_picks, visit_from_json
+from engineworks.measure.served import EXACT_DTYPES, Lengths, Visit, row_errors, row_picks, visit_from_json
+from engineworks.steps.served_figures import Places, keep_worst, row_figures
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import (
     RUN_ELEMENTS,
@@ -36,10 +37,7 @@ Array = NDArray[np.generic]
 
 WARM_RUNS = 14
 WARM_DEVICE_MS = 300.0
-VISIT_SECONDS, RUN_SECONDS, TOTAL_SECONDS = 0.5, 1.0, 60.0
-
-SAME_SHARE = 0.01
-"""Part of a row's elements that may differ, in outputs of class ids, counts or flags, before it is another answer."""
+VISIT_SECONDS, RUN_SECONDS, TOTAL_SECONDS = 0.3, 1.0, 60.0
 
 MOST_RAISED = 3
 """Shapes at which an engine may refuse to run before the rest is not tried."""
@@ -82,18 +80,21 @@ class ServedComparison:
     def __init__(self, reference: ServedReference, rows: ServedRows, batch: str | None, *, device: bool) -> None:
         self._reference, self._rows, self._batch, self._device = reference, rows, batch, device
         self._pool: tuple[int, list[Arrays]] = (-1, [])
-        self._places = _Places(reference)
+        self._places = Places(reference.axes, reference.scale)
         self.notes = list(reference.notes)
         self.raised = 0
 
+    def _clock(self) -> float:
+        return time.monotonic() if self._device else work_seconds()
+
     def follow(self, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         """The report: every visit with its worst rows, and what was not tried."""
-        start, work, sequence = time.monotonic(), work_seconds(), []
+        start, work, sequence = time.monotonic(), self._clock(), []
         for index, given in enumerate(self._reference.visits):
             if self.raised >= MOST_RAISED:
                 self.notes.append(f"after {MOST_RAISED} shapes at which the engine did not run, the rest was not tried")
                 break
-            if not self._device and work_seconds() - work > TOTAL_SECONDS:
+            if self._clock() - work > TOTAL_SECONDS:
                 left = len(self._reference.visits) - index
                 self.notes.append(f"the last {left} visits were left out: {TOTAL_SECONDS:.0f} s were spent")
                 break
@@ -146,8 +147,8 @@ class ServedComparison:
     def _cut(self, visit: Visit, facts: Mapping[str, Any]) -> Visit:
         if self._batch is None or not self._reference.by_rows:
             return visit
-        most = max(1, RUN_ELEMENTS // max(1, self._rows.elements(visit.lengths)))
-        why = f"inputs of more than {RUN_ELEMENTS:,} values are not tried"
+        most = max(1, RUN_ELEMENTS // max(1, facts["elements_per_row"]))
+        why = f"inputs and outputs of more than {RUN_ELEMENTS:,} values are not tried"
         pace = max(facts["seconds_per_row"], 1e-9)
         if not self._device and int(RUN_SECONDS / pace) < most:
             most = max(1, int(RUN_SECONDS / pace))
@@ -170,12 +171,12 @@ class ServedComparison:
                 figures.setdefault("misshapen", {"run": run, "why": str(error)})
                 continue
             exact = expected.dtype.name in EXACT_DTYPES
-            _keep_worst(figures, phase, _figures(errors, picks, run, exact=exact))
+            keep_worst(figures, phase, row_figures(errors, picks, run, exact=exact))
             self._places.tried(name, runs.pool, picks if axis is not None else picks[:1])
             if axis is not None:
-                moved = self._places.seen(runs, name, got[name], picks, run)
+                moved = self._places.seen(runs.visit, runs.pool, name, got[name], picks, run)
                 if moved is not None:
-                    _keep_worst(figures, "moved", moved)
+                    keep_worst(figures, "moved", moved)
 
 
 class _Runs:
@@ -198,88 +199,6 @@ class _Runs:
             return
         self.owner.compared(self, turn, got, self.done)
         self._before[turn] = {name: np.array(value) for name, value in got.items()}
-
-
-class _Places:
-    """Where each row was seen first, and what the engine said of it there."""
-
-    def __init__(self, reference: ServedReference) -> None:
-        self._axes, self._scale = reference.axes, reference.scale
-        self._seen: dict[tuple[str, int, int], tuple[Array, dict[str, Any]]] = {}
-        self._compared = dict.fromkeys(self._axes, 0)
-        self._tried: dict[str, set[tuple[int, int]]] = {name: set() for name in self._axes}
-        self._most_rows = 1
-
-    def tried(self, name: str, pool: int, picks: Sequence[int]) -> None:
-        self._tried[name] |= {(pool, sample) for sample in picks}
-
-    def seen(self, runs: _Runs, name: str, got: Array, picks: Sequence[int], run: int) -> dict[str, Any] | None:
-        """The row that is furthest from the same row where it was seen before; None if all are seen for the first
-        time."""
-        axis = self._axes[name]
-        assert axis is not None
-        self._most_rows = max(self._most_rows, len(picks))
-        places, baselines, now = [], [], []
-        for place, sample in enumerate(picks):
-            row, key = np.take(got, place, axis=axis), (name, runs.pool, sample)
-            if key not in self._seen:
-                at = {"dims": dict(runs.visit.dims), "row": place, "batch": runs.visit.batch, "run": run}
-                self._seen[key] = (np.array(row), at)
-                continue
-            places.append(place)
-            baselines.append(self._seen[key][0])
-            now.append(row)
-        if not places:
-            return None
-        self._compared[name] += len(places)
-        try:
-            errors = row_errors(np.stack(now), np.stack(baselines), 0, self._scale.get(name, 0.0))
-        except ValueError:
-            return None  # a row of another shape: told as misshapen against the reference
-        exact = got.dtype.name in EXACT_DTYPES
-        figures = _figures(errors, [picks[p] for p in places], run, exact=exact)
-        sample = picks[places[figures["row"]]]
-        return figures | {"row": places[figures["row"]], "against": self._seen[name, runs.pool, sample][1]}
-
-    def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, axis in self._axes.items():
-            first = [at for key, (_, at) in self._seen.items() if key[0] == name]
-            if axis is None:
-                found[name] = {"tested": False, "why": "it has no dimension that follows the batch"}
-            elif self._most_rows == 1:
-                found[name] = {"tested": False, "why": "every run takes one sample"}
-            else:
-                alone = bool(first) and all(at["batch"] == 1 for at in first)
-                found[name] = {"tested": True, "alone": alone, "places": self._compared[name]}
-            found[name]["samples"] = len(self._tried[name])
-        return found
-
-
-def _figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: bool) -> dict[str, Any]:
-    row = errors.worst()
-    found: dict[str, Any] = {
-        "error": float(errors.error[row]), "row": row, "sample": picks[row] if row < len(picks) else 0,
-        "cosine": float(errors.cosine[row]), "nonfinite": int(errors.nonfinite[row]), "run": run,
-    }  # fmt: skip
-    if exact:
-        found["wrong_samples"] = sorted(
-            {picks[i] for i in np.flatnonzero(errors.error > 0.01).tolist() if i < len(picks)}
-        )
-    return found
-
-
-def _keep_worst(figures: dict[str, Any], phase: str, new: dict[str, Any]) -> None:
-    """A phase is the list of its records: each twice as bad as the one before, so that the run at which it went wrong
-    is known whatever the limit is. `most`: the largest error until the next record. Wrong samples are gathered."""
-    records: list[dict[str, Any]] = figures.setdefault(phase, [])
-    last = records[-1] if records else None
-    fresh = set(new.get("wrong_samples", ())) - set(last.get("wrong_samples", ()) if last else ())
-    if last is None or (new["nonfinite"] and not last["nonfinite"]) or new["error"] > 2 * last["error"] or fresh:
-        gathered = {"wrong_samples": sorted({*last["wrong_samples"], *fresh})} if last and fresh else {}
-        records.append({**new, **gathered, "most": new["error"]})
-    else:
-        last["most"] = max(last["most"], new["error"])
 
 
 def _same(a: Array, b: Array) -> bool:

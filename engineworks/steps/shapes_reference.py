@@ -41,7 +41,7 @@ from engineworks.steps.served_rows import Arrays, ServedRows
 SHAPES_FILE, SHAPES_OUTPUTS_FILE = "shapes.json", "shapes.npz"
 
 POOL_SECONDS, ROW_SECONDS, RUN_SECONDS = 1.0, 20.0, 2.0
-POOL_ELEMENTS, RUN_ELEMENTS = 2**23, 2**26
+POOL_ELEMENTS, RUN_ELEMENTS = 2**23, 2**25
 
 ALIKE = 1e-3
 """Largest error of a row in a batch against the same row alone for which the fp32 model takes rows one by one."""
@@ -51,18 +51,20 @@ Axes = dict[str, int | None]
 
 @dataclass
 class Pool:
-    """Rows of one length: outputs, stacked along each output's batch axis (mode "rows"), and seconds per row."""
+    """Rows of one length: outputs, stacked along each output's batch axis (mode "rows"); seconds, and elements of
+    inputs and outputs, per row."""
 
     lengths: Lengths
     rows: list[Arrays]
     data: str
-    seconds: float
+    seconds: float = 0.0
+    elements: int = 0
     outputs: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "lengths": [list(pair) for pair in self.lengths], "rows": len(self.rows), "data": self.data,
-            "seconds_per_row": self.seconds,
+            "seconds_per_row": self.seconds, "elements_per_row": self.elements,
         }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ class ShapesReference:
                 continue
             most = max(2, min(POOL_ROWS, POOL_ELEMENTS // max(1, self._rows.elements(visit.lengths))))
             rows, data = self._rows.pool(visit.lengths, most)
-            pool = Pool(visit.lengths, rows, data, 0.0)
+            pool = Pool(visit.lengths, rows, data)
             try:
                 self._run_pool(pool, visit)
             except RunError as error:
@@ -125,9 +127,10 @@ class ShapesReference:
         start = work_seconds()
         first = self._session.run(self._rows.feeds(pool.rows, picks[0]))
         pool.seconds = (work_seconds() - start) / single
+        pool.elements = self._rows.elements(visit.lengths) + sum(v.size for v in first.values()) // single
         if self._batch is None:
             return
-        enough = max(2, int(POOL_SECONDS / max(pool.seconds, 1e-9)))
+        enough = max(2, min(int(POOL_SECONDS / max(pool.seconds, 1e-9)), POOL_ELEMENTS // max(1, pool.elements)))
         pool.rows = pool.rows[:enough]
         runs = [first, *(self._session.run(self._rows.feeds(pool.rows, p)) for p in picks[1:enough])]
         for name, axis in self._axes.items():
@@ -187,8 +190,7 @@ class ShapesReference:
     def _cut(self, visit: Visit, pool: Pool) -> Visit:
         if self._batch is None:
             return visit
-        per_row = self._rows.elements(visit.lengths)
-        most = max(1, min(int(RUN_SECONDS / max(pool.seconds, 1e-9)), RUN_ELEMENTS // max(1, per_row)))
+        most = max(1, min(int(RUN_SECONDS / max(pool.seconds, 1e-9)), RUN_ELEMENTS // max(1, pool.elements)))
         why = f"the fp32 reference, whose rows depend on each other, takes {pool.seconds:.2g} s a row"
         return cut_batch(visit, self._batch, most, why, self._note)
 

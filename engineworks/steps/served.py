@@ -37,7 +37,7 @@ Array = NDArray[np.generic]
 
 WARM_RUNS = 14
 WARM_DEVICE_MS = 300.0
-VISIT_SECONDS, RUN_SECONDS, TOTAL_SECONDS = 0.3, 1.0, 60.0
+VISIT_SECONDS, RUN_SECONDS, TOTAL_SECONDS = 0.3, 0.5, 20.0
 
 MOST_RAISED = 3
 """Shapes at which an engine may refuse to run before the rest is not tried."""
@@ -90,6 +90,7 @@ class ServedComparison:
     def follow(self, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         """The report: every visit with its worst rows, and what was not tried."""
         start, work, sequence = time.monotonic(), self._clock(), []
+        processor = time.process_time()
         for index, given in enumerate(self._reference.visits):
             if self.raised >= MOST_RAISED:
                 self.notes.append(f"after {MOST_RAISED} shapes at which the engine did not run, the rest was not tried")
@@ -109,6 +110,7 @@ class ServedComparison:
             "notes": list(dict.fromkeys(self.notes)),
             "session": list(session.notes),
             "seconds": round(seconds, 3),
+            "processor_seconds": round(time.process_time() - processor, 3),
         }
 
     def _visit(self, session: Session, index: int, given: Visit) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class ServedComparison:
         pace = max(facts["seconds_per_row"], 1e-9)
         if not self._device and int(RUN_SECONDS / pace) < most:
             most = max(1, int(RUN_SECONDS / pace))
-            why = f"a sample takes the reference about {pace:.2g} s on this CPU, and a run may take {RUN_SECONDS:.0f} s"
+            why = f"a sample takes the reference about {pace:.2g} s on this CPU, and a run may take {RUN_SECONDS:g} s"
         return cut_batch(visit, self._batch, most, why, self.notes.append)
 
     def compared(self, runs: _Runs, turn: int, got: Mapping[str, Array], run: int) -> None:

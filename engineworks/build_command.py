@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Protocol
 
+from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError
 from engineworks.plan import Plan
@@ -52,6 +53,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     report = settings.runs / found[0].run_id / "report.html"
     engines = tuple(engine_result(plan, engine, store, {}) for engine in plan.engines)
+    calibration = calibration_health(plan, store)
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
@@ -61,6 +63,8 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
+        warnings=tuple(sentence for health in calibration for sentence in health.warnings),
+        calibration=calibration,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
@@ -33,8 +34,11 @@ class Build:
         """What the build came to; `run_id`: its parent run in MLflow."""
         engines = tuple(self.engines.values())
         seconds = time.monotonic() - self._started
+        calibration = calibration_health(self.plan, self.store)
+        warnings = tuple(sentence for health in calibration for sentence in health.warnings)
         return BuildResult(
-            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds,
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
+            seconds=seconds, warnings=warnings, calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
         )  # fmt: skip
 

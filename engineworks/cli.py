@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -208,6 +209,7 @@ def _recipes(given: list[Path] | None) -> list[Path]:
 
 
 def _plans(settings: Settings, recipes: list[Path], only: str | None, compare: str | None) -> list[Any]:
+    from engineworks.champion_lookup import find_champions
     from engineworks.fingerprint import FileDigests
     from engineworks.peers import read_names
     from engineworks.plan import plan_recipes
@@ -217,7 +219,9 @@ def _plans(settings: Settings, recipes: list[Path], only: str | None, compare: s
     peers = read_names(compare)
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     digests = FileDigests(settings.artifacts / "digests.db")
-    return list(plan_recipes(loaded, open_store(settings), digests, only=only, compare=peers))
+    champions = partial(find_champions, settings=settings)
+    store = open_store(settings)
+    return list(plan_recipes(loaded, store, digests, only=only, compare=peers, champions=champions))
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

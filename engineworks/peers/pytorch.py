@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engineworks.backends import _cpu
+from engineworks.backends import _cpu, _cpu_watch
 from engineworks.backends._gpu import first_gpu
 from engineworks.backends._nvml import GpuWatch
 from engineworks.backends.base import DeviceWatch, MemoryMeter
@@ -65,7 +65,7 @@ def memory_meter() -> MemoryMeter:
 
 
 def device_watch() -> DeviceWatch:
-    return GpuWatch() if _device() == "cuda" else _cpu.LoadWatch()
+    return GpuWatch() if _device() == "cuda" else _cpu_watch.LoadWatch()
 
 
 def load(model: PeerModel) -> TorchSession:

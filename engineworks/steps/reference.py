@@ -15,27 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.backends import onnxruntime as backend
+from engineworks.model.calibration.inputs import InputWatch
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.samples import output_axes, samples_from_json
+from engineworks.samples import batch_axes, output_axes, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, ShapesReference, write_arrays
 
 OUTPUTS_FILE = "outputs.npz"
+INPUTS_FILE = "inputs.json"
+"""Statistics of the evaluation data, beside those of the calibration data in its own artifact: neither step's key
+depends on the other's file, and yet the two can be compared."""
 
 
 def run(job: StepJob) -> None:
     """Writes the outputs run by run under `<run>/<output>`: one run is held in memory."""
     samples = samples_from_json(job.path("evaluation"), job.params["samples"])
     session = backend.load(job.inputs["fold"] / MODEL_FILE, {})
+    watch = InputWatch(batch_axes(samples.specs), samples.count)
     size: dict[str, tuple[float, int]] = {}
     runs = 0
     with zipfile.ZipFile(job.out / OUTPUTS_FILE, "w") as archive:
-        for feeds in samples.batches(job.params["batches"]):
+        for feeds in watch.watch(samples.batches(job.params["batches"])):
             outputs = session.run(feeds)
             write_arrays(archive, str(runs), outputs)
             size = {name: _add_squares(size.get(name, (0.0, 0)), value) for name, value in outputs.items()}
             runs += 1
+    job.write_json(INPUTS_FILE, {name: seen.to_json() for name, seen in watch.statistics().items()})
     job.write_json("reference.json", {"samples": samples.count, "runs": runs})
     if "shapes" in job.params:
         plan = job.params["shapes"]

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from engineworks.recipe_metric import Factory, Metric
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
 Length = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Streams = Annotated[int, Field(ge=1, le=64, strict=True)]
-Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Extent = Annotated[int, Field(ge=0, strict=True)]
 """A length that may be 0: an empty KV cache, say."""
 Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
@@ -71,6 +72,9 @@ class Model(Part):
 class Input(Part):
     dtype: Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
     shape: tuple[Length | DimName, ...] = Field(description="lengths, and names for dynamic dimensions")
+    range: tuple[float, float] | None = Field(
+        None, description="[least, largest] value, for shapes that the evaluation data does not have"
+    )
 
 
 class Samples(Part):
@@ -117,8 +121,14 @@ class Mixture(Part):
 class Limits(Part):
     """Limits of one precision; every one that is given is one check."""
 
-    metric: float | None = Field(None, description="smallest task metric of the engine")
-    metric_ratio: Positive | None = Field(None, description="smallest task metric relative to the fp32 reference")
+    metric: float | None = Field(
+        None, description="smallest task metric of the engine; of error rates and perplexity the largest"
+    )
+    metric_ratio: Positive | None = Field(
+        None, description="smallest quality relative to the fp32 reference; of error rates: the reference's / its own"
+    )
+    metric_delta: Positive | None = Field(None, description="largest |engine - reference| of the task metric")
+    metric_between: tuple[float, float] | None = Field(None, description="[lowest, highest] task metric of the engine")
     cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
     sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
     max_abs: Positive | None = Field(
@@ -127,15 +137,11 @@ class Limits(Part):
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
 
 
-class PythonMetric(Part):
-    python: Factory = Field(description="module:function(outputs, labels, inputs) -> float, beside the recipe")
-
-
 class Accuracy(Part):
-    metric: Literal["top1"] | PythonMetric | None = Field(
+    metric: Metric | None = Field(
         None, description="task metric on the labels; without labels: agreement with the reference"
     )
-    output: str | None = Field(None, description="output that top1 reads; default: the first")
+    output: str | None = Field(None, description="output that the metric reads; default: the first")
     limits: dict[Precision | Name, Limits] = Field(description="of each precision, mixtures of one's own included")
 
 

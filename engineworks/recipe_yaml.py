@@ -15,6 +15,7 @@ from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe import LATER, LATER_PRECISIONS, PRECISIONS, Recipe
 from engineworks.recipe_checks import check_recipe
 from engineworks.recipe_files import RecipeFiles, resolve_files
+from engineworks.recipe_metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.settings import find_repository
 from engineworks.suggest import did_you_mean
 from engineworks.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
@@ -210,9 +211,8 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     loc = tuple(step for step in error["loc"] if _exists_or_last(node, error["loc"], step))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(
-            node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), _fields_at(model, loc[:-1]))
-        )
+        known = metric_fields(error["loc"]) or _fields_at(model, loc[:-1])
+        return Problem(node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), known))
     where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
     if kind == "missing":
         above = node.at(loc[:-1])
@@ -221,6 +221,9 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     shown = (
         repr(value) if not isinstance(value, dict | list) else ("a mapping" if isinstance(value, dict) else "a list")
     )
+    if kind == UNKNOWN_METRIC and value:
+        name = next(iter(value))
+        return Problem(node.key_place((*loc, name)), f"unknown metric '{name}'", did_you_mean(name, METRIC_WORDS))
     if kind == "literal_error":
         choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
         return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))

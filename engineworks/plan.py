@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -78,12 +79,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs."""
+    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs.
+
+    today: the day on which its engines are judged; waivers expire.
+    """
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
     refused: tuple[Refused, ...]
     steps: Mapping[str, Step] = field(default_factory=dict)
+    today: date = field(default_factory=date.today)
 
     @property
     def recipe(self) -> str:
@@ -95,8 +100,11 @@ class Plan:
 
     @property
     def build_key(self) -> str:
-        """Digest of what this build decides: its engines' steps and the limits they must meet."""
+        """Digest of what this build decides: its engines' steps, the limits they must meet, and what is waived."""
         limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
+        waivers = [w.model_dump(mode="json") for w in self.loaded.recipe.waivers if self.today <= w.expires]
+        if waivers:
+            limits["waivers"] = waivers
         return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits})
 
     def to_json_text(self) -> str:

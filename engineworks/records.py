@@ -108,8 +108,10 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 
 def _engine_tags(engine: EngineResult) -> dict[str, str]:
-    tags = {"engineworks.verdict": engine.verdict}
-    reasons = [c.sentence for c in engine.checks if c.verdict != "pass"]
+    tags: dict[str, str] = {"engineworks.verdict": engine.verdict}
+    reasons = [c.words for c in engine.checks if c.verdict != "pass"]
+    if engine.waived:
+        tags["engineworks.waived"] = "; ".join(engine.waived)
     if engine.failure:
         reasons = [engine.failure.message]
     return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})

@@ -16,6 +16,7 @@ from engineworks.errors import (
 )
 from engineworks.gates import Check, Verdict, judge
 from engineworks.plan import Plan, PlannedEngine, Refused
+from engineworks.release.waivers import apply_waivers
 from engineworks.steps import StepName
 from engineworks.store import Artifact, Store
 
@@ -50,6 +51,16 @@ class EngineResult:
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
 
+    @property
+    def waived(self) -> tuple[str, ...]:
+        """What was let through: the name of each waived check and the waiver's words."""
+        return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
+
+    @property
+    def word(self) -> str:
+        """The verdict as people read it: a pass that needed a waiver does not look like any other."""
+        return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
+
     def to_json(self) -> dict[str, Any]:
         shapes: Mapping[str, Mapping[str, Any]] = self.latency["shapes"] if self.latency else {}
         first: Mapping[str, Any] = next(iter(shapes.values()), {})
@@ -59,6 +70,7 @@ class EngineResult:
             "digest": self.sidecar.get("sha256"),
             "bytes": self.sidecar.get("bytes"),
             "verdict": self.verdict,
+            "waived": list(self.waived),
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy or {},
             **{k: first.get(k) for k in _HEADLINE},
@@ -158,7 +170,8 @@ def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Map
 def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
-    return judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
+    verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
+    return apply_waivers(verdict, recipe.waivers, engine.id, plan.today)
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:

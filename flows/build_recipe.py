@@ -65,7 +65,7 @@ def build_recipe(recipe: str, only: str | None = None) -> State[BuildResult]:
             raise
     with recording.result() as run:
         result = gate_and_record(build, run)
-    words = ", ".join(f"{e.id}: {e.verdict}" for e in result.engines)
+    words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)
     if result.exit_code() == 0:
         return Completed(message=words, data=result)
     return Failed(message=words, data=result)

@@ -50,7 +50,6 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "later precision": ([("[fp32, int8]", "[fp32, fp8]")], "10:20: precision 'fp8' is not supported yet"),
     "mixture": ([("[fp32, int8]", "[fp32, {default: fp16}]")], "a mixture of precisions is not supported yet"),
-    "release": ([("targets:", "release: {model: x}\ntargets:")], "19:1: 'release' is not supported yet"),
     "regression": (
         [("  at:", "  regression: {latency: 5%}\n  at:")],
         "recipes/tiny.yaml:21:3: 'performance.regression' is not supported yet",

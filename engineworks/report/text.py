@@ -11,15 +11,15 @@ def render_markdown(result: BuildResult) -> str:
     lines += [_line(row.cells) for row in rows(result)]
     for engine in result.engines:
         if engine.checks:
-            lines += ["", f"## {engine.id}: {engine.verdict}", ""]
-            lines += [f"- **{c.verdict}** {c.name}: {c.sentence}" for c in engine.checks]
+            lines += ["", f"## {engine.id}: {engine.word}", ""]
+            lines += [f"- **{c.verdict}** {c.name}: {c.words}" for c in engine.checks]
         if engine.failure:
             lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
     return "\n".join(lines) + "\n"
 
 
 def _summary(result: BuildResult) -> str:
-    words = [e.verdict for e in result.engines]
+    words = [e.word for e in result.engines]
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
     steps = result.steps
     return (

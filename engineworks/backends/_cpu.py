@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +50,34 @@ def quota_cores(cpu_max: str) -> int | None:
     """The limit of a container in whole cores, rounded up (cgroup v2, cpu.max: '<quota> <period>' or 'max …')."""
     quota, _, period = cpu_max.strip().partition(" ")
     return max(1, math.ceil(int(quota) / int(period))) if quota.isdigit() and period.isdigit() else None
+
+
+WAITING_SHARE = 0.05
+"""Share of its time that a measured process may wait for a processor before its figures are doubted."""
+
+
+class LoadWatch:
+    """Satisfies `base.DeviceWatch`: how long this process's threads ran, and how long they waited for a processor that
+    others had (/proc/<pid>/schedstat: nanoseconds on a processor, nanoseconds on a run queue)."""
+
+    def sample(self) -> Mapping[str, object]:
+        """{} where the kernel keeps no such count."""
+        times = [_read(str(task / "schedstat")).split() for task in Path("/proc/self/task").glob("*")]
+        counted = [(int(t[0]), int(t[1])) for t in times if len(t) == 3]
+        if not counted:
+            return {}
+        ran, waited = (sum(column) / 1e9 for column in zip(*counted, strict=True))
+        return {"monotonic_s": time.monotonic(), "ran_s": ran, "waited_s": waited}
+
+    def complaints(self, readings: Sequence[Mapping[str, object]]) -> list[str]:
+        first, last = (readings[0], readings[-1]) if readings else ({}, {})
+        if "ran_s" not in first or "ran_s" not in last:
+            return []
+        ran, waited = (float(str(last[k])) - float(str(first[k])) for k in ("ran_s", "waited_s"))
+        share = waited / (ran + waited) if ran + waited > 0 else 0.0
+        if share <= WAITING_SHARE:
+            return []
+        return [f"other work had the processor: this process waited for it {100 * share:.0f} % of its time"]
 
 
 @cache

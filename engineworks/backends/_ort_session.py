@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engineworks.backends._feeds import Array, checked_feeds, shapes_of
 from engineworks.backends._ort_errors import ort_errors, plain
+from engineworks.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
-
-Array = NDArray[np.generic]
 
 
 def specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
@@ -38,8 +36,8 @@ def dtype_name(ort_type: str) -> str:
 class OrtSession:
     """Satisfies `base.Session`. Not thread-safe."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, session: Any, notes: tuple[str, ...] = ()) -> None:
+        self._session, self._notes = session, notes
         self._inputs, self._outputs = specs(session.get_inputs()), specs(session.get_outputs())
         self._names = [o.name for o in self._outputs]
 
@@ -53,23 +51,51 @@ class OrtSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name. Raises `RunError`."""
-        session, arrays = self._open(), self._checked(feeds)
+        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
         try:
             return dict(zip(self._names, session.run(self._names, arrays), strict=True))
         except ort_errors() as error:
-            raise RunError(f"ONNX Runtime failed at {_shapes(arrays)}: {plain(error)}") from None
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
 
-    def time_runs(self, feeds: Mapping[str, Array], runs: int) -> list[float]:
-        """Milliseconds of each of `runs` runs. Inputs and outputs are bound before, by one run more that is not timed,
-        so that no run allocates or copies them."""
-        session, arrays = self._open(), self._checked(feeds)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {}
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """Inputs and outputs are bound before, by one run more that is not timed, so that no run allocates or copies
+        them. A CPU has no other place to copy from or to: `copies` makes no difference."""
+        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
         try:
             binding = self._bind(arrays)
             session.run_with_iobinding(binding)
             self._bind_outputs(binding)
-            return _time(session.run_with_iobinding, binding, runs)
+            return RunTimes(_time(session.run_with_iobinding, binding, runs))
         except ort_errors() as error:
-            raise RunError(f"ONNX Runtime failed at {_shapes(arrays)}: {plain(error)}") from None
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+
+    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Runs per second of so many threads that share the session."""
+        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
+        end = time.monotonic() + seconds
+
+        def work() -> int:
+            binding, done = self._bind(arrays), 0
+            while not done or time.monotonic() < end:
+                session.run_with_iobinding(binding)
+                done += 1
+            return done
+
+        start = time.monotonic()
+        try:
+            with ThreadPoolExecutor(streams) as pool:
+                done = sum(future.result() for future in [pool.submit(work) for _ in range(streams)])
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+        return done / (time.monotonic() - start)
 
     def close(self) -> None:
         self._session = None
@@ -97,41 +123,12 @@ class OrtSession:
             else:
                 binding.bind_output(name)
 
-    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The feeds, contiguous. Raises `RunError` for names, dtypes or shapes that the engine does not take."""
-        known = {s.name: s for s in self._inputs}
-        if missing := sorted(known.keys() - feeds.keys()):
-            raise RunError(f"input '{missing[0]}' is missing; the engine takes {', '.join(map(str, self._inputs))}")
-        if unknown := sorted(feeds.keys() - known.keys()):
-            raise RunError(f"the engine has no input '{unknown[0]}'; it takes {', '.join(map(str, self._inputs))}")
-        dims: dict[str, int] = {}
-        for name, spec in known.items():
-            _check(spec, feeds[name], dims)
-        return {name: np.asarray(feeds[name], order="C") for name in known}
 
-
-def _check(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:
-    """dims: lengths of named dimensions seen so far; the same name must have the same length everywhere."""
-    if array.dtype.name != spec.dtype:
-        raise RunError(f"input '{spec.name}' is {array.dtype.name}, the engine takes {spec.dtype}")
-    fits = array.ndim == len(spec.shape) and all(
-        dims.setdefault(want, have) == have if isinstance(want, str) else want == have
-        for want, have in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        named = f" with {', '.join(f'{k} = {v}' for k, v in dims.items())}" if dims else ""
-        raise RunError(f"input '{spec.name}' is {list(array.shape)}, the engine takes {spec}{named}")
-
-
-def _time(run: Any, binding: Any, runs: int) -> list[float]:
+def _time(run: Any, binding: Any, runs: int) -> tuple[float, ...]:
     clock = time.perf_counter_ns
     marks = [0] * (runs + 1)
     marks[0] = clock()
     for i in range(runs):
         run(binding)
         marks[i + 1] = clock()
-    return [(b - a) / 1e6 for a, b in pairwise(marks)]
-
-
-def _shapes(arrays: Mapping[str, Array]) -> str:
-    return ", ".join(f"{name} {list(a.shape)}" for name, a in arrays.items())
+    return tuple((b - a) / 1e6 for a, b in pairwise(marks))

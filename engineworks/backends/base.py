@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from engineworks.errors import TargetError
 from engineworks.suggest import did_you_mean
@@ -83,6 +83,29 @@ def check_options(title: str, given: Mapping[str, object], known: Mapping[str, O
             raise TargetError(f"option '{name}' of {title} {complaint}", hint=known[name].help)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """How an engine is run, for all of its runs. cuda_graphs: replay the launches of a shape as one graph. kernels:
+    TensorRT-RTX's kernels for a shape: "lazy" (general ones first, specialized ones swapped in later), "eager"
+    (specialized before the first run) or "none" (general ones only). A backend without such a thing says so in the
+    session's `notes`."""
+
+    cuda_graphs: bool = False
+    kernels: Literal["lazy", "eager", "none"] = "lazy"
+
+    def to_json(self) -> dict[str, object]:
+        return {"cuda_graphs": self.cuda_graphs, "kernels": self.kernels}
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Milliseconds of each run, in order. host: from the call until the outputs are ready, by the host's clock.
+    device: the same runs by the device's own clock (CUDA events); empty on a CPU."""
+
+    host_ms: tuple[float, ...]
+    device_ms: tuple[float, ...] = ()
+
+
 class Session(Protocol):
     """A loaded engine, ready to run. Not thread-safe; `close` frees it."""
 
@@ -92,15 +115,55 @@ class Session(Protocol):
     @property
     def outputs(self) -> Sequence[TensorSpec]: ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What to know of how it runs, one sentence each: a CUDA graph that could not be captured, say."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """How it was loaded and runs, as JSON: kernels, whether CUDA graphs were replayed, the runtime cache's use."""
+        ...
+
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """All outputs by name. Raises `RunError` with one clear message."""
         ...
 
-    def time_runs(self, feeds: Arrays, runs: int) -> list[float]:
-        """Milliseconds of each of `runs` runs on the same feeds, timed as closely to the device as the backend can."""
+    def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
+        """Time `runs` runs on the same feeds, one after the other, each awaited. copies: with the inputs' way to the
+        device and the outputs' way back; otherwise both lie where the engine wants them. Raises `RunError`."""
+        ...
+
+    def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:
+        """Runs per second of `streams` runs in flight at once, for about so long. Raises `RunError`, also where the
+        backend has no streams."""
         ...
 
     def close(self) -> None: ...
+
+
+class MemoryMeter(Protocol):
+    """Memory in use where a backend's engines run; what an engine takes is the difference that it makes."""
+
+    def reset(self) -> None:
+        """Let the peak begin at the present value."""
+        ...
+
+    def peak_mib(self) -> float:
+        """Most that was in use since `reset`, MiB; on a device that keeps no peak: what is in use now."""
+        ...
+
+
+class DeviceWatch(Protocol):
+    """The state of the device that engines run on: clocks, temperature, what slows it, who else uses it."""
+
+    def sample(self) -> Mapping[str, object]:
+        """One reading, as JSON; empty where nothing can be read."""
+        ...
+
+    def complaints(self, readings: Sequence[Mapping[str, object]]) -> Sequence[str]:
+        """Why figures taken between these readings are not to be trusted, one sentence each."""
+        ...
 
 
 @runtime_checkable
@@ -124,9 +187,23 @@ class Runner(Protocol):
         """None if this host can run engines of such a target, otherwise the reason, as a sentence."""
         ...
 
-    def load(self, engine: Path, options: Mapping[str, object]) -> Session:
-        """Load the engine's own bytes (already verified by digest). Raises `RunError`."""
+    def load(
+        self,
+        engine: Path,
+        options: Mapping[str, object],
+        *,
+        serving: Serving = Serving(),
+        cache: Path | None = None,
+    ) -> Session:
+        """Load the engine's own bytes (already verified by digest). cache: a folder of this engine on this device,
+        where the backend keeps what makes the next load faster. Raises `RunError`."""
         ...
+
+    def memory_meter(self) -> MemoryMeter:
+        """Raises `RunError` where the device does not answer."""
+        ...
+
+    def device_watch(self) -> DeviceWatch: ...
 
 
 class Backend(Protocol):

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends import _cpu
 from engineworks.backends._ort_errors import ort_errors, what_failed
-from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
+from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, Serving, check_options
 from engineworks.capabilities import why_not, why_not_target
 from engineworks.errors import BuildError, RunError
 from engineworks.fingerprint import installed_version
+from engineworks.measure.memory import ResidentMemory
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
 
 if TYPE_CHECKING:
@@ -116,8 +117,15 @@ def _report(out: Path, session: Any, seconds: float) -> BuildReport:
     )
 
 
-def load(engine: Path, options: Mapping[str, object]) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. Raises `RunError`, `TargetError` for an option there is not."""
+def load(
+    engine: Path,
+    options: Mapping[str, object],
+    *,
+    serving: Serving = Serving(),  # noqa: B008 - frozen
+    cache: Path | None = None,
+) -> OrtSession:
+    """Load an engine, or any ONNX model, for the CPU. It keeps no cache. Raises `RunError`, `TargetError` for an
+    option that there is not."""
     import onnxruntime as ort
 
     from engineworks.backends._ort_session import OrtSession
@@ -127,7 +135,16 @@ def load(engine: Path, options: Mapping[str, object]) -> OrtSession:
         session = ort.InferenceSession(str(engine), session_options(options), providers=["CPUExecutionProvider"])
     except ort_errors() as error:
         raise RunError(f"{engine}: {TITLE} {ort.__version__} {what_failed(error, engine)}", log=str(error)) from None
-    return OrtSession(session)
+    return OrtSession(session, ("a CPU has no CUDA graphs: runs without",) if serving.cuda_graphs else ())
+
+
+def memory_meter() -> ResidentMemory:
+    """The resident memory of this process."""
+    return ResidentMemory()
+
+
+def device_watch() -> _cpu.LoadWatch:
+    return _cpu.LoadWatch()
 
 
 def session_options(options: Mapping[str, object]) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from engineworks.backends import backend_facts, onnxruntime
-from engineworks.backends.base import BuildRequest
+from engineworks.backends.base import BuildRequest, Serving
 from engineworks.capabilities import why_not
 from engineworks.child import run_in_child
 from engineworks.errors import BuildError, RunError, TargetError
@@ -199,7 +199,7 @@ def test_feeds_that_do_not_fit_are_refused_by_name(
 def test_runs_are_timed_with_outputs_of_any_shape(two_inputs: onnxruntime.OrtSession) -> None:
     for batch in (1, 5):
         given = {"a": ones(batch, 3), "b": ones(batch, 3)}
-        times = two_inputs.time_runs(given, 20)
+        times = two_inputs.time_runs(given, 20).host_ms
         assert len(times) == 20
         assert all(0 < t < 1000 for t in times)
         assert two_inputs.run(given)["where"].shape == (2, 3 * batch)
@@ -210,7 +210,7 @@ def test_a_model_that_takes_longer_is_timed_as_slower(request_for: RequestFor, g
         nodes = [helper.make_node("MatMul", ["x", "x"], ["y"])]
         model = graph_of(nodes, [("x", [size, size])], [("y", [size, size])])
         session = onnxruntime.load(build(request_for(model, profiles=())), {"threads": 1})
-        return float(np.median(session.time_runs({"x": ones(size, size)}, 9)))
+        return float(np.median(session.time_runs({"x": ones(size, size)}, 9).host_ms))
 
     assert time_of(512) > 4 * time_of(32)
 
@@ -256,3 +256,13 @@ def test_in_a_child_a_failure_is_a_build_error_with_its_log(
     with pytest.raises(BuildError, match="has no CPU kernel for Gemm") as caught:
         run_in_child("engineworks.steps.job:main", job)
     assert "NOT_IMPLEMENTED" in caught.value.log
+
+
+def test_threads_share_a_session(two_inputs: onnxruntime.OrtSession) -> None:
+    assert two_inputs.throughput({"a": ones(2, 3), "b": ones(2, 3)}, 2, 0.05) > 0
+
+
+def test_a_wish_for_cuda_graphs_is_answered(request_for: RequestFor, operators: Operators) -> None:
+    engine = build(request_for(operators("gemm", "fp32")))
+    session = onnxruntime.load(engine, {}, serving=Serving(cuda_graphs=True))
+    assert session.notes == ("a CPU has no CUDA graphs: runs without",)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from engineworks.errors import InputError
 from engineworks.plan import Plan
+from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result
 from engineworks.settings import Settings
 from engineworks.store import open_store
@@ -49,11 +50,12 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     if not found:
         return None
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
+    origin = recipe_origin(plan)
     report = settings.runs / found[0].run_id / "report.html"
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
-        engines=tuple(engine_result(plan, engine, store, {}) for engine in plan.engines),
+        engines=tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines),
         refused=plan.refused,
         steps=StepCounts(reused=reused),
         report=report if report.is_file() else None,

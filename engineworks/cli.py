@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from engineworks import errors, terminal
+from engineworks.commands.keygen import keygen
+from engineworks.commands.verify import verify
 from engineworks.settings import Settings, read_settings
 
 app = typer.Typer(
@@ -146,6 +148,10 @@ def gc(
         terminal.print_json(freed.to_json())
     else:
         terminal.say(freed.sentence())
+
+
+app.command()(verify)
+app.command()(keygen)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

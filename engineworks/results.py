@@ -38,7 +38,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built."""
+    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built, and then
+    there is no `passport` either: a file in the store, in a folder named by its key."""
 
     id: str
     verdict: EngineWord
@@ -50,6 +51,7 @@ class EngineResult:
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
+    passport: Path | None = None
 
     @property
     def waived(self) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ class EngineResult:
         return {
             "id": self.id,
             "path": str(self.path) if self.path else None,
+            "passport": str(self.passport) if self.passport else None,
             "digest": self.sidecar.get("sha256"),
             "bytes": self.sidecar.get("bytes"),
             "verdict": self.verdict,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engineworks.backends.base import Session
+from engineworks.engine_files import check_engine
 from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import Sampling, measure_latency
 from engineworks.measure.memory import peak_mib, reset_peak, resident_mib
@@ -25,10 +26,11 @@ LATENCY_FILE = "latency.json"
 def run(job: StepJob) -> None:
     specs = tuple(spec_from_json(s) for s in job.params["inputs"])
     samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    check_engine(job.inputs["build"])
     reset_peak()
     before = resident_mib()
     start = time.perf_counter()
-    session = load_engine(job.inputs["build"], job.params["target"])
+    session = load_engine(job.inputs["build"], job.params["target"], checked=True)
     load_ms = 1000 * (time.perf_counter() - start)
     shapes: dict[str, Any] = {}
     for name, at in job.params["at"].items():

@@ -77,7 +77,7 @@ def test_a_signed_passport_is_believed_and_an_altered_one_refused(
     built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust = trust_mine(tmp_path, monkeypatch)
-    folder = folder_with_passport(built: Any, tmp_path / "engine")
+    folder = folder_with_passport(built, tmp_path / "engine")
     assert verify_folder(folder, trust).signed_by in trust.keys
     body = json.loads((folder / "passport.json").read_text())
     body["verdict"]["checks"][0]["sentence"] = "All is well."
@@ -88,7 +88,7 @@ def test_a_signed_passport_is_believed_and_an_altered_one_refused(
 
 @pytest.mark.parametrize("file", ["engine", "engine.json"])
 def test_an_altered_file_is_refused_by_its_digest_without_any_key(built: Any, tmp_path: Path, alter, file: str) -> None:
-    folder = folder_with_passport(built: Any, tmp_path / "engine")
+    folder = folder_with_passport(built, tmp_path / "engine")
     assert verify_folder(folder, Trust()).id == "tiny/int8/cpu"
     alter(folder / file)
     with pytest.raises(TrustError, match=rf"{file}: was altered: its sha256 is [0-9a-f]{{12}}…, its passport says"):
@@ -96,7 +96,7 @@ def test_an_altered_file_is_refused_by_its_digest_without_any_key(built: Any, tm
 
 
 def test_a_missing_file_and_a_missing_passport_are_told(built: Any, tmp_path: Path) -> None:
-    folder = folder_with_passport(built: Any, tmp_path / "engine")
+    folder = folder_with_passport(built, tmp_path / "engine")
     (folder / "engine").unlink()
     with pytest.raises(TrustError, match="can not be read: No such file"):
         verify_folder(folder, Trust())
@@ -121,7 +121,7 @@ def test_what_is_no_passport_is_told(tmp_path: Path, text: str, message: str) ->
 
 
 def test_a_passport_can_not_name_files_outside_of_its_folder(built: Any, tmp_path: Path) -> None:
-    folder = folder_with_passport(built: Any, tmp_path / "engine")
+    folder = folder_with_passport(built, tmp_path / "engine")
     body = json.loads((folder / "passport.json").read_text())
     body["engine"]["files"]["../secret"] = body["engine"]["files"]["engine"]
     (folder / "passport.json").write_text(json.dumps(body))
@@ -141,7 +141,7 @@ def test_the_pipelines_own_loader_refuses_an_altered_engine(built: Any, alter: C
 
 def test_verify_takes_an_id_a_file_a_folder_and_a_passport(built: Any, tmp_path: Path) -> None:
     engine = built.engine()
-    copied = folder_with_passport(built: Any, tmp_path / "engine")
+    copied = folder_with_passport(built, tmp_path / "engine")
     names = ["tiny/int8/cpu", engine.path, engine.path.parent, engine.passport, copied, copied / "engine"]
     for name in [*names, copied / "passport.json"]:
         (passport,) = verify_anything(str(name), built.settings)

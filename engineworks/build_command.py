@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from engineworks.errors import InputError
 from engineworks.plan import Plan
@@ -15,17 +15,22 @@ from engineworks.settings import Settings
 from engineworks.store import open_store
 
 
-class BuildFlow(Protocol):
-    """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it."""
+class Flows(Protocol):
+    """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it.
 
-    def __call__(self, plans: Sequence[Plan], settings: Settings, *, only: str | None) -> list[BuildResult]: ...
+    release: run the flow `release`, which gives a `ReleaseResult` per plan; else `build_recipe`, a `BuildResult`.
+    """
+
+    def __call__(
+        self, plans: Sequence[Plan], settings: Settings, *, only: str | None, release: bool = False
+    ) -> list[Any]: ...
 
 
 def build_plans(plans: Sequence[Plan], settings: Settings, *, only: str | None = None) -> list[BuildResult]:
     """Build every plan; results come in the order of the plans."""
     recorded = {id(plan): result for plan in plans if (result := recorded_result(plan, settings)) is not None}
     rest = [plan for plan in plans if id(plan) not in recorded]
-    built = iter(_flow()(rest, settings, only=only) if rest else ())
+    built = iter(load_flows()(rest, settings, only=only) if rest else ())
     return [recorded[id(plan)] if id(plan) in recorded else next(built) for plan in plans]
 
 
@@ -63,9 +68,10 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     )
 
 
-def _flow() -> BuildFlow:
+def load_flows() -> Flows:
+    """Our flows by their entry point. Raises `InputError` where they are not installed."""
     found = list(entry_points(group="engineworks.flows", name="build"))
     if not found:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    flow: BuildFlow = found[0].load()
-    return flow
+    flows: Flows = found[0].load()
+    return flows

@@ -12,8 +12,11 @@ import typer
 
 from engineworks import errors, terminal
 from engineworks.commands.keygen import keygen
+from engineworks.commands.plans import read_plans
+from engineworks.commands.release import release
+from engineworks.commands.rollback import rollback
 from engineworks.commands.verify import verify
-from engineworks.settings import Settings, read_settings
+from engineworks.settings import read_settings
 
 app = typer.Typer(
     name="engineworks",
@@ -74,7 +77,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = _plans(read_settings(), recipes, only)
+    plans = read_plans(read_settings(), recipes, only)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     else:
@@ -99,7 +102,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = _plans(settings, recipes, only)
+    plans = read_plans(settings, recipes, only)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:
@@ -150,6 +153,8 @@ def gc(
         terminal.say(freed.sentence())
 
 
+app.command()(release)
+app.command()(rollback)
 app.command()(verify)
 app.command()(keygen)
 
@@ -205,17 +210,6 @@ def _recipes(given: list[Path] | None) -> list[Path]:
     if not found:
         raise errors.InputError("there are no recipes in recipes/", hint="name the recipe files")
     return found
-
-
-def _plans(settings: Settings, recipes: list[Path], only: str | None) -> list[Any]:
-    from engineworks.fingerprint import FileDigests
-    from engineworks.plan import plan_recipes
-    from engineworks.recipe_yaml import load_recipes
-    from engineworks.store import open_store
-
-    loaded = load_recipes(recipes, data_roots=settings.data_roots)
-    digests = FileDigests(settings.artifacts / "digests.db")
-    return list(plan_recipes(loaded, open_store(settings), digests, only=only))
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

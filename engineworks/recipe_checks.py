@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from engineworks.errors import Problem
 from engineworks.profiles import admitting_profile, dynamic_dims
 from engineworks.recipe import Recipe
-from engineworks.release_checks import batching_fits, waivers_name_something
+from engineworks.release_checks import aliases_differ, batching_fits, waivers_name_something
 from engineworks.suggest import did_you_mean
 from engineworks.yaml_nodes import Node
 
@@ -134,4 +134,5 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _names_are_known,
     batching_fits,
     waivers_name_something,
+    aliases_differ,
 )

@@ -50,3 +50,13 @@ def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
             place = node.at((*path, "engine")).place
             message = f"waiver for '{waiver.engine}', which is no engine of this recipe"
             yield Problem(place, message, f"a glob over precision/target, e.g. {engines[0] if engines else '*/*'}")
+
+
+def aliases_differ(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """MLflow's aliases have no dots: targets that differ in nothing else would share a champion."""
+    names: dict[str, str] = {}
+    for index, target in enumerate(recipe.targets):
+        other = names.setdefault(target.replace(".", "_"), target)
+        if other != target:
+            place = node.at(("targets", index)).place
+            yield Problem(place, f"'{target}' and '{other}' would have the same alias in MLflow", "rename one")

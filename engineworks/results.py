@@ -143,8 +143,12 @@ class BuildResult:
 
 def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = False) -> int:
     """One exit code for several builds: the gravest."""
+    return gravest(r.exit_code(require_verdict=require_verdict) for r in results)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The one exit code that says the worst of several."""
     order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
-    codes = [r.exit_code(require_verdict=require_verdict) for r in results]
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from engineworks import errors, terminal
 from engineworks.commands.keygen import keygen
+from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
 from engineworks.commands.rollback import rollback
@@ -155,6 +156,7 @@ def gc(
 
 app.command()(release)
 app.command()(rollback)
+app.command()(package)
 app.command()(verify)
 app.command()(keygen)
 

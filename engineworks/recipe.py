@@ -151,7 +151,7 @@ class Triton(Part):
 
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
-    warmup: Extent = Field(1, description="evaluation samples to warm up with at every named shape; 0: none")
+    warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
     cuda_graphs: bool = Field(False, description="capture CUDA graphs at the named shapes (TensorRT only)")
 
 

@@ -11,18 +11,17 @@ import numpy as np
 import onnx
 import pytest
 from conftest import RECIPE, TARGETS, tiny_labels, tiny_model
+from release_record import record
 
 from engineworks.child import default_pool
 from engineworks.execute import run_step
 from engineworks.fingerprint import FileDigests
 from engineworks.plan import Plan, plan_recipe
 from engineworks.recipe_yaml import load_recipe
-from engineworks.records import engine_record
 from engineworks.release.passport import recipe_origin, with_passport
-from engineworks.results import BuildResult, EngineResult, StepCounts, engine_result
+from engineworks.results import BuildResult, EngineResult, engine_result
 from engineworks.settings import Settings
 from engineworks.store import Store
-from engineworks.tracking import open_tracking
 
 TWO_OUTPUTS = "release: {triton: {dynamic_batching: {preferred: [8, 16], max_delay_us: 500}, instances: 2}}\n"
 
@@ -111,13 +110,3 @@ def alter() -> Callable[[Path], None]:
         path.write_bytes(bytes(data))
 
     return change
-
-
-def record(built: Built) -> BuildResult:
-    """The build on record in MLflow, as the flow leaves it."""
-    tracking = open_tracking(built.settings.artifacts, None)
-    engines = tuple(built.engine(e.id) for e in built.plan.engines)
-    with tracking.start_build(built.plan.recipe, built.plan.build_key, {}, {}) as run:
-        for engine in engines:
-            run.record_engine(engine_record(built.plan, engine))
-    return BuildResult(built.plan.recipe, run.run_id, engines, built.plan.refused, StepCounts())

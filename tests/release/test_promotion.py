@@ -17,7 +17,9 @@ from engineworks.cli import _run
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.gates import Check, Verdict
 from engineworks.recipe import Waiver
+from engineworks.release.package import write_package
 from engineworks.release.promotion import ReleaseResult, champions_before, example_feeds, release_build, roll_back
+from engineworks.release.sources import champion_engines
 from engineworks.release.waivers import apply_waivers
 from engineworks.results import BuildResult, EngineResult, EngineWord
 from engineworks.tracking import Slot, Tracking, open_tracking
@@ -222,3 +224,25 @@ def test_the_commands_release_and_roll_back(world: Any, capsys: pytest.CaptureFi
     assert _run(["rollback", "recipes/tiny.yaml"]) == 2
     assert "no champion of tiny has one before it; nothing was changed" in capsys.readouterr().err
     assert tracking.registry().get(INT8).version == 2
+
+
+def test_the_champions_of_the_registry_can_be_packaged(
+    world: Any, tmp_path: Path, alter: Callable[[Path], None]
+) -> None:
+    built, result, tracking = world
+    plan, into = named(built, "packaged"), iter(range(9))
+
+    def champions() -> tuple[Any, Any]:
+        return champion_engines(plan.loaded, tracking.registry(), "*/int8/*", tmp_path / str(next(into)))
+
+    none, left = champions()
+    assert none == []
+    assert [(one.id, one.sentence) for one in left] == [("tiny/int8/cpu", "has no champion: it was never released")]
+    release(plan, result, tracking)
+    engines, _ = champions()
+    (model,) = write_package(plan.loaded, engines, tmp_path / "models")
+    assert model.name == "packaged-int8-cpu"
+    assert (model / "1" / "model.onnx").read_bytes() == result.engines[1].path.read_bytes()  # type: ignore[union-attr]
+    alter(stored_engine(tracking, "packaged"))
+    with pytest.raises(TrustError, match="was altered"):
+        champions()

@@ -38,6 +38,7 @@ def world(recorded: tuple[Any, BuildResult], monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
     monkeypatch.chdir(built.root)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load`
     return built, result, open_tracking(built.settings.artifacts, None)
 
 
@@ -65,12 +66,8 @@ def judged(result: BuildResult, word: EngineWord, sentence: str = "0.5 is too li
 def load(uri: str, tracking: Tracking) -> Any:
     import mlflow
 
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking.uri)
-    try:
-        return mlflow.pyfunc.load_model(uri)
-    finally:
-        mlflow.set_tracking_uri(before)
+    return mlflow.pyfunc.load_model(uri)
 
 
 def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any) -> None:

@@ -18,6 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from polygraphy.backend.onnx import fold_constants
 
+from engineworks.backends.base import RunTimes
 from engineworks.measure.latency import Sampling, measure_latency
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -93,13 +94,13 @@ def evaluate(s: ort.InferenceSession, images: np.ndarray) -> np.ndarray:
 
 
 def measure(s: ort.InferenceSession, images: np.ndarray) -> float:
-    def time_runs(runs: int) -> list[float]:
+    def time_runs(runs: int) -> RunTimes:
         taken = []
         for _ in range(runs):
             start = time.perf_counter_ns()
             s.run(None, {"image": images})
             taken.append((time.perf_counter_ns() - start) / 1e6)
-        return taken
+        return RunTimes(tuple(taken))
 
     return measure_latency(time_runs, len(images), Sampling()).latency_ms_p50
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
+from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin, with_passport
@@ -43,7 +44,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         return None
     start = time.monotonic()
     store = open_store(settings)
-    goals = {key for engine in plan.engines for key in engine.steps.values() if plan.steps[key].state == "cached"}
+    goals = {key for key in plan.goals if plan.steps[key].state == "cached"}
     if any(store.get(key) is None for key in goals):
         return None
     from engineworks.tracking import open_tracking
@@ -57,14 +58,16 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     origin = recipe_origin(plan)
     report = settings.runs / found[0].run_id / "report.html"
+    engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
-        engines=tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines),
+        engines=engines,
         refused=plan.refused,
         steps=StepCounts(reused=reused),
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
+        comparison=compare_with_peers(plan, engines, store, {}),
     )
 
 

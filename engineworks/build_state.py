@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin
@@ -41,9 +42,14 @@ class Build:
         """What the build came to; `run_id`: its parent run in MLflow."""
         engines = tuple(self.engines.values())
         seconds = time.monotonic() - self._started
-        return BuildResult(self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds)
+        return BuildResult(
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds,
+            comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
+        )  # fmt: skip
 
     def counts(self) -> StepCounts:
         cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")
         ran = sum(1 for outcome in self.outcomes if outcome.how == "run")
-        return StepCounts(ran, cached + len(self.outcomes) - ran, len(self.failures))
+        needed = self.plan.stands_on(key for engine in self.plan.engines for key in engine.steps.values())
+        failed = sum(1 for key in self.failures if key in needed)  # what only a peer needs fails no build
+        return StepCounts(ran, cached + len(self.outcomes) - ran, failed)

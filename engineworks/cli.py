@@ -33,6 +33,10 @@ INTERRUPTED = "interrupted; what was finished is kept, and the next build goes o
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
 Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+Compare = Annotated[
+    str | None,
+    typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
@@ -72,13 +76,14 @@ def validate(
 def plan(
     recipes: OneOrMore,
     only: Only = None,
+    compare: Compare = None,
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = read_plans(read_settings(), recipes, only)
+    plans = read_plans(read_settings(), recipes, only, compare)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     else:
@@ -91,6 +96,7 @@ def plan(
 def build(
     recipes: OneOrMore,
     only: Only = None,
+    compare: Compare = None,
     as_json: Json = False,
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
@@ -103,7 +109,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = read_plans(settings, recipes, only)
+    plans = read_plans(settings, recipes, only, compare)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:

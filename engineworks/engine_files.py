@@ -53,6 +53,8 @@ def _written(folder: Path) -> Mapping[str, str]:
     sidecar = _read(folder / SIDECAR_FILE)
     if sidecar is None:
         raise TrustError(f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be")
+    if not {"engine", "sha256"} <= sidecar.keys():
+        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be")
     return {sidecar["engine"]: sidecar["sha256"]}
 
 

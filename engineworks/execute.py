@@ -35,11 +35,16 @@ TIME_LIMIT_S = 7200.0
 ERRORS: Mapping[StepName, type[StepError]] = {
     "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
     "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError,
+    "peer": RunError,
 }  # fmt: skip
 """What a crash of a step's child is."""
 
 USER_CODE = ("torch", "huggingface")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
+
+FRESH = ("measure", "peer")
+"""Steps whose figures hold what their library takes for itself: another job's leavings would be in them, and theirs in
+the next."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
         if writing.hit is not None:
             return Outcome(step.id, step.key, "reused", time.monotonic() - start)
         with alone_on_this_host() if step.kind in ALONE else nullcontext():
-            _run_child(step, inputs, writing.folder, pool)
+            _run_child(step, inputs, writing.folder, pool, cache=_cache_of(step, store))
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
 
 
@@ -80,13 +85,19 @@ def alone_on_this_host() -> Iterator[None]:
         yield
 
 
-def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool) -> None:
+def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
+    """Where the step's backend keeps what it compiled for the device here, if it does so."""
+    document = step.aside.get("device_cache")
+    return {"cache": str(store.device_cache(document))} if document else {}
+
+
+def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:
     payload = {
         "kind": step.kind,
         "id": step.id,
         "params": dict(step.params),
         "inputs": {role: str(path) for role, path in inputs.items()},
-        "aside": _plain(step.aside),
+        "aside": {**_plain(step.aside), **cache},
         "out": str(out),
     }
     log_file = out / LOG_FILE
@@ -97,7 +108,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
                 payload,
                 time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
                 on_line=lambda line: log.write(line + "\n"),
-                fresh=step.params.get("source") in USER_CODE,
+                fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
                 what=step.id,
                 error=ERRORS[step.kind],
             )

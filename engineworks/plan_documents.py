@@ -14,6 +14,7 @@ from engineworks.backends import backend_facts
 from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
+from engineworks.peers import peer
 from engineworks.profiles import admitting_profile, input_specs, profiles
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.samples import SampleFile, batch_dim, fixed_batch
@@ -28,6 +29,9 @@ MINIMUM_OPSET = 13
 
 PROOF_SAMPLES = 4
 """Samples on which a rewritten graph is compared with the one before it."""
+
+PEER_TIME_LIMIT_S = 1800.0
+"""Seconds after which a peer is given up: it is only there to be compared with."""
 
 TORCH_LIBRARIES = {"torch": ("torch", "onnxscript"), "huggingface": ("torch", "onnxscript", "transformers")}
 
@@ -101,9 +105,11 @@ class Documents:
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
+        aside: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-        return document, {"time_limit_s": target.target.time_limit_s}
+            aside |= _device_cache(document, facts.libraries)
+        return document, aside
 
     def reference(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.evaluation
@@ -117,6 +123,7 @@ class Documents:
         params = {
             "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
             "metric": metric.python if metric and metric != "top1" else metric, "output": accuracy.output,
+            "serving": self._serving(),
         }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
@@ -125,20 +132,44 @@ class Documents:
         document["hardware"] = facts.hardware()
         if metric and metric != "top1":
             document["libraries"] |= self._imports(metric.python)
-        return document, {"evaluation": data.path, "folder": self._files.folder}
+        aside = {"evaluation": data.path, "folder": self._files.folder}
+        return document, aside | _device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
-        data = self._files.evaluation
+        """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
+        data, performance = self._files.evaluation, self.recipe.performance
         at = {
             name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
-            for name, dims in self.recipe.performance.at.items()
+            for name, dims in performance.at.items()
         }
-        params = {"at": at, "inputs": self._inputs, "samples": _samples(data), "target": target.to_json()}
+        params = {
+            "at": at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
+            "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
+        }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         facts = backend_facts(target.target.backend)
         document = self._document("measure", params, {"build": build}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, {"evaluation": data.path}
+        return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
+
+    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Aside]:
+        """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
+        all that shapes the export in its key."""
+        data, module = self._files.evaluation, peer(name)
+        at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
+        params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
+        params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
+        aside: dict[str, Any] = {"evaluation": data.path, "time_limit_s": PEER_TIME_LIMIT_S}
+        digests = {"evaluation": self._digests.digest(data.path)}
+        libraries: dict[str, Any] = dict(module.versions())
+        if module.FROM_SOURCE:
+            export, paths = self.export()
+            params, aside, digests = {**export["params"], **params}, {**paths, **aside}, export["digests"] | digests
+            libraries = export["libraries"] | libraries
+        document = self._document("peer", params, inputs, digests)
+        document["libraries"] |= libraries
+        document["hardware"] = dict(module.hardware())
+        return document, aside
 
     def _imports(self, function: str) -> dict[str, str]:
         """Versions of the installed packages that the user's own code imports."""
@@ -155,6 +186,18 @@ class Documents:
             return [fixed or 1]
         sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
         return sorted(n for n in sizes if n > 0)
+
+    def _serving(self) -> Document:
+        return self.recipe.performance.serving.model_dump(mode="json")
+
+    def _sweep(self) -> list[Document]:
+        """One shape per batch: that of the named one, with another batch."""
+        sweep, dim = self.recipe.performance.sweep, batch_dim(input_specs(self.recipe))
+        if sweep is None or not isinstance(dim, str):
+            return []
+        name = sweep.at or next(iter(self.recipe.performance.at))
+        shapes = [(batch, {**self.recipe.performance.at[name], dim: batch}) for batch in sorted(sweep.batch)]
+        return [{"batch": b, "dims": dims, "profile": self._profile(name, dims), "tail": False} for b, dims in shapes]
 
     def _profile(self, shape: str, dims: Mapping[str, int]) -> str | None:
         admitting = admitting_profile(self.recipe, shape, dims)
@@ -182,6 +225,15 @@ class Documents:
             "digests": dict(digests),
             "libraries": installed_versions((*step.libraries, *libraries)),
         }
+
+
+def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+    """Of which device, driver, versions and, where it holds one engine's kernels, engine a cache is; none without a
+    GPU. Never shared across any of them."""
+    if "driver" not in document["hardware"]:
+        return {}
+    versions = {name: document["libraries"].get(name) for name in libraries}
+    return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
 
 
 def _samples(data: SampleFile) -> Document:

@@ -18,6 +18,7 @@ Length = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Streams = Annotated[int, Field(ge=1, le=64, strict=True)]
 Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Extent = Annotated[int, Field(ge=0, strict=True)]
 """A length that may be 0: an empty KV cache, say."""
@@ -29,7 +30,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 LATER = {
     "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
     "performance.regression": "comparison with a champion comes with the release gate; use performance.budget for now",
-    "performance.sweep": "batch sweeps come with the GPU runner; name the shapes under performance.at for now",
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
@@ -132,11 +132,33 @@ class Budget(Part):
     throughput_per_s: Positive | None = Field(None, description="samples per second, batch / p50")
     memory_mib: Positive | None = Field(None, description="memory that loading and running the engine adds")
     load_ms: Positive | None = None
+    first_run_ms: Positive | None = Field(None, description="the very first run at this shape, with copies")
+    engine_mib: Positive | None = Field(None, description="size of the engine")
+
+
+class Sweep(Part):
+    """Batches to measure, one after the other, and to choose from."""
+
+    batch: tuple[Length, ...] = Field(min_length=1, description="batch sizes, e.g. [1, 8, 16, 32]")
+    at: Name | None = Field(None, description="named shape that gives the other dimensions; default: the first")
+    latency_ms: Positive | None = Field(None, description="largest median latency of the recommended batch")
+
+
+class ServingOptions(Part):
+    """How engines are run, when they are compared and when they are measured."""
+
+    cuda_graphs: bool = Field(False, description="replay the launches of a shape as one CUDA graph")
+    kernels: Literal["lazy", "eager", "none"] = Field(
+        "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
+    )
 
 
 class Performance(Part):
     at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
+    sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
+    streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
+    serving: ServingOptions = ServingOptions()
 
 
 class DynamicBatching(Part):
@@ -152,7 +174,6 @@ class Triton(Part):
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
     warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
-    cuda_graphs: bool = Field(False, description="capture CUDA graphs at the named shapes (TensorRT only)")
 
 
 class Release(Part):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from engineworks.errors import Problem
-from engineworks.profiles import admitting_profile, dynamic_dims
+from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe import Recipe
 from engineworks.release_checks import aliases_differ, batching_fits, waivers_name_something
+from engineworks.samples import batch_dim
 from engineworks.suggest import did_you_mean
 from engineworks.yaml_nodes import Node
 
@@ -33,13 +34,13 @@ def _source_is_one(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for key, values in (("precisions", recipe.precisions), ("targets", recipe.targets)):
-        yield from _twins(key, values, node)
+        yield from _twins((key,), values, node)
 
 
-def _twins(key: str, values: Sequence[str], node: Node) -> Iterator[Problem]:
+def _twins(path: tuple[str, ...], values: Sequence[str | int], node: Node) -> Iterator[Problem]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            yield Problem(node.at((key, index)).place, f"'{value}' stands twice in {key}", "remove one")
+            yield Problem(node.at((*path, index)).place, f"'{value}' stands twice in {path[-1]}", "remove one")
 
 
 def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -66,8 +67,7 @@ def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
     dims = dynamic_dims(recipe)
-    rising = all(low <= opt <= high for r in recipe.shapes.values() for low, opt, high in r.values())
-    whole = rising and bool(recipe.shapes or not dims) and all(d in r for r in recipe.shapes.values() for d in dims)
+    whole = _profiles_can_be_asked(recipe)
     for name, lengths in recipe.performance.at.items():
         path = ("performance", "at", name)
         unknown = [d for d in lengths if d not in dims]
@@ -77,12 +77,61 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
         for dim in missing:
             yield Problem(node.at(path).place, f"shape '{name}' has no length for dimension '{dim}'")
         if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
-            shown = ", ".join(f"{d} {n}" for d, n in lengths.items())
-            yield Problem(node.at(path).place, f"shape '{name}' ({shown}) lies outside of every profile")
+            message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
+            yield Problem(node.at(path).place, message)
     for name in recipe.performance.budget:
         if name not in recipe.performance.at:
             place = node.key_place(("performance", "budget", name))
             yield Problem(place, f"budget for unknown shape '{name}'", did_you_mean(name, recipe.performance.at))
+
+
+def _sweep_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    sweep, at, path = recipe.performance.sweep, recipe.performance.at, ("performance", "sweep")
+    if sweep is None:
+        return
+    yield from _twins(("performance", "sweep", "batch"), sweep.batch, node)
+    if not at:
+        yield Problem(node.key_place(path), "the sweep needs a named shape under performance.at", _AT_EXAMPLE)
+        return
+    if sweep.at is not None and sweep.at not in at:
+        yield Problem(node.at((*path, "at")).place, f"no shape '{sweep.at}'", did_you_mean(sweep.at, at))
+        return
+    name = sweep.at or next(iter(at))
+    dim = batch_dim(input_specs(recipe))
+    if not isinstance(dim, str):
+        yield Problem(node.key_place(path), f"the model takes batches of {dim} only: there is nothing to sweep")
+    elif _profiles_can_be_asked(recipe) and set(at[name]) == set(dynamic_dims(recipe)):
+        for index, batch in enumerate(sweep.batch):
+            lengths = {**at[name], dim: batch}
+            if admitting_profile(recipe, name, lengths) is None:
+                place = node.at((*path, "batch", index)).place
+                message = f"batch {batch} at shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
+                yield Problem(place, message, _profile_limits(recipe))
+
+
+_AT_EXAMPLE = "e.g. at: {interactive: {batch: 1, sequence: 64}}"
+
+
+def _profiles_can_be_asked(recipe: Recipe) -> bool:
+    dims = dynamic_dims(recipe)
+    rising = all(low <= opt <= high for r in recipe.shapes.values() for low, opt, high in r.values())
+    return rising and bool(recipe.shapes or not dims) and all(d in r for r in recipe.shapes.values() for d in dims)
+
+
+def _lengths(lengths: Mapping[str, int]) -> str:
+    return ", ".join(f"{d} {n}" for d, n in lengths.items())
+
+
+def _profile_limits(recipe: Recipe) -> str:
+    """'small: batch 1–4, sequence 8–512; bulk: batch 8–64, …'"""
+    return "; ".join(
+        f"{name}: {', '.join(f'{dim} {low}–{high}' for dim, (low, _, high) in ranges.items())}"
+        for name, ranges in recipe.shapes.items()
+    )
+
+
+def _streams_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    yield from _twins(("performance", "streams"), recipe.performance.streams, node)
 
 
 def _int8_has_data(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -128,6 +177,8 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _lists_have_no_twins,
     _profiles_are_whole,
     _named_shapes_fit,
+    _sweep_fits,
+    _streams_have_no_twins,
     _int8_has_data,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,

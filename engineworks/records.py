@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from engineworks.comparison import comparison_metrics
 from engineworks.engine_files import NOT_SHIPPED
 from engineworks.git_state import commit_of
 from engineworks.plan import Plan
@@ -73,6 +74,7 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
         store_keys=(*_closure(plan, engine), *([engine.passport.parent.name] if engine.passport else [])),
+        series=_series(engine),
     )
 
 
@@ -80,7 +82,8 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     words = [e.verdict for e in result.engines]
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
-    return counts | steps | {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
+    done = {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
+    return counts | steps | done | comparison_metrics(result.comparison)
 
 
 def _document(plan: Plan, key: str) -> str:
@@ -130,9 +133,29 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         found["load_ms"] = engine.latency["load_ms"]
         for shape, figures in engine.latency["shapes"].items():
             found |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
+            found |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
+            found |= {
+                f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
+            }
+    if engine.recommendation and engine.recommendation.batch:
+        found["recommended_batch"] = engine.recommendation.batch
     if engine.sidecar:
         found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
     return {k: float("nan") if v is None else float(v) for k, v in found.items()}
 
+
+def _series(engine: EngineResult) -> dict[str, dict[int, float]]:
+    """The batch sweep: each figure by batch, so that MLflow draws its curve."""
+    points = [p for p in (engine.latency or {}).get("sweep", ()) if "error" not in p]
+    return {f"sweep_{k}": {p["batch"]: p[k] for p in points} for k in _SWEEP_METRICS} if points else {}
+
+
+_MEASURED_METRICS = (
+    "device_ms_p50", "device_ms_p99", "copies_ms_p50", "copies_ms_p99", "copies_device_ms_p50", "first_run_ms",
+    "cost_ratio",
+)  # fmt: skip
+"""Recorded where they were measured: a CPU has no clock of its own, and nothing to copy."""
+
+_SWEEP_METRICS = ("latency_ms_p50", "latency_ms_mean", "throughput_per_s", "memory_mib")
 
 _LATENCY_METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")

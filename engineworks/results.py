@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engineworks.comparison import Comparison
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -15,6 +16,7 @@ from engineworks.errors import (
     EXIT_STEP_FAILED,
 )
 from engineworks.gates import Check, Verdict, judge
+from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
 from engineworks.release.waivers import apply_waivers
 from engineworks.steps import StepName
@@ -51,6 +53,7 @@ class EngineResult:
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
+    recommendation: Recommendation | None = None
     passport: Path | None = None
 
     @property
@@ -78,9 +81,25 @@ class EngineResult:
             "accuracy": self.accuracy or {},
             **{k: first.get(k) for k in _HEADLINE},
             "load_ms": self.latency["load_ms"] if self.latency else None,
-            "latency": {name: {k: v for k, v in s.items() if k != "samples"} for name, s in shapes.items()},
+            "latency": {name: _without_samples(s) for name, s in shapes.items()},
+            "sweep": self._sweep(),
+            "serving": self.latency.get("serving") if self.latency else None,
+            "facts": dict(self.latency.get("facts", {})) if self.latency else {},
+            "notes": list(self.latency.get("notes", ())) if self.latency else [],
+            "complaints": list(self.latency.get("device", {}).get("complaints", ())) if self.latency else [],
             "error": self.failure.message if self.failure else None,
         }
+
+    def _sweep(self) -> dict[str, Any] | None:
+        if self.recommendation is None or self.latency is None:
+            return None
+        points = [_without_samples(point) for point in self.latency["sweep"]]
+        return {**self.recommendation.to_json(), "points": points}
+
+
+def _without_samples(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the lists of raw samples: those are in the record."""
+    return {k: v for k, v in figures.items() if not k.endswith("samples")}
 
 
 _HEADLINE = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
@@ -108,6 +127,7 @@ class BuildResult:
     report: Path | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    comparison: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -119,6 +139,7 @@ class BuildResult:
             "report": str(self.report) if self.report else None,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
+            "comparison": self.comparison.to_json() if self.comparison else None,
         }
 
     @property
@@ -171,7 +192,17 @@ def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Map
         log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
         keys=engine.steps,
         failure=failure,
+        recommendation=_recommend(plan, latency),
     )
+
+
+def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
+    """Chosen when it is read, not when it was measured: another latency budget measures nothing again."""
+    sweep = plan.loaded.recipe.performance.sweep
+    if sweep is None or not latency:
+        return None
+    points = [sweep_point(point) for point in latency["sweep"]]
+    return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
 
 
 def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any) -> Verdict:

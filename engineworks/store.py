@@ -3,6 +3,7 @@
     <root>/objects/ab/abcd…/manifest.json + files     published by one atomic rename, read-only
     <root>/latest/<step id>.json                      the newest key of a step, to tell why a key is new
     <root>/locks/  <root>/partial/                    one flock per key being built; folders not yet published
+    <root>/caches/<digest>/                           what a device's libraries would make anew; never shipped or shared
 
 Writing: hit? return · lock · look again · build in `partial/` · digest · rename. A reader never sees half of anything:
 what is missing or damaged is a miss. flock is dropped by the kernel when its holder dies, `kill -9` included.
@@ -28,6 +29,9 @@ from engineworks.settings import Settings
 from engineworks.store_remote import MANIFEST, RemoteStore
 
 LOCK_POLL_S = 0.05
+
+UNUSED_CACHE_S = 30 * 86400.0
+"""Seconds after which a device's cache that no build used is swept away."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,16 @@ class Store:
             if document is not None:
                 yield document
 
+    def device_cache(self, document: Mapping[str, Any]) -> Path:
+        """The folder of what a device's libraries compiled for it, so that they need not again: of this host alone,
+        one for each document, which names the device, its driver and the versions. It may be lost at any time."""
+        folder = self.root / "caches" / digest_of(document)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "key.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+        os.utime(folder)
+        return folder
+
     def keys(self) -> Iterator[str]:
         """Every key that has a folder here, damaged or not."""
         for folder in sorted((self.root / "objects").glob("??/*")):
@@ -169,6 +183,9 @@ class Store:
                 _make_writable(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
+        for folder in (self.root / "caches").glob("*"):
+            if time.time() - folder.stat().st_mtime > max(older_than_s, UNUSED_CACHE_S):
+                shutil.rmtree(folder, ignore_errors=True)
         return swept
 
     def place(self, key: str) -> Path:

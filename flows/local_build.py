@@ -59,7 +59,8 @@ def _imports(plans: Sequence[Plan]) -> list[str]:
 def _build(plan: Plan, only: str | None) -> BuildResult:
     from flows.build_recipe import build_recipe
 
-    return _result(build_recipe(str(plan.loaded.path), only, return_state=True), BuildResult, plan)
+    compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
+    return _result(build_recipe(str(plan.loaded.path), only, compare, return_state=True), BuildResult, plan)
 
 
 def _release(plan: Plan, only: str | None) -> ReleaseResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow
@@ -28,18 +29,19 @@ def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
 
     The flow ends failed unless every engine is champion now.
     """
-    build = plan_build(Path(recipe), read_settings(), only)
+    settings = read_settings()
+    champions = read_champions(Path(recipe), settings)  # first: what is judged against one must not replace another
+    build = plan_build(Path(recipe), settings, only, None)
     listener().planned(build.plan)
-    result = release_judged(build)
+    result = release_judged(build, champions)
     words = "; ".join(f"{e.id}: {e.sentence}" for e in result.engines)
     if result.exit_code() == 0:
         return Completed(message=words, data=result)
     return Failed(message=words, data=result)
 
 
-def release_judged(build: Build) -> ReleaseResult:
-    """Champions are read first: what is judged against one must not replace another."""
-    champions = read_champions(build, build.plan.recipe)
+def release_judged(build: Build, champions: Mapping[str, int | None]) -> ReleaseResult:
+    """Build and judge, then release one engine after the other."""
     judged = build_and_judge(build, str(flow_run.get_id() or ""))
     released = [release_engine(build, e, e.id, judged.run, champions[e.id]) for e in judged.engines]
     return ReleaseResult(judged, registered_name(build.plan.loaded), tuple(released))

@@ -16,7 +16,7 @@ OUTPUT = {
 METRIC = {"name": "top1", "kind": "labels", "samples": 597, "engine": 0.98, "reference": 0.99, "ratio": 0.98 / 0.99}
 SHAPE = {
     "latency_ms_p50": 1.0, "latency_ms_p90": 1.5, "latency_ms_p99": 2.0, "throughput_per_s": 1000.0,
-    "memory_mib": 10.0, "runs": 1000,
+    "memory_mib": 10.0, "runs": 1000, "first_run_ms": 20.0,
 }  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def accuracy(**changes: Any) -> dict[str, Any]:
 
 
 def latency(**changes: Any) -> dict[str, Any]:
-    return {"load_ms": 5.0, "shapes": {"one": SHAPE | changes}}
+    return {"load_ms": 5.0, "engine_mib": 7.0, "shapes": {"one": SHAPE | changes}}
 
 
 def test_within_all_limits_is_a_pass() -> None:
@@ -81,7 +81,7 @@ def test_a_metric_limit_without_a_metric_fails() -> None:
 @pytest.mark.parametrize(
     "budget",
     [Budget(p50_ms=0.9), Budget(p90_ms=1.4), Budget(p99_ms=1.9), Budget(throughput_per_s=1001), Budget(memory_mib=9),
-     Budget(load_ms=4)],
+     Budget(load_ms=4), Budget(first_run_ms=19), Budget(engine_mib=6.5)],
     ids=str,
 )  # fmt: skip
 def test_a_broken_budget_is_a_fail(budget: Budget) -> None:
@@ -92,6 +92,31 @@ def test_a_p99_of_few_runs_is_inconclusive_either_way() -> None:
     for limit in (1.0, 3.0):
         verdict = judge(accuracy(), latency(runs=100), Limits(cosine=0.9), {"one": Budget(p99_ms=limit)})
         assert verdict.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("limit", [0.5, 3.0], ids=["broken", "kept"])
+def test_a_figure_of_a_disturbed_device_is_inconclusive_either_way(limit: float) -> None:
+    report = latency(complaints=["another process used the GPU", "the clocks were lowered"])
+    verdict = judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(p50_ms=limit)})
+    assert verdict.verdict == "inconclusive"
+    assert verdict.checks[-1].sentence.endswith(
+        "Not to be trusted: another process used the GPU; the clocks were lowered."
+    )
+
+
+def test_a_disturbance_while_loading_concerns_the_load_time_alone() -> None:
+    report = latency() | {"load_complaints": ["another process used the GPU"]}
+    for budget, word in (
+        (Budget(load_ms=9), "inconclusive"),
+        (Budget(p50_ms=9), "pass"),
+        (Budget(engine_mib=9), "pass"),
+    ):
+        assert judge(accuracy(), report, Limits(cosine=0.9), {"one": budget}).verdict == word
+
+
+def test_the_size_of_an_engine_is_known_whatever_else_ran() -> None:
+    report = latency(complaints=["another process used the GPU"])
+    assert judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(engine_mib=9)}).verdict == "pass"
 
 
 def test_an_engine_that_was_not_run_is_unmeasured_and_says_why() -> None:

@@ -211,6 +211,45 @@ def test_the_build_key_holds_the_limits(repository: Path) -> None:
     assert plan(repository).build_key != before
 
 
+PERFORMANCE = "performance:\n  at: {one: {batch: 1}}\n"
+
+
+def test_how_engines_are_served_belongs_to_comparing_and_measuring_alone(repository: Path) -> None:
+    before = plan(repository)
+    edit(repository, PERFORMANCE, PERFORMANCE + "  serving: {kernels: eager}\n")
+    assert changed(before, plan(repository)) == {i for i in ENGINES if not i.endswith("build")}
+
+
+def test_a_sweep_measures_again_but_its_latency_budget_only_chooses_again(repository: Path) -> None:
+    before = plan(repository)
+    edit(repository, PERFORMANCE, PERFORMANCE + "  sweep: {batch: [16, 1]}\n")
+    swept = plan(repository)
+    assert changed(before, swept) == {i for i in ENGINES if i.endswith("measure")}
+    params = next(s for s in swept.steps.values() if s.kind == "measure").params
+    assert params["sweep"] == [
+        {"batch": b, "dims": {"batch": b}, "profile": "default", "tail": False} for b in (1, 16)
+    ]  # fmt: skip
+    edit(repository, "sweep: {batch: [16, 1]}", "sweep: {batch: [16, 1], latency_ms: 3}")
+    judged_anew = plan(repository)
+    assert changed(swept, judged_anew) == set()
+    assert judged_anew.build_key != swept.build_key
+
+
+def test_the_other_dimensions_of_a_sweep_are_those_of_the_shape_it_names(repository: Path) -> None:
+    edit(repository, "shape: [batch, 1, 4, 4]", "shape: [batch, 1, height, 4]")
+    edit(repository, "default: {batch: [1, 4, 16]}", "default: {batch: [1, 4, 16], height: [2, 4, 8]}")
+    at = "  at: {low: {batch: 1, height: 2}, high: {batch: 2, height: 8}}\n"
+    edit(repository, "  at: {one: {batch: 1}}\n", at + "  sweep: {batch: [4], at: high}\n")
+    assert _swept(repository) == [{"batch": 4, "height": 8}]
+    edit(repository, ", at: high", "")
+    assert _swept(repository) == [{"batch": 4, "height": 2}]
+
+
+def _swept(repository: Path) -> list[dict[str, int]]:
+    step = next(s for s in plan(repository).steps.values() if s.kind == "measure")
+    return [one["dims"] for one in step.params["sweep"]]
+
+
 def test_changes_are_told_in_words() -> None:
     before = {"params": {"batch": 8, "keep": []}, "inputs": {"fold": "a" * 64}, "libraries": {"onnx": "1.22"}}
     now = {

@@ -77,6 +77,43 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  budget: {won: {p50_ms: 1}}")],
         "22:12: budget for unknown shape 'won'; did you mean 'one'?",
     ),
+    "sweep outside": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: [1, 8, 32]}")],
+        "22:25: batch 32 at shape 'one' (batch 32) lies outside of every profile; default: batch 1–16",
+    ),
+    "sweep at an unknown shape": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: [1], at: won}")],
+        "22:27: no shape 'won'; did you mean 'one'?",
+    ),
+    "sweep without a shape": (
+        [("  at: {one: {batch: 1}}", "  at: {}\n  sweep: {batch: [1]}")],
+        "22:3: the sweep needs a named shape under performance.at; e.g. at:",
+    ),
+    "sweep of a fixed batch": (
+        [("shape: [batch, 1, 4, 4]", "shape: [8, 1, 4, 4]"), ("[batch, 3]", "[8, 3]"),
+         ("shapes:\n  default: {batch: [1, 4, 16]}\n", ""), ("{batch: 1}}", "{}}\n  sweep: {batch: [1]}")],
+        "20:3: the model takes batches of 8 only: there is nothing to sweep",
+    ),
+    "batch twice": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: [1, 2, 1]}")],
+        "22:25: '1' stands twice in batch",
+    ),
+    "sweep of nothing": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: []}")],
+        "22:18: performance.sweep.batch: a list is not allowed; it needs at least 1 of them",
+    ),
+    "streams twice": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  streams: [2, 2]")],
+        "22:16: '2' stands twice in streams",
+    ),
+    "too many streams": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  streams: [100]")],
+        "22:13: performance.streams: 100 is not allowed; it should be at most 64",
+    ),
+    "unknown kernels": (
+        [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  serving: {kernels: lasy}")],
+        "22:22: performance.serving.kernels: 'lasy' is not a choice; did you mean 'lazy'?",
+    ),
     "int8 without data": (
         [("  calibration: {npz: calib.npz}\n", "")],
         "10:20: int8 needs calibration data; add data.calibration; random numbers are never used",

@@ -186,3 +186,25 @@ def test_a_torn_upload_is_a_miss_and_a_damaged_one_is_found(tmp_path: Path) -> N
     assert artifact.file("file.txt").read_text() == "again"
     files.rm_file(f"{place}/manifest.json")
     assert not store_at(url, tmp_path / "host3").has(KEY)
+
+
+def test_a_devices_cache_is_one_for_each_device_driver_and_version(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    h100 = {"hardware": {"gpu": "H100", "driver": "580.1"}, "libraries": {"tensorrt-rtx": "1.6"}, "engine": "a"}
+    folder = store.device_cache(h100)
+    (folder / "runtime.cache").write_bytes(b"kernels")
+    assert (store.device_cache(h100) / "runtime.cache").read_bytes() == b"kernels"
+    others = [
+        h100 | {"hardware": {"gpu": "H200", "driver": "580.1"}}, h100 | {"hardware": {"gpu": "H100", "driver": "581"}},
+        h100 | {"libraries": {"tensorrt-rtx": "1.7"}}, h100 | {"engine": "b"},
+    ]  # fmt: skip
+    assert len({folder, *(store.device_cache(other) for other in others)}) == 5
+
+
+def test_a_devices_cache_goes_only_after_a_month_without_use(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    kept, gone = store.device_cache({"n": 1}), store.device_cache({"n": 2})
+    os.utime(kept, (time.time() - 29 * 86400,) * 2)
+    os.utime(gone, (time.time() - 31 * 86400,) * 2)
+    store.sweep(0)
+    assert (kept.is_dir(), gone.is_dir()) == (True, False)

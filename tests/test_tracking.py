@@ -195,6 +195,15 @@ def test_a_build_and_its_engines_are_recorded_whole(tracking: Tracking, tmp_path
     assert len(tracking.find_runs(recipe="whole", limit=1)) == 1
 
 
+def test_a_series_is_recorded_by_step(tracking: Tracking) -> None:
+    from mlflow import MlflowClient
+
+    with tracking.start_build("swept", "key-swept", {}, {}) as build:
+        run_id = build.record_engine(EngineRecord("swept/fp16/cpu", series={"sweep_memory_mib": {1: 10.0, 8: 30.0}}))
+    history = MlflowClient(tracking_uri=tracking.uri).get_metric_history(run_id, "sweep_memory_mib")
+    assert sorted((m.step, m.value) for m in history) == [(1, 10.0), (8, 30.0)]
+
+
 def test_a_failed_engine_is_recorded_as_failed_with_its_log(tracking: Tracking) -> None:
     with tracking.start_build("broken", "key-broken", {}, {}) as build:
         run_id = build.record_engine(

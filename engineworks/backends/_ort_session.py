@@ -73,7 +73,7 @@ class OrtSession:
             binding = self._bind(arrays)
             session.run_with_iobinding(binding)
             self._bind_outputs(binding)
-            return RunTimes(_time(session.run_with_iobinding, binding, runs))
+            return RunTimes(_time(session.run_with_iobinding, binding, runs), on_host=True)
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from engineworks.backends.base import Option
@@ -77,13 +79,39 @@ def configure(trt: Any, title: str, config: Any, options: Mapping[str, Any]) -> 
             choices = getattr(trt, enumeration, None)
             _set(title, config, name, attribute, getattr(choices, value.upper(), None))
         elif name in FLAGS and value:
-            config.set_flag(getattr(trt.BuilderFlag, name.upper()))
+            _set_flag(trt, title, config, name)
+
+
+def _set_flag(trt: Any, title: str, config: Any, option: str) -> None:
+    flag = getattr(trt.BuilderFlag, option.upper(), None)  # TensorRT 10.0 has no STRICT_NANS
+    if flag is None:
+        raise TargetError(f"{title} does not have option '{option}'", hint="leave it out")
+    config.set_flag(flag)
 
 
 def _set(title: str, config: Any, option: str, attribute: str, value: Any) -> None:
     if value is None or not hasattr(config, attribute):
         raise TargetError(f"{title} does not have option '{option}', or not this value of it", hint="leave it out")
     setattr(config, attribute, value)
+
+
+LEAST_WORKSPACE_MIB = 16
+"""Below this no build of a real model succeeds that failed above it."""
+
+
+def shrink_workspace(trt: Any, config: Any, free_mib: float | None) -> int | None:
+    """Leave a build a quarter of its workspace, and no more than half of the GPU's free memory where that is known; the
+    new limit in MiB, or None if there is too little to take from.
+
+    The vendor's own limit is all memory of the GPU: a build that runs out of it meets memory that others hold.
+    """
+    less_mib = int(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)) // 4 >> 20
+    if free_mib is not None:
+        less_mib = min(less_mib, int(free_mib / 2))
+    if less_mib < LEAST_WORKSPACE_MIB:
+        return None
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, less_mib << 20)
+    return less_mib
 
 
 def name_capabilities(trt: Any, title: str, config: Any, capabilities: Sequence[str]) -> None:
@@ -96,3 +124,27 @@ def name_capabilities(trt: Any, title: str, config: Any, capabilities: Sequence[
         named = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
         if named is None or not config.set_compute_capability(named, index):
             raise BuildError(f"{title} does not build for compute capability {capability}")
+
+
+TIMING_CACHE_FILE = "timing.cache"
+"""What TensorRT found out about kernels on this GPU: later builds need not time them again. TensorRT-RTX times none."""
+
+
+def use_timing_cache(config: Any, folder: Path) -> Any:
+    """Let the build begin with what earlier ones found out. Returns the cache, to be kept by `keep_timing_cache`.
+
+    A cache of another GPU or version is refused by the vendor (`ignore_mismatch` is false); then the build begins anew.
+    """
+    file = folder / TIMING_CACHE_FILE
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def keep_timing_cache(cache: Any, folder: Path) -> None:
+    """Write the cache at once and whole; of two builds at a time the later one's stays."""
+    partial = folder / f"{TIMING_CACHE_FILE}.{os.getpid()}"
+    partial.write_bytes(bytes(cache.serialize()))
+    partial.replace(folder / TIMING_CACHE_FILE)

@@ -16,6 +16,10 @@ NO_REASON = re.compile(r"Unexpected exception bad optional access|^ModelImporter
 """Errors that only say that there was one."""
 
 
+OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.IGNORECASE)
+"""How the vendor says that there was no memory, on the GPU or elsewhere."""
+
+
 def telling(text: str) -> str:
     """The words of an error without where in the vendor's source it was raised.
 
@@ -61,6 +65,10 @@ class Logger:
         """The most telling of the errors, in one line: the first that says something."""
         good = [e for e in self._errors if not WITHOUT_GPU.search(e) and not NO_REASON.search(e)]
         return telling((good or self._errors or ["it gave no reason"])[0])
+
+    def out_of_memory(self) -> bool:
+        """Whether one of the errors is that there was no memory."""
+        return any(OUT_OF_MEMORY.search(error) for error in self._errors)
 
     def text(self) -> str:
         """All errors, as they came."""

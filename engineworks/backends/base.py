@@ -31,7 +31,8 @@ class BuildRequest:
 
     model: the lowered ONNX file (its external data beside it). out: folder to write the engine into, empty.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
-    options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}.
+    options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
+    this device, driver and version, where the builder keeps what makes the next build faster.
     """
 
     model: Path
@@ -40,6 +41,7 @@ class BuildRequest:
     profiles: tuple[Profile, ...]
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,12 @@ class Serving:
 @dataclass(frozen=True)
 class RunTimes:
     """Milliseconds of each run, in order. host: from the call until the outputs are ready, by the host's clock.
-    device: the same runs by the device's own clock (CUDA events); empty on a CPU."""
+    device: the same runs by the device's own clock (CUDA events); empty on a CPU. on_host: the engine runs where its
+    inputs and outputs lie (a CPU), so that there is nothing to copy."""
 
     host_ms: tuple[float, ...]
     device_ms: tuple[float, ...] = ()
+    on_host: bool = False
 
 
 class Session(Protocol):
@@ -131,7 +135,8 @@ class Session(Protocol):
 
     def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
         """Time `runs` runs on the same feeds, one after the other, each awaited. copies: with the inputs' way to the
-        device and the outputs' way back; otherwise both lie where the engine wants them. Raises `RunError`."""
+        device and the outputs' way back; otherwise both lie where the engine wants them. Called for windows of some
+        50 ms: one run more to set things up, not timed, is the most that a call may cost. Raises `RunError`."""
         ...
 
     def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:
@@ -151,6 +156,10 @@ class MemoryMeter(Protocol):
 
     def peak_mib(self) -> float:
         """Most that was in use since `reset`, MiB; on a device that keeps no peak: what is in use now."""
+        ...
+
+    def total_mib(self) -> float:
+        """All memory of the device, MiB, whoever uses it; on a CPU what this process may use."""
         ...
 
 
@@ -194,9 +203,11 @@ class Runner(Protocol):
         *,
         serving: Serving = Serving(),
         cache: Path | None = None,
+        known: Sequence[TensorSpec] = (),
     ) -> Session:
         """Load the engine's own bytes (already verified by digest). cache: a folder of this engine on this device,
-        where the backend keeps what makes the next load faster. Raises `RunError`."""
+        where the backend keeps what makes the next load faster. known: the tensors as the builder knew them, with the
+        names of their dimensions, for engines that do not keep those. Raises `RunError`."""
         ...
 
     def memory_meter(self) -> MemoryMeter:

@@ -22,6 +22,7 @@ from engineworks.errors import BuildError, RunError
 from engineworks.fingerprint import installed_version
 from engineworks.measure.memory import ResidentMemory
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
+from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from engineworks.backends._ort_session import OrtSession
@@ -123,9 +124,12 @@ def load(
     *,
     serving: Serving = Serving(),  # noqa: B008 - frozen
     cache: Path | None = None,
+    known: Sequence[TensorSpec] = (),
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. It keeps no cache. Raises `RunError`, `TargetError` for an
-    option that there is not."""
+    """Load an engine, or any ONNX model, for the CPU. It keeps no cache and knows its tensors by itself.
+
+    Raises `RunError`, `TargetError` for an option that there is not.
+    """
     import onnxruntime as ort
 
     from engineworks.backends._ort_session import OrtSession

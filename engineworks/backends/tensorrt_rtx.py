@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engineworks.backends import _trt
 from engineworks.backends._gpu import first_gpu
+from engineworks.backends._nvml import GpuWatch
 from engineworks.backends._trt_config import SHARED
-from engineworks.backends.base import BuildReport, BuildRequest
+from engineworks.backends._trt_host import why_not_run_here
+from engineworks.backends.base import BuildReport, BuildRequest, Serving
 from engineworks.capabilities import why_not_target
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from engineworks.backends._cuda import DeviceMemory
+    from engineworks.backends._trt_session import TrtSession
 
 TITLE = "TensorRT-RTX"
 DISTRIBUTIONS = ("tensorrt-rtx",)
@@ -41,3 +50,33 @@ def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     """Write one engine for all of `request.compute_capabilities`. Raises `BuildError`, `TargetError`."""
     return _trt.build(VENDOR, request, log)
+
+
+def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
+    """None if the GPU of this host runs engines of such a target, otherwise the reason."""
+    return why_not_run_here(VENDOR, compute_capabilities)
+
+
+def load(
+    engine: Path,
+    options: Mapping[str, object],
+    *,
+    serving: Serving = Serving(),  # noqa: B008 - frozen
+    cache: Path | None = None,
+    known: Sequence[TensorSpec] = (),
+) -> TrtSession:
+    """Load an engine for the first visible GPU. Raises `RunError`, `TargetError` for an option that there is not."""
+    from engineworks.backends._trt_load import load as load_engine
+
+    return load_engine(VENDOR, engine, options, serving, cache, known)
+
+
+def memory_meter() -> DeviceMemory:
+    """The memory of the GPU. Raises `RunError` where it does not answer."""
+    from engineworks.backends import _cuda
+
+    return _cuda.DeviceMemory()
+
+
+def device_watch() -> GpuWatch:
+    return GpuWatch()

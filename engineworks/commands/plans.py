@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from engineworks.settings import Settings
 
 
-def read_plans(settings: Settings, recipes: Sequence[Path], only: str | None) -> list[Plan]:
+def read_plans(settings: Settings, recipes: Sequence[Path], only: str | None, compare: str | None = None) -> list[Plan]:
     """Plans of the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
     from engineworks.fingerprint import FileDigests
+    from engineworks.peers import read_names
     from engineworks.plan import plan_recipes
     from engineworks.recipe_yaml import load_recipes
     from engineworks.store import open_store
 
+    peers = read_names(compare)
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     digests = FileDigests(settings.artifacts / "digests.db")
-    return plan_recipes(loaded, open_store(settings), digests, only=only)
+    return plan_recipes(loaded, open_store(settings), digests, only=only, compare=peers)

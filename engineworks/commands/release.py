@@ -20,14 +20,12 @@ def release(
 
     Exits 1 if a gate failed, 3 if an engine could not be judged here or another release was faster.
     """
-    from engineworks.commands.plans import read_plans
-    from engineworks.release.command import release_plans
+    from engineworks.release.command import release_recipes
     from engineworks.results import gravest
 
     settings = read_settings()
-    plans = read_plans(settings, recipes, only)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
-        results = release_plans(plans, settings, only=only)
+        results = release_recipes(recipes, settings, only=only)
     if as_json:
         values = [r.to_json() for r in results]
         terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})

@@ -1,23 +1,46 @@
-"""Latency of a session at one shape: warm up until stable, then sample until the median is known well enough."""
+"""Latency of a session at one shape: run until its time is steady, and its median known well enough."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import median
+from typing import Any, Protocol
 
 from engineworks.measure.statistics import Interval, enough_for, quantile, quantile_interval
+from engineworks.measure.windows import Window, first_steady, is_settled, without_slow_start
 
-TimeRuns = Callable[[int], list[float]]
-"""`runs` → the milliseconds of each."""
+
+class Times(Protocol):
+    """Milliseconds of each run by the host's clock and by the device's; the latter is empty where there is none."""
+
+    @property
+    def host_ms(self) -> Sequence[float]: ...
+
+    @property
+    def device_ms(self) -> Sequence[float]: ...
+
+
+TimeRuns = Callable[[int], Times]
+"""`runs` → the time of each."""
+
+WINDOW_MS = 50.0
+"""Length of a window: short against the time in which specialized kernels arrive, long against a run."""
+
+LONGEST_WINDOW_MS = 300.0
+
+SAMPLES_PER_WARM_UP = 2.5
+"""Sampling lasts so many times as long as the warm-up did, so that the warm-up is no third of the whole."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """When to stop. precision: wanted half width of the median's 95 % interval, relative to the median."""
+    """When to stop. watch_s: least time from the first run on in which the time may still drop. most_s: longest time
+    of steady runs; a warm-up may take twice as long. precision: wanted half width of the median's 95 % interval,
+    relative to the median. tail: whether p99 must be known, which takes more runs."""
 
-    warmup_s: float = 0.2
+    watch_s: float = 0.25
     least_runs: int = 50
     most_s: float = 1.0
     precision: float = 0.005
@@ -25,76 +48,132 @@ class Sampling:
     tail_most_s: float = 10.0
 
 
+LAZY_KERNELS = Sampling(watch_s=2.0, most_s=4.0)
+"""Where specialized kernels are compiled while the general ones run, and swapped in when they are ready."""
+
+BRIEF = Sampling(watch_s=0.1, most_s=0.5, precision=0.01)
+"""For a second figure at a shape that is warm already."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Timed runs in order, without the warm-up's. settled: whether their time was steady to the end."""
+
+    host_ms: tuple[float, ...]
+    device_ms: tuple[float, ...]
+    warmup_runs: int
+    warmup_s: float
+    settled: bool
+
+
 @dataclass(frozen=True)
 class LatencyReport:
-    """Milliseconds at one shape. `median_interval`: 95 %, None if there are too few samples. `notes`: what to know
-    before a figure is trusted. `samples`: every timed run in order."""
+    """Milliseconds at one shape, without copies. device_*: None where there is no device clock. `median_interval`:
+    95 %, None if there are too few samples. `notes`: what to know before a figure is trusted. `samples`: every timed
+    run in order, after the warm-up."""
 
     latency_ms_p50: float
     latency_ms_p90: float
     latency_ms_p99: float
     latency_ms_mean: float
     median_interval: Interval | None
+    device_ms_p50: float | None
+    device_ms_p90: float | None
+    device_ms_p99: float | None
     throughput_per_s: float
     runs: int
     warmup_runs: int
+    warmup_s: float
+    settled: bool
     notes: tuple[str, ...]
     samples: tuple[float, ...]
+    device_samples: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
         value = dict(vars(self))
         interval = self.median_interval
         value["median_interval"] = [interval.low, interval.high] if interval else None
-        value["samples"] = [round(s, 6) for s in self.samples]
+        value["samples"] = rounded(self.samples)
+        value["device_samples"] = rounded(self.device_samples)
         return value
 
 
 def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling) -> LatencyReport:
     """Time a session. `batch`: samples per run, for the throughput (batch / median)."""
-    warmups, last = _warm_up(time_runs, sampling)
-    samples = _sample(time_runs, sampling, last)
+    sampled = sample_runs(time_runs, sampling)
+    samples = sampled.host_ms
     ordered = sorted(samples)
-    median = quantile(ordered, 0.5)
+    middle = quantile(ordered, 0.5)
     interval = quantile_interval(ordered, 0.5)
     return LatencyReport(
-        latency_ms_p50=median,
-        latency_ms_p90=quantile(ordered, 0.9),
-        latency_ms_p99=quantile(ordered, 0.99),
         latency_ms_mean=sum(samples) / len(samples),
         median_interval=interval,
-        throughput_per_s=1000.0 * batch / median,
+        throughput_per_s=1000.0 * batch / middle,
         runs=len(samples),
-        warmup_runs=warmups,
-        notes=tuple(_notes(len(samples), interval, median, sampling)),
-        samples=tuple(samples),
+        warmup_runs=sampled.warmup_runs,
+        warmup_s=round(sampled.warmup_s, 6),
+        settled=sampled.settled,
+        notes=tuple(_notes(sampled, interval, middle, sampling)),
+        samples=samples,
+        device_samples=sampled.device_ms,
+        **percentiles("latency_ms", samples),
+        **percentiles("device_ms", sampled.device_ms),
     )
 
 
-def _warm_up(time_runs: TimeRuns, sampling: Sampling) -> tuple[int, float]:
-    """Run until the time is up and two halves of the latest runs agree within 5 %. Returns runs and a usual time."""
-    begin, runs, recent = time.monotonic(), 0, [0.0]
+def percentiles(name: str, samples: Sequence[float]) -> dict[str, Any]:
+    """{NAME_p50, NAME_p90, NAME_p99}; None where there are no samples."""
+    ordered = sorted(samples)
+    return {f"{name}_p{q}": quantile(ordered, q / 100) if ordered else None for q in (50, 90, 99)}
+
+
+def rounded(samples: Sequence[float]) -> list[float]:
+    """Six digits after the point: a nanosecond."""
+    return [round(s, 6) for s in samples]
+
+
+def sample_runs(time_runs: TimeRuns, sampling: Sampling) -> Sampled:
+    """Time windows of runs until the time has settled and the median is known, or the time is up."""
+    windows = [_timed(time_runs, _LEAST_RUNS_PER_WINDOW)]
     while True:
-        recent = time_runs(4)
-        runs += 4
-        spent = time.monotonic() - begin
-        settled = abs(sum(recent[:2]) - sum(recent[2:])) <= 0.05 * sum(recent)
-        if (spent >= sampling.warmup_s and settled) or spent >= 5 * sampling.warmup_s:
-            return runs, sorted(recent)[1]
+        windows.append(_timed(time_runs, _runs_per_window(windows[-1])))
+        steady = first_steady(windows)
+        settled = is_settled(windows[steady:])
+        if _enough(windows[:steady], windows[steady:], settled, sampling):
+            return _sampled(windows, steady, settled)
 
 
-def _sample(time_runs: TimeRuns, sampling: Sampling, usual_ms: float) -> list[float]:
-    """Batches of runs until the interval is narrow enough (and the tail is known, if asked) or the time is up."""
-    begin, samples = time.monotonic(), list[float]()
-    most_s = sampling.tail_most_s if sampling.tail else sampling.most_s
+def _timed(time_runs: TimeRuns, runs: int) -> Window:
+    begin = time.monotonic()
+    times = time_runs(runs)
+    return Window(tuple(times.host_ms), tuple(times.device_ms), time.monotonic() - begin)
+
+
+_LEAST_RUNS_PER_WINDOW = 3
+"""Of engines that take seconds. A session may need one run more for each call, which is not timed."""
+
+
+def _runs_per_window(last: Window) -> int:
+    """So many as fill a window; a longer one where setting a call up would cost more than a tenth of it."""
+    usual_ms = last.medians_ms[0]
+    set_up_ms = 1000 * last.seconds - sum(last.host_ms)
+    window_ms = min(max(WINDOW_MS, 10 * set_up_ms), LONGEST_WINDOW_MS)
+    least = 10 if usual_ms < WINDOW_MS else 5 if usual_ms < 1000 else _LEAST_RUNS_PER_WINDOW
+    return max(least, min(1000, int(window_ms / max(usual_ms, 0.001))))
+
+
+def _enough(warmup: Sequence[Window], steady: Sequence[Window], settled: bool, sampling: Sampling) -> bool:
+    """Time is up where the steady runs took `most_s`, or all of them three times that; five are kept at least."""
+    warmup_s, steady_s = sum(w.seconds for w in warmup), sum(w.seconds for w in steady)
+    runs = sum(len(w.host_ms) for w in steady)
+    most_s = max(sampling.most_s, sampling.tail_most_s) if sampling.tail else sampling.most_s
+    if runs >= 5 and (steady_s >= most_s or warmup_s + steady_s >= 3 * most_s):
+        return True
     least = max(sampling.least_runs, enough_for(0.99) if sampling.tail else 0)
-    chunk = max(1, min(sampling.least_runs, int(100.0 / max(usual_ms, 0.001))))
-    while True:
-        samples += time_runs(chunk)
-        spent = time.monotonic() - begin
-        if spent >= most_s and len(samples) >= min(sampling.least_runs, 5):
-            return samples
-        if len(samples) >= least and _known(samples, sampling.precision):
-            return samples
+    if not settled or runs < least:
+        return False
+    long_enough = warmup_s + steady_s >= sampling.watch_s and steady_s >= SAMPLES_PER_WARM_UP * warmup_s
+    return long_enough and _known([t for w in steady for t in w.host_ms], sampling.precision)
 
 
 def _known(samples: list[float], precision: float) -> bool:
@@ -103,13 +182,34 @@ def _known(samples: list[float], precision: float) -> bool:
     return interval is not None and interval.half_width <= precision * quantile(ordered, 0.5)
 
 
-def _notes(runs: int, interval: Interval | None, median: float, sampling: Sampling) -> list[str]:
-    notes = []
+def _sampled(windows: Sequence[Window], steady: int, settled: bool) -> Sampled:
+    kept = without_slow_start(windows[steady:])
+    return Sampled(
+        host_ms=tuple(t for w in kept for t in w.host_ms),
+        device_ms=tuple(t for w in kept for t in w.device_ms),
+        warmup_runs=sum(len(w.host_ms) for w in windows) - sum(len(w.host_ms) for w in kept),
+        warmup_s=sum(w.seconds for w in windows) - sum(w.seconds for w in kept),
+        settled=settled,
+    )
+
+
+def _notes(sampled: Sampled, interval: Interval | None, middle: float, sampling: Sampling) -> list[str]:
+    notes, runs = [], len(sampled.host_ms)
     if interval is None:
         notes.append(f"{runs} runs are too few for an interval of the median")
-    elif interval.half_width > sampling.precision * median:
-        notes.append(f"median known to ± {100 * interval.half_width / median:.1f} % only")
+    elif interval.half_width > sampling.precision * middle:
+        notes.append(f"median known to ± {100 * interval.half_width / middle:.1f} % only")
+    if not sampled.settled:
+        notes.append(f"the latency never settled: {_halves(sampled.host_ms)}")
     need = enough_for(0.99)
     if runs < need:
         notes.append(f"p99 is uncertain: {runs} runs, its 95 % interval needs {need}")
     return notes
+
+
+def _halves(samples: Sequence[float]) -> str:
+    half = len(samples) // 2
+    first, second, end = median(samples[:half]), median(samples[half:]), median(samples[-max(1, half // 5) :])
+    return (
+        f"median {first:.4g} ms over the first half of the runs, {second:.4g} ms over the second, {end:.4g} ms at last"
+    )

@@ -27,6 +27,22 @@ def _status_mib(field: str) -> float:
     return 0.0
 
 
+def total_mib() -> float:
+    """Memory that this process may use, MiB: the host's, or its container's limit where that is less (cgroup v2,
+    memory.max: bytes or 'max'). 0 where neither can be read."""
+    lines = (line.split() for line in _read("/proc/meminfo").splitlines())
+    kib = next((int(fields[1]) for fields in lines if fields[0] == "MemTotal:"), 0)
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(kib / 1024, int(limit) / 2**20) if limit.isdigit() else kib / 1024
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
 class ResidentMemory:
     """Satisfies `backends.base.MemoryMeter` for a CPU."""
 
@@ -35,3 +51,6 @@ class ResidentMemory:
 
     def peak_mib(self) -> float:
         return peak_mib()
+
+    def total_mib(self) -> float:
+        return total_mib()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def quantile_interval(ordered: Sequence[float], q: float, confidence: float = 0.
     return Interval(ordered[low], ordered[high])
 
 
+@cache
 def enough_for(q: float, confidence: float = 0.95) -> int:
     """Fewest samples for which `quantile_interval` of the quantile exists: 0.5 → 8, 0.9 → 53, 0.99 → 563."""
     n = 2

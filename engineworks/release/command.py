@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from engineworks.build_command import load_flows, recorded_result
-from engineworks.plan import Plan
+from engineworks.fingerprint import FileDigests
+from engineworks.plan import Plan, plan_recipes
+from engineworks.recipe_yaml import load_recipes
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build
 from engineworks.settings import Settings
-from engineworks.tracking import open_tracking
+from engineworks.store import open_store
+from engineworks.tracking import Tracking, open_tracking
 
 
-def release_plans(plans: Sequence[Plan], settings: Settings, *, only: str | None = None) -> list[ReleaseResult]:
-    """Build, judge and release every plan; results come in the order of the plans."""
-    results = []
-    for plan in plans:
-        tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-        champions = champions_before(plan, tracking.registry()) if not plan.to_do else {}
-        recorded = recorded_result(plan, settings)
-        if recorded is not None:
-            results.append(release_build(plan, recorded, tracking, champions))
-        else:
-            results += load_flows()([plan], settings, only=only, release=True)
-    return results
+def release_recipes(recipes: Sequence[Path], settings: Settings, *, only: str | None = None) -> list[ReleaseResult]:
+    """Plan, build, judge and release every recipe; results come in their order."""
+    loaded = load_recipes(recipes, data_roots=settings.data_roots)
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    champions = {one.name: champions_before(one, tracking.registry()) for one in loaded}
+    plans = plan_recipes(loaded, open_store(settings), FileDigests(settings.artifacts / "digests.db"), only=only)
+    return [_release(plan, settings, tracking, champions[plan.recipe], only) for plan in plans]
+
+
+def _release(
+    plan: Plan, settings: Settings, tracking: Tracking, champions: Mapping[str, int | None], only: str | None
+) -> ReleaseResult:
+    """A build that is on record needs no flow."""
+    recorded = recorded_result(plan, settings)
+    if recorded is not None:
+        return release_build(plan, recorded, tracking, champions)
+    released: ReleaseResult = load_flows()([plan], settings, only=only, release=True)[0]
+    return released

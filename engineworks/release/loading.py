@@ -19,7 +19,7 @@ def open_engine(folder: Path) -> Session:
     """
     passport = verify_folder(folder, read_trust())
     check_host(passport)
-    return load_engine(folder, passport.target, checked=True)
+    return load_engine(folder, passport.target, serving=passport.serving, checked=True)
 
 
 def check_host(passport: Passport) -> None:

@@ -153,6 +153,7 @@ def _triton_model(
         profiles=len(first.passport.body["profiles"]),
         warm_ups=write_warm_ups(recipe, loaded.files.evaluation, folder, max_batch),
         options=first.passport.target["options"],
+        cuda_graphs=first.passport.serving.cuda_graphs,
     )
 
 

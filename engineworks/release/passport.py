@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engineworks.backends.base import Serving
 from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE, check_files
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_file, digest_of, installed_version
@@ -27,6 +28,7 @@ from engineworks.recipe_yaml import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.release.signing import SIGNATURE, Signer, Trust, read_signer
 from engineworks.results import EngineResult
 from engineworks.steps import StepName
+from engineworks.steps.engine_session import serving_from_json
 from engineworks.store import Artifact, Store
 
 VERSION = 1
@@ -56,6 +58,11 @@ class Passport:
         """backend, compute_capability and options, as the pipeline knows targets."""
         target: Mapping[str, Any] = self.body["engine"]["target"]
         return target
+
+    @property
+    def serving(self) -> Serving:
+        """How the engine was compared and measured, and is to be run."""
+        return serving_from_json(self.body["serving"])
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -141,6 +148,7 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
         "versions": {"engineworks": installed_version("engineworks"), **engine.sidecar["versions"]},
         "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
         "profiles": engine.sidecar["profiles"],
+        "serving": plan.loaded.recipe.performance.serving.model_dump(mode="json"),
         "reports": {n: _shortened(a.read_json(n)) for a in reports for n in a.files if n.endswith(".json")},
         "report_digests": {n: f["sha256"] for a in reports for n, f in a.files.items() if n not in NOT_SHIPPED},
         "verdict": {
@@ -215,6 +223,8 @@ def _malformed(body: Mapping[str, Any]) -> str:
     if not {"backend", "compute_capability", "options"} <= target.keys():
         return "does not say what the engine's files and target are"
     sha256 = engine.get("sha256")
+    if not isinstance(body.get("serving"), dict) or not {"cuda_graphs", "kernels"} <= body["serving"].keys():
+        return "does not say how the engine is run"
     if not any(f["sha256"] == sha256 for f in files.values()) or str(engine.get("id")).count("/") != 2:
         return "does not name its engine"
     return ""

@@ -74,9 +74,10 @@ def slot_of(loaded: LoadedRecipe, engine: str) -> Slot:
     return Slot(registered_name(loaded), target, precision)
 
 
-def champions_before(plan: Plan, registry: Registry) -> dict[str, int | None]:
-    """The champion's version of every engine's slot: call it before the engines are judged."""
-    slots = {engine.id: slot_of(plan.loaded, engine.id) for engine in plan.engines}
+def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int | None]:
+    """The champion's version of every engine's slot: call it before the engines are planned, for what they are judged
+    against is in the plan."""
+    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, None)}
     found = registry.versions_at("champion", list(slots.values()))
     return {engine: found[slot] for engine, slot in slots.items()}
 
@@ -180,6 +181,7 @@ def _version_tags(engine: EngineResult) -> dict[str, str]:
     signature = read_passport(engine.passport, Trust()).body.get(SIGNATURE) or {}
     tags = {
         "engineworks.verdict": engine.verdict,
+        "engineworks.build_key": engine.keys["build"],
         "engineworks.waived": "; ".join(engine.waived),
         "engineworks.signed_by": signature.get("key_id", ""),
     }

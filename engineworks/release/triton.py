@@ -61,6 +61,7 @@ class TritonModel:
     profiles: int = 1
     warm_ups: Sequence[WarmUp] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    cuda_graphs: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -91,7 +92,7 @@ def _config(model: TritonModel) -> dict[str, Any]:
     fields["instance_group"] = [group]
     if model.capabilities:
         fields["cc_model_filenames"] = [{"key": k, "value": v} for k, v in sorted(model.capabilities.items())]
-    if model.backend == "tensorrt" and settings.cuda_graphs:
+    if model.backend == "tensorrt" and model.cuda_graphs:
         specs = [_graph(model, warm_up) for warm_up in model.warm_ups]
         fields["optimization"] = {"cuda": {"graphs": True, "graph_spec": specs}}
     parameters = _parameters(model)
@@ -116,12 +117,10 @@ def _graph(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
 
 
 def _parameters(model: TritonModel) -> dict[str, str]:
-    """The target's options where the backend has a name for them; what our own Python backend must know."""
+    """The target's options where Triton's backend has a name for them; our own Python model reads the passport."""
     if model.backend == "onnxruntime":
         named = {"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"}
         return {named[k]: str(v) for k, v in model.options.items() if k in named}
-    if model.backend == "tensorrt_rtx":
-        return {"cuda_graphs": str(model.settings.cuda_graphs).lower()}
     return {}
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.backends import backend_facts, runner
-from engineworks.backends.base import Serving, Session
+from engineworks.backends.base import Session
 from engineworks.engine_files import SIDECAR_FILE, check_files
 from engineworks.errors import RunError, TrustError
 from engineworks.release.passport import Passport, read_passport
 from engineworks.release.signing import Trust, read_trust
+from engineworks.tensors import spec_from_json
 
 PASSPORTS = "passports"
 ENGINES_FILE = "engines.json"
@@ -48,7 +49,7 @@ def _read_engine(model: Path, name: str, files: dict[str, str], trust: Trust) ->
     return EngineInPackage(model / files[main], passport)
 
 
-def open_packaged(model: Path, *, serving: Serving = Serving()) -> Session:  # noqa: B008 - frozen
+def open_packaged(model: Path) -> Session:
     """Load the engine of the model's directory that this host can run.
 
     Raises `TrustError` before anything is loaded, `RunError` where none of them runs here.
@@ -58,7 +59,9 @@ def open_packaged(model: Path, *, serving: Serving = Serving()) -> Session:  # n
     target = chosen.passport.target
     backend = runner(target["backend"])
     assert backend is not None  # it has no reason not to run
-    return backend.load(chosen.file, target["options"], serving=serving)
+    described = chosen.passport.body["engine"]
+    known = [spec_from_json(spec) for spec in (*described["inputs"], *described["outputs"])]
+    return backend.load(chosen.file, target["options"], serving=chosen.passport.serving, known=known)
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:

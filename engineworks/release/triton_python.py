@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends.base import Serving
 from engineworks.errors import EngineworksError
 from engineworks.release.triton_engines import open_packaged
 
@@ -24,10 +23,9 @@ class TritonPythonModel:
         """Raises `TrustError` or `RunError`, which Triton logs as the reason why the model is not ready."""
         self._triton = importlib.import_module("triton_python_backend_utils")  # there only inside of Triton
         config = json.loads(args["model_config"])
-        graphs = config.get("parameters", {}).get("cuda_graphs", {}).get("string_value") == "true"
         self._batching = int(config["max_batch_size"]) > 0
         self._outputs = {output["name"]: len(output["dims"]) for output in config["output"]}
-        self._session = open_packaged(Path(args["model_repository"]), serving=Serving(cuda_graphs=graphs))
+        self._session = open_packaged(Path(args["model_repository"]))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

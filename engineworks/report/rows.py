@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engineworks.report.figures import figure
 from engineworks.results import BuildResult, EngineResult
 
 HEADINGS = ("engine", "verdict", "metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB", "why")
@@ -43,15 +44,11 @@ def _cells(engine: EngineResult) -> tuple[str, ...]:
     return (
         engine.id,
         engine.word,
-        _figure(metric.get("engine"), 4),
-        _figure(min(cosines, default=None), 5),
-        _figure(shape.get("latency_ms_p50"), 3),
-        _figure(shape.get("latency_ms_p99"), 3),
-        _figure(shape.get("throughput_per_s"), 0),
-        _figure(size / 2**20 if size else None, 2),
+        figure(metric.get("engine"), 4),
+        figure(min(cosines, default=None), 5),
+        figure(shape.get("latency_ms_p50"), 3),
+        figure(shape.get("latency_ms_p99"), 3),
+        figure(shape.get("throughput_per_s"), 0),
+        figure(size / 2**20 if size else None, 2),
         why(engine),
     )
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engineworks.report.comparison import comparison_tables
+from engineworks.report.figures import remarks, tables
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult
 
@@ -9,10 +11,18 @@ from engineworks.results import BuildResult
 def render_markdown(result: BuildResult) -> str:
     lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
     lines += [_line(row.cells) for row in rows(result)]
+    for compared in comparison_tables(result.comparison):
+        lines += ["", f"## {compared.title}", "", _line(compared.headings), _line(["---"] * len(compared.headings))]
+        lines += map(_line, compared.rows)
     for engine in result.engines:
         if engine.checks:
             lines += ["", f"## {engine.id}: {engine.word}", ""]
             lines += [f"- **{c.verdict}** {c.name}: {c.words}" for c in engine.checks]
+        for table in tables(engine):
+            lines += ["", _line(table.headings), _line(["---"] * len(table.headings))]
+            lines += [*map(_line, table.rows), *(["", table.below] if table.below else [])]
+        if found := list(remarks(engine)):
+            lines += ["", *(f"- {remark}" for remark in found)]
         if engine.failure:
             lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
-StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure"]
+StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "peer"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(2, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(1, ("onnxruntime", "numpy")),
-    "build": StepKind(1, (), engine=True),
+    "build": StepKind(2, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
-    "measure": StepKind(2, ("numpy",), engine=True),
+    "measure": StepKind(4, ("numpy",), engine=True),
+    "peer": StepKind(1, ("numpy",)),
 }
 
 

@@ -14,7 +14,7 @@ from engineworks.measure.accuracy import Array, Metric, OutputComparison, top1
 from engineworks.model.source_code import load_function, user_failure
 from engineworks.samples import SampleFile, batch_axes, batch_dim, samples_from_json
 from engineworks.steps import StepJob
-from engineworks.steps.engine_session import load_engine
+from engineworks.steps.engine_session import load_engine, serving_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.tensors import TensorSpec
 
@@ -23,7 +23,8 @@ ACCURACY_FILE = "accuracy.json"
 
 def run(job: StepJob) -> None:
     samples = samples_from_json(job.path("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
-    session = load_engine(job.inputs["build"], job.params["target"])
+    serving = serving_from_json(job.params["serving"])
+    session = load_engine(job.inputs["build"], job.params["target"], serving=serving)
     axes = output_axes(samples.specs, session.outputs)
     comparisons = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
     task = _Task(job, samples, axes)

@@ -12,6 +12,7 @@ from engineworks.backends.base import Runner, Serving, Session
 from engineworks.engine_files import check_engine
 from engineworks.errors import RunError
 from engineworks.steps.build import SIDECAR_FILE
+from engineworks.tensors import spec_from_json
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -26,6 +27,11 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
     if run is None or why is not None:
         raise RunError(f"engines of this target can not be run here: {why}")
     return run
+
+
+def serving_from_json(value: Mapping[str, Any]) -> Serving:
+    """The inverse of `Serving.to_json`."""
+    return Serving(cuda_graphs=value["cuda_graphs"], kernels=value["kernels"])
 
 
 def load_engine(
@@ -43,4 +49,6 @@ def load_engine(
     run = runner_of(target)
     if not checked:
         check_engine(folder)
-    return run.load(folder / read_sidecar(folder)["engine"], target["options"], serving=serving, cache=cache)
+    sidecar = read_sidecar(folder)
+    known = [spec_from_json(spec) for spec in (*sidecar["inputs"], *sidecar["outputs"])]
+    return run.load(folder / sidecar["engine"], target["options"], serving=serving, cache=cache, known=known)

@@ -1,51 +1,166 @@
-"""The stored engine → load time, latency and memory at the recipe's named shapes, alone on its device."""
+"""The stored engine → load time, latency and memory at the recipe's named shapes and batches, alone on its device."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engineworks.backends.base import Session
+from engineworks.backends import backend
+from engineworks.backends.base import MemoryMeter, Session
 from engineworks.engine_files import check_engine
+from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
-from engineworks.measure.latency import Sampling, measure_latency
-from engineworks.measure.memory import peak_mib, reset_peak, resident_mib
+from engineworks.measure.latency import LAZY_KERNELS, Sampling
 from engineworks.samples import SampleFile, batch_axes, samples_from_json, samples_per_run
 from engineworks.steps import StepJob
-from engineworks.steps.engine_session import load_engine
+from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
+from engineworks.steps.load_times import measure_loads
+from engineworks.steps.shape_figures import measure_shape
 from engineworks.tensors import TensorSpec, spec_from_json
 
 LATENCY_FILE = "latency.json"
 
+LOADING, AFTER = "while loading", "at the end"
+"""Places of readings of the device beside the shapes; names of shapes hold no space."""
+
 
 def run(job: StepJob) -> None:
-    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
-    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
-    check_engine(job.inputs["build"])
-    reset_peak()
-    before = resident_mib()
+    """Writes `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with
+    the figures of `measure_shape`, memory_mib and the device's complaints; `serving`, and the session's notes and
+    facts; load_complaints, `device` with every reading and the complaints of all shapes, and `loads`, with and without
+    the device's cache where it has one."""
+    target = job.params["target"]
+    runner = runner_of(target)
+    for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
+        importlib.import_module(module)
+    check_engine(job.inputs["build"])  # not part of the time to load
+    meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
+    meter.reset()
+    before_mib = meter.peak_mib()
+    readings.take(LOADING)
     start = time.perf_counter()
-    session = load_engine(job.inputs["build"], job.params["target"], checked=True)
+    session = _load(job, _cache(job))
     load_ms = 1000 * (time.perf_counter() - start)
-    shapes: dict[str, Any] = {}
-    for name, at in job.params["at"].items():
-        feeds = feeds_at(specs, samples, at["dims"])
-        reset_peak()
-        batch = samples_per_run(specs, at["dims"])
-        report = measure_latency(partial(_host_times, session, feeds), batch, Sampling(tail=at["tail"]))
-        shapes[name] = {**report.to_json(), "memory_mib": round(peak_mib() - before, 2), **at}
-        job.say(f"{name}: p50 {report.latency_ms_p50:.4f} ms over {report.runs} runs")
-    session.close()
-    job.write_json(LATENCY_FILE, {"load_ms": load_ms, "shapes": shapes})
+    readings.take(LOADING)
+    try:
+        measured = NamedShapes(job, session, meter, before_mib, readings).measure()
+        report = {
+            "load_ms": load_ms,
+            "engine_mib": read_sidecar(job.inputs["build"])["bytes"] / 2**20,
+            "memory_total_mib": meter.total_mib() or None,
+            "shapes": {name: measured[name] for name in job.params["at"]},
+            "sweep": [measured[_batch_name(one)] for one in job.params["sweep"]],
+            "serving": job.params["serving"],
+            "notes": list(session.notes),
+            "facts": dict(session.facts),
+        }
+    finally:
+        session.close()
+    load_complaints = readings.complaints(LOADING)
+    readings.take(AFTER)
+    report |= {"load_complaints": load_complaints, "device": readings.to_json(), "loads": _loads(job)}
+    job.write_json(LATENCY_FILE, report)
 
 
-def _host_times(session: Session, feeds: Mapping[str, Array], runs: int) -> list[float]:
-    return list(session.time_runs(feeds, runs).host_ms)
+def _cache(job: StepJob) -> Path | None:
+    cache = job.aside.get("cache")
+    return Path(cache) if cache else None
+
+
+def _load(job: StepJob, cache: Path | None) -> Session:
+    serving = serving_from_json(job.params["serving"])
+    return load_engine(job.inputs["build"], job.params["target"], serving=serving, cache=cache, checked=True)
+
+
+def _loads(job: StepJob) -> dict[str, dict[str, float]]:
+    """Loading with and without the device's cache, at the first named shape; {} where there is no cache."""
+    cache, at = _cache(job), next(iter(job.params["at"].values()), None)
+    if cache is None or at is None:
+        return {}
+    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
+    feeds = feeds_at(specs, samples_from_json(job.path("evaluation"), job.params["samples"]), at["dims"])
+    return measure_loads(partial(_load, job), feeds, cache)
+
+
+def _batch_name(one: Mapping[str, Any]) -> str:
+    """Names hold no space, so that no named shape is called so."""
+    return f"batch {one['batch']}"
+
+
+class NamedShapes:
+    """All shapes of one session, small ones first: memory that a large one took may never be given back. Of the job it
+    reads `at`, `sweep`, `streams`, `inputs` and `samples`."""
+
+    def __init__(
+        self, job: StepJob, session: Session, meter: MemoryMeter, before_mib: float, readings: DeviceReadings
+    ) -> None:
+        self._job, self._session, self._meter = job, session, meter
+        self._before_mib, self._readings = before_mib, readings
+        self._specs = tuple(spec_from_json(s) for s in job.params["inputs"])
+        self._samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+        self._done: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def measure(self) -> dict[str, dict[str, Any]]:
+        """The named shapes by name, and the sweep's by `_batch_name`; equal shapes are measured once."""
+        sweep = {_batch_name(one): one for one in self._job.params["sweep"]}
+        wanted = [*self._job.params["at"].items(), *sweep.items()]
+        found = {}
+        for name, at in sorted(wanted, key=lambda item: _elements(self._specs, item[1]["dims"])):
+            found[name] = self._sweep_point(name, at) if name in sweep else self._named(name, at)
+        return found
+
+    def _named(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
+        figures = {**self._figures(name, at), **at}
+        self._done[repr(sorted(at["dims"].items()))] = (name, figures)
+        self._job.say(f"{name}: p50 {figures['latency_ms_p50']:.4f} ms over {figures['runs']} runs")
+        return figures
+
+    def _sweep_point(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch that can not be run, for lack of memory say, is a point with `error`: the others go on."""
+        shape, figures = self._done.get(repr(sorted(at["dims"].items())), ("", {}))
+        if figures:
+            return {**{k: v for k, v in figures.items() if not k.endswith("samples")}, **at, "shape": shape}
+        try:
+            figures = self._figures(name, at)
+        except RunError as error:
+            self._job.say(f"batch {at['batch']}: {error.message}")
+            return {**at, "error": error.message}
+        self._job.say(f"batch {at['batch']}: {figures['throughput_per_s']:.0f} samples/s")
+        return {**figures, **at}
+
+    def _figures(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
+        """Of one shape; the sweep's run one at a time only."""
+        feeds = feeds_at(self._specs, self._samples, at["dims"])
+        self._meter.reset()
+        figures = measure_shape(
+            self._session,
+            feeds,
+            samples_per_run(self._specs, at["dims"]),
+            sampling=sampling_of(self._session.facts, tail=at["tail"]),
+            streams=() if "batch" in at else self._job.params["streams"],
+            look=partial(self._readings.take, name),
+            peak_mib=self._meter.peak_mib,
+        )
+        memory_mib = figures.pop("peak_mib") - self._before_mib
+        return {**figures, "memory_mib": round(memory_mib, 2), "complaints": self._readings.complaints(name)}
+
+
+def sampling_of(facts: Mapping[str, object], *, tail: bool) -> Sampling:
+    """How long to sample a session with such facts: specialized kernels that come later are waited for."""
+    return replace(LAZY_KERNELS if facts.get("kernels") == "lazy" else Sampling(), tail=tail)
+
+
+def _elements(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
+    return sum(math.prod(spec.concrete(dims)) for spec in specs)
 
 
 def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:

@@ -62,7 +62,7 @@ class Connection:
             self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
             self.client.log_batch(
                 run_id,
-                metrics=[Metric(name, value, now, 0) for name, value in batch.metrics.items()],
+                metrics=[Metric(name, value, now, step) for name, step, value in _points(batch)],
                 params=[Param(name, value) for name, value in batch.params.items()],
                 tags=[RunTag(name, value) for name, value in batch.tags.items()],
             )
@@ -139,6 +139,12 @@ class Connection:
             page = self.client.search_experiments(max_results=PAGE, page_token=page.token)
             found += page
         return [str(e.experiment_id) for e in found]
+
+
+def _points(batch: Batch) -> list[tuple[str, int, float]]:
+    """Every metric as (name, step, value)."""
+    single = [(name, 0, value) for name, value in batch.metrics.items()]
+    return single + [(name, step, value) for name, values in batch.series.items() for step, value in values.items()]
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ class EngineRecord:
     id: recipe/precision/target. params, metrics, tags: any length, any float; what MLflow can not hold goes elsewhere.
     texts: artifact path → text (sidecar, verdict, logs). files: artifact path → the engine's files; they are not
     copied when another run already holds the files of `engine_digest`. store_keys: keys that gc must keep for it.
+    series: metrics with a value per step, such as throughput by batch; finite numbers only.
     status: FINISHED (whatever the verdict says) or FAILED, where a step broke. started_at: seconds since the epoch.
     """
 
@@ -59,6 +60,7 @@ class EngineRecord:
     engine_digest: str | None = None
     store_keys: tuple[str, ...] = ()
     started_at: float | None = None
+    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Batch:
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
     texts: Mapping[str, str]
+    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 def pack_batch(
@@ -96,6 +99,7 @@ def pack_batch(
     *,
     store_keys: Iterable[str] = (),
     known_params: Mapping[str, str] | None = None,
+    series: Mapping[str, Mapping[int, float]] | None = None,
 ) -> Batch:
     """Make values fit: legal names, no NaN or infinity, nothing too long, no param that would change its value.
 
@@ -117,6 +121,7 @@ def pack_batch(
         metrics={legal_name(n): float(v) for n, v in metrics.items() if math.isfinite(v)},
         tags=packed_tags,
         texts={LONG_VALUES: json.dumps(long, indent=1, ensure_ascii=False)} if long else {},
+        series={legal_name(n): dict(values) for n, values in (series or {}).items()},
     )
 
 

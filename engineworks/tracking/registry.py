@@ -18,7 +18,7 @@ from engineworks.tracking.registry_lock import alone
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-PRECISION, TARGET = "engineworks.precision", "engineworks.target"
+PRECISION, TARGET, RUN = "engineworks.precision", "engineworks.target", "engineworks.run"
 SINCE, ENDED = "engineworks.champion_since", "engineworks.rolled_back"
 TRIES = 3
 
@@ -191,7 +191,7 @@ class Registry:
             logged = log_engine_model(self._client, self._link.experiment_id, model)
             identity = {
                 RECIPE: model.recipe, ENGINE: model.engine, ENGINE_DIGEST: model.digest,
-                PRECISION: model.slot.precision, TARGET: model.slot.target,
+                PRECISION: model.slot.precision, TARGET: model.slot.target, RUN: model.run_id,
             }  # fmt: skip
             version = self._client.create_model_version(
                 model.slot.model,

@@ -228,7 +228,10 @@ class BuildRun:
             files = {} if holder else files
             tags |= {ENGINE_DIGEST: record.engine_digest}
             tags |= {ENGINE_RUN: holder or child.run_id} if record.files else {}
-        batch = pack_batch(record.params, record.metrics, tags, store_keys=record.store_keys, known_params=child.params)
+        batch = pack_batch(
+            record.params, record.metrics, tags,
+            store_keys=record.store_keys, known_params=child.params, series=record.series,
+        )  # fmt: skip
         self._link.log(child.run_id, batch, record.texts, files)
         self._link.end_run(child.run_id, record.status)
         child.running = False

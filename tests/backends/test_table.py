@@ -24,18 +24,19 @@ def test_every_backend_of_the_table_can_be_loaded_and_builds() -> None:
         assert builder(name) is backend(name)
 
 
-def test_only_a_backend_that_runs_engines_is_a_runner() -> None:
-    assert runner("onnxruntime") is not None
-    assert runner("tensorrt_rtx") is None
-    assert "not yet run" in str(backend_facts("tensorrt_rtx").why_not_run(("8.6",)))
+def test_only_a_backend_that_runs_engines_is_a_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(runner(name) is not None for name in BACKENDS)
     assert backend_facts("onnxruntime").why_not_run(()) is None
+    monkeypatch.delattr("engineworks.backends.tensorrt.load")
+    assert runner("tensorrt") is None
+    assert "not yet run" in str(backend_facts("tensorrt").why_not_run(("8.6",)))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backends_functions_have_the_signatures_of_their_protocols(name: str) -> None:
     module = backend(name)
     for protocol in (Builder, Runner):
-        for function in ("why_not_build", "build", "why_not_run", "load"):
+        for function in ("why_not_build", "build", "why_not_run", "load", "memory_meter", "device_watch"):
             if hasattr(module, function) and hasattr(protocol, function):
                 wanted = list(inspect.signature(getattr(protocol, function)).parameters)[1:]
                 assert list(inspect.signature(getattr(module, function)).parameters) == wanted

@@ -14,6 +14,7 @@ from conftest import tiny_model
 
 from engineworks.build_command import build_plans
 from engineworks.fingerprint import FileDigests
+from engineworks.peers import PEERS
 from engineworks.plan import Plan, plan_recipe
 from engineworks.recipe_yaml import load_recipe
 from engineworks.results import BuildResult
@@ -44,10 +45,12 @@ def plan(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None
     return plan_recipe(loaded, open_store(settings), FileDigests(None), only=only)
 
 
-def build(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> BuildResult:
+def build(
+    settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None, compare: str | None = None
+) -> BuildResult:
     from flows.build_recipe import build_recipe
 
-    state = build_recipe(recipe, only, return_state=True)
+    state = build_recipe(recipe, only, compare, return_state=True)
     result = state.result(raise_on_failure=False)
     assert isinstance(result, BuildResult), result
     assert state.is_completed() == (result.exit_code() == 0)
@@ -129,6 +132,43 @@ def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -
     (child,) = tracking.find_runs(engine="tiny/int8/cpu", kind="engine")
     assert child.status == "FAILED"
     assert "no-such-node" in tracking.read_text(child.run_id, "error.txt")
+
+
+def test_peers_are_measured_beside_the_engines_and_recorded(settings: Settings) -> None:
+    result = build(settings, only="tiny/fp32/cpu", compare="ort-cpu,pytorch")
+    assert result.exit_code() == 0
+    assert result.comparison is not None
+    rows = {row.name: row for row in result.comparison.rows}
+    assert rows.keys() == {"pytorch-fp32", "pytorch-fp16", "ort-cpu-fp32", "fp32/cpu"}
+    assert result.comparison.over == "ONNX Runtime, CPU fp32"
+    assert rows["ort-cpu-fp32"].speedup == 1.0
+    assert rows["fp32/cpu"].speedup is not None
+    assert rows["pytorch-fp16"].note == "the recipe's source is onnx: there is no PyTorch module to run"
+    assert result.report is not None
+    assert "ONNX Runtime, CPU" in result.report.read_text(encoding="utf-8")
+    tracking = open_tracking(settings.artifacts, None)
+    run = tracking.get_run(result.run)
+    assert run.metrics["peer_latency_ms_p50/ort-cpu-fp32/one"] == rows["ort-cpu-fp32"].latency_ms_p50
+    assert json.loads(tracking.read_text(result.run, "comparison.json"))["over"] == result.comparison.over
+    again = plan_recipe(
+        load_recipe(Path("recipes/tiny.yaml")), open_store(settings), FileDigests(None), only="tiny/fp32/cpu",
+        compare=("pytorch", "ort-cpu"),
+    )  # fmt: skip
+    (second,) = build_plans([again], settings)
+    assert (second.steps.run, second.run) == (0, result.run)
+    assert second.to_json()["comparison"] == result.to_json()["comparison"]
+
+
+def test_a_peer_that_fails_is_a_row_and_fails_no_build(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is changed here, not in the child: there the peer is unknown."""
+    monkeypatch.setitem(PEERS, "broken", PEERS["ort-cpu"])  # type: ignore[index]
+    result = build(settings, only="tiny/fp32/cpu", compare="broken")
+    assert result.exit_code() == 0
+    assert (result.verdict, result.steps.failed) == ("pass", 0)
+    assert result.comparison is not None
+    (row,) = (row for row in result.comparison.rows if not row.engine)
+    assert row.note.startswith("--compare: unknown peer 'broken'")
+    assert open_tracking(settings.artifacts, None).get_run(result.run).status == "FINISHED"
 
 
 def foreign_operator() -> onnx.ModelProto:

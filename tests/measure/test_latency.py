@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from engineworks.backends.base import RunTimes
 from engineworks.measure import latency as room
-from engineworks.measure.latency import Sampling, measure_latency
+from engineworks.measure.latency import LAZY_KERNELS, Sampling, measure_latency
 from engineworks.measure.statistics import enough_for
 
 
@@ -18,11 +19,11 @@ class FakeEngine:
         self.now, self.times, self.runs = 0.0, times, 0
         monkeypatch.setattr(room.time, "monotonic", lambda: self.now)
 
-    def time_runs(self, runs: int) -> list[float]:
+    def time_runs(self, runs: int) -> RunTimes:
         taken = [self.times[min(self.runs + i, len(self.times) - 1)] for i in range(runs)]
         self.runs += runs
         self.now += sum(taken) / 1000
-        return taken
+        return RunTimes(tuple(taken))
 
 
 def test_slow_first_runs_are_warm_up_and_not_in_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,13 +31,16 @@ def test_slow_first_runs_are_warm_up_and_not_in_the_figures(monkeypatch: pytest.
     report = measure_latency(engine.time_runs, 4, Sampling())
     assert report.latency_ms_p50 == report.latency_ms_p99 == 1.0
     assert report.throughput_per_s == pytest.approx(4000)
-    assert report.warmup_runs >= 4
+    assert report.warmup_runs == 3
+    assert report.warmup_s == 1.5
+    assert report.settled
 
 
 def test_a_steady_engine_needs_the_least_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(monkeypatch, [1.0])
-    report = measure_latency(engine.time_runs, 1, Sampling(least_runs=50))
-    assert 50 <= report.runs <= 100
+    report = measure_latency(engine.time_runs, 1, Sampling())
+    assert 250 <= report.runs <= 350
+    assert report.warmup_runs == 0
     assert report.median_interval is not None
     assert report.median_interval.half_width == 0
 
@@ -46,7 +50,7 @@ def test_a_noisy_engine_is_sampled_until_the_time_is_up_and_says_so(monkeypatch:
     engine = FakeEngine(monkeypatch, [chance.uniform(1, 100) for _ in range(100_000)])
     report = measure_latency(engine.time_runs, 1, Sampling(most_s=1.0))
     assert any("median known to ±" in note for note in report.notes)
-    assert engine.now < 1.0 + 1.2 + 5.1
+    assert engine.now < 3 * 1.0 + 0.6
 
 
 def test_a_judged_tail_gets_the_runs_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +65,40 @@ def test_a_judged_tail_gets_the_runs_it_needs(monkeypatch: pytest.MonkeyPatch) -
 def test_one_very_slow_engine_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(monkeypatch, [30_000.0])
     assert measure_latency(engine.time_runs, 1, Sampling()).runs >= 5
+
+
+@pytest.mark.parametrize("swapped_after_s", [0.1, 0.7, 1.3, 1.9])
+def test_specialized_kernels_that_come_later_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, swapped_after_s: float
+) -> None:
+    general = round(swapped_after_s / 0.001)
+    engine = FakeEngine(monkeypatch, [1.0] * general + [0.6])
+    report = measure_latency(engine.time_runs, 1, LAZY_KERNELS)
+    assert report.latency_ms_p50 == report.latency_ms_p90 == 0.6
+    assert report.warmup_runs == pytest.approx(general, abs=3)
+    assert max(report.samples) == 0.6
+    assert report.settled
+    assert not [n for n in report.notes if "settled" in n]
+    assert engine.now <= 1.5 * sum(report.samples) / 1000
+
+
+def test_waiting_for_kernels_that_never_change_is_no_lost_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(monkeypatch, [0.13])
+    report = measure_latency(engine.time_runs, 1, LAZY_KERNELS)
+    assert report.warmup_runs == 0
+    assert 2.0 <= engine.now <= 2.2
+
+
+def test_a_latency_that_keeps_falling_is_bounded_and_said_to_be_unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(monkeypatch, [100 / (1 + i / 20) for i in range(1000)])
+    report = measure_latency(engine.time_runs, 1, Sampling())
+    assert not report.settled
+    assert any("never settled: median" in note for note in report.notes)
+    assert engine.now < 4
+
+
+def test_what_gets_slower_stays_in_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(monkeypatch, [1.0] * 100 + [2.0])
+    report = measure_latency(engine.time_runs, 1, Sampling())
+    assert report.warmup_runs == 0
+    assert min(report.samples) == 1.0

@@ -50,7 +50,7 @@ def named(built: Any, model: str) -> Any:
 
 
 def release(plan: Any, result: BuildResult, tracking: Tracking) -> ReleaseResult:
-    return release_build(plan, result, tracking, champions_before(plan, tracking.registry()))
+    return release_build(plan, result, tracking, champions_before(plan.loaded, tracking.registry()))
 
 
 def judged(result: BuildResult, word: EngineWord, sentence: str = "0.5 is too little.") -> BuildResult:
@@ -108,7 +108,7 @@ def test_a_failing_candidate_leaves_the_champion_where_it_is(world: Any) -> None
 def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None:
     built, result, tracking = world
     plan = named(built, "overtaken")
-    before = champions_before(plan, tracking.registry())
+    before = champions_before(plan.loaded, tracking.registry())
     other = replace(
         result, engines=tuple(replace(e, sidecar={**e.sidecar, "sha256": "f" * 64}) for e in result.engines)
     )

@@ -1,0 +1,93 @@
+"""An engine's bytes → a session, over either vendor module."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.backends._cuda import DeviceMemoryError, memory_mib
+from engineworks.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
+from engineworks.backends._trt_log import Logger, logger_of
+from engineworks.backends._trt_session import TrtSession
+from engineworks.backends._trt_tf32 import follow_switch
+from engineworks.backends.base import Serving, check_options
+from engineworks.errors import RunError
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from engineworks.backends._trt import Vendor
+
+
+def load(
+    vendor: Vendor,
+    engine: Path,
+    options: Mapping[str, object],
+    serving: Serving,
+    cache: Path | None,
+    known: Sequence[TensorSpec],
+) -> TrtSession:
+    """Deserialize the engine and make one execution context. Raises `RunError`, `TargetError` for an option that there
+    is not."""
+    check_options(vendor.title, options, vendor.options)
+    trt = vendor.load()
+    title = f"{vendor.title} {trt.__version__}"
+    memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
+    with logger_of(trt).sending(_quiet) as logger, _mapped(engine) as data:
+        runtime = trt.Runtime(logger.vendor)
+        loaded = runtime.deserialize_cuda_engine(data)
+        if loaded is None:
+            raise _failure(title, engine, logger, _diagnosis(trt, runtime, data))
+        dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
+        start = partial(TrtSession, trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
+        try:
+            return start()
+        except RunError as error:
+            if not follow_switch(logger.text()):
+                raise error from None
+            return start()
+
+
+def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
+    """What TensorRT-RTX itself finds wrong with an engine, '' where it does not tell (it came with 1.3).
+
+    Asked only after a failure: it finds fault with engines that run, portable ones on Hopper above all.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    _, found = runtime.get_engine_validity(data)
+    flags = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(n.lower().replace("_", " ") for n, flag in flags if int(flag) and int(found) & int(flag))
+
+
+def _failure(title: str, engine: Path, logger: Logger, diagnosis: str) -> RunError:
+    if logger.out_of_memory():
+        free, total = memory_mib()
+        size = engine.stat().st_size / 2**20
+        return DeviceMemoryError(
+            f"the GPU has no room for this engine of {size:.0f} MiB: {free:.0f} of {total:.0f} MiB are free",
+            hint="free the GPU, or use a smaller one of its profiles",
+        )
+    why = f"{diagnosis}: {logger.reason()}" if diagnosis else logger.reason()
+    return RunError(
+        f"{engine.name}: {title} can not load this engine: {why}",
+        hint="an engine fits the version and the GPU type that it was built for",
+        log=logger.text(),
+    )
+
+
+@contextmanager
+def _mapped(file: Path) -> Iterator[Any]:
+    """The file's bytes without reading them into memory."""
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: can not be read: {error}") from None
+
+
+def _quiet(line: str) -> None:
+    """Only the vendor's errors matter here; the logger keeps them."""

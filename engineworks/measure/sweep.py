@@ -1,0 +1,83 @@
+"""Which batch to serve with: the rule, and the sentence that says why. Pure.
+
+The rule: of the batches whose median latency is within the budget and whose memory is within 70 % of the device's, the
+one with the most samples per second. A larger batch must give more than 1 % more: less than that is not known, and the
+smaller one answers sooner. Samples per second are batch / median latency, one run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MEMORY_SHARE = 0.7
+"""Of the device's memory: the rest is for other engines, other processes and fragmentation."""
+
+MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One batch. memory_mib: what loading and running the engine adds. error: why it could not be run, or ''."""
+
+    batch: int
+    samples_per_s: float = 0.0
+    latency_ms_p50: float = 0.0
+    memory_mib: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """batch: None where none meets the rule."""
+
+    batch: int | None
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def sweep_point(figures: Mapping[str, Any]) -> SweepPoint:
+    """A point of a measurement's report."""
+    if figures.get("error"):
+        return SweepPoint(figures["batch"], error=figures["error"])
+    return SweepPoint(
+        figures["batch"], figures["throughput_per_s"], figures["latency_ms_p50"], figures["memory_mib"]
+    )  # fmt: skip
+
+
+def recommend(
+    points: Sequence[SweepPoint], *, latency_ms: float | None, memory_total_mib: float | None
+) -> Recommendation:
+    """The batch to serve with. None: there is no such budget, or the device's memory is not known."""
+    refused = {p.batch: _refusal(p, latency_ms, memory_total_mib) for p in points}
+    best: SweepPoint | None = None
+    for point in sorted(points, key=lambda p: p.batch):
+        if not refused[point.batch] and (
+            best is None or point.samples_per_s > best.samples_per_s * (1 + MARGIN)
+        ):  # fmt: skip
+            best = point
+    left_out = [f"{batch} {why}" for batch, why in sorted(refused.items()) if why]
+    unknown = [] if memory_total_mib else ["the device's memory is not known"]
+    if best is None:
+        return Recommendation(None, "; ".join(["no batch can be recommended", *left_out, *unknown]))
+    within = (
+        f", within {latency_ms:.4g} ms"
+        if latency_ms is not None
+        else "; no latency budget was given (performance.sweep.latency_ms)"
+    )
+    head = f"batch {best.batch}: {best.samples_per_s:,.0f} samples/s at {best.latency_ms_p50:.3g} ms{within}"
+    return Recommendation(best.batch, "; ".join([head, *left_out, *unknown]))
+
+
+def _refusal(point: SweepPoint, latency_ms: float | None, memory_total_mib: float | None) -> str:
+    if point.error:
+        return "could not be run"
+    if latency_ms is not None and point.latency_ms_p50 > latency_ms:
+        return f"is over the budget ({point.latency_ms_p50:.3g} ms)"
+    if memory_total_mib and point.memory_mib > MEMORY_SHARE * memory_total_mib:
+        share = f"{100 * MEMORY_SHARE:.0f} % of the device's {memory_total_mib:,.0f} MiB"
+        return f"takes {point.memory_mib:,.0f} MiB, over {share}"
+    return ""

@@ -90,7 +90,7 @@ class FakeDevice:
         monkeypatch.setattr(measure, "runner_of", lambda target: self)
         monkeypatch.setattr(measure, "load_engine", self.load)
 
-    def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None) -> FakeDevice:
+    def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None, checked: bool) -> FakeDevice:
         self.loaded = {"serving": serving, "cache": cache}
         self.used_mib += 100
         self.now += 0.02

@@ -2,7 +2,7 @@
 
     models:/<name>@champion-<target>-<precision>
         MLmodel, requirements.txt, input_example.json
-        data/engine/   the engine's files, engine.json (its sidecar), passport.json
+        data/files/   the engine's files, engine.json (its sidecar), passport.json
 
 It is loaded by MLflow's own loader (`loader_module`), so that no pickled class is involved. Digests, and the signature
 where trusted keys are set, are checked before the backend sees a byte.
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 MODEL_TYPE = "engine"
-FOLDER = "engine"
+FOLDER = "files"
+"""Not `engine`: over REST a folder whose only file bears its name is listed as empty."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
 from engineworks.tracking.connection import Connection, refusals, user_name
-from engineworks.tracking.engine_model import EngineModel, log_engine_model
+from engineworks.tracking.engine_model import FOLDER, EngineModel, log_engine_model
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
 from engineworks.tracking.registry_lock import alone
 
@@ -67,7 +67,7 @@ class Registry:
         with refusals(f"version {version.version} of '{version.model}' can not be fetched"):
             source = self._client.get_model_version_download_uri(version.model, str(version.version))
             place = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=self._link.uri)
-        return Path(place) / "data" / "engine"
+        return Path(place) / "data" / FOLDER
 
     def register(self, model: EngineModel) -> EngineVersion:
         """A version for the engine, the one it has if it was registered before; the candidate's alias names it."""

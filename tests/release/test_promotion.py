@@ -165,7 +165,7 @@ def stored_engine(tracking: Tracking, model: str) -> Path:
     version = tracking.registry().get(Slot(model, "cpu", "int8"))
     assert version is not None
     uri = tracking._connect().client.get_model_version_download_uri(model, str(version.version))
-    return Path(uri.removeprefix("file://")) / "data" / "engine" / "engine"
+    return Path(uri.removeprefix("file://")) / "data" / "files" / "engine"
 
 
 def test_a_model_that_was_tampered_with_is_not_loaded(world: Any, alter: Callable[[Path], None]) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -244,9 +248,59 @@ def check_race(tracking: Tracking, name: str, answers: dict[str, dict[str, list[
 
 
 def test_a_claim_that_a_killed_release_left_is_void_after_a_while() -> None:
-    import time
-
     assert _is_free(None)
     assert _is_free("nonsense")
     assert _is_free(json.dumps({"owner": "dead", "at": time.time() - 1000}))
     assert not _is_free(json.dumps({"owner": "alive", "at": time.time()}))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """An MLflow server on loopback, with a new database."""
+    pytest.importorskip("flask", reason="the server needs all of mlflow")
+    open_tracking(tmp_path).find_runs()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    program = Path(sys.executable).parent / "mlflow"
+    process = subprocess.Popen(
+        [program, "server", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--port", str(port),
+         "--artifacts-destination", tmp_path / "served"],
+        cwd=tmp_path, env=os.environ | {"DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_over_a_server_it_is_the_same(server: str, tmp_path: Path) -> None:
+    tracking = open_tracking(tmp_path, server, experiment="over-rest")
+    with tracking.start_build("any", "key", {}, {}) as build:
+        run_id = build.record_engine(EngineRecord("any/fp32/cpu"))
+    (tmp_path / "engine").write_bytes(b"bytes")
+    registry = tracking.registry()
+    models = [engine_model("rest", run_id, tmp_path / "engine", c * 64) for c in "aab"]
+    assert [registry.register(m).version for m in models] == [1, 1, 2]
+    slot = models[0].slot
+    assert [registry.promote(slot, v, expected=e) for v, e in ((1, None), (2, 1), (1, 1))] == [
+        "moved",
+        "moved",
+        "overtaken",
+    ]
+    assert [registry.rollback(slot), registry.rollback(slot)] == [(2, 1), None]
+    found = registry.get(slot)
+    assert found is not None
+    assert (found.version, found.digest) == (1, "a" * 64)
+    assert (registry.download(found, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
+    assert CLAIM not in registry._client.get_registered_model("rest").tags

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.backends._cuda import DeviceMemoryError, memory_mib
+from engineworks.backends._gpu import first_gpu
 from engineworks.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
+from engineworks.backends._trt_host import why_not_fit
 from engineworks.backends._trt_log import Logger, logger_of
 from engineworks.backends._trt_session import TrtSession
 from engineworks.backends._trt_tf32 import follow_switch
 from engineworks.backends.base import Serving, check_options
+from engineworks.backends.plan_header import HEADER_BYTES
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
 
@@ -37,6 +40,7 @@ def load(
     title = f"{vendor.title} {trt.__version__}"
     memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
     with logger_of(trt).sending(_quiet) as logger, _mapped(engine) as data:
+        _refuse_misfit(vendor, engine, data)
         runtime = trt.Runtime(logger.vendor)
         loaded = runtime.deserialize_cuda_engine(data)
         if loaded is None:
@@ -49,6 +53,15 @@ def load(
             if not follow_switch(logger.text()):
                 raise error from None
             return start()
+
+
+def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
+    """Deserializing runs what is in the engine: one of another version or for other GPUs is told by its header first.
+    Raises `RunError`."""
+    gpu = first_gpu()
+    why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
+    if why is not None:
+        raise RunError(f"{engine.name}: {why}")
 
 
 def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:

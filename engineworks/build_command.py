@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
+from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError
 from engineworks.plan import Plan
@@ -59,6 +60,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     origin = recipe_origin(plan)
     report = settings.runs / found[0].run_id / "report.html"
     engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
+    calibration = calibration_health(plan, store)
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
@@ -68,6 +70,8 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
+        warnings=tuple(sentence for health in calibration for sentence in health.warnings),
+        calibration=calibration,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
@@ -42,8 +43,11 @@ class Build:
         """What the build came to; `run_id`: its parent run in MLflow."""
         engines = tuple(self.engines.values())
         seconds = time.monotonic() - self._started
+        calibration = calibration_health(self.plan, self.store)
+        warnings = tuple(sentence for health in calibration for sentence in health.warnings)
         return BuildResult(
-            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds,
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
+            seconds=seconds, warnings=warnings, calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ Every check says its own sentence; a figure that is missing or not finite fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,6 +60,12 @@ def judge(
         return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
     checks = [*_accuracy_checks(accuracy, limits), *_performance_checks(latency, budgets, unmeasured_because)]
     return Verdict(worst(checks), tuple(checks))
+
+
+def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
+    """The verdict with checks that were made elsewhere."""
+    checks = (*verdict.checks, *more)
+    return Verdict(worst(checks), checks)
 
 
 def worst(checks: Iterable[Check]) -> Word:

@@ -6,7 +6,7 @@ Pure but for looking into the store: nothing is run and nothing heavy is importe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from fnmatch import fnmatchcase
@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 from engineworks.backends import backend_facts
 from engineworks.capabilities import why_not
+from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan_documents import Documents
+from engineworks.plan_duel import duel_document
 from engineworks.plan_peers import PlannedPeer, plan_peers
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.steps import StepName
@@ -60,11 +62,13 @@ class PlannedEngine:
     target: NamedTarget
     steps: Mapping[StepName, str]
     unmeasured_because: str = ""
+    champion: Champion | None = None
 
     def to_json(self) -> dict[str, object]:
         return {
             "id": self.id, "precision": self.precision, "target": self.target.name,
             "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+            "champion": self.champion.to_json() if self.champion else None,
         }  # fmt: skip
 
 
@@ -107,7 +111,9 @@ class Plan:
         if waivers:
             limits["waivers"] = waivers
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
-        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers})
+        champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
+        rivals = {"champions": champions} if champions else {}
+        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals})
 
     @property
     def goals(self) -> set[str]:
@@ -141,10 +147,16 @@ class Plan:
 
 
 def plan_recipe(
-    loaded: LoadedRecipe, store: Store, digests: FileDigests, *, only: str | None = None, compare: Sequence[str] = ()
+    loaded: LoadedRecipe,
+    store: Store,
+    digests: FileDigests,
+    *,
+    only: str | None = None,
+    compare: Sequence[str] = (),
+    champions: Champions = NONE,
 ) -> Plan:
     """The plan of one recipe. `only`: glob over engine ids; engines that it leaves out are not planned. `compare`:
-    names of peers.
+    names of peers. `champions`: those that its engines are measured against, by `champion_lookup.find_champions`.
 
     Raises `TargetError` if `only` selects nothing, or only engines that their targets refuse.
     """
@@ -158,7 +170,7 @@ def plan_recipe(
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
-            engines.append(_plan_engine(documents, steps, engine_id, precision, target))
+            engines.append(_plan_engine(documents, steps, engine_id, precision, target, champions, store))
     if not engines:
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
     peers = plan_peers(documents, compare, partial(_add, steps))
@@ -189,12 +201,13 @@ def plan_recipes(
     *,
     only: str | None = None,
     compare: Sequence[str] = (),
+    champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; `only` must match in at least one."""
     plans = []
     for one in loaded:
         try:
-            plans.append(plan_recipe(one, store, digests, only=only, compare=compare))
+            plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
         except TargetError:
             if len(loaded) == 1:
                 raise
@@ -210,7 +223,13 @@ def _refusal(precision: str, target: NamedTarget) -> str | None:
 
 
 def _plan_engine(
-    documents: Documents, steps: dict[str, Step], engine_id: str, precision: str, target: NamedTarget
+    documents: Documents,
+    steps: dict[str, Step],
+    engine_id: str,
+    precision: str,
+    target: NamedTarget,
+    champions: Champions,
+    store: Store,
 ) -> PlannedEngine:
     """Add the engine's steps, and those they need, to `steps`."""
     add = partial(_add, steps)
@@ -225,8 +244,13 @@ def _plan_engine(
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
     if documents.recipe.performance.at:
         chosen["measure"] = add("measure", f"{engine_id}/measure", *documents.measure(target, build))
+    champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
+    if champion is not None and regression is not None and regression.latency is not None:
+        measured = documents.measure(target, build)
+        duel = duel_document(measured, champion, champions, regression.model_dump(), store)
+        chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why)
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion)
 
 
 def _add(

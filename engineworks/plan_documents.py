@@ -82,14 +82,17 @@ class Documents:
         settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep"})
         params = {"calibration": settings, "samples": _samples(data)}
         digests = {"calibration": self._digests.digest(data.path)}
-        return self._document("calibrate", params, {"fold": fold}, digests), {"calibration": data.path}
+        aside = {"calibration": data.path, "sha256": digests["calibration"]}
+        return self._document("calibrate", params, {"fold": fold}, digests), aside
 
     def lower(self, precision: str, fold: str, ranges: str | None) -> tuple[Document, Aside]:
         params: Document = {"precision": precision}
         if precision == "int8":
             params["keep"] = list(self.recipe.calibration.keep)
             assert ranges is not None
-            return self._document("lower", params, {"fold": fold, "ranges": ranges}, {}), {}
+            assert self._files.calibration is not None
+            aside = {"calibration_sha256": self._digests.digest(self._files.calibration.path)}
+            return self._document("lower", params, {"fold": fold, "ranges": ranges}, {}), aside
         if precision == "fp32":
             return self._document("lower", params, {"fold": fold}, {}), {}
         data = self._files.calibration or self._files.evaluation

@@ -43,7 +43,7 @@ def _precisions(documents: Documents, name: str) -> tuple[str, ...]:
 
 def _planned(documents: Documents, name: str, precision: str, add: Add) -> PlannedPeer:
     module, recipe_id = peer(name), f"{documents.name}/peer/{name}-{precision}"
-    why = module.why_not(_source(documents)) or _nothing_to_measure(documents)
+    why = module.why_not(_source(documents), precision) or _nothing_to_measure(documents)
     if why:
         return PlannedPeer(recipe_id, name, module.TITLE, precision, why_not=why)
     inputs = _inputs(documents, precision, add, from_source=module.FROM_SOURCE)

@@ -6,8 +6,9 @@ what needs two fields at once is checked in `recipe_checks`, what needs files or
 
 from __future__ import annotations
 
+import re
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -29,7 +30,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 
 LATER = {
     "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
-    "performance.regression": "comparison with a champion comes with the release gate; use performance.budget for now",
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
@@ -92,8 +92,11 @@ class Data(Part):
 
 
 class Calibration(Part):
-    method: Literal["minmax", "entropy", "percentile"] = "entropy"
+    method: Literal["minmax", "entropy", "percentile", "mse", "moving_average"] = "entropy"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    averaging: Fraction | None = Field(
+        None, description="moving_average: weight of a new batch, e.g. 0.01; default: the mean over all batches"
+    )
     batch: Length = Field(8, description="samples per calibration step")
     keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
 
@@ -153,12 +156,46 @@ class ServingOptions(Part):
     )
 
 
+def _percent_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: 0.05 and '5%'."""
+    number = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d*)?\s*%$"}]
+
+
+def _fraction_of(value: object) -> object:
+    """'5%' → 0.05; numbers stay."""
+    fraction = value
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?\s*%", value.strip()):
+        fraction = float(value.strip().rstrip("% ")) / 100
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise PydanticCustomError("percent", "it should be a percentage such as 5%, or a fraction such as 0.05")
+    return fraction
+
+
+Percent = Annotated[
+    float, Field(gt=0, lt=1, json_schema_extra=_percent_schema), BeforeValidator(_fraction_of)
+]  # fmt: skip
+"""'5%' or 0.05."""
+
+
+class Regression(Part):
+    """How much worse than the champion an engine may be; every one that is given is one check."""
+
+    latency: Percent | None = Field(None, description="median latency at every named shape, e.g. 5%")
+    accuracy: Percent | None = Field(None, description="task metric on the same evaluation data, e.g. 0.5%")
+    most_s: Positive | None = Field(
+        None, description="seconds that one measurement of both engines may take; default: by their speed, 20 to 300"
+    )
+
+
 class Performance(Part):
     at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
     serving: ServingOptions = ServingOptions()
+    regression: Regression | None = Field(None, description="limits against the champion")
 
 
 class DynamicBatching(Part):

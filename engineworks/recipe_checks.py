@@ -140,6 +140,13 @@ def _int8_has_data(recipe: Recipe, node: Node) -> Iterator[Problem]:
         yield Problem(place, "int8 needs calibration data", "add data.calibration; random numbers are never used")
 
 
+def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.calibration.averaging is not None and recipe.calibration.method != "moving_average":
+        place = node.key_place(("calibration", "averaging"))
+        message = f"'averaging' does nothing with method {recipe.calibration.method}"
+        yield Problem(place, message, "write method: moving_average, or remove it")
+
+
 def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for index, precision in enumerate(recipe.precisions):
         limits = recipe.accuracy.limits.get(precision)
@@ -172,6 +179,22 @@ def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
                 yield Problem(place, f"the model has no input '{name}'", did_you_mean(name, recipe.inputs))
 
 
+def _regressions_have_something_to_compare(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    regression = recipe.performance.regression
+    if regression is None:
+        return
+    path = ("performance", "regression")
+    if regression.latency is None and regression.accuracy is None:
+        yield Problem(node.key_place(path), "performance.regression sets no limit", "e.g. {latency: 5%}")
+    if regression.latency is not None and not recipe.performance.at:
+        place = node.key_place((*path, "latency"))
+        yield Problem(place, "regression.latency needs named shapes", "e.g. performance.at: {single: {batch: 1}}")
+    if regression.accuracy is not None and recipe.accuracy.metric is None:
+        yield Problem(
+            node.key_place((*path, "accuracy")), "regression.accuracy needs accuracy.metric", "e.g. metric: top1"
+        )
+
+
 _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _source_is_one,
     _lists_have_no_twins,
@@ -180,9 +203,11 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _sweep_fits,
     _streams_have_no_twins,
     _int8_has_data,
+    _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
     _names_are_known,
+    _regressions_have_something_to_compare,
     batching_fits,
     waivers_name_something,
     aliases_differ,

@@ -11,8 +11,9 @@ from engineworks.comparison import comparison_metrics
 from engineworks.engine_files import NOT_SHIPPED
 from engineworks.git_state import commit_of
 from engineworks.plan import Plan
+from engineworks.plan_duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
-from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.records import CONDITIONS, HARDWARE, EngineRecord
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -56,6 +57,8 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
     if engine.latency:
         texts["latency.json"] = json.dumps(engine.latency)
+    if engine.duel:
+        texts["duel.json"] = json.dumps(engine.duel)
     if engine.log:
         texts["build.log"] = engine.log
     if engine.passport:
@@ -69,7 +72,7 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         status="FAILED" if failure else "FINISHED",
         params=_engine_params(plan, engine),
         metrics=_metrics(engine),
-        tags=_engine_tags(engine),
+        tags=_engine_tags(engine) | _condition_tags(plan, engine),
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
@@ -82,8 +85,23 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     words = [e.verdict for e in result.engines]
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
-    done = {"build_s": result.seconds, "engines_refused": float(len(result.refused))}
-    return counts | steps | done | comparison_metrics(result.comparison)
+    notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
+    return counts | steps | notes | {"build_s": result.seconds} | comparison_metrics(result.comparison)
+
+
+def result_tags(result: BuildResult) -> dict[str, str]:
+    """The verdict of all engines together, and what is doubtful about them."""
+    tags = {"engineworks.verdict": result.verdict}
+    return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
+
+
+def result_texts(result: BuildResult) -> dict[str, str]:
+    """Files of the build's run that come from its result."""
+    health = [c.to_json() for c in result.calibration]
+    texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    if result.comparison:
+        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+    return texts
 
 
 def _document(plan: Plan, key: str) -> str:
@@ -119,6 +137,18 @@ def _engine_tags(engine: EngineResult) -> dict[str, str]:
     return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})
 
 
+def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    """What its latency depends on, so that later runs find measurements to compare with; and its champion."""
+    tags: dict[str, str] = {}
+    if engine.latency and "measure" in engine.keys:
+        document = plan.steps[engine.keys["measure"]].document
+        tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
+    if engine.duel:
+        champion = engine.duel["champion"]
+        tags |= {"engineworks.champion": f"{champion['model']}/{champion['version']}"}
+    return tags
+
+
 def _metrics(engine: EngineResult) -> dict[str, float]:
     """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
     found: dict[str, float | None] = {}
@@ -139,6 +169,10 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
             }
     if engine.recommendation and engine.recommendation.batch:
         found["recommended_batch"] = engine.recommendation.batch
+    for shape, compared in (engine.duel or {}).get("shapes", {}).items():
+        low, high = compared["interval"] or (None, None)
+        ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
+        found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
         found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
     return {k: float("nan") if v is None else float(v) for k, v in found.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from engineworks.build_state import Build
-from engineworks.records import build_tags, plan_params, result_metrics
+from engineworks.records import build_tags, plan_params, result_metrics, result_tags, result_texts
 from engineworks.report.text import render_markdown
 from engineworks.tracking import BuildRun
 
@@ -26,8 +25,6 @@ def end_record(build: Build, run: BuildRun, recipe: str) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     del recipe  # names the task run
     result = build.result(run.run_id)
-    texts = {"plan.json": build.plan.to_json_text(), "report.md": render_markdown(result)}
-    if result.comparison:
-        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+    texts = {"plan.json": build.plan.to_json_text(), "report.md": render_markdown(result), **result_texts(result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
-    run.finish(status, metrics=result_metrics(result), tags={"engineworks.verdict": result.verdict}, texts=texts)
+    run.finish(status, metrics=result_metrics(result), tags=result_tags(result), texts=texts)

@@ -20,12 +20,15 @@ def release(
 
     Exits 1 if a gate failed, 3 if an engine could not be judged here or another release was faster.
     """
-    from engineworks.release.command import release_recipes
+    from engineworks.commands.plans import read_plans
+    from engineworks.release.command import champions_of_recipes, release_plans
     from engineworks.results import gravest
 
     settings = read_settings()
+    champions = champions_of_recipes(recipes, settings)  # before anything is planned against them
+    plans = read_plans(settings, recipes, only)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
-        results = release_recipes(recipes, settings, only=only)
+        results = release_plans(plans, settings, champions, only=only)
     if as_json:
         values = [r.to_json() for r in results]
         terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})

@@ -6,30 +6,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engineworks.build_command import load_flows, recorded_result
-from engineworks.fingerprint import FileDigests
-from engineworks.plan import Plan, plan_recipes
+from engineworks.plan import Plan
 from engineworks.recipe_yaml import load_recipes
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build
 from engineworks.settings import Settings
-from engineworks.store import open_store
-from engineworks.tracking import Tracking, open_tracking
+from engineworks.tracking import open_tracking
+
+ByEngine = Mapping[str, int | None]
 
 
-def release_recipes(recipes: Sequence[Path], settings: Settings, *, only: str | None = None) -> list[ReleaseResult]:
-    """Plan, build, judge and release every recipe; results come in their order."""
+def champions_of_recipes(recipes: Sequence[Path], settings: Settings) -> dict[str, ByEngine]:
+    """By recipe: see `champions_before`. Raises `RecipeError`, `TrackingError`."""
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
-    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-    champions = {one.name: champions_before(one, tracking.registry()) for one in loaded}
-    plans = plan_recipes(loaded, open_store(settings), FileDigests(settings.artifacts / "digests.db"), only=only)
-    return [_release(plan, settings, tracking, champions[plan.recipe], only) for plan in plans]
+    registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
+    return {one.name: champions_before(one, registry) for one in loaded}
 
 
-def _release(
-    plan: Plan, settings: Settings, tracking: Tracking, champions: Mapping[str, int | None], only: str | None
-) -> ReleaseResult:
+def release_plans(
+    plans: Sequence[Plan], settings: Settings, champions: Mapping[str, ByEngine], *, only: str | None = None
+) -> list[ReleaseResult]:
+    """Build, judge and release every plan; results come in their order. champions: from before they were planned."""
+    return [_release(plan, settings, champions[plan.recipe], only) for plan in plans]
+
+
+def _release(plan: Plan, settings: Settings, champions: ByEngine, only: str | None) -> ReleaseResult:
     """A build that is on record needs no flow."""
     recorded = recorded_result(plan, settings)
     if recorded is not None:
-        return release_build(plan, recorded, tracking, champions)
+        return release_build(plan, recorded, open_tracking(settings.artifacts, settings.tracking_uri), champions)
     released: ReleaseResult = load_flows()([plan], settings, only=only, release=True)[0]
     return released

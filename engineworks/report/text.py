@@ -14,6 +14,7 @@ def render_markdown(result: BuildResult) -> str:
     for compared in comparison_tables(result.comparison):
         lines += ["", f"## {compared.title}", "", _line(compared.headings), _line(["---"] * len(compared.headings))]
         lines += map(_line, compared.rows)
+    lines += _calibration(result)
     for engine in result.engines:
         if engine.checks:
             lines += ["", f"## {engine.id}: {engine.word}", ""]
@@ -26,6 +27,15 @@ def render_markdown(result: BuildResult) -> str:
         if engine.failure:
             lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(result: BuildResult) -> list[str]:
+    """What the ranges are worth, with everything that makes them doubtful."""
+    lines = ["", "## Calibration", ""] if result.calibration else []
+    for health in result.calibration:
+        lines.append(f"- {health.step}: {health.sentence()}")
+        lines += [f"- **warning** {sentence}" for sentence in health.warnings]
+    return lines
 
 
 def _summary(result: BuildResult) -> str:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
-StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "peer"]
+StepName = Literal[
+    "export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class StepKind:
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(1, ("onnx", "onnxruntime", "numpy")),
+    "calibrate": StepKind(2, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(2, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
-    "reference": StepKind(1, ("onnxruntime", "numpy")),
+    "reference": StepKind(2, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
     "measure": StepKind(4, ("numpy",), engine=True),
+    "duel": StepKind(1, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
 }
 

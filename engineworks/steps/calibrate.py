@@ -1,33 +1,81 @@
-"""Folded ONNX + calibration data → activation ranges: an artifact of its own, with the data's digest and count.
+"""Folded ONNX + calibration data → activation ranges: an artifact of its own, with what speaks for and against them.
 
 Ranges are found for every tensor that may become int8: which nodes are kept out of it then costs no calibration.
 """
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from engineworks.errors import CalibrationError, SamplesError
 from engineworks.fingerprint import digest_file
-from engineworks.model.calibration import collect_ranges
+from engineworks.model.calibration import Ranges, collect_ranges
+from engineworks.model.calibration.inputs import InputWatch
+from engineworks.model.calibration.trust import check_pairing, check_samples, digest_model, summary, warnings
 from engineworks.model.lower.quantize import tensors_to_calibrate
 from engineworks.model.onnx_files import MODEL_FILE, load_model
-from engineworks.samples import fixed_batch, samples_from_json
+from engineworks.samples import SampleFile, batch_axes, fixed_batch, samples_from_json
 from engineworks.steps import StepJob
 
 RANGES_FILE = "ranges.json"
+REPORT_FILE = "report.json"
+"""What the ranges are worth: figures of all tensors together, statistics of the inputs, warnings."""
 
 
 def run(job: StepJob) -> None:
     model = job.inputs["fold"] / MODEL_FILE
     samples = samples_from_json(job.path("calibration"), job.params["samples"])
-    settings = job.params["calibration"]
+    data = {"sha256": _digest_in_use(job, samples), "samples": samples.count, "of": samples.total}
+    watch = InputWatch(batch_axes(samples.specs), samples.count, refuse=f"calibration data {samples.path.name}")
+    ranges = _collect(job, samples, watch)
+    statistics = watch.statistics()
+    job.write_json(RANGES_FILE, {"model": digest_model(model), "data": data, "ranges": ranges.to_json()})
+    told = warnings(ranges, statistics, repeated=watch.repeated)
+    for sentence in told:
+        job.say(f"warning: {sentence}")
+    inputs = {name: seen.to_json() for name, seen in statistics.items()}
+    job.write_json(REPORT_FILE, {**summary(ranges), "data": data, "warnings": list(told), "inputs": inputs})
+
+
+def _collect(job: StepJob, samples: SampleFile, watch: InputWatch) -> Ranges:
+    """Ranges over all samples, once the samples themselves were looked at: that reads them and runs nothing."""
+    model, settings = job.inputs["fold"] / MODEL_FILE, job.params["calibration"]
     size = fixed_batch(samples.specs) or settings["batch"]
-    tensors = tensors_to_calibrate(load_model(model, weights=False))
-    ranges = collect_ranges(
+    for _ in watch.watch(samples.batches([size])):
+        pass
+    check_samples(watch.statistics(), samples.path.name)
+    return collect_ranges(
         model,
         lambda: samples.batches([size]),
-        tensors,
+        tensors_to_calibrate(load_model(model, weights=False)),
         method=settings["method"],
         percentile=settings["percentile"],
+        averaging=settings["averaging"],
+        samples=samples.count,
         progress=lambda done: job.say(f"calibrated {done} of {samples.count} samples"),
     )
-    data = {"sha256": digest_file(samples.path), "samples": samples.count, "of": samples.total}
-    job.write_json(RANGES_FILE, {"data": data, "ranges": ranges.to_json()})
+
+
+def _digest_in_use(job: StepJob, samples: SampleFile) -> str:
+    """sha256 of the data file, which must be what it was when the plan was made."""
+    digest = digest_file(samples.path)
+    if digest != job.aside.get("sha256", digest):
+        raise SamplesError(f"calibration data {samples.path.name} changed since the plan was made", hint="build again")
+    return digest
+
+
+def read_ranges(job: StepJob) -> Ranges:
+    """The ranges that a lowering is given as its input `ranges`, checked to be of the model and data in use.
+
+    Raises `ModelError` or `SamplesError` where they are of others, `CalibrationError` where they do not parse.
+    """
+    path = job.inputs["ranges"] / RANGES_FILE
+    try:
+        stored: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: the calibration ranges can not be read: {error}", hint="build again") from None
+    if not isinstance(stored, dict) or not isinstance(stored.get("ranges"), dict):
+        raise CalibrationError(f"{path}: these are no calibration ranges", hint="calibrate again")
+    check_pairing(stored, model=digest_model(job.inputs["fold"] / MODEL_FILE), data=job.aside.get("calibration_sha256"))
+    return Ranges.from_json(stored["ranges"])

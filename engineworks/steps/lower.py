@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 
 from engineworks.capabilities import GEMMS
 from engineworks.errors import LoweringError
-from engineworks.model.calibration import Ranges
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_graph import FORMATS, infer_types, split_model
 from engineworks.model.lower.quantize import quantize
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.samples import fixed_batch, samples_from_json
 from engineworks.steps import StepJob
-from engineworks.steps.calibrate import RANGES_FILE
+from engineworks.steps.calibrate import read_ranges
 
 REPORT_FILE = "lowering.json"
 
@@ -48,9 +46,8 @@ def _half(job: StepJob) -> None:
 
 
 def _int8(job: StepJob) -> None:
-    stored = json.loads((job.inputs["ranges"] / RANGES_FILE).read_text(encoding="utf-8"))
     model = load_model(job.inputs["fold"] / MODEL_FILE)
-    quantized = quantize(model, Ranges.from_json(stored["ranges"]), keep=job.params["keep"])
+    quantized = quantize(model, read_ranges(job), keep=job.params["keep"])
     if not quantized.quantized_nodes:
         raise _nothing_lowered(job, {k.name: k.reason for k in quantized.kept_nodes})
     save_model(quantized.model, job.out / MODEL_FILE)

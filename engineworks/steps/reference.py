@@ -11,25 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.backends import onnxruntime as backend
+from engineworks.model.calibration.inputs import InputWatch
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.samples import samples_from_json
+from engineworks.samples import batch_axes, samples_from_json
 from engineworks.steps import StepJob
 
 OUTPUTS_FILE = "outputs.npz"
+INPUTS_FILE = "inputs.json"
+"""Statistics of the evaluation data, beside those of the calibration data in its own artifact: neither step's key
+depends on the other's file, and yet the two can be compared."""
 
 
 def run(job: StepJob) -> None:
     """Writes the outputs run by run under `<run>/<output>`: one run is held in memory."""
     samples = samples_from_json(job.path("evaluation"), job.params["samples"])
     session = backend.load(job.inputs["fold"] / MODEL_FILE, {})
+    watch = InputWatch(batch_axes(samples.specs), samples.count)
     runs = 0
     with zipfile.ZipFile(job.out / OUTPUTS_FILE, "w") as archive:
-        for feeds in samples.batches(job.params["batches"]):
+        for feeds in watch.watch(samples.batches(job.params["batches"])):
             for name, value in session.run(feeds).items():
                 with archive.open(f"{runs}/{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, np.asarray(value, order="C"), allow_pickle=False)
             runs += 1
     session.close()
+    job.write_json(INPUTS_FILE, {name: seen.to_json() for name, seen in watch.statistics().items()})
     job.write_json("reference.json", {"samples": samples.count, "runs": runs})
 
 

@@ -235,3 +235,98 @@ def test_digits_calibrated_on_near_black_images_are_caught(settings: Settings) -
     sentence = next(c.sentence for c in engine.checks if c.name == "metric_ratio")
     assert sentence.startswith("top1 on 597 labelled samples: 0.")
     assert "limit at least 0.99 of fp32" in sentence
+
+
+def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
+    """Make an engine of the build the champion, as a release does."""
+    one = result.engines[engine]
+    _, precision, target = one.id.split("/")
+    tracking = open_tracking(settings.artifacts, None)
+    (run,) = tracking.find_runs(engine=one.id, kind="engine", parent_run_id=result.run)
+    client = tracking._connect().client
+    client.create_registered_model("tiny")
+    tags = {
+        "engineworks.engine": one.id, "engineworks.engine_digest": one.sidecar["sha256"],
+        "engineworks.build_key": one.keys["build"], "engineworks.run": run.run_id,
+    }  # fmt: skip
+    version = client.create_model_version("tiny", source="somewhere", run_id=run.run_id, tags=tags)
+    client.set_registered_model_alias("tiny", f"champion-{target}-{precision}", str(version.version))
+
+
+def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
+    """The champion itself passes; another one, with too little time to know, is inconclusive, and is tried again."""
+    edit("[fp32, int8]", "[fp32]")
+    edit("  at:", "  regression: {latency: 5%, accuracy: 0.5%, most_s: 0.001}\n  at:")
+    first = build(settings)
+    assert {c.sentence for c in first.engines[0].checks if c.name.startswith("regression")} == {
+        "No champion yet: nothing to compare with."
+    }
+    crown(settings, first)
+    same = build(settings)
+    assert same.exit_code() == 0
+    (sentence,) = [c.sentence for c in same.engines[0].checks if c.name == "regression.latency"]
+    assert sentence == "The champion (version 1 of tiny) is this very engine, byte for byte: nothing to measure."
+
+    model = tiny_model()
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(
+        onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1 + 1e-6), "w"
+    ))  # fmt: skip
+    onnx.save(model, "recipes/tiny.onnx")
+    other = build(settings)
+    (engine,) = other.engines
+    assert (engine.verdict, other.exit_code()) == ("inconclusive", 3)
+    assert {c.name: c.verdict for c in engine.checks}["regression.latency[one]"] == "inconclusive"
+    assert engine.duel is not None
+    assert engine.duel["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
+    tracking = open_tracking(settings.artifacts, None)
+    (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=other.run)
+    assert json.loads(tracking.read_text(child.run_id, "duel.json"))["method"] == "measured"
+    assert child.tags["engineworks.champion"] == "tiny/1"
+    again = build(settings)
+    assert again.steps.run == 1
+    assert again.report is not None
+    assert "against tiny version 1" in again.report.read_text(encoding="utf-8")
+
+
+def test_a_doubtful_calibration_is_said_wherever_one_looks(settings: Settings) -> None:
+    """24 samples are few, and images that are 255 times as bright were prepared in another way."""
+    with np.load("recipes/calib.npz") as calib:
+        np.savez("recipes/calib.npz", image=calib["image"] * 255)
+    result = build(settings, only="*/int8/*")
+    few, drifted = result.warnings
+    assert "24 samples, which is far too few" in few
+    assert "'image' differs between calibration and evaluation data" in drifted
+    assert result.exit_code() == 1, "the gate sees what this led to, the warnings say why"
+    (health,) = result.to_json()["calibration"]
+    assert health["warnings"] == [few, drifted]
+    assert result.report is not None
+    pages = [result.report, result.report.with_name("report.md")]
+    (run,) = open_tracking(settings.artifacts, None).find_runs(kind="build")
+    for text in (*(page.read_text(encoding="utf-8") for page in pages), run.tags["engineworks.warnings"]):
+        assert "far too few" in text
+        assert "Kolmogorov-Smirnov distance" in text
+    (again,) = build_plans([plan(settings, only="*/int8/*")], settings)
+    assert again.steps.run == 0
+    assert again.warnings == result.warnings
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "holds NaN"), (0.0, "is constant")])
+def test_calibration_data_that_tells_nothing_is_bad_input_and_leaves_nothing(
+    settings: Settings, value: float, said: str
+) -> None:
+    np.savez("recipes/calib.npz", image=np.full((24, 1, 4, 4), value, np.float32))
+    result = build(settings, only="*/int8/*")
+    (engine,) = result.engines
+    assert engine.failure is not None
+    assert said in engine.failure.message
+    assert result.exit_code() == 2
+    calibrations = [s for s in plan(settings, only="*/int8/*").steps.values() if s.kind == "calibrate"]
+    assert [s.state for s in calibrations] == ["to do"]
+
+
+def test_new_evaluation_data_calibrates_nothing_anew(settings: Settings) -> None:
+    build(settings)
+    with np.load("recipes/test.npz") as test:
+        np.savez("recipes/test.npz", image=test["image"] + 0.25, label=test["label"])
+    states = {s.kind: s.state for s in plan(settings).steps.values()}
+    assert (states["reference"], states["calibrate"], states["lower"]) == ("to do", "cached", "cached")

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
+from engineworks.model.calibration.trust import digest_model
 from engineworks.steps import StepJob
 from engineworks.steps.lower import run
 from engineworks.tensors import TensorSpec
@@ -26,7 +27,8 @@ def job_of(folder: Path, model: onnx.ModelProto, precision: str) -> StepJob:
     dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
     np.savez(folder / "x.npz", x=np.linspace(-1, 1, 12).reshape(6, 2).astype(dtype))
     ranges = {"method": "minmax", "sample_count": 6, "tensors": {}, "parameters": {}}
-    (folder / "fold" / "ranges.json").write_text(json.dumps({"ranges": ranges}), encoding="utf-8")
+    stored = {"model": digest_model(folder / "fold" / "model.onnx"), "ranges": ranges}
+    (folder / "fold" / "ranges.json").write_text(json.dumps(stored), encoding="utf-8")
     specs = [TensorSpec("x", dtype.name, ("batch", 2)).to_json()]
     samples = {"arrays": {"x": "x"}, "count": 6, "total": 6, "specs": specs}
     params = {"precision": precision, "samples": samples, "keep": []}

@@ -72,10 +72,23 @@ class Histogram:
         self.exponent = exponent
         self.counts = merge_bins(self.counts, 1 << min(merged, self.counts.size.bit_length() - 1))
 
-    def beyond(self, bins: int) -> float:
-        """Fraction of all values with a magnitude of at least `bins` times the bins' width."""
+    def above(self, amax: float) -> float:
+        """Fraction of all values with a magnitude above `amax`, to within the bin that holds it."""
         total = int(self.counts.sum())
+        bins = math.ceil(amax / self.bin_width)
         return int(self.counts[bins:].sum()) / total if total else 0.0
+
+    def rounded(self, step: float, levels: int) -> NDArray[np.bool_]:
+        """Which of the multiples 0 … `levels` of `step` a magnitude rounds to, bool[levels + 1]; what lies beyond the
+        last counts to it. A bin speaks for every multiple that its values may round to."""
+        filled = np.flatnonzero(self.counts)
+        first = np.minimum(np.rint(filled * self.bin_width / step), levels).astype(np.intp)
+        last = np.minimum(np.rint((filled + 1) * self.bin_width / step), levels).astype(np.intp)
+        edges = np.zeros(levels + 2, np.intp)
+        np.add.at(edges, first, 1)
+        np.add.at(edges, last + 1, -1)
+        reached: NDArray[np.bool_] = np.cumsum(edges)[: levels + 1] > 0
+        return reached
 
 
 def merge_bins(counts: NDArray[np.int64], factor: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from engineworks.errors import CalibrationError
 
-Method = Literal["minmax", "entropy", "percentile"]
+Method = Literal["minmax", "entropy", "percentile", "mse", "moving_average"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 INT8_MAX = 127
@@ -23,7 +23,10 @@ class Range:
     """What was seen of one tensor, and the magnitude that int8 is to cover.
 
     amax ≥ 0: values beyond ±amax saturate. minimum, maximum: the extremes of all samples. saturated: fraction of all
-    values with |x| > amax, 0 for min-max. values: how many elements were seen.
+    values with |x| > amax: 0 for min-max, estimated from a part of the values for a moving average. values: how many
+    elements were seen. unused: fraction of the 255 codes that no value reached: by the extremes, and for methods that
+    count a histogram also by the magnitudes in between. amax_early: what amax was after most of the samples (see
+    `collect.EARLY`), None if that was not looked at.
     """
 
     amax: float
@@ -31,11 +34,20 @@ class Range:
     maximum: float
     saturated: float
     values: int
+    unused: float = 0.0
+    amax_early: float | None = None
 
     @property
     def scale(self) -> float:
         """Step of symmetric int8: amax / 127, or 1 where amax is 0."""
         return self.amax / INT8_MAX if self.amax > 0 else SCALE_OF_ZERO
+
+    @property
+    def moved(self) -> float:
+        """By how much of itself the range still moved with the last samples: |amax - amax_early| / amax."""
+        if self.amax_early is None or self.amax == self.amax_early:
+            return 0.0
+        return abs(self.amax - self.amax_early) / max(self.amax, self.amax_early)
 
     @property
     def constant(self) -> bool:
@@ -49,6 +61,8 @@ class Range:
             "maximum": self.maximum,
             "saturated": self.saturated,
             "values": self.values,
+            "unused": self.unused,
+            "amax_early": self.amax_early,
         }
 
 
@@ -56,13 +70,15 @@ class Range:
 class Ranges:
     """The ranges of a model's activations by tensor name, and how they were found.
 
-    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; empty for min-max.
+    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; empty for min-max. provider: of ONNX
+    Runtime, on which the model ran.
     """
 
     method: Method
     sample_count: int
     tensors: Mapping[str, Range]
     parameters: Mapping[str, float] = field(default_factory=dict)
+    provider: str = "CPUExecutionProvider"
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -75,6 +91,7 @@ class Ranges:
             "method": self.method,
             "parameters": dict(self.parameters),
             "sample_count": self.sample_count,
+            "provider": self.provider,
             "constants": list(self.constants),
             "tensors": {name: seen.to_json() for name, seen in self.tensors.items()},
         }
@@ -92,7 +109,8 @@ class Ranges:
         if not isinstance(sample_count, int):
             raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
         found = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
-        return cls(method, sample_count, found, {str(name): number for name, number in parameters.items()})
+        settings = {str(name): number for name, number in parameters.items()}
+        return cls(method, sample_count, found, settings, str(value.get("provider", cls.provider)))
 
 
 _AGAIN = "calibrate again"
@@ -101,12 +119,15 @@ _AGAIN = "calibrate again"
 def _range_from_json(name: str, value: object) -> Range:
     try:
         assert isinstance(value, Mapping)
+        early = value.get("amax_early")
         return Range(
             amax=float(value["amax"]),
             minimum=float(value["minimum"]),
             maximum=float(value["maximum"]),
             saturated=float(value["saturated"]),
             values=int(value["values"]),
+            unused=float(value.get("unused", 0.0)),
+            amax_early=None if early is None else float(early),
         )
     except (AssertionError, KeyError, TypeError, ValueError):
         raise CalibrationError(f"the calibration range of tensor '{name}' is damaged: {value!r}", hint=_AGAIN) from None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
-import functools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
+from engineworks.backends._gpu import first_gpu
 from engineworks.errors import CalibrationError, SamplesError
+from engineworks.model.calibration.heap import trim_heap
 from engineworks.model.calibration.segments import Segment, plan_segments, segment_model, tensor_types
 from engineworks.model.onnx_files import graph_inputs, load_model
 from engineworks.tensors import TensorSpec
@@ -23,6 +22,11 @@ from engineworks.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+"""TF32 would round the reference itself; an exhaustive search would be made anew for every shape of ragged batches."""
 
 _TRIM_ABOVE_BYTES = 1 << 26
 """Tensors of one segment after which freed memory is given back at once."""
@@ -42,6 +46,7 @@ class SegmentedModel:
         sessions: Sequence[onnxruntime.InferenceSession],
     ) -> None:
         self.inputs = tuple(inputs)
+        self.provider: str = sessions[0].get_providers()[0] if sessions else "CPUExecutionProvider"
         self._wanted = frozenset(wanted)
         self._steps = tuple(zip(segments, sessions, strict=True))
         self._last_use = {name: at for at, segment in enumerate(segments) for name in segment.inputs}
@@ -72,9 +77,9 @@ class SegmentedModel:
                 if name in self._last_use:
                     alive[name] = value
             if large:
-                _trim_heap()
+                trim_heap()
         if time.monotonic() - self._trimmed_at > _TRIM_EVERY_SECONDS:
-            _trim_heap()
+            trim_heap()
             self._trimmed_at = time.monotonic()
 
     def _check_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -93,8 +98,10 @@ class SegmentedModel:
                 )
 
 
-def open_segments(path: Path, wanted: Sequence[str], threads: int) -> SegmentedModel:
+def open_segments(path: Path, wanted: Sequence[str], threads: int, device: Device = "auto") -> SegmentedModel:
     """Sessions for all segments of the ONNX file that lead to the tensors `wanted`; `threads` as in ONNX Runtime.
+
+    device: "auto" runs them on a GPU where ONNX Runtime's CUDA provider and a GPU are there.
 
     Weights beside the file are mapped into memory from there; weights inside of it pass through a temporary folder,
     so that the parsed file is gone before the first session is opened. Raises `CalibrationError` for a tensor that
@@ -109,7 +116,8 @@ def open_segments(path: Path, wanted: Sequence[str], threads: int) -> SegmentedM
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         parts = [_write(segment_model(model, s, types), Path(folder) / f"{at}.onnx") for at, s in enumerate(segments)]
         del model
-        sessions = [_open(part, path, threads) for part in parts]
+        providers = choose_providers(device)
+        sessions = [_open(part, path, threads, providers) for part in parts]
     return SegmentedModel(inputs, wanted, segments, sessions)
 
 
@@ -135,7 +143,22 @@ def _write(part: onnx.ModelProto, file: Path) -> Path | bytes:
     return file
 
 
-def _open(part: Path | bytes, source: Path, threads: int) -> onnxruntime.InferenceSession:
+def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
+    """Execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" where there is none."""
+    import onnxruntime
+
+    there = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and first_gpu() is not None
+    if device == "cuda" and not there:
+        raise CalibrationError("calibration on CUDA: ONNX Runtime has no CUDA provider here, or there is no GPU")
+    if device == "cpu" or not there:
+        return ["CPUExecutionProvider"]
+    onnxruntime.preload_dlls()
+    return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"]
+
+
+def _open(
+    part: Path | bytes, source: Path, threads: int, providers: list[str | tuple[str, dict[str, str]]]
+) -> onnxruntime.InferenceSession:
     """Without the memory arena, which keeps the peak of every shape; without layouts that copy all weights."""
     import onnxruntime
 
@@ -151,7 +174,7 @@ def _open(part: Path | bytes, source: Path, threads: int) -> onnxruntime.Inferen
     )
     with _runtime_errors(f"{source}: ONNX Runtime does not load the model"):
         model = part if isinstance(part, bytes) else str(part)
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def _run(
@@ -174,19 +197,6 @@ def _runtime_errors(what: str) -> Iterator[None]:
         yield
     except kinds as error:
         raise CalibrationError(f"{what}: {error}") from error
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can (glibc): tensors of changing sizes leave holes in
-    the heap, which would grow by a fifth or more, differently in every run."""
-    trim = getattr(_c_library(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _c_library() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _listed(names: Mapping[str, object] | Sequence[str]) -> str:

@@ -1,0 +1,218 @@
+"""What the samples themselves look like, input by input: statistics in constant memory, and how two sets differ.
+
+Values of an input are taken together, whatever their place in it: enough to see black images, a scaling that was
+forgotten, other lengths of padding; not enough to see that pixels were shuffled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import SamplesError
+
+Batch = Mapping[str, NDArray[Any]]
+
+DRAWN = 1024
+"""About how many values of each input are kept, evenly from all samples: the empirical distribution."""
+
+MIN_DISTANCE = 0.2
+"""Smallest Kolmogorov-Smirnov distance that is worth a sentence, however many samples there are."""
+
+MIN_DISTANCE_OF_INTEGERS = 0.35
+"""The same for integers: most are token ids, which have no order and differ from text to text."""
+
+SAMPLES_TO_COMPARE_SCALES = 8
+"""Of fewer samples, mean and deviation are too much those of the single sample."""
+
+KS_ALPHA = 0.001
+"""Chance of a sentence about two sets of one origin, if the values of one sample said no more than one value."""
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """One input over all samples. mean, std: of all finite values; nonfinite: how many were NaN or infinite.
+
+    drawn: some of the values, sorted. samples: how many samples they come from.
+    """
+
+    dtype: str
+    samples: int
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    nonfinite: int
+    drawn: tuple[float, ...]
+
+    @property
+    def constant(self) -> bool:
+        """Whether one value is all that the samples hold."""
+        return self.minimum == self.maximum and not self.nonfinite
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype.startswith(("float", "bfloat"))
+
+    def to_json(self) -> dict[str, object]:
+        return {**vars(self), "drawn": list(self.drawn)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> InputStatistics:
+        return cls(**{**value, "drawn": tuple(value["drawn"])})
+
+
+class InputWatch:
+    """Looks at the batches that pass through `watch`, and then knows their `statistics`.
+
+    axes: where each input has its samples, None where a batch is one sample of it. samples: how many there will be.
+    refuse: what the data is called if NaN and infinity in it are an error, else None.
+    """
+
+    def __init__(self, axes: Mapping[str, int | None], samples: int, *, refuse: str | None = None) -> None:
+        self._axes, self._refuse = axes, refuse
+        self._moments = {name: _Moments(samples) for name in axes}
+        self._first: dict[str, NDArray[Any]] = {}
+        self._rows = 0
+        self.repeated = True
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches. Raises `SamplesError` for the first value that is not finite, if that is asked for."""
+        for batch in batches:
+            rows = {
+                name: self._by_sample(name, np.asarray(value)) for name, value in batch.items() if name in self._axes
+            }
+            for name, values in rows.items():
+                nonfinite = self._moments[name].add(values)
+                if nonfinite and self._refuse:
+                    raise self._not_finite(name, values)
+                first = self._first.setdefault(name, values[:1].copy())
+                self.repeated = self.repeated and bool((values == first).all())
+            self._rows += max((len(values) for values in rows.values()), default=0)
+            yield batch
+
+    def statistics(self) -> dict[str, InputStatistics]:
+        """By input, in the order of the model; inputs of which no value was seen are left out."""
+        return {name: moments.statistics() for name, moments in self._moments.items() if moments.samples}
+
+    def _by_sample(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """[samples, values]; a view where the samples come first."""
+        axis = self._axes[name]
+        first = array[None] if axis is None else np.moveaxis(array, axis, 0)
+        return first.reshape(len(first), -1) if len(first) else first.reshape(0, 0)
+
+    def _not_finite(self, name: str, values: NDArray[Any]) -> SamplesError:
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        what = "NaN" if np.isnan(values[row]).any() else "infinity"
+        return SamplesError(
+            f"{self._refuse} holds {what}: input '{name}', sample {self._rows + row}",
+            hint="check how the file is written: its preprocessing, or a division by a standard deviation of 0",
+        )
+
+
+class _Moments:
+    """Count, extremes, mean and variance of values that come in pieces.
+
+    Pieces are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances" (1979): M2 = M2a + M2b + d² na nb / n.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._every = max(1, expected // DRAWN)
+        self._per_sample = max(1, DRAWN // max(1, expected))
+        self._random = np.random.default_rng(0)
+        self.samples = self._count = self._nonfinite = 0
+        self._minimum, self._maximum = math.inf, -math.inf
+        self._mean = self._m2 = 0.0
+        self._dtype = ""
+        self._drawn: list[NDArray[np.float64]] = []
+
+    def add(self, values: NDArray[Any]) -> int:
+        """Take in [samples, values]; returns how many of them are not finite."""
+        if not values.size:
+            return 0
+        self._dtype = self._dtype or values.dtype.name
+        self._draw(values)
+        self.samples += len(values)
+        finite, lost = values, 0
+        if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+            finite = values[np.isfinite(values)]
+            lost = values.size - finite.size
+        self._nonfinite += lost
+        if finite.size:
+            self._merge(finite)
+        return lost
+
+    def _merge(self, values: NDArray[Any]) -> None:
+        self._minimum = min(self._minimum, float(values.min()))
+        self._maximum = max(self._maximum, float(values.max()))
+        mean = float(values.mean(dtype=np.float64))
+        m2 = float(values.var(dtype=np.float64)) * values.size
+        total, delta = self._count + values.size, mean - self._mean
+        self._m2 += m2 + delta * delta * self._count * values.size / total
+        self._mean += delta * values.size / total
+        self._count = total
+
+    def _draw(self, values: NDArray[Any]) -> None:
+        """Some values of every sample (of some samples, where there are many), at places that are not on a grid."""
+        skip = -self.samples % self._every
+        for row in values[skip :: self._every]:
+            places = self._random.integers(0, row.size, self._per_sample)
+            self._drawn.append(row[places].astype(np.float64))
+
+    def statistics(self) -> InputStatistics:
+        drawn = np.concatenate(self._drawn) if self._drawn else np.empty(0)
+        kept = np.sort(drawn[np.isfinite(drawn)])
+        std = math.sqrt(self._m2 / self._count) if self._count else 0.0
+        low, high = (self._minimum, self._maximum) if self._count else (0.0, 0.0)
+        shown = tuple(float(f"{v:.7g}") for v in kept)
+        return InputStatistics(self._dtype, self.samples, low, high, self._mean, std, self._nonfinite, shown)
+
+
+def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, InputStatistics]) -> tuple[str, ...]:
+    """One sentence for each input whose values differ between the two sets of samples."""
+    found = []
+    for name, before in calibration.items():
+        now = evaluation.get(name)
+        if now is None or not (before.drawn and now.drawn):
+            continue
+        distance = ks_distance(before.drawn, now.drawn)
+        least = MIN_DISTANCE if before.floating else MIN_DISTANCE_OF_INTEGERS
+        if distance > max(least, ks_critical(before.samples, now.samples)) or _scaled(before, now):
+            found.append(
+                f"input '{name}' differs between calibration and evaluation data: mean {before.mean:.4g} against "
+                f"{now.mean:.4g}, standard deviation {before.std:.4g} against {now.std:.4g}, range "
+                f"[{before.minimum:.4g}, {before.maximum:.4g}] against [{now.minimum:.4g}, {now.maximum:.4g}] "
+                f"(Kolmogorov-Smirnov distance {distance:.2f}); are both preprocessed in the same way?"
+            )
+    return tuple(found)
+
+
+def _scaled(one: InputStatistics, other: InputStatistics) -> bool:
+    """Whether one set is wider than the other by a factor of two, or its mean lies outside: a forgotten scaling around
+    zero moves the distribution functions apart by less than a half."""
+    if not one.floating or min(one.samples, other.samples) < SAMPLES_TO_COMPARE_SCALES:
+        return False
+    narrow, wide = sorted((one.std, other.std))
+    return wide > 2 * narrow or abs(one.mean - other.mean) > wide
+
+
+def ks_distance(one: Iterable[float], other: Iterable[float]) -> float:
+    """Largest distance of the two empirical distribution functions: D = sup |F1(x) - F2(x)|, as `scipy.stats.ks_2samp`
+    computes it (both sets sorted, both searched for all values)."""
+    first, second = np.sort(np.fromiter(one, np.float64)), np.sort(np.fromiter(other, np.float64))
+    everywhere = np.concatenate([first, second])
+    cdfs = (np.searchsorted(s, everywhere, side="right") / s.size for s in (first, second))
+    return float(np.abs(np.subtract(*cdfs)).max())
+
+
+def ks_critical(one: int, other: int, alpha: float = KS_ALPHA) -> float:
+    """Distance that two samples of `one` and `other` independent values of one distribution exceed with probability
+    `alpha`: sqrt(-ln(alpha / 2) / 2 · (n + m) / (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of
+    Computer Programming, 3.3.1). Values of one sample hang together, so that n and m are counts of samples."""
+    return math.sqrt(-math.log(alpha / 2) / 2 * (one + other) / (one * other))

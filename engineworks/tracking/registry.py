@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
 from engineworks.tracking.connection import Connection, refusals, user_name
 from engineworks.tracking.engine_model import FOLDER, EngineModel, log_engine_model
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
-from engineworks.tracking.registry_lock import alone
+from engineworks.tracking.registry_lock import CLAIM, alone
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -88,16 +89,19 @@ class Registry:
 
         Else another release was faster: "overtaken", and nothing is changed.
         """
-        with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} can not be moved"):
-            for _ in range(TRIES):
+        for attempt in range(TRIES):
+            with (
+                self._alone(slot.model) as claim,
+                refusals(f"alias {slot.alias('champion')} can not be moved"),
+            ):
                 tags, current = self._state(slot)
-                champions = champions_of(tags, slot, current)
                 if current == version:
-                    return "already"
+                    return "moved" if attempt else "already"
                 if current != expected:
                     return "overtaken"
-                self._move(slot, version, [*champions, version])
-                if self._state(slot)[1] == version:
+                self._move(slot, version, [*champions_of(tags, slot, current), version])
+                tags, current = self._state(slot)
+                if current == version and tags.get(CLAIM) == claim:  # else another host went on beside us: look again
                     self._mark(slot, version, SINCE)
                     return "moved"
         return "overtaken"
@@ -117,7 +121,7 @@ class Registry:
             self._mark(slot, current, ENDED)
             return current, before[-1]
 
-    def _alone(self, model: str, recipe: str | None = None) -> Any:
+    def _alone(self, model: str, recipe: str | None = None) -> AbstractContextManager[str | None]:
         """Hold the registered model, made if it is missing and `recipe` says whose it is."""
         found = self._find(model)
         if found is None:

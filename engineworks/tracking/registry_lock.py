@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 CLAIM = "engineworks.claim"
 CLAIM_S = 120.0
-SETTLE_S = 0.5
+SETTLE_S = 1.0
 WAIT_S = 180.0
 POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iterator[None]:
-    """Hold the registered model (which exists). shared: whether other hosts may write to it too."""
+def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iterator[str | None]:
+    """Hold the registered model (which exists). shared: whether other hosts may write to it too; gives the claim then."""
     with locked(lock):
         if not shared:
-            yield
+            yield None
             return
         token = _claim(lambda: client.get_registered_model(model).tags.get(CLAIM), client, model)
         try:
-            yield
+            yield token
         finally:
             if client.get_registered_model(model).tags.get(CLAIM) == token:
                 client.delete_registered_model_tag(model, CLAIM)

@@ -7,7 +7,7 @@ Every check says its own sentence; a figure that is missing or not finite fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +20,20 @@ Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
 @dataclass(frozen=True)
 class Check:
+    """One limit held against one figure. waived: who lets its failure through, until when and why; '' if nobody."""
+
     name: str
     verdict: Word
     sentence: str
+    waived: str = ""
 
     def to_json(self) -> dict[str, str]:
-        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence}
+        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence, "waived": self.waived}
+
+    @property
+    def words(self) -> str:
+        """The sentence, and the waiver where there is one."""
+        return f"{self.sentence} [{self.waived}]" if self.waived else self.sentence
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class Verdict:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        return tuple(c for c in self.checks if c.verdict == "fail")
+        """The failures that stand: those that nobody waived."""
+        return tuple(c for c in self.checks if c.verdict == "fail" and not c.waived)
 
 
 def judge(
@@ -51,17 +60,18 @@ def judge(
         why = unmeasured_because or "it was not compared with the reference"
         return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
     checks = [*_accuracy_checks(accuracy, limits), *_performance_checks(latency, budgets, unmeasured_because)]
-    return Verdict(_worst(checks), tuple(checks))
+    return Verdict(worst(checks), tuple(checks))
 
 
 def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
     """The verdict with checks that were made elsewhere."""
-    checks = [*verdict.checks, *more]
-    return Verdict(_worst(checks), tuple(checks))
+    checks = (*verdict.checks, *more)
+    return Verdict(worst(checks), checks)
 
 
-def _worst(checks: list[Check]) -> Word:
-    words = {c.verdict for c in checks}
+def worst(checks: Iterable[Check]) -> Word:
+    """The gravest word of the checks that nobody waived."""
+    words = {c.verdict for c in checks if not c.waived}
     order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
     return next((word for word in order if word in words), "pass")
 

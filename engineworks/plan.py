@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -88,13 +89,14 @@ class Refused:
 @dataclass(frozen=True)
 class Plan:
     """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
-    the engines are compared with, on request."""
+    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
     refused: tuple[Refused, ...]
     steps: Mapping[str, Step] = field(default_factory=dict)
     peers: tuple[PlannedPeer, ...] = ()
+    today: date = field(default_factory=date.today)
 
     @property
     def recipe(self) -> str:
@@ -106,8 +108,11 @@ class Plan:
 
     @property
     def build_key(self) -> str:
-        """Digest of what this build decides: its engines' steps and the limits they must meet."""
+        """Digest of what this build decides: its engines' steps, the limits they must meet, and what is waived."""
         limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
+        waivers = [w.model_dump(mode="json") for w in self.loaded.recipe.waivers if self.today <= w.expires]
+        if waivers:
+            limits["waivers"] = waivers
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
         champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
         rivals = {"champions": champions} if champions else {}

@@ -7,6 +7,7 @@ what needs two fields at once is checked in `recipe_checks`, what needs files or
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -19,6 +20,7 @@ DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", 
 Length = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Streams = Annotated[int, Field(ge=1, le=64, strict=True)]
 Extent = Annotated[int, Field(ge=0, strict=True)]
 """A length that may be 0: an empty KV cache, say."""
@@ -41,13 +43,25 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4
 PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
 
 LATER = {
-    "release": "releases come with the release issue; remove the block until then",
     "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
 LATER_PRECISIONS = ("auto",)
 """Precisions of the design that a later version brings."""
+
+
+def _date_as_text(value: object) -> object:
+    """Pydantic takes numbers for days since 1970: `expires: 2027` would have expired long ago."""
+    if isinstance(value, str) and len(value) != len("2027-01-31"):
+        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
+    if not isinstance(value, str | date):
+        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_date_as_text)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Part(BaseModel):
@@ -217,6 +231,38 @@ class Performance(Part):
     regression: Regression | None = Field(None, description="limits against the champion")
 
 
+class DynamicBatching(Part):
+    preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
+    max_delay_us: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="microseconds that a request may wait for others"
+    )
+
+
+class Triton(Part):
+    """How Triton is to serve the engines of this recipe."""
+
+    dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
+    instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
+    warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+
+
+class Release(Part):
+    """Under which name engines that passed are registered in MLflow, and how they are served."""
+
+    model: RegisteredName | None = Field(None, description="registered model in MLflow; default: the recipe's name")
+    triton: Triton = Triton()
+
+
+class Waiver(Part):
+    """A named failure that is let through until a day: who answers for it, and why."""
+
+    check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
+    engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
+    owner: Words = Field(description="who answers for it")
+    reason: Words
+    expires: Day = Field(description="last day on which it holds, YYYY-MM-DD")
+
+
 class Recipe(Part):
     """What to build, from which model and data, and the limits that an engine must meet."""
 
@@ -236,3 +282,5 @@ class Recipe(Part):
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
     accuracy: Accuracy
     performance: Performance = Performance(at={})
+    release: Release = Release()
+    waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")

@@ -9,6 +9,7 @@ from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe import Recipe
 from engineworks.recipe_metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe_precisions import PRECISION_CHECKS
+from engineworks.release_checks import aliases_differ, batching_fits, waivers_name_something
 from engineworks.samples import batch_dim
 from engineworks.suggest import did_you_mean
 from engineworks.yaml_nodes import Node
@@ -243,4 +244,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _ranges_fit_their_types,
     _names_are_known,
     _regressions_have_something_to_compare,
+    batching_fits,
+    waivers_name_something,
+    aliases_differ,
 )

@@ -52,7 +52,7 @@ def test_problems_as_json(repository: Path, capsys: pytest.CaptureFixture[str]) 
     ).items()
 
 
-@pytest.mark.parametrize("command", ["validate", "plan", "build"])
+@pytest.mark.parametrize("command", ["validate", "plan", "build", "release"])
 def test_bad_input_is_exit_2_and_leaves_nothing(
     repository: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -140,7 +140,10 @@ def test_the_shipped_recipes_fit_the_schema() -> None:
         jsonschema.validate(read_yaml(path, path.name).plain(), schema)
 
 
-@pytest.mark.parametrize("command", ["validate", "plan", "build", "inspect", "doctor", "gc"])
+@pytest.mark.parametrize(
+    "command",
+    ["validate", "plan", "build", "inspect", "doctor", "gc", "release", "rollback", "package", "verify", "keygen"],
+)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

@@ -87,7 +87,6 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         ],
         "10:20: m needs calibration data",
     ),
-    "release": ([("targets:", "release: {model: x}\ntargets:")], "19:1: 'release' is not supported yet"),
     "regression": (
         [("  at:", "  regression: {latency: 5}\n  at:")],
         "recipes/tiny.yaml:21:25: performance.regression.latency: 5 is not allowed; it should be a percentage such as 5%",

@@ -1,0 +1,66 @@
+"""One release at a time moves a registered model's aliases: MLflow knows no compare-and-swap on them.
+
+On one host an flock does it, and the kernel drops it when its holder dies. Over a server, hosts share no lock: there a
+tag of the registered model is claimed as well, by write, wait, read again. Two that write at once see who was last, as
+long as no write takes longer than SETTLE_S; `Registry` looks again after it moved an alias, and a claim that was left
+by a killed process is void after CLAIM_S.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.errors import TrackingError
+from engineworks.tracking.sqlite import locked
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+CLAIM = "engineworks.claim"
+CLAIM_S = 120.0
+SETTLE_S = 1.0
+WAIT_S = 180.0
+POLL_S = 0.1
+
+
+@contextlib.contextmanager
+def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iterator[str | None]:
+    """Hold the registered model (which exists). shared: whether other hosts may write to it too; gives the claim then."""
+    with locked(lock):
+        if not shared:
+            yield None
+            return
+        token = _claim(lambda: client.get_registered_model(model).tags.get(CLAIM), client, model)
+        try:
+            yield token
+        finally:
+            if client.get_registered_model(model).tags.get(CLAIM) == token:
+                client.delete_registered_model_tag(model, CLAIM)
+
+
+def _claim(read: Callable[[], str | None], client: MlflowClient, model: str) -> str:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if _is_free(read()):
+            token = json.dumps({"owner": secrets.token_hex(8), "at": time.time()})
+            client.set_registered_model_tag(model, CLAIM, token)
+            time.sleep(SETTLE_S)
+            if read() == token:
+                return token
+        time.sleep(POLL_S + POLL_S * secrets.randbelow(10) / 10)
+    raise TrackingError(f"registered model '{model}' is being changed by another release", hint="try again later")
+
+
+def _is_free(claim: str | None) -> bool:
+    if not claim:
+        return True
+    try:
+        return time.time() - float(json.loads(claim)["at"]) > CLAIM_S
+    except (ValueError, KeyError, TypeError):
+        return True

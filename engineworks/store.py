@@ -94,7 +94,7 @@ class Store:
     def peek_json(self, key: str, name: str) -> Any | None:
         """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
         try:
-            return json.loads((self._place(key) / name).read_text(encoding="utf-8"))
+            return json.loads((self.place(key) / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 

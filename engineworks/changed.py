@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -288,3 +289,14 @@ def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]
         files += [one.files.calibration.path] if one.files.calibration else []
         names |= {tree.name_of(f.resolve()) or str(f) for f in files}
     return tuple(sorted(n for n in names if n not in tree.tracked and n not in tree.differing))
+
+
+def only_glob(recipe: RecipeChange) -> str | None:
+    """The glob that selects the engines to build and no other of the recipe; None where only all of them will do."""
+    wanted = set(recipe.to_build)
+    everything = {e.id for e in recipe.engines if e.state != "gone"}
+    if wanted == everything:
+        return None
+    parts = [sorted({i.split("/")[k] for i in wanted}) for k in (1, 2)]
+    globs = [f"{recipe.recipe}/{p}/{t}" for p in ("*", *parts[0]) for t in ("*", *parts[1])]
+    return next((g for g in globs if {i for i in everything if fnmatchcase(i, g)} == wanted), None)

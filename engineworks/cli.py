@@ -80,6 +80,7 @@ def plan(
     compare: Compare = None,
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -87,6 +88,10 @@ def plan(
     plans = read_plans(read_settings(), recipes, only, compare)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
+    elif markdown:
+        from engineworks.report.plan_text import render_plans
+
+        terminal.say(render_plans(plans).rstrip())
     else:
         terminal.print_plans(plans, quiet=quiet, verbose=verbose)
     if exit_code and any(p.to_do for p in plans):

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from conftest import tiny_model
 
-from engineworks.changed import Changes, RecipeChange, find_changes
+from engineworks.changed import Changes, EngineChange, RecipeChange, find_changes, only_glob
 from engineworks.cli import _run
 from engineworks.errors import InputError
 from engineworks.settings import read_settings
@@ -224,3 +224,17 @@ def test_quiet_prints_what_a_shell_hands_on(committed: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "recipes/tiny.yaml\n"
     assert _run(["changed", "--since", "HEAD"]) == 0
     assert "since HEAD" in capsys.readouterr().out
+
+
+def changed(*ids: str, of: tuple[str, ...]) -> RecipeChange:
+    engines = tuple(EngineChange(i, "changed" if i in ids else "unchanged") for i in of)
+    return RecipeChange("r", "r.yaml", "changed", (), engines)
+
+
+def test_a_glob_selects_what_changed_and_nothing_else_or_all_is_asked_for() -> None:
+    four = ("r/fp32/cpu", "r/fp32/gpu", "r/int8/cpu", "r/int8/gpu")
+    assert only_glob(changed(*four, of=four)) is None
+    assert only_glob(changed("r/int8/cpu", "r/int8/gpu", of=four)) == "r/int8/*"
+    assert only_glob(changed("r/int8/gpu", "r/fp32/gpu", of=four)) == "r/*/gpu"
+    assert only_glob(changed("r/int8/gpu", of=four)) == "r/int8/gpu"
+    assert only_glob(changed("r/int8/gpu", "r/fp32/cpu", of=four)) is None

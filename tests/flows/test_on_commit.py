@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.changed import EngineChange, RecipeChange, only_glob
 from engineworks.nightly_summary import NIGHT_JSON, summarize_night
 from engineworks.results import BuildResult
 from engineworks.settings import read_settings
@@ -89,17 +88,3 @@ def test_a_night_of_real_builds_is_published(repository: Path, monkeypatch: pyte
     assert 'verdict="pass"' in (repository / "night.prom").read_text()
     one_night()
     assert "Nothing: every result was in the store." in str(Artifact.get(ARTIFACT).data)  # type: ignore[union-attr]
-
-
-def changed(*ids: str, of: tuple[str, ...]) -> RecipeChange:
-    engines = tuple(EngineChange(i, "changed" if i in ids else "unchanged") for i in of)
-    return RecipeChange("r", "r.yaml", "changed", (), engines)
-
-
-def test_a_glob_selects_what_changed_and_nothing_else_or_all_is_asked_for() -> None:
-    four = ("r/fp32/cpu", "r/fp32/gpu", "r/int8/cpu", "r/int8/gpu")
-    assert only_glob(changed(*four, of=four)) is None
-    assert only_glob(changed("r/int8/cpu", "r/int8/gpu", of=four)) == "r/int8/*"
-    assert only_glob(changed("r/int8/gpu", "r/fp32/gpu", of=four)) == "r/*/gpu"
-    assert only_glob(changed("r/int8/gpu", of=four)) == "r/int8/gpu"
-    assert only_glob(changed("r/int8/gpu", "r/fp32/cpu", of=four)) is None

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engineworks.measure.served_checks import served_findings
 from engineworks.measure.statistics import enough_for
 from engineworks.recipe import Budget, Limits
 
@@ -83,10 +84,13 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
             if limit is not None:
                 yield _output_check(name, field, words, output, limit)
     metric = report.get("metric")
-    if limits.metric_ratio is not None:
-        yield _metric_check("metric_ratio", metric, "ratio", limits.metric_ratio)
-    if limits.metric is not None:
-        yield _metric_check("metric", metric, "engine", limits.metric)
+    for field in METRIC_LIMITS:
+        limit = getattr(limits, field)
+        if limit is not None:
+            yield _metric_check(field, metric, limit)
+    if report.get("served") is not None:
+        for found in served_findings(report["served"], limits.cosine):
+            yield Check(found.name, "pass" if found.good else "fail", found.sentence)
 
 
 _OUTPUT_LIMITS = {
@@ -118,18 +122,36 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
 
 
-def _metric_check(field: str, metric: Mapping[str, Any] | None, part: str, limit: float) -> Check:
+METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
+
+
+def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> Check:
     if metric is None:
         return Check(field, "fail", f"{field}: no task metric was computed.")
-    value = metric[part]
-    good = _finite_number(value) and value >= limit
+    good, wanted = _metric_verdict(field, metric, limit)
     against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
     name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
     figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
-    wanted = f"at least {_figure(limit)}" + (" of fp32" if part == "ratio" else "")
-    ratio = f" (ratio {_figure(metric['ratio'])})" if part == "ratio" else ""
-    sentence = f"{name}: {figures}{ratio}, limit {wanted}."
-    return Check(field, "pass" if good else "fail", sentence)
+    ratio = f" (ratio {_figure(metric['ratio'])})" if field == "metric_ratio" else ""
+    return Check(field, "pass" if good else "fail", f"{name}: {figures}{ratio}, limit {wanted}.")
+
+
+def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[bool, str]:
+    """Whether the metric is within the limit, and the limit in words. Error rates are better when smaller."""
+    lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
+    if field == "metric_ratio":
+        words = f"at most fp32 / {_figure(limit)}, smaller is better" if lower else f"at least {_figure(limit)} of fp32"
+        return _finite_number(metric["ratio"]) and metric["ratio"] >= limit, words
+    if not _finite_number(engine):
+        return False, _figure(limit) if field != "metric_between" else f"{_figure(limit[0])} to {_figure(limit[1])}"
+    if field == "metric_delta":
+        good = _finite_number(reference) and abs(engine - reference) <= limit
+        return good, f"a difference of {_figure(limit)} at most"
+    if field == "metric_between":
+        return limit[0] <= engine <= limit[1], f"{_figure(limit[0])} to {_figure(limit[1])}"
+    if lower:
+        return engine <= limit, f"at most {_figure(limit)}, smaller is better"
+    return engine >= limit, f"at least {_figure(limit)}"
 
 
 def _performance_checks(

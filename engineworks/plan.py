@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any, Literal
 
 from engineworks.backends import backend_facts
-from engineworks.capabilities import why_not
 from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan_documents import Documents
 from engineworks.plan_duel import duel_document
 from engineworks.plan_peers import PlannedPeer, plan_peers
+from engineworks.plan_precisions import known_operators, lower_id, refusal
+from engineworks.precisions import computation
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.steps import StepName
 from engineworks.store import Store
@@ -54,7 +55,8 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''."""
+    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''.
+    `computes`: the plain precisions that its own stands for, such as int8 and fp16 around it."""
 
     id: str
     recipe: str
@@ -63,11 +65,12 @@ class PlannedEngine:
     steps: Mapping[StepName, str]
     unmeasured_because: str = ""
     champion: Champion | None = None
+    computes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         return {
             "id": self.id, "precision": self.precision, "target": self.target.name,
-            "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+            "computes": list(self.computes), "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
             "champion": self.champion.to_json() if self.champion else None,
         }  # fmt: skip
 
@@ -164,8 +167,9 @@ def plan_recipe(
     chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
     if not chosen:
         raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
-    refused = {i: s for i, (p, t) in chosen.items() if (s := _refusal(p, t)) is not None}
     documents = Documents(loaded, digests)
+    operators = known_operators(documents, store)
+    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
     steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():
@@ -217,11 +221,6 @@ def plan_recipes(
     return plans
 
 
-def _refusal(precision: str, target: NamedTarget) -> str | None:
-    facts = backend_facts(target.target.backend)
-    return why_not(target.target.backend, facts.version, precision, target.target.compute_capability)
-
-
 def _plan_engine(
     documents: Documents,
     steps: dict[str, Step],
@@ -236,9 +235,10 @@ def _plan_engine(
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = add("export", f"{recipe}/export", *documents.export())
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))
-    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if precision == "int8" else None
-    lower = add("lower", f"{branch}/lower", *documents.lower(precision, fold, ranges))
-    build = add("build", f"{engine_id}/build", *documents.build(precision, target, lower))
+    computes = computation(documents.recipe, precision, target.target.backend)
+    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
+    lower = add("lower", lower_id(branch, computes), *documents.lower(precision, computes, fold, ranges))
+    build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
     reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
     chosen: dict[StepName, str] = {"build": build}
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
@@ -250,7 +250,7 @@ def _plan_engine(
         duel = duel_document(measured, champion, champions, regression.model_dump(), store)
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion)
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, computes.parts)
 
 
 def _add(

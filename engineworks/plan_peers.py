@@ -8,6 +8,7 @@ from typing import Any
 
 from engineworks.peers import peer
 from engineworks.plan_documents import Documents
+from engineworks.precisions import Computation
 from engineworks.steps import StepName
 
 Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
@@ -71,5 +72,5 @@ def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool
         return inputs
     if precision == "fp32":
         return {**inputs, "model": fold}
-    lower = add("lower", f"{recipe}/{precision}/lower", *documents.lower(precision, fold, None))
+    lower = add("lower", f"{recipe}/{precision}/lower", *documents.lower(precision, Computation(precision), fold, None))
     return {**inputs, "model": lower}

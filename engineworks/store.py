@@ -91,6 +91,13 @@ class Store:
             self._remote.remove(key)
         return None
 
+    def peek_json(self, key: str, name: str) -> Any | None:
+        """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
+        try:
+            return json.loads((self.place(key) / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
     def require(self, key: str) -> Artifact:
         """`get`, for a key that must be there."""
         artifact = self.get(key)

@@ -32,7 +32,8 @@ POLL_S = 0.1
 
 @contextlib.contextmanager
 def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iterator[str | None]:
-    """Hold the registered model (which exists). shared: whether other hosts may write to it too; then the claim."""
+    """Hold the registered model (which exists). shared: whether other hosts may write to it too; then it gives
+    the claim."""
     with locked(lock):
         if not shared:
             yield None

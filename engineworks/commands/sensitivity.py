@@ -79,10 +79,8 @@ def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    from engineworks.sensitivity.plot import parts_of
-
     kept = set(found["kept_nodes"])
-    for part in parts_of(found)[:SHOWN]:
+    for part in found["parts"][:SHOWN]:
         yield (
             part["name"], str(len(part["nodes"])),
             "not finite" if part["noise"] is None else _figure(part["sqnr_db"] and -part["sqnr_db"], 1),

@@ -22,6 +22,8 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     An empty list takes the key out. `shown`: how messages name the file. Raises `InputError` where the text does not
     lend itself to that, as where 'calibration' is an alias.
     """
+    if parse_yaml(text, shown).plain().get("calibration", {}).get("keep", []) == list(keep):
+        return text
     newline = "\r\n" if "\r\n" in text else "\n"
     plain = text.replace("\r\n", "\n")
     before = parse_yaml(plain, shown).plain()
@@ -51,6 +53,7 @@ def _yaml() -> Any:
     yaml = YAML(typ="rt", pure=True)
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
+    yaml.indent(mapping=2, sequence=4, offset=2)
     return yaml
 
 
@@ -76,50 +79,56 @@ def _set_keep(document: Any, keep: list[str]) -> None:
         return
     if calibration is None:
         document["calibration"] = CommentedMap(keep=_sequence(keep))
-    elif "keep" in calibration:
+        return
+    if "keep" in calibration:
         _replace(calibration["keep"], keep)
     else:
         calibration["keep"] = _sequence(keep)
+    if calibration["keep"].fa.flow_style() and not calibration.fa.flow_style() and not _on_one_line(keep):
+        calibration["keep"].fa.set_block_style()
 
 
 def _sequence(keep: list[str]) -> Any:
     from ruamel.yaml.comments import CommentedSeq
 
     made = CommentedSeq(keep)
-    if sum(len(entry) + 2 for entry in keep) <= LINE_ROOM:
+    if _on_one_line(keep):
         made.fa.set_flow_style()
     return made
+
+
+def _on_one_line(keep: list[str]) -> bool:
+    return sum(len(entry) + 2 for entry in keep) <= LINE_ROOM
 
 
 def _replace(listed: Any, keep: list[str]) -> None:
     """New entries in the list's own style. A comment behind an entry goes with it; lines of comment stay, also those
     that follow the list, which ruamel.yaml ties to its last entry."""
-    old, behind, below = list(listed), {}, {}
-    for at, entry in enumerate(old):
-        behind[entry], below[entry] = _comment_of(listed, at)
+    comments = {entry: _comment_of(listed, at) for at, entry in enumerate(listed)}
     listed.ca.items.clear()
     while len(listed):
         listed.pop()
     listed.extend(keep)
-    orphans = "".join(text for entry, text in below.items() if entry not in keep)
+    orphans = "".join(below for entry, (_, below, _) in comments.items() if entry not in keep)
     for at, entry in enumerate(keep):
-        text = behind.get(entry, "") + "\n" + below.get(entry, "") + (orphans if at == len(keep) - 1 else "")
+        behind, below, column = comments.get(entry, ("", "", 0))
+        text = behind + "\n" + below + (orphans if at == len(keep) - 1 else "")
         if text != "\n":
-            listed.ca.items[at] = [_token(text), None]
+            listed.ca.items[at] = [_token(text, column), None]
 
 
-def _comment_of(listed: Any, at: int) -> tuple[str, str]:
-    """The comment behind an entry, and the lines of comment below it."""
-    tokens = listed.ca.items.get(at) or []
-    first, _, rest = "".join(token.value for token in tokens if hasattr(token, "value")).partition("\n")
-    return first, rest
+def _comment_of(listed: Any, at: int) -> tuple[str, str, int]:
+    """The comment behind an entry, the lines of comment below it, and the first one's column."""
+    tokens = [token for token in listed.ca.items.get(at) or [] if hasattr(token, "value")]
+    first, _, rest = "".join(token.value for token in tokens).partition("\n")
+    return first, rest, tokens[0].start_mark.column if tokens else 0
 
 
-def _token(text: str) -> Any:
+def _token(text: str, column: int) -> Any:
     from ruamel.yaml.error import CommentMark
     from ruamel.yaml.tokens import CommentToken
 
-    return CommentToken(text, CommentMark(0), None)
+    return CommentToken(text, CommentMark(column), None)
 
 
 def _spliced(text: str, unchanged: str, changed: str) -> str:

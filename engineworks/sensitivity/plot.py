@@ -1,22 +1,14 @@
-"""The ranking as a picture: noise of each part, the costliest on top, those that are to stay out marked."""
+"""The ranking as a picture: the noise of each part, in the ranking's order, those that are to stay out marked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 MOST_BARS = 30
 
 _KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
-
-
-def parts_of(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What was tried, single nodes in place of the groups that were looked into, the costliest noise first."""
-    nodes: Sequence[Mapping[str, Any]] = found["nodes"]
-    inside = {name for part in nodes for name in part["nodes"]}
-    parts = [*nodes, *(g for g in found["groups"] if not inside.issuperset(g["nodes"]))]
-    return sorted(parts, key=lambda p: float("-inf") if p["noise"] is None else -p["noise"])
 
 
 def write_plot(found: Mapping[str, Any], title: str, file: Path) -> Path | None:
@@ -26,7 +18,7 @@ def write_plot(found: Mapping[str, Any], title: str, file: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    parts = parts_of(found)[:MOST_BARS]
+    parts = found["parts"][:MOST_BARS]
     figure = Figure(figsize=(9, 1.4 + 0.26 * len(parts)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()

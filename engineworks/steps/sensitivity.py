@@ -44,13 +44,14 @@ def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:
     groups = rank(trials.each_alone(group_nodes(trials.candidates), _teller(job)), samples)
     split = to_split(groups)
     nodes = rank(trials.each_alone(single_nodes(t.group for t in split), _teller(job)), samples)
+    parts = rank([*nodes, *(t for t in groups if t not in split)], samples)
     search = _Search(trials, job)
-    kept = search.shortest([t.group for t in rank([*nodes, *(t for t in groups if t not in split)], samples)])
+    kept = search.shortest([t.group for t in parts])
     return {
         "samples": samples,
         "candidates": len(trials.candidates),
         "groups": [t.to_json() for t in groups],
-        "nodes": [t.to_json() for t in nodes],
+        "parts": [t.to_json() for t in parts],
         "everything": _summary(search.evaluate([])),
         "limits": job.params["limits"] is not None,
         "keep": None if kept is None else list(keep_patterns(kept, trials.candidates)),

@@ -127,9 +127,10 @@ class Documents:
         return self._document("reference", params, {"fold": fold}, digests), {"evaluation": data.path}
 
     def sensitivity(
-        self, precision: str, computes: Computation, fold: str, ranges: str, data: SampleFile
+        self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
     ) -> tuple[Document, Aside]:
-        """Reads what `compare` reads of the evaluation data, but for `data`, which may be fewer samples of it."""
+        """Reads what `compare` reads of the evaluation data, but for `data`, which may be fewer samples of it. Of the
+        target only whether ONNX Runtime's integer kernels are what its engine computes with."""
         accuracy = self.recipe.accuracy
         limits = {str(name): given for name, given in accuracy.limits.items()}.get(precision)
         params = {
@@ -137,6 +138,7 @@ class Documents:
             "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
             "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
             "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
+            "integer_kernels": target.target.backend == "onnxruntime",
         }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}

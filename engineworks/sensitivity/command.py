@@ -135,7 +135,7 @@ def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, sa
     precision, target = loaded.recipe.precisions[0], loaded.targets[0]
     computes = computation(loaded.recipe, precision, target.target.backend)
     fold, ranges = (next(s.key for s in plan.steps.values() if s.kind == kind) for kind in ("fold", "calibrate"))
-    document, aside = Documents(loaded, digests).sensitivity(precision, computes, fold, ranges, data)
+    document, aside = Documents(loaded, digests).sensitivity(precision, computes, target, fold, ranges, data)
     name = f"{loaded.name}/{precision}/sensitivity"
     return Step("sensitivity", name, digest_of(document), document, document["inputs"], aside)
 

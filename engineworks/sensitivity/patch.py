@@ -44,7 +44,8 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
 def difference(before: str, after: str, shown: str) -> str:
     """Both texts as a unified diff; empty where they are equal."""
     lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
-    return "".join(unified_diff(*lines, fromfile=f"a/{shown}", tofile=f"b/{shown}"))
+    name = shown.lstrip("/")
+    return "".join(unified_diff(*lines, fromfile=f"a/{name}", tofile=f"b/{name}"))
 
 
 def _yaml() -> Any:

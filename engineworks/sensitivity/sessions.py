@@ -21,17 +21,22 @@ Tensors = dict[str, NDArray[Any]]
 
 class CutSession:
     """Runs a model that may be a piece of one, whose inputs have types and no shapes. `scratch`: a folder for what no
-    message can hold. Raises `RunError` where ONNX Runtime does not take the model."""
+    message can hold. integer_kernels: fuse Q/DQ into integer kernels, as the engine of a CPU target does; else compute
+    node by node what the graph says, in fp8 too. Raises `RunError` where ONNX Runtime does not take the model."""
 
-    def __init__(self, model: onnx.ModelProto, scratch: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, scratch: Path, *, integer_kernels: bool = True) -> None:
         import onnxruntime as ort
 
         large = weight_bytes(model) > EXTERNAL_ABOVE_BYTES
         if large:
             save_model(model, scratch / MODEL_FILE)
         source = str(scratch / MODEL_FILE) if large else model.SerializeToString()
+        options = session_options({})
+        if not integer_kernels:
+            # Not only without fusions of Q/DQ: of fp8 ONNX Runtime 1.31 also takes the Relu before a Q out.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = ort.InferenceSession(source, session_options({}), providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime can not load the model: {plain(error)}", log=str(error)) from None
         self._inputs = [value.name for value in self._session.get_inputs()]

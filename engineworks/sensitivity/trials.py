@@ -102,7 +102,8 @@ class Trials:
 
     def _compare(self, model: onnx.ModelProto, batches: Sequence[Tensors]) -> Report:
         """As the step `compare` reports. Outputs that the (cut) model does not make are those of fp32."""
-        session = CutSession(model, self._scratch)
+        integer_kernels = bool(self._job.params["integer_kernels"])
+        session = CutSession(model, self._scratch, integer_kernels=integer_kernels)
         comparisons = {name: OutputComparison(axis) for name, axis in self._axes.items()}
         task = TaskComparison(self._job, self._samples, self._axes)
         for feeds, tensors, wanted in zip(self._batches, batches, self._reference, strict=True):

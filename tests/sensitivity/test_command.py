@@ -146,7 +146,9 @@ def test_ctrl_c_leaves_nothing(outlier: Path) -> None:
     )
     edit(outlier, "metric: top1", "metric: {python: 'slow:metric'}")
     before = outlier.read_text(encoding="utf-8")
-    code = "import sys; from engineworks.cli import main; main(sys.argv[1:])"
+    # A shell's background job ignores SIGINT, and its children inherit that.
+    unmask = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = unmask + "import sys; from engineworks.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "sensitivity", str(outlier), "--write"]
     child = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while child.poll() is None and not (recipes / "there").exists():

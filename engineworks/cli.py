@@ -17,6 +17,7 @@ from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
 from engineworks.commands.rollback import rollback
+from engineworks.commands.sensitivity import sensitivity
 from engineworks.commands.verify import verify
 from engineworks.settings import read_settings
 
@@ -172,6 +173,7 @@ app.command()(package)
 app.command()(verify)
 app.command()(keygen)
 app.command()(changed)
+app.command()(sensitivity)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

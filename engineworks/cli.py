@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from engineworks import errors, terminal
+from engineworks.commands.deploy import deploy
 from engineworks.commands.keygen import keygen
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
@@ -165,6 +166,7 @@ app.command()(rollback)
 app.command()(package)
 app.command()(verify)
 app.command()(keygen)
+app.command()(deploy)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,6 @@
+from prefect import flow
+
+
+@flow(name="nightly")
+def nightly(distributed: bool = False) -> None:
+    """x"""

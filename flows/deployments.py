@@ -56,27 +56,23 @@ def deployments(targets: Mapping[str, Target], *, cron: str = CRON) -> list[dict
         "build-recipe", "build-recipe", "flows.build_recipe.build_recipe", PREPARE_POOL, "recipes", spread
     )
     release = _deployment("release", "release", "flows.release.release", PREPARE_POOL, "recipes", {})
-    engines = [
-        _deployment(
-            "build-engine",
-            name,
-            "flows.build_engine.build_engine",
-            name,
-            "engines" if name == PREPARE_POOL else None,
-            {},
-        )
-        for name in sorted({PREPARE_POOL, *_pool_names(targets)})
-    ]
+    names = sorted({PREPARE_POOL, *_pool_names(targets)})
+    engines = [_engine_deployment(name) for name in names]
     return [nightly, recipe, release, *engines]
 
 
 def prefect_yaml(targets: Mapping[str, Target], *, cron: str = CRON) -> dict[str, Any]:
-    """The whole of prefect.yaml. Relative to its worker's folder: every worker starts in its own checkout."""
+    """The whole of prefect.yaml."""
     return {
         "name": "engineworks",
-        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
+        "pull": [{"flows.checkout.enter_checkout": {}}],
         "deployments": deployments(targets, cron=cron),
     }
+
+
+def _engine_deployment(pool: str) -> dict[str, Any]:
+    queue = "engines" if pool == PREPARE_POOL else None
+    return _deployment("build-engine", pool, "flows.build_engine.build_engine", pool, queue, {})
 
 
 def _pool_names(targets: Mapping[str, Target]) -> list[str]:

@@ -1,0 +1,32 @@
+"""A recipe of the night → the result of a build that needs no step, or None where there is something to do."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from engineworks.build_command import recorded_result
+from engineworks.champion_lookup import find_champions
+from engineworks.delivery import is_unfinished, with_deliveries
+from engineworks.fingerprint import FileDigests
+from engineworks.night import Chosen
+from engineworks.plan import plan_recipe
+from engineworks.results import BuildResult
+from engineworks.settings import Settings
+from engineworks.store import open_store
+
+
+@task(name="look", task_run_name="{name}/look", cache_policy=NO_CACHE)
+def find_unchanged(
+    chosen: Chosen, name: str, settings: Settings, online: frozenset[str], again: str | None
+) -> BuildResult | None:
+    """online: pools whose workers could still do what this host can not."""
+    del name  # names the task run
+    assert chosen.loaded is not None  # refused before
+    store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
+    plan = plan_recipe(chosen.loaded, store, digests, champions=find_champions(chosen.loaded, settings))
+    digests.save()
+    plan = with_deliveries(plan, store, again=again)
+    if any(is_unfinished(plan, e) and e.target.target.pool in online for e in plan.engines):
+        return None
+    return recorded_result(plan, settings)

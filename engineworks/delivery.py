@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
@@ -44,11 +44,6 @@ class Delivery:
     failures: Mapping[str, Failure]
     unmeasured_because: str
     host: str
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing is left to do for it: no step failed, and what had to be run was run."""
-        return not self.failures and not self.unmeasured_because
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -124,6 +119,11 @@ def prepare_keys(plan: Plan, engines: Sequence[PlannedEngine]) -> set[str]:
     return {key for key in keys if plan.steps[key].kind in PREPARE}
 
 
+def is_named(engine: PlannedEngine, glob: str | None) -> bool:
+    """Whether the glob over ids, if there is one, is about this engine."""
+    return glob is not None and fnmatchcase(engine.id, glob)
+
+
 def is_unfinished(plan: Plan, engine: PlannedEngine) -> bool:
     """Whether a step of its own is not in the store: to do here, or on other hardware."""
     return any(plan.steps[key].state != "cached" for key in engine.steps.values())
@@ -162,18 +162,26 @@ def order_of(plan: Plan, engine: PlannedEngine) -> str:
     return digest_of({"engine": engine.id, "champion": champion, "steps": asked})
 
 
-def note_delivery(store: Store, engine_id: str, order: str, key: str) -> None:
-    """Remember on this host that the order was carried out, so that the same is not ordered again."""
-    store.note_latest(f"{engine_id}/delivery", {"order": order, "delivery": key})
+def note_delivery(store: Store, engine_id: str, order: str, key: str, workers: Iterable[str] = ()) -> None:
+    """Remember on this host that the order was carried out, so that the same is not ordered again. workers: names of
+    those that could have taken it."""
+    store.note_latest(f"{engine_id}/delivery", {"order": order, "delivery": key, "workers": sorted(workers)})
+
+
+def was_asked(store: Store, plan: Plan, engine: PlannedEngine, workers: Iterable[str]) -> bool:
+    """Whether these workers (by their names, new at every start) got this very order before: if the engine is still
+    unmeasured, none of them has its hardware."""
+    noted = store.latest(f"{engine.id}/delivery")
+    if noted is None or noted.get("order") != order_of(plan, engine) or not store.has(engine.steps["build"]):
+        return False
+    return set(workers) <= set(noted.get("workers", ()))
 
 
 def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Plan:
     """The plan with what workers did for the same orders in earlier builds, verified. `again`: glob over ids of engines
     that are to be ordered anew: nothing here notices a new driver on a worker's host."""
     for engine in plan.engines:
-        if again is not None and fnmatchcase(engine.id, again):
-            continue
-        if is_unfinished(plan, engine):
+        if is_unfinished(plan, engine) and not is_named(engine, again):
             known = _find_delivery(store, plan, engine)
             if known is not None:
                 plan = merge_plan(plan, replace(known, steps=tuple(replace(s, state="cached") for s in known.steps)))

@@ -58,7 +58,7 @@ def build_recipe(
     listener().planned(build.plan)
 
     def spread(build: Build) -> None:
-        run_distributed(build, recipe)
+        run_distributed(build, recipe, again)
 
     result = build_and_judge(build, str(flow_run.get_id() or ""), spread if distributed else run_steps)
     words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)

@@ -101,18 +101,19 @@ def started(orders: Sequence[Order]) -> Iterator[Runs]:
             runs.cancel()
 
 
-def pools_with_workers(pools: Sequence[str]) -> set[str]:
-    """Those of the pools where a worker is online."""
+def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Names of the workers that are online in each of the pools; pools without any are left out."""
     with get_client(sync_client=True) as client:
-        return {pool for pool in pools if pool and _has_worker(client, pool)}
+        found = {pool: _workers(client, pool) for pool in pools if pool}
+    return {pool: names for pool, names in found.items() if names}
 
 
-def _has_worker(client: SyncPrefectClient, pool: str) -> bool:
+def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
     try:
         workers = client.read_workers_for_work_pool(pool)
     except ObjectNotFound:
-        return False
-    return any(worker.status == WorkerStatus.ONLINE for worker in workers)
+        return frozenset()
+    return frozenset(worker.name for worker in workers if worker.status == WorkerStatus.ONLINE)
 
 
 def _start(order: Order, attempt: int) -> UUID:
@@ -147,7 +148,7 @@ def _ended(client: SyncPrefectClient, run: FlowRun, one: _Going) -> Ended | None
     if not state.is_scheduled():
         one.waiting_since = None
         return None
-    if _has_worker(client, one.order.pool):
+    if _workers(client, one.order.pool):
         one.waiting_since = None
         return None
     one.waiting_since = one.waiting_since or time.monotonic()

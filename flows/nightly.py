@@ -27,7 +27,7 @@ from engineworks.settings import Settings, read_settings
 from engineworks.store import open_store
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
-from flows.dispatch import Ended, Order, pools_with_workers, started
+from flows.dispatch import Ended, Order, started, workers_online
 from tasks.plan_night import find_unchanged
 
 DEPLOYMENT = "build-recipe/build-recipe"
@@ -65,7 +65,7 @@ def _nights(
 ) -> Iterator[RecipeNight]:
     """What happened to every recipe, in no order."""
     pools = {t.target.pool for one in chosen if one.loaded for t in one.loaded.targets}
-    online = frozenset(pools_with_workers(sorted(pools))) if distributed else frozenset[str]()
+    online = workers_online(sorted(pools)) if distributed else {}
     to_do = []
     for one in chosen:
         if one.loaded is None:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, 
 Compare = Annotated[
     str | None,
     typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+]
+Mode = Annotated[
+    Literal["full", "smoke"],
+    typer.Option("--mode", help="smoke: small samples, quick builds, for pull requests; engines are RECIPE@smoke/…"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
@@ -78,13 +82,14 @@ def plan(
     recipes: OneOrMore,
     only: Only = None,
     compare: Compare = None,
+    mode: Mode = "full",
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = read_plans(read_settings(), recipes, only, compare)
+    plans = read_plans(read_settings(), recipes, only, compare, mode)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     else:
@@ -98,6 +103,7 @@ def build(
     recipes: OneOrMore,
     only: Only = None,
     compare: Compare = None,
+    mode: Mode = "full",
     as_json: Json = False,
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
@@ -110,7 +116,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = read_plans(settings, recipes, only, compare)
+    plans = read_plans(settings, recipes, only, compare, mode)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:

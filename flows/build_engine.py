@@ -13,6 +13,7 @@ from engineworks.delivery import delivery_of, publish_body, unprepared
 from engineworks.errors import StepError
 from engineworks.progress import listener
 from engineworks.settings import read_settings
+from engineworks.smoke import Mode
 from flows.local_steps import RUNNER, run_steps
 from tasks.plan_build import plan_build
 
@@ -22,12 +23,12 @@ from tasks.plan_build import plan_build
     flow_run_name="{engine}",
     task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
 )
-def build_engine(recipe: str, engine: str) -> State[str]:
+def build_engine(recipe: str, engine: str, mode: Mode = "full") -> State[str]:
     """Do what is left of one engine (its whole id, such as digits/fp16/h100) once its recipe is prepared.
 
     What came of it goes to the store; the last words of the run name its digest.
     """
-    build = plan_build(Path(recipe), read_settings(), engine, None)
+    build = plan_build(Path(recipe), read_settings(), engine, None, mode)
     require_prepared(build)
     listener().planned(build.plan)
     run_steps(build)
@@ -37,7 +38,7 @@ def build_engine(recipe: str, engine: str) -> State[str]:
     done = f"{engine}: {counts.run} steps run, {counts.reused} reused"
     if delivery.failures:
         why = "; ".join(f.message for f in delivery.failures.values())
-        return Failed(message=f"{done}, {why}; delivery {key}", data=key)
+        return Failed(message=f"{done}, {why}; delivery {key}")
     unmeasured = f", unmeasured ({delivery.unmeasured_because})" if delivery.unmeasured_because else ""
     return Completed(message=f"{done}{unmeasured}; delivery {key}", data=key)
 

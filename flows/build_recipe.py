@@ -21,6 +21,7 @@ from engineworks.errors import InputError
 from engineworks.progress import listener
 from engineworks.results import BuildResult
 from engineworks.settings import read_settings
+from engineworks.smoke import Mode
 from engineworks.tracking import BuildRun
 from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps
@@ -41,18 +42,19 @@ def build_recipe(
     compare: str | None = None,
     distributed: bool = False,
     again: str | None = None,
+    mode: Mode = "full",
 ) -> State[BuildResult]:
     """Build every engine of the recipe file that `only` (a glob over ids) selects, and measure the peers that `compare`
     names ('pytorch,ort-cpu') beside them.
 
     distributed: prepare here and order each engine from the work pool of its target; the result is in the store, and
     the last words of the run name its digest. again: glob over ids of engines to order anew, whatever workers did for
-    them before. Everything is recorded first; then the flow ends failed if a step or a
-    gate failed.
+    them before. mode: 'smoke' for a quick build that is not mistaken for a full one. Everything is recorded first; then
+    the flow ends failed if a step or a gate failed.
     """
     if distributed and compare:
         raise InputError("peers are measured by a build in one process", hint="engineworks build --compare")
-    build = plan_build(Path(recipe), read_settings(), only, compare)
+    build = plan_build(Path(recipe), read_settings(), only, compare, mode)
     if distributed:
         build.plan = with_deliveries(build.plan, build.store, again=again)
     listener().planned(build.plan)
@@ -66,7 +68,7 @@ def build_recipe(
         words += f"; verdicts {publish_body(build.store, 'verdicts', result.recipe, result.to_json())}"
     if result.exit_code() == 0:
         return Completed(message=words, data=result)
-    return Failed(message=words, data=result)
+    return Failed(message=words, data=None if distributed else result)  # a worker takes it for an exception
 
 
 def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None] = run_steps) -> BuildResult:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
@@ -28,6 +29,9 @@ CRASHES = 1
 
 NO_WORKER_S = 300.0
 """Seconds that a run waits in a pool where no worker is left."""
+
+SERVER_GONE_S = 600.0
+"""Seconds without an answer of Prefect's server after which the flow gives up."""
 
 PAGE = 200
 """Flow runs that one request of Prefect's API gives at most."""
@@ -63,6 +67,7 @@ class Runs:
 
     def __init__(self, client: SyncPrefectClient, orders: Sequence[Order]) -> None:
         self._client = client
+        self._answered = time.monotonic()
         self._going: dict[UUID, _Going] = {}
         for order in orders:
             self._start(order, 0)
@@ -71,7 +76,7 @@ class Runs:
         """Each order as its run ends; one that crashed is started again, `CRASHES` times."""
         while self._going:
             time.sleep(POLL_S)
-            for run in _read(self._client, list(self._going)):
+            for run in self._look():
                 ended = _ended(self._client, run, self._going[run.id])
                 if ended is None:
                     continue
@@ -80,6 +85,17 @@ class Runs:
                     self._start(one.order, one.attempt + 1)
                 else:
                     yield one.order, ended
+
+    def _look(self) -> list[FlowRun]:
+        """The runs as they are now; nothing while the server restarts or its database is busy."""
+        try:
+            runs = _read(self._client, list(self._going))
+        except httpx.HTTPError:
+            if time.monotonic() - self._answered > SERVER_GONE_S:
+                raise
+            return []
+        self._answered = time.monotonic()
+        return runs
 
     def cancel(self) -> None:
         """Cancel what still runs."""

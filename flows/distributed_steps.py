@@ -52,7 +52,7 @@ def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], aga
         if pool in online:
             if not is_named(engine, again) and was_asked(build.store, build.plan, engine, online[pool]):
                 continue
-            parameters = {"recipe": recipe, "engine": engine.id}
+            parameters = {"recipe": recipe, "engine": engine.id, "mode": build.plan.loaded.mode}
             orders[engine.id] = Order(engine.id, f"build-engine/{pool}", pool, parameters)
         else:
             words = "%s: pool '%s' has no worker; what can be done here is done here"

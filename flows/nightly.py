@@ -57,7 +57,7 @@ def nightly(
     bad = [line for night in nights if not night.is_good for line in lines_of([night])]
     if not bad:
         return Completed(message=words, data=tuple(nights))
-    return Failed(message="\n".join([words, *bad]), data=tuple(nights))
+    return Failed(message="\n".join([words, *bad]), data=None if distributed else tuple(nights))
 
 
 def _nights(

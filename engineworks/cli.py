@@ -6,12 +6,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from engineworks import errors, terminal
 from engineworks.commands.changed import changed
+from engineworks.commands.deploy import deploy
 from engineworks.commands.keygen import keygen
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
@@ -38,6 +39,10 @@ Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, 
 Compare = Annotated[
     str | None,
     typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+]
+Mode = Annotated[
+    Literal["full", "smoke"],
+    typer.Option("--mode", help="smoke: small samples, quick builds, for pull requests; engines are RECIPE@smoke/…"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
@@ -79,6 +84,7 @@ def plan(
     recipes: OneOrMore,
     only: Only = None,
     compare: Compare = None,
+    mode: Mode = "full",
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
@@ -86,7 +92,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = read_plans(read_settings(), recipes, only, compare)
+    plans = read_plans(read_settings(), recipes, only, compare, mode)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     elif markdown:
@@ -104,6 +110,7 @@ def build(
     recipes: OneOrMore,
     only: Only = None,
     compare: Compare = None,
+    mode: Mode = "full",
     as_json: Json = False,
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
@@ -116,7 +123,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = read_plans(settings, recipes, only, compare)
+    plans = read_plans(settings, recipes, only, compare, mode)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:
@@ -174,6 +181,7 @@ app.command()(verify)
 app.command()(keygen)
 app.command()(changed)
 app.command()(sensitivity)
+app.command()(deploy)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

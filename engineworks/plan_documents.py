@@ -268,6 +268,7 @@ class Documents:
             "inputs": dict(inputs),
             "digests": dict(digests),
             "libraries": installed_versions((*step.libraries, *libraries)),
+            **({} if self.loaded.mode == "full" else {"mode": self.loaded.mode}),
         }
 
 

@@ -269,6 +269,7 @@ class Recipe(Part):
     recipe: Name = Field(description="name of the recipe: first part of every engine's id")
     description: str = ""
     owner: str = ""
+    tags: tuple[Name, ...] = Field((), description="words to choose recipes by, as the nightly does")
     model: Model
     inputs: dict[str, Input] = Field(min_length=1)
     outputs: dict[str, tuple[Length | DimName, ...]] = Field(min_length=1)

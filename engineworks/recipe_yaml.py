@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -38,6 +38,7 @@ class LoadedRecipe:
     root: Path
     files: RecipeFiles
     targets: tuple[NamedTarget, ...]
+    mode: Literal["full", "smoke"] = "full"
 
     @property
     def name(self) -> str:

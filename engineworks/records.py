@@ -32,7 +32,7 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
 
 def plan_params(plan: Plan) -> dict[str, str]:
     """The resolved recipe, one param per leaf, so that MLflow's comparison shows which line differs."""
-    resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner"})
+    resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner", "tags"})
     return flatten(resolved)
 
 

@@ -6,7 +6,7 @@ nothing else is left, and then run one at a time: anything beside them would be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from engineworks.plan import Plan, Step
 
@@ -17,11 +17,14 @@ ALONE = ("measure", "duel", "peer")
 class Schedule:
     """Hands out the steps that are to do; tell it what became of each."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, keys: Container[str] | None = None, *, lost: Iterable[str] = ()) -> None:
+        """keys: hand out these alone. lost: what has failed before."""
         self._steps: Mapping[str, Step] = plan.steps
-        self._waiting: dict[str, Step] = {s.key: s for s in plan.to_do}
+        gone = set(lost)
+        self._lost: set[str] = {key for key in self._steps if gone & plan.stands_on([key])} if gone else gone
+        chosen = [s for s in plan.to_do if keys is None or s.key in keys]
+        self._waiting: dict[str, Step] = {s.key: s for s in chosen if s.key not in self._lost}
         self._running: dict[str, Step] = {}
-        self._lost: set[str] = set()
         self.skipped: list[Step] = []
 
     def ready(self, room: int) -> Sequence[Step]:

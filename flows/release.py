@@ -14,7 +14,8 @@ from engineworks.build_state import Build
 from engineworks.progress import listener
 from engineworks.release.promotion import ReleaseResult, registered_name
 from engineworks.settings import read_settings
-from flows.build_recipe import RUNNER, build_and_judge
+from flows.build_recipe import build_and_judge
+from flows.local_steps import RUNNER
 from tasks.plan_build import plan_build
 from tasks.release_engine import read_champions, release_engine
 

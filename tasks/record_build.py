@@ -11,6 +11,7 @@ from engineworks.build_state import Build
 from engineworks.records import build_tags, plan_params, result_metrics, result_tags, result_texts
 from engineworks.report.text import render_markdown
 from engineworks.tracking import BuildRun
+from engineworks.tracking.records import BUILD_KEY
 
 
 @task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)
@@ -26,5 +27,6 @@ def end_record(build: Build, run: BuildRun, recipe: str) -> None:
     del recipe  # names the task run
     result = build.result(run.run_id)
     texts = {"plan.json": build.plan.to_json_text(), "report.md": render_markdown(result), **result_texts(result)}
+    tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have told us of their hardware
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
-    run.finish(status, metrics=result_metrics(result), tags=result_tags(result), texts=texts)
+    run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)

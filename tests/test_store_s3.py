@@ -50,12 +50,20 @@ def endpoint() -> Iterator[str]:
         server.wait()
 
 
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Filesystems that were opened before are not used again: s3fs keeps them by their options."""
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
 def url(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A bucket of its own."""
     import boto3
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    use_endpoint(monkeypatch, endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -106,7 +114,7 @@ def test_two_hosts_share_what_is_built(url: str, tmp_path: Path) -> None:
 
 def test_what_is_in_the_cache_needs_no_service(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(host(url, tmp_path / "1"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    use_endpoint(monkeypatch, "http://127.0.0.1:9")
     assert write(host(url, tmp_path / "1"), "other") == "hello"
 
 
@@ -210,7 +218,9 @@ def test_a_damaged_object_is_found_on_read_and_built_again(url: str, tmp_path: P
 
     write(host(url, tmp_path / "1"))
     bucket = url.split("/")[2]
-    entry = next(e for e in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"] if e["Key"].endswith("engine"))
+    entry = next(
+        e for e in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"] if e["Key"].endswith("engine")
+    )
     boto3.client("s3").put_object(Bucket=bucket, Key=entry["Key"], Body=b"hellO")
     said: list[str] = []
     second = host(url, tmp_path / "2")
@@ -233,7 +243,9 @@ def test_a_manifest_can_not_write_outside_of_its_folder(url: str, tmp_path: Path
     remote = RemoteStore(url)
     manifest = dict(remote.manifest(KEY) or {})
     manifest["files"] = {"../../../../escaped": manifest["files"]["engine"]}
-    Service(url).call("pipe_file", f"{remote.root}/objects/{KEY[:2]}/{KEY}/manifest.json", json.dumps(manifest).encode())
+    Service(url).call(
+        "pipe_file", f"{remote.root}/objects/{KEY[:2]}/{KEY}/manifest.json", json.dumps(manifest).encode()
+    )
     assert host(url, tmp_path / "2").get(KEY) is None
     assert not list(tmp_path.rglob("escaped"))
 
@@ -277,14 +289,17 @@ def test_work_that_could_not_be_sent_is_kept_and_sent_later(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     store = host(url, tmp_path / "1")
-    with pytest.raises(StoreError, match="does not answer") as caught, store.writing(KEY, DOCUMENT, "t/build") as writing:
+    with (
+        pytest.raises(StoreError, match="does not answer") as caught,
+        store.writing(KEY, DOCUMENT, "t/build") as writing,
+    ):
         (writing.folder / "engine").write_text("kept")
         (writing.folder / "engine.json").write_text("{}")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        use_endpoint(monkeypatch, "http://127.0.0.1:9")
         store._remote._service = Service(url)
     assert "sent by the next build" in str(caught.value)
     assert (store.place(KEY) / "engine").read_text() == "kept"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    use_endpoint(monkeypatch, endpoint)
     assert objects(url) == []
     assert write(host(url, tmp_path / "1"), "built again") == "kept"
     assert write(host(url, tmp_path / "2"), "built again") == "kept"
@@ -302,7 +317,7 @@ def test_work_that_could_not_be_sent_gives_way_to_what_another_host_sent_meanwhi
 
 
 def test_a_service_that_never_answers_is_given_up_once(url: str, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", silent)
+    use_endpoint(monkeypatch, silent)
     remote = RemoteStore(url, Service(url, request_limit_s=2))
     with pytest.raises(StoreError, match="no answer within 2 s"):
         remote.has(KEY)
@@ -316,7 +331,7 @@ def test_a_build_ends_with_one_sentence_where_the_store_can_not_be_used(
 ) -> None:
     monkeypatch.setenv("ENGINEWORKS_STORE", "s3://no-such-bucket/store" if why == "no bucket" else url)
     if why == "refused":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        use_endpoint(monkeypatch, "http://127.0.0.1:9")
     assert _run(["plan", "recipes/tiny.yaml"]) == EXIT_STEP_FAILED
     said = capfd.readouterr().err
     assert ("refuses" if why == "no bucket" else "does not answer") in said
@@ -331,7 +346,14 @@ def test_two_workers_that_share_nothing_but_the_store_build_a_recipe_once(
         environ = os.environ | {
             "ENGINEWORKS_STORE": url, "ENGINEWORKS_ARTIFACTS": str(artifacts), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        words = [sys.executable, "-m", "engineworks.cli", "build", "recipes/tiny.yaml", "--json"]
+        words = [
+            sys.executable,
+            "-c",
+            "from engineworks.cli import main; main()",
+            "build",
+            "recipes/tiny.yaml",
+            "--json",
+        ]
         done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False, cwd=repository)
         assert done.returncode in (0, 3), done.stderr
         return dict(json.loads(done.stdout)["builds"][0]["steps"])

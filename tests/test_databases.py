@@ -151,8 +151,6 @@ def test_eight_flow_processes_at_once_lose_no_task_run(
 ) -> None:
     import time
 
-    import asyncpg  # noqa: F401 - Prefect's driver
-
     workers = [
         python(
             FLOW, n, PREFECT_API_URL=prefect_server, PREFECT_HOME=str(tmp_path / str(n)), DO_NOT_TRACK="true",

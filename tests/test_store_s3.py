@@ -19,7 +19,7 @@ import pytest
 from engineworks.cli import _run
 from engineworks.errors import EXIT_STEP_FAILED, StoreError
 from engineworks.fingerprint import digest_of
-from engineworks.store import Store, open_store
+from engineworks.store import Store
 from engineworks.store_remote import RemoteStore
 from engineworks.store_service import Service
 from engineworks.store_shared import SharedStore
@@ -179,29 +179,28 @@ def test_two_processes_of_one_host_do_the_work_once(url: str, tmp_path: Path) ->
     assert sorted(p.communicate()[0] for p in processes) == ["", "", "built\n"]
 
 
-@pytest.mark.parametrize("after", ["put_file 1", "put_file 2", "pipe_file 1"])
-def test_a_kill_9_in_the_middle_of_an_upload_leaves_nothing_visible(url: str, tmp_path: Path, after: str) -> None:
+@pytest.mark.parametrize(("method", "call", "uploaded"), [("put_file", 2, 1), ("pipe_file", 1, 2)])
+def test_a_kill_9_in_the_middle_of_an_upload_leaves_nothing_visible(
+    url: str, tmp_path: Path, method: str, call: int, uploaded: int
+) -> None:
+    """Before the second of two files, and before the manifest."""
     code = """
         import os, signal, sys
         from pathlib import Path
         from engineworks.store_service import Service
         from test_store_s3 import host, write
-        method, times = sys.argv[3].split()
-        left, call = [int(times)], Service.call
+        method, left, call = sys.argv[3], [int(sys.argv[4])], Service.call
         def dying(self, name, *arguments, **options):
-            if name == method:
-                left[0] -= 1
-                if left[0] < 0 or name == "pipe_file":
-                    os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= name == method
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
             return call(self, name, *arguments, **options)
         Service.call = dying
         write(host(sys.argv[1], Path(sys.argv[2])))
     """
-    if after == "put_file 2":
-        after = "pipe_file 1"
-    process = python(code, url, tmp_path / "1", after)
+    process = python(code, url, tmp_path / "1", method, call)
     assert process.wait() == -signal.SIGKILL
-    assert len(objects(url)) == (1 if after == "put_file 1" else 2)
+    assert len(objects(url)) == uploaded
     second = host(url, tmp_path / "2")
     assert not second.has(KEY)
     assert write(second, "second") == "second"
@@ -362,4 +361,3 @@ def test_two_workers_that_share_nothing_but_the_store_build_a_recipe_once(
     second = build(tmp_path_factory.mktemp("host2"))
     assert (first["reused"], first["failed"]) == (0, 0)
     assert (second["run"], second["failed"]) == (0, 0)
-    assert open_store is not None

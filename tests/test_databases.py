@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,16 +36,16 @@ def load_script() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("postgres")
-    for above in (folder, *folder.parents[:2]):  # root's own temporary folders are closed to PostgreSQL's user
-        above.chmod(0o755)
-    cluster = load_script().Cluster(folder)
-    cluster.start()
-    try:
-        yield cluster.urls()
-    finally:
-        cluster.stop("immediate")
+def urls() -> Iterator[dict[str, str]]:
+    # Not in pytest's own folder: every pytest of this user closes it to others, and root's PostgreSQL is not root's.
+    with tempfile.TemporaryDirectory(prefix="engineworks-postgres-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        cluster = load_script().Cluster(Path(folder))
+        cluster.start()
+        try:
+            yield cluster.urls()
+        finally:
+            cluster.stop("immediate")
 
 
 def python(code: str, *arguments: object, **environ: str) -> subprocess.Popen[str]:
@@ -140,8 +141,8 @@ FLOW = """
         return n
     @flow(name="eight")
     def eight(worker: int) -> int:
-        return sum(f.result() for f in step.map(range(20)))
-    assert [eight(int(sys.argv[1])) for _ in range(2)] == [190, 190]
+        return sum(f.result() for f in step.map(range(10)))
+    assert eight(int(sys.argv[1])) == 45
     assert drain()
 """
 
@@ -167,15 +168,15 @@ def test_eight_flow_processes_at_once_lose_no_task_run(
     link = psycopg2.connect(urls["PREFECT_API_DATABASE_CONNECTION_URL"].replace("+asyncpg", ""))
     link.autocommit = True
     counts: tuple[int, int] = (0, 0)
-    for _ in range(150):  # the server writes task runs in batches
+    for _ in range(600):  # the server writes task runs some time after it was sent them
         with link.cursor() as cursor:
             cursor.execute(
                 "SELECT (SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED'),"
                 " (SELECT count(*) FROM task_run WHERE state_type = 'COMPLETED')"
             )
             counts = cursor.fetchone()
-        if counts == (2 * WORKERS, 2 * WORKERS * 20):
+        if counts == (WORKERS, WORKERS * 10):
             break
         time.sleep(0.2)
     link.close()
-    assert counts == (2 * WORKERS, 2 * WORKERS * 20)
+    assert counts == (WORKERS, WORKERS * 10)

@@ -128,7 +128,7 @@ def prefect_server(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         yield f"http://127.0.0.1:{port}/api"
         assert "deadlock" not in (home / "log").read_text().lower()
     finally:
-        server.terminate()
+        server.kill()
         server.wait()
 
 

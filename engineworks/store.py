@@ -26,8 +26,8 @@ from typing import Any
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.settings import Settings
-from engineworks.store_remote import MANIFEST, RemoteStore
 
+MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.05
 
 UNUSED_CACHE_S = 30 * 86400.0
@@ -57,11 +57,12 @@ class Artifact:
 
 
 class Store:
-    """A store in a local folder, alone or as the cache in front of a remote one."""
+    """A store in a local folder; `SharedStore` is one with a remote store behind it."""
 
-    def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
+    AGAIN = "it is built again"
+
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._remote = remote
         self._verified: set[str] = set()
 
     def has(self, key: str) -> bool:
@@ -69,27 +70,23 @@ class Store:
         artifact = self._manifest(key)
         if artifact is not None:
             return self._damage(artifact, contents=False) is None
-        return self._remote is not None and self._remote.has(key)
+        return self._has_elsewhere(key)
 
     def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
         """The artifact after its digests were checked (once per process), None for a miss.
 
-        A damaged one is a miss: it is taken out of the way and `say` is told why. One that only the remote store has
-        is fetched first.
+        A damaged one is a miss: it is taken out of the way and `say` is told why.
         """
-        artifact = self._manifest(key) or self._fetch(key)
-        if artifact is None:
-            return None
-        why = self._damage(artifact, contents=key not in self._verified)
-        if why is None:
-            self._verified.add(key)
-            return artifact
-        if say:
-            say(f"stored {artifact.step} {key[:12]} is damaged ({why}): it is built again")
-        self.remove(key)
-        if self._remote is not None:
-            self._remote.remove(key)
-        return None
+        artifact = self._manifest(key)
+        if artifact is not None:
+            why = self._damage(artifact, contents=key not in self._verified)
+            if why is None:
+                self._verified.add(key)
+                return self._settled(artifact)
+            self.remove(key)
+            if say:
+                say(f"stored {artifact.step} {key[:12]} is damaged ({why}): {self.AGAIN}")
+        return self._fetch(key, say)
 
     def peek_json(self, key: str, name: str) -> Any | None:
         """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
@@ -200,16 +197,11 @@ class Store:
         return self.root / "objects" / key[:2] / key
 
     def _manifest(self, key: str) -> Artifact | None:
-        place = self.place(key)
-        try:
-            m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return read_manifest(self.place(key))
 
-    def _damage(self, artifact: Artifact, *, contents: bool) -> str | None:
-        """Why the artifact can not be trusted, None if it can."""
-        if digest_of(artifact.document) != artifact.path.name:
+    def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
+        """Why the artifact (of `key`, by default that of its folder's name) can not be trusted, None if it can."""
+        if digest_of(artifact.document) != (key or artifact.path.name):
             return "its manifest belongs to another key"
         for name, facts in artifact.files.items():
             file = artifact.path / name
@@ -237,37 +229,49 @@ class Store:
             if f.is_file()
         }
         manifest = {"key": key, "step": step, "files": files, "document": document, "seconds": seconds}
-        place = self.place(key)
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            for file in folder.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o444)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
-                self.remove(key)
-            os.rename(folder, place)
+            found = self._share(key, folder)
+            if found is not None:
+                self.note_latest(step, document)
+                return found
+            self._move_in(key, folder)
             self.note_latest(step, document)
         except OSError as error:
             message = f"{step} can not be stored in {self.root}: {error.strerror}"
             raise StoreError(message, hint="is the disk full?") from None
         self._verified.add(key)
-        if self._remote is not None:
-            self._remote.publish(key, place)
-        return Artifact(key, place, step, files, document, seconds)
+        return Artifact(key, self.place(key), step, files, document, seconds)
 
-    def _fetch(self, key: str) -> Artifact | None:
-        if self._remote is None:
-            return None
-        folder = self._partial(key)
-        try:
-            if self._remote.fetch(key, folder):
-                self.place(key).parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(OSError):  # another process of this host was faster
-                    os.rename(folder, self.place(key))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return self._manifest(key)
+    def _move_in(self, key: str, folder: Path) -> None:
+        """Publish a whole folder here, read-only, by a rename."""
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(0o444)
+        place = self.place(key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
+            self.remove(key)
+        os.rename(folder, place)
+
+    def _has_elsewhere(self, key: str) -> bool:
+        """Whether `_fetch` would find it."""
+        del key
+        return False
+
+    def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
+        """What is not here, from where it is."""
+        del key, say
+        return None
+
+    def _share(self, key: str, folder: Path) -> Artifact | None:
+        """Tell others of a whole folder before it is published here; an artifact is theirs, to be used instead."""
+        del key, folder
+        return None
+
+    def _settled(self, artifact: Artifact) -> Artifact:
+        """The artifact that is to be used for one that is here."""
+        return artifact
 
     def note_latest(self, step: str, document: Mapping[str, Any]) -> None:
         """Let `latest` answer with this document from now on."""
@@ -326,8 +330,20 @@ def open_store(settings: Settings) -> Store:
     """
     if "://" not in settings.store:
         return Store(Path(settings.store).expanduser().resolve())
+    from engineworks.store_remote import RemoteStore
+    from engineworks.store_shared import SharedStore
+
     remote = RemoteStore(settings.store)
-    return Store(Path(remote.root)) if remote.is_local else Store(settings.artifacts / "store", remote)
+    return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)
+
+
+def read_manifest(place: Path) -> Artifact | None:
+    """The artifact in this folder, unchecked; None where it has no manifest that can be read."""
+    try:
+        m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _make_writable(folder: Path) -> None:

@@ -4,6 +4,7 @@
     owner        which process a running build belongs to, and whether that process is dead
     opening      nobody is phoned, a fresh database is made once, a dead server is told in seconds
     sqlite       a fresh SQLite database, migrated once, in memory
+    postgresql   MLflow's tables in PostgreSQL, made by one process at a time
     connection   what is written and searched once it is open
     runs         `Tracking` and `BuildRun`, in terms of the above
     aliases      names in the model registry; registry_lock: one release at a time

@@ -73,7 +73,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         comparison=compare_with_peers(plan, engines, store, {}),
         warnings=tuple(sentence for health in calibration for sentence in health.warnings),
         calibration=calibration,
-        ladder=ladders(plan, engines),
+        ladder=ladders(plan, engines, store),
     )
 
 

@@ -47,7 +47,7 @@ class Build:
         if self.plan.loaded.auto is None:
             return {}
         engines = [engine_result(self.plan, e, self.store, self.failures) for e in self.plan.engines]
-        return ladder_words(ladders(self.plan, engines))
+        return ladder_words(ladders(self.plan, engines, self.store))
 
     def result(self, run_id: str) -> BuildResult:
         """What the build came to; `run_id`: its parent run in MLflow."""
@@ -59,7 +59,7 @@ class Build:
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
             seconds=seconds, warnings=warnings, calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
-            ladder=ladders(self.plan, engines),
+            ladder=ladders(self.plan, engines, self.store),
         )  # fmt: skip
 
     def counts(self) -> StepCounts:

@@ -19,6 +19,7 @@ from engineworks.recipe import CALIBRATED
 if TYPE_CHECKING:
     from engineworks.plan import Plan, PlannedEngine
     from engineworks.results import EngineResult, Failure
+    from engineworks.store import Store
     from engineworks.targets import NamedTarget
 
 RungWord = Literal["pass", "fail", "failed", "inconclusive", "unmeasured", "refused", "not tried"]
@@ -36,10 +37,11 @@ _ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *ME
 
 @dataclass(frozen=True)
 class Rung:
-    """One precision on one target. latency_ms: median at the first named shape, None where it was not measured.
-    estimate: time relative to fp16 (on the CPU to fp32), set where the estimate orders. quality: the task metric
-    relative to fp32, else the smallest cosine to it. dropped: why it is not chosen, '' for the chosen one.
-    why: what its gate or the failed step said. pareto: no other rung that passed is at least as good in quality,
+    """One precision on one target. latency_ms: median at the first named shape, None where it was not measured. doubt:
+    what was wrong with the device meanwhile. bytes: of the engine; model_bytes: of the lowered model. quality: the task
+    metric relative to fp32, else the smallest cosine to it. estimate: time relative to fp16 (on the CPU to fp32), set
+    where it orders. dropped: why it is not chosen, '' for the chosen one. why: what its gate or the failed step said.
+    inaccurate: a check of accuracy failed. pareto: no other rung that passed is at least as good in quality,
     latency and size, and better in one. forgiven: its failure fails no build as long as another rung stands."""
 
     precision: str
@@ -48,11 +50,13 @@ class Rung:
     computes: tuple[str, ...] = ()
     latency_ms: float | None = None
     bytes: int | None = None
+    model_bytes: int | None = None
     metric: float | None = None
     cosine: float | None = None
     quality: float | None = None
     estimate: float | None = None
     why: str = ""
+    doubt: str = ""
     inaccurate: bool = False
     forgiven: bool = False
     built_in_limits: bool = False
@@ -93,10 +97,8 @@ class TargetLadder:
             return f"{self.target}: no precision passes; {first.precision} {first.dropped}"
         int8 = next((f" int8 {r.dropped}." for r in self.rungs if r.precision == "int8" and r.dropped), "")
         if self.basis == "estimated":
-            unseen = (
-                "" if chosen.verdict == "pass" else " and whether it is right is not known: no engine of it ran here"
-            )
-            return f"{self.target}: {chosen.precision} by estimate ({_time(chosen)}); how fast it is{unseen}.{int8}"
+            unseen = "its latency was not measured" if chosen.verdict == "pass" else "no engine of it ran here"
+            return f"{self.target}: {chosen.precision} by estimate ({_time(chosen)}); {unseen}.{int8}"
         count = sum(1 for r in self.rungs if r.verdict == "pass")
         return f"{self.target}: {chosen.precision}, {_time(chosen)} at {self.shape}, of {count} that passed.{int8}"
 
@@ -119,12 +121,13 @@ class TargetLadder:
         }
 
 
-def ladders(plan: Plan, engines: Sequence[EngineResult]) -> tuple[TargetLadder, ...]:
-    """One ladder per target, in the recipe's order; none where the recipe does not say `auto`."""
+def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
+    """One ladder per target, in the recipe's order; none where the recipe does not say `auto`. store: has the lowered
+    models, whose sizes an estimate needs."""
     if plan.loaded.auto is None:
         return ()
     results = {e.id: e for e in engines}
-    rungs = {t.name: _rungs(plan, t, results) for t in plan.loaded.targets}
+    rungs = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
     inaccurate: dict[str, str] = {}
     for target, found in rungs.items():
         for rung in found:
@@ -179,15 +182,14 @@ def climb(
 
 
 def _estimated(target: NamedTarget, standing: Sequence[Rung], rungs: Sequence[Rung]) -> list[Rung]:
-    half = next((r.bytes for r in rungs if r.precision == "fp16"), None)
+    half = next((r.model_bytes for r in rungs if r.precision == "fp16"), None)
     backend, capabilities = target.target.backend, target.target.compute_capability
-    return [
-        replace(
-            r, latency_ms=None,
-            estimate=ladder_estimate.estimate_time(backend, capabilities, r.computes or (r.precision,), r.bytes, half),
-        )
-        for r in standing
-    ]  # fmt: skip
+
+    def estimate(rung: Rung) -> float:
+        parts = rung.computes or (rung.precision,)
+        return ladder_estimate.estimate_time(backend, capabilities, parts, rung.model_bytes, half)
+
+    return [replace(r, latency_ms=None, estimate=estimate(r)) for r in standing]
 
 
 def _ordered(standing: Sequence[Rung], rank: Mapping[str, int]) -> list[Rung]:
@@ -209,10 +211,9 @@ def _why_slower(rung: Rung, chosen: Rung, ordered: Sequence[Rung], rank: Mapping
     half = next((r for r in rivals if r.precision == "fp16"), None)
     rival = half or next(iter(rivals), chosen)
     how = "is not faster than" if rivals else "is slower than"
+    same = f"; less than {TIE:.0%} is no difference" if abs(_seconds(rung) / _seconds(rival) - 1) <= TIE else ""
     if rung.estimate is not None:
-        return f"{how} {rival.precision} by estimate ({_time(rung)}, {rival.precision} {rival.estimate:.2f})"
-    tie = abs(_seconds(rung) / _seconds(rival) - 1) < TIE
-    same = f" (less than {TIE:.0%} is no difference)" if tie else ""
+        return f"{how} {rival.precision} by estimate ({_time(rung)}, {rival.precision} {rival.estimate:.2f}{same})"
     return f"{how} {rival.precision}: {_time(rung)} against {_time(rival)}{same}"
 
 
@@ -267,7 +268,7 @@ def _by(ladder: TargetLadder) -> str:
     return " by estimate" if ladder.basis == "estimated" else ""
 
 
-def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult]) -> list[Rung]:
+def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Rung]:
     """Every precision of `auto` on this target, whatever became of it."""
     auto = plan.loaded.auto
     assert auto is not None
@@ -277,7 +278,8 @@ def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult])
         engine = f"{plan.recipe}/{precision}/{target.name}"
         if engine in results:
             rung = _rung_of(planned[engine], results[engine])
-            found.append(replace(rung, built_in_limits=precision in auto.built_in))
+            lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
+            found.append(replace(rung, built_in_limits=precision in auto.built_in, model_bytes=_size(store, lower)))
         elif engine in refused:
             found.append(Rung(precision, "refused", why=refused[engine]))
         else:
@@ -285,8 +287,13 @@ def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult])
     return found + [Rung(p, "not tried", why=why) for p, why in auto.untried.items()]
 
 
+def _size(store: Store, key: str) -> int | None:
+    return store.size_of(key) if store.has(key) else None
+
+
 def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
     shapes = (engine.latency or {}).get("shapes", {})
+    shape: Mapping[str, Any] = next(iter(shapes.values()), {})
     outputs = (engine.accuracy or {}).get("outputs", {})
     metric = (engine.accuracy or {}).get("metric") or {}
     cosine = min((o["cosine"] for o in outputs.values() if o["cosine"] is not None), default=None)
@@ -298,7 +305,8 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
         verdict=engine.verdict,
         engine=engine.id,
         computes=planned.computes,
-        latency_ms=next((s["latency_ms_p50"] for s in shapes.values()), None),
+        latency_ms=shape.get("latency_ms_p50"),
+        doubt=next(iter(shape.get("complaints", ())), ""),
         bytes=engine.sidecar.get("bytes"),
         metric=metric.get("engine"),
         cosine=cosine,

@@ -1,16 +1,17 @@
 """How long an engine that nothing here can run will take, relative to fp16: a guess, to order rungs by. Pure.
 
-estimate = (arithmetic + bytes) / 2, both relative to the fp16 engine of the same target: the first is what bounds large
-batches, the second what bounds small ones. Arithmetic: the reciprocal of the dense peak rates in NVIDIA's data sheets
-(T4, A100, A10, L40S, H100 SXM, RTX PRO 6000). Bytes: of the engines that were built; of their weights where fp16 was
-not. It knows nothing of casts, of kernels or of what was left unquantized: measuring replaces it.
+estimate = (arithmetic + bytes) / 2, both relative to fp16: the first is what bounds large batches, the second what
+bounds small ones. Arithmetic: the reciprocal of the dense peak rates in NVIDIA's data sheets (T4, A100, A10, L40S, H100
+SXM, RTX PRO 6000), as if every node had the precision. Bytes: of the lowered models, whose weights are stored as the
+engine needs them; by the precision's bits where these are not known. (An engine's own size is mostly kernels where the
+model is small: digits in int8 is 1.5 times fp16 for it.) It knows nothing of casts and kernels: measuring replaces it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-SENTENCE = "estimated: mean of arithmetic at peak rate and engine size, relative to fp16; not measured"
+SENTENCE = "estimated: mean of arithmetic at peak rate and weight bytes, relative to fp16; not measured"
 
 _FP32 = {"7.5": 8.0, "8.0": 16.0, "8.6": 4.0, "8.9": 4.0, "9.0": 15.0, "12.0": 4.0}
 """Time of fp32 arithmetic without TF32, by compute capability: fp16's dense tensor-core rate over fp32's rate."""
@@ -29,7 +30,7 @@ def estimate_time(
     backend: str, capabilities: Sequence[str], parts: Sequence[str], size: int | None, fp16_size: int | None
 ) -> float:
     """Time relative to fp16 on the same target; to fp32 on the CPU. parts: the plain precisions that the engine
-    computes in, quantized ones first. size, fp16_size: bytes of the engines, None where not built."""
+    computes in, quantized ones first. size, fp16_size: bytes of the lowered models, None where not known."""
     known = [p for p in parts if p in _BITS] or ["fp32"]
     computing = known[:-1] or known
     if backend == "onnxruntime":

@@ -13,7 +13,8 @@ from typing import Any
 from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
-from engineworks.ladder import ladder_words, ladders
+from engineworks.ladder import ladder_words
+from engineworks.ladder_results import ladders
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin
 from engineworks.results import BuildResult, EngineResult, Failure, StepCounts, engine_result

@@ -1,4 +1,4 @@
-"""Engines' results → the ladder of `precisions: auto`: which precision each target gets, and why not the others. Pure.
+"""The ladder of `precisions: auto`: which precision each target gets, and why not the others. Pure.
 
 The fastest rung that passes its gate is chosen, by the median latency at the first named shape. Rungs that differ by
 less than `TIE` are equally fast, and the more faithful one wins: an int8 that is not faster than fp16 is not chosen.
@@ -12,14 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks import ladder_estimate
-from engineworks.errors import EXIT_STEP_FAILED
-from engineworks.gates import METRIC_LIMITS
 from engineworks.recipe import CALIBRATED
 
 if TYPE_CHECKING:
-    from engineworks.plan import Plan, PlannedEngine
-    from engineworks.results import EngineResult, Failure
-    from engineworks.store import Store
     from engineworks.targets import NamedTarget
 
 RungWord = Literal["pass", "fail", "failed", "inconclusive", "unmeasured", "refused", "not tried"]
@@ -31,18 +26,19 @@ TIE = 0.02
 FIDELITY = ("fp32", "fp16", "bf16", "int8_weights", "int8", "fp8", "int4_weights")
 """Most faithful first; mixtures and models' own precisions come after these, in the recipe's order."""
 
-_ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *METRIC_LIMITS)
-"""Names of the checks that another precision, or keeping nodes out of it, may mend."""
-
 
 @dataclass(frozen=True)
 class Rung:
-    """One precision on one target. latency_ms: median at the first named shape, None where it was not measured. doubt:
-    what was wrong with the device meanwhile. bytes: of the engine; model_bytes: of the lowered model. quality: the task
-    metric relative to fp32, else the smallest cosine to it. estimate: time relative to fp16 (on the CPU to fp32), set
-    where it orders. dropped: why it is not chosen, '' for the chosen one. why: what its gate or the failed step said.
-    inaccurate: a check of accuracy failed. pareto: no other rung that passed is at least as good in quality,
-    latency and size, and better in one. forgiven: its failure fails no build as long as another rung stands."""
+    """One precision on one target.
+
+    latency_ms: median at the first named shape, None where it was not measured; doubt: what was wrong with the device
+    meanwhile. bytes: of the engine; model_bytes: of the lowered model. quality: the task metric relative to fp32, else
+    the smallest cosine to it. estimate: time relative to fp16 (on the CPU to fp32), set where it orders. why: what its
+    gate or the failed step said. inaccurate: a check of accuracy failed. forgiven: its failure fails no build as long
+    as another rung stands. dropped: why it is not chosen, '' for the chosen one. passed_on: another target where the
+    chosen one passed. pareto: no other rung that passed is at least as good in quality, latency and size, and better
+    in one.
+    """
 
     precision: str
     verdict: RungWord
@@ -61,6 +57,7 @@ class Rung:
     forgiven: bool = False
     built_in_limits: bool = False
     chosen: bool = False
+    passed_on: str = ""
     pareto: bool = False
     dropped: str = ""
 
@@ -95,9 +92,13 @@ class TargetLadder:
         if chosen is None:
             first = next((r for r in self.rungs if r.verdict not in ("refused", "not tried")), self.rungs[0])
             return f"{self.target}: no precision passes; {first.precision} {first.dropped}"
-        int8 = next((f" int8 {r.dropped}." for r in self.rungs if r.precision == "int8" and r.dropped), "")
+        int8 = next(
+            (f" int8 {r.dropped.removesuffix('.')}." for r in self.rungs if r.precision == "int8" and r.dropped), ""
+        )
         if self.basis == "estimated":
             unseen = "its latency was not measured" if chosen.verdict == "pass" else "no engine of it ran here"
+            if chosen.verdict == "unmeasured" and chosen.passed_on:
+                unseen += f" (on {chosen.passed_on} it passed)"
             return f"{self.target}: {chosen.precision} by estimate ({_time(chosen)}); {unseen}.{int8}"
         count = sum(1 for r in self.rungs if r.verdict == "pass")
         return f"{self.target}: {chosen.precision}, {_time(chosen)} at {self.shape}, of {count} that passed.{int8}"
@@ -121,26 +122,6 @@ class TargetLadder:
         }
 
 
-def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
-    """One ladder per target, in the recipe's order; none where the recipe does not say `auto`. store: has the lowered
-    models, whose sizes an estimate needs."""
-    if plan.loaded.auto is None:
-        return ()
-    results = {e.id: e for e in engines}
-    rungs = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
-    inaccurate: dict[str, str] = {}
-    for target, found in rungs.items():
-        for rung in found:
-            if rung.inaccurate:
-                inaccurate.setdefault(rung.precision, f"failed on {target}: {rung.why}")
-    shape = next(iter(plan.loaded.recipe.performance.at), "")
-    return tuple(
-        climb(t, rungs[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate)
-        for t in plan.loaded.targets
-        if any(r.verdict != "not tried" for r in rungs[t.name])
-    )
-
-
 def ladder_words(found: Sequence[TargetLadder]) -> dict[str, str]:
     """By engine: 'chosen', 'chosen by estimate' or 'dropped: reason'."""
     return {
@@ -156,10 +137,12 @@ def climb(
     shape: str = "",
     recipe: str = "RECIPE",
     inaccurate: Mapping[str, str] | None = None,
+    passed_on: Mapping[str, str] | None = None,
 ) -> TargetLadder:
     """Order the rungs, choose one and say why not the others. recipe: its file, for commands to type. inaccurate: by
-    precision, how it failed on another target; such a rung is not chosen unseen."""
-    failed_elsewhere = inaccurate or {}
+    precision, how it failed on another target; such a rung is not chosen unseen. passed_on: by precision, a
+    target where it passed."""
+    failed_elsewhere, right_elsewhere = inaccurate or {}, passed_on or {}
     passed = [r for r in rungs if r.verdict == "pass"]
     unseen = [r for r in rungs if r.verdict == "unmeasured" and r.precision not in failed_elsewhere]
     standing = passed or unseen
@@ -169,7 +152,7 @@ def climb(
     rank = _ranks(rungs)
     ordered = _ordered(standing, rank)
     best = ordered[:1]
-    kept = [replace(r, chosen=True) for r in best] + [
+    kept = [replace(r, chosen=True, passed_on=right_elsewhere.get(r.precision, "")) for r in best] + [
         replace(r, dropped=_why_slower(r, best[0], ordered, rank)) for r in ordered[1:]
     ]
     stand = {r.precision for r in standing}
@@ -266,58 +249,3 @@ def _time(rung: Rung) -> str:
 
 def _by(ladder: TargetLadder) -> str:
     return " by estimate" if ladder.basis == "estimated" else ""
-
-
-def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Rung]:
-    """Every precision of `auto` on this target, whatever became of it."""
-    auto = plan.loaded.auto
-    assert auto is not None
-    planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}
-    found = []
-    for precision in auto.tried:
-        engine = f"{plan.recipe}/{precision}/{target.name}"
-        if engine in results:
-            rung = _rung_of(planned[engine], results[engine])
-            lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
-            found.append(replace(rung, built_in_limits=precision in auto.built_in, model_bytes=_size(store, lower)))
-        elif engine in refused:
-            found.append(Rung(precision, "refused", why=refused[engine]))
-        else:
-            found.append(Rung(precision, "not tried", why="--only left it out"))
-    return found + [Rung(p, "not tried", why=why) for p, why in auto.untried.items()]
-
-
-def _size(store: Store, key: str) -> int | None:
-    return store.size_of(key) if store.has(key) else None
-
-
-def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
-    shapes = (engine.latency or {}).get("shapes", {})
-    shape: Mapping[str, Any] = next(iter(shapes.values()), {})
-    outputs = (engine.accuracy or {}).get("outputs", {})
-    metric = (engine.accuracy or {}).get("metric") or {}
-    cosine = min((o["cosine"] for o in outputs.values() if o["cosine"] is not None), default=None)
-    ratio = metric.get("ratio")
-    failing = [c for c in engine.checks if c.verdict != "pass" and not c.waived]
-    bad = [c for c in failing if c.verdict == engine.verdict]
-    return Rung(
-        precision=planned.precision,
-        verdict=engine.verdict,
-        engine=engine.id,
-        computes=planned.computes,
-        latency_ms=shape.get("latency_ms_p50"),
-        doubt=next(iter(shape.get("complaints", ())), ""),
-        bytes=engine.sidecar.get("bytes"),
-        metric=metric.get("engine"),
-        cosine=cosine,
-        quality=ratio if ratio is not None else cosine,
-        why=engine.failure.message.splitlines()[0] if engine.failure else next((c.sentence for c in bad), ""),
-        inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in _ACCURACY for c in failing),
-        forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),
-    )  # fmt: skip
-
-
-def _impossible(failure: Failure | None) -> bool:
-    """Whether the model can not be had in this precision; what else fails (data, a defect) is no verdict on it."""
-    kind = failure.step.rpartition("/")[2].partition("-")[0] if failure else ""
-    return failure is not None and kind in ("lower", "build") and failure.exit_code == EXIT_STEP_FAILED

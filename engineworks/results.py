@@ -160,6 +160,11 @@ class BuildResult:
         return tuple(e for e in self.engines if e.id not in dropped)
 
     @property
+    def dropped(self) -> dict[str, str]:
+        """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
+        return {r.engine: r.dropped for one in self.ladder for r in one.rungs if r.engine and r.dropped}
+
+    @property
     def verdict(self) -> EngineWord:
         """The gravest of the engines' words."""
         order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")

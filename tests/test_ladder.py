@@ -12,8 +12,9 @@ from engineworks.auto import expand
 from engineworks.errors import RecipeError
 from engineworks.fingerprint import FileDigests
 from engineworks.gates import Check
-from engineworks.ladder import Rung, TargetLadder, climb, ladder_words, ladders
+from engineworks.ladder import Rung, TargetLadder, climb, ladder_words
 from engineworks.ladder_estimate import estimate_time
+from engineworks.ladder_results import ladders
 from engineworks.plan import Plan, plan_recipe
 from engineworks.recipe_yaml import load_recipe
 from engineworks.report.ladder import ladder_tables

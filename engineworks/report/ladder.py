@@ -96,7 +96,7 @@ def pareto_plot(ladder: TargetLadder) -> str:
             )  # fmt: skip
         front = sorted((latency_ms, quality) for rung, latency_ms, quality, _ in shown if rung.pareto)
         axes.plot([x for x, _ in front], [y for _, y in front], color="#888", linewidth=1, zorder=0)
-        axes.set(xlabel=f"median latency at {ladder.shape}, ms", ylabel="quality relative to fp32")
+        axes.set(xlabel=f"median latency at {ladder.shape}, ms", ylabel=_quality(ladder))
         axes.margins(0.15)
         axes.ticklabel_format(useOffset=False)
         drawing.legend(loc="outside right upper", markerscale=0.5, frameon=False)
@@ -109,6 +109,10 @@ _STYLE: dict[Any, Any] = dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#888"
 ) | {"svg.fonttype": "none", "font.size": 10}
 """Legible on a light page and on a dark one."""
+
+
+def _quality(ladder: TargetLadder) -> str:
+    return "task metric / fp32's" if any(r.metric is not None for r in ladder.rungs) else "cosine to fp32"
 
 
 def _legend(rung: Rung) -> str:

@@ -137,6 +137,11 @@ def test_a_rung_that_failed_on_another_target_is_not_chosen_unseen() -> None:
     assert "engineworks sensitivity" in dropped(found)["int8"]
 
 
+def test_an_unseen_choice_says_where_else_it_passed() -> None:
+    found = ladder(unmeasured("fp16"), unmeasured("int8"), target=ADA, passed_on={"int8": "cpu"})
+    assert "no engine of it ran here (on cpu it passed)" in found.sentence
+
+
 def test_engines_that_pass_without_a_latency_are_ordered_by_estimate() -> None:
     found = ladder(passed("int8", None), passed("fp32", None))
     assert (chosen(found), found.basis) == ("fp32", "estimated")

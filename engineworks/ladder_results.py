@@ -54,7 +54,9 @@ def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult],
         if engine in results:
             rung = _rung_of(planned[engine], results[engine])
             lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
-            found.append(replace(rung, built_in_limits=precision in auto.built_in, model_bytes=_size(store, lower)))
+            found.append(
+                replace(rung, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
+            )
         elif engine in refused:
             found.append(Rung(precision, "refused", why=refused[engine]))
         else:
@@ -62,8 +64,9 @@ def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult],
     return found + [Rung(p, "not tried", why=why) for p, why in auto.untried.items()]
 
 
-def _size(store: Store, key: str) -> int | None:
-    return store.size_of(key) if store.has(key) else None
+def _model_size(store: Store, key: str) -> int | None:
+    """Bytes of a lowered model with its weights; None where it is not here."""
+    return sum(f.stat().st_size for f in store.place(key).glob("model.onnx*")) or None
 
 
 def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:

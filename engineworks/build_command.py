@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError
+from engineworks.ladder_results import ladders
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result
@@ -72,6 +73,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         comparison=compare_with_peers(plan, engines, store, {}),
         warnings=tuple(sentence for health in calibration for sentence in health.warnings),
         calibration=calibration,
+        ladder=ladders(plan, engines, store),
     )
 
 

@@ -116,7 +116,10 @@ class Plan:
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
         champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
         rivals = {"champions": champions} if champions else {}
-        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals})
+        ladder = {"ladder": True} if self.loaded.auto else {}
+        return digest_of(
+            {"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals, **ladder}
+        )
 
     @property
     def goals(self) -> set[str]:
@@ -141,6 +144,7 @@ class Plan:
             "recipe": self.recipe,
             "file": self.loaded.shown,
             "resolved": self.loaded.recipe.model_dump(mode="json"),
+            "auto": self.loaded.auto is not None,
             "targets": {t.name: t.to_json() for t in self.loaded.targets},
             "engines": [e.to_json() for e in self.engines],
             "refused": [r.to_json() for r in self.refused],

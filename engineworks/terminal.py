@@ -75,6 +75,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         console.print(table)
         for engine in result.engines:
             _print_figures(console, engine)
+        _print_ladder(console, result)
         _print_comparison(console, result)
         steps = result.steps
         say(
@@ -87,6 +88,20 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
             say(f"report: {result.report}")
     if not quiet:
         _print_pages(settings)
+
+
+def _print_ladder(console: Console, result: BuildResult) -> None:
+    """One table per target of `precisions: auto`; the chosen rung stands out."""
+    from engineworks.report.ladder import ladder_tables
+
+    for found in ladder_tables(result.ladder):
+        table = _table(*found.headings)
+        for index, cells in enumerate(found.rows):
+            table.add_row(*map(_escape, cells), style="green" if index == found.chosen else None)
+        say(f"{result.recipe}, ladder of {found.sentence}")
+        console.print(table)
+        for note in found.notes:
+            say(note)
 
 
 def _print_comparison(console: Console, result: BuildResult) -> None:

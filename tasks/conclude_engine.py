@@ -20,5 +20,5 @@ def conclude_engine(build: Build, run: BuildRun, engine_id: str) -> EngineResult
     engine = next(e for e in build.plan.engines if e.id == engine_id)
     judged = engine_result(build.plan, engine, build.store, build.failures)
     result = with_passport(build.plan, judged, build.store, build.origin)
-    run.record_engine(engine_record(build.plan, result))
+    run.record_engine(engine_record(build.plan, result, build.ladder_words.get(engine_id, "")))
     return result

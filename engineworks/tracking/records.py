@@ -31,6 +31,8 @@ ENGINE_BUILD_KEY = BUILD_KEY
 """Tag of a model version: store key of the build artifact that holds its engine."""
 RUN = "engineworks.run"
 """Tag of a model version: id of the run that recorded its engine."""
+LADDER = "engineworks.ladder"
+"""Tag: of an engine `chosen` or `dropped: reason`; of a build one sentence per target."""
 OWNER = "engineworks.owner"
 RESUMES = "engineworks.resumes"
 ERROR = "engineworks.error"

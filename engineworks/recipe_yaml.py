@@ -69,7 +69,7 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
         raise RecipeError(_one_each(problems))
     targets = tuple(NamedTarget(name, known[name]) for name in recipe.targets)
     recipe, auto = expand(recipe)
-    return LoadedRecipe(recipe, path.resolve(), shown, root, files, targets, auto)
+    return LoadedRecipe(recipe, path.resolve(), shown, root, files, targets, auto=auto)
 
 
 def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from engineworks import errors, terminal
+from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
@@ -160,6 +161,7 @@ def gc(
         terminal.say(freed.sentence())
 
 
+app.command()(init)
 app.command()(release)
 app.command()(rollback)
 app.command()(package)

@@ -138,6 +138,14 @@ def _program(name: str) -> str:
     return name if shutil.which(name) else str(Path(sys.executable).parent / name)
 
 
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of text; words that are verdicts are coloured."""
+    table = _table(*headings)
+    for row in rows:
+        table.add_row(*(_styled(cell) if cell in STYLES else _escape(cell) for cell in row))
+    _console().print(table)
+
+
 def print_facts(facts: Mapping[str, Any]) -> None:
     table = _table("fact", "value")
     for key, value in facts.items():

@@ -208,15 +208,16 @@ def plan_recipes(
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; `only` must match in at least one."""
-    plans = []
+    plans, reasons = [], []
     for one in loaded:
         try:
             plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
-        except TargetError:
+        except TargetError as error:
             if len(loaded) == 1:
                 raise
+            reasons.append(str(error))
     if not plans:
-        raise TargetError(f"--only '{only}' matches no engine that can be built")
+        raise TargetError("no engine can be built:\n" + "\n".join(reasons))
     digests.save()
     return plans
 

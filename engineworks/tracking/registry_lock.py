@@ -12,11 +12,12 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import TrackingError
+from engineworks.tracking.connection import refusals
 from engineworks.tracking.sqlite import locked
 
 if TYPE_CHECKING:
@@ -31,30 +32,53 @@ POLL_S = 0.1
 
 @contextlib.contextmanager
 def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iterator[str | None]:
-    """Hold the registered model (which exists). shared: whether other hosts may write to it too; then the claim."""
+    """Hold the registered model (which exists). shared: whether other hosts may write to it too; then it gives
+    the claim."""
     with locked(lock):
         if not shared:
             yield None
             return
-        token = _claim(lambda: client.get_registered_model(model).tags.get(CLAIM), client, model)
+        token = _claim(client, model)
         try:
             yield token
         finally:
-            if client.get_registered_model(model).tags.get(CLAIM) == token:
-                client.delete_registered_model_tag(model, CLAIM)
+            with refusals(f"the claim on '{model}' can not be given back"):
+                if _read(client, model) == token:
+                    client.delete_registered_model_tag(model, CLAIM)
 
 
-def _claim(read: Callable[[], str | None], client: MlflowClient, model: str) -> str:
+def _claim(client: MlflowClient, model: str) -> str:
+    """Write, wait, read again. Raises `TrackingError` where others hold the model for too long, or nobody answers."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        if _is_free(read()):
+        if _is_free(_read(client, model)):
             token = json.dumps({"owner": secrets.token_hex(8), "at": time.time()})
-            client.set_registered_model_tag(model, CLAIM, token)
-            time.sleep(SETTLE_S)
-            if read() == token:
-                return token
+            if _write(client, model, token):
+                time.sleep(SETTLE_S)
+                if _read(client, model) == token:
+                    return token
         time.sleep(POLL_S + POLL_S * secrets.randbelow(10) / 10)
     raise TrackingError(f"registered model '{model}' is being changed by another release", hint="try again later")
+
+
+def _write(client: MlflowClient, model: str, token: str) -> bool:
+    """False where another claim came between: of two that insert the same tag at once MLflow's database refuses one."""
+    from mlflow.exceptions import MlflowException
+
+    with refusals(f"registered model '{model}' can not be claimed"):
+        try:
+            client.set_registered_model_tag(model, CLAIM, token)
+        except MlflowException:
+            if _is_free(_read(client, model)):  # it is not that
+                raise
+            return False
+    return True
+
+
+def _read(client: MlflowClient, model: str) -> str | None:
+    with refusals(f"registered model '{model}' can not be read"):
+        claim: str | None = client.get_registered_model(model).tags.get(CLAIM)
+    return claim
 
 
 def _is_free(claim: str | None) -> bool:

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks import backends
 from engineworks.backends.base import RunTimes
 from engineworks.errors import RunError
+from engineworks.fingerprint import digest_file
 from engineworks.gates import Check, judge
 from engineworks.recipe import Limits
 from engineworks.steps import StepJob, compare, reference
@@ -120,9 +121,12 @@ class Bench:
         }  # fmt: skip
         build = self.folder / "build"
         build.mkdir(exist_ok=True)
-        (build / "engine.json").write_text(
-            json.dumps({"engine": "engine", "precision": precision, "inputs": [], "outputs": []}), encoding="utf-8"
-        )
+        (build / "engine").write_bytes(b"of the fake backend")
+        sidecar = {
+            "engine": "engine", "sha256": digest_file(build / "engine"), "precision": precision,
+            "inputs": [], "outputs": [],
+        }  # fmt: skip
+        (build / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
         aside = {"evaluation": str(self.folder / "data.npz")}
         reference.run(StepJob("t/reference", params, {"fold": model}, aside, self.folder, lambda _: None))
         inputs = {"build": build, "reference": self.folder}

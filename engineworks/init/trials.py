@@ -23,7 +23,7 @@ SECONDS = 40.0
 """What all trials of a model may take; then the rest is left as it was found so far."""
 
 TIME_LIMIT_S = 180.0
-LARGEST_VALUES = 1 << 24
+LARGEST_VALUES = 1 << 22
 """Values of all inputs of one trial run."""
 
 MOST_SETTINGS = 40
@@ -126,15 +126,23 @@ class _Search:
             if index >= MOST_SETTINGS or self._late():
                 break
             if self._runs_at(lengths):
-                return lengths
+                return self._usual(lengths, wanted)
         return None
+
+    def _usual(self, base: Lengths, wanted: Mapping[str, Candidates]) -> Lengths:
+        """One dimension's trouble is not another's: each goes back to its first candidate where that runs."""
+        for dim, tried in wanted.items():
+            usual = {**base, dim: tried.opt[0]}
+            if usual != base and not self._late() and self._runs_at(usual):
+                base = usual
+        return base
 
     def _furthest(self, base: Lengths, dim: str, lengths: Sequence[int]) -> int:
         return next((n for n in lengths if not self._late() and self._runs_at({**base, dim: n})), base[dim])
 
     def _together(self, base: Lengths, found: Lengths) -> Lengths:
         """All of `found` at once; where that does not run, half of the way, then the base itself."""
-        halfway = {d: (base[d] + n) // 2 for d, n in found.items()}
+        halfway = {d: _round((base[d] + n) // 2) for d, n in found.items()}
         for lengths in (found, halfway):
             if lengths == base or (not self._late() and self._runs_at(lengths)):
                 return lengths
@@ -158,6 +166,11 @@ class _Search:
 
     def _late(self) -> bool:
         return time.monotonic() - self._start > SECONDS
+
+
+def _round(length: int) -> int:
+    """Long lengths as people and strided models like them: multiples of 32."""
+    return length // 32 * 32 if length >= 64 else length
 
 
 def _first_line(error: Exception) -> str:

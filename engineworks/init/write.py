@@ -16,8 +16,10 @@ from engineworks.init.render import GUESS, render
 from engineworks.init.samples import OwnData, match_samples
 from engineworks.init.trials import Trials, try_lengths
 from engineworks.init.values import write_stand_in
+from engineworks.recipe import PRECISIONS
 from engineworks.recipe_yaml import LoadedRecipe, load_recipe, load_targets
 from engineworks.settings import Settings, find_repository
+from engineworks.suggest import did_you_mean
 
 Say = Callable[[str], object]
 Triple = tuple[int, int, int]
@@ -40,19 +42,36 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
     """
     if out.exists() and not force:
         raise InputError(f"{out}: is there already", hint="name another with --out, or replace it with --force")
+    _check_wishes(wishes, out, settings)
     notes: list[str] = []
     files: list[Path] = []
     source, facts, model = _source(wishes, out, settings, files, notes)
-    draft, made = _draft(wishes, out, source, facts, model, notes)
+    draft, ranges, made = _draft(wishes, out, source, facts, model, notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     for data, seed in made:
         path = out.parent / data
         lengths = {d: t[1] for d, t in draft.shapes.items()}
-        count = write_stand_in(path, draft.inputs, draft.ranges, lengths, seed)
+        count = write_stand_in(path, draft.inputs, ranges, lengths, seed)
         files.append(path)
         notes.append(f"{path}: {count} samples that stand in for data: accuracy is agreement with fp32 on them")
     out.write_text(render(draft), encoding="utf-8")
     return Written(out, (out, *files), tuple(notes), load_recipe(out, data_roots=settings.data_roots))
+
+
+def _check_wishes(wishes: Wishes, out: Path, settings: Settings) -> None:
+    """Before anything is written: precisions are ones, and data lies where recipes may read."""
+    for precision in wishes.precisions:
+        if precision not in PRECISIONS:
+            raise InputError(f"'{precision}' is no precision", hint=did_you_mean(precision, PRECISIONS))
+    folder = out.parent.resolve()
+    root = find_repository(folder) or folder
+    for given in (wishes.evaluation, wishes.calibration):
+        path = Path(given).expanduser().resolve() if given else root
+        if not any(path.is_relative_to(r) for r in (root, *settings.data_roots)):
+            raise InputError(
+                f"{given}: lies outside of {root}, where recipes may read",
+                hint="move it there, or add its folder to ENGINEWORKS_DATA_ROOTS",
+            )
 
 
 def recipe_name(text: str) -> str:
@@ -106,7 +125,7 @@ def _reachable(model: Path, out: Path, settings: Settings, files: list[Path], no
 
 def _draft(
     wishes: Wishes, out: Path, source: str, facts: ModelFacts, model: Path | None, notes: list[str]
-) -> tuple[Draft, list[tuple[str, int]]]:
+) -> tuple[Draft, Mapping[str, Range], list[tuple[str, int]]]:
     named = name_dims(facts.inputs)
     ranges = value_ranges(named.inputs, facts.ranges)
     own = _own_data(wishes.evaluation, out, named, wishes.labels, guess=True)
@@ -129,12 +148,13 @@ def _draft(
     draft = Draft(
         name=recipe_name(name), description=f"{Path(wishes.model).name}, described by its own inputs", source=source,
         inputs=named.inputs, outputs=outputs, precisions=precisions, targets=targets, evaluation=evaluation,
-        ranges=ranges, shapes=triples, calibration=calibration, tried=_sentence(tried), why_shapes=why, metric=metric,
+        ranges={} if own else ranges, shapes=triples, calibration=calibration,
+        tried=_sentence(tried), why_shapes=why, metric=metric,
         wishes=wishes, target_note=target_note,
     )  # fmt: skip
     if draft.evaluation.labels and not metric:
         draft = replace(draft, evaluation=replace(draft.evaluation, labels=None))
-    return draft, stand_ins
+    return draft, ranges, stand_ins
 
 
 def _own_data(given: str | None, out: Path, named: NamedDims, labels: str | None, *, guess: bool) -> OwnData | None:

@@ -137,6 +137,21 @@ def test_own_data_is_matched_and_its_labels_become_a_metric(repository: Path) ->
     assert "STAND-IN" not in made.recipe.read_text(encoding="utf-8")
 
 
+def test_with_data_no_range_is_guessed(repository: Path) -> None:
+    onnx.save(tiny_model(), "recipes/new.onnx")
+    recipe = written(Path("recipes/new.onnx"), evaluation="recipes/test.npz").loaded.recipe
+    assert recipe.inputs["image"].range is None
+
+
+@pytest.mark.parametrize("wish", [{"precisions": ("fp23",)}, {"evaluation": "/elsewhere/x.npz"}])
+def test_a_wish_that_can_not_be_is_refused_before_anything_is_written(repository: Path, wish: dict[str, Any]) -> None:
+    onnx.save(tiny_model(), "recipes/new.onnx")
+    before = sorted(repository.rglob("*"))
+    with pytest.raises(InputError):
+        written(Path("recipes/new.onnx"), **wish)
+    assert sorted(repository.rglob("*")) == before
+
+
 def test_a_model_from_elsewhere_is_copied_beside_the_recipe(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from engineworks import errors, terminal
+from engineworks.commands.changed import changed
 from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
@@ -19,6 +20,7 @@ from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
 from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
+from engineworks.commands.sensitivity import sensitivity
 from engineworks.commands.verify import verify
 from engineworks.commands.why import why
 from engineworks.settings import read_settings
@@ -83,6 +85,7 @@ def plan(
     compare: Compare = None,
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -90,6 +93,10 @@ def plan(
     plans = read_plans(read_settings(), recipes, only, compare)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
+    elif markdown:
+        from engineworks.report.plan_text import render_plans
+
+        terminal.say(render_plans(plans).rstrip())
     else:
         terminal.print_plans(plans, quiet=quiet, verbose=verbose)
     if exit_code and any(p.to_do for p in plans):
@@ -173,6 +180,8 @@ app.command()(rollback)
 app.command()(package)
 app.command()(verify)
 app.command()(keygen)
+app.command()(changed)
+app.command()(sensitivity)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

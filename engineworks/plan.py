@@ -310,7 +310,8 @@ def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
             else:
                 yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
     elif before != now:
-        head, _, tail = path.rpartition(".")
+        named = path.startswith(("inputs.", "digests.", "libraries."))  # names of files hold dots too
+        head, _, tail = path.partition(".") if named else path.rpartition(".")
         short = len(str(before)) <= 24 and len(str(now)) <= 24
         yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")
 

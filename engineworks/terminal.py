@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +184,14 @@ def _gpu_line(findings: Findings) -> str:
     facts += [f"CUDA {gpu.cuda}"] if gpu.cuda else []
     facts += [f"{gpu.memory_mib} MiB"] if gpu.memory_mib is not None else []
     return f"GPU: {', '.join(facts)}; {findings.gpu_says}"
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Plain cells under their headings."""
+    table = _table(*headings)
+    for row in rows:
+        table.add_row(*map(_escape, row))
+    _console().print(table)
 
 
 @contextlib.contextmanager

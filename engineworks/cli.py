@@ -13,13 +13,17 @@ import typer
 from engineworks import errors, terminal
 from engineworks.commands.changed import changed
 from engineworks.commands.deploy import deploy
+from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
+from engineworks.commands.list import list_things
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
+from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
 from engineworks.commands.sensitivity import sensitivity
 from engineworks.commands.verify import verify
+from engineworks.commands.why import why
 from engineworks.settings import read_settings
 
 app = typer.Typer(
@@ -139,7 +143,7 @@ def inspect(
     engine: Annotated[str, typer.Argument(help="An engine's id, its file, its folder in the store, or an ONNX file.")],
     as_json: Json = False,
 ) -> None:
-    """Say what an engine is. Examples: engineworks inspect digits/int8/rtx40; engineworks inspect model.onnx"""
+    """Say what an engine is. Example: engineworks inspect recipes/models/digits_cnn.onnx"""
     from engineworks.inspection import inspect_engine
 
     facts = inspect_engine(engine, read_settings())
@@ -148,7 +152,7 @@ def inspect(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed, what can be built and run here, and what conflicts."""
+    """Say what is installed, what can be built and run here, what conflicts. Example: engineworks doctor"""
     from engineworks.doctor import examine
 
     settings = read_settings()
@@ -164,7 +168,7 @@ def gc(
     keep_hours: Annotated[float, typer.Option("--keep-hours", help="Keep what is younger than this.")] = 24.0,
     as_json: Json = False,
 ) -> None:
-    """Free what no run in MLflow refers to, and what killed builds left behind."""
+    """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""
     from engineworks.collect import collect_garbage
 
     freed = collect_garbage(read_settings(), keep_hours=keep_hours, dry_run=dry_run)
@@ -174,6 +178,10 @@ def gc(
         terminal.say(freed.sentence())
 
 
+app.command()(init)
+app.command()(why)
+app.command("list")(list_things)
+app.command()(report)
 app.command()(release)
 app.command()(rollback)
 app.command()(package)

@@ -52,6 +52,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     failure = engine.failure
     texts = {"verdict.json": json.dumps([c.to_json() for c in engine.checks], indent=1)}
     texts |= {f"fingerprints/{kind}.json": _document(plan, key) for kind, key in engine.keys.items()}
+    texts["fingerprints/steps.json"] = _documents(plan, engine)
     if engine.sidecar:
         texts["engine.json"] = json.dumps(engine.sidecar, indent=1)
     if engine.accuracy:
@@ -111,6 +112,12 @@ def result_texts(result: BuildResult) -> dict[str, str]:
 
 def _document(plan: Plan, key: str) -> str:
     return json.dumps({"key": key, **plan.steps[key].document}, indent=1)
+
+
+def _documents(plan: Plan, engine: EngineResult) -> str:
+    """Every step that the engine stands on, by kind: `why` finds there which input of which step another run has."""
+    steps = [plan.steps[key] for key in _closure(plan, engine)]
+    return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
 
 
 def _closure(plan: Plan, engine: EngineResult) -> set[str]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Literal
 
 from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.tracking.champion_list import RegisteredChampion, list_champions
 from engineworks.tracking.connection import PARENT, Connection
 from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
 from engineworks.tracking.owner import current_owner, read_owner
@@ -175,6 +176,10 @@ class Tracking:
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
         """By alias: the versions of the registered model that these aliases name; those that name none are left out."""
         return self._connect().versions_behind(model, aliases)
+
+    def champions(self) -> list[RegisteredChampion]:
+        """Every champion of every registered model of ours."""
+        return list_champions(self._connect())
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """A run's artifact, or folder of artifacts, copied into `folder`; returns where it is."""

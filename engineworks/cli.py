@@ -16,6 +16,7 @@ from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
 from engineworks.commands.rollback import rollback
+from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
 from engineworks.settings import read_settings
 
@@ -164,6 +165,7 @@ app.command()(release)
 app.command()(rollback)
 app.command()(package)
 app.command()(verify)
+app.command()(sync)
 app.command()(keygen)
 
 

@@ -32,9 +32,11 @@ class Freed:
 def collect_garbage(settings: Settings, *, keep_hours: float, dry_run: bool) -> Freed:
     """Delete artifacts that no run refers to and that are older than `keep_hours`: a running build's are young."""
     from engineworks.tracking import open_tracking
+    from engineworks.tracking.spool import keys_in_use
 
     store = open_store(settings)
     in_use = open_tracking(settings.artifacts, settings.tracking_uri).digests_in_use()
+    in_use |= keys_in_use(settings.artifacts)
     oldest = time.time() - 3600 * keep_hours
     gone = [key for key in store.keys() if key not in in_use and store.published_at(key) < oldest]
     freed = sum(store.size_of(key) if dry_run else store.remove(key) for key in gone)

@@ -28,7 +28,7 @@ from engineworks.progress import listener
 from engineworks.results import BuildResult, Failure
 from engineworks.schedule import Schedule
 from engineworks.settings import read_settings
-from engineworks.tracking import BuildRun
+from engineworks.tracking import LastingRun
 from tasks.conclude_engine import conclude_engine
 from tasks.plan_build import plan_build
 from tasks.record_build import end_record, start_record
@@ -111,10 +111,12 @@ def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
     listener().failed(step, failure.message)
 
 
-def gate_and_record(build: Build, run: BuildRun) -> BuildResult:
+def gate_and_record(build: Build, run: LastingRun) -> BuildResult:
     """Judge and record every engine, then the build."""
     for engine in build.plan.engines:
         build.engines[engine.id] = conclude_engine(build, run, engine.id)
     report = report_build(build, build.plan.recipe, run.run_id)
     end_record(build, run, build.plan.recipe)
-    return replace(build.result(run.run_id), report=report)
+    result = build.result(run.run_id)
+    waits = (run.warning,) if run.warning else ()
+    return replace(result, report=report, warnings=result.warnings + waits)

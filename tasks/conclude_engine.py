@@ -12,11 +12,11 @@ from engineworks.build_state import Build
 from engineworks.records import engine_record
 from engineworks.release.passport import with_passport
 from engineworks.results import EngineResult, engine_result
-from engineworks.tracking import BuildRun
+from engineworks.tracking import LastingRun
 
 
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
-def conclude_engine(build: Build, run: BuildRun, engine_id: str) -> EngineResult:
+def conclude_engine(build: Build, run: LastingRun, engine_id: str) -> EngineResult:
     engine = next(e for e in build.plan.engines if e.id == engine_id)
     judged = engine_result(build.plan, engine, build.store, build.failures)
     result = with_passport(build.plan, judged, build.store, build.origin)

@@ -1,0 +1,28 @@
+"""`engineworks sync`: what waits here for other places goes there now."""
+
+from __future__ import annotations
+
+import typer
+
+from engineworks import errors, terminal
+from engineworks.commands.options import Json, Quiet
+from engineworks.settings import read_settings
+
+
+def sync(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Send the records that wait for MLflow. The next build does it too. Example: engineworks sync"""
+    from engineworks.tracking import open_tracking, send_waiting
+
+    settings = read_settings()
+    sent = send_waiting(open_tracking(settings.artifacts, settings.tracking_uri), settings.artifacts)
+    if as_json:
+        terminal.print_json(sent.to_json())
+    elif not quiet:
+        for run in sent.builds.values():
+            terminal.say(f"sent to MLflow: run {run}")
+        for sentence in sent.left:
+            terminal.say(f"still waits: {sentence}")
+        if not sent.builds and not sent.left:
+            terminal.say("nothing waits to be sent")
+    if sent.left:
+        raise typer.Exit(errors.EXIT_STEP_FAILED)

@@ -14,7 +14,7 @@ from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result
 from engineworks.settings import Settings
-from engineworks.store import open_store
+from engineworks.store import Store, open_store
 
 
 class Flows(Protocol):
@@ -48,6 +48,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     goals = {key for key in plan.goals if plan.steps[key].state == "cached"}
     if any(store.get(key) is None for key in goals):
         return None
+    store.publish_waiting()
     run, waits = _record_of(plan, settings)
     if run is None:
         return None
@@ -65,9 +66,14 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
-        warnings=(*(sentence for health in calibration for sentence in health.warnings), *waits),
+        warnings=(*(sentence for health in calibration for sentence in health.warnings), *waits, *outage_of(store)),
         calibration=calibration,
     )
+
+
+def outage_of(store: Store) -> tuple[str, ...]:
+    """What to say where the store that others share does not answer."""
+    return (store.outage,) if store.outage else ()
 
 
 def _record_of(plan: Plan, settings: Settings) -> tuple[str | None, tuple[str, ...]]:

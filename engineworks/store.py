@@ -12,6 +12,7 @@ what is missing or damaged is a miss. flock is dropped by the kernel when its ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,9 +27,13 @@ from typing import Any
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.settings import Settings
+from engineworks.store_outage import LastingRemote
 from engineworks.store_remote import MANIFEST, RemoteStore
 
 LOCK_POLL_S = 0.05
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file can not grow: no space, no quota, RLIMIT_FSIZE."""
 
 UNUSED_CACHE_S = 30 * 86400.0
 """Seconds after which a device's cache that no build used is swept away."""
@@ -59,7 +64,7 @@ class Artifact:
 class Store:
     """A store in a local folder, alone or as the cache in front of a remote one."""
 
-    def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
+    def __init__(self, root: Path, remote: LastingRemote | None = None) -> None:
         self.root = root
         self._remote = remote
         self._verified: set[str] = set()
@@ -109,9 +114,10 @@ class Store:
     def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
         """Build `key` under its lock: `hit` is set if someone else published it meanwhile, else fill `folder`.
 
-        On a clean exit the folder is digested and published; on an error nothing is.
+        On a clean exit the folder is digested and published; on an error nothing is. A full disk is a `StoreError`,
+        whoever found it full.
         """
-        with self._locked(key):
+        with self._locked(key), self._full_is_told(step):
             found = self.get(key)
             if found is not None:
                 yield Writing(folder=found.path, hit=found)
@@ -124,6 +130,17 @@ class Store:
                 writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def publish_waiting(self) -> int:
+        """Publish what the remote store did not take when it was made. Returns how many artifacts are there now."""
+        if self._remote is None:
+            return 0
+        return sum(self._remote.publish_late(key, self.place(key)) for key in self._remote.waiting())
+
+    @property
+    def outage(self) -> str:
+        """One sentence where the remote store does not answer and what was made here waits for it, else ''."""
+        return self._remote.outage if self._remote is not None else ""
 
     def latest(self, step: str) -> Mapping[str, Any] | None:
         """The document of the newest artifact of this step, whatever its key."""
@@ -244,13 +261,14 @@ class Store:
                 if file.is_file():
                     file.chmod(0o444)
             place.parent.mkdir(parents=True, exist_ok=True)
+            if self._remote is not None:
+                self._remote.expect(key)
             if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
                 self.remove(key)
             os.rename(folder, place)
             self.note_latest(step, document)
         except OSError as error:
-            message = f"{step} can not be stored in {self.root}: {error.strerror}"
-            raise StoreError(message, hint="is the disk full?") from None
+            raise self._not_stored(step, error) from None
         self._verified.add(key)
         if self._remote is not None:
             self._remote.publish(key, place)
@@ -274,8 +292,25 @@ class Store:
         file = self.root / "latest" / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        beside.write_text(json.dumps(document), encoding="utf-8")
-        os.replace(beside, file)
+        try:
+            beside.write_text(json.dumps(document), encoding="utf-8")
+            os.replace(beside, file)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _full_is_told(self, step: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise self._not_stored(step, error) from None
+
+    def _not_stored(self, step: str, error: OSError) -> StoreError:
+        hint = "free some space ('engineworks gc' may), and build again" if error.errno in FULL else ""
+        return StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint=hint)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -327,7 +362,10 @@ def open_store(settings: Settings) -> Store:
     if "://" not in settings.store:
         return Store(Path(settings.store).expanduser().resolve())
     remote = RemoteStore(settings.store)
-    return Store(Path(remote.root)) if remote.is_local else Store(settings.artifacts / "store", remote)
+    if remote.is_local:
+        return Store(Path(remote.root))
+    root = settings.artifacts / "store"
+    return Store(root, LastingRemote(remote, root / "unpublished"))
 
 
 def _make_writable(folder: Path) -> None:

@@ -23,6 +23,7 @@ from engineworks.build_state import Build
 from engineworks.child import default_pool
 from engineworks.errors import EXIT_DEFECT, EngineworksError
 from engineworks.execute import Outcome
+from engineworks.memory_guard import available_mib, needs_of
 from engineworks.plan import Step
 from engineworks.progress import listener
 from engineworks.results import BuildResult, Failure
@@ -79,12 +80,14 @@ def build_and_judge(build: Build, flow_run_id: str) -> BuildResult:
 
 def run_steps(build: Build) -> None:
     """Run what is to do, each step when its inputs are there; a failure stops only what stands on it."""
-    schedule = Schedule(build.plan)
+    schedule = Schedule(build.plan, needs_of(build.store))
     running: dict[PrefectFuture[Outcome], Step] = {}
     ended: queue.SimpleQueue[PrefectFuture[Outcome]] = queue.SimpleQueue()
     try:
         while not schedule.finished:
-            for step in schedule.ready(ROOM):
+            free_mib = available_mib()
+            for step in schedule.ready(ROOM, free_mib):
+                _say_if_large(schedule, free_mib)
                 future = STEP_TASKS[step.kind].submit(build, step.id, step.key)
                 running[future] = step
                 future.add_done_callback(ended.put)
@@ -94,6 +97,14 @@ def run_steps(build: Build) -> None:
     except BaseException:
         default_pool().cancel_all()
         raise
+
+
+def _say_if_large(schedule: Schedule, free_mib: float) -> None:
+    if schedule.large:
+        step, need_mib = schedule.large
+        listener().say(
+            f"{step.id} runs alone: it may need {need_mib:.0f} MiB of memory and {free_mib:.0f} MiB are available"
+        )
 
 
 def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
@@ -118,5 +129,6 @@ def gate_and_record(build: Build, run: LastingRun) -> BuildResult:
     report = report_build(build, build.plan.recipe, run.run_id)
     end_record(build, run, build.plan.recipe)
     result = build.result(run.run_id)
-    waits = (run.warning,) if run.warning else ()
+    build.store.publish_waiting()
+    waits = tuple(sentence for sentence in (run.warning, build.store.outage) if sentence)
     return replace(result, report=report, warnings=result.warnings + waits)

@@ -21,6 +21,7 @@ from engineworks.store import open_store
 def plan_build(recipe: Path, settings: Settings, only: str | None, compare: str | None) -> Build:
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
+    store.publish_waiting()
     names, champions = read_names(compare), find_champions(loaded, settings)
     plan = plan_recipe(loaded, store, digests, only=only, compare=names, champions=champions)
     if verify_stored(plan, store):

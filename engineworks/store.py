@@ -180,6 +180,16 @@ class Store:
         except OSError:
             return 0.0
 
+    def age_s(self, key: str) -> float:
+        """Seconds since the artifact was published, by the clock that makes it younger: the wall clock may have been
+        set meanwhile, that of this boot only counts until the next."""
+        age = time.time() - self.published_at(key)
+        try:
+            boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return age
+        return min(age, time.clock_gettime(time.CLOCK_BOOTTIME) - float(at)) if boot == _boot_id() else age
+
     def size_of(self, key: str) -> int:
         """Bytes of the artifact's files."""
         return sum(f.stat().st_size for f in self.place(key).rglob("*") if f.is_file())
@@ -253,7 +263,10 @@ class Store:
             for f in sorted(folder.rglob("*"))
             if f.is_file()
         }
-        manifest = {"key": key, "step": step, "files": files, "document": document, "seconds": seconds}
+        published = [_boot_id(), round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)]
+        manifest = {
+            "key": key, "step": step, "files": files, "document": document, "seconds": seconds, "published": published,
+        }  # fmt: skip
         place = self.place(key)
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -366,6 +379,14 @@ def open_store(settings: Settings) -> Store:
         return Store(Path(remote.root))
     root = settings.artifacts / "store"
     return Store(root, LastingRemote(remote, root / "unpublished"))
+
+
+def _boot_id() -> str:
+    """Which boot of which host this is; '' where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _make_writable(folder: Path) -> None:

@@ -6,7 +6,7 @@ A plain class on purpose: Prefect walks through dataclasses and mappings that ar
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin
-from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
+from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts
 from engineworks.settings import Settings
 from engineworks.store import open_store
 from engineworks.tracking import open_tracking
@@ -49,7 +49,13 @@ class Build:
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
             seconds=seconds, warnings=warnings, calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
+            ran=tuple(self._ran()),
         )  # fmt: skip
+
+    def _ran(self) -> Iterator[RanStep]:
+        for outcome in self.outcomes:
+            if outcome.how == "run":
+                yield RanStep(outcome.id, outcome.seconds, self.plan.steps[outcome.key].reason)
 
     def counts(self) -> StepCounts:
         cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from engineworks import errors, terminal
+from engineworks.commands.changed import changed
 from engineworks.commands.keygen import keygen
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
@@ -80,6 +81,7 @@ def plan(
     compare: Compare = None,
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -87,6 +89,10 @@ def plan(
     plans = read_plans(read_settings(), recipes, only, compare)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
+    elif markdown:
+        from engineworks.report.plan_text import render_plans
+
+        terminal.say(render_plans(plans).rstrip())
     else:
         terminal.print_plans(plans, quiet=quiet, verbose=verbose)
     if exit_code and any(p.to_do for p in plans):
@@ -167,6 +173,7 @@ app.command()(package)
 app.command()(verify)
 app.command()(sync)
 app.command()(keygen)
+app.command()(changed)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -211,15 +211,16 @@ def plan_recipes(
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; `only` must match in at least one."""
-    plans = []
+    plans, reasons = [], []
     for one in loaded:
         try:
             plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
-        except TargetError:
+        except TargetError as error:
             if len(loaded) == 1:
                 raise
+            reasons.append(str(error))
     if not plans:
-        raise TargetError(f"--only '{only}' matches no engine that can be built")
+        raise TargetError("no engine can be built:\n" + "\n".join(reasons))
     digests.save()
     return plans
 
@@ -313,7 +314,8 @@ def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
             else:
                 yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
     elif before != now:
-        head, _, tail = path.rpartition(".")
+        named = path.startswith(("inputs.", "digests.", "libraries."))  # names of files hold dots too
+        head, _, tail = path.partition(".") if named else path.rpartition(".")
         short = len(str(before)) <= 24 and len(str(now)) <= 24
         yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")
 

@@ -121,8 +121,21 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
+class RanStep:
+    """A step that this build ran: how long it took, and why the store did not have its result."""
+
+    id: str
+    seconds: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "seconds": round(self.seconds, 3), "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class BuildResult:
-    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page."""
+    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
+    that were not reused."""
 
     recipe: str
     run: str
@@ -134,6 +147,7 @@ class BuildResult:
     warnings: tuple[str, ...] = ()
     comparison: Comparison | None = None
     calibration: tuple[CalibrationHealth, ...] = ()
+    ran: tuple[RanStep, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -147,6 +161,7 @@ class BuildResult:
             "warnings": list(self.warnings),
             "comparison": self.comparison.to_json() if self.comparison else None,
             "calibration": [c.to_json() for c in self.calibration],
+            "ran": [s.to_json() for s in self.ran],
         }
 
     @property
@@ -246,4 +261,4 @@ def _read(artifact: Artifact | None, name: str) -> Any:
     return artifact.read_json(name) if artifact else None
 
 
-__all__ = ["BuildResult", "EngineResult", "Failure", "StepCounts", "engine_result", "worst_exit_code"]
+__all__ = ["BuildResult", "EngineResult", "Failure", "RanStep", "StepCounts", "engine_result", "worst_exit_code"]

@@ -159,7 +159,7 @@ class Tracking:
         build_key: str | None = None,
         engine: str | None = None,
         parent_run_id: str | None = None,
-        kind: Literal["build", "engine"] | None = None,
+        kind: Literal["build", "engine", "night"] | None = None,
         conditions: str | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
@@ -168,6 +168,20 @@ class Tracking:
         wanted |= {CONDITIONS: conditions}
         query = _query({name: value for name, value in wanted.items() if value is not None})
         return list(self._connect().search(query, limit=limit))
+
+    def record_night(self, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]) -> str:
+        """One run for a whole night, above its builds' own: figures and pages of its summary; returns its id."""
+        link = self._connect()
+        run_id = link.create_run("night", {KIND: "night"})
+        link.log(run_id, pack_batch({}, metrics, tags), texts, {})
+        link.end_run(run_id, "FINISHED")
+        return run_id
+
+    def last_night_text(self, path: str) -> str | None:
+        """A text of the newest night on record; None before the first. Nothing is opened where nothing can be."""
+        nights = self.find_runs(kind="night", limit=5) if self.exists() else []
+        newest = next((run for run in nights if run.status == "FINISHED"), None)
+        return self.read_text(newest.run_id, path) if newest else None
 
     def get_run(self, run_id: str) -> RunSummary:
         return self._connect().get_run(run_id)

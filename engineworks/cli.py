@@ -22,6 +22,7 @@ from engineworks.commands.release import release
 from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
 from engineworks.commands.sensitivity import sensitivity
+from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
 from engineworks.commands.why import why
 from engineworks.settings import read_settings
@@ -186,6 +187,7 @@ app.command()(release)
 app.command()(rollback)
 app.command()(package)
 app.command()(verify)
+app.command()(sync)
 app.command()(keygen)
 app.command()(changed)
 app.command()(sensitivity)

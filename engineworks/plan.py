@@ -66,6 +66,8 @@ class PlannedEngine:
     unmeasured_because: str = ""
     champion: Champion | None = None
     computes: tuple[str, ...] = ()
+    champion_unknown: str = ""
+    """Why it can not be told whether there is a champion, or ''."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -115,7 +117,8 @@ class Plan:
             limits["waivers"] = waivers
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
         champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
-        rivals = {"champions": champions} if champions else {}
+        unknown = {e.id: "unknown" for e in self.engines if e.champion_unknown}
+        rivals = {"champions": champions | unknown} if champions or unknown else {}
         ladder = {"ladder": True} if self.loaded.auto else {}
         return digest_of(
             {"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals, **ladder}
@@ -255,7 +258,8 @@ def _plan_engine(
         duel = duel_document(measured, champion, champions, regression.model_dump(), store)
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, computes.parts)
+    parts, unknown = computes.parts, champions.unknown_because
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown)
 
 
 def _add(

@@ -12,6 +12,7 @@ what is missing or damaged is a miss. flock is dropped by the kernel when its ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -29,6 +30,9 @@ from engineworks.settings import Settings
 
 MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.05
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file can not grow: no space, no quota, RLIMIT_FSIZE."""
 
 UNUSED_CACHE_S = 30 * 86400.0
 """Seconds after which a device's cache that no build used is swept away."""
@@ -106,9 +110,10 @@ class Store:
     def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
         """Build `key` under its lock: `hit` is set if someone else published it meanwhile, else fill `folder`.
 
-        On a clean exit the folder is digested and published; on an error nothing is.
+        On a clean exit the folder is digested and published; on an error nothing is. A full disk is a `StoreError`,
+        whoever found it full.
         """
-        with self._locked(key):
+        with self._locked(key), self._full_is_told(step):
             found = self.get(key)
             if found is not None:
                 yield Writing(folder=found.path, hit=found)
@@ -121,6 +126,15 @@ class Store:
                 writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def publish_waiting(self) -> int:
+        """Send what a remote store did not take when it was made. Returns how many artifacts it has now."""
+        return 0
+
+    @property
+    def outage(self) -> str:
+        """One sentence where something made here waits for a remote store, else ''."""
+        return ""
 
     def latest(self, step: str) -> Mapping[str, Any] | None:
         """The document of the newest artifact of this step, whatever its key."""
@@ -159,6 +173,16 @@ class Store:
             return (self.place(key) / MANIFEST).stat().st_mtime
         except OSError:
             return 0.0
+
+    def age_s(self, key: str) -> float:
+        """Seconds since the artifact was published, by the clock that makes it younger: the wall clock may have been
+        set meanwhile, that of this boot only counts until the next."""
+        age = time.time() - self.published_at(key)
+        try:
+            boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return age
+        return min(age, time.clock_gettime(time.CLOCK_BOOTTIME) - float(at)) if boot == _boot_id() else age
 
     def size_of(self, key: str) -> int:
         """Bytes of the artifact's files."""
@@ -228,7 +252,10 @@ class Store:
             for f in sorted(folder.rglob("*"))
             if f.is_file()
         }
-        manifest = {"key": key, "step": step, "files": files, "document": document, "seconds": seconds}
+        published = [_boot_id(), round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)]
+        manifest = {
+            "key": key, "step": step, "files": files, "document": document, "seconds": seconds, "published": published,
+        }  # fmt: skip
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             found = self._share(key, folder)
@@ -238,8 +265,7 @@ class Store:
             self._move_in(key, folder)
             self.note_latest(step, document)
         except OSError as error:
-            message = f"{step} can not be stored in {self.root}: {error.strerror}"
-            raise StoreError(message, hint="is the disk full?") from None
+            raise self._not_stored(step, error) from None
         self._verified.add(key)
         return Artifact(key, self.place(key), step, files, document, seconds)
 
@@ -278,8 +304,25 @@ class Store:
         file = self.root / "latest" / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        beside.write_text(json.dumps(document), encoding="utf-8")
-        os.replace(beside, file)
+        try:
+            beside.write_text(json.dumps(document), encoding="utf-8")
+            os.replace(beside, file)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _full_is_told(self, step: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise self._not_stored(step, error) from None
+
+    def _not_stored(self, step: str, error: OSError) -> StoreError:
+        hint = "free some space ('engineworks gc' may), and build again" if error.errno in FULL else ""
+        return StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint=hint)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -344,6 +387,14 @@ def read_manifest(place: Path) -> Artifact | None:
         return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _boot_id() -> str:
+    """Which boot of which host this is; '' where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _make_writable(folder: Path) -> None:

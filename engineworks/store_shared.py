@@ -112,5 +112,28 @@ class SharedStore(Store):
             self.remove(key)
             return self._fetch(key) or artifact
 
+    def publish_waiting(self) -> int:
+        """Send what could not be sent when it was built, until the remote store fails again."""
+        sent = 0
+        for mark in sorted((self.root / "pending").glob("*")):
+            artifact = self._manifest(mark.name)
+            if artifact is None:  # nothing is there to be sent
+                mark.unlink(missing_ok=True)
+                continue
+            try:
+                self._settled(artifact)
+            except StoreError:
+                break
+            sent += 1
+        return sent
+
+    @property
+    def outage(self) -> str:
+        waiting = sum(1 for _ in (self.root / "pending").glob("*"))
+        if not waiting:
+            return ""
+        place = self._remote.url
+        return f"{waiting} results wait here for the store {place}: the next build or 'engineworks sync' sends them"
+
     def _pending(self, key: str) -> Path:
         return self.root / "pending" / key

@@ -22,7 +22,7 @@ from engineworks.progress import listener
 from engineworks.results import BuildResult
 from engineworks.settings import read_settings
 from engineworks.smoke import Mode
-from engineworks.tracking import BuildRun
+from engineworks.tracking import LastingRun
 from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps
 from tasks.conclude_engine import conclude_engine
@@ -83,10 +83,13 @@ def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None]
         return gate_and_record(build, record)
 
 
-def gate_and_record(build: Build, run: BuildRun) -> BuildResult:
+def gate_and_record(build: Build, run: LastingRun) -> BuildResult:
     """Judge and record every engine, then the build."""
     for engine in build.plan.engines:
         build.engines[engine.id] = conclude_engine(build, run, engine.id)
     report = report_build(build, build.plan.recipe, run.run_id)
     end_record(build, run, build.plan.recipe)
-    return replace(build.result(run.run_id), report=report)
+    result = build.result(run.run_id)
+    build.store.publish_waiting()
+    waits = tuple(sentence for sentence in (run.warning, build.store.outage) if sentence)
+    return replace(result, report=report, warnings=result.warnings + waits)

@@ -14,6 +14,7 @@ from engineworks.build_state import Build
 from engineworks.child import default_pool
 from engineworks.errors import EXIT_DEFECT, EngineworksError
 from engineworks.execute import Outcome
+from engineworks.memory_guard import available_mib, needs_of
 from engineworks.plan import Step
 from engineworks.progress import listener
 from engineworks.results import Failure
@@ -35,12 +36,14 @@ def run_steps(build: Build, keys: Container[str] | None = None) -> None:
 
     keys: run these alone; what they stand on is there, or has failed.
     """
-    schedule = Schedule(build.plan, keys, lost=build.failures)
+    schedule = Schedule(build.plan, keys, lost=build.failures, need=needs_of(build.store))
     running: dict[PrefectFuture[Outcome], Step] = {}
     ended: queue.SimpleQueue[PrefectFuture[Outcome]] = queue.SimpleQueue()
     try:
         while not schedule.finished:
-            for step in schedule.ready(ROOM):
+            free_mib = available_mib()
+            for step in schedule.ready(ROOM, free_mib):
+                _say_if_large(schedule, free_mib)
                 future = STEP_TASKS[step.kind].submit(build, step.id, step.key)
                 running[future] = step
                 future.add_done_callback(ended.put)
@@ -50,6 +53,14 @@ def run_steps(build: Build, keys: Container[str] | None = None) -> None:
     except BaseException:
         default_pool().cancel_all()
         raise
+
+
+def _say_if_large(schedule: Schedule, free_mib: float) -> None:
+    if schedule.large:
+        step, need_mib = schedule.large
+        listener().say(
+            f"{step.id} runs alone: it may need {need_mib:.0f} MiB of memory and {free_mib:.0f} MiB are available"
+        )
 
 
 def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:

@@ -22,6 +22,7 @@ from engineworks.store import open_store
 def plan_build(recipe: Path, settings: Settings, only: str | None, compare: str | None, mode: Mode = "full") -> Build:
     loaded = in_mode(load_recipe(recipe, data_roots=settings.data_roots), mode)
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
+    store.publish_waiting()
     names, champions = read_names(compare), find_champions(loaded, settings)
     plan = plan_recipe(loaded, store, digests, only=only, compare=names, champions=champions)
     if verify_stored(plan, store):

@@ -21,7 +21,7 @@ SHOWN = 3
 
 
 def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Say what changed since a revision, by fingerprint. Example: engineworks changed --since origin/main
+    """Say what changed since a revision, by fingerprint. Example: engineworks changed --since origin/main.
 
     With -q: only the files of the recipes that there is something to build of, one a line.
     """

@@ -23,9 +23,9 @@ def deploy(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make or update work pools, deployments and the automation that marks crashed runs. Needs PREFECT_API_URL.
+    """Make or update work pools, deployments and the automation that marks crashed runs. Example: engineworks deploy.
 
-    Example: PREFECT_API_URL=http://127.0.0.1:4200/api engineworks deploy
+    The server is the one that PREFECT_API_URL names.
     """
     from engineworks.errors import InputError
     from engineworks.recipe_yaml import load_targets

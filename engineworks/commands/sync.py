@@ -10,7 +10,7 @@ from engineworks.settings import read_settings
 
 
 def sync(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Send the records that wait for MLflow, and results that wait for the store. The next build does it too."""
+    """Send what waits for MLflow and the store; the next build does it too. Example: engineworks sync"""
     from engineworks.store import open_store
     from engineworks.tracking import open_tracking, send_waiting
 

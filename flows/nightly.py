@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from engineworks.delivery import digest_in, read_body
-from engineworks.errors import EngineworksError, StoreError
+from engineworks.errors import EngineworksError, StoreError, TrackingError
 from engineworks.night import (
     Chosen,
     RecipeNight,
@@ -22,13 +23,16 @@ from engineworks.night import (
     night_of_result,
     night_without_result,
 )
+from engineworks.nightly_summary import summarize_night
 from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
 from engineworks.store import open_store
+from engineworks.tracking import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
 from flows.dispatch import Ended, Order, started, workers_online
 from tasks.plan_night import find_unchanged
+from tasks.publish_summary import publish_summary
 
 DEPLOYMENT = "build-recipe/build-recipe"
 
@@ -48,16 +52,26 @@ def nightly(
     over ids of engines that workers shall look at anew. The run's log says what happened to every engine; it ends
     failed unless every engine passed, or has no hardware to be measured on.
     """
-    settings = read_settings()
+    settings, start = read_settings(), time.monotonic()
     chosen = choose_recipes(Path(folder), globs=recipes or (), owner=owner, tag=tag, data_roots=settings.data_roots)
     nights = list(_nights(chosen, settings, again=again, distributed=distributed))
-    for line in lines_of(nights):
+    for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start)):
         get_run_logger().info(line)
     words = count_words(nights)
     bad = [line for night in nights if not night.is_good for line in lines_of([night])]
     if not bad:
         return Completed(message=words, data=tuple(nights))
     return Failed(message="\n".join([words, *bad]), data=None if distributed else tuple(nights))
+
+
+def _summarized(nights: Sequence[RecipeNight], settings: Settings, seconds: float) -> tuple[str, ...]:
+    """Publish the night's summary. Returns what could not be published: a night is not worse for that."""
+    results = [n.verdicts or {"recipe": n.recipe, "error": n.message} for n in nights]
+    try:
+        tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+        return publish_summary(summarize_night(results, tracking, seconds=seconds), settings)
+    except TrackingError as error:
+        return (f"the summary of this night is not on record: {error}",)
 
 
 def _nights(

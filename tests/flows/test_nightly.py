@@ -1,0 +1,43 @@
+"""A night in one process: every recipe has its say, and the summary is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engineworks.tracking import open_tracking
+from flows.local_prefect import prefect_api
+
+pytestmark = pytest.mark.xdist_group("flows")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
+        prefect.wait_ready()
+        yield
+
+
+def test_a_broken_recipe_stops_no_other_and_the_second_night_tells_what_changed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.nightly import nightly
+
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    broken = repository / "recipes" / "broken.yaml"
+    broken.write_text("recipe: broken\nmodel: {}\n", encoding="utf-8")
+    first = nightly(str(repository / "recipes"), return_state=True)
+    assert first.is_failed()
+    assert "broken" in str(first.message)
+    tracking = open_tracking(repository / "artifacts")
+    (record,) = tracking.find_runs(kind="night")
+    text = tracking.read_text(record.run_id, "nightly.md")
+    assert "tiny/int8/cpu" in text
+    assert "broken" in text
+    broken.unlink()
+    second = nightly(str(repository / "recipes"), return_state=True)
+    assert second.is_completed()
+    assert "unchanged" in str(second.message)
+    assert len(tracking.find_runs(kind="night")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -100,8 +101,12 @@ def test_other_processes_are_named_and_our_own_children_are_not(nvml: FakeNvml) 
     watch = GpuWatch()
     nvml.pids = [os.getpid(), 1]  # process 1 is of another group
     assert watch.complaints([watch.sample()]) == ["other processes computed on the GPU: 1"]
-    nvml.pids = [os.getpid(), os.getpgrp()]
-    assert watch.complaints([watch.sample()]) == []
+    with subprocess.Popen(["sleep", "60"]) as child:
+        nvml.pids = [os.getpid(), child.pid]
+        try:
+            assert watch.complaints([watch.sample()]) == []
+        finally:
+            child.kill()
 
 
 def test_in_a_container_one_unknown_process_is_taken_for_this_one(nvml: FakeNvml) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Protocol
 
 from engineworks.calibration_health import calibration_health
+from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError
 from engineworks.plan import Plan
 from engineworks.results import BuildResult, StepCounts, engine_result
@@ -38,7 +39,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         return None
     start = time.monotonic()
     store = open_store(settings)
-    goals = {key for engine in plan.engines for key in engine.steps.values() if plan.steps[key].state == "cached"}
+    goals = {key for key in plan.goals if plan.steps[key].state == "cached"}
     if any(store.get(key) is None for key in goals):
         return None
     from engineworks.tracking import open_tracking
@@ -52,16 +53,18 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     report = settings.runs / found[0].run_id / "report.html"
     calibration = calibration_health(plan, store)
+    engines = tuple(engine_result(plan, engine, store, {}) for engine in plan.engines)
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
-        engines=tuple(engine_result(plan, engine, store, {}) for engine in plan.engines),
+        engines=engines,
         refused=plan.refused,
         steps=StepCounts(reused=reused),
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         warnings=tuple(sentence for health in calibration for sentence in health.warnings),
         calibration=calibration,
+        comparison=compare_with_peers(plan, engines, store, {}),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from engineworks.calibration_health import calibration_health
+from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
 from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
@@ -36,11 +37,14 @@ class Build:
         calibration = calibration_health(self.plan, self.store)
         warnings = tuple(sentence for health in calibration for sentence in health.warnings)
         return BuildResult(
-            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
-            seconds=seconds, warnings=warnings, calibration=calibration,
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds,
+            warnings=warnings, calibration=calibration,
+            comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
         )  # fmt: skip
 
     def counts(self) -> StepCounts:
         cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")
         ran = sum(1 for outcome in self.outcomes if outcome.how == "run")
-        return StepCounts(ran, cached + len(self.outcomes) - ran, len(self.failures))
+        needed = self.plan.stands_on(key for engine in self.plan.engines for key in engine.steps.values())
+        failed = sum(1 for key in self.failures if key in needed)  # what only a peer needs fails no build
+        return StepCounts(ran, cached + len(self.outcomes) - ran, failed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,10 @@ INTERRUPTED = "interrupted; what was finished is kept, and the next build goes o
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
 Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+Compare = Annotated[
+    str | None,
+    typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
@@ -66,13 +71,14 @@ def validate(
 def plan(
     recipes: OneOrMore,
     only: Only = None,
+    compare: Compare = None,
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = _plans(read_settings(), recipes, only)
+    plans = _plans(read_settings(), recipes, only, compare)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     else:
@@ -85,6 +91,7 @@ def plan(
 def build(
     recipes: OneOrMore,
     only: Only = None,
+    compare: Compare = None,
     as_json: Json = False,
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
@@ -97,7 +104,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = _plans(settings, recipes, only)
+    plans = _plans(settings, recipes, only, compare)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:
@@ -201,15 +208,20 @@ def _recipes(given: list[Path] | None) -> list[Path]:
     return found
 
 
-def _plans(settings: Settings, recipes: list[Path], only: str | None) -> list[Any]:
+def _plans(settings: Settings, recipes: list[Path], only: str | None, compare: str | None) -> list[Any]:
+    from engineworks.champion_lookup import find_champions
     from engineworks.fingerprint import FileDigests
+    from engineworks.peers import read_names
     from engineworks.plan import plan_recipes
     from engineworks.recipe_yaml import load_recipes
     from engineworks.store import open_store
 
+    peers = read_names(compare)
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     digests = FileDigests(settings.artifacts / "digests.db")
-    return list(plan_recipes(loaded, open_store(settings), digests, only=only))
+    champions = partial(find_champions, settings=settings)
+    store = open_store(settings)
+    return list(plan_recipes(loaded, store, digests, only=only, compare=peers, champions=champions))
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

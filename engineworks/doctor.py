@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engineworks.backends import backend_facts, builder
+from engineworks.backends._gpu import Gpu, first_gpu
 from engineworks.fingerprint import installed_version
 from engineworks.recipe_yaml import load_targets
 from engineworks.settings import Settings
@@ -21,6 +22,9 @@ LIBRARIES = {
     "onnx-graphsurgeon": "graph surgery",
     "tensorrt-rtx": "RTX engines, ahead of time (pip install 'engineworks[rtx]')",
     "tensorrt": "TensorRT engines on a host with a GPU",
+    "cuda-bindings": "running engines on a GPU",
+    "nvidia-ml-py": "clocks and temperature of a GPU while it is measured",
+    "onnxruntime-gpu": "ONNX Runtime on a GPU, to compare with",
     "torch": "models from PyTorch factories (pip install 'engineworks[torch]')",
     "transformers": "models from Hugging Face folders (pip install 'engineworks[huggingface]')",
     "nvidia-modelopt": "AutoCast, where the light fp16 converter fails (pip install 'engineworks[autocast]')",
@@ -46,21 +50,28 @@ class Library:
 
 @dataclass(frozen=True)
 class TargetHere:
-    """build, run: None if this host can, else why not."""
+    """build, run, measure: None if this host can, else why not."""
 
     name: str
     build: str | None
     run: str | None
+    measure: str | None
 
 
 @dataclass(frozen=True)
 class Findings:
+    """gpu: the first visible one. gpu_says: which targets it serves, or how to add one that it does; '' without one."""
+
     libraries: tuple[Library, ...]
     targets: tuple[TargetHere, ...]
     conflicts: tuple[str, ...]
+    gpu: Gpu | None = None
+    gpu_says: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "gpu": {**self.gpu.to_json(), "memory_mib": self.gpu.memory_mib} if self.gpu else None,
+            "gpu_says": self.gpu_says,
             "libraries": {lib.name: lib.version for lib in self.libraries},
             "targets": [vars(t) for t in self.targets],
             "conflicts": list(self.conflicts),
@@ -70,15 +81,43 @@ class Findings:
 def examine(settings: Settings, recipes: Path) -> Findings:
     """`recipes`: the folder whose `_targets.yaml` counts. Raises `RecipeError` if that file is wrong."""
     libraries = tuple(Library(name, installed_version(name), purpose) for name, purpose in LIBRARIES.items())
-    targets = tuple(_target_here(NamedTarget(n, t)) for n, t in load_targets(recipes).items())
-    return Findings(libraries, targets, tuple(_conflicts(settings)))
+    named = [NamedTarget(n, t) for n, t in load_targets(recipes).items()]
+    gpu = first_gpu()
+    return Findings(
+        libraries,
+        tuple(_target_here(target) for target in named),
+        tuple(_conflicts(settings)),
+        gpu,
+        _gpu_says(gpu, named) if gpu else "",
+    )
 
 
 def _target_here(target: NamedTarget) -> TargetHere:
     name, capabilities = target.target.backend, target.target.compute_capability
     build = builder(name)
     why_not_build = build.why_not_build(capabilities) if build else "its backend only runs engines"
-    return TargetHere(target.name, why_not_build, backend_facts(name).why_not_run(capabilities))
+    why_not_run = backend_facts(name).why_not_run(capabilities)
+    return TargetHere(target.name, why_not_build, why_not_run, why_not_run or _why_not_measure(target))
+
+
+def _why_not_measure(target: NamedTarget) -> str | None:
+    """Engines run here; whether the figures can be trusted."""
+    if not target.target.compute_capability or installed_version("nvidia-ml-py"):
+        return None
+    return "the GPU's clocks and other processes can not be watched; pip install nvidia-ml-py"
+
+
+def _gpu_says(gpu: Gpu, targets: Sequence[NamedTarget]) -> str:
+    """The GPU of a host is no target by itself: `here` in an engine's id would mean another GPU on every host."""
+    serves = [t.name for t in targets if gpu.compute_capability in t.target.compute_capability]
+    if serves:
+        return f"it is the GPU of {', '.join(serves)}: build with --only '*/*/{serves[0]}'"
+    if not gpu.compute_capability:
+        return f"its driver {gpu.driver} is too old to say its compute capability"
+    return (
+        f"no target names its compute capability; add one to _targets.yaml: "
+        f"{{backend: tensorrt_rtx, compute_capability: [{gpu.compute_capability}]}}"
+    )
 
 
 def _conflicts(settings: Settings) -> Iterator[str]:

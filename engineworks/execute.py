@@ -35,11 +35,16 @@ TIME_LIMIT_S = 7200.0
 ERRORS: Mapping[StepName, type[StepError]] = {
     "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
     "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError,
+    "peer": RunError, "duel": RunError,
 }  # fmt: skip
 """What a crash of a step's child is."""
 
 USER_CODE = ("torch", "huggingface")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
+
+FRESH = ("measure", "peer")
+"""Steps whose figures hold what their library takes for itself: another job's leavings would be in them, and theirs in
+the next."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,13 @@ def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
     return {"cache": str(store.device_cache(document))} if document else {}
 
 
+def _environment(step: Step) -> Mapping[str, str]:
+    """Marks the children that run engines of TensorRT: they are others than those that build, because the vendor keeps
+    the first logger that a process gives it, and the builds' one is slow."""
+    backend = step.params.get("target", {}).get("backend", "")
+    return {"ENGINEWORKS_CHILD": "runs engines"} if backend.startswith("tensorrt") and step.kind != "build" else {}
+
+
 def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:
     payload = {
         "kind": step.kind,
@@ -103,7 +115,8 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
                 payload,
                 time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
                 on_line=lambda line: log.write(line + "\n"),
-                fresh=step.params.get("source") in USER_CODE,
+                fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
+                env=_environment(step),
                 what=step.id,
                 error=ERRORS[step.kind],
             )

@@ -7,7 +7,7 @@ Every check says its own sentence; a figure that is missing or not finite fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +50,12 @@ def judge(
         why = unmeasured_because or "it was not compared with the reference"
         return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
     checks = [*_accuracy_checks(accuracy, limits), *_performance_checks(latency, budgets, unmeasured_because)]
+    return Verdict(_worst(checks), tuple(checks))
+
+
+def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
+    """The verdict with checks that were made elsewhere."""
+    checks = [*verdict.checks, *more]
     return Verdict(_worst(checks), tuple(checks))
 
 

@@ -6,16 +6,20 @@ Pure but for looking into the store: nothing is run and nothing heavy is importe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal
 
 from engineworks.backends import backend_facts
 from engineworks.capabilities import why_not
+from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan_documents import Documents
+from engineworks.plan_duel import duel_document
+from engineworks.plan_peers import PlannedPeer, plan_peers
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.steps import StepName
 from engineworks.store import Store
@@ -57,11 +61,13 @@ class PlannedEngine:
     target: NamedTarget
     steps: Mapping[StepName, str]
     unmeasured_because: str = ""
+    champion: Champion | None = None
 
     def to_json(self) -> dict[str, object]:
         return {
             "id": self.id, "precision": self.precision, "target": self.target.name,
             "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+            "champion": self.champion.to_json() if self.champion else None,
         }  # fmt: skip
 
 
@@ -78,12 +84,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs."""
+    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
+    the engines are compared with, on request."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
     refused: tuple[Refused, ...]
     steps: Mapping[str, Step] = field(default_factory=dict)
+    peers: tuple[PlannedPeer, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -97,7 +105,25 @@ class Plan:
     def build_key(self) -> str:
         """Digest of what this build decides: its engines' steps and the limits they must meet."""
         limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
-        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits})
+        peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
+        champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
+        rivals = {"champions": champions} if champions else {}
+        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals})
+
+    @property
+    def goals(self) -> set[str]:
+        """Keys of the engines' and the peers' last steps."""
+        return {k for e in self.engines for k in e.steps.values()} | {p.step for p in self.peers if p.step}
+
+    def stands_on(self, keys: Iterable[str]) -> set[str]:
+        """These keys and all that they need, directly or not."""
+        pending, seen = list(keys), set[str]()
+        while pending:
+            key = pending.pop()
+            if key not in seen:
+                seen.add(key)
+                pending.extend(self.steps[key].inputs.values())
+        return seen
 
     def to_json_text(self) -> str:
         return json.dumps(self.to_json(), indent=1)
@@ -110,12 +136,22 @@ class Plan:
             "targets": {t.name: t.to_json() for t in self.loaded.targets},
             "engines": [e.to_json() for e in self.engines],
             "refused": [r.to_json() for r in self.refused],
+            "peers": [p.to_json() for p in self.peers],
             "steps": [s.to_json() for s in self.steps.values()],
         }
 
 
-def plan_recipe(loaded: LoadedRecipe, store: Store, digests: FileDigests, *, only: str | None = None) -> Plan:
-    """The plan of one recipe. `only`: glob over engine ids; engines that it leaves out are not planned.
+def plan_recipe(
+    loaded: LoadedRecipe,
+    store: Store,
+    digests: FileDigests,
+    *,
+    only: str | None = None,
+    compare: Sequence[str] = (),
+    champions: Champions = NONE,
+) -> Plan:
+    """The plan of one recipe. `only`: glob over engine ids; engines that it leaves out are not planned. `compare`:
+    names of peers. `champions`: those that its engines are measured against, by `champion_lookup.find_champions`.
 
     Raises `TargetError` if `only` selects nothing, or only engines that their targets refuse.
     """
@@ -129,34 +165,44 @@ def plan_recipe(loaded: LoadedRecipe, store: Store, digests: FileDigests, *, onl
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
-            engines.append(_plan_engine(documents, steps, engine_id, precision, target))
+            engines.append(_plan_engine(documents, steps, engine_id, precision, target, champions, store))
     if not engines:
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
+    peers = plan_peers(documents, compare, partial(_add, steps))
     elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
     states = _States(steps, store, elsewhere)
     for engine in engines:
         for key in engine.steps.values():
             states.settle(key, needed=True)
+    for peer in peers:
+        if peer.step:
+            states.settle(peer.step, needed=True)
     refusals = tuple(Refused(i, s) for i, s in refused.items())
-    return Plan(loaded, tuple(engines), refusals, states.settled())
+    return Plan(loaded, tuple(engines), refusals, states.settled(), peers)
 
 
 def verify_stored(plan: Plan, store: Store) -> bool:
     """Check the contents of every stored result that the plan counts on. True if one was damaged and is gone now."""
     used = {key for step in plan.to_do for key in step.inputs.values()}
-    used |= {key for engine in plan.engines for key in engine.steps.values()}
+    used |= plan.goals
     stored = [key for key in used if plan.steps[key].state == "cached"]
     return any([store.get(key) is None for key in stored])  # noqa: C419 - every one is looked at
 
 
 def plan_recipes(
-    loaded: Sequence[LoadedRecipe], store: Store, digests: FileDigests, *, only: str | None = None
+    loaded: Sequence[LoadedRecipe],
+    store: Store,
+    digests: FileDigests,
+    *,
+    only: str | None = None,
+    compare: Sequence[str] = (),
+    champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; `only` must match in at least one."""
     plans = []
     for one in loaded:
         try:
-            plans.append(plan_recipe(one, store, digests, only=only))
+            plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
         except TargetError:
             if len(loaded) == 1:
                 raise
@@ -172,16 +218,16 @@ def _refusal(precision: str, target: NamedTarget) -> str | None:
 
 
 def _plan_engine(
-    documents: Documents, steps: dict[str, Step], engine_id: str, precision: str, target: NamedTarget
+    documents: Documents,
+    steps: dict[str, Step],
+    engine_id: str,
+    precision: str,
+    target: NamedTarget,
+    champions: Champions,
+    store: Store,
 ) -> PlannedEngine:
     """Add the engine's steps, and those they need, to `steps`."""
-
-    def add(kind: StepName, name: str, document: Mapping[str, Any], aside: Mapping[str, Any]) -> str:
-        key = digest_of(document)
-        if key not in steps:
-            steps[key] = Step(kind, name, key, document, document["inputs"], aside)
-        return key
-
+    add = partial(_add, steps)
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = add("export", f"{recipe}/export", *documents.export())
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))
@@ -193,8 +239,22 @@ def _plan_engine(
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
     if documents.recipe.performance.at:
         chosen["measure"] = add("measure", f"{engine_id}/measure", *documents.measure(target, build))
+    champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
+    if champion is not None and regression is not None and regression.latency is not None:
+        measured = documents.measure(target, build)
+        duel = duel_document(measured, champion, champions, regression.model_dump(), store)
+        chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why)
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion)
+
+
+def _add(
+    steps: dict[str, Step], kind: StepName, name: str, document: Mapping[str, Any], aside: Mapping[str, Any]
+) -> str:
+    key = digest_of(document)
+    if key not in steps:
+        steps[key] = Step(kind, name, key, document, document["inputs"], aside)
+    return key
 
 
 class _States:

@@ -14,6 +14,7 @@ from engineworks.backends import backend_facts
 from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
+from engineworks.peers import peer
 from engineworks.profiles import admitting_profile, input_specs, profiles
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.samples import SampleFile, batch_dim, fixed_batch
@@ -28,6 +29,9 @@ MINIMUM_OPSET = 13
 
 PROOF_SAMPLES = 4
 """Samples on which a rewritten graph is compared with the one before it."""
+
+PEER_TIME_LIMIT_S = 1800.0
+"""Seconds after which a peer is given up: it is only there to be compared with."""
 
 TORCH_LIBRARIES = {"torch": ("torch", "onnxscript"), "huggingface": ("torch", "onnxscript", "transformers")}
 
@@ -150,6 +154,25 @@ class Documents:
         document = self._document("measure", params, {"build": build}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
         return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
+
+    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Aside]:
+        """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
+        all that shapes the export in its key."""
+        data, module = self._files.evaluation, peer(name)
+        at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
+        params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
+        params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
+        aside: dict[str, Any] = {"evaluation": data.path, "time_limit_s": PEER_TIME_LIMIT_S}
+        digests = {"evaluation": self._digests.digest(data.path)}
+        libraries: dict[str, Any] = dict(module.versions())
+        if module.FROM_SOURCE:
+            export, paths = self.export()
+            params, aside, digests = {**export["params"], **params}, {**paths, **aside}, export["digests"] | digests
+            libraries = export["libraries"] | libraries
+        document = self._document("peer", params, inputs, digests)
+        document["libraries"] |= libraries
+        document["hardware"] = dict(module.hardware())
+        return document, aside
 
     def _imports(self, function: str) -> dict[str, str]:
         """Versions of the installed packages that the user's own code imports."""

@@ -6,9 +6,11 @@ what needs two fields at once is checked in `recipe_checks`, what needs files or
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
@@ -27,7 +29,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 LATER = {
     "release": "releases come with the release issue; remove the block until then",
     "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
-    "performance.regression": "comparison with a champion comes with the release gate; use performance.budget for now",
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
@@ -141,12 +142,46 @@ class ServingOptions(Part):
     )
 
 
+def _percent_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: 0.05 and '5%'."""
+    number = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d*)?\s*%$"}]
+
+
+def _fraction_of(value: object) -> object:
+    """'5%' → 0.05; numbers stay."""
+    fraction = value
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?\s*%", value.strip()):
+        fraction = float(value.strip().rstrip("% ")) / 100
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise PydanticCustomError("percent", "it should be a percentage such as 5%, or a fraction such as 0.05")
+    return fraction
+
+
+Percent = Annotated[
+    float, Field(gt=0, lt=1, json_schema_extra=_percent_schema), BeforeValidator(_fraction_of)
+]  # fmt: skip
+"""'5%' or 0.05."""
+
+
+class Regression(Part):
+    """How much worse than the champion an engine may be; every one that is given is one check."""
+
+    latency: Percent | None = Field(None, description="median latency at every named shape, e.g. 5%")
+    accuracy: Percent | None = Field(None, description="task metric on the same evaluation data, e.g. 0.5%")
+    most_s: Positive | None = Field(
+        None, description="seconds that one measurement of both engines may take; default: by their speed, 20 to 300"
+    )
+
+
 class Performance(Part):
     at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
     serving: ServingOptions = ServingOptions()
+    regression: Regression | None = Field(None, description="limits against the champion")
 
 
 class Recipe(Part):

@@ -178,6 +178,22 @@ def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
                 yield Problem(place, f"the model has no input '{name}'", did_you_mean(name, recipe.inputs))
 
 
+def _regressions_have_something_to_compare(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    regression = recipe.performance.regression
+    if regression is None:
+        return
+    path = ("performance", "regression")
+    if regression.latency is None and regression.accuracy is None:
+        yield Problem(node.key_place(path), "performance.regression sets no limit", "e.g. {latency: 5%}")
+    if regression.latency is not None and not recipe.performance.at:
+        place = node.key_place((*path, "latency"))
+        yield Problem(place, "regression.latency needs named shapes", "e.g. performance.at: {single: {batch: 1}}")
+    if regression.accuracy is not None and recipe.accuracy.metric is None:
+        yield Problem(
+            node.key_place((*path, "accuracy")), "regression.accuracy needs accuracy.metric", "e.g. metric: top1"
+        )
+
+
 _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _source_is_one,
     _lists_have_no_twins,
@@ -190,4 +206,5 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
     _names_are_known,
+    _regressions_have_something_to_compare,
 )

@@ -238,6 +238,7 @@ _WHY = {
     "model_attributes_type": "it should be a mapping of keys to values",
     "greater_than_equal": "it should be at least {ge}",
     "greater_than": "it should be more than {gt}",
+    "less_than": "it should be less than {lt}",
     "less_than_equal": "it should be at most {le}",
     "too_short": "it needs at least {min_length} of them",
     "too_long": "it takes at most {max_length} of them",

@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from engineworks.comparison import comparison_metrics
 from engineworks.plan import Plan
+from engineworks.plan_duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
-from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.records import CONDITIONS, HARDWARE, EngineRecord
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -54,6 +56,8 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
     if engine.latency:
         texts["latency.json"] = json.dumps(engine.latency)
+    if engine.duel:
+        texts["duel.json"] = json.dumps(engine.duel)
     if engine.log:
         texts["build.log"] = engine.log
     if failure:
@@ -65,7 +69,7 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         status="FAILED" if failure else "FINISHED",
         params=_engine_params(plan, engine),
         metrics=_metrics(engine),
-        tags=_engine_tags(engine),
+        tags=_engine_tags(engine) | _condition_tags(plan, engine),
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
@@ -83,7 +87,8 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
     notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
-    return counts | steps | notes | {"build_s": result.seconds}
+    done = {"build_s": result.seconds, **notes}
+    return counts | steps | done | comparison_metrics(result.comparison)
 
 
 def result_tags(result: BuildResult) -> dict[str, str]:
@@ -129,6 +134,18 @@ def _engine_tags(engine: EngineResult) -> dict[str, str]:
     return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})
 
 
+def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    """What its latency depends on, so that later runs find measurements to compare with; and its champion."""
+    tags: dict[str, str] = {}
+    if engine.latency and "measure" in engine.keys:
+        document = plan.steps[engine.keys["measure"]].document
+        tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
+    if engine.duel:
+        champion = engine.duel["champion"]
+        tags |= {"engineworks.champion": f"{champion['model']}/{champion['version']}"}
+    return tags
+
+
 def _metrics(engine: EngineResult) -> dict[str, float]:
     """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
     found: dict[str, float | None] = {}
@@ -149,6 +166,10 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
             }
     if engine.recommendation and engine.recommendation.batch:
         found["recommended_batch"] = engine.recommendation.batch
+    for shape, compared in (engine.duel or {}).get("shapes", {}).items():
+        low, high = compared["interval"] or (None, None)
+        ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
+        found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
         found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
     return {k: float("nan") if v is None else float(v) for k, v in found.items()}

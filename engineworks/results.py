@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engineworks.calibration_health import CalibrationHealth
+from engineworks.comparison import Comparison
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -15,9 +16,11 @@ from engineworks.errors import (
     EXIT_PASSED,
     EXIT_STEP_FAILED,
 )
-from engineworks.gates import Check, Verdict, judge
+from engineworks.gates import Check, Verdict, judge, with_checks
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
+from engineworks.plan_duel import DUEL_FILE, summary
+from engineworks.regression_gate import regression_checks
 from engineworks.steps import StepName
 from engineworks.store import Artifact, Store
 
@@ -48,6 +51,7 @@ class EngineResult:
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+    duel: Mapping[str, Any] | None = None
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
@@ -65,6 +69,7 @@ class EngineResult:
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy or {},
             **{k: first.get(k) for k in _HEADLINE},
+            "champion": summary(self.duel) if self.duel else None,
             "load_ms": self.latency["load_ms"] if self.latency else None,
             "latency": {name: _without_samples(s) for name, s in shapes.items()},
             "sweep": self._sweep(),
@@ -113,6 +118,7 @@ class BuildResult:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     calibration: tuple[CalibrationHealth, ...] = ()
+    comparison: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -125,6 +131,7 @@ class BuildResult:
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
             "calibration": [c.to_json() for c in self.calibration],
+            "comparison": self.comparison.to_json() if self.comparison else None,
         }
 
     @property
@@ -160,8 +167,9 @@ def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Map
     failure = _failure_of(plan, engine, failures)
     accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
     latency = _read(store.get(engine.steps["measure"]), LATENCY) if "measure" in engine.steps else None
+    duel = _read(store.get(engine.steps["duel"]), DUEL_FILE) if "duel" in engine.steps else None
     sidecar = built.read_json(SIDECAR) if built else {}
-    verdict = _judge(plan, engine, accuracy, latency)
+    verdict = _judge(plan, engine, accuracy, latency, duel)
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
@@ -170,6 +178,7 @@ def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Map
         sidecar=sidecar,
         accuracy=accuracy,
         latency=latency,
+        duel=duel,
         log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
         keys=engine.steps,
         failure=failure,
@@ -186,10 +195,15 @@ def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
 
 
-def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any) -> Verdict:
+def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, duel: Any) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
-    return judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
+    verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
+    against_champion = regression_checks(
+        recipe.performance.regression, engine.champion, duel=duel, latency=latency, accuracy=accuracy,
+        compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
+    )  # fmt: skip
+    return with_checks(verdict, against_champion)
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:

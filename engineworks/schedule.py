@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from engineworks.plan import Plan, Step
 
-ALONE = ("measure",)
+ALONE = ("measure", "duel", "peer")
 """Steps that must have the machine for themselves."""
 
 

@@ -16,7 +16,7 @@ from engineworks import progress as progress_room
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from engineworks.doctor import Findings
+    from engineworks.doctor import Findings, TargetHere
     from engineworks.plan import Plan, Step
     from engineworks.results import BuildResult, EngineResult
     from engineworks.settings import Settings
@@ -75,6 +75,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         console.print(table)
         for engine in result.engines:
             _print_figures(console, engine)
+        _print_comparison(console, result)
         steps = result.steps
         say(
             f"{result.recipe}: {steps.run} steps run, {steps.reused} reused, {steps.failed} failed, "
@@ -86,6 +87,20 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
             say(f"report: {result.report}")
     if not quiet:
         _print_pages(settings)
+
+
+def _print_comparison(console: Console, result: BuildResult) -> None:
+    """One table per named shape; the fastest that is right stands out."""
+    from engineworks.report.comparison import comparison_tables
+
+    for found in comparison_tables(result.comparison):
+        table = _table(*found.headings)
+        for column in table.columns[2:-1]:
+            column.justify = "right"
+        for index, cells in enumerate(found.rows):
+            table.add_row(*map(_escape, cells), style="green" if index == found.best else None)
+        say(f"{result.recipe}, {found.title}")
+        console.print(table)
 
 
 def _print_figures(console: Console, engine: EngineResult) -> None:
@@ -138,12 +153,29 @@ def print_findings(findings: Findings) -> None:
     console.print(table)
     table = _table("target", "build here", "run and measure here")
     for target in findings.targets:
-        table.add_row(target.name, _escape(target.build or "yes"), _escape(target.run or "yes"))
+        table.add_row(target.name, _escape(target.build or "yes"), _escape(_run_and_measure(target)))
     console.print(table)
+    say(_gpu_line(findings))
     for conflict in findings.conflicts:
         say(f"conflict: {conflict}")
     if not findings.conflicts:
         say("no conflicts")
+
+
+def _run_and_measure(target: TargetHere) -> str:
+    if target.run is not None:
+        return target.run
+    return "yes" if target.measure is None else f"yes, but {target.measure}"
+
+
+def _gpu_line(findings: Findings) -> str:
+    gpu = findings.gpu
+    if gpu is None:
+        return "GPU: none found (nvidia-smi is not there, or shows none)"
+    facts = [gpu.name, f"compute capability {gpu.compute_capability or 'unknown'}", f"driver {gpu.driver}"]
+    facts += [f"CUDA {gpu.cuda}"] if gpu.cuda else []
+    facts += [f"{gpu.memory_mib} MiB"] if gpu.memory_mib is not None else []
+    return f"GPU: {', '.join(facts)}; {findings.gpu_says}"
 
 
 @contextlib.contextmanager

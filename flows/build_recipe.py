@@ -50,12 +50,13 @@ RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=ROOM + 1)
     flow_run_name="{recipe}",
     task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
 )
-def build_recipe(recipe: str, only: str | None = None) -> State[BuildResult]:
-    """Build every engine of the recipe file that `only` (a glob over ids) selects.
+def build_recipe(recipe: str, only: str | None = None, compare: str | None = None) -> State[BuildResult]:
+    """Build every engine of the recipe file that `only` (a glob over ids) selects, and measure the peers that `compare`
+    names ('pytorch,ort-cpu') beside them.
 
     Everything is recorded first; then the flow ends failed if a step or a gate failed.
     """
-    build = plan_build(Path(recipe), read_settings(), only)
+    build = plan_build(Path(recipe), read_settings(), only, compare)
     listener().planned(build.plan)
     recording = start_record.submit(build, build.plan.recipe, str(flow_run.get_id() or ""))
     try:

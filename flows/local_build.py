@@ -51,7 +51,8 @@ def _imports(plans: Sequence[Plan]) -> list[str]:
 def _build(plan: Plan, only: str | None) -> BuildResult:
     from flows.build_recipe import build_recipe
 
-    state = build_recipe(str(plan.loaded.path), only, return_state=True)
+    compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
+    state = build_recipe(str(plan.loaded.path), only, compare, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BuildResult):
         return result

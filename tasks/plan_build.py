@@ -8,7 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from engineworks.build_state import Build
+from engineworks.champion_lookup import find_champions
 from engineworks.fingerprint import FileDigests
+from engineworks.peers import read_names
 from engineworks.plan import plan_recipe, verify_stored
 from engineworks.recipe_yaml import load_recipe
 from engineworks.settings import Settings
@@ -16,11 +18,12 @@ from engineworks.store import open_store
 
 
 @task(name="plan", task_run_name="{recipe.stem}/plan", cache_policy=NO_CACHE)
-def plan_build(recipe: Path, settings: Settings, only: str | None) -> Build:
+def plan_build(recipe: Path, settings: Settings, only: str | None, compare: str | None) -> Build:
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
-    plan = plan_recipe(loaded, store, digests, only=only)
+    names, champions = read_names(compare), find_champions(loaded, settings)
+    plan = plan_recipe(loaded, store, digests, only=only, compare=names, champions=champions)
     if verify_stored(plan, store):
-        plan = plan_recipe(loaded, store, digests, only=only)
+        plan = plan_recipe(loaded, store, digests, only=only, compare=names, champions=champions)
     digests.save()
     return Build(plan, settings)

@@ -321,6 +321,16 @@ class FakeVendor:
         def __init__(self) -> None:
             pass
 
+    class IErrorRecorder:
+        def __init__(self) -> None:
+            pass
+
+    class Logger:
+        ERROR = 1
+
+        def __init__(self, severity: int) -> None:
+            pass
+
     class EngineValidity(IntEnum):
         VALID = 0
         INVALID = 2
@@ -335,7 +345,8 @@ class FakeVendor:
     def Runtime(self, logger: Any) -> Any:
         def deserialize(data: Any) -> FakeEngine | None:
             if self._says:
-                logger.log(SimpleNamespace(name="ERROR"), self._says)
+                runtime.error_recorder.report_error(1, self._says)
             return self._engine
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize, get_engine_validity=lambda data: self._found)
+        runtime = SimpleNamespace(deserialize_cuda_engine=deserialize, get_engine_validity=lambda data: self._found)
+        return runtime

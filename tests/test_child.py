@@ -471,3 +471,12 @@ def test_a_forked_process_has_children_of_its_own(jobs: Path) -> None:
     """
     parent = start_parent(jobs, script)
     assert parent.communicate(timeout=20)[0].strip() == "0"
+
+
+def test_a_child_whose_job_failed_does_no_other(pool: ChildPool) -> None:
+    """After some CUDA errors every later call of a process fails."""
+    first = pool.run("child_jobs:echo", {})["pid"]
+    assert pool.run("child_jobs:echo", {})["pid"] == first
+    with pytest.raises(ChildDefect):
+        pool.run("child_jobs:slip", {})
+    assert pool.run("child_jobs:echo", {})["pid"] != first

@@ -110,7 +110,7 @@ def test_doctor_says_what_can_be_built_and_run(repository: Path, capsys: pytest.
     findings = json.loads(out)
     assert code == 0, findings["conflicts"]
     targets = {t["name"]: t for t in findings["targets"]}
-    assert targets["cpu"] == {"name": "cpu", "build": None, "run": None}
+    assert targets["cpu"] == {"name": "cpu", "build": None, "run": None, "measure": None}
     assert targets["rtx40"]["run"]
     assert findings["libraries"]["onnx"]
 

@@ -43,7 +43,7 @@ import contextlib, io, json, sys
 from engineworks.cli import _run
 with contextlib.redirect_stdout(io.StringIO()):
     assert _run(["validate", "recipes/tiny.yaml"]) == 0
-    assert _run(["plan", "recipes/tiny.yaml", "--json"]) == 0
+    assert _run(["plan", "recipes/tiny.yaml", "--json", "--compare", "pytorch,ort-cpu,ort-cuda"]) == 0
 print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
 """
     loaded = set(json.loads(run(code, repository)))

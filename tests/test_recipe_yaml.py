@@ -52,8 +52,17 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "mixture": ([("[fp32, int8]", "[fp32, {default: fp16}]")], "a mixture of precisions is not supported yet"),
     "release": ([("targets:", "release: {model: x}\ntargets:")], "19:1: 'release' is not supported yet"),
     "regression": (
-        [("  at:", "  regression: {latency: 5%}\n  at:")],
-        "recipes/tiny.yaml:21:3: 'performance.regression' is not supported yet",
+        [("  at:", "  regression: {latency: 5}\n  at:")],
+        "recipes/tiny.yaml:21:25: performance.regression.latency: 5 is not allowed; it should be a percentage such as 5%",
+    ),
+    "regression without limits": ([("  at:", "  regression: {}\n  at:")], "21:3: performance.regression sets no limit"),
+    "regression without shapes": (
+        [("  at: {one: {batch: 1}}", "  at: {}\n  regression: {latency: 5%}")],
+        "22:16: regression.latency needs named shapes",
+    ),
+    "regression without a metric": (
+        [("  at:", "  regression: {accuracy: 0.5%}\n  at:"), ("  metric: top1\n", "")],
+        "20:16: regression.accuracy needs accuracy.metric",
     ),
     "mlflow source": ([("onnx: tiny.onnx", "mlflow: models:/a/1")], "4:18: 'model.source.mlflow' is not supported yet"),
     "two sources": (

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -52,50 +51,22 @@ def quota_cores(cpu_max: str) -> int | None:
     return max(1, math.ceil(int(quota) / int(period))) if quota.isdigit() and period.isdigit() else None
 
 
-WAITING_SHARE = 0.05
-"""Share of its time that a measured process may wait for a processor before its figures are doubted."""
-
-
-class LoadWatch:
-    """Satisfies `base.DeviceWatch`: how long this process's threads ran, and how long they waited for a processor that
-    others had (/proc/<pid>/schedstat: nanoseconds on a processor, nanoseconds on a run queue)."""
-
-    def sample(self) -> Mapping[str, object]:
-        """{} where the kernel keeps no such count."""
-        times = [_read(str(task / "schedstat")).split() for task in Path("/proc/self/task").glob("*")]
-        counted = [(int(t[0]), int(t[1])) for t in times if len(t) == 3]
-        if not counted:
-            return {}
-        ran, waited = (sum(column) / 1e9 for column in zip(*counted, strict=True))
-        return {"monotonic_s": time.monotonic(), "ran_s": ran, "waited_s": waited}
-
-    def complaints(self, readings: Sequence[Mapping[str, object]]) -> list[str]:
-        first, last = (readings[0], readings[-1]) if readings else ({}, {})
-        if "ran_s" not in first or "ran_s" not in last:
-            return []
-        ran, waited = (float(str(last[k])) - float(str(first[k])) for k in ("ran_s", "waited_s"))
-        share = waited / (ran + waited) if ran + waited > 0 else 0.0
-        if share <= WAITING_SHARE:
-            return []
-        return [f"other work had the processor: this process waited for it {100 * share:.0f} % of its time"]
-
-
 @cache
 def usable_cores() -> int:
     """Physical cores that this process may use: those of its affinity mask, at most its container's quota."""
-    cores = physical_cores(_read("/proc/cpuinfo"), os.sched_getaffinity(0))
-    quota = quota_cores(_read("/sys/fs/cgroup/cpu.max"))
+    cores = physical_cores(read_text("/proc/cpuinfo"), os.sched_getaffinity(0))
+    quota = quota_cores(read_text("/sys/fs/cgroup/cpu.max"))
     return min(cores, quota) if quota else cores
 
 
 @cache
 def describe() -> dict[str, str]:
     """Name, usable cores and instruction sets of this processor."""
-    text = _read("/proc/cpuinfo")
+    text = read_text("/proc/cpuinfo")
     return {"processor": processor_name(text), "cores": str(usable_cores()), "isa": instruction_sets(text)}
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -15,12 +15,16 @@ NVIDIA_SMI_S = 20.0
 
 @dataclass(frozen=True)
 class Gpu:
+    """compute_capability, cuda: '' where the driver is too old to say. memory_mib: all there is, None where unknown."""
+
     name: str
     compute_capability: str
     driver: str
     cuda: str
+    memory_mib: int | None = None
 
     def to_json(self) -> dict[str, str]:
+        """What a measurement's key holds."""
         return {
             "gpu": self.name,
             "compute_capability": self.compute_capability,
@@ -40,16 +44,25 @@ def first_gpu() -> Gpu | None:
 
 @cache
 def _ask(tool: str, device: str) -> Gpu | None:
-    query = [tool, "-i", device, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    found = _query(tool, device, ("name", "driver_version", "memory.total", "compute_cap"))
+    if found is None:  # drivers before 510 know no compute_cap, and answer nothing at all
+        old = _query(tool, device, ("name", "driver_version", "memory.total"))
+        if old is None:
+            return None
+        found = (*old, "")
+    name, driver, memory, capability = found
+    return Gpu(name, capability, driver, _cuda_of_driver(), int(memory) if memory.isdigit() else None)
+
+
+def _query(tool: str, device: str, fields: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The fields' values; None where the tool, the driver or the device does not answer."""
+    query = [tool, "-i", device, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    fields = [f.strip() for f in answer.strip().split(",")]
-    if len(fields) != 3:
-        return None
-    name, capability, driver = fields
-    return Gpu(name, capability, driver, _cuda_of_driver())
+    values = tuple(field.strip() for field in answer.strip().split(","))
+    return values if len(values) == len(fields) else None
 
 
 def _cuda_of_driver() -> str:

@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends._trt_config import configure, keep_timing_cache, name_capabilities, use_timing_cache
+from engineworks.backends._gpu import first_gpu
+from engineworks.backends._trt_config import (
+    configure,
+    keep_timing_cache,
+    name_capabilities,
+    shrink_workspace,
+    use_timing_cache,
+)
 from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of, telling
 from engineworks.backends._trt_profiles import add_profiles
@@ -30,7 +37,7 @@ from engineworks.backends._trt_tf32 import environment, switched
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.capabilities import PORTABLE_ONLY, why_not
-from engineworks.errors import BuildError, TargetError
+from engineworks.errors import BuildError, RunError, TargetError
 from engineworks.fingerprint import installed_version
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
 from engineworks.tensors import TensorSpec
@@ -92,8 +99,9 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
             name_capabilities(trt, title, config, request.compute_capabilities)
         timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
         partial = request.out / (ENGINE_FILE + ".partial")
-        if not _write(trt, builder, network, config, partial):
-            raise _failure(vendor, title, request, model, logger)
+        built, less_mib = _write_or_retry(trt, builder, network, config, partial, logger, log)
+        if not built:
+            raise _failure(vendor, title, request, model, logger, less_mib)
         if timings is not None and request.cache:
             keep_timing_cache(timings, request.cache)
         inputs, outputs = _specs(trt, network, model)
@@ -103,6 +111,8 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
         if said.get(spec.name, spec.dtype) != spec.dtype:
             log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
     details = _details(vendor, title, request) | ({"environment": dict(wanted)} if wanted else {})
+    if less_mib is not None:
+        details["workspace_mib_after_out_of_memory"] = less_mib
     return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), details)
 
 
@@ -150,6 +160,19 @@ def _parser_complaint(error: Any) -> str:
     return f"{where}: {text}" if where else text
 
 
+def _write_or_retry(
+    trt: Any, builder: Any, network: Any, config: Any, path: Path, logger: Logger, log: Callable[[str], None]
+) -> tuple[bool, int | None]:
+    """Whether a plan was built, and the workspace (MiB) of a second try, after the first ran out of memory."""
+    if _write(trt, builder, network, config, path):
+        return True, None
+    less_mib = shrink_workspace(trt, config, _free_mib()) if logger.out_of_memory() else None
+    if less_mib is None:
+        return False, None
+    log(f"out of memory: once more with a workspace of {less_mib} MiB")
+    return _write(trt, builder, network, config, path), less_mib
+
+
 def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> bool:
     """Build and write the plan; False if nothing was built. Streamed where possible: the plan is then held once."""
     with path.open("wb") as file:
@@ -176,18 +199,43 @@ def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> boo
     return built
 
 
-def _failure(vendor: Vendor, title: str, request: BuildRequest, model: Interface, logger: Logger) -> BuildError:
+def _free_mib() -> float | None:
+    """Free memory of the GPU; None where there is none to ask."""
+    from engineworks.backends._cuda import memory_mib
+
+    try:
+        return memory_mib()[0] if first_gpu() else None
+    except RunError:
+        return None
+
+
+INTERNAL_CHECK = re.compile(r"\bCHECK\(|Exception: \S+\.(cpp|h):\d+")
+"""A vendor's reason that names nothing but a line of its own source."""
+
+
+def _failure(
+    vendor: Vendor, title: str, request: BuildRequest, model: Interface, logger: Logger, less_mib: int | None
+) -> BuildError:
+    """less_mib: the workspace of a second try, after the first ran out of memory."""
     (request.out / (ENGINE_FILE + ".partial")).unlink(missing_ok=True)
+    where, reason = ", ".join(request.compute_capabilities), logger.reason()
+    if logger.out_of_memory():
+        tries = "" if less_mib is None else f", in the usual workspace and in one of {less_mib} MiB"
+        return BuildError(
+            f"{request.model.name}: {title} ran out of memory while building for {where}{tries}: {reason}",
+            hint="free memory, take smaller shapes, or give the target options: {workspace_mib: …}",
+            log=logger.text(),
+        )
     version = next(iter(vendor.versions().values()), None)
     known = why_not(
         vendor.name, version, request.precision, request.compute_capabilities,
         operators=model.operators, quantized=model.quantized,
     )  # fmt: skip
-    where = ", ".join(request.compute_capabilities)
+    built_none = f"{request.model.name}: {title} built no engine for {where}"
+    if known and INTERNAL_CHECK.search(reason):
+        return BuildError(f"{built_none}: {known}", log=logger.text())
     return BuildError(
-        f"{request.model.name}: {title} built no engine for {where}: {logger.reason()}",
-        hint=known or "the whole of what it said is in the build's log",
-        log=logger.text(),
+        f"{built_none}: {reason}", hint=known or "the whole of what it said is in the build's log", log=logger.text()
     )
 
 

@@ -95,6 +95,25 @@ def _set(title: str, config: Any, option: str, attribute: str, value: Any) -> No
     setattr(config, attribute, value)
 
 
+LEAST_WORKSPACE_MIB = 16
+"""Below this no build of a real model succeeds that failed above it."""
+
+
+def shrink_workspace(trt: Any, config: Any, free_mib: float | None) -> int | None:
+    """Leave a build a quarter of its workspace, and no more than half of the GPU's free memory where that is known; the
+    new limit in MiB, or None if there is too little to take from.
+
+    The vendor's own limit is all memory of the GPU: a build that runs out of it meets memory that others hold.
+    """
+    less_mib = int(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)) // 4 >> 20
+    if free_mib is not None:
+        less_mib = min(less_mib, int(free_mib / 2))
+    if less_mib < LEAST_WORKSPACE_MIB:
+        return None
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, less_mib << 20)
+    return less_mib
+
+
 def name_capabilities(trt: Any, title: str, config: Any, capabilities: Sequence[str]) -> None:
     """Name the compute capabilities of a TensorRT-RTX engine. None are named for a target of `PORTABLE_ONLY`: the
     engine then serves 8.0 and later. Raises `BuildError`."""

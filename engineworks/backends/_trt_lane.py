@@ -10,7 +10,7 @@ from typing import Any
 from engineworks.backends._cuda import DeviceBuffer, DeviceMemoryError, Graph, PinnedBuffer, Stream
 from engineworks.backends._feeds import shapes_of
 from engineworks.backends._trt_dialect import Dialect
-from engineworks.backends._trt_log import Logger
+from engineworks.backends._trt_log import RunErrors
 from engineworks.backends._trt_tensors import Array, EngineTensor, choose_profile
 from engineworks.errors import RunError
 from engineworks.tensors import Profile
@@ -25,11 +25,11 @@ class Lane:
         dialect: Dialect,
         tensors: Sequence[EngineTensor],
         profiles: Sequence[Profile],
-        logger: Logger,
+        errors: RunErrors,
         *,
         graphs: bool,
     ) -> None:
-        self._trt, self._dialect, self._logger, self._graphs = trt, dialect, logger, graphs
+        self._trt, self._dialect, self._errors, self._graphs = trt, dialect, errors, graphs
         self._inputs = [t for t in tensors if t.is_input]
         self._outputs = [t for t in tensors if not t.is_input]
         self._profiles, self._profile = profiles, 0
@@ -150,11 +150,11 @@ class Lane:
 
     def failure(self, what: str) -> RunError:
         """The error that the vendor's log explains."""
-        reason = self._logger.reason()
+        reason = self._errors.reason()
         where = f" at {self._label}" if self._label else ""
-        if self._logger.out_of_memory():
+        if self._errors.out_of_memory():
             return DeviceMemoryError(f"the GPU is out of memory{where}: {reason}", hint="use a smaller shape")
-        return RunError(f"the engine {what}{where}: {reason}", log=self._logger.text())
+        return RunError(f"the engine {what}{where}: {reason}", log=self._errors.text())
 
     def _check(self, good: object, what: str) -> None:
         if not good:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.backends._cuda import DeviceMemoryError, memory_mib
+from engineworks.backends._gpu import first_gpu
 from engineworks.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
-from engineworks.backends._trt_log import Logger, logger_of
+from engineworks.backends._trt_host import why_not_fit
+from engineworks.backends._trt_log import RunErrors
 from engineworks.backends._trt_session import TrtSession
 from engineworks.backends._trt_tf32 import follow_switch
 from engineworks.backends.base import Serving, check_options
+from engineworks.backends.plan_header import HEADER_BYTES
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
 
@@ -36,19 +39,31 @@ def load(
     trt = vendor.load()
     title = f"{vendor.title} {trt.__version__}"
     memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
-    with logger_of(trt).sending(_quiet) as logger, _mapped(engine) as data:
-        runtime = trt.Runtime(logger.vendor)
+    errors = RunErrors(trt)
+    with _mapped(engine) as data:
+        _refuse_misfit(vendor, engine, data)
+        runtime = trt.Runtime(errors.logger)
+        runtime.error_recorder = errors.recorder
         loaded = runtime.deserialize_cuda_engine(data)
         if loaded is None:
-            raise _failure(title, engine, logger, _diagnosis(trt, runtime, data))
+            raise _failure(title, engine, errors, _diagnosis(trt, runtime, data))
         dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
-        start = partial(TrtSession, trt, loaded, dialect, logger, graphs=serving.cuda_graphs, known=known)
+        start = partial(TrtSession, trt, (runtime, loaded), dialect, errors, graphs=serving.cuda_graphs, known=known)
         try:
             return start()
         except RunError as error:
-            if not follow_switch(logger.text()):
+            if not follow_switch(errors.text()):
                 raise error from None
             return start()
+
+
+def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
+    """Deserializing runs what is in the engine: one of another version or for other GPUs is told by its header first.
+    Raises `RunError`."""
+    gpu = first_gpu()
+    why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
+    if why is not None:
+        raise RunError(f"{engine.name}: {why}")
 
 
 def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
@@ -63,19 +78,19 @@ def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
     return ", ".join(n.lower().replace("_", " ") for n, flag in flags if int(flag) and int(found) & int(flag))
 
 
-def _failure(title: str, engine: Path, logger: Logger, diagnosis: str) -> RunError:
-    if logger.out_of_memory():
+def _failure(title: str, engine: Path, errors: RunErrors, diagnosis: str) -> RunError:
+    if errors.out_of_memory():
         free, total = memory_mib()
         size = engine.stat().st_size / 2**20
         return DeviceMemoryError(
             f"the GPU has no room for this engine of {size:.0f} MiB: {free:.0f} of {total:.0f} MiB are free",
             hint="free the GPU, or use a smaller one of its profiles",
         )
-    why = f"{diagnosis}: {logger.reason()}" if diagnosis else logger.reason()
+    why = f"{diagnosis}: {errors.reason()}" if diagnosis else errors.reason()
     return RunError(
         f"{engine.name}: {title} can not load this engine: {why}",
         hint="an engine fits the version and the GPU type that it was built for",
-        log=logger.text(),
+        log=errors.text(),
     )
 
 
@@ -87,7 +102,3 @@ def _mapped(file: Path) -> Iterator[Any]:
             yield data
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: can not be read: {error}") from None
-
-
-def _quiet(line: str) -> None:
-    """Only the vendor's errors matter here; the logger keeps them."""

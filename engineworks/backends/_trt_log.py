@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from engineworks.backends._gpu import first_gpu
@@ -34,32 +35,11 @@ def telling(text: str) -> str:
     return line.strip(" .()") or text.strip()
 
 
-class Logger:
-    """Stands behind the vendor's logger. One for the whole process: the vendor keeps the first that it is given."""
+class Errors:
+    """What the vendor said was wrong, in its order."""
 
-    def __init__(self, trt: Any) -> None:
-        outer = self
-
-        class VendorLogger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, text: str) -> None:
-                outer._take(severity.name, text)
-
-        self._send: Callable[[str], None] | None = None
+    def __init__(self) -> None:
         self._errors: list[str] = []
-        self._filter_gpu = False
-        self.vendor = VendorLogger()
-
-    @contextmanager
-    def sending(self, log: Callable[[str], None]) -> Iterator[Logger]:
-        """Send what is logged to `log` meanwhile; errors of builds before are forgotten."""
-        self._send, self._errors, self._filter_gpu = log, [], first_gpu() is None
-        try:
-            yield self
-        finally:
-            self._send = None
 
     def reason(self) -> str:
         """The most telling of the errors, in one line: the first that says something."""
@@ -73,6 +53,83 @@ class Logger:
     def text(self) -> str:
         """All errors, as they came."""
         return "\n".join(self._errors)
+
+
+class RunErrors(Errors):
+    """Errors of one runtime, its engines and contexts, by the vendor's error recorder.
+
+    Beside it the vendor gets its own native logger: a logger in Python is called for every verbose line, and a run of
+    small kernels has many of those: it made the launch of a run by a third slower.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        super().__init__()
+        outer = self
+
+        class Recorder(trt.IErrorRecorder):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IErrorRecorder.__init__(self)
+
+            def clear(self) -> None:
+                outer.clear()
+
+            def report_error(self, code: Any, text: str) -> bool:
+                del code
+                outer._errors.append(text)
+                return True
+
+            def num_errors(self) -> int:
+                return len(outer._errors)
+
+            def get_error_code(self, index: int) -> Any:
+                return trt.ErrorCodeTRT.UNSPECIFIED_ERROR
+
+            def get_error_desc(self, index: int) -> str:
+                return outer._errors[index]
+
+            def has_overflowed(self) -> bool:
+                return False
+
+        self.logger, self.recorder = native_logger(trt), Recorder()
+
+    def clear(self) -> None:
+        """Forget the errors of what was done before."""
+        self._errors.clear()
+
+
+@cache
+def native_logger(trt: Any) -> Any:
+    """The vendor's own logger, one for the whole process; it prints errors."""
+    return trt.Logger(trt.Logger.ERROR)
+
+
+class Logger(Errors):
+    """Stands behind the vendor's logger of builds. One for the whole process: the vendor keeps the first that it is
+    given, so that builds and runs are done in different processes."""
+
+    def __init__(self, trt: Any) -> None:
+        super().__init__()
+        outer = self
+
+        class VendorLogger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, text: str) -> None:
+                outer._take(severity.name, text)
+
+        self._send: Callable[[str], None] | None = None
+        self._filter_gpu = False
+        self.vendor = VendorLogger()
+
+    @contextmanager
+    def sending(self, log: Callable[[str], None]) -> Iterator[Logger]:
+        """Send what is logged to `log` meanwhile; errors of builds before are forgotten."""
+        self._send, self._errors, self._filter_gpu = log, [], first_gpu() is None
+        try:
+            yield self
+        finally:
+            self._send = None
 
     def _take(self, severity: str, text: str) -> None:
         if severity == "VERBOSE" or self._send is None:  # thousands of lines for a small model

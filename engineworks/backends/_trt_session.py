@@ -10,7 +10,7 @@ from typing import Any
 from engineworks.backends._feeds import checked_feeds
 from engineworks.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.backends._trt_lane import Lane
-from engineworks.backends._trt_log import Logger
+from engineworks.backends._trt_log import RunErrors
 from engineworks.backends._trt_tensors import Array, engine_profiles, engine_tensors
 from engineworks.backends.base import RunTimes
 from engineworks.errors import RunError
@@ -22,9 +22,19 @@ class TrtSession:
     thread-safe."""
 
     def __init__(
-        self, trt: Any, engine: Any, dialect: Dialect, logger: Logger, *, graphs: bool, known: Sequence[TensorSpec]
+        self,
+        trt: Any,
+        loaded: tuple[Any, Any],
+        dialect: Dialect,
+        errors: RunErrors,
+        *,
+        graphs: bool,
+        known: Sequence[TensorSpec],
     ) -> None:
-        self._trt, self._engine, self._dialect, self._logger, self._graphs = trt, engine, dialect, logger, graphs
+        """loaded: the vendor's runtime, which must outlive all else, and engine."""
+        self._trt, self._dialect, self._errors, self._graphs = trt, dialect, errors, graphs
+        self._runtime, engine = loaded
+        self._engine: Any = engine
         self._tensors = engine_tensors(trt, engine, known)
         self._profiles = engine_profiles(engine, self._tensors)
         self._inputs = tuple(t.spec for t in self._tensors if t.is_input)
@@ -99,17 +109,17 @@ class TrtSession:
         if self._lane is not None:
             self._dialect.save()
             self._lane.close()
-            self._lane, self._engine = None, None
+            self._lane = self._engine = self._runtime = None
 
     def _new_lane(self) -> Lane:
-        return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._logger, graphs=self._graphs)
+        return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._errors, graphs=self._graphs)
 
     @contextmanager
     def _at_work(self) -> Iterator[Lane]:
         if self._lane is None:
             raise RunError("this session was closed; load the engine again")
-        with self._logger.sending(_quiet):
-            yield self._lane
+        self._errors.clear()
+        yield self._lane
 
 
 def _race(lanes: Sequence[Lane], seconds: float) -> float:
@@ -124,7 +134,3 @@ def _race(lanes: Sequence[Lane], seconds: float) -> float:
     for lane in lanes:
         lane.wait()
     return (done + len(lanes)) / (time.perf_counter() - start)
-
-
-def _quiet(line: str) -> None:
-    """What the engine logs while it runs is kept by the logger only if it is an error."""

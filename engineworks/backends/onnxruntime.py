@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineworks.backends import _cpu
+from engineworks.backends import _cpu, _cpu_watch
 from engineworks.backends._ort_errors import ort_errors, what_failed
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, Serving, check_options
 from engineworks.capabilities import why_not, why_not_target
@@ -147,8 +147,8 @@ def memory_meter() -> ResidentMemory:
     return ResidentMemory()
 
 
-def device_watch() -> _cpu.LoadWatch:
-    return _cpu.LoadWatch()
+def device_watch() -> _cpu_watch.LoadWatch:
+    return _cpu_watch.LoadWatch()
 
 
 def session_options(options: Mapping[str, object]) -> Any:

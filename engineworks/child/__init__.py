@@ -145,11 +145,18 @@ class ChildPool:
         return child
 
     def _give_back(self, child: Child, answer: Mapping[str, Any] | None, *, keep: bool) -> None:
-        """Keep the child for the next job, or kill it: one that gave no answer may still be at work."""
+        """Keep the child for the next job, or kill it: one that gave no answer may still be at work, and one whose job
+        failed may be unfit for another (after some CUDA errors every later call of the process fails)."""
         child.jobs += 1
         with self._lock:
             self._busy.remove(child)
-        if keep and answer and child.jobs < self._max_jobs and answer["memory_mib"] <= self._max_idle_mib:
+        if (
+            keep
+            and answer
+            and "value" in answer
+            and child.jobs < self._max_jobs
+            and answer["memory_mib"] <= self._max_idle_mib
+        ):
             self._keep(child)
         else:
             child.end()

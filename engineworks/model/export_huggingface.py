@@ -61,18 +61,28 @@ def export_huggingface(
     outputs that the model does not have; `ExportError` where it can not be loaded or exported.
     """
     require_packages(PACKAGES, extra="huggingface", doing=f"the Hugging Face model '{source}'")
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-    from engineworks.model.export_torch import use_one_thread
     from engineworks.model.torch_onnx import write_onnx
 
-    folder = find_folder(source, root)
-    chosen = task_of(folder, task)
-    use_one_thread()
-    report = write_onnx(_load(folder, chosen, interface), interface, out, root=root)
+    module, chosen = load_module(source, root, interface, task=task, attention="eager")
+    report = write_onnx(module, interface, out, root=root)
     return ExportReport(
         report.exporter, report.opset, report.files, report.bytes, report.seconds,
         (f"task {chosen}", *report.notes), {**report.versions, **versions_of("transformers")},
     )  # fmt: skip
+
+
+def load_module(
+    source: str, root: Path, interface: Interface, *, task: str | None = None, attention: str | None = None
+) -> tuple[torch.nn.Module, str]:
+    """The model, eval'd, in float32 on the CPU, and the task it was loaded for. attention: transformers' name of an
+    implementation; None leaves the choice to it. Raises as `export_huggingface`. Leaves PyTorch with one thread."""
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    from engineworks.model.export_torch import use_one_thread
+
+    folder = find_folder(source, root)
+    chosen = task_of(folder, task)
+    use_one_thread()
+    return _load(folder, chosen, interface, attention), chosen
 
 
 def find_folder(source: str, root: Path) -> Path:
@@ -152,16 +162,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load(folder: Path, task: str, interface: Interface) -> torch.nn.Module:
-    """The model in float32 (transformers would keep the checkpoint's dtype), attention as plain MatMul and Softmax,
-    which the engines' builders know best."""
+def _load(folder: Path, task: str, interface: Interface, attention: str | None) -> torch.nn.Module:
+    """The model in float32 (transformers would keep the checkpoint's dtype). Attention "eager" is plain MatMul and
+    Softmax, which the engines' builders know best."""
     import torch
     import transformers
 
     loader = getattr(transformers, TASKS[task][0])
     try:
         model, info = loader.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, attn_implementation="eager",
+            str(folder), local_files_only=True, dtype=torch.float32, attn_implementation=attention,
             trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers raises whatever its parts raise

@@ -53,14 +53,23 @@ def export_torch(
     from engineworks.model.torch_onnx import TORCH_PACKAGES, write_onnx
 
     require_packages(TORCH_PACKAGES, extra="torch", doing=f"the PyTorch model '{factory}'")
-    use_one_thread()
     root = root.resolve()
+    module, examples = load_module(factory, root, interface, files)
+    return write_onnx(module, interface, out, root=root, examples=examples)
+
+
+def load_module(
+    factory: str, root: Path, interface: Interface, files: Sequence[Path]
+) -> tuple[torch.nn.Module, Arrays | None]:
+    """The module that the factory makes, eval'd, on the CPU, and its example inputs; always with the same random
+    weights. `root` is absolute. Raises as `export_torch`. Leaves PyTorch with one thread."""
+    use_one_thread()
     with recorded_reads() as reads:
         made = _call(factory, root)
     declared = [*source_closure(factory.partition(":")[0], root), *files]
     _refuse_undeclared(undeclared_reads(reads, root, declared), root)
     module, examples = _module_and_examples(made, factory, interface)
-    return write_onnx(module.eval().cpu(), interface, out, root=root, examples=examples)
+    return module.eval().cpu(), examples
 
 
 def use_one_thread() -> None:

@@ -82,7 +82,7 @@ def _wrap(module: torch.nn.Module, interface: Interface) -> torch.nn.Module:
     import torch
 
     names = tuple(spec.name for spec in interface.inputs)
-    by_name = set(names) <= set(inspect.signature(module.forward).parameters)
+    by_name = takes_names(module, names)
 
     class Wrapped(torch.nn.Module):  # type: ignore[misc]  # torch is not there for mypy
         def __init__(self) -> None:
@@ -91,12 +91,18 @@ def _wrap(module: torch.nn.Module, interface: Interface) -> torch.nn.Module:
 
         def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
             result = module(**dict(zip(names, args, strict=True))) if by_name else module(*args)
-            return _plain_outputs(result, tuple(interface.outputs))
+            return plain_outputs(result, tuple(interface.outputs))
 
     return Wrapped().eval()
 
 
-def _plain_outputs(result: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+def takes_names(module: torch.nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether `forward` has a parameter of every input's name; otherwise inputs go by position."""
+    return set(names) <= set(inspect.signature(module.forward).parameters)
+
+
+def plain_outputs(result: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    """The named outputs of what a module returned, in this order. Raises `ModelError` where it has others."""
     import torch
 
     if isinstance(result, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
+from engineworks.report.comparison import comparison_tables
 from engineworks.report.figures import remarks, tables
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult
@@ -15,5 +16,6 @@ def render_html(result: BuildResult) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("engineworks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        result=result, headings=HEADINGS, rows=rows(result), tables=tables, remarks=remarks
+        result=result, headings=HEADINGS, rows=rows(result), tables=tables, remarks=remarks,
+        comparisons=list(comparison_tables(result.comparison)),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engineworks.report.comparison import comparison_tables
 from engineworks.report.figures import remarks, tables
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult
@@ -10,6 +11,9 @@ from engineworks.results import BuildResult
 def render_markdown(result: BuildResult) -> str:
     lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
     lines += [_line(row.cells) for row in rows(result)]
+    for compared in comparison_tables(result.comparison):
+        lines += ["", f"## {compared.title}", "", _line(compared.headings), _line(["---"] * len(compared.headings))]
+        lines += map(_line, compared.rows)
     lines += _calibration(result)
     for engine in result.engines:
         if engine.checks:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
-StepName = Literal["export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure"]
+StepName = Literal[
+    "export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "reference": StepKind(2, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(1, ("numpy",), engine=True),
-    "measure": StepKind(3, ("numpy",), engine=True),
+    "measure": StepKind(4, ("numpy",), engine=True),
+    "duel": StepKind(1, ("numpy",), engine=True),
+    "peer": StepKind(1, ("numpy",)),
 }
 
 

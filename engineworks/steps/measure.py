@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engineworks.backends import backend
 from engineworks.backends.base import MemoryMeter, Session
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
@@ -20,6 +22,7 @@ from engineworks.samples import SampleFile, batch_axes, samples_from_json, sampl
 from engineworks.steps import StepJob
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
+from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.tensors import TensorSpec, spec_from_json
 
@@ -32,19 +35,22 @@ LOADING, AFTER = "while loading", "at the end"
 def run(job: StepJob) -> None:
     """Writes `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with
     the figures of `measure_shape`, memory_mib and the device's complaints; `serving`, and the session's notes and
-    facts; load_complaints, and `device` with every reading and the complaints of all shapes."""
+    facts; load_complaints, `device` with every reading and the complaints of all shapes, and `loads`, with and without
+    the device's cache where it has one."""
     target = job.params["target"]
     runner = runner_of(target)
+    for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
+        importlib.import_module(module)
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib = meter.peak_mib()
     readings.take(LOADING)
     start = time.perf_counter()
-    session = _load(job)
+    session = _load(job, _cache(job))
     load_ms = 1000 * (time.perf_counter() - start)
     readings.take(LOADING)
     try:
-        measured = _Shapes(job, session, meter, before_mib, readings).measure()
+        measured = NamedShapes(job, session, meter, before_mib, readings).measure()
         report = {
             "load_ms": load_ms,
             "engine_mib": read_sidecar(job.inputs["build"])["bytes"] / 2**20,
@@ -59,17 +65,28 @@ def run(job: StepJob) -> None:
         session.close()
     load_complaints = readings.complaints(LOADING)
     readings.take(AFTER)
-    job.write_json(LATENCY_FILE, report | {"load_complaints": load_complaints, "device": readings.to_json()})
+    report |= {"load_complaints": load_complaints, "device": readings.to_json(), "loads": _loads(job)}
+    job.write_json(LATENCY_FILE, report)
 
 
-def _load(job: StepJob) -> Session:
+def _cache(job: StepJob) -> Path | None:
     cache = job.aside.get("cache")
-    return load_engine(
-        job.inputs["build"],
-        job.params["target"],
-        serving=serving_from_json(job.params["serving"]),
-        cache=Path(cache) if cache else None,
-    )
+    return Path(cache) if cache else None
+
+
+def _load(job: StepJob, cache: Path | None) -> Session:
+    serving = serving_from_json(job.params["serving"])
+    return load_engine(job.inputs["build"], job.params["target"], serving=serving, cache=cache)
+
+
+def _loads(job: StepJob) -> dict[str, dict[str, float]]:
+    """Loading with and without the device's cache, at the first named shape; {} where there is no cache."""
+    cache, at = _cache(job), next(iter(job.params["at"].values()), None)
+    if cache is None or at is None:
+        return {}
+    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
+    feeds = feeds_at(specs, samples_from_json(job.path("evaluation"), job.params["samples"]), at["dims"])
+    return measure_loads(partial(_load, job), feeds, cache)
 
 
 def _batch_name(one: Mapping[str, Any]) -> str:
@@ -77,8 +94,9 @@ def _batch_name(one: Mapping[str, Any]) -> str:
     return f"batch {one['batch']}"
 
 
-class _Shapes:
-    """All shapes of one session, small ones first: memory that a large one took may never be given back."""
+class NamedShapes:
+    """All shapes of one session, small ones first: memory that a large one took may never be given back. Of the job it
+    reads `at`, `sweep`, `streams`, `inputs` and `samples`."""
 
     def __init__(
         self, job: StepJob, session: Session, meter: MemoryMeter, before_mib: float, readings: DeviceReadings

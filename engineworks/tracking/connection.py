@@ -7,13 +7,24 @@ import getpass
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from engineworks.errors import TrackingError
-from engineworks.tracking.records import BUILD_KEY, ENGINE, RECIPE, Batch, RunSummary, Status
+from engineworks.tracking.records import (
+    BUILD_KEY,
+    ENGINE,
+    ENGINE_BUILD_KEY,
+    ENGINE_DIGEST,
+    RECIPE,
+    RUN,
+    Batch,
+    RegisteredVersion,
+    RunSummary,
+    Status,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -126,6 +137,31 @@ class Connection:
             tempfile.TemporaryDirectory(prefix="engineworks-") as folder,
         ):
             return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path:
+        with refusals(f"artifact {path} of run {run_id} can not be read"):
+            return Path(self.client.download_artifacts(run_id, path, str(folder)))
+
+    def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
+        """By alias; the registry's own listing of aliases is one call, however many there are."""
+        from mlflow.exceptions import MlflowException
+
+        with refusals(f"registered model {model} can not be read"):
+            try:
+                known = dict(self.client.get_registered_model(model).aliases)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+            wanted = {alias: str(known[alias]) for alias in aliases if alias in known}
+            return {alias: self._version(model, version) for alias, version in wanted.items()}
+
+    def _version(self, model: str, version: str) -> RegisteredVersion:
+        found = self.client.get_model_version(model, version)
+        tags = dict(found.tags)
+        digest, build_key = tags.get(ENGINE_DIGEST, ""), tags.get(ENGINE_BUILD_KEY, "")
+        run = tags.get(RUN) or found.run_id or ""
+        return RegisteredVersion(model, str(found.version), tags.get(ENGINE, ""), digest, build_key, run)
 
     def _experiment_ids(self) -> list[str]:
         page = self.client.search_experiments(max_results=PAGE)

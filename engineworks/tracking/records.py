@@ -23,6 +23,14 @@ ENGINE_RUN = "engineworks.engine_run"
 """Tag: id of the run that holds the engine's files; the run itself where it was first to record this digest."""
 STORE_KEYS = "engineworks.store_keys"
 """Tag: JSON list of store keys that the run refers to; goes on in `engineworks.store_keys.1`, `.2` and so on."""
+CONDITIONS = "engineworks.conditions"
+"""Tag: digest of what a measurement depends on besides the engine: hardware, driver, shapes, options."""
+HARDWARE = "engineworks.hardware"
+"""Tag: JSON object of the hardware that the engine was measured on."""
+ENGINE_BUILD_KEY = BUILD_KEY
+"""Tag of a model version: store key of the build artifact that holds its engine."""
+RUN = "engineworks.run"
+"""Tag of a model version: id of the run that recorded its engine."""
 OWNER = "engineworks.owner"
 RESUMES = "engineworks.resumes"
 ERROR = "engineworks.error"
@@ -79,6 +87,18 @@ class RunSummary:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a registered model, as its tags say. engine: recipe/precision/target."""
+
+    model: str
+    version: str
+    engine: str
+    engine_digest: str
+    build_key: str
+    run: str
 
 
 @dataclass(frozen=True)

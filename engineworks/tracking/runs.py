@@ -18,6 +18,7 @@ from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqli
 from engineworks.tracking.owner import current_owner, read_owner
 from engineworks.tracking.records import (
     BUILD_KEY,
+    CONDITIONS,
     ENGINE,
     ENGINE_DIGEST,
     ENGINE_RUN,
@@ -29,6 +30,7 @@ from engineworks.tracking.records import (
     STORE_KEYS,
     Batch,
     EngineRecord,
+    RegisteredVersion,
     RunSummary,
     pack_batch,
     store_keys_of,
@@ -134,10 +136,12 @@ class Tracking:
         engine: str | None = None,
         parent_run_id: str | None = None,
         kind: Literal["build", "engine"] | None = None,
+        conditions: str | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
         """Runs that have all of what is given, newest first."""
         wanted = {RECIPE: recipe, BUILD_KEY: build_key, ENGINE: engine, PARENT: parent_run_id, KIND: kind}
+        wanted |= {CONDITIONS: conditions}
         query = _query({name: value for name, value in wanted.items() if value is not None})
         return list(self._connect().search(query, limit=limit))
 
@@ -147,6 +151,19 @@ class Tracking:
     def read_text(self, run_id: str, path: str) -> str:
         """A text that was recorded with a run."""
         return self._connect().read_text(run_id, path)
+
+    def exists(self) -> bool:
+        """Whether anything can have been recorded: False for a database file that is not there. Imports nothing."""
+        file = sqlite_file(self.uri)
+        return file is None or file.is_file()
+
+    def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
+        """By alias: the versions of the registered model that these aliases name; those that name none are left out."""
+        return self._connect().versions_behind(model, aliases)
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path:
+        """A run's artifact, or folder of artifacts, copied into `folder`; returns where it is."""
+        return self._connect().download(run_id, path, folder)
 
     def digests_in_use(self) -> set[str]:
         """The store keys that any run refers to, of any experiment; deleted runs and experiments hold nothing."""

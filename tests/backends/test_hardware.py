@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,17 +56,44 @@ def test_this_host_is_described() -> None:
     assert 1 <= int(described["cores"]) <= len(os.sched_getaffinity(0))
 
 
+ROWS = {
+    "0": {
+        "name": "NVIDIA H100 80GB HBM3",
+        "compute_cap": "9.0",
+        "driver_version": "580.65.06",
+        "memory.total": "81559",
+    },
+    "1": {
+        "name": "NVIDIA GeForce RTX 4090",
+        "compute_cap": "8.9",
+        "driver_version": "580.65.06",
+        "memory.total": "24564",
+    },
+    "2": {"name": "Tesla K80", "driver_version": "470.256.02", "memory.total": "[N/A]"},
+}
+"""Devices by index; the last one's driver is too old to know compute_cap."""
+
+NVIDIA_SMI = """#!{python}
+import sys
+rows = {rows!r}
+rows["GPU-abc"] = rows["0"]
+row = rows.get(sys.argv[2])
+if row is None:
+    sys.exit("No devices were found")
+fields = next(a for a in sys.argv if a.startswith("--query-gpu=")).partition("=")[2].split(",")
+unknown = [f for f in fields if f not in row]
+if unknown:
+    print(f'Field "{{unknown[0]}}" is not a valid field to query.')
+    sys.exit(2)
+print(", ".join(row[f] for f in fields))
+"""
+
+
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tool that answers as the driver's does: device 0 is an H100, device 1 a 4090, others there are not."""
+    """A tool on the path that answers as the driver's does."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        '#!/bin/sh\ncase "$2" in\n'
-        '0|GPU-abc) echo "NVIDIA H100 80GB HBM3, 9.0, 580.65.06";;\n'
-        '1) echo "NVIDIA GeForce RTX 4090, 8.9, 580.65.06";;\n'
-        "*) echo 'No devices were found'; exit 6;;\nesac\n",
-        encoding="utf-8",
-    )
+    tool.write_text(NVIDIA_SMI.format(python=sys.executable, rows=ROWS), encoding="utf-8")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tool
@@ -85,6 +113,23 @@ def test_the_gpu_is_the_first_visible_one(
     gpu = _gpu.first_gpu()
     assert gpu is not None
     assert (gpu.name, gpu.driver) == (name, "580.65.06")
+
+
+def test_the_gpu_says_its_compute_capability_and_memory(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    gpu = _gpu.first_gpu()
+    assert gpu is not None
+    assert (gpu.compute_capability, gpu.memory_mib) == ("9.0", 81559)
+    assert "memory_mib" not in gpu.to_json()  # no part of a measurement's key
+
+
+def test_a_driver_too_old_to_know_the_compute_capability_is_still_named(
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    gpu = _gpu.first_gpu()
+    assert gpu is not None
+    assert (gpu.name, gpu.driver, gpu.compute_capability, gpu.memory_mib) == ("Tesla K80", "470.256.02", "", None)
 
 
 @pytest.mark.parametrize("visible", ["", "7", "-1"])

@@ -33,7 +33,10 @@ USED = {
     "HardwareCompatibilityLevel": ["AMPERE_PLUS"],
     "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
     "ILogger": ["__init__"],
-    "Runtime": ["deserialize_cuda_engine"],
+    "Logger": ["ERROR"],
+    "IErrorRecorder": ["clear", "report_error", "num_errors", "get_error_code", "get_error_desc", "has_overflowed"],
+    "ErrorCodeTRT": ["UNSPECIFIED_ERROR"],
+    "Runtime": ["deserialize_cuda_engine", "error_recorder"],
     "ICudaEngine": [
         "num_io_tensors", "get_tensor_name", "get_tensor_shape", "get_tensor_dtype", "get_tensor_mode",
         "get_tensor_location", "get_tensor_profile_shape", "num_optimization_profiles", "create_execution_context",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fake_gpu import CudaError, FakeEngine, FakeRuntime, FakeTensor, FakeVendor
 
-from engineworks.backends import _cuda, _trt_log, _trt_tf32, tensorrt, tensorrt_rtx
+from engineworks.backends import _cuda, _trt_load, _trt_log, _trt_tf32, tensorrt, tensorrt_rtx
+from engineworks.backends._gpu import Gpu
 from engineworks.backends._trt import Vendor
 from engineworks.backends._trt_load import load
 from engineworks.backends._trt_session import TrtSession
@@ -57,6 +58,7 @@ def doubling(cuda: FakeRuntime, *, found_of: str | None = None) -> FakeEngine:
 @pytest.fixture
 def start(tmp_path: Path, vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrtSession]:
     (tmp_path / "engine").write_bytes(b"plan")
+    monkeypatch.setattr(_trt_load, "first_gpu", lambda: None)  # the engine's header is not looked at
 
     def start(engine: FakeEngine | None, serving: Serving = NO_GRAPHS, cache: Path | None = None, **fake: Any) -> Any:
         module = FakeVendor(engine, **fake)
@@ -281,6 +283,19 @@ def test_an_engine_that_does_not_load_gives_the_vendors_reason(
     engine.fails = True
     with pytest.raises(RunError, match="made no execution context"):
         start(engine)
+
+
+def test_an_engine_that_does_not_fit_is_refused_before_it_is_deserialized(
+    cuda: FakeRuntime, vendor: Vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "engine").write_bytes(b"plan")
+    monkeypatch.setattr(_trt_load, "first_gpu", lambda: Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
+    monkeypatch.setattr(FakeVendor, "Runtime", lambda *_: pytest.fail("deserialized"))
+    monkeypatch.setattr(_trt_load, "why_not_fit", lambda *_: "this engine was built by 1.7, here is 1.6")
+    module = FakeVendor(doubling(cuda))
+    monkeypatch.setattr(Vendor, "load", lambda self: module)
+    with pytest.raises(RunError, match=r"engine: this engine was built by 1\.7, here is 1\.6"):
+        load(vendor, tmp_path / "engine", {}, NO_GRAPHS, None, [])
 
 
 def test_a_failure_to_load_is_explained_by_what_the_vendor_finds_wrong_with_the_engine(

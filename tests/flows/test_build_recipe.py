@@ -14,6 +14,7 @@ from conftest import tiny_model
 
 from engineworks.build_command import build_plans
 from engineworks.fingerprint import FileDigests
+from engineworks.peers import PEERS
 from engineworks.plan import Plan, plan_recipe
 from engineworks.recipe_yaml import load_recipe
 from engineworks.results import BuildResult
@@ -44,10 +45,12 @@ def plan(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None
     return plan_recipe(loaded, open_store(settings), FileDigests(None), only=only)
 
 
-def build(settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None) -> BuildResult:
+def build(
+    settings: Settings, recipe: str = "recipes/tiny.yaml", only: str | None = None, compare: str | None = None
+) -> BuildResult:
     from flows.build_recipe import build_recipe
 
-    state = build_recipe(recipe, only, return_state=True)
+    state = build_recipe(recipe, only, compare, return_state=True)
     result = state.result(raise_on_failure=False)
     assert isinstance(result, BuildResult), result
     assert state.is_completed() == (result.exit_code() == 0)
@@ -129,6 +132,43 @@ def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -
     (child,) = tracking.find_runs(engine="tiny/int8/cpu", kind="engine")
     assert child.status == "FAILED"
     assert "no-such-node" in tracking.read_text(child.run_id, "error.txt")
+
+
+def test_peers_are_measured_beside_the_engines_and_recorded(settings: Settings) -> None:
+    result = build(settings, only="tiny/fp32/cpu", compare="ort-cpu,pytorch")
+    assert result.exit_code() == 0
+    assert result.comparison is not None
+    rows = {row.name: row for row in result.comparison.rows}
+    assert rows.keys() == {"pytorch-fp32", "pytorch-fp16", "ort-cpu-fp32", "fp32/cpu"}
+    assert result.comparison.over == "ONNX Runtime, CPU fp32"
+    assert rows["ort-cpu-fp32"].speedup == 1.0
+    assert rows["fp32/cpu"].speedup is not None
+    assert rows["pytorch-fp16"].note == "the recipe's source is onnx: there is no PyTorch module to run"
+    assert result.report is not None
+    assert "ONNX Runtime, CPU" in result.report.read_text(encoding="utf-8")
+    tracking = open_tracking(settings.artifacts, None)
+    run = tracking.get_run(result.run)
+    assert run.metrics["peer_latency_ms_p50/ort-cpu-fp32/one"] == rows["ort-cpu-fp32"].latency_ms_p50
+    assert json.loads(tracking.read_text(result.run, "comparison.json"))["over"] == result.comparison.over
+    again = plan_recipe(
+        load_recipe(Path("recipes/tiny.yaml")), open_store(settings), FileDigests(None), only="tiny/fp32/cpu",
+        compare=("pytorch", "ort-cpu"),
+    )  # fmt: skip
+    (second,) = build_plans([again], settings)
+    assert (second.steps.run, second.run) == (0, result.run)
+    assert second.to_json()["comparison"] == result.to_json()["comparison"]
+
+
+def test_a_peer_that_fails_is_a_row_and_fails_no_build(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is changed here, not in the child: there the peer is unknown."""
+    monkeypatch.setitem(PEERS, "broken", PEERS["ort-cpu"])  # type: ignore[index]
+    result = build(settings, only="tiny/fp32/cpu", compare="broken")
+    assert result.exit_code() == 0
+    assert (result.verdict, result.steps.failed) == ("pass", 0)
+    assert result.comparison is not None
+    (row,) = (row for row in result.comparison.rows if not row.engine)
+    assert row.note.startswith("--compare: unknown peer 'broken'")
+    assert open_tracking(settings.artifacts, None).get_run(result.run).status == "FINISHED"
 
 
 def foreign_operator() -> onnx.ModelProto:
@@ -239,3 +279,54 @@ def test_new_evaluation_data_calibrates_nothing_anew(settings: Settings) -> None
         np.savez("recipes/test.npz", image=test["image"] + 0.25, label=test["label"])
     states = {s.kind: s.state for s in plan(settings).steps.values()}
     assert (states["reference"], states["calibrate"], states["lower"]) == ("to do", "cached", "cached")
+
+
+def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
+    """Make an engine of the build the champion, as a release does."""
+    one = result.engines[engine]
+    _, precision, target = one.id.split("/")
+    tracking = open_tracking(settings.artifacts, None)
+    (run,) = tracking.find_runs(engine=one.id, kind="engine", parent_run_id=result.run)
+    client = tracking._connect().client
+    client.create_registered_model("tiny")
+    tags = {
+        "engineworks.engine": one.id, "engineworks.engine_digest": one.sidecar["sha256"],
+        "engineworks.build_key": one.keys["build"], "engineworks.run": run.run_id,
+    }  # fmt: skip
+    version = client.create_model_version("tiny", source="somewhere", run_id=run.run_id, tags=tags)
+    client.set_registered_model_alias("tiny", f"champion-{target}-{precision}", str(version.version))
+
+
+def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
+    """The champion itself passes; another one, with too little time to know, is inconclusive, and is tried again."""
+    edit("[fp32, int8]", "[fp32]")
+    edit("  at:", "  regression: {latency: 5%, accuracy: 0.5%, most_s: 0.001}\n  at:")
+    first = build(settings)
+    assert {c.sentence for c in first.engines[0].checks if c.name.startswith("regression")} == {
+        "No champion yet: nothing to compare with."
+    }
+    crown(settings, first)
+    same = build(settings)
+    assert same.exit_code() == 0
+    (sentence,) = [c.sentence for c in same.engines[0].checks if c.name == "regression.latency"]
+    assert sentence == "The champion (version 1 of tiny) is this very engine, byte for byte: nothing to measure."
+
+    model = tiny_model()
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(
+        onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1 + 1e-6), "w"
+    ))  # fmt: skip
+    onnx.save(model, "recipes/tiny.onnx")
+    other = build(settings)
+    (engine,) = other.engines
+    assert (engine.verdict, other.exit_code()) == ("inconclusive", 3)
+    assert {c.name: c.verdict for c in engine.checks}["regression.latency[one]"] == "inconclusive"
+    assert engine.duel is not None
+    assert engine.duel["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
+    tracking = open_tracking(settings.artifacts, None)
+    (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=other.run)
+    assert json.loads(tracking.read_text(child.run_id, "duel.json"))["method"] == "measured"
+    assert child.tags["engineworks.champion"] == "tiny/1"
+    again = build(settings)
+    assert again.steps.run == 1
+    assert again.report is not None
+    assert "against tiny version 1" in again.report.read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ CLASSES = (
     "Builder", "IBuilderConfig", "OnnxParser", "ParserError", "INetworkDefinition", "ITensor", "IOptimizationProfile",
     "Runtime", "ICudaEngine", "IExecutionContext", "IOutputAllocator", "ILogger", "ITimingCache", "IHostMemory",
     "MemoryPoolType", "BuilderFlag", "HardwareCompatibilityLevel", "NetworkDefinitionCreationFlag", "TensorIOMode",
-    "TensorLocation", "DataType", "IStreamWriter", "EngineStat",
+    "TensorLocation", "DataType", "IStreamWriter", "EngineStat", "IErrorRecorder", "Logger", "ErrorCodeTRT",
 )  # fmt: skip
 
 

@@ -1,0 +1,218 @@
+"""Champion and candidate timed beside each other, in rounds: the same conditions for both, their places by lot.
+
+A round loads both engines anew (in random order: one load's place in memory is worth some percent), warms both up, and
+times short blocks of runs in the order ABBA or BAAB, by lot. Before every change of engine this process comes to rest,
+for worker threads of the other one may still spin (those of ONNX Runtime do for some 15 ms); after it some runs are not
+timed, for the other one's working set is in the caches.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from engineworks.measure.regression import (
+    LOOKS,
+    Comparison,
+    compare_rounds,
+    quad_log_ratio,
+    round_log_ratio,
+    trust,
+)
+
+Side = Literal["champion", "candidate"]
+SIDES: tuple[Side, Side] = ("champion", "candidate")
+
+
+MOST_RUNS = 100
+"""In one block: more do not make its median better known than the load that it belongs to lets it be."""
+
+
+class Loaded(Protocol):
+    """A loaded engine that knows its feeds."""
+
+    def time_runs(self, shape: str, runs: int) -> Sequence[float]:
+        """Milliseconds of each of `runs` runs at the named shape; one run before them is not timed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Watch(Protocol):
+    """`backends.base.DeviceWatch`."""
+
+    def sample(self) -> Mapping[str, object]: ...
+
+    def complaints(self, readings: Sequence[Mapping[str, object]]) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long things take. most_s: allowed for all rounds; None: what 20 rounds take, 20 s to 5 min. block_ms: timed
+    in one go. settle_ms: untimed after a change of engine. quads: ABBA sequences per round and shape."""
+
+    most_s: float | None = None
+    block_ms: float = 4.0
+    settle_ms: float = 1.5
+    quads: int = 3
+    warmup_ms: float = 15.0
+
+    def allowed_s(self, round_s: float) -> float:
+        return self.most_s if self.most_s is not None else min(300.0, max(20.0, 20 * round_s))
+
+
+@dataclass(frozen=True)
+class Round:
+    """order: which side was loaded first. disturbances: why the round does not count. blocks: by shape, for every quad
+    its order (A: champion, B: candidate) and the milliseconds of its blocks."""
+
+    order: tuple[Side, ...]
+    disturbances: tuple[str, ...]
+    log_ratios: Mapping[str, float]
+    blocks: Mapping[str, Sequence[tuple[str, Sequence[Sequence[float]]]]]
+
+    def to_json(self) -> dict[str, Any]:
+        blocks = {
+            shape: [{"order": order, "ms": [[round(ms, 6) for ms in b] for b in quad]} for order, quad in quads]
+            for shape, quads in self.blocks.items()
+        }
+        return {
+            "loaded": list(self.order), "disturbances": list(self.disturbances), "log_ratios": dict(self.log_ratios),
+            "blocks": blocks,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One measurement in one process: all of its rounds, and where every shape stands after them."""
+
+    shapes: Mapping[str, Comparison]
+    rounds: tuple[Round, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seconds": round(self.seconds, 3),
+            "shapes": {name: c.to_json() for name, c in self.shapes.items()},
+            "rounds": [r.to_json() for r in self.rounds],
+        }
+
+
+def interleave(
+    load: Mapping[Side, Callable[[], Loaded]],
+    shapes: Sequence[str],
+    limit: float,
+    watch: Watch,
+    *,
+    seed: int,
+    pace: Pace = Pace(),
+    clock: Callable[[], float] = time.monotonic,
+    rest: Callable[[], object] = lambda: None,
+) -> Attempt:
+    """Rounds until every shape is decided or the time is up. Only undisturbed rounds count, and a first one never does:
+    files, caches and clocks get warm in it. rest: returns when no thread of the engines works any more. Raises what
+    `load` and `time_runs` raise."""
+    arena = _Arena(load, tuple(shapes), watch, random.Random(seed), pace, clock, rest)
+    begin = clock()
+    arena.round()
+    allowed_s = pace.allowed_s(clock() - begin)
+    rounds: list[Round] = []
+    looked = 0
+    while True:
+        rounds.append(arena.round())
+        clean = sum(1 for r in rounds if not r.disturbances)
+        due = sum(1 for look in LOOKS if look <= clean)
+        if due > looked:
+            looked = due
+            if due == len(LOOKS) or all(c.verdict != "inconclusive" for c in _stand(rounds, shapes, limit).values()):
+                break
+        if clock() - begin >= allowed_s:
+            break
+    return Attempt(_stand(rounds, shapes, limit), tuple(rounds), clock() - begin)
+
+
+def _stand(rounds: Sequence[Round], shapes: Sequence[str], limit: float) -> dict[str, Comparison]:
+    clean = [r for r in rounds if not r.disturbances]
+    disturbances = [r.disturbances[0] for r in rounds if r.disturbances]
+    return {
+        s: trust(compare_rounds([r.log_ratios[s] for r in clean], limit), len(rounds), disturbances) for s in shapes
+    }
+
+
+class _Arena:
+    """What all rounds share; runs per block are set once, by the slower side, and are the same for both."""
+
+    def __init__(
+        self,
+        load: Mapping[Side, Callable[[], Loaded]],
+        shapes: tuple[str, ...],
+        watch: Watch,
+        lot: random.Random,
+        pace: Pace,
+        clock: Callable[[], float],
+        rest: Callable[[], object],
+    ) -> None:
+        self._rest = rest
+        self._load, self._shapes, self._watch, self._lot = load, shapes, watch, lot
+        self._pace, self._clock = pace, clock
+        self._usual_ms: dict[str, float] = {}
+        self._orders: list[tuple[Side, ...]] = []
+
+    def round(self) -> Round:
+        order = self._next_order()
+        loaded: dict[Side, Loaded] = {}
+        try:
+            for side in order:
+                loaded[side] = self._load[side]()
+            for shape in self._shapes:
+                usual = max(self._warm_up(loaded[side], shape) for side in order)
+                self._usual_ms.setdefault(shape, usual)
+            before = self._watch.sample()
+            blocks = {shape: self._quads(loaded, shape) for shape in self._lot.sample(self._shapes, len(self._shapes))}
+            disturbances = tuple(self._watch.complaints([before, self._watch.sample()]))
+        finally:
+            for one in loaded.values():
+                one.close()
+        ratios = {shape: round_log_ratio(_log_ratio(*quad) for quad in quads) for shape, quads in blocks.items()}
+        return Round(order, disturbances, ratios, blocks)
+
+    def _next_order(self) -> tuple[Side, ...]:
+        """By lot, but each order once in every two rounds."""
+        if not self._orders:
+            self._orders = [SIDES, SIDES[::-1]]
+            self._lot.shuffle(self._orders)
+        return self._orders.pop()
+
+    def _warm_up(self, one: Loaded, shape: str) -> float:
+        """Run until the time is up and the latest runs agree within 5 %, or ten times as long. Returns a usual time."""
+        begin = self._clock()
+        while True:
+            recent = one.time_runs(shape, 4)
+            spent_ms = 1000 * (self._clock() - begin)
+            settled = abs(sum(recent[:2]) - sum(recent[2:])) <= 0.05 * sum(recent)
+            if (spent_ms >= self._pace.warmup_ms and settled) or spent_ms >= 10 * self._pace.warmup_ms:
+                return sorted(recent)[1]
+
+    def _quads(self, loaded: Mapping[Side, Loaded], shape: str) -> list[tuple[str, Sequence[Sequence[float]]]]:
+        usual = max(self._usual_ms[shape], 1e-6)
+        runs = min(MOST_RUNS, max(1, round(self._pace.block_ms / usual)))
+        settle = round(self._pace.settle_ms / usual)
+        quads: list[tuple[str, Sequence[Sequence[float]]]] = []
+        for _ in range(self._pace.quads):
+            order = self._lot.choice(("ABBA", "BAAB"))
+            quads.append((order, [self._block(loaded[SIDES["AB".index(o)]], shape, settle, runs) for o in order]))
+        return quads
+
+    def _block(self, one: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
+        self._rest()
+        if settle:
+            one.time_runs(shape, settle)
+        return one.time_runs(shape, runs)
+
+
+def _log_ratio(order: str, blocks: Sequence[Sequence[float]]) -> float:
+    sides = {letter: [b for o, b in zip(order, blocks, strict=True) if o == letter] for letter in "AB"}
+    return quad_log_ratio(sides["A"], sides["B"])

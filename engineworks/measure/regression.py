@@ -1,0 +1,190 @@
+"""Is the candidate slower than the champion? Ratios of medians, their intervals, and the word that follows.
+
+The unit is a *round*: both engines loaded anew beside each other, then timed in short blocks that alternate. Within a
+round samples depend on each other (clock, caches, neighbours), and one load's place in memory shifts all of its runs by
+some percent: more samples of one load say nothing of that (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time,
+ISMM 2013). So a round gives one number, the log of candidate over champion, and only rounds are counted.
+
+Champion and candidate take their places by lot, so where they are the same the numbers lie evenly around 0, whatever
+their distribution: the signed-rank interval of Hodges & Lehmann (Estimates of Location Based on Rank Tests, 1963;
+Hollander, Wolfe & Chicken, Nonparametric Statistical Methods, 2014, 3.2 and 3.3) is then exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any, Literal
+
+from engineworks.measure.statistics import Interval
+
+Word = Literal["pass", "fail", "inconclusive"]
+
+LOOKS = (11, 15, 22, 32, 48, 72)
+"""Rounds after which it is asked whether the interval decides; 11 is the least that has an interval at all."""
+
+CONFIDENCE = 0.99
+"""Of all looks together: each gets an equal share of what is left to err (Bonferroni)."""
+
+DISTURBED_SHARE = 1 / 3
+"""Share of disturbed rounds above which the others are not trusted either."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidate over champion at one shape. ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None
+    where there is too little for one. why: what keeps it from deciding, or ''. rounds: those that count."""
+
+    verdict: Word
+    ratio: float | None
+    interval: Interval | None
+    rounds: int
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        interval = [self.interval.low, self.interval.high] if self.interval else None
+        return {
+            "verdict": self.verdict, "ratio": self.ratio, "interval": interval, "rounds": self.rounds, "why": self.why,
+        }  # fmt: skip
+
+
+def comparison_from_json(value: Mapping[str, Any]) -> Comparison:
+    interval = Interval(*value["interval"]) if value["interval"] else None
+    return Comparison(value["verdict"], value["ratio"], interval, value["rounds"], value["why"])
+
+
+def quad_log_ratio(champion: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]]) -> float:
+    """Log of candidate over champion from blocks of milliseconds, by their medians. In the order ABBA or BAAB a steady
+    drift of the machine cancels."""
+    return fmean(math.log(median(b)) for b in candidate) - fmean(math.log(median(b)) for b in champion)
+
+
+def round_log_ratio(quads: Iterable[float]) -> float:
+    """The round's one number: the median of its quads, so that a burst that hits one of them does not count."""
+    return median(quads)
+
+
+def compare_rounds(log_ratios: Sequence[float], limit: float) -> Comparison:
+    """Where the rounds so far stand. limit: 0.05 lets the candidate be 5 % slower."""
+    rounds = len(log_ratios)
+    if not log_ratios:
+        return Comparison("inconclusive", None, None, 0, f"0 rounds; an interval needs {LOOKS[0]}")
+    estimate, found = signed_rank_interval(log_ratios, 1 - (1 - CONFIDENCE) / len(LOOKS))
+    ratio = math.exp(estimate)
+    if found is None:
+        return Comparison("inconclusive", ratio, None, rounds, f"{rounds} rounds; an interval needs {LOOKS[0]}")
+    return _decide(ratio, Interval(math.exp(found.low), math.exp(found.high)), rounds, limit)
+
+
+def _decide(ratio: float, interval: Interval, rounds: int, limit: float) -> Comparison:
+    if interval.high <= 1 + limit:
+        return Comparison("pass", ratio, interval, rounds)
+    if interval.low > 1 + limit:
+        return Comparison("fail", ratio, interval, rounds)
+    return Comparison("inconclusive", ratio, interval, rounds, "the interval straddles the limit")
+
+
+def signed_rank_interval(values: Sequence[float], confidence: float) -> tuple[float, Interval | None]:
+    """Hodges-Lehmann estimate of the centre (median of all pairwise means, Walsh averages), and the interval that
+    Wilcoxon's signed-rank test does not reject; None where there are too few values for this confidence."""
+    n = len(values)
+    walsh = sorted((values[i] + values[j]) / 2 for i in range(n) for j in range(i, n))
+    cut = _signed_rank_quantile(n, (1 - confidence) / 2)
+    interval = Interval(walsh[cut], walsh[len(walsh) - 1 - cut]) if cut is not None else None
+    return median(walsh), interval
+
+
+@cache
+def _signed_rank_quantile(n: int, tail: float) -> int | None:
+    """Largest t with P(T⁺ ≤ t) ≤ tail for n untied values: T⁺ is the sum of a random subset of 1…n."""
+    counts = [1]
+    for rank in range(1, n + 1):
+        shifted = [0] * rank + counts
+        counts = [a + b for a, b in zip(counts + [0] * rank, shifted, strict=True)]
+    below, cut = 0, None
+    for t, count in enumerate(counts):
+        below += count
+        if below > tail * 2**n:
+            break
+        cut = t
+    return cut
+
+
+def trust(comparison: Comparison, rounds: int, disturbances: Sequence[str]) -> Comparison:
+    """The comparison of the undisturbed rounds, or inconclusive where too many of all `rounds` were disturbed.
+
+    disturbances: what disturbed each of the others, one sentence each.
+    """
+    if len(disturbances) <= DISTURBED_SHARE * rounds:
+        return comparison
+    commonest = max(dict.fromkeys(disturbances), key=list(disturbances).count)
+    why = f"{len(disturbances)} of {rounds} rounds were disturbed ({commonest})"
+    return Comparison("inconclusive", comparison.ratio, comparison.interval, comparison.rounds, why)
+
+
+def confirm(first: Comparison, second: Comparison | None) -> Comparison:
+    """A fail must be measured twice, in two processes; a pass is none where a second measurement fails. Returns the one
+    to report."""
+    if second is not None and (first.verdict, second.verdict) == ("pass", "fail"):
+        why = "the first measurement passed, a second one in a fresh process failed"
+        return Comparison("inconclusive", first.ratio, first.interval, first.rounds, why)
+    if first.verdict != "fail" or second is None:
+        return first
+    if second.verdict == "fail":
+        return second
+    saw = "saw no such thing" if second.verdict == "pass" else f"could not confirm it: {second.why}"
+    slower = f"{100 * ((first.ratio or 1.0) - 1):.1f} % slower"
+    why = f"the first measurement found it {slower}, a second one in a fresh process {saw}"
+    return Comparison("inconclusive", second.ratio, second.interval, second.rounds, why)
+
+
+LEAST_HISTORY = 5
+"""Differences between runs that history must show before its spread is believed."""
+
+_T_99 = {
+    5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250, 10: 3.169, 12: 3.055, 15: 2.947, 20: 2.845, 30: 2.750, 60: 2.660,
+}  # fmt: skip
+"""Two-sided 99 % quantiles of Student's t by degrees of freedom."""
+
+
+def compare_history(
+    candidate_ms: float, champion: str, history: Sequence[tuple[str, float]], limit: float
+) -> Comparison:
+    """The candidate against what was measured before on the same hardware, where the champion can not run beside it.
+
+    champion: its digest. history: digest and median latency in ms of every earlier measurement, oldest first. The
+    spread between measurements is that of one engine measured several times, where that happened often enough, else
+    that of neighbours in time (von Neumann et al., The Mean Square Successive Difference, 1941), which contains true
+    changes and is wider.
+    """
+    own = [math.log(ms) for digest, ms in history if digest == champion]
+    if not own:
+        return Comparison("inconclusive", None, None, len(history), "the champion was never measured on this hardware")
+    estimate = math.log(candidate_ms) - fmean(own)
+    spread = _spread_of_history(history)
+    if spread is None:
+        why = f"{len(history)} measurements in the history are too few to know how much they differ by themselves"
+        return Comparison("inconclusive", math.exp(estimate), None, len(history), why)
+    deviation, freedom = spread
+    half = _T_99[max(k for k in _T_99 if k <= freedom)] * deviation * math.sqrt(1 + 1 / len(own))
+    interval = Interval(math.exp(estimate - half), math.exp(estimate + half))
+    return _decide(math.exp(estimate), interval, len(history), limit)
+
+
+def _spread_of_history(history: Sequence[tuple[str, float]]) -> tuple[float, int] | None:
+    """Standard deviation between measurements (of the log), and its degrees of freedom; None if too few."""
+    by_engine: defaultdict[str, list[float]] = defaultdict(list)
+    for digest, ms in history:
+        by_engine[digest].append(math.log(ms))
+    freedom = sum(len(v) - 1 for v in by_engine.values())
+    if freedom >= LEAST_HISTORY:
+        squares = sum((x - fmean(v)) ** 2 for v in by_engine.values() for x in v)
+        return math.sqrt(squares / freedom), freedom
+    logs = [math.log(ms) for _, ms in history]
+    steps = [(b - a) ** 2 for a, b in pairwise(logs)]
+    return (math.sqrt(sum(steps) / (2 * len(steps))), len(steps)) if len(steps) >= LEAST_HISTORY else None

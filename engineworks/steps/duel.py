@@ -1,0 +1,166 @@
+"""Candidate and champion, loaded beside each other and measured in turns, alone on their device.
+
+The report says how it was found out: `identical` (the same bytes: nothing to measure), `measured` (one attempt, and a
+second one in a fresh process before anything is called slower), or `history` (the champion does not run here: what was
+measured before stands in for it, and the gate says so).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engineworks.backends.base import Session
+from engineworks.champion import Champion, champion_from_json
+from engineworks.champion_lookup import ChampionError, engine_of, history_of
+from engineworks.child import ChildPool
+from engineworks.errors import RunError
+from engineworks.fingerprint import digest_of
+from engineworks.measure.accuracy import Array
+from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
+from engineworks.measure.regression import Comparison, comparison_from_json, confirm
+from engineworks.plan_duel import DUEL_FILE
+from engineworks.samples import samples_from_json
+from engineworks.steps import StepJob
+from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
+from engineworks.steps.measure import feeds_at
+from engineworks.tensors import spec_from_json
+
+ATTEMPT = "engineworks.steps.duel:attempt_in_child"
+
+MOST_REST_S = 0.06
+
+Report = dict[str, Any]
+Measure = Callable[[int], Report]
+"""Seed → an `Attempt` as JSON."""
+
+
+def run(job: StepJob) -> None:
+    champion = champion_from_json(job.aside["champion"])
+    digest = read_sidecar(job.inputs["build"])["sha256"]
+    report: Report = {"champion": champion.to_json(), "digest": digest, "limit": job.params["limit"]}
+    try:
+        job.write_json(DUEL_FILE, report | _compare(job, champion, digest))
+    except ChampionError as error:
+        job.say(f"{champion} can not be run here: {error.message}")
+        job.write_json(DUEL_FILE, report | _history(job, champion, error.message))
+
+
+def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
+    if digest == champion.digest:
+        return {"method": "identical"}
+    with engine_of(champion, job.aside["places"]) as folder:
+        payload = {
+            "folders": {"champion": str(folder), "candidate": str(job.inputs["build"])},
+            "params": dict(job.params),
+            "evaluation": str(job.path("evaluation")),
+        }
+        seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
+        with ChildPool() as pool:
+            fresh = partial(_in_fresh_process, pool, payload, job)
+            found = duel(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
+    return {"method": "measured"} | found
+
+
+def duel(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
+    """An attempt here; where it finds the candidate slower at any shape, another one by `fresh`. Both are kept."""
+    attempts = [here(seed)]
+    first = _comparisons(attempts[0])
+    second: dict[str, Comparison] = {}
+    if any(c.verdict == "fail" for c in first.values()):
+        say("slower than the champion: measured again in a fresh process")
+        try:
+            attempts.append(fresh(seed + 1))
+            second = _comparisons(attempts[1])
+        except RunError as error:
+            why = f"the second measurement came to nothing: {error.message}"
+            second = {shape: Comparison("inconclusive", None, None, 0, why) for shape in first}
+    shapes = {shape: confirm(c, second.get(shape)) for shape, c in first.items()}
+    for shape, found in shapes.items():
+        ratio = "nothing known" if found.ratio is None else f"{found.ratio:.4f} of the champion's time"
+        say(f"{shape}: {found.verdict}: {ratio}, {found.rounds} rounds {found.why}".rstrip())
+    return {"shapes": {shape: c.to_json() for shape, c in shapes.items()}, "attempts": attempts}
+
+
+def _comparisons(attempt: Report) -> dict[str, Comparison]:
+    return {shape: comparison_from_json(c) for shape, c in attempt["shapes"].items()}
+
+
+def _in_fresh_process(pool: ChildPool, payload: Mapping[str, Any], job: StepJob, seed: int) -> Report:
+    return pool.run(ATTEMPT, {**payload, "seed": seed}, on_line=job.say, fresh=True, what=job.id, error=RunError)
+
+
+def attempt_in_child(payload: Mapping[str, Any]) -> Report:
+    """`attempt` as a job of a child."""
+    return attempt(payload).to_json()
+
+
+def attempt(
+    payload: Mapping[str, Any], wrap: Callable[[Side, Session], Session] = lambda _, session: session
+) -> Attempt:
+    """One attempt in this process. wrap: gets every session that is loaded. Raises `ChampionError` where the champion
+    can not be loaded or run here, `RunError` where the candidate can not."""
+    params = payload["params"]
+    specs = tuple(spec_from_json(s) for s in params["inputs"])
+    samples = samples_from_json(Path(payload["evaluation"]), params["samples"])
+    feeds = {name: feeds_at(specs, samples, at["dims"]) for name, at in params["at"].items()}
+    run = runner_of(params["target"])
+    with tempfile.TemporaryDirectory(prefix="engineworks-duel-") as caches:
+
+        def load(side: Side) -> LoadedEngine:
+            session = _load(side, Path(payload["folders"][side]), params, Path(caches, side))
+            return LoadedEngine(side, wrap(side, session), feeds)
+
+        return interleave(
+            {side: partial(load, side) for side in SIDES}, list(feeds), params["limit"], run.device_watch(),
+            seed=payload["seed"], pace=Pace(most_s=params["most_s"]), rest=come_to_rest,
+        )  # fmt: skip
+
+
+def come_to_rest() -> None:
+    """Wait until this process uses hardly any processor time, or `MOST_REST_S` have passed."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < MOST_REST_S:
+        wall, busy = time.perf_counter(), time.process_time()
+        time.sleep(0.001)
+        if time.process_time() - busy < 0.2 * (time.perf_counter() - wall):
+            return
+
+
+def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
+    cache.mkdir(exist_ok=True)
+    try:
+        return load_engine(folder, params["target"], serving=serving_from_json(params["serving"]), cache=cache)
+    except RunError as error:
+        raise _whose(side, error) from None
+
+
+class LoadedEngine:
+    """Satisfies `interleave.Loaded`: a session and its feeds by shape."""
+
+    def __init__(self, side: Side, session: Session, feeds: Mapping[str, Mapping[str, Array]]) -> None:
+        self._side, self._session, self._feeds = side, session, feeds
+
+    def time_runs(self, shape: str, runs: int) -> Sequence[float]:
+        try:
+            return self._session.time_runs(self._feeds[shape], runs).host_ms
+        except RunError as error:
+            raise _whose(self._side, error) from None
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _whose(side: Side, error: RunError) -> RunError:
+    return ChampionError(error.message, log=error.log) if side == "champion" else error
+
+
+def _history(job: StepJob, champion: Champion, why: str) -> Report:
+    """What stands in for a champion that does not run here: the gate compares the candidate's own figures with it."""
+    found = history_of(champion, job.aside["places"], job.aside["conditions"])
+    shapes = {shape: found.get(shape, []) for shape in job.params["at"]}
+    return {"method": "history", "why": why, "history": shapes}

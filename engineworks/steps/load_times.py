@@ -1,0 +1,33 @@
+"""How long an engine takes from its file to its first outputs, with and without what its device's cache keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engineworks.backends.base import Session
+from engineworks.measure.accuracy import Array
+
+Load = Callable[[Path | None], Session]
+"""The cache's folder, or None for a load without it → a session."""
+
+
+def measure_loads(load: Load, feeds: dict[str, Array], cache: Path) -> dict[str, dict[str, float]]:
+    """`without_cache` and `with_cache`, each load_ms and first_run_ms (the first run at this shape, compilation
+    included). Libraries are loaded already: both are what a second engine of a process costs."""
+    without = _timed(load, feeds, None)
+    _timed(load, feeds, cache)  # leaves the cache behind as a session of this shape alone would
+    return {"without_cache": without, "with_cache": _timed(load, feeds, cache)}
+
+
+def _timed(load: Load, feeds: dict[str, Array], cache: Path | None) -> dict[str, float]:
+    start = time.perf_counter()
+    session = load(cache)
+    loaded = time.perf_counter()
+    try:
+        session.run(feeds)
+        ran = time.perf_counter()
+    finally:
+        session.close()
+    return {"load_ms": 1000 * (loaded - start), "first_run_ms": 1000 * (ran - loaded)}

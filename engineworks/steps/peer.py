@@ -1,0 +1,87 @@
+"""A peer of the engines: load time, latency and memory at the recipe's named shapes, measured as theirs, alone on its
+device; then its outputs on all evaluation samples against the fp32 reference. A fast wrong peer is no peer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engineworks.backends.base import Session
+from engineworks.errors import RunError
+from engineworks.measure.accuracy import OutputComparison
+from engineworks.model.export import interface_from_json
+from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.peers import peer
+from engineworks.peers.base import Origin, PeerModel
+from engineworks.samples import samples_from_json
+from engineworks.steps import StepJob
+from engineworks.steps.compare import output_axes
+from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.measure import LATENCY_FILE, NamedShapes
+from engineworks.steps.reference import read_reference
+
+
+def run(job: StepJob) -> None:
+    """`latency.json` with `shapes` as `measure` writes them, and: import_ms (the framework alone, in no other figure),
+    load_ms (from the imported framework to a session that is ready), outputs (accuracy), facts, notes, device."""
+    chosen = peer(job.params["peer"])
+    import_ms = _ms(chosen.open_library)
+    meter, readings = chosen.memory_meter(), DeviceReadings(chosen.device_watch())
+    meter.reset()
+    before_mib = meter.peak_mib()
+    start = time.perf_counter()
+    session = chosen.load(_model(job))
+    load_ms = 1000 * (time.perf_counter() - start)
+    try:
+        measured = NamedShapes(job, session, meter, before_mib, readings).measure()
+        outputs = _accuracy(job, session)
+    finally:
+        session.close()
+    job.write_json(
+        LATENCY_FILE,
+        {
+            "import_ms": import_ms, "load_ms": load_ms, "shapes": {name: measured[name] for name in job.params["at"]},
+            "outputs": outputs, "facts": dict(session.facts), "notes": list(session.notes),
+            "device": readings.to_json(),
+        },
+    )  # fmt: skip
+
+
+def _ms(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _model(job: StepJob) -> PeerModel:
+    precision, params = job.params["precision"], job.params
+    if "model" in job.inputs:
+        return PeerModel(precision, onnx=job.inputs["model"] / MODEL_FILE)
+    origin = Origin(
+        kind=params["source"],
+        path=job.path("source"),
+        folder=job.path("folder"),
+        files=tuple(Path(file) for file in job.aside["files"]),
+        factory=params["factory"],
+        task=params["task"],
+        interface=interface_from_json(params["interface"]),
+    )
+    return PeerModel(precision, origin=origin)
+
+
+def _accuracy(job: StepJob, session: Session) -> dict[str, Any]:
+    """All evaluation samples, in the batches of the reference."""
+    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    axes = output_axes(samples.specs, session.outputs)
+    found = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
+    runs = samples.batches(job.params["batches"])
+    for feeds, wanted in zip(runs, read_reference(job.inputs["reference"]), strict=True):
+        got = session.run(feeds)
+        for name, comparison in found.items():
+            try:
+                comparison.add(got[name], wanted[name])
+            except (ValueError, KeyError) as error:
+                raise RunError(f"output '{name}' can not be compared with the reference: {error}") from None
+    return {name: comparison.result().to_json() for name, comparison in found.items()}

@@ -1,0 +1,189 @@
+"""Champion and candidate beside each other, with real sessions of ONNX Runtime; whether the machine is quiet is not the
+question here, so the watch says nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.backends import onnxruntime
+from engineworks.backends.base import Serving
+from engineworks.champion import Champion
+from engineworks.champion_lookup import ChampionError
+from engineworks.errors import RunError
+from engineworks.fingerprint import digest_file
+from engineworks.measure.regression import LOOKS
+from engineworks.steps import StepJob, duel
+from engineworks.tensors import TensorSpec
+
+X, Y = TensorSpec("x", "float32", ("batch", 64)), TensorSpec("y", "float32", ("batch", 4))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quiet:
+        def sample(self) -> Mapping[str, object]:
+            return {}
+
+        def complaints(self, readings: Sequence[Mapping[str, object]]) -> Sequence[str]:
+            return []
+
+    monkeypatch.setattr(onnxruntime, "device_watch", Quiet)
+
+
+def engine(folder: Path, width: int, seed: int = 0) -> Path:
+    """A build artifact: two MatMuls through `width` columns."""
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    weights = {"a": random.normal(size=(64, width)), "b": random.normal(size=(width, 4))}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "engine")
+    tensors = {"inputs": [X.to_json()], "outputs": [Y.to_json()]}
+    sidecar = {"engine": "engine", "sha256": digest_file(folder / "engine"), **tensors}
+    (folder / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    return folder
+
+
+def job(tmp_path: Path, candidate: Path, champion: Path, **params: Any) -> StepJob:
+    """`champion` stands where the run's artifacts would be downloaded to; the store is empty."""
+    np.savez(tmp_path / "data.npz", x=np.ones((8, 64), np.float32))
+    samples = {"arrays": {"x": "x"}, "count": 8, "total": 8, "specs": [X.to_json()]}
+    given = {
+        "at": {"one": {"dims": {"batch": 8}}}, "inputs": [X.to_json()], "samples": samples, "limit": 0.05,
+        "target": {"backend": "onnxruntime", "compute_capability": [], "options": {"threads": 1}}, "most_s": 60.0,
+        "attempt": 0, "serving": Serving().to_json(),
+    }  # fmt: skip
+    who = Champion("tiny/fp32/cpu", "tiny", "3", digest_file(champion / "engine"), "0" * 64, "run")
+    places = {"artifacts": str(tmp_path), "store": str(tmp_path / "store"), "tracking_uri": None}
+    out = tmp_path / "out"
+    out.mkdir()
+    aside = {"evaluation": str(tmp_path / "data.npz"), "champion": who.to_json(), "places": places, "conditions": "c"}
+    return StepJob("tiny/fp32/cpu/duel", given | params, {"build": candidate}, aside, out, lambda _: None)
+
+
+@pytest.fixture
+def at_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets the champion's engine be found in a folder."""
+
+    def put(folder: Path) -> None:
+        from contextlib import nullcontext
+
+        monkeypatch.setattr(duel, "engine_of", lambda *_: nullcontext(folder))
+
+    return put
+
+
+def report(done: StepJob) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done.out / "duel.json").read_text(encoding="utf-8"))
+    return found
+
+
+def here(payload: dict[str, Any]) -> duel.Measure:
+    return lambda seed: duel.attempt_in_child({**payload, "seed": seed})
+
+
+def payload(one: StepJob, champion: Path) -> dict[str, Any]:
+    folders = {"champion": str(champion), "candidate": str(one.inputs["build"])}
+    return {"folders": folders, "params": dict(one.params), "evaluation": one.aside["evaluation"]}
+
+
+def test_the_same_bytes_are_not_measured(tmp_path: Path) -> None:
+    same = engine(tmp_path / "same", 64)
+    done = job(tmp_path, same, same)
+    duel.run(done)
+    assert report(done)["method"] == "identical"
+    assert "attempts" not in report(done)
+
+
+def test_a_candidate_with_far_more_work_fails_twice(tmp_path: Path) -> None:
+    champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 64 * 200)
+    measure = here(payload(job(tmp_path, candidate, champion), champion))
+    found = duel.duel(measure, measure, 1, lambda _: None)
+    assert found["shapes"]["one"]["verdict"] == "fail"
+    assert found["shapes"]["one"]["interval"][0] > 5
+    assert len(found["attempts"]) == 2
+    assert all(len(a["rounds"]) >= LOOKS[0] for a in found["attempts"])
+
+
+def test_a_candidate_with_far_less_work_passes_at_once(tmp_path: Path) -> None:
+    champion, candidate = engine(tmp_path / "champion", 64 * 200), engine(tmp_path / "candidate", 64)
+    measure = here(payload(job(tmp_path, candidate, champion), champion))
+    found = duel.duel(measure, measure, 1, lambda _: None)
+    assert found["shapes"]["one"]["verdict"] == "pass"
+    assert len(found["attempts"]) == 1
+
+
+def test_a_second_measurement_that_breaks_is_no_fail(tmp_path: Path) -> None:
+    champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 64 * 200)
+
+    def broken(seed: int) -> dict[str, Any]:
+        raise RunError("out of memory")
+
+    found = duel.duel(here(payload(job(tmp_path, candidate, champion), champion)), broken, 1, lambda _: None)
+    assert found["shapes"]["one"]["verdict"] == "inconclusive"
+    assert "came to nothing: out of memory" in found["shapes"]["one"]["why"]
+
+
+def test_too_little_time_is_inconclusive(tmp_path: Path, at_hand: Any) -> None:
+    champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 64 * 200)
+    at_hand(champion)
+    done = job(tmp_path, candidate, champion, most_s=0.001)
+    duel.run(done)
+    found = report(done)
+    assert (found["method"], found["shapes"]["one"]["verdict"]) == ("measured", "inconclusive")
+    assert "an interval needs 11" in found["shapes"]["one"]["why"]
+
+
+def test_the_second_measurement_is_in_another_process(tmp_path: Path) -> None:
+    from engineworks.child import ChildPool
+
+    champion = engine(tmp_path / "champion", 64)
+    one = job(tmp_path, champion, champion, most_s=0.001)
+    with ChildPool() as pool:
+        first = duel._in_fresh_process(pool, payload(one, champion), one, 1)
+        assert set(first["shapes"]) == {"one"}
+        assert not pool._idle  # and it does nothing after
+
+
+def test_a_champion_that_is_gone_leaves_its_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 128)
+
+    def gone(*_: object) -> Any:
+        raise ChampionError("its engine is gone")
+
+    monkeypatch.setattr(duel, "engine_of", gone)
+    monkeypatch.setattr(duel, "history_of", lambda *_: {"one": [("d", 1.0)], "other": [("d", 9.0)]})
+    done = job(tmp_path, candidate, champion)
+    duel.run(done)
+    found = report(done)
+    assert found["method"] == "history"
+    assert found["history"] == {"one": [["d", 1.0]]}
+    assert found["why"] == "its engine is gone"
+
+
+def test_it_is_known_which_of_the_two_does_not_load(tmp_path: Path, at_hand: Any, monkeypatch: Any) -> None:
+    sound, broken = engine(tmp_path / "sound", 64), engine(tmp_path / "broken", 128)
+    (broken / "engine").write_bytes(b"not an engine")
+    monkeypatch.setattr(duel, "history_of", lambda *_: {})
+    at_hand(broken)
+    done = job(tmp_path, sound, broken)
+    duel.run(done)
+    assert report(done)["method"] == "history"
+    at_hand(sound)
+    (done.out / "duel.json").unlink()
+    done.out.rmdir()
+    with pytest.raises(RunError):
+        duel.run(job(tmp_path, broken, sound))

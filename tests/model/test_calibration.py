@@ -520,30 +520,31 @@ print(int(line.split()[1]) // 1024)
         int(subprocess.run([sys.executable, "-c", script, count], check=True, capture_output=True).stdout)
         for count in ("10", "50")
     ]
-    assert peaks[1] - peaks[0] <= 12
+    assert peaks[1] - peaks[0] <= 24
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other heaps are left alone")
-def test_holes_between_small_blocks_are_given_back() -> None:
-    """Freed tensors of 3 MiB with blocks of 1 MiB between them: a heap would keep all 120 MiB."""
+def test_holes_in_the_heap_are_given_back() -> None:
+    """Freed tensors of 3 MiB with blocks of 1 MiB between them: 120 MiB of holes."""
     script = """
-import contextlib, sys, numpy as np
-from engineworks.model.calibration.heap import large_blocks_apart
-np.ones(30 << 20, np.uint8)  # once freed, glibc takes smaller blocks from the heap
-with large_blocks_apart() if sys.argv[1] == "apart" else contextlib.nullcontext():
-    large, small = [], []
-    for _ in range(40):
-        large.append(np.ones(3 << 20, np.uint8))
-        small.append(np.ones(1 << 20, np.uint8))
-    del large
-    line = next(l for l in open("/proc/self/status") if l.startswith("VmRSS"))
-print(int(line.split()[1]) // 1024)
+import numpy as np
+from engineworks.model.calibration.heap import settle_heap, trim_heap
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) // 1024
+
+settle_heap()
+large, small = [], []
+for _ in range(40):
+    large.append(np.ones(3 << 20, np.uint8))
+    small.append(np.ones(1 << 20, np.uint8))
+del large
+before = resident()
+trim_heap()
+print(before - resident())
 """
-    apart, together = (
-        int(subprocess.run([sys.executable, "-c", script, how], check=True, capture_output=True).stdout)
-        for how in ("apart", "together")
-    )
-    assert apart < together - 100
+    freed = int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True).stdout)
+    assert freed > 100
 
 
 # The artifact

@@ -46,6 +46,7 @@ fetch: setup
 	$(BIN)/python recipes/fetch/fashion.py
 	$(BIN)/python recipes/fetch/minilm.py
 	$(BIN)/python recipes/fetch/ocr_detection.py
+	$(BIN)/python recipes/fetch/ocr_recognition.py
 	$(BIN)/python recipes/fetch/speed.py
 
 # Needs uv; run it after a change of the dependencies.

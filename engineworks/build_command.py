@@ -5,28 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError
 from engineworks.plan import Plan
+from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result
 from engineworks.settings import Settings
 from engineworks.store import open_store
 
 
-class BuildFlow(Protocol):
-    """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it."""
+class Flows(Protocol):
+    """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it.
 
-    def __call__(self, plans: Sequence[Plan], settings: Settings, *, only: str | None) -> list[BuildResult]: ...
+    release: run the flow `release`, which gives a `ReleaseResult` per plan; else `build_recipe`, a `BuildResult`.
+    """
+
+    def __call__(
+        self, plans: Sequence[Plan], settings: Settings, *, only: str | None, release: bool = False
+    ) -> list[Any]: ...
 
 
 def build_plans(plans: Sequence[Plan], settings: Settings, *, only: str | None = None) -> list[BuildResult]:
     """Build every plan; results come in the order of the plans."""
     recorded = {id(plan): result for plan in plans if (result := recorded_result(plan, settings)) is not None}
     rest = [plan for plan in plans if id(plan) not in recorded]
-    built = iter(_flow()(rest, settings, only=only) if rest else ())
+    built = iter(load_flows()(rest, settings, only=only) if rest else ())
     return [recorded[id(plan)] if id(plan) in recorded else next(built) for plan in plans]
 
 
@@ -51,9 +57,10 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     if not found:
         return None
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
+    origin = recipe_origin(plan)
     report = settings.runs / found[0].run_id / "report.html"
+    engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     calibration = calibration_health(plan, store)
-    engines = tuple(engine_result(plan, engine, store, {}) for engine in plan.engines)
     return BuildResult(
         recipe=plan.recipe,
         run=found[0].run_id,
@@ -62,15 +69,16 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         steps=StepCounts(reused=reused),
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
+        comparison=compare_with_peers(plan, engines, store, {}),
         warnings=tuple(sentence for health in calibration for sentence in health.warnings),
         calibration=calibration,
-        comparison=compare_with_peers(plan, engines, store, {}),
     )
 
 
-def _flow() -> BuildFlow:
+def load_flows() -> Flows:
+    """Our flows by their entry point. Raises `InputError` where they are not installed."""
     found = list(entry_points(group="engineworks.flows", name="build"))
     if not found:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    flow: BuildFlow = found[0].load()
-    return flow
+    flows: Flows = found[0].load()
+    return flows

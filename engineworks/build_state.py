@@ -6,11 +6,15 @@ A plain class on purpose: Prefect walks through dataclasses and mappings that ar
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
 
 from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
 from engineworks.execute import Outcome
 from engineworks.plan import Plan
+from engineworks.release.passport import recipe_origin
 from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.settings import Settings
 from engineworks.store import open_store
@@ -30,6 +34,11 @@ class Build:
         self.engines: dict[str, EngineResult] = {}
         self._started = time.monotonic()
 
+    @cached_property
+    def origin(self) -> Mapping[str, Any]:
+        """The recipe's text and commit, as passports tell it."""
+        return recipe_origin(self.plan)
+
     def result(self, run_id: str) -> BuildResult:
         """What the build came to; `run_id`: its parent run in MLflow."""
         engines = tuple(self.engines.values())
@@ -37,8 +46,8 @@ class Build:
         calibration = calibration_health(self.plan, self.store)
         warnings = tuple(sentence for health in calibration for sentence in health.warnings)
         return BuildResult(
-            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(), seconds=seconds,
-            warnings=warnings, calibration=calibration,
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
+            seconds=seconds, warnings=warnings, calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
         )  # fmt: skip
 

@@ -4,7 +4,8 @@
 
 - TensorRT-RTX 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116: every cell was built on a machine without a GPU, with small
   networks of one kind of operator each (Conv, ConvTranspose, Gemm, MatMul, Einsum, LSTM, attention; fp32, fp16, bf16,
-  int8 Q/DQ, int8 and int4 weights, fp8 Q/DQ) for every capability that the version names. 9.0 was run on an H200.
+  int8 Q/DQ, int8 and int4 weights, fp8 Q/DQ, these with fp32 and with fp16 around them) for every capability that
+  the version names. 9.0 was run on an H200.
 - TensorRT 10 and 11: the vendor's support matrix; not tried here.
 - ONNX Runtime 1.31: the same networks, built and run on the CPU.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 Version = tuple[int, ...]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "int8_weights")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is")
 
 TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
@@ -80,18 +81,12 @@ REFUSALS = (
         operators=GEMMS,
     ),
     Refusal(
-        "tensorrt_rtx", (1, 7), END, ("int8", "int8_weights"), ("7.5",),
-        "{title} {version} has no fp32 matrix multiplication on compute capability 7.5, and {precision} leaves fp32 "
-        "around what is quantized; use fp16 on this target, or tensorrt-rtx 1.6",
-        operators=GEMMS,
-    ),
-    Refusal(
         "tensorrt_rtx", (1, 7), END, (), ("9.0",),
         "{title} {version} does not run on Hopper GPUs (compute capability 9.0); use tensorrt-rtx 1.6, the last one "
         "that does",
     ),
     Refusal(
-        "tensorrt_rtx", (1, 4), (1, 5), ("int8", "int8_weights", "fp8", "int4"), (),
+        "tensorrt_rtx", (1, 4), (1, 5), ("int8", "int8_weights", "fp8", "int4_weights"), (),
         "{title} {version} can not quantize without a GPU; use fp16 on this target, or tensorrt-rtx 1.5 or later",
     ),
     Refusal(
@@ -118,7 +113,7 @@ REFUSALS = (
         "compute capability {capability} has no fp8; use int8 or fp16 on this target",
     ),
     Refusal(
-        "tensorrt_rtx", (1, 5), END, ("int4",), ("7.5",),
+        "tensorrt_rtx", (1, 5), END, ("int4_weights",), ("7.5",),
         "compute capability 7.5 has no int4 weights; use fp16 on this target",
     ),
     Refusal("tensorrt", (10,), END, ("bf16",), ("7.5",), "compute capability 7.5 has no bf16; use fp16 on this target"),

@@ -35,7 +35,8 @@ def champion_from_json(value: Mapping[str, Any]) -> Champion:
 
 
 def champion_alias(precision: str, target: str) -> str:
-    return f"champion-{target}-{precision}"
+    """As `tracking.aliases.Slot` names it: MLflow's aliases take no dots."""
+    return f"champion-{target.replace('.', '_')}-{precision}"
 
 
 @dataclass(frozen=True)

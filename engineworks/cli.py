@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from engineworks import errors, terminal
-from engineworks.settings import Settings, read_settings
+from engineworks.commands.keygen import keygen
+from engineworks.commands.package import package
+from engineworks.commands.plans import read_plans
+from engineworks.commands.release import release
+from engineworks.commands.rollback import rollback
+from engineworks.commands.verify import verify
+from engineworks.settings import read_settings
 
 app = typer.Typer(
     name="engineworks",
@@ -78,7 +83,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = _plans(read_settings(), recipes, only, compare)
+    plans = read_plans(read_settings(), recipes, only, compare)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     else:
@@ -104,7 +109,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = _plans(settings, recipes, only, compare)
+    plans = read_plans(settings, recipes, only, compare)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:
@@ -153,6 +158,13 @@ def gc(
         terminal.print_json(freed.to_json())
     else:
         terminal.say(freed.sentence())
+
+
+app.command()(release)
+app.command()(rollback)
+app.command()(package)
+app.command()(verify)
+app.command()(keygen)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -206,22 +218,6 @@ def _recipes(given: list[Path] | None) -> list[Path]:
     if not found:
         raise errors.InputError("there are no recipes in recipes/", hint="name the recipe files")
     return found
-
-
-def _plans(settings: Settings, recipes: list[Path], only: str | None, compare: str | None) -> list[Any]:
-    from engineworks.champion_lookup import find_champions
-    from engineworks.fingerprint import FileDigests
-    from engineworks.peers import read_names
-    from engineworks.plan import plan_recipes
-    from engineworks.recipe_yaml import load_recipes
-    from engineworks.store import open_store
-
-    peers = read_names(compare)
-    loaded = load_recipes(recipes, data_roots=settings.data_roots)
-    digests = FileDigests(settings.artifacts / "digests.db")
-    champions = partial(find_champions, settings=settings)
-    store = open_store(settings)
-    return list(plan_recipes(loaded, store, digests, only=only, compare=peers, champions=champions))
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

@@ -5,7 +5,8 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   ├── RecipeError               2  one or more problems in a recipe, defaults or targets file, each with its place
 │   ├── ModelError                2  the model file, factory or folder can not be used
 │   ├── SamplesError              2  calibration or evaluation data does not fit the model
-│   └── TargetError               2  unknown target, or one that can not do what was asked
+│   ├── TargetError               2  unknown target, or one that can not do what was asked
+│   └── TrustError                2  an engine is altered, unsigned where it must be, or a stranger's: not loaded
 ├── StepError                     4  a step of the plan failed
 │   ├── ExportError               4
 │   ├── FoldError                 4
@@ -97,6 +98,10 @@ class SamplesError(InputError):
 
 
 class TargetError(InputError):
+    pass
+
+
+class TrustError(InputError):
     pass
 
 

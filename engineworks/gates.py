@@ -7,10 +7,11 @@ Every check says its own sentence; a figure that is missing or not finite fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engineworks.measure.served_checks import served_findings
 from engineworks.measure.statistics import enough_for
 from engineworks.recipe import Budget, Limits
 
@@ -19,12 +20,20 @@ Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
 @dataclass(frozen=True)
 class Check:
+    """One limit held against one figure. waived: who lets its failure through, until when and why; '' if nobody."""
+
     name: str
     verdict: Word
     sentence: str
+    waived: str = ""
 
     def to_json(self) -> dict[str, str]:
-        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence}
+        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence, "waived": self.waived}
+
+    @property
+    def words(self) -> str:
+        """The sentence, and the waiver where there is one."""
+        return f"{self.sentence} [{self.waived}]" if self.waived else self.sentence
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Verdict:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        return tuple(c for c in self.checks if c.verdict == "fail")
+        """The failures that stand: those that nobody waived."""
+        return tuple(c for c in self.checks if c.verdict == "fail" and not c.waived)
 
 
 def judge(
@@ -50,17 +60,18 @@ def judge(
         why = unmeasured_because or "it was not compared with the reference"
         return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
     checks = [*_accuracy_checks(accuracy, limits), *_performance_checks(latency, budgets, unmeasured_because)]
-    return Verdict(_worst(checks), tuple(checks))
+    return Verdict(worst(checks), tuple(checks))
 
 
 def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
     """The verdict with checks that were made elsewhere."""
-    checks = [*verdict.checks, *more]
-    return Verdict(_worst(checks), tuple(checks))
+    checks = (*verdict.checks, *more)
+    return Verdict(worst(checks), checks)
 
 
-def _worst(checks: list[Check]) -> Word:
-    words = {c.verdict for c in checks}
+def worst(checks: Iterable[Check]) -> Word:
+    """The gravest word of the checks that nobody waived."""
+    words = {c.verdict for c in checks if not c.waived}
     order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
     return next((word for word in order if word in words), "pass")
 
@@ -73,10 +84,13 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
             if limit is not None:
                 yield _output_check(name, field, words, output, limit)
     metric = report.get("metric")
-    if limits.metric_ratio is not None:
-        yield _metric_check("metric_ratio", metric, "ratio", limits.metric_ratio)
-    if limits.metric is not None:
-        yield _metric_check("metric", metric, "engine", limits.metric)
+    for field in METRIC_LIMITS:
+        limit = getattr(limits, field)
+        if limit is not None:
+            yield _metric_check(field, metric, limit)
+    if report.get("served") is not None:
+        for found in served_findings(report["served"], limits.cosine):
+            yield Check(found.name, "pass" if found.good else "fail", found.sentence)
 
 
 _OUTPUT_LIMITS = {
@@ -108,18 +122,36 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
 
 
-def _metric_check(field: str, metric: Mapping[str, Any] | None, part: str, limit: float) -> Check:
+METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
+
+
+def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> Check:
     if metric is None:
         return Check(field, "fail", f"{field}: no task metric was computed.")
-    value = metric[part]
-    good = _finite_number(value) and value >= limit
+    good, wanted = _metric_verdict(field, metric, limit)
     against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
     name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
     figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
-    wanted = f"at least {_figure(limit)}" + (" of fp32" if part == "ratio" else "")
-    ratio = f" (ratio {_figure(metric['ratio'])})" if part == "ratio" else ""
-    sentence = f"{name}: {figures}{ratio}, limit {wanted}."
-    return Check(field, "pass" if good else "fail", sentence)
+    ratio = f" (ratio {_figure(metric['ratio'])})" if field == "metric_ratio" else ""
+    return Check(field, "pass" if good else "fail", f"{name}: {figures}{ratio}, limit {wanted}.")
+
+
+def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[bool, str]:
+    """Whether the metric is within the limit, and the limit in words. Error rates are better when smaller."""
+    lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
+    if field == "metric_ratio":
+        words = f"at most fp32 / {_figure(limit)}, smaller is better" if lower else f"at least {_figure(limit)} of fp32"
+        return _finite_number(metric["ratio"]) and metric["ratio"] >= limit, words
+    if not _finite_number(engine):
+        return False, _figure(limit) if field != "metric_between" else f"{_figure(limit[0])} to {_figure(limit[1])}"
+    if field == "metric_delta":
+        good = _finite_number(reference) and abs(engine - reference) <= limit
+        return good, f"a difference of {_figure(limit)} at most"
+    if field == "metric_between":
+        return limit[0] <= engine <= limit[1], f"{_figure(limit[0])} to {_figure(limit[1])}"
+    if lower:
+        return engine <= limit, f"at most {_figure(limit)}, smaller is better"
+    return engine >= limit, f"at least {_figure(limit)}"
 
 
 def _performance_checks(

@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
 from engineworks.backends import backend_facts
-from engineworks.capabilities import why_not
 from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan_documents import Documents
 from engineworks.plan_duel import duel_document
 from engineworks.plan_peers import PlannedPeer, plan_peers
+from engineworks.plan_precisions import known_operators, lower_id, refusal
+from engineworks.precisions import computation
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.steps import StepName
 from engineworks.store import Store
@@ -53,7 +55,8 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''."""
+    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''.
+    `computes`: the plain precisions that its own stands for, such as int8 and fp16 around it."""
 
     id: str
     recipe: str
@@ -62,11 +65,12 @@ class PlannedEngine:
     steps: Mapping[StepName, str]
     unmeasured_because: str = ""
     champion: Champion | None = None
+    computes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         return {
             "id": self.id, "precision": self.precision, "target": self.target.name,
-            "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+            "computes": list(self.computes), "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
             "champion": self.champion.to_json() if self.champion else None,
         }  # fmt: skip
 
@@ -85,13 +89,14 @@ class Refused:
 @dataclass(frozen=True)
 class Plan:
     """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
-    the engines are compared with, on request."""
+    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
     refused: tuple[Refused, ...]
     steps: Mapping[str, Step] = field(default_factory=dict)
     peers: tuple[PlannedPeer, ...] = ()
+    today: date = field(default_factory=date.today)
 
     @property
     def recipe(self) -> str:
@@ -103,8 +108,11 @@ class Plan:
 
     @property
     def build_key(self) -> str:
-        """Digest of what this build decides: its engines' steps and the limits they must meet."""
+        """Digest of what this build decides: its engines' steps, the limits they must meet, and what is waived."""
         limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
+        waivers = [w.model_dump(mode="json") for w in self.loaded.recipe.waivers if self.today <= w.expires]
+        if waivers:
+            limits["waivers"] = waivers
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
         champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
         rivals = {"champions": champions} if champions else {}
@@ -159,8 +167,9 @@ def plan_recipe(
     chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
     if not chosen:
         raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
-    refused = {i: s for i, (p, t) in chosen.items() if (s := _refusal(p, t)) is not None}
     documents = Documents(loaded, digests)
+    operators = known_operators(documents, store)
+    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
     steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():
@@ -199,22 +208,18 @@ def plan_recipes(
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; `only` must match in at least one."""
-    plans = []
+    plans, reasons = [], []
     for one in loaded:
         try:
             plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
-        except TargetError:
+        except TargetError as error:
             if len(loaded) == 1:
                 raise
+            reasons.append(str(error))
     if not plans:
-        raise TargetError(f"--only '{only}' matches no engine that can be built")
+        raise TargetError("no engine can be built:\n" + "\n".join(reasons))
     digests.save()
     return plans
-
-
-def _refusal(precision: str, target: NamedTarget) -> str | None:
-    facts = backend_facts(target.target.backend)
-    return why_not(target.target.backend, facts.version, precision, target.target.compute_capability)
 
 
 def _plan_engine(
@@ -231,9 +236,10 @@ def _plan_engine(
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = add("export", f"{recipe}/export", *documents.export())
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))
-    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if precision == "int8" else None
-    lower = add("lower", f"{branch}/lower", *documents.lower(precision, fold, ranges))
-    build = add("build", f"{engine_id}/build", *documents.build(precision, target, lower))
+    computes = computation(documents.recipe, precision, target.target.backend)
+    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
+    lower = add("lower", lower_id(branch, computes), *documents.lower(precision, computes, fold, ranges))
+    build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
     reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
     chosen: dict[StepName, str] = {"build": build}
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
@@ -245,7 +251,7 @@ def _plan_engine(
         duel = duel_document(measured, champion, champions, regression.model_dump(), store)
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion)
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, computes.parts)
 
 
 def _add(

@@ -15,7 +15,9 @@ from engineworks.fingerprint import FileDigests, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
 from engineworks.peers import peer
-from engineworks.profiles import admitting_profile, input_specs, profiles
+from engineworks.precisions import Computation
+from engineworks.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
+from engineworks.recipe_metric import LIBRARIES, metric_name, metric_settings, python_metric
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.samples import SampleFile, batch_dim, fixed_batch
 from engineworks.steps import STEP_KINDS, StepName
@@ -79,30 +81,31 @@ class Documents:
     def calibrate(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.calibration
         assert data is not None  # checked with the recipe
-        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep"})
+        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
         params = {"calibration": settings, "samples": _samples(data)}
         digests = {"calibration": self._digests.digest(data.path)}
         aside = {"calibration": data.path, "sha256": digests["calibration"]}
         return self._document("calibrate", params, {"fold": fold}, digests), aside
 
-    def lower(self, precision: str, fold: str, ranges: str | None) -> tuple[Document, Aside]:
-        params: Document = {"precision": precision}
-        if precision == "int8":
-            params["keep"] = list(self.recipe.calibration.keep)
-            assert ranges is not None
-            assert self._files.calibration is not None
-            aside = {"calibration_sha256": self._digests.digest(self._files.calibration.path)}
-            return self._document("lower", params, {"fold": fold, "ranges": ranges}, {}), aside
-        if precision == "fp32":
-            return self._document("lower", params, {"fold": fold}, {}), {}
+    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
+        params: Document = {"precision": precision, **computes.to_json()}
+        inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
+        aside: dict[str, Any] = {}
+        if ranges:
+            assert self._files.calibration is not None  # checked with the recipe
+            aside["calibration_sha256"] = self._digests.digest(self._files.calibration.path)
+        if computes.around == "fp32":
+            return self._document("lower", params, inputs, {}), aside
         data = self._files.calibration or self._files.evaluation
         params["samples"] = _samples(data)
         digests = {"samples": self._digests.digest(data.path)}
-        return self._document("lower", params, {"fold": fold}, digests, ("nvidia-modelopt",)), {"samples": data.path}
+        libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
+        return self._document("lower", params, inputs, digests, libraries), aside | {"samples": data.path}
 
-    def build(self, precision: str, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
+    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
         params = {
             "precision": precision,
+            "computes": list(computes.parts),
             "target": target.to_json(),
             "profiles": [p.to_json() for p in profiles(self.recipe)],
         }
@@ -116,7 +119,10 @@ class Documents:
 
     def reference(self, fold: str) -> tuple[Document, Aside]:
         data = self._files.evaluation
-        params = {"samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs)}
+        params = {
+            "samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs),
+            "shapes": self._shapes(),
+        }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         return self._document("reference", params, {"fold": fold}, digests), {"evaluation": data.path}
 
@@ -125,16 +131,18 @@ class Documents:
         metric = accuracy.metric
         params = {
             "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
-            "metric": metric.python if metric and metric != "top1" else metric, "output": accuracy.output,
+            "metric": metric_settings(metric) if metric else None, "output": accuracy.output,
+            "shapes": self._shapes(),
             "serving": self._serving(),
         }  # fmt: skip
         digests = {"evaluation": self._digests.digest(data.path)}
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
         facts = backend_facts(target.target.backend)
-        document = self._document("compare", params, {"build": build, "reference": reference}, digests, facts.libraries)
+        libraries = (*facts.libraries, *(LIBRARIES.get(metric_name(metric), ()) if metric else ()))
+        document = self._document("compare", params, {"build": build, "reference": reference}, digests, libraries)
         document["hardware"] = facts.hardware()
-        if metric and metric != "top1":
-            document["libraries"] |= self._imports(metric.python)
+        if own := python_metric(metric):
+            document["libraries"] |= self._imports(own)
         aside = {"evaluation": data.path, "folder": self._files.folder}
         return document, aside | _device_cache(document, facts.libraries, build)
 
@@ -189,6 +197,17 @@ class Documents:
             return [fixed or 1]
         sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
         return sorted(n for n in sizes if n > 0)
+
+    def _shapes(self) -> Document:
+        """What the engine is compared at besides the evaluation data: see `measure.served`."""
+        specs = input_specs(self.recipe)
+        dim = batch_dim(specs)
+        return {
+            "profiles": {name: dict(dims) for name, dims in (self.recipe.shapes or {STATIC_PROFILE: {}}).items()},
+            "batch": dim if isinstance(dim, str) else None,
+            "fixed_batch": (fixed_batch(specs) or 1) if isinstance(dim, int) else 1,
+            "ranges": {name: list(i.range) for name, i in self.recipe.inputs.items() if i.range is not None},
+        }
 
     def _serving(self) -> Document:
         return self.recipe.performance.serving.model_dump(mode="json")

@@ -8,6 +8,7 @@ from typing import Any
 
 from engineworks.peers import peer
 from engineworks.plan_documents import Documents
+from engineworks.precisions import Computation
 from engineworks.steps import StepName
 
 Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
@@ -43,7 +44,7 @@ def _precisions(documents: Documents, name: str) -> tuple[str, ...]:
 
 def _planned(documents: Documents, name: str, precision: str, add: Add) -> PlannedPeer:
     module, recipe_id = peer(name), f"{documents.name}/peer/{name}-{precision}"
-    why = module.why_not(_source(documents)) or _nothing_to_measure(documents)
+    why = module.why_not(_source(documents), precision) or _nothing_to_measure(documents)
     if why:
         return PlannedPeer(recipe_id, name, module.TITLE, precision, why_not=why)
     inputs = _inputs(documents, precision, add, from_source=module.FROM_SOURCE)
@@ -71,5 +72,5 @@ def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool
         return inputs
     if precision == "fp32":
         return {**inputs, "model": fold}
-    lower = add("lower", f"{recipe}/{precision}/lower", *documents.lower(precision, fold, None))
+    lower = add("lower", f"{recipe}/{precision}/lower", *documents.lower(precision, Computation(precision), fold, None))
     return {**inputs, "model": lower}

@@ -7,33 +7,61 @@ what needs two fields at once is checked in `recipe_checks`, what needs files or
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
+
+from engineworks.recipe_metric import Factory, Metric
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
 Length = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Streams = Annotated[int, Field(ge=1, le=64, strict=True)]
-Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Extent = Annotated[int, Field(ge=0, strict=True)]
 """A length that may be 0: an empty KV cache, say."""
 Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+Float = Literal["fp32", "fp16", "bf16"]
+FLOATS: tuple[Float, ...] = ("fp32", "fp16", "bf16")
+
+Format = Literal["int8", "fp8", "int8_weights", "int4_weights"]
+FORMATS: tuple[Format, ...] = ("int8", "fp8", "int8_weights", "int4_weights")
+"""What a node's operands are quantized to; those that end in `_weights` leave activations alone."""
+
+CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
+"""Formats that quantize activations, and so need calibration data."""
+
+AS_IS = "as_is"
+"""The precision of a model that brings its own: it is passed on as it is."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
+PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
 
 LATER = {
-    "release": "releases come with the release issue; remove the block until then",
     "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
-LATER_PRECISIONS = ("fp8", "int4", "int8_weights", "int4_weights", "as_is", "auto")
+LATER_PRECISIONS = ("auto",)
 """Precisions of the design that a later version brings."""
+
+
+def _date_as_text(value: object) -> object:
+    """Pydantic takes numbers for days since 1970: `expires: 2027` would have expired long ago."""
+    if isinstance(value, str) and len(value) != len("2027-01-31"):
+        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
+    if not isinstance(value, str | date):
+        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_date_as_text)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Part(BaseModel):
@@ -58,6 +86,9 @@ class Model(Part):
 class Input(Part):
     dtype: Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
     shape: tuple[Length | DimName, ...] = Field(description="lengths, and names for dynamic dimensions")
+    range: tuple[float, float] | None = Field(
+        None, description="[least, largest] value, for shapes that the evaluation data does not have"
+    )
 
 
 class Samples(Part):
@@ -85,13 +116,33 @@ class Calibration(Part):
     )
     batch: Length = Field(8, description="samples per calibration step")
     keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
+    around: Float | None = Field(
+        None, description="what computes around quantized nodes; default: fp16 on GPU targets, fp32 on the CPU"
+    )
+
+
+class Mixture(Part):
+    """A precision of one's own: globs of node names, or `op:` and an operator such as `op:MatMul`."""
+
+    default: Float | None = Field(None, description="of all nodes that nothing else names; default: as around int8")
+    fp32: tuple[str, ...] = Field((), description="nodes that stay fp32 where the default is fp16 or bf16")
+    int8: tuple[str, ...] = Field((), description="nodes in int8, weights and activations")
+    fp8: tuple[str, ...] = Field((), description="nodes in fp8 (e4m3), weights and activations")
+    int8_weights: tuple[str, ...] = Field((), description="nodes whose weights are stored in int8")
+    int4_weights: tuple[str, ...] = Field((), description="nodes whose weights are stored in int4, in blocks")
 
 
 class Limits(Part):
     """Limits of one precision; every one that is given is one check."""
 
-    metric: float | None = Field(None, description="smallest task metric of the engine")
-    metric_ratio: Positive | None = Field(None, description="smallest task metric relative to the fp32 reference")
+    metric: float | None = Field(
+        None, description="smallest task metric of the engine; of error rates and perplexity the largest"
+    )
+    metric_ratio: Positive | None = Field(
+        None, description="smallest quality relative to the fp32 reference; of error rates: the reference's / its own"
+    )
+    metric_delta: Positive | None = Field(None, description="largest |engine - reference| of the task metric")
+    metric_between: tuple[float, float] | None = Field(None, description="[lowest, highest] task metric of the engine")
     cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
     sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
     max_abs: Positive | None = Field(
@@ -100,16 +151,12 @@ class Limits(Part):
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
 
 
-class PythonMetric(Part):
-    python: Factory = Field(description="module:function(outputs, labels, inputs) -> float, beside the recipe")
-
-
 class Accuracy(Part):
-    metric: Literal["top1"] | PythonMetric | None = Field(
+    metric: Metric | None = Field(
         None, description="task metric on the labels; without labels: agreement with the reference"
     )
-    output: str | None = Field(None, description="output that top1 reads; default: the first")
-    limits: dict[Precision, Limits]
+    output: str | None = Field(None, description="output that the metric reads; default: the first")
+    limits: dict[Precision | Name, Limits] = Field(description="of each precision, mixtures of one's own included")
 
 
 class Budget(Part):
@@ -184,6 +231,38 @@ class Performance(Part):
     regression: Regression | None = Field(None, description="limits against the champion")
 
 
+class DynamicBatching(Part):
+    preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
+    max_delay_us: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="microseconds that a request may wait for others"
+    )
+
+
+class Triton(Part):
+    """How Triton is to serve the engines of this recipe."""
+
+    dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
+    instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
+    warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+
+
+class Release(Part):
+    """Under which name engines that passed are registered in MLflow, and how they are served."""
+
+    model: RegisteredName | None = Field(None, description="registered model in MLflow; default: the recipe's name")
+    triton: Triton = Triton()
+
+
+class Waiver(Part):
+    """A named failure that is let through until a day: who answers for it, and why."""
+
+    check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
+    engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
+    owner: Words = Field(description="who answers for it")
+    reason: Words
+    expires: Day = Field(description="last day on which it holds, YYYY-MM-DD")
+
+
 class Recipe(Part):
     """What to build, from which model and data, and the limits that an engine must meet."""
 
@@ -196,9 +275,12 @@ class Recipe(Part):
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
     )
-    precisions: tuple[Precision, ...] = Field(min_length=1)
+    precisions: tuple[Precision | Name, ...] = Field(min_length=1, description="or names of mixtures")
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
     data: Data
     calibration: Calibration = Calibration()
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
     accuracy: Accuracy
     performance: Performance = Performance(at={})
+    release: Release = Release()
+    waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from engineworks.errors import Problem
 from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe import Recipe
+from engineworks.recipe_metric import WITHOUT_LABELS, metric_name
+from engineworks.recipe_precisions import PRECISION_CHECKS
+from engineworks.release_checks import aliases_differ, batching_fits, waivers_name_something
 from engineworks.samples import batch_dim
 from engineworks.suggest import did_you_mean
 from engineworks.yaml_nodes import Node
@@ -133,12 +136,6 @@ def _streams_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
     yield from _twins(("performance", "streams"), recipe.performance.streams, node)
 
 
-def _int8_has_data(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    if "int8" in recipe.precisions and recipe.data.calibration is None:
-        place = node.at(("precisions", recipe.precisions.index("int8"))).place
-        yield Problem(place, "int8 needs calibration data", "add data.calibration; random numbers are never used")
-
-
 def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
     if recipe.calibration.averaging is not None and recipe.calibration.method != "moving_average":
         place = node.key_place(("calibration", "averaging"))
@@ -158,10 +155,47 @@ def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem
     if recipe.accuracy.metric is not None:
         return
     for precision, limits in recipe.accuracy.limits.items():
-        for field in ("metric", "metric_ratio"):
+        for field in ("metric", "metric_ratio", "metric_delta", "metric_between"):
             if precision in recipe.precisions and getattr(limits, field) is not None:
                 place = node.key_place(("accuracy", "limits", precision, field))
                 yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1")
+
+
+def _metric_has_labels(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    metric = recipe.accuracy.metric
+    if metric is None or recipe.data.evaluation.labels is not None or metric_name(metric) in WITHOUT_LABELS:
+        return
+    message = f"the metric '{metric_name(metric)}' needs labels, and data.evaluation names none"
+    yield Problem(node.at(("accuracy", "metric")).place, message, "data: {evaluation: {labels: NAME}}")
+
+
+def _metric_limits_are_in_order(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for precision, limits in recipe.accuracy.limits.items():
+        if limits.metric_between is not None and limits.metric_between[0] > limits.metric_between[1]:
+            place = node.at(("accuracy", "limits", precision, "metric_between")).place
+            yield Problem(place, f"metric_between: {list(limits.metric_between)} is upside down", "write [low, high]")
+
+
+def _ranges_fit_their_types(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for name, declared in recipe.inputs.items():
+        if declared.range is None:
+            continue
+        low, high = declared.range
+        place = node.at(("inputs", name, "range")).place
+        what = f"input '{name}': range [{low:g}, {high:g}]"
+        if low > high:
+            yield Problem(place, f"{what} is upside down", "write [least, largest]")
+        if declared.dtype == "bool":
+            yield Problem(place, f"{what}: a bool has no range", "remove it: both values are tried")
+        elif declared.dtype in INTEGER_RANGES:
+            least, largest = INTEGER_RANGES[declared.dtype]
+            if low != int(low) or high != int(high) or low < least or high > largest:
+                yield Problem(place, f"{what} does not fit {declared.dtype}", f"whole numbers, {least} to {largest}")
+
+
+INTEGER_RANGES = {
+    "int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "int8": (-128, 127), "uint8": (0, 255),
+}  # fmt: skip
 
 
 def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -201,10 +235,16 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _named_shapes_fit,
     _sweep_fits,
     _streams_have_no_twins,
-    _int8_has_data,
+    *PRECISION_CHECKS,
     _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
+    _metric_has_labels,
+    _metric_limits_are_in_order,
+    _ranges_fit_their_types,
     _names_are_known,
     _regressions_have_something_to_compare,
+    batching_fits,
+    waivers_name_something,
+    aliases_differ,
 )

@@ -13,6 +13,7 @@ from engineworks.model.external_data import external_data_names
 from engineworks.model.source_code import source_closure
 from engineworks.profiles import input_specs
 from engineworks.recipe import Recipe, Samples
+from engineworks.recipe_metric import python_metric
 from engineworks.samples import SampleFile, batch_axes, open_samples, read_headers
 from engineworks.yaml_nodes import Node
 
@@ -44,8 +45,8 @@ def resolve_files(
     evaluation = finder.samples(("data", "evaluation"), recipe, recipe.data.evaluation, recipe.data.evaluation.labels)
     calibration = recipe.data.calibration
     calibrating = finder.samples(("data", "calibration"), recipe, calibration, None) if calibration else None
-    metric = recipe.accuracy.metric
-    code = finder.code(("accuracy", "metric", "python"), metric.python) if metric and metric != "top1" else {}
+    metric = python_metric(recipe.accuracy.metric)
+    code = finder.code(("accuracy", "metric", "python"), metric) if metric else {}
     empty = SampleFile(folder, (), {}, None, 1, 1)
     return RecipeFiles(folder, source or folder, model, evaluation or empty, calibrating, code)
 

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ValidationError
 from engineworks.backends import backend
 from engineworks.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
-from engineworks.recipe import LATER, LATER_PRECISIONS, Recipe
+from engineworks.recipe import LATER, LATER_PRECISIONS, PRECISIONS, Recipe
 from engineworks.recipe_checks import check_recipe
 from engineworks.recipe_files import RecipeFiles, resolve_files
+from engineworks.recipe_metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.settings import find_repository
 from engineworks.suggest import did_you_mean
 from engineworks.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
@@ -155,8 +156,12 @@ def _refuse_later(node: Node) -> Iterator[Problem]:
     items = listed.value if isinstance(listed.value, list) else [listed]
     for item in items:
         if item.value in LATER_PRECISIONS or isinstance(item.value, dict):
-            word = "a mixture of precisions" if isinstance(item.value, dict) else f"precision '{item.value}'"
-            yield Problem(item.place, f"{word} is not supported yet", "supported: fp32, fp16, bf16, int8")
+            if isinstance(item.value, dict):
+                how = "mixtures: {NAME: {default: fp16, int8: [GLOB]}}, and NAME here"
+                yield Problem(item.place, "a mixture of precisions needs a name", how)
+            else:
+                supported = f"supported: {', '.join(PRECISIONS)}"
+                yield Problem(item.place, f"precision '{item.value}' is not supported yet", supported)
             item.value = "fp32"
 
 
@@ -206,9 +211,8 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     loc = tuple(step for step in error["loc"] if _exists_or_last(node, error["loc"], step))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(
-            node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), _fields_at(model, loc[:-1]))
-        )
+        known = metric_fields(error["loc"]) or _fields_at(model, loc[:-1])
+        return Problem(node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), known))
     where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
     if kind == "missing":
         above = node.at(loc[:-1])
@@ -217,6 +221,9 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     shown = (
         repr(value) if not isinstance(value, dict | list) else ("a mapping" if isinstance(value, dict) else "a list")
     )
+    if kind == UNKNOWN_METRIC and value:
+        name = next(iter(value))
+        return Problem(node.key_place((*loc, name)), f"unknown metric '{name}'", did_you_mean(name, METRIC_WORDS))
     if kind == "literal_error":
         choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
         return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))

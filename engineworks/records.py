@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
 from engineworks.comparison import comparison_metrics
+from engineworks.engine_files import NOT_SHIPPED
+from engineworks.git_state import commit_of
 from engineworks.plan import Plan
 from engineworks.plan_duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
@@ -25,7 +26,7 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
         "prefect.flow_run": flow_run,
         "mlflow.note.content": recipe.description,
     }
-    commit = _git_commit(plan)
+    commit = commit_of(plan.loaded.root)
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
 
 
@@ -60,6 +61,8 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         texts["duel.json"] = json.dumps(engine.duel)
     if engine.log:
         texts["build.log"] = engine.log
+    if engine.passport:
+        texts["passport.json"] = engine.passport.read_text(encoding="utf-8")
     if failure:
         texts |= {"error.txt": failure.message, "error.log": failure.log}
     folder = engine.path.parent if engine.path else None
@@ -73,13 +76,9 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
-        store_keys=tuple(_closure(plan, engine)),
+        store_keys=(*_closure(plan, engine), *([engine.passport.parent.name] if engine.passport else [])),
         series=_series(engine),
     )
-
-
-NOT_SHIPPED = ("manifest.json", "log.txt")
-"""Files of a build's artifact that are no part of the engine."""
 
 
 def result_metrics(result: BuildResult) -> dict[str, float]:
@@ -87,8 +86,7 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
     counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
     notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
-    done = {"build_s": result.seconds, **notes}
-    return counts | steps | done | comparison_metrics(result.comparison)
+    return counts | steps | notes | {"build_s": result.seconds} | comparison_metrics(result.comparison)
 
 
 def result_tags(result: BuildResult) -> dict[str, str]:
@@ -100,7 +98,10 @@ def result_tags(result: BuildResult) -> dict[str, str]:
 def result_texts(result: BuildResult) -> dict[str, str]:
     """Files of the build's run that come from its result."""
     health = [c.to_json() for c in result.calibration]
-    return {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    if result.comparison:
+        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+    return texts
 
 
 def _document(plan: Plan, key: str) -> str:
@@ -127,8 +128,10 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 
 def _engine_tags(engine: EngineResult) -> dict[str, str]:
-    tags = {"engineworks.verdict": engine.verdict}
-    reasons = [c.sentence for c in engine.checks if c.verdict != "pass"]
+    tags: dict[str, str] = {"engineworks.verdict": engine.verdict}
+    reasons = [c.words for c in engine.checks if c.verdict != "pass"]
+    if engine.waived:
+        tags["engineworks.waived"] = "; ".join(engine.waived)
     if engine.failure:
         reasons = [engine.failure.message]
     return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})
@@ -190,14 +193,3 @@ _MEASURED_METRICS = (
 _SWEEP_METRICS = ("latency_ms_p50", "latency_ms_mean", "throughput_per_s", "memory_mib")
 
 _LATENCY_METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
-
-
-def _git_commit(plan: Plan) -> str:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(plan.loaded.root), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

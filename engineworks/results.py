@@ -21,6 +21,7 @@ from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
 from engineworks.plan_duel import DUEL_FILE, summary
 from engineworks.regression_gate import regression_checks
+from engineworks.release.waivers import apply_waivers
 from engineworks.steps import StepName
 from engineworks.store import Artifact, Store
 
@@ -42,7 +43,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built."""
+    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built, and then
+    there is no `passport` either: a file in the store, in a folder named by its key."""
 
     id: str
     verdict: EngineWord
@@ -56,6 +58,17 @@ class EngineResult:
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
     recommendation: Recommendation | None = None
+    passport: Path | None = None
+
+    @property
+    def waived(self) -> tuple[str, ...]:
+        """What was let through: the name of each waived check and the waiver's words."""
+        return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
+
+    @property
+    def word(self) -> str:
+        """The verdict as people read it: a pass that needed a waiver does not look like any other."""
+        return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
 
     def to_json(self) -> dict[str, Any]:
         shapes: Mapping[str, Mapping[str, Any]] = self.latency["shapes"] if self.latency else {}
@@ -63,9 +76,11 @@ class EngineResult:
         return {
             "id": self.id,
             "path": str(self.path) if self.path else None,
+            "passport": str(self.passport) if self.passport else None,
             "digest": self.sidecar.get("sha256"),
             "bytes": self.sidecar.get("bytes"),
             "verdict": self.verdict,
+            "waived": list(self.waived),
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy or {},
             **{k: first.get(k) for k in _HEADLINE},
@@ -117,8 +132,8 @@ class BuildResult:
     report: Path | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
-    calibration: tuple[CalibrationHealth, ...] = ()
     comparison: Comparison | None = None
+    calibration: tuple[CalibrationHealth, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -130,8 +145,8 @@ class BuildResult:
             "report": str(self.report) if self.report else None,
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
-            "calibration": [c.to_json() for c in self.calibration],
             "comparison": self.comparison.to_json() if self.comparison else None,
+            "calibration": [c.to_json() for c in self.calibration],
         }
 
     @property
@@ -156,8 +171,12 @@ class BuildResult:
 
 def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = False) -> int:
     """One exit code for several builds: the gravest."""
+    return gravest(r.exit_code(require_verdict=require_verdict) for r in results)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The one exit code that says the worst of several."""
     order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
-    codes = [r.exit_code(require_verdict=require_verdict) for r in results]
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
 
 
@@ -203,7 +222,7 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, duel:
         recipe.performance.regression, engine.champion, duel=duel, latency=latency, accuracy=accuracy,
         compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
     )  # fmt: skip
-    return with_checks(verdict, against_champion)
+    return apply_waivers(with_checks(verdict, against_champion), recipe.waivers, engine.id, plan.today)
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:

@@ -112,6 +112,16 @@ def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
     return {s.name: s.shape.index(dim) if dim in s.shape else None for s in specs}
 
 
+def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, int | None]:
+    """Where each output has the batch dimension: by its name, else axis 0 if the model's batch is there."""
+    dim = batch_dim(inputs)
+    axes = batch_axes(inputs)
+    if all(axis is None for axis in axes.values()):
+        return {o.name: None for o in outputs}
+    first = 0 if any(a == 0 for a in axes.values()) else None
+    return {o.name: o.shape.index(dim) if dim in o.shape else (first if o.shape else None) for o in outputs}
+
+
 def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
     """The only batch size that the model takes, None if it takes several."""
     if any(axis is None for axis in batch_axes(specs).values()):

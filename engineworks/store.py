@@ -91,6 +91,13 @@ class Store:
             self._remote.remove(key)
         return None
 
+    def peek_json(self, key: str, name: str) -> Any | None:
+        """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
+        try:
+            return json.loads((self.place(key) / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
     def require(self, key: str) -> Artifact:
         """`get`, for a key that must be there."""
         artifact = self.get(key)
@@ -126,6 +133,14 @@ class Store:
             return None
         return value if isinstance(value, dict) else None
 
+    def latest_of(self, kind: str) -> Iterator[Mapping[str, Any]]:
+        """The newest document of every step whose id ends with `/<kind>`."""
+        root = self.root / "latest"
+        for file in sorted(root.glob(f"**/{kind}.json")):
+            document = self.latest(file.relative_to(root).with_suffix("").as_posix())
+            if document is not None:
+                yield document
+
     def device_cache(self, document: Mapping[str, Any]) -> Path:
         """The folder of what a device's libraries compiled for it, so that they need not again: of this host alone,
         one for each document, which names the device, its driver and the versions. It may be lost at any time."""
@@ -144,17 +159,17 @@ class Store:
     def published_at(self, key: str) -> float:
         """When the artifact was published, as a POSIX time; 0 if it is not there."""
         try:
-            return (self._place(key) / MANIFEST).stat().st_mtime
+            return (self.place(key) / MANIFEST).stat().st_mtime
         except OSError:
             return 0.0
 
     def size_of(self, key: str) -> int:
         """Bytes of the artifact's files."""
-        return sum(f.stat().st_size for f in self._place(key).rglob("*") if f.is_file())
+        return sum(f.stat().st_size for f in self.place(key).rglob("*") if f.is_file())
 
     def remove(self, key: str) -> int:
         """Take the artifact out of the store at once (renamed, then deleted). Returns the bytes that were freed."""
-        place = self._place(key)
+        place = self.place(key)
         away = self._partial(key)
         try:
             os.rename(place, away / "removed")
@@ -180,11 +195,12 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
         return swept
 
-    def _place(self, key: str) -> Path:
+    def place(self, key: str) -> Path:
+        """The folder of the artifact here, there or not; unlike `get` it checks and fetches nothing."""
         return self.root / "objects" / key[:2] / key
 
     def _manifest(self, key: str) -> Artifact | None:
-        place = self._place(key)
+        place = self.place(key)
         try:
             m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
@@ -221,7 +237,7 @@ class Store:
             if f.is_file()
         }
         manifest = {"key": key, "step": step, "files": files, "document": document, "seconds": seconds}
-        place = self._place(key)
+        place = self.place(key)
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for file in folder.rglob("*"):
@@ -231,7 +247,7 @@ class Store:
             if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
                 self.remove(key)
             os.rename(folder, place)
-            self._note_latest(step, document)
+            self.note_latest(step, document)
         except OSError as error:
             message = f"{step} can not be stored in {self.root}: {error.strerror}"
             raise StoreError(message, hint="is the disk full?") from None
@@ -246,14 +262,15 @@ class Store:
         folder = self._partial(key)
         try:
             if self._remote.fetch(key, folder):
-                self._place(key).parent.mkdir(parents=True, exist_ok=True)
+                self.place(key).parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(OSError):  # another process of this host was faster
-                    os.rename(folder, self._place(key))
+                    os.rename(folder, self.place(key))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return self._manifest(key)
 
-    def _note_latest(self, step: str, document: Mapping[str, Any]) -> None:
+    def note_latest(self, step: str, document: Mapping[str, Any]) -> None:
+        """Let `latest` answer with this document from now on."""
         file = self.root / "latest" / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")

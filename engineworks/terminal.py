@@ -71,7 +71,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
     for result in results:
         table = _table(*HEADINGS)
         for row in rows(result):
-            table.add_row(row.cells[0], _styled(row.verdict), *map(_escape, row.cells[2:]))
+            table.add_row(row.cells[0], _styled(row.verdict, row.cells[1]), *map(_escape, row.cells[2:]))
         console.print(table)
         for engine in result.engines:
             _print_figures(console, engine)
@@ -279,8 +279,8 @@ def _table(*headings: str) -> Any:
     return table
 
 
-def _styled(word: str) -> str:
-    return f"[{STYLES.get(word, '')}]{word}[/]" if word in STYLES else word
+def _styled(word: str, shown: str = "") -> str:
+    return f"[{STYLES.get(word, '')}]{shown or word}[/]" if word in STYLES else shown or word
 
 
 def _escape(text: str) -> str:

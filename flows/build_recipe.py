@@ -58,18 +58,23 @@ def build_recipe(recipe: str, only: str | None = None, compare: str | None = Non
     """
     build = plan_build(Path(recipe), read_settings(), only, compare)
     listener().planned(build.plan)
-    recording = start_record.submit(build, build.plan.recipe, str(flow_run.get_id() or ""))
+    result = build_and_judge(build, str(flow_run.get_id() or ""))
+    words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)
+    if result.exit_code() == 0:
+        return Completed(message=words, data=result)
+    return Failed(message=words, data=result)
+
+
+def build_and_judge(build: Build, flow_run_id: str) -> BuildResult:
+    """Run the steps, judge every engine and record it all."""
+    recording = start_record.submit(build, build.plan.recipe, flow_run_id)
     try:
         run_steps(build)
     except BaseException:
         with recording.result():  # ends the record: KILLED or FAILED
             raise
     with recording.result() as run:
-        result = gate_and_record(build, run)
-    words = ", ".join(f"{e.id}: {e.verdict}" for e in result.engines)
-    if result.exit_code() == 0:
-        return Completed(message=words, data=result)
-    return Failed(message=words, data=result)
+        return gate_and_record(build, run)
 
 
 def run_steps(build: Build) -> None:

@@ -6,22 +6,28 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from engineworks.backends import backend
 from engineworks.child import default_pool
 from engineworks.errors import EngineworksError, StepError
 from engineworks.plan import Plan
+from engineworks.release.promotion import ReleaseResult
 from engineworks.results import BuildResult
 from engineworks.settings import Settings
 from engineworks.tracking import open_tracking
 from flows.local_prefect import prefect_api
 
+R = TypeVar("R")
+
 CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
 """What every child needs; with what builds the engines, it is imported while Prefect's server starts."""
 
 
-def build_recipes(plans: Sequence[Plan], settings: Settings, *, only: str | None) -> list[BuildResult]:
-    """Run `build_recipe` for every plan, one after the other; a failed one does not stop the others."""
+def build_recipes(
+    plans: Sequence[Plan], settings: Settings, *, only: str | None, release: bool = False
+) -> list[BuildResult] | list[ReleaseResult]:
+    """Run `build_recipe`, or `release`, for every plan, one after the other; a failed one does not stop the others."""
     with prefect_api(settings.artifacts / "prefect") as prefect, _places(settings):
         default_pool().prestart(_imports(plans), count=2)
         with _no_garbage_collection():
@@ -29,6 +35,8 @@ def build_recipes(plans: Sequence[Plan], settings: Settings, *, only: str | None
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
             tracking.prestart()  # after Prefect's import: two imports at once take turns and help nobody
             prefect.wait_ready()
+        if release:
+            return [_release(plan, only) for plan in plans]
         return [_build(plan, only) for plan in plans]
 
 
@@ -52,9 +60,18 @@ def _build(plan: Plan, only: str | None) -> BuildResult:
     from flows.build_recipe import build_recipe
 
     compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
-    state = build_recipe(str(plan.loaded.path), only, compare, return_state=True)
+    return _result(build_recipe(str(plan.loaded.path), only, compare, return_state=True), BuildResult, plan)
+
+
+def _release(plan: Plan, only: str | None) -> ReleaseResult:
+    from flows.release import release
+
+    return _result(release(str(plan.loaded.path), only, return_state=True), ReleaseResult, plan)
+
+
+def _result(state: Any, kind: type[R], plan: Plan) -> R:
     result = state.result(raise_on_failure=False)
-    if isinstance(result, BuildResult):
+    if isinstance(result, kind):
         return result
     if isinstance(result, EngineworksError | KeyboardInterrupt):
         raise result

@@ -43,6 +43,32 @@ def text_pixels_f1(outputs: Arrays, labels: NDArray[Any], inputs: Arrays) -> flo
     return 2 * both / max(1, either)
 
 
+def character_accuracy(outputs: Arrays, labels: NDArray[Any], inputs: Arrays) -> float:
+    """1 minus the character error rate over all lines together: edits from what was read to the text, per character.
+
+    outputs: the one output f32[lines, steps, classes], where class 0 is the blank; labels: [lines, longest], the
+    characters' classes, filled up with 0. Reading takes the likeliest class of each step, drops repetitions, then
+    blanks.
+    """
+    (likely,) = outputs.values()
+    edits = characters = 0
+    for steps, label in zip(likely.argmax(axis=2), labels, strict=True):
+        kept = steps[np.insert(steps[1:] != steps[:-1], 0, True)]
+        edits += _edits(kept[kept != 0].tolist(), label[label != 0].tolist())
+        characters += int((label != 0).sum())
+    return 1 - edits / max(1, characters)
+
+
+def _edits(read: list[int], meant: list[int]) -> int:
+    """Levenshtein's distance: insertions, deletions and substitutions."""
+    row = list(range(len(meant) + 1))
+    for at, one in enumerate(read, start=1):
+        before, row[0] = row[0], at
+        for column, other in enumerate(meant, start=1):
+            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (one != other))
+    return row[-1]
+
+
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """Rank of each value; equal values share the mean of their ranks."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from engineworks.build_state import Build
 from engineworks.records import engine_record
+from engineworks.release.passport import with_passport
 from engineworks.results import EngineResult, engine_result
 from engineworks.tracking import BuildRun
 
@@ -17,6 +18,7 @@ from engineworks.tracking import BuildRun
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
 def conclude_engine(build: Build, run: BuildRun, engine_id: str) -> EngineResult:
     engine = next(e for e in build.plan.engines if e.id == engine_id)
-    result = engine_result(build.plan, engine, build.store, build.failures)
+    judged = engine_result(build.plan, engine, build.store, build.failures)
+    result = with_passport(build.plan, judged, build.store, build.origin)
     run.record_engine(engine_record(build.plan, result))
     return result

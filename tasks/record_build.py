@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 from prefect import task
@@ -27,7 +26,5 @@ def end_record(build: Build, run: BuildRun, recipe: str) -> None:
     del recipe  # names the task run
     result = build.result(run.run_id)
     texts = {"plan.json": build.plan.to_json_text(), "report.md": render_markdown(result), **result_texts(result)}
-    if result.comparison:
-        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=result_tags(result), texts=texts)

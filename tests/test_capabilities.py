@@ -30,9 +30,9 @@ def test_usual_targets_take_all_precisions_of_a_recipe(precision: str, capabilit
             "use fp16 on this target, or tensorrt-rtx 1.6",
         ),
         (
-            "1.7.1.116", "int8", ("7.5", "8.9"),
-            "TensorRT-RTX 1.7 has no fp32 matrix multiplication on compute capability 7.5, and int8 leaves fp32 around "
-            "what is quantized; use fp16 on this target, or tensorrt-rtx 1.6, or leave 7.5 out",
+            "1.7.1.116", "fp32", ("7.5", "8.9"),
+            "TensorRT-RTX 1.7 has no fp32 matrix multiplication on compute capability 7.5; "
+            "use fp16 on this target, or tensorrt-rtx 1.6, or leave 7.5 out",
         ),
         ("1.6.1.120", "bf16", ("7.5",), "compute capability 7.5 has no bf16; use fp16 on this target"),
         ("1.7.1.116", "fp8", ("8.6",), "compute capability 8.6 has no fp8; use int8 or fp16 on this target"),

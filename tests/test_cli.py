@@ -52,7 +52,7 @@ def test_problems_as_json(repository: Path, capsys: pytest.CaptureFixture[str]) 
     ).items()
 
 
-@pytest.mark.parametrize("command", ["validate", "plan", "build"])
+@pytest.mark.parametrize("command", ["validate", "plan", "build", "release"])
 def test_bad_input_is_exit_2_and_leaves_nothing(
     repository: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -68,7 +68,7 @@ def test_the_plan_as_json_says_exactly_what_will_be_done(repository: Path, capsy
     code, out, _ = run(capsys, "plan", "recipes/tiny.yaml", "--json", "--only", "*/int8/*")
     (recipe,) = json.loads(out)["recipes"]
     assert code == 0
-    expected = {"method": "entropy", "percentile": 99.99, "averaging": None, "batch": 8, "keep": []}
+    expected = {"method": "entropy", "percentile": 99.99, "averaging": None, "batch": 8, "keep": [], "around": None}
     assert recipe["resolved"]["calibration"] == expected
     assert [e["id"] for e in recipe["engines"]] == ["tiny/int8/cpu"]
     assert {s["state"] for s in recipe["steps"]} == {"to do"}
@@ -140,7 +140,10 @@ def test_the_shipped_recipes_fit_the_schema() -> None:
         jsonschema.validate(read_yaml(path, path.name).plain(), schema)
 
 
-@pytest.mark.parametrize("command", ["validate", "plan", "build", "inspect", "doctor", "gc"])
+@pytest.mark.parametrize(
+    "command",
+    ["validate", "plan", "build", "inspect", "doctor", "gc", "release", "rollback", "package", "verify", "keygen"],
+)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

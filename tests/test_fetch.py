@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-SCRIPTS = ("fashion", "minilm", "ocr_detection")
+SCRIPTS = ("fashion", "minilm", "ocr_detection", "ocr_recognition")
 
 
 @pytest.fixture(autouse=True)
@@ -247,3 +247,36 @@ def test_f1_of_text_pixels_counts_all_images_together() -> None:
     f1 = load("metrics").text_pixels_f1
     assert np.isclose(f1({"p": found}, labels, {}), 2 * 2 / (3 + 3))
     assert f1({"p": np.zeros_like(found)}, np.zeros_like(labels), {}) == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "label", "accuracy"),
+    [
+        ([1, 1, 0, 1, 2], [1, 1, 2], 1.0),  # a repetition is one character unless a blank lies between
+        ([0, 0, 0, 0, 0], [1, 1, 2], 0.0),
+        ([1, 2, 0, 0, 0], [1, 1, 2], 1 - 1 / 3),  # one is missing
+        ([1, 3, 2, 0, 0], [1, 1, 2], 1 - 1 / 3),  # one is wrong
+        ([3, 1, 0, 1, 2], [1, 1, 2], 1 - 1 / 3),  # one is too many
+    ],
+)
+def test_characters_are_read_as_ctc_says_and_edits_counted(steps: list[int], label: list[int], accuracy: float) -> None:
+    likely = np.eye(4, dtype=np.float32)[None, steps]
+    padded = np.array([[*label, 0, 0]])
+    assert np.isclose(load("metrics").character_accuracy({"y": likely}, padded, {}), accuracy)
+
+
+def test_drawn_lines_are_labelled_with_their_characters() -> None:
+    import io
+
+    image_module = pytest.importorskip("PIL.Image")
+    ocr = load("fetch/ocr_recognition")
+    letters = ["", *sorted(set("".join((*ocr.WORDS, *ocr.MORE_WORDS))) - {" ", "ö"}), " "]
+    buffer = io.BytesIO()
+    image_module.new("RGB", (500, 400), (90, 120, 90)).save(buffer, "PNG")
+    drawn = ocr.draw_samples({"photo.png": buffer.getvalue()}, letters, 5, seed=1)
+    assert (drawn["x"].shape, drawn["text"].shape) == ((5, 3, 48, 320), (5, 40))
+    texts = ["".join(letters[i] for i in row if i) for row in drawn["text"]]
+    assert all(text and "ö" not in text for text in texts)
+    assert (drawn["x"][:, :, :, -1] == 0).any()
+    again = ocr.draw_samples({"photo.png": buffer.getvalue()}, letters, 5, seed=1)
+    assert np.array_equal(drawn["x"], again["x"])

@@ -133,3 +133,34 @@ def test_a_missing_measurement_of_a_budget_can_not_pass() -> None:
 
 def test_a_fail_outranks_everything_else() -> None:
     assert judge(accuracy(), None, Limits(cosine=0.999), {"one": Budget(p50_ms=1)}).verdict == "fail"
+
+
+ERRORS = {"name": "word error rate", "kind": "labels", "samples": 50, "engine": 0.12, "reference": 0.10, "ratio": 0.10 / 0.12,
+          "lower_is_better": True}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "word", "said"),
+    [
+        (Limits(metric=0.13), "pass", "limit at most 0.13, smaller is better."),
+        (Limits(metric=0.11), "fail", "limit at most 0.11, smaller is better."),
+        (Limits(metric_ratio=0.8), "pass", "(ratio 0.833333), limit at most fp32 / 0.8, smaller is better."),
+        (Limits(metric_ratio=0.9), "fail", "(ratio 0.833333), limit at most fp32 / 0.9, smaller is better."),
+        (Limits(metric_delta=0.03), "pass", "limit a difference of 0.03 at most."),
+        (Limits(metric_delta=0.01), "fail", "limit a difference of 0.01 at most."),
+        (Limits(metric_between=(0.1, 0.2)), "pass", "limit 0.1 to 0.2."),
+        (Limits(metric_between=(0.2, 0.3)), "fail", "limit 0.2 to 0.3."),
+    ],
+    ids=str,
+)
+def test_error_rates_are_better_when_smaller(limits: Limits, word: str, said: str) -> None:
+    (check,) = [c for c in judge(accuracy() | {"metric": ERRORS}, None, limits, {}).checks if "metric" in c.name]
+    assert check.verdict == word
+    assert check.sentence.startswith("word error rate on 50 labelled samples: 0.12, fp32 0.1")
+    assert check.sentence.endswith(said)
+
+
+@pytest.mark.parametrize("limits", [Limits(metric_delta=1), Limits(metric_between=(-9, 9)), Limits(metric=9)], ids=str)
+def test_a_metric_that_is_no_number_fails_every_limit(limits: Limits) -> None:
+    report = accuracy() | {"metric": ERRORS | {"engine": None, "ratio": None}}
+    assert judge(report, None, limits, {}).verdict == "fail"

@@ -20,7 +20,7 @@ sys.meta_path.insert(0, Blocked())
 """
 OPTIONAL = (
     "onnx", "onnxruntime", "polygraphy", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx", "torch", "transformers",
-    "modelopt", "mlflow", "prefect", "cuda", "pynvml",
+    "modelopt", "mlflow", "prefect", "cuda", "pynvml", "cryptography", "tritonclient",
 )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def keys(found: Plan) -> dict[str, str]:
 
 @pytest.fixture
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_cuda, "why_not", lambda source: None)
+    monkeypatch.setattr(ort_cuda, "why_not", lambda source, precision: None)
     monkeypatch.setattr(ort_cuda, "hardware", lambda: GPU)
 
 
@@ -123,7 +123,7 @@ def test_a_peers_key_holds_its_hardware_and_versions(repository: Path, monkeypat
 def test_a_torch_source_is_in_the_peers_key_with_all_that_shapes_it(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engineworks.peers.pytorch.why_not", lambda source: None)
+    monkeypatch.setattr("engineworks.peers.pytorch.why_not", lambda source, precision: None)
     edit(repository, "{onnx: tiny.onnx}", "{torch: 'net:factory'}")
     net = repository / "recipes" / "net.py"
     net.write_text("import torch\ndef factory(): return torch.nn.ReLU()\n")

@@ -48,9 +48,45 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("[fp32, int8]", "[fp32, fp61]")],
         "recipes/tiny.yaml:10:20: precisions: 'fp61' is not a choice; did you mean 'fp16'?",
     ),
-    "later precision": ([("[fp32, int8]", "[fp32, fp8]")], "10:20: precision 'fp8' is not supported yet"),
-    "mixture": ([("[fp32, int8]", "[fp32, {default: fp16}]")], "a mixture of precisions is not supported yet"),
-    "release": ([("targets:", "release: {model: x}\ntargets:")], "19:1: 'release' is not supported yet"),
+    "later precision": ([("[fp32, int8]", "[fp32, auto]")], "10:20: precision 'auto' is not supported yet"),
+    "precision of another type": ([("[fp32, int8]", "[fp32, 8]")], "10:20: precisions: 8 is not a choice"),
+    "mixture without a name": (
+        [("[fp32, int8]", "[fp32, {default: fp16}]")],
+        "10:20: a mixture of precisions needs a name; mixtures: {NAME:",
+    ),
+    "mixture that there is not": (
+        [("[fp32, int8]", "[fp32, int8-hed]\nmixtures: {int8-head: {int8: [fc*]}}"), ("int8: {c", "int8-head: {c")],
+        "10:20: precisions: 'int8-hed' is not a choice; did you mean 'int8-head'?",
+    ),
+    "limits for nothing": ([("    int8: {cosine", "    int9: {cosine")], "18:5: limits for unknown precision 'int9'"),
+    "mixture with a precision's name": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {fp8: {int8: [a]}}")],
+        "11:12: 'fp8' is a precision already: a mixture needs another name",
+    ),
+    "mixture of nothing": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {default: fp16}}")],
+        "11:12: mixture 'm' names no nodes",
+    ),
+    "mixture with one glob twice": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {int8: [a], fp8: [b, a]}}")],
+        "11:36: mixture 'm' has 'a' in int8 and in fp8; remove one",
+    ),
+    "mixture that keeps all": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {fp32: [a]}}")],
+        "11:16: mixture 'm' keeps nodes fp32, but in what are the others?; say default: fp16",
+    ),
+    "unknown key in a mixture": (
+        [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {int4: [a]}}")],
+        "11:16: unknown key 'int4'; did you mean 'int8'?",
+    ),
+    "mixture without data": (
+        [
+            ("  calibration: {npz: calib.npz}\n", ""),
+            ("[fp32, int8]", "[fp32, m]\nmixtures: {m: {fp8: [a]}}"),
+            ("int8: {cosine", "m: {cosine"),
+        ],
+        "10:20: m needs calibration data",
+    ),
     "regression": (
         [("  at:", "  regression: {latency: 5}\n  at:")],
         "recipes/tiny.yaml:21:25: performance.regression.latency: 5 is not allowed; it should be a percentage such as 5%",
@@ -151,6 +187,23 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "other shape": ([("[batch, 1, 4, 4]", "[batch, 3, 4, 4]")], "'image' has shape [24, 1, 4, 4], input 'image' needs [samples, 3, 4, 4]"),
     "unknown hub id": ([("onnx: tiny.onnx", "huggingface: no/such-model")], "neither a folder at"),
     "no such module": ([("onnx: tiny.onnx", "torch: nowhere:factory")], "no module 'nowhere' beside the recipe"),
+    "mistyped metric": ([("metric: top1", "metric: top2")], "15:11: accuracy.metric: 'top2' is not a choice; did you mean 'top1'?"),
+    "mistyped metric with settings": ([("metric: top1", "metric: {topk: 5}")], "15:12: unknown metric 'topk'; did you mean 'top_k'?"),
+    "metric of no name": ([("metric: top1", "metric: {}")], "15:11: accuracy.metric: a mapping is not allowed; names no metric"),
+    "wrong setting of a metric": ([("metric: top1", "metric: {top_k: 0}")], "15:19: accuracy.metric.top_k: 0 is not allowed; it should be at least 1"),
+    "unknown setting of a metric": ([("metric: top1", "metric: {f1: macro, treshold: 1}")], "15:23: unknown key 'treshold'; did you mean 'threshold'?"),
+    "unknown average": ([("metric: top1", "metric: {f1: weighted}")], "15:16: accuracy.metric.f1: 'weighted' is not a choice"),
+    "metric without labels": (
+        [("metric: top1", "metric: auc"), (", labels: label", "")],
+        "15:11: the metric 'auc' needs labels, and data.evaluation names none",
+    ),
+    "limits upside down": (
+        [("{cosine: 0.98}", "{metric_between: [0.9, 0.8]}")], "18:28: metric_between: [0.9, 0.8] is upside down",
+    ),
+    "delta without metric": ([("  metric: top1\n", ""), ("{cosine: 0.98}", "{metric_delta: 0.01}")], "int8: 'metric_delta' needs accuracy.metric"),
+    "range upside down": ([("[batch, 1, 4, 4]}", "[batch, 1, 4, 4], range: [1, 0]}")], "6:59: input 'image': range [1, 0] is upside down"),
+    "range of a bool": ([("dtype: float32", "range: [0, 1], dtype: bool")], "input 'image': range [0, 1]: a bool has no range"),
+    "range too wide": ([("dtype: float32", "range: [0, 256], dtype: uint8")], "input 'image': range [0, 256] does not fit uint8"),
     "metric module missing": ([("metric: top1", "metric: {python: nowhere:f}")], "no module 'nowhere' beside the recipe"),
 }  # fmt: skip
 
@@ -164,6 +217,15 @@ def test_one_clear_message(repository: Path, case: str) -> None:
 
 def test_the_recipe_itself_is_right(repository: Path) -> None:
     assert problems(repository) == []
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["top1", "{top_k: 2}", "f1", "{f1: binary, threshold: 0.0}", "auc", "spearman", "perplexity", "word_error",
+     "{word_error: ctc, blank: 3, space: 4}", "{character_error: ids}", "mean_average_precision", "cosine"],
+)  # fmt: skip
+def test_a_metric_may_be_named_in_these_ways(repository: Path, metric: str) -> None:
+    assert problems(repository, ("metric: top1", f"metric: {metric}")) == []
 
 
 def test_all_problems_come_at_once(repository: Path) -> None:

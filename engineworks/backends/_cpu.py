@@ -35,6 +35,18 @@ def instruction_sets(cpuinfo: str) -> str:
     return " ".join(f for f in ISA_FLAGS if f in flags)
 
 
+HALF_FLAGS = ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")
+"""Flags of processors that compute in fp16 instead of converting to fp32 and back (x86-64, then Arm)."""
+
+
+@cache
+def computes_half() -> bool:
+    """Whether this processor has arithmetic in fp16."""
+    first = next(processors(read_text("/proc/cpuinfo")), {})
+    flags = (first.get("flags") or first.get("Features") or "").split()
+    return any(flag in flags for flag in HALF_FLAGS)
+
+
 def physical_cores(cpuinfo: str, allowed: set[int]) -> int:
     """Cores behind the logical processors that we may use: two threads of one core count once."""
     cores = {

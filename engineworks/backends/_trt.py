@@ -227,10 +227,14 @@ def _failure(
             log=logger.text(),
         )
     version = next(iter(vendor.versions().values()), None)
-    known = why_not(
-        vendor.name, version, request.precision, request.compute_capabilities,
-        operators=model.operators, quantized=model.quantized,
+    refused = (
+        why_not(
+            vendor.name, version, part, request.compute_capabilities,
+            operators=model.operators, quantized=model.quantized,
+        )
+        for part in request.parts
     )  # fmt: skip
+    known = next((sentence for sentence in refused if sentence), None)
     built_none = f"{request.model.name}: {title} built no engine for {where}"
     if known and INTERNAL_CHECK.search(reason):
         return BuildError(f"{built_none}: {known}", log=logger.text())

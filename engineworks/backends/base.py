@@ -33,6 +33,8 @@ class BuildRequest:
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
     options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
     this device, driver and version, where the builder keeps what makes the next build faster.
+    computes: the plain precisions that `precision` stands for where that is the name of a mixture, or int8 with fp16
+    around it: ("int8", "fp16").
     """
 
     model: Path
@@ -42,6 +44,12 @@ class BuildRequest:
     compute_capabilities: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     cache: Path | None = None
+    computes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """`computes`, or the precision itself where nothing is said."""
+        return self.computes or (self.precision,)
 
 
 @dataclass(frozen=True)

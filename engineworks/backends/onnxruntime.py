@@ -95,7 +95,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     except ort_errors() as error:
         raise BuildError(
             f"{request.model.name}: {TITLE} {ort.__version__} {what_failed(error, request.model)}",
-            hint=why_not("onnxruntime", ort.__version__, request.precision, ()) or "",
+            hint=next((s for part in request.parts if (s := why_not("onnxruntime", ort.__version__, part, ()))), ""),
             log=str(error),
         ) from None
     os.replace(partial, request.out / ENGINE_FILE)

@@ -100,12 +100,5 @@ def cosine(dot: float, ee: float, rr: float) -> float:
     return max(-1.0, min(1.0, dot / math.sqrt(ee) / math.sqrt(rr)))
 
 
-def top1(logits: Array, labels: Array) -> float:
-    """Fraction of samples whose largest logit (last axis) is at the label. A NaN logit is never right."""
-    scores = logits.astype(np.float64)
-    hits = (scores.argmax(axis=-1) == labels) & ~np.isnan(scores).any(axis=-1)
-    return float(hits.mean())
-
-
 def _number(value: float | int | None) -> float | int | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -50,9 +50,9 @@ class Peer(Protocol):
         """The precisions to compare in; `asked`: those of the recipe."""
         ...
 
-    def why_not(self, source: str) -> str | None:
-        """None if this host can run a model of such a source ("onnx", "torch", …), otherwise the reason, as a
-        sentence. Nothing heavy is imported."""
+    def why_not(self, source: str, precision: str) -> str | None:
+        """None if this host can run a model of such a source ("onnx", "torch", …) in this precision, otherwise the
+        reason, as a sentence. Nothing heavy is imported."""
         ...
 
     def versions(self) -> Mapping[str, str | None]:

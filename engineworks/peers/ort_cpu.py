@@ -22,8 +22,8 @@ def precisions(asked: Sequence[str]) -> tuple[str, ...]:
     return ("fp32", "fp16") if "fp16" in asked else ("fp32",)
 
 
-def why_not(source: str) -> str | None:
-    del source  # every source becomes ONNX
+def why_not(source: str, precision: str) -> str | None:
+    del source, precision  # every source becomes ONNX, and that is lowered
     return backend.why_not_run(())
 
 

@@ -48,8 +48,8 @@ def precisions(asked: Sequence[str]) -> tuple[str, ...]:
     return ("fp32", "fp16")
 
 
-def why_not(source: str) -> str | None:
-    del source  # every source becomes ONNX
+def why_not(source: str, precision: str) -> str | None:
+    del source, precision  # every source becomes ONNX, and that is lowered
     if first_gpu() is None:
         return "no NVIDIA GPU is visible here"
     if installed_versions(("onnxruntime-gpu",))["onnxruntime-gpu"] is None:

@@ -27,10 +27,11 @@ def rows(result: BuildResult) -> list[Row]:
 
 
 def why(engine: EngineResult) -> str:
-    """The sentence that decided: the step that failed, else the first check that did not pass."""
+    """The sentence that decided: the step that failed, else the first check that did not pass, waived ones last."""
     if engine.failure:
         return engine.failure.message.splitlines()[0]
-    return next((c.sentence for c in engine.checks if c.verdict != "pass"), "")
+    open_checks = [c for c in engine.checks if c.verdict != "pass"]
+    return next((c.words for c in sorted(open_checks, key=lambda c: bool(c.waived))), "")
 
 
 def _cells(engine: EngineResult) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ def _cells(engine: EngineResult) -> tuple[str, ...]:
     size = engine.sidecar.get("bytes")
     return (
         engine.id,
-        engine.verdict,
+        engine.word,
         figure(metric.get("engine"), 4),
         figure(min(cosines, default=None), 5),
         figure(shape.get("latency_ms_p50"), 3),

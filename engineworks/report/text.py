@@ -17,8 +17,8 @@ def render_markdown(result: BuildResult) -> str:
     lines += _calibration(result)
     for engine in result.engines:
         if engine.checks:
-            lines += ["", f"## {engine.id}: {engine.verdict}", ""]
-            lines += [f"- **{c.verdict}** {c.name}: {c.sentence}" for c in engine.checks]
+            lines += ["", f"## {engine.id}: {engine.word}", ""]
+            lines += [f"- **{c.verdict}** {c.name}: {c.words}" for c in engine.checks]
         for table in tables(engine):
             lines += ["", _line(table.headings), _line(["---"] * len(table.headings))]
             lines += [*map(_line, table.rows), *(["", table.below] if table.below else [])]
@@ -39,7 +39,7 @@ def _calibration(result: BuildResult) -> list[str]:
 
 
 def _summary(result: BuildResult) -> str:
-    words = [e.verdict for e in result.engines]
+    words = [e.word for e in result.engines]
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
     steps = result.steps
     return (

@@ -29,6 +29,7 @@ def run(job: StepJob) -> None:
         profiles=profiles,
         compute_capabilities=tuple(target["compute_capability"]),
         options=target["options"],
+        computes=tuple(job.params.get("computes", ())),
         cache=job.path("cache") if "cache" in job.aside else None,
     )
     report = build.build(request, job.say)

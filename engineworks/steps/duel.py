@@ -18,7 +18,7 @@ from engineworks.backends.base import Session
 from engineworks.champion import Champion, champion_from_json
 from engineworks.champion_lookup import ChampionError, engine_of, history_of
 from engineworks.child import ChildPool
-from engineworks.errors import RunError
+from engineworks.errors import RunError, TrustError
 from engineworks.fingerprint import digest_of
 from engineworks.measure.accuracy import Array
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
@@ -137,6 +137,10 @@ def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> S
         return load_engine(folder, params["target"], serving=serving_from_json(params["serving"]), cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
+    except TrustError as error:  # its bytes were altered: a champion that can not be loaded, a candidate that must not
+        if side == "champion":
+            raise ChampionError(error.message) from None
+        raise
 
 
 class LoadedEngine:

@@ -1,4 +1,4 @@
-"""The stored engine of a build artifact → a session; its bytes are those that the store has just verified."""
+"""The stored engine of a build artifact → a session, after its bytes were verified."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from engineworks.backends import runner
 from engineworks.backends.base import Runner, Serving, Session
+from engineworks.engine_files import check_engine
 from engineworks.errors import RunError
 from engineworks.steps.build import SIDECAR_FILE
 from engineworks.tensors import spec_from_json
@@ -39,8 +40,15 @@ def load_engine(
     *,
     serving: Serving = Serving(),  # noqa: B008 - frozen
     cache: Path | None = None,
+    checked: bool = False,
 ) -> Session:
-    """Load the engine. Raises `RunError` where this host can not run it."""
-    run, sidecar = runner_of(target), read_sidecar(folder)
+    """Load the engine. Raises `RunError` where this host can not run it, `TrustError` where its bytes were altered.
+
+    checked: the caller has just called `check_engine`, so that it does not count as time to load.
+    """
+    run = runner_of(target)
+    if not checked:
+        check_engine(folder)
+    sidecar = read_sidecar(folder)
     known = [spec_from_json(spec) for spec in (*sidecar["inputs"], *sidecar["outputs"])]
     return run.load(folder / sidecar["engine"], target["options"], serving=serving, cache=cache, known=known)

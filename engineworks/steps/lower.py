@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from engineworks.capabilities import GEMMS
 from engineworks.errors import LoweringError
+from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.half import lower_half
-from engineworks.model.lower.half_graph import FORMATS, infer_types, split_model
-from engineworks.model.lower.quantize import quantize
+from engineworks.model.lower.half_around import halve_around
+from engineworks.model.lower.half_graph import FORMATS, HalfType, infer_types, split_model
+from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
+from engineworks.recipe import AS_IS
 from engineworks.samples import fixed_batch, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.calibrate import read_ranges
@@ -23,49 +29,76 @@ PROOF_BATCH = 8
 """Samples per run when a half-precision model is proved."""
 
 
+_DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}
+
+
 def run(job: StepJob) -> None:
-    _check_source(job)
-    _LOWERINGS[job.params["precision"]](job)
+    if job.params["precision"] == AS_IS:
+        _as_is(job)
+    else:
+        _check_source(job)
+        _quantized(job) if job.params.get("quantized") else _float(job)
     _check(job)
 
 
-def _fp32(job: StepJob) -> None:
-    save_model(load_model(job.inputs["fold"] / MODEL_FILE), job.out / MODEL_FILE)
-    job.write_json(REPORT_FILE, {"precision": "fp32"})
+def _as_is(job: StepJob) -> None:
+    model = load_model(job.inputs["fold"] / MODEL_FILE)
+    found = check_as_is(model, job.id)
+    save_model(model, job.out / MODEL_FILE)
+    job.say(f"as it is: {found.quantize_nodes} QuantizeLinear, {found.dequantize_nodes} DequantizeLinear")
+    job.write_json(REPORT_FILE, {"precision": AS_IS, **found.to_json()})
 
 
-def _half(job: StepJob) -> None:
-    samples = samples_from_json(job.path("samples"), job.params["samples"])
-    size = fixed_batch(samples.specs) or PROOF_BATCH
-    dtype = "float16" if job.params["precision"] == "fp16" else "bfloat16"
-    model, report = lower_half(load_model(job.inputs["fold"] / MODEL_FILE), dtype, samples.batches([size]))  # type: ignore[arg-type]
+def _float(job: StepJob) -> None:
+    precision = job.params["precision"]
+    around = job.params.get("around", precision)
+    model = load_model(job.inputs["fold"] / MODEL_FILE)
+    if around == "fp32":
+        save_model(model, job.out / MODEL_FILE)
+        job.write_json(REPORT_FILE, {"precision": precision})
+        return
+    dtype = _DTYPES[around]
+    lowered, report = lower_half(model, dtype, _samples(job), keep=job.params.get("fp32", ()))
     if not report.converted and report.kept and not _products(job)[dtype]:
         raise _nothing_lowered(job, report.kept)
-    save_model(model, job.out / MODEL_FILE)
-    job.write_json(REPORT_FILE, {"precision": job.params["precision"], **report.to_json()})
+    save_model(lowered, job.out / MODEL_FILE)
+    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json()})
 
 
-def _int8(job: StepJob) -> None:
-    model = load_model(job.inputs["fold"] / MODEL_FILE)
-    quantized = quantize(model, read_ranges(job), keep=job.params["keep"])
-    if not quantized.quantized_nodes:
-        raise _nothing_lowered(job, {k.name: k.reason for k in quantized.kept_nodes})
-    save_model(quantized.model, job.out / MODEL_FILE)
-    kept_nodes = {k.name: k.reason for k in quantized.kept_nodes}
-    job.say(f"{len(quantized.quantized_nodes)} nodes in int8, {len(kept_nodes)} kept in fp32")
-    job.write_json(REPORT_FILE, {"precision": "int8", "int8_nodes": quantized.quantized_nodes, "kept": kept_nodes})
+def _samples(job: StepJob) -> Iterator[dict[str, NDArray[Any]]]:
+    samples = samples_from_json(job.path("samples"), job.params["samples"])
+    return samples.batches([fixed_batch(samples.specs) or PROOF_BATCH])
 
 
-_LOWERINGS: Mapping[str, Callable[[StepJob], None]] = {"fp32": _fp32, "fp16": _half, "bf16": _half, "int8": _int8}
+def _quantized(job: StepJob) -> None:
+    globs, around, fp32 = job.params["quantized"], job.params["around"], job.params.get("fp32", ())
+    ranges = read_ranges(job) if "ranges" in job.inputs else None
+    model = name_nodes(raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs))
+    quantized = quantize(model, ranges, globs=globs, keep=job.params.get("keep", ()), fp32=fp32)
+    kept = {k.name: k.reason for k in quantized.kept_nodes}
+    for name in globs:
+        if name not in quantized.formats.values():
+            raise _nothing_lowered(job, kept, name)
+    job.say(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {around}")
+    report: dict[str, object] = {
+        "precision": job.params["precision"], "around": around, "formats": dict(quantized.formats), "kept": kept,
+    }  # fmt: skip
+    lowered = quantized.model
+    if around != "fp32":
+        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job), keep=fp32)
+        report["half"] = half.to_json()
+    save_model(lowered, job.out / MODEL_FILE)
+    job.write_json(REPORT_FILE, report)
 
 
-def _nothing_lowered(job: StepJob, kept: Mapping[str, str]) -> LoweringError:
+def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "") -> LoweringError:
     """An engine must not be called by a precision in which nothing of it computes."""
-    precision = job.params["precision"]
+    precision = format_name or job.params["precision"]
     shown = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:_SHOWN_NODES])
     why = shown or "no convolution or matrix product stands outside of branches and loops"
     return LoweringError(
-        f"{job.id}: no node can compute in {precision} ({why})", hint=f"remove {precision} from precisions"
+        f"{job.id}: no node can compute in {precision} ({why})",
+        hint=f"remove {job.params['precision']} from precisions",
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from engineworks.backends import backend
 from engineworks.backends.base import MemoryMeter, Session
+from engineworks.engine_files import check_engine
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import LAZY_KERNELS, Sampling
@@ -41,6 +42,7 @@ def run(job: StepJob) -> None:
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
         importlib.import_module(module)
+    check_engine(job.inputs["build"])  # not part of the time to load
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib = meter.peak_mib()
@@ -76,7 +78,7 @@ def _cache(job: StepJob) -> Path | None:
 
 def _load(job: StepJob, cache: Path | None) -> Session:
     serving = serving_from_json(job.params["serving"])
-    return load_engine(job.inputs["build"], job.params["target"], serving=serving, cache=cache)
+    return load_engine(job.inputs["build"], job.params["target"], serving=serving, cache=cache, checked=True)
 
 
 def _loads(job: StepJob) -> dict[str, dict[str, float]]:

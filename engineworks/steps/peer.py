@@ -15,9 +15,8 @@ from engineworks.model.export import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.peers import peer
 from engineworks.peers.base import Origin, PeerModel
-from engineworks.samples import samples_from_json
+from engineworks.samples import output_axes, samples_from_json
 from engineworks.steps import StepJob
-from engineworks.steps.compare import output_axes
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.measure import LATENCY_FILE, NamedShapes
 from engineworks.steps.reference import read_reference

@@ -1,8 +1,12 @@
-"""Folded fp32 ONNX + evaluation data → reference outputs, once per recipe, by ONNX Runtime."""
+"""Folded fp32 ONNX + evaluation data → reference outputs, once per recipe, by ONNX Runtime.
+
+Beside them, what the model gives at the shapes of every profile: see `shapes_reference`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +17,10 @@ from numpy.typing import NDArray
 from engineworks.backends import onnxruntime as backend
 from engineworks.model.calibration.inputs import InputWatch
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.samples import batch_axes, samples_from_json
+from engineworks.samples import batch_axes, output_axes, samples_from_json
 from engineworks.steps import StepJob
+from engineworks.steps.served_rows import ServedRows
+from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, ShapesReference, write_arrays
 
 OUTPUTS_FILE = "outputs.npz"
 INPUTS_FILE = "inputs.json"
@@ -27,16 +33,30 @@ def run(job: StepJob) -> None:
     samples = samples_from_json(job.path("evaluation"), job.params["samples"])
     session = backend.load(job.inputs["fold"] / MODEL_FILE, {})
     watch = InputWatch(batch_axes(samples.specs), samples.count)
+    size: dict[str, tuple[float, int]] = {}
     runs = 0
     with zipfile.ZipFile(job.out / OUTPUTS_FILE, "w") as archive:
         for feeds in watch.watch(samples.batches(job.params["batches"])):
-            for name, value in session.run(feeds).items():
-                with archive.open(f"{runs}/{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asarray(value, order="C"), allow_pickle=False)
+            outputs = session.run(feeds)
+            write_arrays(archive, str(runs), outputs)
+            size = {name: _add_squares(size.get(name, (0.0, 0)), value) for name, value in outputs.items()}
             runs += 1
-    session.close()
     job.write_json(INPUTS_FILE, {name: seen.to_json() for name, seen in watch.statistics().items()})
     job.write_json("reference.json", {"samples": samples.count, "runs": runs})
+    if "shapes" in job.params:
+        plan = job.params["shapes"]
+        scale = {name: math.sqrt(squares / max(1, count)) for name, (squares, count) in size.items()}
+        axes = output_axes(samples.specs, session.outputs)
+        shapes = ShapesReference(session, ServedRows(samples, plan["ranges"]), plan, axes)
+        job.write_json(SHAPES_FILE, shapes.write(job.out / SHAPES_OUTPUTS_FILE, scale, job.say))
+    session.close()
+
+
+def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple[float, int]:
+    """Sum of squares and count of the finite values so far."""
+    numbers = value.astype(np.float64)
+    good = numbers[np.isfinite(numbers)]
+    return before[0] + float(np.square(good).sum()), before[1] + good.size
 
 
 def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:

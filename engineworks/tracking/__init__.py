@@ -6,14 +6,23 @@
     sqlite       a fresh SQLite database, migrated once, in memory
     connection   what is written and searched once it is open
     runs         `Tracking` and `BuildRun`, in terms of the above
+    aliases      names in the model registry; registry_lock: one release at a time
+    engine_model an engine as an MLflow model, and its loader
+    registry     versions, candidates, champions and their history
 
-mlflow is imported by `opening`, `sqlite` and `connection`, inside functions. Only explicit run ids are used, never
+mlflow is imported inside functions. Only explicit run ids are used, never
 MLflow's active run (which is thread-local), so any thread may record.
 """
 
 from __future__ import annotations
 
+from engineworks.tracking.aliases import Slot
+from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.records import EngineRecord, RunSummary, Status
+from engineworks.tracking.registry import EngineVersion, Registry
 from engineworks.tracking.runs import BuildRun, Tracking, open_tracking
 
-__all__ = ["BuildRun", "EngineRecord", "RunSummary", "Status", "Tracking", "open_tracking"]
+__all__ = [
+    "BuildRun", "EngineModel", "EngineRecord", "EngineVersion", "Registry", "RunSummary", "Slot", "Status", "Tracking",
+    "open_tracking",
+]  # fmt: skip

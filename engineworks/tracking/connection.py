@@ -43,10 +43,15 @@ class Connection:
 
     client: MlflowClient
     experiment_id: str
+    uri: str = ""
+
+    @property
+    def is_server(self) -> bool:
+        return self.uri.startswith(("http:", "https:"))
 
     def create_run(self, name: str, tags: Mapping[str, str], started_at: float | None = None) -> str:
         """A new run with status RUNNING; returns its id."""
-        whose = {"mlflow.user": _user(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
+        whose = {"mlflow.user": user_name(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
         with refusals(f"run {name} can not be created"):
             run = self.client.create_run(
                 self.experiment_id,
@@ -215,7 +220,8 @@ def _staged(root: Path, path: str) -> Path:
     return target
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who runs this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

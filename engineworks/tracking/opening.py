@@ -68,7 +68,7 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
             _probe(uri, shown)
             client = MlflowClient(tracking_uri=uri)
         root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
-        return Connection(client, _open_experiment(client, experiment, root, shown))
+        return Connection(client, _open_experiment(client, experiment, root, shown), uri)
 
 
 def sqlite_file(uri: str) -> Path | None:

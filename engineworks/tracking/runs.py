@@ -35,6 +35,7 @@ from engineworks.tracking.records import (
     pack_batch,
     store_keys_of,
 )
+from engineworks.tracking.registry import Registry
 from engineworks.tracking.sqlite import locked
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -169,6 +170,12 @@ class Tracking:
         """The store keys that any run refers to, of any experiment; deleted runs and experiments hold nothing."""
         runs = self._connect().search(f"tags.`{STORE_KEYS}` LIKE '[%'", everywhere=True)
         return {key for run in runs for key in store_keys_of(run.tags)}
+
+    def registry(self) -> Registry:
+        """The model registry of this store. Releases on one host share a lock; other hosts may use the same server."""
+        file = sqlite_file(self.uri)
+        lock = (file or self._artifacts / DATABASE_FILE).with_suffix(".registry.lock")
+        return Registry(self._connect(), lock, shared=file is None)
 
     def ui_hint(self, port: int = 5000) -> str:
         """The one command that opens MLflow's page on this store (it needs all of mlflow), or its address."""

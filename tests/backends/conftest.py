@@ -72,7 +72,7 @@ def _weights_quantized(
                 helper.make_tensor("w_scale", TensorProto.FLOAT, [], [1.0]),
             ],
         )
-    if precision == "int4":
+    if precision == "int4_weights":
         values = np.clip(np.round(weights * 10), -8, 7).astype(int).flatten().tolist()
         scales = np.full((weights.shape[0] // 64, weights.shape[1]), 0.1, np.float32)
         return (

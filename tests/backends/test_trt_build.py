@@ -20,6 +20,7 @@ from engineworks.backends.base import BuildRequest
 from engineworks.capabilities import NAMED, why_not
 from engineworks.child import run_in_child
 from engineworks.errors import BuildError, TargetError, TimeLimitError
+from engineworks.model.lower.half import to_half
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
@@ -199,9 +200,10 @@ def test_a_full_disk_is_told(
 
 FLOATS = ("fp32", "fp16", "bf16")
 QUANTIZED = ("int8", "int8_weights", "fp8")
+QUANTIZED_TOO = (*QUANTIZED, "int4_weights")
 CELLS = [
     *((kind, precision) for kind in ("conv", "matmul") for precision in (*FLOATS, *QUANTIZED)),
-    ("matmul", "int4"),
+    ("matmul", "int4_weights"),
 ]
 MORE_CELLS = [
     *(("gemm", precision) for precision in (*FLOATS, *QUANTIZED)),
@@ -210,28 +212,43 @@ MORE_CELLS = [
 
 
 def check_cell(
-    request_for: RequestFor, operators: Operators, kind: str, precision: str, capabilities: tuple[str, ...]
+    request_for: RequestFor,
+    operators: Operators,
+    kind: str,
+    precision: str,
+    capabilities: tuple[str, ...],
+    *,
+    around: tuple[str, ...] = ("fp32", "fp16"),
 ) -> None:
-    """Whether the engine is built is what the capability table says."""
+    """Whether the engine is built is what the capability table says, with fp32 and with fp16 around quantized nodes."""
     model = operators(kind, precision)
+    for other in around if precision in QUANTIZED_TOO else (precision,):
+        variant = to_half(model, "float16").model if other == "fp16" != precision else model
+        said = refusal_of(variant, {precision, other}, capabilities)
+        try:
+            tensorrt_rtx.build(request_for(variant, precision, capabilities), quiet)
+            failed = ""
+        except BuildError as error:
+            failed = str(error)
+        assert bool(failed) == bool(said), (kind, precision, other, capabilities, said, failed)
+
+
+def refusal_of(model: onnx.ModelProto, parts: set[str], capabilities: tuple[str, ...]) -> str | None:
     dequantized = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    said = why_not(
-        "tensorrt_rtx", VERSION, precision, capabilities,
-        operators={n.op_type for n in model.graph.node},
-        quantized={n.op_type for n in model.graph.node if n.input[0] in dequantized},
-    )  # fmt: skip
-    try:
-        tensorrt_rtx.build(request_for(model, precision, capabilities), quiet)
-        failed = ""
-    except BuildError as error:
-        failed = str(error)
-    assert bool(failed) == bool(said), (kind, precision, capabilities, said, failed)
+    operators = {n.op_type for n in model.graph.node}
+    quantized = {n.op_type for n in model.graph.node if n.input[0] in dequantized}
+    said = (
+        why_not("tensorrt_rtx", VERSION, part, capabilities, operators=operators, quantized=quantized)
+        for part in sorted(parts)
+    )
+    return next((sentence for sentence in said if sentence), None)
 
 
 def test_the_capability_table_is_true_where_capabilities_differ(request_for: RequestFor, operators: Operators) -> None:
     for capabilities in (("7.5",), ("8.6",)):
         for kind, precision in CELLS:
-            check_cell(request_for, operators, kind, precision, capabilities)
+            check_cell(request_for, operators, kind, precision, capabilities, around=("fp32",))
+    check_cell(request_for, operators, "matmul", "int8", ("7.5",), around=("fp16",))
     check_cell(request_for, operators, "matmul", "fp32", ("7.5", "8.9"))
     check_cell(request_for, operators, "matmul", "fp8", ("8.9", "12.0"))
 

@@ -237,50 +237,6 @@ def test_digits_calibrated_on_near_black_images_are_caught(settings: Settings) -
     assert "limit at least 0.99 of fp32" in sentence
 
 
-def test_a_doubtful_calibration_is_said_wherever_one_looks(settings: Settings) -> None:
-    """24 samples are few, and images that are 255 times as bright were prepared in another way."""
-    with np.load("recipes/calib.npz") as calib:
-        np.savez("recipes/calib.npz", image=calib["image"] * 255)
-    result = build(settings, only="*/int8/*")
-    few, drifted = result.warnings
-    assert "24 samples, which is far too few" in few
-    assert "'image' differs between calibration and evaluation data" in drifted
-    assert result.exit_code() == 1, "the gate sees what this led to, the warnings say why"
-    (health,) = result.to_json()["calibration"]
-    assert health["warnings"] == [few, drifted]
-    assert result.report is not None
-    pages = [result.report, result.report.with_name("report.md")]
-    (run,) = open_tracking(settings.artifacts, None).find_runs(kind="build")
-    for text in (*(page.read_text(encoding="utf-8") for page in pages), run.tags["engineworks.warnings"]):
-        assert "far too few" in text
-        assert "Kolmogorov-Smirnov distance" in text
-    (again,) = build_plans([plan(settings, only="*/int8/*")], settings)
-    assert again.steps.run == 0
-    assert again.warnings == result.warnings
-
-
-@pytest.mark.parametrize(("value", "said"), [(np.nan, "holds NaN"), (0.0, "is constant")])
-def test_calibration_data_that_tells_nothing_is_bad_input_and_leaves_nothing(
-    settings: Settings, value: float, said: str
-) -> None:
-    np.savez("recipes/calib.npz", image=np.full((24, 1, 4, 4), value, np.float32))
-    result = build(settings, only="*/int8/*")
-    (engine,) = result.engines
-    assert engine.failure is not None
-    assert said in engine.failure.message
-    assert result.exit_code() == 2
-    calibrations = [s for s in plan(settings, only="*/int8/*").steps.values() if s.kind == "calibrate"]
-    assert [s.state for s in calibrations] == ["to do"]
-
-
-def test_new_evaluation_data_calibrates_nothing_anew(settings: Settings) -> None:
-    build(settings)
-    with np.load("recipes/test.npz") as test:
-        np.savez("recipes/test.npz", image=test["image"] + 0.25, label=test["label"])
-    states = {s.kind: s.state for s in plan(settings).steps.values()}
-    assert (states["reference"], states["calibrate"], states["lower"]) == ("to do", "cached", "cached")
-
-
 def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
     """Make an engine of the build the champion, as a release does."""
     one = result.engines[engine]
@@ -330,3 +286,47 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert again.steps.run == 1
     assert again.report is not None
     assert "against tiny version 1" in again.report.read_text(encoding="utf-8")
+
+
+def test_a_doubtful_calibration_is_said_wherever_one_looks(settings: Settings) -> None:
+    """24 samples are few, and images that are 255 times as bright were prepared in another way."""
+    with np.load("recipes/calib.npz") as calib:
+        np.savez("recipes/calib.npz", image=calib["image"] * 255)
+    result = build(settings, only="*/int8/*")
+    few, drifted = result.warnings
+    assert "24 samples, which is far too few" in few
+    assert "'image' differs between calibration and evaluation data" in drifted
+    assert result.exit_code() == 1, "the gate sees what this led to, the warnings say why"
+    (health,) = result.to_json()["calibration"]
+    assert health["warnings"] == [few, drifted]
+    assert result.report is not None
+    pages = [result.report, result.report.with_name("report.md")]
+    (run,) = open_tracking(settings.artifacts, None).find_runs(kind="build")
+    for text in (*(page.read_text(encoding="utf-8") for page in pages), run.tags["engineworks.warnings"]):
+        assert "far too few" in text
+        assert "Kolmogorov-Smirnov distance" in text
+    (again,) = build_plans([plan(settings, only="*/int8/*")], settings)
+    assert again.steps.run == 0
+    assert again.warnings == result.warnings
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "holds NaN"), (0.0, "is constant")])
+def test_calibration_data_that_tells_nothing_is_bad_input_and_leaves_nothing(
+    settings: Settings, value: float, said: str
+) -> None:
+    np.savez("recipes/calib.npz", image=np.full((24, 1, 4, 4), value, np.float32))
+    result = build(settings, only="*/int8/*")
+    (engine,) = result.engines
+    assert engine.failure is not None
+    assert said in engine.failure.message
+    assert result.exit_code() == 2
+    calibrations = [s for s in plan(settings, only="*/int8/*").steps.values() if s.kind == "calibrate"]
+    assert [s.state for s in calibrations] == ["to do"]
+
+
+def test_new_evaluation_data_calibrates_nothing_anew(settings: Settings) -> None:
+    build(settings)
+    with np.load("recipes/test.npz") as test:
+        np.savez("recipes/test.npz", image=test["image"] + 0.25, label=test["label"])
+    states = {s.kind: s.state for s in plan(settings).steps.values()}
+    assert (states["reference"], states["calibrate"], states["lower"]) == ("to do", "cached", "cached")

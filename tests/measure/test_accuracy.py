@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineworks.measure.accuracy import OutputComparison, top1
+from engineworks.measure.accuracy import OutputComparison
 
 
 def compare(engine: np.ndarray, reference: np.ndarray, parts: int = 1, axis: int | None = 0) -> OutputComparison:
@@ -80,8 +80,3 @@ def test_zero_against_something_is_no_likeness() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \[1, 2\], the reference \[1, 3\]"):
         OutputComparison(0).add(np.ones((1, 2)), np.ones((1, 3)))
-
-
-def test_top1_counts_hits_and_never_a_nan() -> None:
-    logits = np.array([[1, 2, 0], [5, 1, 0], [np.nan, 0, 9]])
-    assert top1(logits, np.array([1, 2, 2])) == pytest.approx(1 / 3)

@@ -51,7 +51,7 @@ def ranges_of(*tensors: str, amax: float = 4.0) -> Ranges:
 
 def lower(model: onnx.ModelProto, **options: Any) -> Quantized:
     """Quantize with a range of 4 for everything, and check what comes out."""
-    found = quantize(model, ranges_of(*tensors_to_calibrate(model, **options)), **options)
+    found = quantize(model, ranges_of(*tensors_to_calibrate(model)), **options)
     onnx.checker.check_model(found.model, full_check=True)
     return found
 
@@ -211,6 +211,37 @@ def test_a_product_of_two_activations_is_quantized_on_both_sides() -> None:
 def test_an_activation_without_a_range_is_named() -> None:
     with pytest.raises(LoweringError, match="activation 'r' has no calibration range"):
         quantize(shared_input(), ranges_of("x"))
+
+
+# Depthwise convolutions
+
+
+def depthwise_then_pointwise() -> onnx.ModelProto:
+    nodes = [
+        node("Conv", ["x", "w1"], ["d"], group=6, name="depthwise"),
+        node("Conv", ["d", "w2"], ["g"], group=3, name="groups"),
+        node("Conv", ["g", "w3"], ["y"], name="pointwise"),
+    ]
+    stored = [weight("w1", 6, 1, 3, 3), weight("w2", 6, 2, 1, 1), weight("w3", 4, 6, 1, 1)]
+    return model_of(nodes, stored, shape=["n", 6, 8, 8], output=["n", 4, 6, 6])
+
+
+def test_depthwise_convolutions_stay_unless_they_are_named() -> None:
+    found = lower(depthwise_then_pointwise())
+    assert found.quantized_nodes == ("groups", "pointwise")
+    assert [k.name for k in found.kept_nodes] == ["depthwise"]
+    assert "depthwise" in found.kept_nodes[0].reason
+    named = lower(depthwise_then_pointwise(), globs={"int8": ["depth*"]})
+    assert named.quantized_nodes == ("depthwise",)
+
+
+def test_depthwise_weights_alone_are_quantized() -> None:
+    assert "depthwise" in lower(depthwise_then_pointwise(), globs={"int8_weights": ["*"]}).quantized_nodes
+
+
+def test_a_depthwise_convolution_is_calibrated_all_the_same() -> None:
+    """Which nodes become int8 is decided later, and may change without a new calibration."""
+    assert tensors_to_calibrate(depthwise_then_pointwise()) == ("x", "d", "g")
 
 
 # Weights

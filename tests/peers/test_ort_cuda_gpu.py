@@ -23,7 +23,7 @@ X: dict[str, Any] = {"x": np.random.default_rng(0).normal(0, 1, (64, WIDTH)).ast
 
 @pytest.fixture(scope="module", autouse=True)
 def _library() -> None:
-    assert ort_cuda.why_not("onnx") is None
+    assert ort_cuda.why_not("onnx", "fp32") is None
     ort_cuda.open_library()
 
 

@@ -40,21 +40,32 @@ def test_the_cpu_computes_in_fp16_only_where_the_recipe_asks() -> None:
 
 def test_without_a_gpu_or_the_package_the_cuda_peer_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_cuda, "first_gpu", lambda: None)
-    assert ort_cuda.why_not("onnx") == "no NVIDIA GPU is visible here"
+    assert ort_cuda.why_not("onnx", "fp16") == "no NVIDIA GPU is visible here"
     monkeypatch.setattr(ort_cuda, "first_gpu", lambda: GPU)
     monkeypatch.setattr(ort_cuda, "installed_versions", lambda names: dict.fromkeys(names))
-    assert "pip install onnxruntime-gpu" in (ort_cuda.why_not("onnx") or "")
+    assert "pip install onnxruntime-gpu" in (ort_cuda.why_not("onnx", "fp16") or "")
     monkeypatch.setattr(ort_cuda, "installed_versions", lambda names: dict.fromkeys(names, "1.31.1"))
-    assert ort_cuda.why_not("onnx") is None
+    assert ort_cuda.why_not("onnx", "fp16") is None
     assert ort_cuda.hardware()["gpu"] == "NVIDIA Test"
 
 
 def test_pytorch_needs_a_module_and_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pytorch.why_not("onnx") == "the recipe's source is onnx: there is no PyTorch module to run"
+    assert pytorch.why_not("onnx", "fp32") == "the recipe's source is onnx: there is no PyTorch module to run"
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
-    assert pytorch.why_not("torch") == "torch can not be imported here; pip install 'engineworks[torch]'"
+    assert pytorch.why_not("torch", "fp32") == "torch can not be imported here; pip install 'engineworks[torch]'"
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: name)
-    assert pytorch.why_not("huggingface") is None
+    assert pytorch.why_not("huggingface", "fp32") is None
+
+
+@pytest.mark.parametrize(("gpu", "half"), [(None, False), (None, True), (GPU, False)])
+def test_pytorch_computes_in_fp16_only_where_that_is_no_torture(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, half: bool
+) -> None:
+    monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(pytorch, "first_gpu", lambda: gpu)
+    monkeypatch.setattr(pytorch._cpu, "computes_half", lambda: half)
+    assert pytorch.why_not("torch", "fp16") == (None if gpu or half else pytorch.NO_HALF)
+    assert pytorch.why_not("torch", "fp32") is None
 
 
 def test_what_libraries_write_on_descriptor_2_is_kept_and_handed_on(capfd: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,8 @@ def job_of(folder: Path, images: NDArray[np.float32] = IMAGES, aside: Mapping[st
 
 def lowering(folder: Path, aside: Mapping[str, Any] | None = None) -> StepJob:
     (folder / "lowered").mkdir()
-    params, inputs = {"precision": "int8", "keep": []}, {"fold": folder / "fold", "ranges": folder / "out"}
+    params = {"precision": "int8", "quantized": {"int8": ["*"]}, "around": "fp32", "keep": []}
+    inputs = {"fold": folder / "fold", "ranges": folder / "out"}
     return StepJob("tiny/int8/lower", params, inputs, aside or {}, folder / "lowered", lambda _: None)
 
 

@@ -177,6 +177,9 @@ def test_a_champion_that_is_gone_leaves_its_history(tmp_path: Path, monkeypatch:
 def test_it_is_known_which_of_the_two_does_not_load(tmp_path: Path, at_hand: Any, monkeypatch: Any) -> None:
     sound, broken = engine(tmp_path / "sound", 64), engine(tmp_path / "broken", 128)
     (broken / "engine").write_bytes(b"not an engine")
+    sidecar = json.loads((broken / "engine.json").read_text(encoding="utf-8"))
+    sidecar["sha256"] = digest_file(broken / "engine")  # as it was built: wrong, not altered
+    (broken / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
     monkeypatch.setattr(duel, "history_of", lambda *_: {})
     at_hand(broken)
     done = job(tmp_path, sound, broken)

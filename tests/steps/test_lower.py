@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
 from engineworks.model.calibration.trust import digest_model
+from engineworks.recipe import FORMATS
 from engineworks.steps import StepJob
 from engineworks.steps.lower import run
 from engineworks.tensors import TensorSpec
@@ -20,7 +21,7 @@ FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
 value = helper.make_tensor_value_info
 
 
-def job_of(folder: Path, model: onnx.ModelProto, precision: str) -> StepJob:
+def job_of(folder: Path, model: onnx.ModelProto, precision: str, around: str = "fp32") -> StepJob:
     for name in ("fold", "out"):
         (folder / name).mkdir()
     onnx.save(model, str(folder / "fold" / "model.onnx"))
@@ -32,6 +33,8 @@ def job_of(folder: Path, model: onnx.ModelProto, precision: str) -> StepJob:
     specs = [TensorSpec("x", dtype.name, ("batch", 2)).to_json()]
     samples = {"arrays": {"x": "x"}, "count": 6, "total": 6, "specs": specs}
     params = {"precision": precision, "samples": samples, "keep": []}
+    if precision in FORMATS:
+        params |= {"quantized": {precision: ["*"]}, "around": around}
     inputs = {"fold": folder / "fold", "ranges": folder / "fold"}
     return StepJob("tiny/lower", params, inputs, {"samples": str(folder / "x.npz")}, folder / "out", lambda _: None)
 
@@ -77,6 +80,25 @@ def test_a_float32_model_is_lowered(tmp_path: Path) -> None:
     run(job_of(tmp_path, product(FLOAT), "fp16"))
     lowered = onnx.load(str(tmp_path / "out" / "model.onnx"))
     assert [t.data_type for t in lowered.graph.initializer] == [HALF]
+
+
+def test_what_is_asked_as_it_is_passes_as_it_is(tmp_path: Path) -> None:
+    run(job_of(tmp_path, product(HALF), "as_is"))
+    assert onnx.load(str(tmp_path / "out" / "model.onnx")).graph == product(HALF).graph
+
+
+@pytest.mark.parametrize("around", ["fp32", "fp16"])
+def test_the_report_says_what_became_of_which_node(tmp_path: Path, around: str) -> None:
+    run(job_of(tmp_path, product(FLOAT), "int8_weights", around))
+    report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
+    assert report["formats"] == {"product": "int8_weights"}
+    assert report["around"] == around
+    assert ("half" in report) == (around == "fp16")
+
+
+def test_a_format_that_no_node_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match=r"no node can compute in int4_weights \(product: .* no multiple of 32\)"):
+        run(job_of(tmp_path, product(FLOAT), "int4_weights"))
 
 
 @pytest.mark.parametrize(

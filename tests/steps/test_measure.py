@@ -15,6 +15,7 @@ from conftest import tiny_model
 
 from engineworks.backends.base import RunTimes, Serving
 from engineworks.errors import RunError
+from engineworks.fingerprint import digest_file
 from engineworks.steps import StepJob, measure
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.tensors import TensorSpec
@@ -31,7 +32,8 @@ def job(folder: Path, **params: Any) -> StepJob:
     (folder / "out").mkdir()
     onnx.save(tiny_model(), folder / "build/engine")
     outputs = [TensorSpec("logits", "float32", ("batch", 3)).to_json()]
-    sidecar = {"engine": "engine", "bytes": 2**20, "inputs": [INPUT.to_json()], "outputs": outputs}
+    digest = digest_file(folder / "build/engine")
+    sidecar = {"engine": "engine", "sha256": digest, "bytes": 2**20, "inputs": [INPUT.to_json()], "outputs": outputs}
     (folder / "build/engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
     np.savez(folder / "data.npz", image=np.ones((3, 1, 4, 4), np.float32))
     samples = {"arrays": {"image": "image"}, "count": 3, "total": 3, "specs": [INPUT.to_json()]}
@@ -88,7 +90,7 @@ class FakeDevice:
         monkeypatch.setattr(measure, "runner_of", lambda target: self)
         monkeypatch.setattr(measure, "load_engine", self.load)
 
-    def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None) -> FakeDevice:
+    def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None, checked: bool) -> FakeDevice:
         self.loaded = {"serving": serving, "cache": cache}
         self.used_mib += 100
         self.now += 0.02

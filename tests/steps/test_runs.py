@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from engineworks.backends import onnxruntime
-from engineworks.samples import open_samples
+from engineworks.samples import open_samples, output_axes
 from engineworks.steps import StepJob, reference
-from engineworks.steps.compare import output_axes
 from engineworks.steps.measure import feeds_at
 from engineworks.tensors import TensorSpec
 

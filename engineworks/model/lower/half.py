@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError, SamplesError
 from engineworks.model.lower.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half_convert import Halved, Prepared, convert, prepare, to_half
-from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph
+from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph, whole_model
 from engineworks.model.lower.half_observe import float_sources, observe, out_of_range, own_errors, worst_first
+from engineworks.model.lower.half_overflow import Overflow, first_overflow
 from engineworks.model.lower.half_read import typed_graph
 from engineworks.model.lower.half_report import DEFAULT_LIMITS, HalfLimits, HalfReport, failure
 from engineworks.model.lower.half_rules import asked_for
@@ -54,7 +55,7 @@ def lower_half(
        False never uses it, True uses nothing else.
 
     `model` is left as it was. Raises `SamplesError` without samples or for ones that do not fit, and `LoweringError`
-    if no result passes, naming the worst output, its figure and the limit.
+    if no result passes, naming the worst output, its figure and the limit, and the node where it stops being finite.
     """
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
@@ -73,7 +74,7 @@ def lower_half(
             attempt = lowering.better(attempt)
         if attempt.failing:
             lowering.check_repeatable()
-        return attempt.result(limits)
+        return attempt.result(limits, lowering.overflow_of(attempt))
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,16 @@ class _Attempt:
     report: HalfReport
     failing: tuple[str, ...]
 
-    def result(self, limits: HalfLimits) -> tuple[onnx.ModelProto, HalfReport]:
-        """The model and its report. Raises `LoweringError` if an output fails."""
+    def result(self, limits: HalfLimits, overflow: Overflow | None = None) -> tuple[onnx.ModelProto, HalfReport]:
+        """The model and its report. Raises `LoweringError` if an output fails; `overflow`: where it begins to."""
         if not self.failing:
             return self.model, self.report
         report = self.report
         worst = min((p for p in report.outputs if p.name in self.failing), key=lambda p: (p.sqnr_db, p.agreement))
         raise LoweringError(
             f"{report.dtype}: {failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
-            f"{report.nodes} nodes kept in fp32 (converter {report.converter}, repairs {report.rounds})",
+            f"{report.nodes} nodes kept in fp32 (converter {report.converter}, repairs {report.rounds})"
+            + (f"; {overflow}" if overflow else ""),
             hint="name the sensitive nodes in `keep`, "
             + ("try bfloat16, " if report.dtype == "float16" else "try float16, ")
             + "or check that the samples are what the model was trained on",
@@ -159,6 +161,13 @@ class _Lowering:
                     f"the fp32 model gives another output '{name}' each time it runs on the same sample",
                     hint="export it in evaluation mode: is a Dropout in training mode, or a random number, in it?",
                 )
+
+    def overflow_of(self, attempt: _Attempt) -> Overflow | None:
+        """The node where a failing attempt stops being finite; None where it fails for another reason."""
+        if all(proof.finite for proof in attempt.report.outputs):
+            return None
+        source = whole_model(self._prepared.graph.shell, self._prepared.graph.weights)
+        return first_overflow(self._bench, source, attempt.model, self._prepared.half, self._samples)
 
     def by_autocast(self) -> _Attempt:
         """AutoCast's conversion."""

@@ -123,6 +123,17 @@ def prove(
     return tuple(tally.proof() for tally in tallies.values())
 
 
+def compare_outputs(
+    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Sequence[Mapping[str, NDArray[Any]]]
+) -> tuple[OutputProof, ...]:
+    """Outputs of each sample against the references of the same samples."""
+    tallies = {name: _Tally(name) for name in references[0]}
+    for reference, found in zip(references, outputs, strict=True):
+        for name, tally in tallies.items():
+            tally.add(reference[name], found[name])
+    return tuple(tally.proof() for tally in tallies.values())
+
+
 def emulated(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], half: HalfFormat) -> onnx.ModelProto:
     """The half model as an fp32 graph that rounds: same nodes, same weights (still half; each is cast before use)."""
     types = infer_types(shell, weights)

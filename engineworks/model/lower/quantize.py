@@ -1,13 +1,14 @@
-"""INT8 by explicit Q/DQ: QuantizeLinear and DequantizeLinear around the operands of convolutions and products.
+"""Explicit Q/DQ: QuantizeLinear and DequantizeLinear around the operands of convolutions and products.
 
-Activations: symmetric int8, one scale for a tensor, one pair of nodes for all its quantized consumers. Weights:
-symmetric int8 initializers and DequantizeLinear, one scale for each output channel. Biases and all else stay fp32;
-scales are fp32 initializers called `<tensor>_scale`, so that a later pass can convert what is left to fp16.
+Activations (int8, fp8): one scale for a tensor, one pair of nodes for all its consumers of that format. Weights:
+quantized initializers and DequantizeLinear, with one scale for each output channel (int8), for all (fp8) or for each
+block of a channel (int4). Biases and all else stay fp32; scales are fp32 initializers called `<tensor>_scale`, so that
+a later pass can convert what is left to fp16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,148 +16,214 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
-from engineworks.model.calibration.ranges import INT8_MAX, SCALE_OF_ZERO, Ranges
+from engineworks.model.calibration.ranges import Ranges
 from engineworks.model.graphs import names_read
-from engineworks.model.lower.quantizable import QUANTIZABLE, Activation, KeptNode, Weight, node_label, plan_int8
+from engineworks.model.lower.formats import (
+    FORMATS,
+    Format,
+    QuantizedWeight,
+    quantize_weight,
+    quantize_weight_fp8,
+    quantize_weight_int4,
+)
+from engineworks.model.lower.quantizable import (
+    EVERYTHING_INT8,
+    QUANTIZABLE,
+    Activation,
+    Globs,
+    KeptNode,
+    Weight,
+    node_label,
+    plan_quantization,
+)
 
 if TYPE_CHECKING:
     import onnx
 
-MIN_OPSET = 13
-"""First opset whose DequantizeLinear has scales per channel."""
-
-_BLOCK = 1 << 18
-"""Weights that are rounded at a time: temporary copies of a large weight would cost more than the rounding."""
-
 
 @dataclass(frozen=True)
 class Quantized:
-    """The lowered model and an account of it: nodes that compute in int8, those that could but do not, and the
-    tensors that became int8. Nodes without a name are called by their first output."""
+    """The lowered model and an account of it: nodes that are quantized (formats: to what), those that could be but are
+    not, and the tensors that became smaller. Nodes without a name are called by their first output."""
 
     model: onnx.ModelProto
     quantized_nodes: tuple[str, ...]
     kept_nodes: tuple[KeptNode, ...]
     activations: tuple[str, ...]
     weights: tuple[str, ...]
+    formats: Mapping[str, str]
 
 
 def tensors_to_calibrate(
     model: onnx.ModelProto, keep: Sequence[str] = (), *, op_types: Sequence[str] = QUANTIZABLE
 ) -> tuple[str, ...]:
-    """Activations that `quantize` needs ranges of, in the order of the graph. Weights need not be loaded."""
-    operands = (o for node in plan_int8(model, keep, op_types).operands.values() for o in node)
+    """Activations that `quantize` may need ranges of, whatever nodes it is asked for, in the order of the graph.
+    Weights need not be loaded."""
+    named = {"int8": ("op:*",)}
+    operands = (o for n in plan_quantization(model, named, keep, op_types).nodes.values() for o in n.operands)
     return tuple(dict.fromkeys(operand.tensor for operand in operands if isinstance(operand, Activation)))
 
 
 def quantize(
-    model: onnx.ModelProto, ranges: Ranges, *, keep: Sequence[str] = (), op_types: Sequence[str] = QUANTIZABLE
+    model: onnx.ModelProto,
+    ranges: Ranges | None,
+    *,
+    globs: Globs = EVERYTHING_INT8,
+    keep: Sequence[str] = (),
+    fp32: Sequence[str] = (),
+    op_types: Sequence[str] = QUANTIZABLE,
 ) -> Quantized:
-    """A new model in which the nodes of `op_types` compute in int8. `model` (fp32, opset ≥ 13, sorted, weights in
-    memory) is left as it was, and never serialized: it may be larger than 2 GB.
+    """A new model in which the nodes that `globs` names have quantized operands. `model` (fp32, sorted, weights in
+    memory) is left as it was, and never serialized: it may be larger than 2 GB. `ranges` may be None where only
+    weights are quantized.
 
-    keep: nodes that stay in high precision: names or globs of names, or `op:` and a type such as `op:MatMul`.
-    Raises `LoweringError` for an older opset, an entry of `keep` that matches no node, an activation without a range
-    and a weight that is not finite or not loaded.
+    globs: format → nodes. keep, fp32: nodes that stay in high precision, of formats with activations and of all: names
+    or globs of names, or `op:` and a type such as `op:MatMul`. Raises `LoweringError` for an older opset than the
+    formats need (`raise_opset_for`), an entry that matches no node, a node that two formats name, an activation
+    without a range, and a weight that is not finite or not loaded.
     """
-    _check_opset(model)
-    plan = plan_int8(model, keep, op_types)
+    plan = plan_quantization(model, globs, keep, op_types, fp32)
+    _check_opset(model, {node.format.name: node.format for node in plan.nodes.values()}.values())
     writer = _Writer(model, ranges)
     for at, node in enumerate(model.graph.node):
-        writer.add(node, plan.operands.get(at, ()))
+        writer.add(node, plan.nodes[at].operands, plan.nodes[at].format) if at in plan.nodes else writer.add(node)
     return Quantized(
         model=writer.finish(),
-        quantized_nodes=tuple(node_label(model.graph.node[at]) for at in plan.operands),
+        quantized_nodes=tuple(node_label(model.graph.node[at]) for at in plan.nodes),
         kept_nodes=plan.kept,
-        activations=tuple(writer.activations),
+        activations=tuple(dict.fromkeys(tensor for tensor, _ in writer.activations)),
         weights=tuple(dict.fromkeys(tensor for tensor, *_ in writer.weights)),
+        formats={node_label(model.graph.node[at]): node.format.name for at, node in plan.nodes.items()},
     )
 
 
-def _check_opset(model: onnx.ModelProto) -> None:
+def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
+    """The model, raised to the first opset that has all formats of `globs` where its own has not.
+
+    Raises `LoweringError` where ONNX's version converter can not do it.
+    """
+    import onnx
+
+    from engineworks.model.lower.half_graph import whole_model
+    from engineworks.model.lower.half_read import typed_graph
+    from engineworks.model.opset import opset_of
+
+    needed = max((FORMATS[name].opset for name in globs), default=0)
+    if opset_of(model) >= needed:
+        return model
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    graph = typed_graph(name_nodes(named), minimum_opset=needed)
+    raised = whole_model(graph.shell, graph.weights)
+    _check_opset(raised, [FORMATS[name] for name in globs])
+    return raised
+
+
+def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give nodes without a name, in place, that by which messages and globs call them; returns the model."""
+    for node in model.graph.node:
+        node.name = node_label(node)
+    return model
+
+
+def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if opset < MIN_OPSET:
-        raise LoweringError(
-            f"the model is of opset {opset}; int8 needs {MIN_OPSET}, the first with scales per channel",
-            hint="raise it with ONNX's version converter",
-        )
+    for one in formats:
+        if opset < one.opset:
+            raise LoweringError(
+                f"the model is of opset {opset}; {one.name} needs {one.opset}, and it could not be raised",
+                hint=f"export it with opset {one.opset} or later",
+            )
 
 
 class _Writer:
     """Builds the new model node by node; names are taken in the order of the graph, so that they never vary."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Ranges) -> None:
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges | None) -> None:
         self._source = model
         self._ranges = ranges
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._taken = _all_names(model.graph)
         self._replaced: set[str] = set()
-        self.activations: dict[str, str] = {}
-        self.weights: dict[tuple[str, tuple[int, ...], int | None], str] = {}
+        self.activations: dict[tuple[str, str], str] = {}
+        self.weights: dict[tuple[str, tuple[int, ...], int | None, str], str] = {}
 
-    def add(self, node: onnx.NodeProto, operands: Iterable[Activation | Weight]) -> None:
-        """Append the node, its `operands` read from int8."""
+    def add(
+        self, node: onnx.NodeProto, operands: Iterable[Activation | Weight] = (), chosen: Format = FORMATS["int8"]
+    ) -> None:
+        """Append the node, its `operands` read from the format."""
         import onnx
 
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for operand in operands:
-            quantized = self._activation(operand) if isinstance(operand, Activation) else self._weight(operand)
-            copy.input[operand.index] = quantized
+            made = self._weight(operand, chosen) if isinstance(operand, Weight) else self._activation(operand, chosen)
+            copy.input[operand.index] = made
         self._nodes.append(copy)
 
-    def _activation(self, operand: Activation) -> str:
-        """Name of the tensor after Q and DQ, which stand before its first quantized consumer."""
+    def _activation(self, operand: Activation, chosen: Format) -> str:
+        """Name of the tensor after Q and DQ, which stand before its first consumer of this format."""
         tensor = operand.tensor
-        if tensor not in self.activations:
-            found = self._ranges.tensors.get(tensor)
+        key = tensor, chosen.name
+        if key not in self.activations:
+            found = self._ranges.tensors.get(tensor) if self._ranges else None
             if found is None:
                 raise LoweringError(
                     f"activation '{tensor}' has no calibration range",
                     hint="calibrate this model again, with the same 'keep'",
                 )
-            parameters = self._parameters(tensor, np.float32(found.scale))
+            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(found)), chosen)
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
             self._append_node("QuantizeLinear", tensor, [tensor, *parameters], quantized)
             self._append_node("DequantizeLinear", tensor, [quantized, *parameters], dequantized)
-            self.activations[tensor] = dequantized
-        return self.activations[tensor]
+            self.activations[key] = dequantized
+        return self.activations[key]
 
-    def _weight(self, operand: Weight) -> str:
+    def _weight(self, operand: Weight, chosen: Format) -> str:
         """Name of the weight after DQ; nodes that see the same channels of the same weight share it."""
-        import onnx
-
         tensor = operand.names[-1]
-        key = tensor, operand.axes, operand.channels
+        stored = "int8" if chosen.name == "int8_weights" else chosen.name
+        key = tensor, operand.axes, operand.channels, stored
         self._replaced.update(operand.names)
         if key not in self.weights:
             seen = np.ascontiguousarray(_values(operand.tensor, tensor).transpose(operand.axes))
-            values, scale = quantize_weight(seen, operand.channels, tensor)
+            made = _quantized_weight(seen, operand, chosen, tensor)
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
-            self._initializers.append(onnx.numpy_helper.from_array(values, quantized))
-            parameters = self._parameters(tensor, scale)
-            self._append_node("DequantizeLinear", tensor, [quantized, *parameters], dequantized, operand.channels)
+            self._initializers.append(chosen.tensor(made.values, quantized))
+            parameters = self._parameters(tensor, made.scale, chosen)
+            self._append_node(
+                "DequantizeLinear", tensor, [quantized, *parameters], dequantized, axis=made.axis, block_size=made.block
+            )
             self.weights[key] = dequantized
         return self.weights[key]
 
-    def _parameters(self, tensor: str, scale: NDArray[np.float32] | np.float32) -> tuple[str, str]:
-        """Names of new initializers for scale (fp32) and zero point (int8 zeros of the same shape)."""
+    def _parameters(self, tensor: str, scale: NDArray[np.float32], chosen: Format) -> tuple[str, str]:
+        """Names of new initializers for scale (fp32) and zero point (zeros of the same shape in the format)."""
         import onnx
 
         names = self._unique(f"{tensor}_scale"), self._unique(f"{tensor}_zero_point")
-        for name, value in zip(names, (np.asarray(scale), np.zeros(np.shape(scale), np.int8)), strict=True):
-            self._initializers.append(onnx.numpy_helper.from_array(value, name))
+        self._initializers.append(onnx.numpy_helper.from_array(scale, names[0]))
+        self._initializers.append(chosen.zero_point(scale.shape, names[1]))
         return names
 
     def _append_node(
-        self, op_type: str, tensor: str, inputs: Sequence[str], output: str, axis: int | None = None
+        self,
+        op_type: str,
+        tensor: str,
+        inputs: Sequence[str],
+        output: str,
+        *,
+        axis: int | None = None,
+        block_size: int = 0,
     ) -> None:
         import onnx
 
         node = onnx.helper.make_node(op_type, inputs, [output], name=self._unique(f"{tensor}_{op_type}"))
         if axis is not None:
             node.attribute.append(onnx.helper.make_attribute("axis", axis))
+        if block_size:
+            node.attribute.append(onnx.helper.make_attribute("block_size", block_size))
         self._nodes.append(node)
 
     def _unique(self, name: str) -> str:
@@ -191,27 +258,14 @@ class _Writer:
         return result
 
 
-def quantize_weight(
-    values: NDArray[np.float32], axis: int | None, name: str
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 values and their scale: fp32[n] along `axis`, a scalar where that is None.
-
-    scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1.
-    Raises `LoweringError` for NaN and infinity.
-    """
-    others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
-    amax = np.maximum(values.max(axis=others, keepdims=True), -values.min(axis=others, keepdims=True))
-    if not np.isfinite(amax).all():
-        raise LoweringError(f"weight '{name}' holds NaN or infinity", hint="check the model that was exported")
-    scale = amax / np.float32(INT8_MAX)
-    scale[scale < np.finfo(np.float32).tiny] = SCALE_OF_ZERO
-    quantized = np.empty(values.shape, np.int8)
-    scales = np.broadcast_to(scale, (len(values), *scale.shape[1:]))
-    rows = max(1, _BLOCK * len(values) // values.size)
-    for start in range(0, len(values), rows):
-        block = slice(start, start + rows)
-        quantized[block] = np.clip(np.rint(values[block] / scales[block]), -INT8_MAX, INT8_MAX)
-    return quantized, scale.reshape(() if axis is None else -1)
+def _quantized_weight(seen: NDArray[np.float32], operand: Weight, chosen: Format, name: str) -> QuantizedWeight:
+    if chosen.name == "fp8":
+        return QuantizedWeight(*quantize_weight_fp8(seen, name), axis=None)
+    if chosen.name == "int4_weights":
+        assert operand.channels is not None  # the plan leaves others alone
+        axis = 1 - operand.channels
+        return QuantizedWeight(*quantize_weight_int4(seen, axis, operand.block, name), axis, operand.block)
+    return QuantizedWeight(*quantize_weight(seen, operand.channels, name), axis=operand.channels)
 
 
 def _values(tensor: onnx.TensorProto, name: str) -> NDArray[np.float32]:

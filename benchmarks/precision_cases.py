@@ -1,0 +1,133 @@
+"""The models of `precision.py`: the shipped recipes, folded by their own steps, and a ResNet-50 with random weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "recipes"), str(ROOT / "benchmarks")]
+
+Arrays = dict[str, NDArray[Any]]
+
+RECIPES = ("digits", "fashion", "minilm", "ocr-recognition")
+LARGEST_EVALUATION = 2000
+RESNET_CALIBRATION, RESNET_EVALUATION = 32, 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folded fp32 model with its samples. metric: task metric of all outputs, or None. keep: the recipe's."""
+
+    name: str
+    model: Path
+    calibration: Callable[[], Iterator[Arrays]]
+    samples: int
+    evaluation: Callable[[], Iterator[Arrays]]
+    metric: Callable[[Arrays], float] | None
+    metric_name: str
+    keep: tuple[str, ...] = ()
+
+
+def load_case(name: str, folder: Path) -> Case:
+    """The case of that name; its folded model is made in `folder` unless it is there."""
+    return _resnet50(folder) if name == "resnet50" else _of_recipe(name, folder)
+
+
+def _of_recipe(name: str, folder: Path) -> Case:
+    from engineworks.fingerprint import FileDigests
+    from engineworks.plan import plan_recipe
+    from engineworks.recipe_yaml import load_recipe
+    from engineworks.store import Store
+
+    loaded = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    store = Store(folder / "store")
+    plan = plan_recipe(loaded, store, FileDigests(None), only="*/fp32/cpu")
+    model = _folded(plan, store) / "model.onnx"
+    calibration, evaluation = loaded.files.calibration, loaded.files.evaluation
+    assert calibration is not None
+    batch = loaded.recipe.calibration.batch
+    rows = min(evaluation.count, LARGEST_EVALUATION)
+    labels = evaluation.read_labels()
+    inputs = _stacked(_first(evaluation.batches([batch]), rows))
+    metric = loaded.recipe.accuracy.metric
+
+    def judge(outputs: Arrays) -> float:
+        assert labels is not None
+        if metric == "top1" or metric is None:
+            return float((next(iter(outputs.values())).argmax(axis=1) == labels[:rows]).mean())
+        import metrics
+
+        return float(getattr(metrics, metric.python.partition(":")[2])(outputs, labels[:rows], inputs))
+
+    return Case(
+        name,
+        model,
+        lambda: calibration.batches([batch]),
+        calibration.count,
+        lambda: _first(evaluation.batches([batch]), rows),
+        judge,
+        "top1" if metric == "top1" or metric is None else metric.python.partition(":")[2],
+        loaded.recipe.calibration.keep,
+    )
+
+
+def _folded(plan: Any, store: Any) -> Path:
+    """Export and fold as a build does, each in a child."""
+    from engineworks.child import ChildPool
+    from engineworks.execute import run_step
+
+    with ChildPool() as pool:
+        for step in plan.steps.values():
+            if step.kind in ("export", "fold"):
+                run_step(step, store, pool, say=lambda _: None)
+    fold = next(step for step in plan.steps.values() if step.kind == "fold")
+    return Path(store.require(fold.key).path)
+
+
+def _first(batches: Iterator[Mapping[str, Any]], rows: int) -> Iterator[Arrays]:
+    """Batches until that many samples came, the last one cut."""
+    done = 0
+    for batch in batches:
+        taken = {name: np.asarray(array)[: rows - done] for name, array in batch.items()}
+        yield taken
+        done += len(next(iter(taken.values())))
+        if done >= rows:
+            return
+
+
+def _stacked(batches: Iterator[Arrays]) -> Arrays:
+    parts = list(batches)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _resnet50(folder: Path) -> Case:
+    """Random weights have no task: top1 is agreement with fp32 there."""
+    import onnx
+    from calibration import ResNet50, images
+
+    path = folder / "resnet50.onnx"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        onnx.save(ResNet50().build(), str(path))
+    total = RESNET_CALIBRATION + RESNET_EVALUATION
+
+    def evaluation() -> Iterator[Arrays]:
+        return islice(images(total, 4), RESNET_CALIBRATION // 4, None)
+
+    return Case(
+        "resnet50",
+        path,
+        lambda: images(RESNET_CALIBRATION, 4),
+        RESNET_CALIBRATION,
+        evaluation,
+        None,
+        "top1 against fp32",
+    )

@@ -1,0 +1,28 @@
+"""`engineworks keygen`: a key pair to sign passports with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engineworks import terminal
+from engineworks.commands.options import Json
+
+
+def keygen(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the two files into.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the files: NAME.key and NAME.pub.")] = "engineworks",
+    as_json: Json = False,
+) -> None:
+    """Make an ed25519 key pair to sign and verify engines with. Example: engineworks keygen ~/.engineworks"""
+    from engineworks.release.signing import write_key_pair
+
+    private, public, key_id = write_key_pair(folder, name)
+    if as_json:
+        terminal.print_json({"private": str(private), "public": str(public), "key_id": key_id})
+        return
+    terminal.say(f"key {key_id}")
+    terminal.say(f"to sign:   export ENGINEWORKS_SIGNING_KEY={private}  (keep it secret)")
+    terminal.say(f"to verify: export ENGINEWORKS_TRUSTED_KEYS={public}")

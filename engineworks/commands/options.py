@@ -1,0 +1,15 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OneRecipe = Annotated[Path, typer.Argument(help="Recipe file.")]
+OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
+Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]

@@ -1,0 +1,61 @@
+"""`engineworks package`: engines that passed, as a Triton model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from engineworks import terminal
+from engineworks.commands.options import Json, OneRecipe, Only
+from engineworks.settings import read_settings
+
+
+def package(
+    recipe: OneRecipe,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; an older package there is replaced.")],
+    only: Only = None,
+    champions: Annotated[bool, typer.Option("--champions", help="MLflow's champions, not what is built here.")] = False,
+    unmeasured: Annotated[
+        bool, typer.Option("--unmeasured", help="Also engines that nothing here could run; their passports say so.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a Triton model repository. Example: engineworks package recipes/digits.yaml --only '*/cpu' --out models
+
+    Exits 1 or 3 if an engine was left out because it failed or could not be judged.
+    """
+    from engineworks.commands.plans import read_plans
+    from engineworks.recipe_yaml import load_recipe
+    from engineworks.release.package import write_package
+    from engineworks.release.sources import built_engines, champion_engines, require_some
+    from engineworks.results import gravest
+    from engineworks.store import open_store
+    from engineworks.tracking import open_tracking
+
+    settings = read_settings()
+    with TemporaryDirectory(prefix="engineworks-") as folder:
+        if champions:
+            loaded = load_recipe(recipe, data_roots=settings.data_roots)
+            registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
+            engines, left = champion_engines(loaded, registry, only, Path(folder))
+        else:
+            (plan,) = read_plans(settings, [recipe], only)
+            loaded = plan.loaded
+            engines, left = built_engines(plan, open_store(settings), unmeasured=unmeasured)
+        require_some(engines, left, lambda one: f"{one.id} {one.sentence}")
+        models = write_package(loaded, engines, out)
+    if as_json:
+        left_out = [{"id": one.id, "verdict": one.verdict, "sentence": one.sentence} for one in left]
+        packaged = [e.passport.id for e in engines]
+        terminal.print_json(
+            {"out": str(out), "models": [m.name for m in models], "engines": packaged, "left_out": left_out}
+        )
+    else:
+        for model in models:
+            terminal.say(f"{model}")
+        for one in left:
+            terminal.say(f"left out: {one.id} {one.sentence}")
+    raise typer.Exit(gravest(one.exit_code for one in left))

@@ -1,0 +1,24 @@
+"""`engineworks rollback`: champions go back to the ones before them."""
+
+from __future__ import annotations
+
+from engineworks import terminal
+from engineworks.commands.options import Json, OneRecipe, Only
+from engineworks.settings import read_settings
+
+
+def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> None:
+    """Move champions back to the versions before. Example: engineworks rollback recipes/digits.yaml --only '*/cpu'"""
+    from engineworks.recipe_yaml import load_recipe
+    from engineworks.release.promotion import roll_back
+    from engineworks.tracking import open_tracking
+
+    settings = read_settings()
+    loaded = load_recipe(recipe, data_roots=settings.data_roots)
+    registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
+    moved = roll_back(loaded, registry, only)
+    if as_json:
+        terminal.print_json({"recipe": loaded.name, "releases": [m.to_json() for m in moved]})
+        return
+    for one in moved:
+        terminal.say(f"{one.id}: {one.sentence}")

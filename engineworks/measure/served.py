@@ -1,0 +1,187 @@
+"""Which shapes a session is led through, and how far each row is off: numbers in, numbers out.
+
+A *row* is one sample of a batch. Rows come from a small pool, so that the same sample is seen alone, in batches and at
+several places; POOL_ROWS is prime, so that no shift by a power of two puts a row where its twin stood. *Lengths* are
+the dynamic dimensions without the batch.
+
+The sequence leads through every profile: min, opt, max, an odd size, the largest batch of the shortest rows, and the
+lengths of the evaluation data; then back through the profiles in reverse order: max, min, opt and odd again.
+
+The error of a row (r: reference, e: engine) is ‖e − r‖ / max(‖r‖, scale · √n): relative, but never to less than the
+usual size of this output (scale: its root mean square over the evaluation data; n: the row's elements), so that a row
+which is all but zero is not blamed for rounding. A cosine of c between equally long rows is an error of √(2(1 − c)).
+Of outputs that are int32, int64 or bool (class ids, counts, flags) it is the share of elements that differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Triple = Sequence[int]
+Lengths = tuple[tuple[str, int], ...]
+
+POOL_ROWS = 13
+
+EXACT_DTYPES = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "bool")
+"""Of these, values are names or counts: near is not right. (int8 and uint8 are pictures and quantized values.)"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One stop of the sequence. dims: every dynamic dimension, the batch too. batch: rows of a run. tour: 1 out, 2
+    back. role: what the shape is in its profile. first_row: the pool's row that stands first. alone: whether all rows
+    of the pool are run, as few at a time as the profile allows."""
+
+    profile: str
+    role: str
+    dims: Mapping[str, int]
+    batch: int
+    lengths: Lengths
+    tour: int
+    first_row: int
+    alone: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"dims": dict(self.dims), "lengths": [list(pair) for pair in self.lengths]}
+
+
+def visit_from_json(value: Mapping[str, Any]) -> Visit:
+    """The inverse of `Visit.to_json`."""
+    return Visit(**{**value, "lengths": tuple((str(d), int(n)) for d, n in value["lengths"])})
+
+
+def visit_sequence(
+    profiles: Mapping[str, Mapping[str, Triple]], batch: str | None, data: Mapping[str, int], fixed_batch: int = 1
+) -> list[Visit]:
+    """The stops. profiles: name → dimension → (min, opt, max). batch: name of the batch dimension, None where it is
+    fixed (to `fixed_batch`). data: lengths of the evaluation data."""
+    visits: list[Visit] = []
+    for tour, names in ((1, list(profiles)), (2, list(profiles)[::-1])):
+        for name in names:
+            triples = {d: _from_one(t) if d == batch else tuple(t) for d, t in profiles[name].items()}
+            roles = _way_out(triples, batch, data) if tour == 1 else _way_back(triples)
+            for role, dims in _distinct(roles):
+                smallest = triples[batch][0] if batch else fixed_batch
+                lengths = tuple((d, n) for d, n in dims.items() if d != batch)
+                rows = dims[batch] if batch else fixed_batch
+                if rows > smallest and tour == 1 and not any(v.lengths == lengths and v.alone for v in visits):
+                    few = {**dims, str(batch): smallest}
+                    visits.append(Visit(name, role, few, smallest, lengths, tour, 0, alone=True))
+                visits.append(Visit(name, role, dims, rows, lengths, tour, 3 * len(visits), alone=rows == smallest))
+    return visits
+
+
+def without_spare_odds(visits: Sequence[Visit]) -> list[Visit]:
+    """An odd multiple only stands in where the model does not take the odd size."""
+    odd = {v.profile for v in visits if v.role == "odd"}
+    return [v for v in visits if not (v.role == "odd multiple" and v.profile in odd)]
+
+
+def row_picks(visit: Visit, pool: int) -> list[list[int]]:
+    """Which rows of the pool each run of the visit takes: two different feeds at least, where there are two rows."""
+    size = visit.batch
+    starts = list(range(0, pool, size)) if visit.alone else [visit.first_row]
+    if len(starts) == 1:
+        starts.append(starts[0] + (5 if pool > 5 else 1))
+    picks = [[(start + i) % pool for i in range(size)] for start in starts]
+    return [p for i, p in enumerate(picks) if p not in picks[:i]]
+
+
+def _from_one(triple: Triple) -> tuple[int, ...]:
+    """A batch of no rows shows nothing."""
+    return tuple(max(1, n) for n in triple)
+
+
+def _way_out(
+    triples: Mapping[str, Triple], batch: str | None, data: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, int]]]:
+    low, opt, high = ({d: t[i] for d, t in triples.items()} for i in range(3))
+    yield "min", low
+    yield "opt", opt
+    yield "max", high
+    yield "odd", {d: odd_size(t) for d, t in triples.items()}
+    yield "odd multiple", {d: odd_size(t) if d == batch else odd_multiple(t) for d, t in triples.items()}
+    if batch in triples and len(triples) > 1:
+        yield "max batch of min", {**low, str(batch): high[str(batch)]}
+    if all(low[d] <= n <= high[d] for d, n in data.items() if d in triples):
+        yield "data", {**opt, **{d: n for d, n in data.items() if d in triples}}
+
+
+def _way_back(triples: Mapping[str, Triple]) -> Iterator[tuple[str, dict[str, int]]]:
+    yield "max", {d: t[2] for d, t in triples.items()}
+    yield "min", {d: t[0] for d, t in triples.items()}
+    yield "opt", {d: t[1] for d, t in triples.items()}
+    yield "odd", {d: odd_size(t) for d, t in triples.items()}
+
+
+def _distinct(roles: Iterator[tuple[str, dict[str, int]]]) -> Iterator[tuple[str, dict[str, int]]]:
+    seen: list[dict[str, int]] = []
+    for role, dims in roles:
+        if dims not in seen:
+            seen.append(dims)
+            yield role, dims
+
+
+def odd_size(triple: Triple) -> int:
+    """An odd length strictly between min and max that is not opt, between opt and max if there is one; else opt."""
+    low, opt, high = triple
+    wanted = ((opt + high) // 2 | 1, (low + opt) // 2 | 1, (low + 1) | 1, (high - 1) | 1)
+    return next((n for n in wanted if low < n < high and n != opt), opt)
+
+
+def odd_multiple(triple: Triple) -> int:
+    """An odd multiple of the step that min, opt and max share, for models that take no others; else opt."""
+    low, opt, high = triple
+    step = math.gcd(low, opt, high) or 1
+    wanted = ((odd_size(triple) // step | 1) * step, (odd_size(triple) // step - 1 | 1) * step)
+    return next((n for n in wanted if low < n < high and n != opt), opt)
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """Per row: relative error, cosine, and elements that are NaN or infinite on one side only."""
+
+    error: NDArray[np.float64]
+    cosine: NDArray[np.float64]
+    nonfinite: NDArray[np.int64]
+
+    def worst(self) -> int:
+        return int(np.argmax(np.where(self.nonfinite > 0, np.inf, self.error)))
+
+
+def row_errors(engine: Array, reference: Array, axis: int | None, scale: float) -> RowErrors:
+    """How far each row of `engine` is off; rows lie along `axis`, None: all is one row.
+
+    Raises ValueError where the shapes differ.
+    """
+    if engine.shape != reference.shape:
+        raise ValueError(f"the output has shape {list(engine.shape)}, the reference {list(reference.shape)}")
+    if reference.dtype.name in EXACT_DTYPES:
+        differs = _as_rows(np.asarray(engine != reference), axis)
+        share = differs.sum(axis=1) / max(1, differs.shape[1])
+        return RowErrors(share, 1 - share, np.zeros(len(differs), np.int64))
+    e, r = _as_rows(engine, axis).astype(np.float64), _as_rows(reference, axis).astype(np.float64)
+    n = e.shape[1]
+    good = np.isfinite(e) & np.isfinite(r)
+    nonfinite = (~good & ~((e == r) | (np.isnan(e) & np.isnan(r)))).sum(axis=1)
+    e, r = np.where(good, e, 0.0), np.where(good, r, 0.0)
+    norm_e, norm_r = np.linalg.norm(e, axis=1), np.linalg.norm(r, axis=1)
+    off, base = np.linalg.norm(e - r, axis=1), np.maximum(norm_r, scale * math.sqrt(n))
+    error = np.where(base > 0, off / np.where(base > 0, base, 1), np.where(off > 0, 1.0, 0.0))
+    product = norm_e * norm_r
+    cosine = np.where(product > 0, (e * r).sum(axis=1) / np.where(product > 0, product, 1), norm_e == norm_r)
+    return RowErrors(error, np.clip(cosine, -1, 1), nonfinite)
+
+
+def _as_rows(array: Array, axis: int | None) -> Array:
+    if axis is None:
+        return array.reshape(1, -1)
+    moved = np.moveaxis(array, axis, 0)
+    return moved.reshape(moved.shape[0], math.prod(moved.shape[1:]))

@@ -1,0 +1,272 @@
+"""Task metrics by libraries made for them: an output with its rows first, and labels → one number.
+
+Each metric is two functions. `reduce` takes one run's rows to what the metric needs of them (predictions, not logits),
+so that memory does not grow with the vocabulary; `score` takes all reduced rows and all labels to the figure. A NaN in
+an output is never right: it is class -1, or makes the figure NaN, which no gate passes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import ModelError
+
+Array = NDArray[Any]
+
+NO_LABEL = -100
+"""Labels below zero are left out of perplexity and of texts: padding."""
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """name: what reports call it. reduce(rows, labels of these rows or None); score(reduced, labels or None)."""
+
+    name: str
+    reduce: Callable[[Array, Array | None], Array]
+    score: Callable[[Array, Array], float]
+
+
+def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
+    """The metric that the recipe names, with its settings (`recipe_metric.metric_settings`)."""
+    name = settings["name"]
+    if name in ("top1", "top_k"):
+        k = settings.get("top_k", 1)
+        return TaskMetric(f"top{k}", lambda rows, _: largest(rows, k), hit_rate)
+    if name == "f1":
+        threshold, average = settings["threshold"], settings["f1"]
+        return TaskMetric(f"f1 ({average})", lambda rows, _: classes(rows, threshold), lambda p, y: f1(p, y, average))
+    if name in ("word_error", "character_error"):
+        decoding, blank, space = settings[name], settings["blank"], settings.get("space")
+        words = name == "word_error"
+        return TaskMetric(
+            name.replace("_", " ") + " rate",
+            lambda rows, _: token_ids(rows, decoding, blank),
+            lambda ids, y: text_error(ids, y, words=words, space=space),
+        )
+    return {
+        "auc": TaskMetric("area under the ROC curve", lambda rows, _: rows, auc),
+        "spearman": TaskMetric("Spearman's rank correlation", lambda rows, _: rows, spearman),
+        "perplexity": TaskMetric("perplexity", token_losses, lambda losses, _: perplexity(losses)),
+        "mean_average_precision": TaskMetric("mean average precision", lambda rows, _: rows, mean_average_precision),
+    }[name]
+
+
+def ratio_to_reference(engine: float, reference: float, *, lower_is_better: bool) -> float:
+    """How good the engine is relative to the reference: 1 as good, less worse, whichever way the metric goes.
+
+    engine / reference, or reference / engine where smaller is better (1 where the engine makes no error at all). NaN
+    where the reference is not above zero: then a ratio says nothing.
+    """
+    if lower_is_better:
+        if engine == 0:
+            return 1.0
+        return reference / engine if engine > 0 and reference >= 0 else math.nan
+    return engine / reference if reference > 0 else math.nan
+
+
+def largest(logits: Array, k: int) -> Array:
+    """The k classes with the largest logits (last axis), i64[..., k], the largest last; -1 where a logit is NaN."""
+    scores = np.asarray(logits, np.float64)
+    if k > scores.shape[-1]:
+        raise ModelError(f"top_k: {k} of {scores.shape[-1]} classes")
+    some = np.argpartition(scores, -k, axis=-1)[..., -k:] if k > 1 else scores.argmax(axis=-1)[..., np.newaxis]
+    rising = np.take_along_axis(scores, some, axis=-1).argsort(axis=-1, kind="stable")
+    found = np.take_along_axis(some, rising, axis=-1)
+    return np.where(np.isnan(scores).any(axis=-1, keepdims=True), -1, found)
+
+
+def hit_rate(found: Array, labels: Array) -> float:
+    """Part of the labels that are among the classes found for them."""
+    if labels.shape != found.shape[:-1]:
+        raise ModelError(f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(found.shape[:-1])}")
+    return float((found == labels[..., np.newaxis]).any(axis=-1).mean())
+
+
+def classes(rows: Array, threshold: float) -> Array:
+    """One class per row: integers as they are, the largest logit of several, or 1 from the threshold on of one."""
+    if rows.dtype.kind in "iub":
+        return _flat(rows).astype(np.int64)
+    if rows.ndim > 1 and rows.shape[-1] > 1:
+        return largest(rows, 1)[..., 0]
+    scores = _flat(rows).astype(np.float64)
+    return np.where(np.isnan(scores), -1, scores >= threshold).astype(np.int64)
+
+
+def f1(predictions: Array, labels: Array, average: str) -> float:
+    """F1 score by scikit-learn; -1 (a NaN) counts as a class that is never right."""
+    y = _fitting("f1", labels, predictions).astype(np.int64)
+    known = [1] if average == "binary" else sorted(set(y.tolist()) | (set(predictions.ravel().tolist()) - {-1}))
+    kind = "macro" if average == "binary" else average
+    metrics = _library("f1", "sklearn.metrics", "scikit-learn")
+    return float(metrics.f1_score(y.ravel(), predictions.ravel(), labels=known, average=kind, zero_division=0.0))
+
+
+def auc(rows: Array, labels: Array) -> float:
+    """Area under the ROC curve by scikit-learn. rows: one score, or two logits or more; of several classes the mean of
+    each against the rest (labels: their numbers)."""
+    scores = np.asarray(rows, np.float64)
+    y = labels.reshape(-1)
+    if not np.isfinite(scores).all():
+        return math.nan
+    metrics = _library("auc", "sklearn.metrics", "scikit-learn")
+    try:
+        if scores.ndim < 2 or scores.shape[-1] == 1:
+            return float(metrics.roc_auc_score(y, scores.reshape(-1)))
+        if scores.shape[-1] == 2:
+            return float(metrics.roc_auc_score(y, scores[..., 1].reshape(-1) - scores[..., 0].reshape(-1)))
+        logits = scores.reshape(-1, scores.shape[-1])
+        probabilities = np.exp(_log_softmax(logits))
+        return float(metrics.roc_auc_score(y, probabilities, multi_class="ovr", labels=list(range(scores.shape[-1]))))
+    except ValueError as error:
+        raise ModelError(f"auc can not be computed of these labels: {error}") from None
+
+
+def spearman(rows: Array, labels: Array) -> float:
+    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy."""
+    scores, y = _flat(rows).astype(np.float64), np.asarray(labels, np.float64)
+    if scores.shape != y.shape:
+        raise ModelError(f"spearman needs one score per row: labels {list(y.shape)}, outputs {list(scores.shape)}")
+    if not np.isfinite(scores).all() or np.ptp(scores) == 0:
+        return math.nan
+    return float(_library("spearman", "scipy.stats", "scipy").spearmanr(scores, y).statistic)
+
+
+def token_losses(logits: Array, labels: Array | None) -> Array:
+    """-log p(label) of every place, f64[rows, length]; NaN where there is no label (below zero). labels [rows, length]
+    are the tokens that the logits of the same place foretell: shift them when the data is written."""
+    assert labels is not None  # checked with the recipe
+    if labels.shape != logits.shape[:-1]:
+        raise ModelError(
+            f"perplexity: labels of shape {list(labels.shape)} do not fit logits of shape {list(logits.shape)}"
+        )
+    y = labels.astype(np.int64)
+    if int(y.max(initial=0)) >= logits.shape[-1]:
+        raise ModelError(f"perplexity: label {int(y.max())} of {logits.shape[-1]} logits")
+    log_p = _log_softmax(np.asarray(logits, np.float64))
+    picked = np.take_along_axis(log_p, np.maximum(y, 0)[..., np.newaxis], axis=-1)[..., 0]
+    # A NaN among the logits must not look like padding: its loss is infinite.
+    return np.where(y < 0, np.nan, np.where(np.isnan(picked), np.inf, -picked))
+
+
+def perplexity(losses: Array) -> float:
+    """exp of the mean loss per token (Jelinek, Mercer, Bahl & Baker 1977)."""
+    counted = losses[~np.isnan(losses)]
+    if not counted.size:
+        raise ModelError("perplexity: every label is below zero, so that none counts")
+    mean = float(counted.mean())
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def token_ids(rows: Array, decoding: str, blank: int) -> Array:
+    """Ids per row, i64[rows, length], padded with -100. rows: logits [rows, length, classes], or ids [rows, length].
+    ctc (Graves et al. 2006): the best of every place, then repeats as one, then no blanks."""
+    ids = np.asarray(rows, np.int64) if rows.dtype.kind in "iu" else largest(rows, 1)[..., 0]
+    if ids.ndim != 2:
+        raise ModelError(f"word and character errors need ids [rows, length] or their logits, not {list(rows.shape)}")
+    if decoding == "ids":
+        return np.where(ids == -1, NO_LABEL + 1, ids)
+    found = np.full(ids.shape, NO_LABEL, np.int64)
+    for row, places in zip(found, ids.tolist(), strict=True):
+        kept = [key for key, _ in groupby(places) if key != blank]
+        row[: len(kept)] = kept
+    return np.where(found == -1, NO_LABEL + 1, found)
+
+
+def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> float:
+    """Edits per word or character of the labels, by jiwer. labels: ids [rows, length], padded with what is below
+    zero."""
+    if len(ids) != len(labels) or labels.ndim != 2:
+        raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
+    jiwer = _library("word_error" if words else "character_error", "jiwer", "jiwer")
+    wanted = [_text(row, words=words, space=space) for row in labels.tolist()]
+    found = [_text(row, words=words, space=space) for row in ids.tolist()]
+    if not all(wanted):
+        raise ModelError("word and character errors need labels of one id at least in every row")
+    return float(jiwer.wer(wanted, found) if words else jiwer.cer(wanted, found))
+
+
+def _text(ids: Sequence[int], *, words: bool, space: int | None) -> str:
+    """Ids as text for jiwer: one private character each (Unicode plane 15), or one word each."""
+    kept = [i for i in ids if i > NO_LABEL and (i >= 0 or i == NO_LABEL + 1)]
+    if words and space is None:
+        return " ".join(str(i) for i in kept)
+    return "".join(" " if words and i == space else chr(0xF0000 + i % 0xFFFD) for i in kept).strip()
+
+
+def mean_average_precision(rows: Array, labels: Array) -> float:
+    """COCO's mean average precision (IoU .50 to .95), by faster-coco-eval.
+
+    rows [images, n, 6]: x1, y1, x2, y2, score, class; labels [images, m, 5]: x1, y1, x2, y2, class. A class below zero
+    is padding.
+    """
+    if rows.ndim != 3 or rows.shape[-1] != 6 or labels.ndim != 3 or labels.shape[-1] != 5:
+        raise ModelError(
+            "mean_average_precision reads outputs [images, n, 6] (x1, y1, x2, y2, score, class) and labels "
+            f"[images, m, 5] (x1, y1, x2, y2, class), not {list(rows.shape)} and {list(labels.shape)}",
+            hint="for other layouts write metric: {python: module:function}",
+        )
+    if not np.isfinite(rows).all():
+        return math.nan
+    coco = _library("mean_average_precision", "faster_coco_eval", "faster-coco-eval")
+    truth, found = _boxes(labels, 4), _boxes(rows, 5)
+    if not truth:
+        raise ModelError("mean_average_precision: the labels hold no box")
+    if not found:
+        return 0.0
+    images = [{"id": i + 1} for i in range(len(labels))]
+    categories = [{"id": c} for c in sorted({b["category_id"] for b in (*truth, *found)})]
+    ground = coco.COCO({"images": images, "annotations": truth, "categories": categories, "info": {}})
+    evaluation = coco.COCOeval_faster(ground, ground.loadRes(found), "bbox", print_function=lambda *_: None)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+def _boxes(array: Array, class_at: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for image, boxes in enumerate(np.asarray(array, np.float64), 1):
+        for box in boxes[boxes[:, class_at] >= 0].tolist():
+            x1, y1, x2, y2 = box[:4]
+            one: dict[str, Any] = {
+                "id": len(found) + 1, "image_id": image, "category_id": int(box[class_at]) + 1, "iscrowd": 0,
+                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
+            }  # fmt: skip
+            found.append(one | ({"score": box[4]} if class_at == 5 else {}))
+    return found
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _flat(rows: Array) -> Array:
+    """[rows, 1] → [rows]."""
+    return rows[..., 0] if rows.ndim > 1 and rows.shape[-1] == 1 else rows
+
+
+def _fitting(name: str, labels: Array, predictions: Array) -> Array:
+    found = _flat(labels) if labels.ndim > predictions.ndim else labels
+    if found.shape != predictions.shape:
+        raise ModelError(f"{name}: labels {list(labels.shape)} do not fit predictions {list(predictions.shape)}")
+    return found
+
+
+def _library(metric: str, module: str, distribution: str) -> Any:
+    """Raises `ModelError` where the library that computes the metric is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ModelError(
+            f"the metric '{metric}' is computed by {distribution}, which can not be imported: {error}",
+            hint="pip install 'engineworks[metrics]'",
+        ) from None

@@ -1,0 +1,175 @@
+"""The formats that operands are quantized to, as numbers: integers or e4m3 floats, and the scales that undo them.
+
+All are symmetric: zero stays zero, as TensorRT wants it. DequantizeLinear computes value × scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import LoweringError
+from engineworks.model.calibration.ranges import INT8_MAX, SCALE_OF_ZERO, Range
+
+if TYPE_CHECKING:
+    import onnx
+
+FP8_MAX = 448.0
+"""Largest finite value of e4m3 without infinities (OCP 8-bit floating point specification, table 1)."""
+
+INT4_MIN, INT4_MAX = -8, 7
+BLOCK_SIZES = (128, 64, 32)
+"""Weights of one output channel that share an int4 scale: the first that divides their number is taken."""
+
+_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Shares of a block's largest weight that are tried as the end of its int4 range: in 15 steps, cutting the largest off
+often costs less than the coarser steps that it asks for."""
+
+_ROUNDED_AT_ONCE = 1 << 18
+"""Weights that are rounded at a time: temporary copies of a large weight would cost more than the rounding."""
+
+_ALL_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of quantized operands. operators: those with kernels for it. activations: whether these are quantized
+    too, or weights alone. opset: the first whose Q/DQ have it. elem_type: ONNX element type of the stored values."""
+
+    name: str
+    operators: tuple[str, ...]
+    activations: bool
+    opset: int
+    elem_type: int
+
+    def zero_point(self, shape: tuple[int, ...], name: str) -> onnx.TensorProto:
+        """Zeros as they are stored."""
+        import ml_dtypes
+
+        return self.tensor(np.zeros(shape, ml_dtypes.float8_e4m3fn if self.name == "fp8" else np.int8), name)
+
+    def tensor(self, values: NDArray[Any], name: str) -> onnx.TensorProto:
+        """The quantized values as they are stored; int4 in pairs, the first in the low half of a byte."""
+        import onnx
+
+        if self.name != "int4_weights":
+            return onnx.numpy_helper.from_array(values, name)
+        flat = np.append(values.ravel(), np.zeros(values.size % 2, np.int8)).astype(np.uint8)
+        packed = (flat[0::2] & 0xF) | (flat[1::2] << 4)
+        made = onnx.TensorProto(name=name, data_type=self.elem_type, dims=values.shape)
+        made.raw_data = packed.tobytes()
+        return made
+
+    def scale_of(self, seen: Range) -> np.float32:
+        """Scale of an activation. fp8 covers all that was seen, whatever the method: its steps grow with the values, so
+        that cutting outliers off makes no other value finer."""
+        if self.name == "fp8":
+            largest = max(abs(seen.minimum), abs(seen.maximum))
+            return np.float32(largest / FP8_MAX) if largest > 0 else np.float32(SCALE_OF_ZERO)
+        return np.float32(seen.scale)
+
+
+FORMATS: Mapping[str, Format] = {
+    "int8": Format("int8", _ALL_HEAVY, True, 13, 3),
+    "fp8": Format("fp8", _ALL_HEAVY, True, 19, 17),
+    "int8_weights": Format("int8_weights", _ALL_HEAVY, False, 13, 3),
+    "int4_weights": Format("int4_weights", ("Gemm", "MatMul"), False, 21, 22),
+}
+"""By name. The element types are onnx.TensorProto.INT8, FLOAT8E4M3FN and INT4."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """values: as stored (int4 as int8 before packing). scale: fp32, a scalar, [channels], or with `block` the shape of
+    the weight with `axis` in blocks. axis: that of channels, or of blocks; None for one scale."""
+
+    values: NDArray[Any]
+    scale: NDArray[np.float32]
+    axis: int | None
+    block: int = 0
+
+
+def quantize_weight(
+    values: NDArray[np.float32], axis: int | None, name: str
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 values and their scale: fp32[n] along `axis`, a scalar where that is None.
+
+    scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1.
+    Raises `LoweringError` for NaN and infinity.
+    """
+    others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
+    scale = _largest(values, others, name) / np.float32(INT8_MAX)
+    scale[scale < np.finfo(np.float32).tiny] = SCALE_OF_ZERO
+    quantized = np.empty(values.shape, np.int8)
+    scales = np.broadcast_to(scale, (len(values), *scale.shape[1:]))
+    rows = max(1, _ROUNDED_AT_ONCE * len(values) // values.size)
+    for start in range(0, len(values), rows):
+        block = slice(start, start + rows)
+        quantized[block] = np.clip(np.rint(values[block] / scales[block]), -INT8_MAX, INT8_MAX)
+    return quantized, scale.reshape(() if axis is None else -1)
+
+
+def quantize_weight_fp8(values: NDArray[np.float32], name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """e4m3 values and one scale, max|w| / 448. Raises `LoweringError` for NaN and infinity."""
+    import ml_dtypes
+
+    scale = np.float32(_largest(values, None, name).item() / FP8_MAX)
+    if scale < np.finfo(np.float32).tiny:
+        scale = np.float32(SCALE_OF_ZERO)
+    with np.errstate(under="ignore"):
+        quantized = np.clip(values / scale, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
+    return quantized, np.asarray(scale, np.float32)
+
+
+def quantize_weight_int4(
+    values: NDArray[np.float32], axis: int, block: int, name: str
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Values in -8 … 7 (as int8) and scales of blocks of `block` weights along `axis` of a matrix.
+
+    Of a few ends of the range, each block takes that with the smallest squared error (`_CLIPS`). Raises
+    `LoweringError` for NaN and infinity.
+    """
+    rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
+    blocks = rows.reshape(-1, block)
+    _largest(blocks, None, name)
+    quantized, scales = np.empty(blocks.shape, np.int8), np.empty((len(blocks), 1), np.float32)
+    step = max(1, _ROUNDED_AT_ONCE // block)
+    for start in range(0, len(blocks), step):
+        part = slice(start, start + step)
+        quantized[part], scales[part] = _best_int4(blocks[part])
+    whole = quantized.reshape(rows.shape), scales.reshape(*rows.shape[:-1], -1)
+    return np.ascontiguousarray(np.moveaxis(whole[0], -1, axis)), np.ascontiguousarray(np.moveaxis(whole[1], -1, axis))
+
+
+def _best_int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    amax = np.maximum(blocks.max(axis=1, keepdims=True), -blocks.min(axis=1, keepdims=True))
+    amax[amax < np.finfo(np.float32).tiny] = SCALE_OF_ZERO * INT4_MAX
+    best = np.zeros(blocks.shape, np.int8)
+    scales, errors = np.ones(amax.shape, np.float32), np.full(amax.shape, np.inf, np.float32)
+    for clip in _CLIPS:
+        scale = (amax * np.float32(clip / INT4_MAX)).astype(np.float32)
+        rounded = np.clip(np.rint(blocks / scale), INT4_MIN, INT4_MAX)
+        error = np.square(rounded * scale - blocks).sum(axis=1, keepdims=True)
+        better = error < errors
+        errors, scales = np.where(better, error, errors), np.where(better, scale, scales)
+        best = np.where(better, rounded.astype(np.int8), best)
+    return best, scales
+
+
+def block_size(length: int) -> int | None:
+    """The block size for weights with this many per output channel; None if none divides it."""
+    return next((size for size in BLOCK_SIZES if length % size == 0), None)
+
+
+def _largest(values: NDArray[np.float32], others: tuple[int, ...] | None, name: str) -> NDArray[np.float32]:
+    """max |w| over the axes `others` (None: all), kept as axes of length 1."""
+    amax: NDArray[np.float32] = np.maximum(
+        values.max(axis=others, keepdims=True), -values.min(axis=others, keepdims=True)
+    )
+    if not np.isfinite(amax).all():
+        raise LoweringError(f"weight '{name}' holds NaN or infinity", hint="check the model that was exported")
+    return amax

@@ -1,0 +1,38 @@
+"""`engineworks release`: the build, by the Prefect flow where something is to do, and then what was released of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engineworks.build_command import load_flows, recorded_result
+from engineworks.plan import Plan
+from engineworks.recipe_yaml import load_recipes
+from engineworks.release.promotion import ReleaseResult, champions_before, release_build
+from engineworks.settings import Settings
+from engineworks.tracking import open_tracking
+
+ByEngine = Mapping[str, int | None]
+
+
+def champions_of_recipes(recipes: Sequence[Path], settings: Settings) -> dict[str, ByEngine]:
+    """By recipe: see `champions_before`. Raises `RecipeError`, `TrackingError`."""
+    loaded = load_recipes(recipes, data_roots=settings.data_roots)
+    registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
+    return {one.name: champions_before(one, registry) for one in loaded}
+
+
+def release_plans(
+    plans: Sequence[Plan], settings: Settings, champions: Mapping[str, ByEngine], *, only: str | None = None
+) -> list[ReleaseResult]:
+    """Build, judge and release every plan; results come in their order. champions: from before they were planned."""
+    return [_release(plan, settings, champions[plan.recipe], only) for plan in plans]
+
+
+def _release(plan: Plan, settings: Settings, champions: ByEngine, only: str | None) -> ReleaseResult:
+    """A build that is on record needs no flow."""
+    recorded = recorded_result(plan, settings)
+    if recorded is not None:
+        return release_build(plan, recorded, open_tracking(settings.artifacts, settings.tracking_uri), champions)
+    released: ReleaseResult = load_flows()([plan], settings, only=only, release=True)[0]
+    return released

@@ -1,0 +1,199 @@
+"""Engines that passed → versions in MLflow's registry; the champion moves only on a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE
+from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
+from engineworks.fingerprint import installed_version
+from engineworks.plan import Plan
+from engineworks.plan_documents import Documents
+from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.release.passport import read_passport
+from engineworks.release.signing import SIGNATURE, Trust
+from engineworks.results import BuildResult, EngineResult
+from engineworks.suggest import did_you_mean
+from engineworks.tensors import spec_from_json
+from engineworks.tracking import EngineModel, Registry, Slot, Tracking
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Action = Literal["promoted", "already champion", "kept", "overtaken"]
+
+OPTIONAL_TAGS = frozenset({"engineworks.waived", "engineworks.signed_by"})
+EXAMPLE_ROWS = 2
+
+
+@dataclass(frozen=True)
+class EngineRelease:
+    """What came of one engine. version: its own in the registry, None where it did not pass; before: the champion's
+    that it was judged against."""
+
+    id: str
+    action: Action
+    version: int | None
+    before: int | None
+    uri: str
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class ReleaseResult:
+    """A build and what was released of it."""
+
+    build: BuildResult
+    model: str
+    engines: tuple[EngineRelease, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.build.to_json(), "model": self.model, "releases": [e.to_json() for e in self.engines]}
+
+    def exit_code(self) -> int:
+        """0 only if every engine is champion now; an engine that was overtaken must be judged anew."""
+        code = self.build.exit_code(require_verdict=True)
+        overtaken = any(e.action == "overtaken" for e in self.engines)
+        return EXIT_INCONCLUSIVE if code == EXIT_PASSED and overtaken else code
+
+
+def registered_name(loaded: LoadedRecipe) -> str:
+    return loaded.recipe.release.model or loaded.name
+
+
+def slot_of(loaded: LoadedRecipe, engine: str) -> Slot:
+    """The place of the engine (recipe/precision/target) in the registry."""
+    _, precision, target = engine.split("/")
+    return Slot(registered_name(loaded), target, precision)
+
+
+def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int | None]:
+    """The champion's version of every engine's slot: call it before the engines are planned, for what they are judged
+    against is in the plan."""
+    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, None)}
+    found = registry.versions_at("champion", list(slots.values()))
+    return {engine: found[slot] for engine, slot in slots.items()}
+
+
+def release_build(
+    plan: Plan, result: BuildResult, tracking: Tracking, champions: Mapping[str, int | None]
+) -> ReleaseResult:
+    """Release every engine of a recorded build. champions: of `champions_before`."""
+    registry = tracking.registry()
+    released = [release_engine(plan, e, result.run, tracking, registry, champions[e.id]) for e in result.engines]
+    return ReleaseResult(result, registered_name(plan.loaded), tuple(released))
+
+
+def release_engine(
+    plan: Plan, engine: EngineResult, run: str, tracking: Tracking, registry: Registry, champion: int | None
+) -> EngineRelease:
+    """Register an engine that passed and make it champion, if the champion is still the one from before."""
+    slot = slot_of(plan.loaded, engine.id)
+    alias = slot.alias("champion")
+    if engine.verdict != "pass":
+        stays = f"{alias} stays at version {champion}" if champion else f"there is no {alias}"
+        return EngineRelease(engine.id, "kept", None, champion, slot.uri(), f"{engine.verdict}: {stays}")
+    version = registry.register(engine_model(plan, engine, slot, _run_of(tracking, engine, run))).version
+    move = registry.promote(slot, version, expected=champion)
+    waived = f", waived: {'; '.join(engine.waived)}" if engine.waived else ""
+    if move == "overtaken":
+        words = f"version {version} passed, but another release moved {alias} meanwhile: run the release again"
+        return EngineRelease(engine.id, "overtaken", version, champion, slot.uri(), words)
+    if move == "already":
+        words = f"version {version} is {alias} already{waived}"
+        return EngineRelease(engine.id, "already champion", version, champion, slot.uri(), words)
+    came = f"moved from version {champion} to version {version}" if champion else f"is version {version}, the first"
+    words = f"{alias} {came}{waived}"
+    return EngineRelease(engine.id, "promoted", version, champion, slot.uri(), words)
+
+
+def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> list[EngineRelease]:
+    """Move champions back to the versions before them. Raises `InputError` where none has one."""
+    engines = select_engines(loaded, only)
+    slots = {engine: slot_of(loaded, engine) for engine in engines}
+    present = registry.versions_at("champion", list(slots.values()))
+    moved = []
+    for engine, slot in slots.items():
+        if present[slot] is not None and (move := registry.rollback(slot)) is not None:
+            words = f"{slot.alias('champion')} moved back from version {move[0]} to version {move[1]}"
+            moved.append(EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), words))
+    if not moved:
+        which = f" that '{only}' selects" if only else ""
+        raise InputError(f"no champion of {loaded.name}{which} has one before it", hint="nothing was changed")
+    return moved
+
+
+def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:
+    """Ids of the recipe's engines that the glob selects. Raises `InputError` if there are none."""
+    ids = [f"{loaded.name}/{p}/{t.name}" for p in loaded.recipe.precisions for t in loaded.targets]
+    chosen = [i for i in ids if only is None or fnmatchcase(i, only)]
+    if not chosen:
+        raise InputError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
+    return chosen
+
+
+def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> EngineModel:
+    """The engine as it is registered: its files with sidecar and passport, and an example of the evaluation data."""
+    assert engine.path is not None  # it passed, so both are there
+    assert engine.passport is not None
+    files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
+    return EngineModel(
+        slot=slot,
+        recipe=plan.recipe,
+        engine=engine.id,
+        digest=engine.sidecar["sha256"],
+        run_id=run_id,
+        files={**files, PASSPORT_FILE: engine.passport},
+        inputs=[spec_from_json(s) for s in engine.sidecar["inputs"]],
+        outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
+        example=example_feeds(plan),
+        requirements=requirements(engine.sidecar["versions"]),
+        tags=_version_tags(engine),
+        optional_tags=OPTIONAL_TAGS,
+    )
+
+
+def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
+    """One or two rows of the evaluation data, in a batch that the profiles allow."""
+    from engineworks.fingerprint import FileDigests
+
+    allowed = Documents(plan.loaded, FileDigests(None)).batches()
+    rows = EXAMPLE_ROWS if allowed[0] < EXAMPLE_ROWS <= allowed[-1] else allowed[0]
+    return dict(next(plan.loaded.files.evaluation.batches([rows])))
+
+
+def requirements(versions: Mapping[str, str]) -> list[str]:
+    """What a host needs to load the engine, as pip requirements: the versions that built it."""
+    ours = {name: installed_version(name) for name in ("engineworks", "numpy", "cryptography")}
+    pinned: Iterable[tuple[str, str | None]] = [*ours.items(), *versions.items()]
+    return [f"{name}=={version}" for name, version in pinned if version]
+
+
+def _version_tags(engine: EngineResult) -> dict[str, str]:
+    assert engine.passport is not None
+    signature = read_passport(engine.passport, Trust()).body.get(SIGNATURE) or {}
+    tags = {
+        "engineworks.verdict": engine.verdict,
+        "engineworks.build_key": engine.keys["build"],
+        "engineworks.waived": "; ".join(engine.waived),
+        "engineworks.signed_by": signature.get("key_id", ""),
+    }
+    return {name: value[:TAG_CHARS] for name, value in tags.items() if value}
+
+
+TAG_CHARS = 5000
+
+
+def _run_of(tracking: Tracking, engine: EngineResult, parent: str) -> str:
+    """The engine's own run in the build."""
+    found: Sequence[Any] = tracking.find_runs(engine=engine.id, parent_run_id=parent, kind="engine", limit=1)
+    if not found:
+        raise InputError(f"{engine.id}: run {parent} holds no record of it", hint="run 'engineworks build' again")
+    return str(found[0].run_id)

@@ -1,0 +1,187 @@
+"""Signatures: ed25519 (RFC 8032) by `cryptography`. Keys come by path or by environment, as PEM (PKCS 8, SPKI).
+
+    ENGINEWORKS_SIGNING_KEY    the private key that passports are signed with: a file, or the PEM text itself
+    ENGINEWORKS_TRUSTED_KEYS   public keys that are believed: files or folders of *.pem and *.pub, colon-separated,
+                               or PEM text; where it is set, what is not signed by one of them is refused
+
+A signature is over the canonical JSON of the document (sorted keys, no blanks, UTF-8) without its `signature`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.errors import InputError, TrustError
+from engineworks.fingerprint import canonical_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+SIGNING_KEY = "ENGINEWORKS_SIGNING_KEY"
+TRUSTED_KEYS = "ENGINEWORKS_TRUSTED_KEYS"
+SIGNATURE = "signature"
+ALGORITHM = "ed25519"
+BEGIN, END = "-----BEGIN ", "-----END "
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A private key and the id of its public one."""
+
+    key: Ed25519PrivateKey
+    key_id: str
+
+    def sign(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The document with its signature in it; one that it had is replaced."""
+        value = self.key.sign(_signed_bytes(document))
+        signature = {"algorithm": ALGORITHM, "key_id": self.key_id, "value": base64.b64encode(value).decode()}
+        return {**document, SIGNATURE: signature}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The public keys that are believed, by id. required: whether what is not signed by one of them is refused."""
+
+    keys: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
+    required: bool = False
+
+    def check(self, document: Mapping[str, Any], what: str) -> str:
+        """The id of the trusted key that signed the document, '' where no key is required.
+
+        Raises `TrustError`: unsigned, signed by a stranger, or altered since it was signed.
+        """
+        if not self.required:
+            return ""
+        signature = document.get(SIGNATURE)
+        if not isinstance(signature, Mapping):
+            raise TrustError(f"{what}: is not signed, and {TRUSTED_KEYS} asks for a signature", hint=_ASK)
+        key = self.keys.get(str(signature.get("key_id")))
+        if key is None:
+            known = ", ".join(sorted(self.keys))
+            raise TrustError(
+                f"{what}: is signed by the key {signature.get('key_id')}, which is not trusted here (trusted: {known})",
+                hint=_ASK,
+            )
+        if signature.get("algorithm") != ALGORITHM or not _is_signed_by(key, signature, document):
+            raise TrustError(f"{what}: was altered: it is not what was signed", hint="do not use it: get it anew")
+        return str(signature["key_id"])
+
+
+_ASK = "ask its builder, or add the builder's public key if you trust it"
+
+
+def read_signer(environ: Mapping[str, str] | None = None) -> Signer | None:
+    """The key to sign with, None where ENGINEWORKS_SIGNING_KEY is not set. Raises `InputError` for a useless one."""
+    given = (os.environ if environ is None else environ).get(SIGNING_KEY)
+    if not given:
+        return None
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    text = given.encode() if given.lstrip().startswith(BEGIN) else _read(Path(given).expanduser(), SIGNING_KEY)
+    try:
+        key = serialization.load_pem_private_key(text, password=None)
+    except (TypeError, ValueError):  # TypeError: it is encrypted
+        raise InputError(f"{SIGNING_KEY} is no unencrypted private key in PEM", hint=_MAKE) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError(f"{SIGNING_KEY} is a {type(key).__name__}, not an ed25519 key", hint=_MAKE)
+    return Signer(key, key_id(key.public_key()))
+
+
+_MAKE = "make a pair with 'engineworks keygen FOLDER'"
+
+
+def read_trust(environ: Mapping[str, str] | None = None) -> Trust:
+    """The keys of ENGINEWORKS_TRUSTED_KEYS. Raises `InputError` where it is set and names no key: nothing is believed
+    by mistake."""
+    given = (os.environ if environ is None else environ).get(TRUSTED_KEYS)
+    if not given:
+        return Trust()
+    keys = {key_id(key): key for text, where in _key_texts(given) for key in _public_keys(text, where)}
+    if not keys:
+        raise InputError(f"{TRUSTED_KEYS}={given} names no public key", hint="files or folders of *.pem and *.pub")
+    return Trust(keys, required=True)
+
+
+def write_key_pair(folder: Path, name: str) -> tuple[Path, Path, str]:
+    """Write `<name>.key` (private, mode 600) and `<name>.pub`; returns both and the key's id.
+
+    Raises `InputError` where one of them is there: a key is never overwritten.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    shown = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for path, text, mode in ((private, secret, 0o600), (public, shown, 0o644)):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(text)
+    except FileExistsError as error:
+        raise InputError(f"{error.filename}: there is a key already", hint="choose another name") from None
+    return private, public, key_id(key.public_key())
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The first 16 hex digits of the sha256 of the raw public key (32 bytes)."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def _is_signed_by(key: Ed25519PublicKey, signature: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(base64.b64decode(str(signature.get("value")), validate=True), _signed_bytes(document))
+    except (InvalidSignature, binascii.Error, ValueError):
+        return False
+    return True
+
+
+def _signed_bytes(document: Mapping[str, Any]) -> bytes:
+    return canonical_json({k: v for k, v in document.items() if k != SIGNATURE}).encode()
+
+
+def _key_texts(given: str) -> Iterator[tuple[bytes, str]]:
+    """Every PEM text that the variable names, and where it stands."""
+    if given.lstrip().startswith(BEGIN):
+        yield given.encode(), TRUSTED_KEYS
+        return
+    for name in given.split(os.pathsep):
+        path = Path(name).expanduser()
+        files = sorted([*path.glob("*.pem"), *path.glob("*.pub")]) if path.is_dir() else [path] if name else []
+        for file in files:
+            yield _read(file, TRUSTED_KEYS), str(file)
+
+
+def _public_keys(text: bytes, where: str) -> Iterator[Ed25519PublicKey]:
+    """The keys of a file that may hold several, one after the other."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    for block in text.decode(errors="replace").split(BEGIN)[1:]:
+        try:
+            key = serialization.load_pem_public_key((BEGIN + block).encode())
+        except ValueError:
+            raise InputError(f"{where}: is no public key in PEM", hint=_MAKE) from None
+        if not isinstance(key, Ed25519PublicKey):
+            raise InputError(f"{where}: is a {type(key).__name__}, not an ed25519 key", hint=_MAKE)
+        yield key
+
+
+def _read(path: Path, variable: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{variable}: {path} can not be read: {error.strerror}") from None

@@ -1,0 +1,78 @@
+"""Where the engines of a package come from: what was built here, or the champions of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
+from engineworks.plan import Plan
+from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.release.package import PackagedEngine
+from engineworks.release.passport import read_passport, recipe_origin, verify_files, verify_folder, with_passport
+from engineworks.release.promotion import select_engines, slot_of
+from engineworks.release.signing import Trust, read_trust
+from engineworks.results import EngineResult, EngineWord, engine_result
+from engineworks.store import Store
+from engineworks.tracking import Registry
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An engine that is not packaged, and why."""
+
+    id: str
+    verdict: EngineWord | str
+    sentence: str
+
+    @property
+    def exit_code(self) -> int:
+        codes = {"fail": EXIT_GATE_FAILED, "failed": EXIT_STEP_FAILED, "no champion": EXIT_PASSED}
+        return codes.get(self.verdict, EXIT_INCONCLUSIVE)
+
+
+def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[PackagedEngine], list[LeftOut]]:
+    """The plan's engines that are in the store and passed. unmeasured: also those that nothing here could run."""
+    origin = recipe_origin(plan)
+    packaged, left = [], []
+    for planned in plan.engines:
+        engine = with_passport(plan, engine_result(plan, planned, store, {}), store, origin)
+        if engine.path is None or engine.passport is None:
+            left.append(LeftOut(engine.id, "unmeasured", "was not built: run 'engineworks build' first"))
+        elif engine.verdict == "pass" or (unmeasured and engine.verdict == "unmeasured"):
+            passport = verify_files(engine.path.parent, read_passport(engine.passport, Trust()))
+            packaged.append(PackagedEngine(engine.path.parent, passport))
+        else:
+            left.append(LeftOut(engine.id, engine.verdict, _why(engine)))
+    return packaged, left
+
+
+def champion_engines(
+    loaded: LoadedRecipe, registry: Registry, only: str | None, into: Path
+) -> tuple[list[PackagedEngine], list[LeftOut]]:
+    """The champions of the registry, each fetched into a folder under `into` and verified. Raises `TrustError`."""
+    packaged, left = [], []
+    trust = read_trust()
+    for number, engine in enumerate(select_engines(loaded, only)):
+        champion = registry.get(slot_of(loaded, engine))
+        if champion is None:
+            left.append(LeftOut(engine, "no champion", "has no champion: it was never released"))
+            continue
+        (into / str(number)).mkdir(parents=True)
+        folder = registry.download(champion, into / str(number))
+        packaged.append(PackagedEngine(folder, verify_folder(folder, trust)))
+    return packaged, left
+
+
+def require_some(engines: list[PackagedEngine], left: list[LeftOut], say: Callable[[LeftOut], str]) -> None:
+    """Raises `InputError` where there is nothing to package."""
+    if not engines:
+        raise InputError("there is no engine to package:\n" + "\n".join(map(say, left)))
+
+
+def _why(engine: EngineResult) -> str:
+    if engine.failure:
+        return f"failed: {engine.failure.message.splitlines()[0]}"
+    sentence = next((c.sentence for c in engine.checks if c.verdict != "pass" and not c.waived), "")
+    return f"{engine.verdict}: {sentence}"

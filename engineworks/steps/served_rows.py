@@ -1,0 +1,130 @@
+"""The rows that engines are tried with at the shapes of their profiles: real samples where the evaluation data has
+these lengths, made ones elsewhere, always the same for the same data and lengths.
+
+Made rows: an input with a declared `range` gets seeded, evenly spread values of it (bools both); any other a seeded
+mosaic of pieces of real samples, so that its values are the evaluation data's own, within their least and largest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.measure.served import Lengths
+from engineworks.samples import SampleFile, batch_axes, batch_dim
+from engineworks.tensors import TensorSpec
+
+Array = NDArray[np.generic]
+Arrays = dict[str, Array]
+
+SOURCE_ROWS = 64
+"""Real samples that made rows are pieced together from, evenly spread over the evaluation data."""
+
+
+class ServedRows:
+    """Pools of rows for any lengths. ranges: input → [least, largest] as the recipe declares it."""
+
+    def __init__(self, samples: SampleFile, ranges: Mapping[str, Sequence[float]]) -> None:
+        self._samples, self._ranges = samples, ranges
+        self._specs, self._axes = samples.specs, batch_axes(samples.specs)
+        self._batch = batch_dim(samples.specs)
+        self._source: list[Arrays] = []
+
+    @property
+    def stacked(self) -> bool:
+        """Whether rows can be stacked into a batch at all."""
+        return any(axis is not None for axis in self._axes.values())
+
+    def data_lengths(self) -> dict[str, int]:
+        """The lengths of the evaluation data's dynamic dimensions, without the batch."""
+        first, found = self._rows(1)[0], {}
+        for spec in self._specs:
+            for dim, length in zip(self._row_shape(spec), first[spec.name].shape, strict=True):
+                if isinstance(dim, str):
+                    found[dim] = int(length)
+        return found
+
+    def elements(self, lengths: Lengths) -> int:
+        """Elements of one row of all inputs."""
+        return sum(math.prod(self._shape(s, lengths)) for s in self._specs)
+
+    def pool(self, lengths: Lengths, count: int) -> tuple[list[Arrays], str]:
+        """`count` rows of these lengths, and where they come from: "evaluation" (then no more than there are) or
+        "seeded"."""
+        if dict(lengths) == {d: n for d, n in self.data_lengths().items() if d in dict(lengths)}:
+            return self._rows(min(count, self._samples.count)), "evaluation"
+        return [{s.name: self._made(s, lengths, i) for s in self._specs} for i in range(count)], "seeded"
+
+    def feeds(self, pool: Sequence[Arrays], picks: Sequence[int]) -> Arrays:
+        """These rows of the pool as one run's inputs. Inputs that have no batch dimension get the first row's, or,
+        where no input has one, the picked row's."""
+        found: Arrays = {}
+        for spec in self._specs:
+            axis = self._axes[spec.name]
+            if axis is None:
+                found[spec.name] = pool[0 if self.stacked else picks[0]][spec.name]
+            else:
+                found[spec.name] = np.stack([pool[p][spec.name] for p in picks], axis=axis)
+        return {name: np.asarray(value, order="C") for name, value in found.items()}
+
+    def _row_shape(self, spec: TensorSpec) -> tuple[int | str, ...]:
+        axis = self._axes[spec.name]
+        return spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
+
+    def _shape(self, spec: TensorSpec, lengths: Lengths) -> tuple[int, ...]:
+        """The batch dimension, where it stands twice in an input, is 1 in a row."""
+        known = {str(self._batch): 1, **dict(lengths)}
+        return tuple(known[d] if isinstance(d, str) else d for d in self._row_shape(spec))
+
+    def _rows(self, count: int) -> list[Arrays]:
+        """Real samples, evenly spread."""
+        few = replace(self._samples, count=min(count, self._samples.count))
+        return [{name: self._first(name, value) for name, value in feeds.items()} for feeds in few.batches([1])]
+
+    def _first(self, name: str, value: Array) -> Array:
+        axis = self._axes[name]
+        return value if axis is None else np.asarray(np.take(value, 0, axis=axis))
+
+    def _made(self, spec: TensorSpec, lengths: Lengths, index: int) -> Array:
+        shape = self._shape(spec, lengths)
+        seed = hashlib.sha256(f"{spec.name} {shape} {index}".encode()).digest()
+        random = np.random.default_rng(list(seed))
+        declared = self._ranges.get(spec.name)
+        if declared is not None:
+            return _spread(random, spec.dtype, shape, declared)
+        self._source = self._source or self._rows(SOURCE_ROWS)
+        # All inputs of a row take the same real samples, so that a mask goes with its tokens.
+        order = np.random.default_rng([index, *(n for _, n in lengths)]).permutation(len(self._source))
+        return _mosaic([self._source[i][spec.name] for i in order], shape)
+
+
+def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], ends: Sequence[float]) -> Array:
+    low, high = ends
+    if dtype == "bool" or np.issubdtype(np.dtype(dtype), np.integer):
+        return random.integers(int(low), int(high), shape, np.int64, endpoint=True).astype(dtype)
+    return random.uniform(low, high, shape).astype(dtype)
+
+
+def _mosaic(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Pieces of different rows beside each other along every axis, cut to the shape; zeros where rows are empty."""
+    turn = iter(range(10**9))
+
+    def piece(axes: int) -> Any:
+        if not axes:
+            return rows[next(turn) % len(rows)]
+        axis = axes - 1
+        first = piece(axis)
+        have, want = first.shape[axis], shape[axis]
+        more = [piece(axis) for _ in range(math.ceil(want / have) - 1)] if have else []
+        whole = np.concatenate([first, *more], axis=axis) if more else first
+        return whole[(slice(None),) * axis + (slice(want),)]
+
+    if 0 in rows[0].shape:
+        return np.zeros(shape, rows[0].dtype)
+    return np.asarray(piece(len(shape)))

@@ -1,0 +1,121 @@
+"""The task metric of engine and reference on the same samples: on labels, or as agreement where there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engineworks.errors import ModelError, RunError
+from engineworks.measure.accuracy import Array, Metric
+from engineworks.measure.task_metrics import TaskMetric, ratio_to_reference, task_metric
+from engineworks.model.source_code import load_function, user_failure
+from engineworks.recipe_metric import is_lower_better
+from engineworks.samples import SampleFile, batch_axes
+from engineworks.steps import StepJob
+
+Rows = Mapping[str, Array]
+
+
+class TaskComparison:
+    """Takes the runs in order, then gives both figures. axes: where outputs have the batch dimension."""
+
+    def __init__(self, job: StepJob, samples: SampleFile, axes: Mapping[str, int | None]) -> None:
+        self._job, self._samples, self._axes = job, samples, axes
+        self._settings: Mapping[str, Any] | None = job.params["metric"]
+        self._labels = samples.read_labels() if self._settings else None
+        self._rows: dict[str, list[Rows]] = {"inputs": [], "engine": [], "reference": []}
+        self._done = 0
+        name = self._settings["name"] if self._settings else None
+        self._metric: TaskMetric | None = None
+        if self._settings and name not in ("python", "cosine"):
+            self._metric = task_metric(self._settings)
+
+    def add(self, inputs: Rows, engine: Rows, reference: Rows) -> None:
+        if self._settings is None:
+            return
+        if self._settings["name"] == "python":
+            in_axes = batch_axes(self._samples.specs)
+            self._keep("inputs", {n: _rows_first(a, in_axes[n]) for n, a in inputs.items()})
+            self._keep("engine", {n: _rows_first(a, self._axes[n]) for n, a in engine.items()})
+            self._keep("reference", {n: _rows_first(a, self._axes[n]) for n, a in reference.items()})
+            return
+        output = self._job.params["output"] or next(iter(reference))
+        if output not in engine:
+            raise RunError(f"accuracy.output: the engine has no output '{output}'")
+        got, wanted = (_rows_first(a[output], self._axes[output]) for a in (engine, reference))
+        if self._metric is None:
+            self._keep("engine", {"cosine": row_cosines(got, wanted)})
+            self._keep("reference", {"cosine": row_cosines(wanted, wanted)})
+            return
+        labels = None if self._labels is None else self._labels[self._done : self._done + len(wanted)]
+        self._done += len(wanted)
+        self._keep("engine", {"": self._metric.reduce(got, labels)})
+        self._keep("reference", {"": self._metric.reduce(wanted, labels)})
+
+    def result(self) -> dict[str, Any] | None:
+        """Figures of both, and their ratio; None where the recipe names no metric. Raises `ModelError` where outputs
+        or labels do not fit the metric."""
+        if self._settings is None:
+            return None
+        joined = {part: _join(rows) for part, rows in self._rows.items()}
+        if self._settings["name"] == "python":
+            name, root = self._settings["python"], self._job.path("folder")
+            engine = _evaluate(name, root, joined["engine"], self._labels, joined["inputs"])
+            reference = _evaluate(name, root, joined["reference"], self._labels, joined["inputs"])
+            return self._figures(name, "labels", engine, reference)
+        if self._metric is None:
+            figures = (float(joined[part]["cosine"].mean()) for part in ("engine", "reference"))
+            return self._figures("mean cosine", "agreement", *figures)
+        labels, kind = self._labels, "labels"
+        if labels is None:
+            labels, kind = joined["reference"][""][..., -1], "agreement"
+        engine, reference = (self._metric.score(joined[part][""], labels) for part in ("engine", "reference"))
+        return self._figures(self._metric.name, kind, engine, reference)
+
+    def _keep(self, part: str, rows: Rows) -> None:
+        self._rows[part].append(rows)
+
+    def _figures(self, name: str, kind: str, engine: float, reference: float) -> dict[str, Any]:
+        assert self._settings is not None
+        lower = is_lower_better(self._settings)
+        ratio = ratio_to_reference(engine, reference, lower_is_better=lower)
+        return {
+            "name": name, "kind": kind, "samples": self._samples.count, "lower_is_better": lower,
+            "engine": _json_number(engine), "reference": _json_number(reference), "ratio": _json_number(ratio),
+        }  # fmt: skip
+
+
+def row_cosines(engine: Array, reference: Array) -> Array:
+    """Cosine of every row with the reference's, f64[rows]: 1 where both are all zero, 0 where one is."""
+    e, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (engine, reference))
+    norms = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
+    both_zero = ~e.any(axis=1) & ~r.any(axis=1)
+    return np.where(norms > 0, (e * r).sum(axis=1) / np.where(norms > 0, norms, 1), np.where(both_zero, 1.0, 0 * norms))
+
+
+def _evaluate(reference: str, root: Path, outputs: Rows, labels: Array | None, inputs: Rows) -> float:
+    """Call the user's metric. Raises `ModelError` if it is not there or gives no number, `ExportError` if it raises."""
+    metric: Metric = load_function(reference, root, role="metric")
+    try:
+        value = metric(outputs, labels, inputs)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise user_failure(error, root, f"the metric '{reference}'") from None
+    if not isinstance(value, int | float | np.floating | np.integer):
+        raise ModelError(f"accuracy.metric: {reference} returned {type(value).__name__}, not a number")
+    return float(value)
+
+
+def _rows_first(array: Array, axis: int | None) -> Array:
+    return array[np.newaxis] if axis is None else np.moveaxis(array, axis, 0)
+
+
+def _join(parts: Sequence[Rows]) -> dict[str, Array]:
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

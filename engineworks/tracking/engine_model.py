@@ -1,0 +1,138 @@
+"""An engine as an MLflow model: what is logged, and the module that MLflow loads it with (`_load_pyfunc`).
+
+    models:/<name>@champion-<target>-<precision>
+        MLmodel, requirements.txt, input_example.json
+        data/files/   the engine's files, engine.json (its sidecar), passport.json
+
+It is loaded by MLflow's own loader (`loader_module`), so that no pickled class is involved. Digests, and the signature
+where trusted keys are set, are checked before the backend sees a byte.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from engineworks.tensors import TensorSpec
+from engineworks.tracking.aliases import Slot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+MODEL_TYPE = "engine"
+FOLDER = "files"
+"""Not `engine`: over REST a folder whose only file bears its name is listed as empty."""
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """An engine to register. files: name → file, the sidecar and the passport among them. example: feeds of one run.
+    requirements: pip requirements of a host that loads it. tags: of the version; those in `optional_tags` are taken
+    away where they are not given."""
+
+    slot: Slot
+    recipe: str
+    engine: str
+    digest: str
+    run_id: str
+    files: Mapping[str, Path]
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    example: Arrays
+    requirements: Sequence[str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    optional_tags: frozenset[str] = frozenset()
+
+
+def log_engine_model(client: MlflowClient, experiment_id: str, model: EngineModel) -> LoggedModel:
+    """Write the MLflow model under the engine's run."""
+    logged = client.create_logged_model(
+        experiment_id,
+        name=model.engine.replace("/", "-"),
+        source_run_id=model.run_id,
+        tags={"engineworks.engine": model.engine, "engineworks.engine_digest": model.digest},
+        params={"precision": model.slot.precision, "target": model.slot.target},
+        model_type=MODEL_TYPE,
+    )
+    done = False
+    try:
+        with TemporaryDirectory(prefix="engineworks-") as folder:
+            place = Path(folder, "model")
+            _save(place, logged.model_id, model)
+            client.log_model_artifacts(logged.model_id, str(place))
+        done = True
+    finally:
+        client.finalize_logged_model(logged.model_id, "READY" if done else "FAILED")
+    return logged
+
+
+def _save(place: Path, model_id: str, model: EngineModel) -> None:
+    """The folder of an MLflow model; the engine's own files are links, for they may be large."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    data = place.parent / FOLDER
+    data.mkdir()
+    mlflow.pyfunc.save_model(
+        str(place),
+        loader_module=__name__,
+        data_path=str(data),
+        mlflow_model=Model(run_id=model.run_id, model_id=model_id),
+        signature=signature_of(model.inputs, model.outputs),
+        input_example=dict(model.example),
+        pip_requirements=list(model.requirements),
+    )
+    target = place / "data" / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    for name, file in model.files.items():
+        (target / name).symlink_to(file.resolve(strict=True))
+
+
+def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ModelSignature:
+    """Names, dtypes and shapes, -1 for dynamic lengths; no outputs where NumPy lacks the dtype of one (bfloat16)."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema
+    from mlflow.types import TensorSpec as Tensor
+
+    def schema(specs: Sequence[TensorSpec]) -> Schema:
+        return Schema(
+            [Tensor(np.dtype(s.dtype), tuple(-1 if isinstance(d, str) else d for d in s.shape), s.name) for s in specs]
+        )
+
+    try:
+        return ModelSignature(inputs=schema(inputs), outputs=schema(outputs))
+    except TypeError:
+        return ModelSignature(inputs=schema(inputs))
+
+
+class LoadedEngine:
+    """What `mlflow.pyfunc.load_model` gives, under MLflow's wrapper. Threads may share it: runs take turns."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+
+    def predict(self, model_input: Arrays, params: Mapping[str, Any] | None = None) -> dict[str, NDArray[np.generic]]:
+        """Arrays by input name → all outputs by name. Raises `RunError` for feeds that the engine does not take."""
+        del params  # there are none
+        with self._lock:
+            outputs: dict[str, NDArray[np.generic]] = self._session.run(model_input)
+        return outputs
+
+
+def _load_pyfunc(path: str) -> LoadedEngine:
+    """MLflow calls this with the folder of the engine. Raises `TrustError`, or `RunError` where this host can not."""
+    from engineworks.release.loading import open_engine
+
+    return LoadedEngine(open_engine(Path(path)))

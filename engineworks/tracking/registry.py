@@ -1,0 +1,215 @@
+"""MLflow's model registry: one registered model per recipe, a version per engine that passed, a champion per slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engineworks.errors import InputError, TrackingError
+from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
+from engineworks.tracking.connection import Connection, refusals, user_name
+from engineworks.tracking.engine_model import FOLDER, EngineModel, log_engine_model
+from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
+from engineworks.tracking.registry_lock import CLAIM, alone
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+PRECISION, TARGET, RUN = "engineworks.precision", "engineworks.target", "engineworks.run"
+SINCE, ENDED = "engineworks.champion_since", "engineworks.rolled_back"
+TRIES = 3
+
+Move = Literal["moved", "already", "overtaken"]
+
+
+@dataclass(frozen=True)
+class EngineVersion:
+    """A model version: an engine that passed. run_id: the engine's run."""
+
+    model: str
+    version: int
+    engine: str
+    digest: str
+    run_id: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class Registry:
+    """The registered models of one tracking store. Every method raises `TrackingError` where MLflow refuses.
+
+    lock: file whose flock this host's releases share. shared: whether other hosts write to the same registry.
+    """
+
+    def __init__(self, link: Connection, lock: Path, *, shared: bool) -> None:
+        self._link, self._client = link, link.client
+        self._lock, self._shared = lock, shared
+
+    def versions_at(self, role: Role, slots: Sequence[Slot]) -> dict[Slot, int | None]:
+        """The version that each slot's alias names, None where there is none."""
+        known = {model: self._aliases(self._find(model)) for model in {s.model for s in slots}}
+        return {slot: known[slot.model].get(slot.alias(role)) for slot in slots}
+
+    def get(self, slot: Slot, role: Role = "champion") -> EngineVersion | None:
+        """The engine at the slot's alias."""
+        version = self.versions_at(role, [slot])[slot]
+        return None if version is None else self._version(slot.model, version)
+
+    def download(self, version: EngineVersion, folder: Path) -> Path:
+        """Copy the version's engine (its files, sidecar and passport) into the folder, and say where they lie there.
+
+        Nothing is verified yet.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        with refusals(f"version {version.version} of '{version.model}' can not be fetched"):
+            source = self._client.get_model_version_download_uri(version.model, str(version.version))
+            place = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=self._link.uri)
+        return Path(place) / "data" / FOLDER
+
+    def register(self, model: EngineModel) -> EngineVersion:
+        """A version for the engine, the one it has if it was registered before; the candidate's alias names it."""
+        slot = model.slot
+        with self._alone(slot.model, model.recipe):
+            found = self._registered(model) or self._create(model)
+            with refusals(f"version {found.version} of '{slot.model}' can not be marked"):
+                for name, value in model.tags.items():
+                    if found.tags.get(name) != value:
+                        self._client.set_model_version_tag(slot.model, str(found.version), name, value)
+                for name in (found.tags.keys() - model.tags.keys()) & model.optional_tags:
+                    self._client.delete_model_version_tag(slot.model, str(found.version), name)
+                self._client.set_registered_model_alias(slot.model, slot.alias("candidate"), str(found.version))
+        return found
+
+    def promote(self, slot: Slot, version: int, *, expected: int | None) -> Move:
+        """Let the champion's alias name the version, if it still names `expected`, the one it was judged against.
+
+        Else another release was faster: "overtaken", and nothing is changed.
+        """
+        for attempt in range(TRIES):
+            with (
+                self._alone(slot.model) as claim,
+                refusals(f"alias {slot.alias('champion')} can not be moved"),
+            ):
+                tags, current = self._state(slot)
+                if current == version:
+                    return "moved" if attempt else "already"
+                if current != expected:
+                    return "overtaken"
+                self._move(slot, version, [*champions_of(tags, slot, current), version])
+                tags, current = self._state(slot)
+                if current == version and tags.get(CLAIM) == claim:  # else another host went on beside us: look again
+                    self._mark(slot, version, SINCE)
+                    return "moved"
+        return "overtaken"
+
+    def rollback(self, slot: Slot) -> tuple[int, int] | None:
+        """Move the champion's alias back to the version before; (from, to), or None where there is none before."""
+        with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} can not be moved"):
+            tags, current = self._state(slot)
+            if current is None:
+                return None
+            before = champions_of(tags, slot, current)[:-1]
+            while before and not self._exists(slot.model, before[-1]):
+                before.pop()
+            if not before:
+                return None
+            self._move(slot, before[-1], before)
+            self._mark(slot, current, ENDED)
+            return current, before[-1]
+
+    def _alone(self, model: str, recipe: str | None = None) -> AbstractContextManager[str | None]:
+        """Hold the registered model, made if it is missing and `recipe` says whose it is."""
+        found = self._find(model)
+        if found is None:
+            if recipe is None:
+                raise InputError(f"there is no registered model '{model}'", hint="run 'engineworks release' first")
+            self._create_model(model, recipe)
+            found = self._find(model)
+        owner = found.tags.get(RECIPE) if found is not None else None
+        if recipe is not None and owner != recipe:
+            whose = f"is that of recipe '{owner}'" if owner else "was not made by Engineworks"
+            raise InputError(f"registered model '{model}' {whose}", hint="say release: {model: another-name}")
+        return alone(self._lock, self._client, model, shared=self._shared)
+
+    def _create_model(self, model: str, recipe: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with refusals(f"registered model '{model}' can not be made"):
+            try:
+                self._client.create_registered_model(model, tags={RECIPE: recipe})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
+                    raise
+
+    def _find(self, model: str) -> RegisteredModel | None:
+        from mlflow.exceptions import MlflowException
+
+        with refusals(f"registered model '{model}' can not be read"):
+            try:
+                return self._client.get_registered_model(model)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    @staticmethod
+    def _aliases(model: RegisteredModel | None) -> dict[str, int]:
+        return {} if model is None else {alias: int(version) for alias, version in model.aliases.items()}
+
+    def _state(self, slot: Slot) -> tuple[Mapping[str, str], int | None]:
+        """The registered model's tags, and the version that is champion."""
+        model = self._find(slot.model)
+        return (model.tags if model else {}), self._aliases(model).get(slot.alias("champion"))
+
+    def _move(self, slot: Slot, version: int, champions: Sequence[int]) -> None:
+        """History first: a process that dies in between leaves the alias as it was, and `champions_of` mends it."""
+        self._client.set_registered_model_tag(slot.model, slot.history_tag, history_text(champions))
+        self._client.set_registered_model_alias(slot.model, slot.alias("champion"), str(version))
+
+    def _mark(self, slot: Slot, version: int, tag: str) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._client.set_model_version_tag(slot.model, str(version), tag, f"{now} by {user_name()}")
+
+    def _exists(self, model: str, version: int) -> bool:
+        return any(v.version == version for v in self._search(model, f"version_number = {version}"))
+
+    def _version(self, model: str, version: int) -> EngineVersion | None:
+        return next(self._search(model, f"version_number = {version}"), None)
+
+    def _registered(self, model: EngineModel) -> EngineVersion | None:
+        slot = model.slot
+        same = f"tags.`{ENGINE_DIGEST}` = '{model.digest}' AND tags.`{ENGINE}` = '{model.engine}'"
+        return next(self._search(slot.model, same), None)
+
+    def _search(self, model: str, query: str) -> Iterator[EngineVersion]:
+        with refusals(f"versions of '{model}' can not be searched"):
+            found = self._client.search_model_versions(f"name = '{model}' AND {query}")
+        yield from map(_engine_version, found)
+
+    def _create(self, model: EngineModel) -> EngineVersion:
+        with refusals(f"{model.engine} can not be registered as '{model.slot.model}'"):
+            logged = log_engine_model(self._client, self._link.experiment_id, model)
+            identity = {
+                RECIPE: model.recipe, ENGINE: model.engine, ENGINE_DIGEST: model.digest,
+                PRECISION: model.slot.precision, TARGET: model.slot.target, RUN: model.run_id,
+            }  # fmt: skip
+            version = self._client.create_model_version(
+                model.slot.model,
+                source=f"models:/{logged.model_id}" if self._link.is_server else logged.artifact_location,
+                run_id=model.run_id,
+                model_id=logged.model_id,
+                tags={**identity, **model.tags},
+                await_creation_for=0,
+            )
+        return _engine_version(version)
+
+
+def _engine_version(found: ModelVersion) -> EngineVersion:
+    tags = dict(found.tags)
+    if ENGINE not in tags:
+        raise TrackingError(f"version {found.version} of '{found.name}' is no engine of ours")
+    return EngineVersion(found.name, int(found.version), tags[ENGINE], tags[ENGINE_DIGEST], found.run_id, tags)

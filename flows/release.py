@@ -1,0 +1,47 @@
+"""Release a recipe: build and judge its engines, then move the champions of those that passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from engineworks.build_state import Build
+from engineworks.progress import listener
+from engineworks.release.promotion import ReleaseResult, registered_name
+from engineworks.settings import read_settings
+from flows.build_recipe import RUNNER, build_and_judge
+from tasks.plan_build import plan_build
+from tasks.release_engine import read_champions, release_engine
+
+
+@flow(
+    name="release",
+    flow_run_name="{recipe}",
+    task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
+)
+def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
+    """Release every engine of the recipe file that `only` (a glob over ids) selects.
+
+    The flow ends failed unless every engine is champion now.
+    """
+    settings = read_settings()
+    champions = read_champions(Path(recipe), settings)  # first: what is judged against one must not replace another
+    build = plan_build(Path(recipe), settings, only, None)
+    listener().planned(build.plan)
+    result = release_judged(build, champions)
+    words = "; ".join(f"{e.id}: {e.sentence}" for e in result.engines)
+    if result.exit_code() == 0:
+        return Completed(message=words, data=result)
+    return Failed(message=words, data=result)
+
+
+def release_judged(build: Build, champions: Mapping[str, int | None]) -> ReleaseResult:
+    """Build and judge, then release one engine after the other."""
+    judged = build_and_judge(build, str(flow_run.get_id() or ""))
+    released = [release_engine(build, e, e.id, judged.run, champions[e.id]) for e in judged.engines]
+    return ReleaseResult(judged, registered_name(build.plan.loaded), tuple(released))

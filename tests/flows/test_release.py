@@ -1,0 +1,46 @@
+"""The Prefect flow `release`: it builds, judges, and moves the champions of what passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engineworks.release.promotion import ReleaseResult
+from engineworks.tracking import Slot, open_tracking
+from flows.local_prefect import prefect_api
+
+pytestmark = pytest.mark.xdist_group("flows")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
+        prefect.wait_ready()
+        yield
+
+
+def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.release import release
+
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    recipe = repository / "recipes" / "tiny.yaml"
+    state = release(str(recipe), return_state=True)
+    result = state.result(raise_on_failure=False)
+    assert isinstance(result, ReleaseResult), result
+    assert state.is_completed()
+    assert [(e.id, e.action) for e in result.engines] == [("tiny/fp32/cpu", "promoted"), ("tiny/int8/cpu", "promoted")]
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text.replace("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}"), encoding="utf-8")
+    state = release(str(recipe), only="*/int8/*", return_state=True)
+    result = state.result(raise_on_failure=False)
+    assert isinstance(result, ReleaseResult)
+    assert state.is_failed()
+    assert result.exit_code() == 1
+    assert [(e.action, e.sentence) for e in result.engines] == [("kept", "fail: champion-cpu-int8 stays at version 2")]
+    champion = open_tracking(repository / "artifacts").registry().get(Slot("tiny", "cpu", "int8"))
+    assert champion is not None
+    assert champion.version == 2

@@ -1,0 +1,214 @@
+"""A Triton package: what is in it, that it is whole, and that nothing in it was changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from release_keys import trust_mine
+
+from engineworks.backends import onnxruntime
+from engineworks.cli import _run
+from engineworks.errors import InputError, RunError, TrustError
+from engineworks.release.package import PackagedEngine, verify_package, write_package
+from engineworks.release.passport import Passport, read_passport
+from engineworks.release.signing import Trust
+from engineworks.release.triton_engines import open_packaged
+
+
+def packaged(built: Any, name: str = "tiny/int8/cpu") -> PackagedEngine:
+    engine = built.engine(name)
+    return PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
+
+
+def for_gpu(engine: PackagedEngine, target: str, *capabilities: str, backend: str = "tensorrt") -> PackagedEngine:
+    """The engine's passport as that of a GPU type; the bytes are what they are."""
+    body = json.loads(engine.passport.source.read_text())
+    body["engine"]["id"] = f"tiny/int8/{target}"
+    body["engine"]["target"] = {
+        "name": target, "backend": backend, "compute_capability": list(capabilities), "options": {},
+    }  # fmt: skip
+    source = engine.passport.source.parents[4] / f"{target}.json"
+    source.write_text(json.dumps(body))
+    return PackagedEngine(engine.folder, Passport(body, source))
+
+
+def config_of(model: Path) -> Any:
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", exc_type=Exception)
+    return text_format.Parse((model / "config.pbtxt").read_text(), messages.ModelConfig())
+
+
+def test_a_cpu_engine_is_an_onnx_model_with_the_recipes_settings(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    assert model.name == "tiny-int8-cpu"
+    assert (model / "1" / "model.onnx").read_bytes() == built.engine().path.read_bytes()
+    config = config_of(model)
+    assert config.name == model.name
+    assert (config.max_batch_size, config.instance_group[0].count) == (16, 2)
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
+
+
+def test_warm_up_samples_are_rows_of_the_evaluation_data(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    (warm_up,) = config_of(model).model_warmup
+    raw = (model / "warmup" / warm_up.inputs["image"].input_data_file).read_bytes()
+    with np.load(built.root / "recipes" / "test.npz") as data:
+        np.testing.assert_array_equal(np.frombuffer(raw, np.float32).reshape(1, 4, 4), data["image"][0])
+
+
+def test_what_triton_loads_gives_the_engines_outputs(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    feeds = {"image": np.ones((3, 1, 4, 4), np.float32)}
+    expected = onnxruntime.load(built.engine().path, {}).run(feeds)["logits"]
+    np.testing.assert_array_equal(open_packaged(model).run(feeds)["logits"], expected)
+
+
+def test_engines_for_several_gpu_types_share_one_directory(built: Any, tmp_path: Path) -> None:
+    base = packaged(built)
+    engines = [for_gpu(base, "portable", "8.0", "8.6"), for_gpu(base, "a100", "8.0"), base]
+    models = write_package(built.plan.loaded, engines, tmp_path / "models")
+    assert [m.name for m in models] == ["tiny-int8-cpu", "tiny-int8-tensorrt"]
+    config = config_of(models[1])
+    assert dict(config.cc_model_filenames) == {"8.0": "a100.plan", "8.6": "portable.plan"}
+    assert {p.name for p in (models[1] / "1").iterdir()} == {"a100.plan", "portable.plan"}
+    assert {p.id for p in verify_package(tmp_path / "models", Trust())} == {
+        "tiny/int8/cpu", "tiny/int8/a100", "tiny/int8/portable"
+    }  # fmt: skip
+    with pytest.raises(RunError, match=r"no engine of the package can be run here:\ntiny/int8/a100: "):
+        open_packaged(models[1])
+
+
+def test_a_tensorrt_rtx_engine_comes_with_a_model_for_the_python_backend(built: Any, tmp_path: Path) -> None:
+    engine = for_gpu(packaged(built), "rtx40", "8.9", backend="tensorrt_rtx")
+    (model,) = write_package(built.plan.loaded, [engine], tmp_path / "models")
+    assert config_of(model).backend == "python"
+    names: dict[str, Any] = {}
+    exec(compile((model / "1" / "model.py").read_text(), "model.py", "exec"), names)
+    assert hasattr(names["TritonPythonModel"], "execute")
+
+
+class Tensor:
+    def __init__(self, name: str, array: Any) -> None:
+        self.name, self.array = name, array
+
+    def as_numpy(self) -> Any:
+        return self.array
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 1, 3)], ids=str)
+def test_the_python_model_joins_requests_and_gives_each_its_rows(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
+    """With a stand-in for Triton's module, and an engine that runs here."""
+    from engineworks.release.triton_python import TritonPythonModel
+
+    triton = SimpleNamespace(
+        get_input_tensor_by_name=lambda request, name: Tensor(name, request[name]),
+        Tensor=Tensor,
+        TritonError=str,
+        InferenceResponse=lambda output_tensors, error=None: SimpleNamespace(tensors=output_tensors, error=error),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
+    (folder,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    config = {"max_batch_size": 16, "output": [{"name": "logits", "dims": [3]}]}
+    model = TritonPythonModel()
+    model.initialize({"model_config": json.dumps(config), "model_repository": str(folder)})
+    images = np.random.default_rng(0).normal(0, 1, (sum(sizes), 1, 4, 4)).astype(np.float32)
+    parts = np.split(images, np.cumsum(sizes)[:-1])
+    responses = model.execute([{"image": part} for part in parts])
+    expected = onnxruntime.load(built.engine().path, {}).run({"image": images})["logits"]
+    got = [response.tensors[0].array for response in responses]
+    assert [len(g) for g in got] == list(sizes)
+    np.testing.assert_allclose(np.concatenate(got), expected, atol=1e-5)
+    (wrong,) = model.execute([{"image": images.astype(np.float64)}])
+    assert "float64" in wrong.error
+    model.finalize()
+
+
+@pytest.mark.parametrize("file", ["1/model.onnx", "config.pbtxt", "warmup/one-0.raw", "passports/cpu.json"])
+def test_a_package_of_which_anything_was_altered_is_refused(
+    built: Any, tmp_path: Path, alter: Callable[[Path], None], file: str
+) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    alter(model / file)
+    with pytest.raises(TrustError, match=rf"{file}: was altered: its sha256 is .{{12}}…, the package says"):
+        verify_package(tmp_path / "models", Trust())
+
+
+def test_a_file_that_was_added_is_refused(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    (model / "1" / "model.py").write_text("import os")
+    with pytest.raises(TrustError, match=r"1/model\.py: is no part of the package"):
+        verify_package(tmp_path / "models", Trust())
+
+
+def test_an_altered_engine_is_not_loaded_even_where_the_manifest_was_altered_too(
+    built: Any, tmp_path: Path, alter: Callable[[Path], None]
+) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    alter(model / "1" / "model.onnx")
+    with pytest.raises(TrustError, match="its passport says"):
+        open_packaged(model)
+
+
+def test_with_trusted_keys_manifest_and_passports_must_be_signed(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(built.plan.loaded, [packaged(built)], tmp_path / "unsigned")
+    trust = trust_mine(tmp_path, monkeypatch)
+    with pytest.raises(TrustError, match=r"engineworks-package\.json: is not signed"):
+        verify_package(tmp_path / "unsigned", trust)
+    with pytest.raises(TrustError, match=r"cpu\.json: is not signed"):
+        open_packaged(tmp_path / "unsigned" / "tiny-int8-cpu")
+    write_package(built.plan.loaded, [packaged(built)], tmp_path / "signed")
+    (passport,) = verify_package(tmp_path / "signed", trust)
+    assert passport.signed_by in trust.keys
+    open_packaged(tmp_path / "signed" / "tiny-int8-cpu").close()
+
+
+def test_a_package_replaces_an_older_one_and_nothing_else(built: Any, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    write_package(built.plan.loaded, [packaged(built), packaged(built, "tiny/fp32/cpu")], out)
+    assert len(write_package(built.plan.loaded, [packaged(built)], out)) == 1
+    assert sorted(p.name for p in tmp_path.glob("*models*")) == ["models"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    with pytest.raises(InputError, match="is not empty and no package of ours"):
+        write_package(built.plan.loaded, [packaged(built)], tmp_path / "photos")
+
+
+def test_a_model_whose_batch_is_not_in_front_is_packaged_without_batching(built: Any, tmp_path: Path) -> None:
+    loaded = built.plan.loaded
+    recipe = loaded.recipe.model_copy(update={"outputs": {"logits": (3, "batch")}})
+    (model,) = write_package(replace(loaded, recipe=recipe), [packaged(built)], tmp_path / "models")
+    config = config_of(model)
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [-1, 1, 4, 4]
+    assert list(config.model_warmup[0].inputs["image"].dims) == [1, 1, 4, 4]
+
+
+def test_the_command_packages_what_passed_and_says_what_it_left_out(
+    built: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "models"
+    assert _run(["package", "recipes/tiny.yaml", "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["models"] == ["tiny-fp32-cpu", "tiny-int8-cpu"]
+    assert said["left_out"] == []
+    assert _run(["verify", str(out)]) == 0
+    assert capsys.readouterr().out.count("the bytes are those of its passport") == 2
+    text = built.recipe.read_text(encoding="utf-8")
+    built.recipe.write_text(text.replace("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}"), encoding="utf-8")
+    assert _run(["package", "recipes/tiny.yaml", "--out", str(out)]) == 1
+    assert "left out: tiny/int8/cpu fail: logits: cosine similarity" in capsys.readouterr().out
+    assert [p.name for p in out.iterdir() if p.is_dir()] == ["tiny-fp32-cpu"]
+    assert _run(["package", "recipes/tiny.yaml", "--out", str(out), "--only", "*/int8/*"]) == 2
+    assert "there is no engine to package:\ntiny/int8/cpu fail" in capsys.readouterr().err

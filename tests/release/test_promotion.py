@@ -1,0 +1,245 @@
+"""A release: what passed becomes champion and an MLflow model that runs; what did not changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from release_keys import trust_mine
+
+from engineworks.cli import _run
+from engineworks.errors import InputError, RunError, TrustError
+from engineworks.gates import Check, Verdict
+from engineworks.recipe import Waiver
+from engineworks.release.package import write_package
+from engineworks.release.promotion import ReleaseResult, champions_before, example_feeds, release_build, roll_back
+from engineworks.release.sources import champion_engines
+from engineworks.release.waivers import apply_waivers
+from engineworks.results import BuildResult, EngineResult, EngineWord
+from engineworks.tracking import Slot, Tracking, open_tracking
+
+pytest.importorskip("mlflow")
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+INT8 = Slot("tiny", "cpu", "int8")
+
+
+@pytest.fixture
+def world(recorded: tuple[Any, BuildResult], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, BuildResult, Tracking]:
+    """A recorded build. Tests give the recipe a registered model of their own, so that they share one database."""
+    built, result = recorded
+    for name in ("ENGINEWORKS_STORE", "ENGINEWORKS_SIGNING_KEY", "ENGINEWORKS_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(built.settings.artifacts))
+    monkeypatch.chdir(built.root)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set again by `load`
+    return built, result, open_tracking(built.settings.artifacts, None)
+
+
+def named(built: Any, model: str) -> Any:
+    """The plan with another registered model; the recipe's name goes along, for it owns the model."""
+    recipe = built.plan.loaded.recipe
+    recipe = recipe.model_copy(update={"release": recipe.release.model_copy(update={"model": model})})
+    return replace(built.plan, loaded=replace(built.plan.loaded, recipe=recipe))
+
+
+def release(plan: Any, result: BuildResult, tracking: Tracking) -> ReleaseResult:
+    return release_build(plan, result, tracking, champions_before(plan.loaded, tracking.registry()))
+
+
+def judged(result: BuildResult, word: EngineWord, sentence: str = "0.5 is too little.") -> BuildResult:
+    """The same build where int8 was judged otherwise."""
+
+    def change(engine: EngineResult) -> EngineResult:
+        checks = (Check("cosine[logits]", "fail" if word == "fail" else "inconclusive", sentence),)
+        return replace(engine, verdict=word, checks=checks) if "/int8/" in engine.id else engine
+
+    return replace(result, engines=tuple(map(change, result.engines)))
+
+
+def load(uri: str, tracking: Tracking) -> Any:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.uri)
+    return mlflow.pyfunc.load_model(uri)
+
+
+def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any) -> None:
+    built, result, tracking = world
+    first = release(named(built, "twice"), result, tracking)
+    assert [e.action for e in first.engines] == ["promoted", "promoted"]
+    assert first.engines[0].sentence == "champion-cpu-fp32 is version 1, the first"
+    assert first.exit_code() == 0
+    second = release(named(built, "twice"), result, tracking)
+    assert [(e.action, e.version) for e in second.engines] == [("already champion", 1), ("already champion", 2)]
+    assert json.dumps(second.to_json())
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("fail", 1), ("inconclusive", 3), ("unmeasured", 3), ("failed", 0)], ids=str
+)
+def test_what_did_not_pass_moves_nothing_and_gets_no_version(world: Any, word: EngineWord, code: int) -> None:
+    built, result, tracking = world
+    plan = named(built, f"no-{word}")
+    found = release(plan, judged(result, word), tracking)
+    assert [(e.action, e.version) for e in found.engines] == [("promoted", 1), ("kept", None)]
+    assert found.engines[1].sentence == f"{word}: there is no champion-cpu-int8"
+    if word != "failed":  # its exit code is that of the step
+        assert found.exit_code() == code
+    assert tracking.registry().get(Slot(f"no-{word}", "cpu", "int8"), "candidate") is None
+
+
+def test_a_failing_candidate_leaves_the_champion_where_it_is(world: Any) -> None:
+    built, result, tracking = world
+    plan = named(built, "stays")
+    release(plan, result, tracking)
+    found = release(plan, judged(result, "fail"), tracking)
+    assert found.engines[1].sentence == "fail: champion-cpu-int8 stays at version 2"
+    assert tracking.registry().get(Slot("stays", "cpu", "int8")).version == 2
+    assert found.exit_code() == 1
+
+
+def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None:
+    built, result, tracking = world
+    plan = named(built, "overtaken")
+    before = champions_before(plan.loaded, tracking.registry())
+    other = replace(
+        result, engines=tuple(replace(e, sidecar={**e.sidecar, "sha256": "f" * 64}) for e in result.engines)
+    )
+    release(plan, other, tracking)
+    late = release_build(plan, result, tracking, before)
+    assert {e.action for e in late.engines} == {"overtaken"}
+    assert "another release moved champion-cpu-fp32 meanwhile" in late.engines[0].sentence
+    assert late.exit_code() == 3
+    assert [e.action for e in release(plan, result, tracking).engines] == ["promoted", "promoted"]
+    moved = roll_back(plan.loaded, tracking.registry(), "*/int8/*")
+    assert [(m.id, m.sentence) for m in moved] == [
+        ("tiny/int8/cpu", "champion-cpu-int8 moved back from version 4 to version 2")
+    ]
+    with pytest.raises(InputError, match=r"no champion of tiny that '\*/int8/\*' selects has one before it"):
+        roll_back(plan.loaded, tracking.registry(), "*/int8/*")
+    with pytest.raises(InputError, match="matches no engine of tiny"):
+        roll_back(plan.loaded, tracking.registry(), "*/int9/*")
+
+
+def test_a_waived_pass_is_released_and_its_version_says_so(world: Any) -> None:
+    built, result, tracking = world
+    waiver = Waiver(check="cosine[logits]", owner="ana@x.org", reason="old camera", expires=date(2999, 1, 1))
+    (int8,) = (e for e in judged(result, "fail").engines if "/int8/" in e.id)
+    verdict = apply_waivers(Verdict("fail", int8.checks), [waiver], int8.id, date(2027, 1, 1))
+    waived = replace(int8, verdict=verdict.verdict, checks=verdict.checks)
+    found = release(named(built, "waived"), replace(result, engines=(waived,)), tracking)
+    assert "waived: cosine[logits] waived by ana@x.org until 2999-01-01: old camera" in found.engines[0].sentence
+    version = tracking.registry().get(Slot("waived", "cpu", "int8"))
+    assert version.tags["engineworks.verdict"] == "pass"
+    assert "ana@x.org" in version.tags["engineworks.waived"]
+
+
+def test_the_champion_is_an_mlflow_model_that_gives_the_engines_outputs(world: Any) -> None:
+    built, result, tracking = world
+    release(named(built, "runs"), result, tracking)
+    model = load("models:/runs@champion-cpu-int8", tracking)
+    feeds = example_feeds(built.plan)
+    assert feeds["image"].shape == (2, 1, 4, 4)
+    from engineworks.backends import onnxruntime
+
+    session = onnxruntime.load(result.engines[1].path, {})
+    np.testing.assert_array_equal(model.predict(feeds)["logits"], session.run(feeds)["logits"])
+    np.testing.assert_array_equal(model.input_example["image"], feeds["image"])
+    assert [t.to_dict()["tensor-spec"] for t in model.metadata.signature.inputs.inputs] == [
+        {"dtype": "float32", "shape": (-1, 1, 4, 4)}
+    ]
+    assert [t.name for t in model.metadata.signature.outputs.inputs] == ["logits"]
+    assert model.metadata.get_model_info().run_id
+    with pytest.raises(Exception, match="float64 does not match expected dtype float32"):
+        model.predict({"image": feeds["image"].astype(np.float64)})
+
+
+def stored_engine(tracking: Tracking, model: str) -> Path:
+    version = tracking.registry().get(Slot(model, "cpu", "int8"))
+    assert version is not None
+    uri = tracking._connect().client.get_model_version_download_uri(model, str(version.version))
+    return Path(uri.removeprefix("file://")) / "data" / "files" / "engine"
+
+
+def test_a_model_that_was_tampered_with_is_not_loaded(world: Any, alter: Callable[[Path], None]) -> None:
+    built, result, tracking = world
+    release(named(built, "tampered"), result, tracking)
+    load("models:/tampered@champion-cpu-int8", tracking)
+    alter(stored_engine(tracking, "tampered"))
+    with pytest.raises(TrustError, match="engine: was altered"):
+        load("models:/tampered@champion-cpu-int8", tracking)
+
+
+def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, result, tracking = world
+    release(named(built, "unsigned"), result, tracking)
+    trust_mine(tmp_path, monkeypatch)
+    with pytest.raises(TrustError, match="is not signed, and ENGINEWORKS_TRUSTED_KEYS asks for a signature"):
+        load("models:/unsigned@champion-cpu-int8", tracking)
+    signed = replace(result, engines=tuple(built.engine(e.id) for e in built.plan.engines))
+    release(named(built, "signed"), signed, tracking)
+    assert load("models:/signed@champion-cpu-int8", tracking).predict(example_feeds(built.plan))["logits"].shape == (
+        2,
+        3,
+    )
+    assert tracking.registry().get(Slot("signed", "cpu", "int8")).tags["engineworks.signed_by"]
+    trust_mine(tmp_path / "another", monkeypatch)
+    with pytest.raises(TrustError, match="which is not trusted here"):
+        load("models:/signed@champion-cpu-int8", tracking)
+
+
+def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, result, tracking = world
+    release(named(built, "elsewhere"), result, tracking)
+    monkeypatch.setattr("engineworks.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
+    with pytest.raises(RunError) as caught:
+        load("models:/elsewhere@champion-cpu-int8", tracking)
+    assert str(caught.value) == (
+        "tiny/int8/cpu can not be run here: there is no such GPU here; load it on a host of target 'cpu', "
+        "or load another engine of this model"
+    )
+
+
+def test_the_commands_release_and_roll_back(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recorded build with nothing to do needs no flow."""
+    _, _, tracking = world
+    assert _run(["release", "recipes/tiny.yaml", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["model"] == "tiny"
+    assert [(e["id"], e["action"]) for e in said["releases"]] == [
+        ("tiny/fp32/cpu", "promoted"), ("tiny/int8/cpu", "promoted")
+    ]  # fmt: skip
+    assert _run(["rollback", "recipes/tiny.yaml"]) == 2
+    assert "no champion of tiny has one before it; nothing was changed" in capsys.readouterr().err
+    assert tracking.registry().get(INT8).version == 2
+
+
+def test_the_champions_of_the_registry_can_be_packaged(
+    world: Any, tmp_path: Path, alter: Callable[[Path], None]
+) -> None:
+    built, result, tracking = world
+    plan, into = named(built, "packaged"), iter(range(9))
+
+    def champions() -> tuple[Any, Any]:
+        return champion_engines(plan.loaded, tracking.registry(), "*/int8/*", tmp_path / str(next(into)))
+
+    none, left = champions()
+    assert none == []
+    assert [(one.id, one.sentence) for one in left] == [("tiny/int8/cpu", "has no champion: it was never released")]
+    release(plan, result, tracking)
+    engines, _ = champions()
+    (model,) = write_package(plan.loaded, engines, tmp_path / "models")
+    assert model.name == "packaged-int8-cpu"
+    assert (model / "1" / "model.onnx").read_bytes() == result.engines[1].path.read_bytes()  # type: ignore[union-attr]
+    alter(stored_engine(tracking, "packaged"))
+    with pytest.raises(TrustError, match="was altered"):
+        champions()

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-torch test-gpu lint fetch lock schema clean
+.PHONY: setup quickstart test test-slow test-torch test-gpu test-s3 test-postgres databases lint fetch lock schema clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,20 @@ test-torch: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# The store on S3, by moto's server on loopback.
+test-s3: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[s3-tests]'
+	$(BIN)/python -m pytest -m s3
+
+# Prefect and MLflow on PostgreSQL, started in a temporary folder. Needs Debian's package `postgresql`.
+test-postgres: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[postgres]'
+	$(BIN)/python -m pytest -m postgres
+
+# PostgreSQL for Prefect and MLflow on loopback, until Ctrl-C; prints the variables that name its databases.
+databases:
+	@$(PYTHON) benchmarks/databases.py artifacts/postgres --port 5433
 
 lint: setup
 	$(BIN)/ruff check .

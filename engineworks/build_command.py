@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
-from engineworks.errors import InputError
+from engineworks.errors import InputError, TrackingError
+from engineworks.ladder_results import ladders
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result
 from engineworks.settings import Settings
-from engineworks.store import open_store
+from engineworks.store import Store, open_store
 
 
 class Flows(Protocol):
@@ -48,31 +49,52 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     goals = {key for key in plan.goals if plan.steps[key].state == "cached"}
     if any(store.get(key) is None for key in goals):
         return None
-    from engineworks.tracking import open_tracking
-
-    found = open_tracking(settings.artifacts, settings.tracking_uri).find_runs(
-        recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5
-    )
-    found = [run for run in found if run.status == "FINISHED"]
-    if not found:
+    store.publish_waiting()
+    run, waits = _record_of(plan, settings)
+    if run is None:
         return None
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     origin = recipe_origin(plan)
-    report = settings.runs / found[0].run_id / "report.html"
+    report = settings.runs / run / "report.html"
     engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     calibration = calibration_health(plan, store)
     return BuildResult(
         recipe=plan.recipe,
-        run=found[0].run_id,
+        run=run,
         engines=engines,
         refused=plan.refused,
         steps=StepCounts(reused=reused),
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
-        warnings=tuple(sentence for health in calibration for sentence in health.warnings),
+        warnings=(*(sentence for health in calibration for sentence in health.warnings), *waits, *outage_of(store)),
         calibration=calibration,
+        ladder=ladders(plan, engines, store),
     )
+
+
+def outage_of(store: Store) -> tuple[str, ...]:
+    """What to say where the store that others share does not answer."""
+    return (store.outage,) if store.outage else ()
+
+
+def _record_of(plan: Plan, settings: Settings) -> tuple[str | None, tuple[str, ...]]:
+    """The run that holds the record of this very build, None for none; where it still waits, one sentence says so.
+
+    What waits from earlier builds is sent first.
+    """
+    from engineworks.tracking import open_tracking, send_waiting
+    from engineworks.tracking.lasting import waiting_sentence
+    from engineworks.tracking.spool import finished_build
+
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    try:
+        send_waiting(tracking, settings.artifacts)
+        found = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
+    except TrackingError as error:
+        waiting = finished_build(settings.artifacts, plan.build_key)
+        return (waiting.run_id, (waiting_sentence(settings.artifacts, error.message),)) if waiting else (None, ())
+    return next((run.run_id for run in found if run.status == "FINISHED"), None), ()
 
 
 def load_flows() -> Flows:

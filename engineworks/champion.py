@@ -47,6 +47,8 @@ class Champions:
     artifacts: str = ""
     store: str = ""
     tracking_uri: str | None = None
+    unknown_because: str = ""
+    """Why nobody can tell who the champions are; '' where it is known."""
 
     @property
     def places(self) -> dict[str, str | None]:

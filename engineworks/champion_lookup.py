@@ -35,9 +35,16 @@ def registered_model(loaded: LoadedRecipe) -> str:
 
 
 def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
-    """The champions of the recipe's engines. Raises `TrackingError` where MLflow does not answer."""
+    """The champions of the recipe's engines; where MLflow does not answer they are unknown, which fails no build."""
     if loaded.recipe.performance.regression is None:
         return NONE
+    try:
+        return _find_champions(loaded, settings)
+    except TrackingError as error:
+        return Champions({}, str(settings.artifacts), settings.store, settings.tracking_uri, error.message)
+
+
+def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     found = {}
     if tracking.exists():

@@ -6,17 +6,25 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from engineworks import errors, terminal
+from engineworks.commands.changed import changed
+from engineworks.commands.deploy import deploy
+from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
+from engineworks.commands.list import list_things
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
+from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
+from engineworks.commands.sensitivity import sensitivity
+from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
+from engineworks.commands.why import why
 from engineworks.settings import read_settings
 
 app = typer.Typer(
@@ -36,6 +44,10 @@ Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, 
 Compare = Annotated[
     str | None,
     typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+]
+Mode = Annotated[
+    Literal["full", "smoke"],
+    typer.Option("--mode", help="smoke: small samples, quick builds, for pull requests; engines are RECIPE@smoke/…"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
@@ -77,15 +89,21 @@ def plan(
     recipes: OneOrMore,
     only: Only = None,
     compare: Compare = None,
+    mode: Mode = "full",
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = read_plans(read_settings(), recipes, only, compare)
+    plans = read_plans(read_settings(), recipes, only, compare, mode)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
+    elif markdown:
+        from engineworks.report.plan_text import render_plans
+
+        terminal.say(render_plans(plans).rstrip())
     else:
         terminal.print_plans(plans, quiet=quiet, verbose=verbose)
     if exit_code and any(p.to_do for p in plans):
@@ -97,6 +115,7 @@ def build(
     recipes: OneOrMore,
     only: Only = None,
     compare: Compare = None,
+    mode: Mode = "full",
     as_json: Json = False,
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
@@ -109,7 +128,7 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = read_plans(settings, recipes, only, compare)
+    plans = read_plans(settings, recipes, only, compare, mode)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=only)
     if as_json:
@@ -125,7 +144,7 @@ def inspect(
     engine: Annotated[str, typer.Argument(help="An engine's id, its file, its folder in the store, or an ONNX file.")],
     as_json: Json = False,
 ) -> None:
-    """Say what an engine is. Examples: engineworks inspect digits/int8/rtx40; engineworks inspect model.onnx"""
+    """Say what an engine is. Example: engineworks inspect recipes/models/digits_cnn.onnx"""
     from engineworks.inspection import inspect_engine
 
     facts = inspect_engine(engine, read_settings())
@@ -134,7 +153,7 @@ def inspect(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed, what can be built and run here, and what conflicts."""
+    """Say what is installed, what can be built and run here, what conflicts. Example: engineworks doctor"""
     from engineworks.doctor import examine
 
     settings = read_settings()
@@ -150,7 +169,7 @@ def gc(
     keep_hours: Annotated[float, typer.Option("--keep-hours", help="Keep what is younger than this.")] = 24.0,
     as_json: Json = False,
 ) -> None:
-    """Free what no run in MLflow refers to, and what killed builds left behind."""
+    """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""
     from engineworks.collect import collect_garbage
 
     freed = collect_garbage(read_settings(), keep_hours=keep_hours, dry_run=dry_run)
@@ -160,11 +179,19 @@ def gc(
         terminal.say(freed.sentence())
 
 
+app.command()(init)
+app.command()(why)
+app.command("list")(list_things)
+app.command()(report)
 app.command()(release)
 app.command()(rollback)
 app.command()(package)
 app.command()(verify)
+app.command()(sync)
 app.command()(keygen)
+app.command()(changed)
+app.command()(sensitivity)
+app.command()(deploy)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

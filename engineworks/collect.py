@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +31,14 @@ class Freed:
 def collect_garbage(settings: Settings, *, keep_hours: float, dry_run: bool) -> Freed:
     """Delete artifacts that no run refers to and that are older than `keep_hours`: a running build's are young."""
     from engineworks.tracking import open_tracking
+    from engineworks.tracking.spool import keys_in_use
 
     store = open_store(settings)
     in_use = open_tracking(settings.artifacts, settings.tracking_uri).digests_in_use()
-    oldest = time.time() - 3600 * keep_hours
-    gone = [key for key in store.keys() if key not in in_use and store.published_at(key) < oldest]
+    in_use |= keys_in_use(settings.artifacts)
+    keep_s = 3600 * keep_hours
+    gone = [key for key in store.keys() if key not in in_use and store.age_s(key) > keep_s]
     freed = sum(store.size_of(key) if dry_run else store.remove(key) for key in gone)
-    partial = 0 if dry_run else store.sweep(3600 * keep_hours)
+    partial = 0 if dry_run else store.sweep(keep_s)
     kept = sum(1 for _ in store.keys()) - (len(gone) if dry_run else 0)
     return Freed(len(gone), partial, freed, kept, dry_run)

@@ -10,7 +10,7 @@ from typing import Any
 
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_file
-from engineworks.store_remote import MANIFEST
+from engineworks.store import MANIFEST
 
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"

@@ -66,6 +66,8 @@ class PlannedEngine:
     unmeasured_because: str = ""
     champion: Champion | None = None
     computes: tuple[str, ...] = ()
+    champion_unknown: str = ""
+    """Why it can not be told whether there is a champion, or ''."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -115,8 +117,12 @@ class Plan:
             limits["waivers"] = waivers
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
         champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
-        rivals = {"champions": champions} if champions else {}
-        return digest_of({"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals})
+        unknown = {e.id: "unknown" for e in self.engines if e.champion_unknown}
+        rivals = {"champions": champions | unknown} if champions or unknown else {}
+        ladder = {"ladder": True} if self.loaded.auto else {}
+        return digest_of(
+            {"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals, **ladder}
+        )
 
     @property
     def goals(self) -> set[str]:
@@ -141,6 +147,7 @@ class Plan:
             "recipe": self.recipe,
             "file": self.loaded.shown,
             "resolved": self.loaded.recipe.model_dump(mode="json"),
+            "auto": self.loaded.auto is not None,
             "targets": {t.name: t.to_json() for t in self.loaded.targets},
             "engines": [e.to_json() for e in self.engines],
             "refused": [r.to_json() for r in self.refused],
@@ -251,7 +258,8 @@ def _plan_engine(
         duel = duel_document(measured, champion, champions, regression.model_dump(), store)
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, computes.parts)
+    parts, unknown = computes.parts, champions.unknown_because
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown)
 
 
 def _add(
@@ -310,7 +318,8 @@ def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
             else:
                 yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
     elif before != now:
-        head, _, tail = path.rpartition(".")
+        named = path.startswith(("inputs.", "digests.", "libraries."))  # names of files hold dots too
+        head, _, tail = path.partition(".") if named else path.rpartition(".")
         short = len(str(before)) <= 24 and len(str(now)) <= 24
         yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")
 

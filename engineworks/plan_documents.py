@@ -126,6 +126,28 @@ class Documents:
         digests = {"evaluation": self._digests.digest(data.path)}
         return self._document("reference", params, {"fold": fold}, digests), {"evaluation": data.path}
 
+    def sensitivity(
+        self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
+    ) -> tuple[Document, Aside]:
+        """Reads what `compare` reads of the evaluation data, but for `data`, which may be fewer samples of it. Of the
+        target only whether ONNX Runtime's integer kernels are what its engine computes with."""
+        accuracy = self.recipe.accuracy
+        limits = {str(name): given for name, given in accuracy.limits.items()}.get(precision)
+        params = {
+            "precision": precision, "quantized": {n: list(g) for n, g in computes.quantized.items()},
+            "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
+            "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
+            "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
+            "integer_kernels": target.target.backend == "onnxruntime",
+        }  # fmt: skip
+        digests = {"evaluation": self._digests.digest(data.path)}
+        digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
+        libraries = LIBRARIES.get(metric_name(accuracy.metric), ()) if accuracy.metric else ()
+        document = self._document("sensitivity", params, {"fold": fold, "ranges": ranges}, digests, libraries)
+        if own := python_metric(accuracy.metric):
+            document["libraries"] |= self._imports(own)
+        return document, {"evaluation": data.path, "folder": self._files.folder}
+
     def compare(self, target: NamedTarget, build: str, reference: str) -> tuple[Document, Aside]:
         data, accuracy = self._files.evaluation, self.recipe.accuracy
         metric = accuracy.metric
@@ -246,6 +268,7 @@ class Documents:
             "inputs": dict(inputs),
             "digests": dict(digests),
             "libraries": installed_versions((*step.libraries, *libraries)),
+            **({} if self.loaded.mode == "full" else {"mode": self.loaded.mode}),
         }
 
 

@@ -47,8 +47,11 @@ LATER = {
 }
 """Fields of the design that a later version brings: refused with this sentence, never ignored."""
 
-LATER_PRECISIONS = ("auto",)
-"""Precisions of the design that a later version brings."""
+AUTO = "auto"
+"""In place of precisions: try what each target has, and choose."""
+
+TRIED_BY_AUTO: tuple[Precision, ...] = (*FLOATS, *FORMATS)
+"""What `auto` stands for; `as_is` is no choice but a fact about the model."""
 
 
 def _date_as_text(value: object) -> object:
@@ -58,6 +61,17 @@ def _date_as_text(value: object) -> object:
     if not isinstance(value, str | date):
         raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
     return value
+
+
+def _auto_as_list(value: object) -> object:
+    return [AUTO] if value == AUTO else value
+
+
+def _auto_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: auto and a list."""
+    listed = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"const": AUTO}, listed]
 
 
 Day = Annotated[date, BeforeValidator(_date_as_text)]
@@ -156,7 +170,9 @@ class Accuracy(Part):
         None, description="task metric on the labels; without labels: agreement with the reference"
     )
     output: str | None = Field(None, description="output that the metric reads; default: the first")
-    limits: dict[Precision | Name, Limits] = Field(description="of each precision, mixtures of one's own included")
+    limits: dict[Precision | Name, Limits] = Field(
+        default_factory=dict, description="of each precision, mixtures of one's own included"
+    )
 
 
 class Budget(Part):
@@ -269,13 +285,18 @@ class Recipe(Part):
     recipe: Name = Field(description="name of the recipe: first part of every engine's id")
     description: str = ""
     owner: str = ""
+    tags: tuple[Name, ...] = Field((), description="words to choose recipes by, as the nightly does")
     model: Model
     inputs: dict[str, Input] = Field(min_length=1)
     outputs: dict[str, tuple[Length | DimName, ...]] = Field(min_length=1)
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
     )
-    precisions: tuple[Precision | Name, ...] = Field(min_length=1, description="or names of mixtures")
+    precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
+        min_length=1,
+        json_schema_extra=_auto_schema,
+        description="or names of mixtures; auto: try and choose per target",
+    )
     mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
     data: Data
     calibration: Calibration = Calibration()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from engineworks.auto import named_precisions
 from engineworks.errors import Problem
 from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
-from engineworks.recipe import Recipe
+from engineworks.recipe import AUTO, Recipe
 from engineworks.recipe_metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe_precisions import PRECISION_CHECKS
 from engineworks.release_checks import aliases_differ, batching_fits, waivers_name_something
@@ -146,7 +147,7 @@ def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for index, precision in enumerate(recipe.precisions):
         limits = recipe.accuracy.limits.get(precision)
-        if limits is None or not limits.model_fields_set:
+        if precision != AUTO and (limits is None or not limits.model_fields_set):
             place = node.at(("precisions", index)).place
             yield Problem(place, f"accuracy.limits says nothing of {precision}", "without a limit nothing can fail")
 
@@ -156,7 +157,7 @@ def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem
         return
     for precision, limits in recipe.accuracy.limits.items():
         for field in ("metric", "metric_ratio", "metric_delta", "metric_between"):
-            if precision in recipe.precisions and getattr(limits, field) is not None:
+            if precision in named_precisions(recipe) and getattr(limits, field) is not None:
                 place = node.key_place(("accuracy", "limits", precision, field))
                 yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1")
 

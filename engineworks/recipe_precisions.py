@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engineworks.errors import Problem
-from engineworks.recipe import CALIBRATED, FORMATS, LATER_PRECISIONS, PRECISIONS, Mixture, Recipe
+from engineworks.recipe import AUTO, CALIBRATED, FORMATS, PRECISIONS, TRIED_BY_AUTO, Mixture, Recipe
 from engineworks.suggest import did_you_mean
 from engineworks.yaml_nodes import Node
 
@@ -13,9 +13,12 @@ from engineworks.yaml_nodes import Node
 def _precisions_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
     known = (*PRECISIONS, *recipe.mixtures)
     for index, name in enumerate(recipe.precisions):
-        if name not in known:
+        if AUTO in recipe.precisions and name in TRIED_BY_AUTO:
             place = node.at(("precisions", index)).place
-            yield Problem(place, f"precisions: '{name}' is not a choice", did_you_mean(name, known))
+            yield Problem(place, f"precisions: 'auto' tries {name} anyway", "remove one of the two")
+        elif name not in (*known, AUTO):
+            place = node.at(("precisions", index)).place
+            yield Problem(place, f"precisions: '{name}' is not a choice", did_you_mean(name, (*known, AUTO)))
     for name in recipe.accuracy.limits:
         if name not in known:
             place = node.key_place(("accuracy", "limits", name))
@@ -25,7 +28,7 @@ def _precisions_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _mixtures_mix(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for name, mixture in recipe.mixtures.items():
         place = node.key_place(("mixtures", name))
-        if name in (*PRECISIONS, *LATER_PRECISIONS):
+        if name in (*PRECISIONS, AUTO):
             yield Problem(place, f"'{name}' is a precision already: a mixture needs another name", f"e.g. my-{name}")
         if not any(getattr(mixture, field) for field in ("fp32", *FORMATS)):
             yield Problem(place, f"mixture '{name}' names no nodes", "e.g. {default: fp16, int8: [encoder/*]}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from engineworks.auto import Auto, expand
 from engineworks.backends import backend
 from engineworks.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
-from engineworks.recipe import LATER, LATER_PRECISIONS, PRECISIONS, Recipe
+from engineworks.recipe import LATER, Recipe
 from engineworks.recipe_checks import check_recipe
 from engineworks.recipe_files import RecipeFiles, resolve_files
 from engineworks.recipe_metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
@@ -30,7 +31,8 @@ Path_ = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe with the files it names (absolute) and its targets."""
+    """A checked recipe with the files it names (absolute) and its targets. auto: what `precisions: auto` stands for;
+    the recipe's precisions are those then."""
 
     recipe: Recipe
     path: Path
@@ -38,6 +40,8 @@ class LoadedRecipe:
     root: Path
     files: RecipeFiles
     targets: tuple[NamedTarget, ...]
+    mode: Literal["full", "smoke"] = "full"
+    auto: Auto | None = None
 
     @property
     def name(self) -> str:
@@ -64,7 +68,8 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     if problems:
         raise RecipeError(_one_each(problems))
     targets = tuple(NamedTarget(name, known[name]) for name in recipe.targets)
-    return LoadedRecipe(recipe, path.resolve(), shown, root, files, targets)
+    recipe, auto = expand(recipe)
+    return LoadedRecipe(recipe, path.resolve(), shown, root, files, targets, auto=auto)
 
 
 def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:
@@ -155,13 +160,9 @@ def _refuse_later(node: Node) -> Iterator[Problem]:
         return
     items = listed.value if isinstance(listed.value, list) else [listed]
     for item in items:
-        if item.value in LATER_PRECISIONS or isinstance(item.value, dict):
-            if isinstance(item.value, dict):
-                how = "mixtures: {NAME: {default: fp16, int8: [GLOB]}}, and NAME here"
-                yield Problem(item.place, "a mixture of precisions needs a name", how)
-            else:
-                supported = f"supported: {', '.join(PRECISIONS)}"
-                yield Problem(item.place, f"precision '{item.value}' is not supported yet", supported)
+        if isinstance(item.value, dict):
+            how = "mixtures: {NAME: {default: fp16, int8: [GLOB]}}, and NAME here"
+            yield Problem(item.place, "a mixture of precisions needs a name", how)
             item.value = "fp32"
 
 

@@ -13,7 +13,7 @@ from engineworks.git_state import commit_of
 from engineworks.plan import Plan
 from engineworks.plan_duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
-from engineworks.tracking.records import CONDITIONS, HARDWARE, EngineRecord
+from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, EngineRecord
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -32,7 +32,7 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
 
 def plan_params(plan: Plan) -> dict[str, str]:
     """The resolved recipe, one param per leaf, so that MLflow's comparison shows which line differs."""
-    resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner"})
+    resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner", "tags"})
     return flatten(resolved)
 
 
@@ -46,11 +46,13 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     return {path: value if isinstance(value, str) else json.dumps(value)}
 
 
-def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
-    """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself."""
+def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineRecord:
+    """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself. ladder:
+    what that of `precisions: auto` says of it, '' where there is none."""
     failure = engine.failure
     texts = {"verdict.json": json.dumps([c.to_json() for c in engine.checks], indent=1)}
     texts |= {f"fingerprints/{kind}.json": _document(plan, key) for kind, key in engine.keys.items()}
+    texts["fingerprints/steps.json"] = _documents(plan, engine)
     if engine.sidecar:
         texts["engine.json"] = json.dumps(engine.sidecar, indent=1)
     if engine.accuracy:
@@ -72,7 +74,7 @@ def engine_record(plan: Plan, engine: EngineResult) -> EngineRecord:
         status="FAILED" if failure else "FINISHED",
         params=_engine_params(plan, engine),
         metrics=_metrics(engine),
-        tags=_engine_tags(engine) | _condition_tags(plan, engine),
+        tags=_engine_tags(engine) | _condition_tags(plan, engine) | ({LADDER: ladder} if ladder else {}),
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
@@ -91,7 +93,9 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
 
 def result_tags(result: BuildResult) -> dict[str, str]:
     """The verdict of all engines together, and what is doubtful about them."""
-    tags = {"engineworks.verdict": result.verdict}
+    tags: dict[str, str] = {"engineworks.verdict": result.verdict}
+    if result.ladder:
+        tags[LADDER] = "\n".join(one.sentence for one in result.ladder)
     return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
 
 
@@ -99,6 +103,8 @@ def result_texts(result: BuildResult) -> dict[str, str]:
     """Files of the build's run that come from its result."""
     health = [c.to_json() for c in result.calibration]
     texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    if result.ladder:
+        texts["ladder.json"] = json.dumps([one.to_json() for one in result.ladder], indent=1)
     if result.comparison:
         texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
     return texts
@@ -106,6 +112,12 @@ def result_texts(result: BuildResult) -> dict[str, str]:
 
 def _document(plan: Plan, key: str) -> str:
     return json.dumps({"key": key, **plan.steps[key].document}, indent=1)
+
+
+def _documents(plan: Plan, engine: EngineResult) -> str:
+    """Every step that the engine stands on, by kind: `why` finds there which input of which step another run has."""
+    steps = [plan.steps[key] for key in _closure(plan, engine)]
+    return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
 
 
 def _closure(plan: Plan, engine: EngineResult) -> set[str]:

@@ -23,6 +23,7 @@ def regression_checks(
     accuracy: Report | None = None,
     compare: Report | None = None,
     unmeasured_because: str = "",
+    champion_unknown: str = "",
 ) -> list[Check]:
     """The checks of `performance.regression`; none where the recipe does not ask.
 
@@ -31,6 +32,9 @@ def regression_checks(
     if regression is None:
         return []
     asked = [name for name in ("latency", "accuracy") if getattr(regression, name) is not None]
+    if champion_unknown:
+        word = f"Not compared: nobody can tell who the champion is ({champion_unknown})."
+        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
     if champion is None:
         word = "No champion yet: nothing to compare with."
         return [Check(f"regression.{name}", "pass", word) for name in asked]

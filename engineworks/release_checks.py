@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+from engineworks.auto import named_precisions
 from engineworks.errors import Problem
 from engineworks.profiles import input_specs
 from engineworks.recipe import Recipe
@@ -40,7 +41,7 @@ def largest_batch(recipe: Recipe) -> int:
 
 def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
     """A waiver is for a named failure of an engine of this recipe."""
-    engines = [f"{precision}/{target}" for precision in recipe.precisions for target in recipe.targets]
+    engines = [f"{precision}/{target}" for precision in named_precisions(recipe) for target in recipe.targets]
     for index, waiver in enumerate(recipe.waivers):
         path = ("waivers", index)
         if not waiver.check.strip("*?"):

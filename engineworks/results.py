@@ -17,6 +17,7 @@ from engineworks.errors import (
     EXIT_STEP_FAILED,
 )
 from engineworks.gates import Check, Verdict, judge, with_checks
+from engineworks.ladder import TargetLadder
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
 from engineworks.plan_duel import DUEL_FILE, summary
@@ -121,8 +122,21 @@ class StepCounts:
 
 
 @dataclass(frozen=True)
+class RanStep:
+    """A step that this build ran: how long it took, and why the store did not have its result."""
+
+    id: str
+    seconds: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "seconds": round(self.seconds, 3), "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class BuildResult:
-    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page."""
+    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
+    that were not reused. `ladder`: with `precisions: auto`, one per target."""
 
     recipe: str
     run: str
@@ -134,6 +148,8 @@ class BuildResult:
     warnings: tuple[str, ...] = ()
     comparison: Comparison | None = None
     calibration: tuple[CalibrationHealth, ...] = ()
+    ran: tuple[RanStep, ...] = ()
+    ladder: tuple[TargetLadder, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -147,19 +163,32 @@ class BuildResult:
             "warnings": list(self.warnings),
             "comparison": self.comparison.to_json() if self.comparison else None,
             "calibration": [c.to_json() for c in self.calibration],
+            "ran": [s.to_json() for s in self.ran],
+            "ladder": [one.to_json() for one in self.ladder] if self.ladder else None,
         }
+
+    @property
+    def decisive(self) -> tuple[EngineResult, ...]:
+        """The engines whose words count: a rung that a ladder dropped fails no build."""
+        dropped = {engine for one in self.ladder for engine in one.forgiven}
+        return tuple(e for e in self.engines if e.id not in dropped)
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
+        return {r.engine: r.dropped for one in self.ladder for r in one.rungs if r.engine and r.dropped}
 
     @property
     def verdict(self) -> EngineWord:
         """The gravest of the engines' words."""
         order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")
-        words = {e.verdict for e in self.engines}
+        words = {e.verdict for e in self.decisive}
         return next((word for word in order if word in words), "pass")
 
     def exit_code(self, *, require_verdict: bool = False) -> int:
         """A failed step outranks a failed gate: the gate of that engine never spoke."""
-        failures = [e.failure.exit_code for e in self.engines if e.failure]
-        words = {e.verdict for e in self.engines}
+        failures = [e.failure.exit_code for e in self.decisive if e.failure]
+        words = {e.verdict for e in self.decisive}
         if failures:
             return EXIT_STEP_FAILED if EXIT_STEP_FAILED in failures else max(failures)
         if "fail" in words:
@@ -221,6 +250,7 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, duel:
     against_champion = regression_checks(
         recipe.performance.regression, engine.champion, duel=duel, latency=latency, accuracy=accuracy,
         compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
+        champion_unknown=engine.champion_unknown,
     )  # fmt: skip
     return apply_waivers(with_checks(verdict, against_champion), recipe.waivers, engine.id, plan.today)
 
@@ -245,4 +275,4 @@ def _read(artifact: Artifact | None, name: str) -> Any:
     return artifact.read_json(name) if artifact else None
 
 
-__all__ = ["BuildResult", "EngineResult", "Failure", "StepCounts", "engine_result", "worst_exit_code"]
+__all__ = ["BuildResult", "EngineResult", "Failure", "RanStep", "StepCounts", "engine_result", "worst_exit_code"]

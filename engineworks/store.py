@@ -12,6 +12,7 @@ what is missing or damaged is a miss. flock is dropped by the kernel when its ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,9 +27,12 @@ from typing import Any
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.settings import Settings
-from engineworks.store_remote import MANIFEST, RemoteStore
 
+MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.05
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file can not grow: no space, no quota, RLIMIT_FSIZE."""
 
 UNUSED_CACHE_S = 30 * 86400.0
 """Seconds after which a device's cache that no build used is swept away."""
@@ -57,11 +61,12 @@ class Artifact:
 
 
 class Store:
-    """A store in a local folder, alone or as the cache in front of a remote one."""
+    """A store in a local folder; `SharedStore` is one with a remote store behind it."""
 
-    def __init__(self, root: Path, remote: RemoteStore | None = None) -> None:
+    AGAIN = "it is built again"
+
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._remote = remote
         self._verified: set[str] = set()
 
     def has(self, key: str) -> bool:
@@ -69,27 +74,23 @@ class Store:
         artifact = self._manifest(key)
         if artifact is not None:
             return self._damage(artifact, contents=False) is None
-        return self._remote is not None and self._remote.has(key)
+        return self._has_elsewhere(key)
 
     def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
         """The artifact after its digests were checked (once per process), None for a miss.
 
-        A damaged one is a miss: it is taken out of the way and `say` is told why. One that only the remote store has
-        is fetched first.
+        A damaged one is a miss: it is taken out of the way and `say` is told why.
         """
-        artifact = self._manifest(key) or self._fetch(key)
-        if artifact is None:
-            return None
-        why = self._damage(artifact, contents=key not in self._verified)
-        if why is None:
-            self._verified.add(key)
-            return artifact
-        if say:
-            say(f"stored {artifact.step} {key[:12]} is damaged ({why}): it is built again")
-        self.remove(key)
-        if self._remote is not None:
-            self._remote.remove(key)
-        return None
+        artifact = self._manifest(key)
+        if artifact is not None:
+            why = self._damage(artifact, contents=key not in self._verified)
+            if why is None:
+                self._verified.add(key)
+                return self._settled(artifact)
+            self.remove(key)
+            if say:
+                say(f"stored {artifact.step} {key[:12]} is damaged ({why}): {self.AGAIN}")
+        return self._fetch(key, say)
 
     def peek_json(self, key: str, name: str) -> Any | None:
         """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
@@ -109,9 +110,10 @@ class Store:
     def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
         """Build `key` under its lock: `hit` is set if someone else published it meanwhile, else fill `folder`.
 
-        On a clean exit the folder is digested and published; on an error nothing is.
+        On a clean exit the folder is digested and published; on an error nothing is. A full disk is a `StoreError`,
+        whoever found it full.
         """
-        with self._locked(key):
+        with self._locked(key), self._full_is_told(step):
             found = self.get(key)
             if found is not None:
                 yield Writing(folder=found.path, hit=found)
@@ -124,6 +126,15 @@ class Store:
                 writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def publish_waiting(self) -> int:
+        """Send what a remote store did not take when it was made. Returns how many artifacts it has now."""
+        return 0
+
+    @property
+    def outage(self) -> str:
+        """One sentence where something made here waits for a remote store, else ''."""
+        return ""
 
     def latest(self, step: str) -> Mapping[str, Any] | None:
         """The document of the newest artifact of this step, whatever its key."""
@@ -163,6 +174,16 @@ class Store:
         except OSError:
             return 0.0
 
+    def age_s(self, key: str) -> float:
+        """Seconds since the artifact was published, by the clock that makes it younger: the wall clock may have been
+        set meanwhile, that of this boot only counts until the next."""
+        age = time.time() - self.published_at(key)
+        try:
+            boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return age
+        return min(age, time.clock_gettime(time.CLOCK_BOOTTIME) - float(at)) if boot == _boot_id() else age
+
     def size_of(self, key: str) -> int:
         """Bytes of the artifact's files."""
         return sum(f.stat().st_size for f in self.place(key).rglob("*") if f.is_file())
@@ -200,16 +221,11 @@ class Store:
         return self.root / "objects" / key[:2] / key
 
     def _manifest(self, key: str) -> Artifact | None:
-        place = self.place(key)
-        try:
-            m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return read_manifest(self.place(key))
 
-    def _damage(self, artifact: Artifact, *, contents: bool) -> str | None:
-        """Why the artifact can not be trusted, None if it can."""
-        if digest_of(artifact.document) != artifact.path.name:
+    def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
+        """Why the artifact (of `key`, by default that of its folder's name) can not be trusted, None if it can."""
+        if digest_of(artifact.document) != (key or artifact.path.name):
             return "its manifest belongs to another key"
         for name, facts in artifact.files.items():
             file = artifact.path / name
@@ -236,46 +252,77 @@ class Store:
             for f in sorted(folder.rglob("*"))
             if f.is_file()
         }
-        manifest = {"key": key, "step": step, "files": files, "document": document, "seconds": seconds}
-        place = self.place(key)
+        published = [_boot_id(), round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)]
+        manifest = {
+            "key": key, "step": step, "files": files, "document": document, "seconds": seconds, "published": published,
+        }  # fmt: skip
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            for file in folder.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o444)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
-                self.remove(key)
-            os.rename(folder, place)
+            found = self._share(key, folder)
+            if found is not None:
+                self.note_latest(step, document)
+                return found
+            self._move_in(key, folder)
             self.note_latest(step, document)
         except OSError as error:
-            message = f"{step} can not be stored in {self.root}: {error.strerror}"
-            raise StoreError(message, hint="is the disk full?") from None
+            raise self._not_stored(step, error) from None
         self._verified.add(key)
-        if self._remote is not None:
-            self._remote.publish(key, place)
-        return Artifact(key, place, step, files, document, seconds)
+        return Artifact(key, self.place(key), step, files, document, seconds)
 
-    def _fetch(self, key: str) -> Artifact | None:
-        if self._remote is None:
-            return None
-        folder = self._partial(key)
-        try:
-            if self._remote.fetch(key, folder):
-                self.place(key).parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(OSError):  # another process of this host was faster
-                    os.rename(folder, self.place(key))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return self._manifest(key)
+    def _move_in(self, key: str, folder: Path) -> None:
+        """Publish a whole folder here, read-only, by a rename."""
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(0o444)
+        place = self.place(key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
+            self.remove(key)
+        os.rename(folder, place)
+
+    def _has_elsewhere(self, key: str) -> bool:
+        """Whether `_fetch` would find it."""
+        del key
+        return False
+
+    def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
+        """What is not here, from where it is."""
+        del key, say
+        return None
+
+    def _share(self, key: str, folder: Path) -> Artifact | None:
+        """Tell others of a whole folder before it is published here; an artifact is theirs, to be used instead."""
+        del key, folder
+        return None
+
+    def _settled(self, artifact: Artifact) -> Artifact:
+        """The artifact that is to be used for one that is here."""
+        return artifact
 
     def note_latest(self, step: str, document: Mapping[str, Any]) -> None:
         """Let `latest` answer with this document from now on."""
         file = self.root / "latest" / f"{step}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        beside.write_text(json.dumps(document), encoding="utf-8")
-        os.replace(beside, file)
+        try:
+            beside.write_text(json.dumps(document), encoding="utf-8")
+            os.replace(beside, file)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _full_is_told(self, step: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise self._not_stored(step, error) from None
+
+    def _not_stored(self, step: str, error: OSError) -> StoreError:
+        hint = "free some space ('engineworks gc' may), and build again" if error.errno in FULL else ""
+        return StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint=hint)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -326,8 +373,28 @@ def open_store(settings: Settings) -> Store:
     """
     if "://" not in settings.store:
         return Store(Path(settings.store).expanduser().resolve())
+    from engineworks.store_remote import RemoteStore
+    from engineworks.store_shared import SharedStore
+
     remote = RemoteStore(settings.store)
-    return Store(Path(remote.root)) if remote.is_local else Store(settings.artifacts / "store", remote)
+    return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)
+
+
+def read_manifest(place: Path) -> Artifact | None:
+    """The artifact in this folder, unchecked; None where it has no manifest that can be read."""
+    try:
+        m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _boot_id() -> str:
+    """Which boot of which host this is; '' where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _make_writable(folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         console.print(table)
         for engine in result.engines:
             _print_figures(console, engine)
+        _print_ladder(console, result)
         _print_comparison(console, result)
         steps = result.steps
         say(
@@ -87,6 +88,20 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
             say(f"report: {result.report}")
     if not quiet:
         _print_pages(settings)
+
+
+def _print_ladder(console: Console, result: BuildResult) -> None:
+    """One table per target of `precisions: auto`; the chosen rung stands out."""
+    from engineworks.report.ladder import ladder_tables
+
+    for found in ladder_tables(result.ladder):
+        table = _table(*found.headings)
+        for index, cells in enumerate(found.rows):
+            table.add_row(*map(_escape, cells), style="green" if index == found.chosen else None)
+        say(f"{result.recipe}, ladder of {found.sentence}")
+        console.print(table)
+        for note in found.notes:
+            say(note)
 
 
 def _print_comparison(console: Console, result: BuildResult) -> None:
@@ -176,6 +191,14 @@ def _gpu_line(findings: Findings) -> str:
     facts += [f"CUDA {gpu.cuda}"] if gpu.cuda else []
     facts += [f"{gpu.memory_mib} MiB"] if gpu.memory_mib is not None else []
     return f"GPU: {', '.join(facts)}; {findings.gpu_says}"
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Plain cells under their headings."""
+    table = _table(*headings)
+    for row in rows:
+        table.add_row(*map(_escape, row))
+    _console().print(table)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,9 @@ def _build(plan: Plan, only: str | None) -> BuildResult:
     from flows.build_recipe import build_recipe
 
     compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
-    return _result(build_recipe(str(plan.loaded.path), only, compare, return_state=True), BuildResult, plan)
+    return _result(
+        build_recipe(str(plan.loaded.path), only, compare, mode=plan.loaded.mode, return_state=True), BuildResult, plan
+    )
 
 
 def _release(plan: Plan, only: str | None) -> ReleaseResult:

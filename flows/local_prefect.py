@@ -88,7 +88,7 @@ class LocalPrefect:
         """
         self.load()
         if self._server is None:
-            _check_answers(self.given_url)
+            check_answers(self.given_url)
             return self.given_url
         self._server.wait_ready(timeout_s)
         return self._server.url
@@ -217,7 +217,8 @@ def _quiet_runs() -> Iterator[None]:
         engine.setLevel(before[1])
 
 
-def _check_answers(url: str) -> None:
+def check_answers(url: str) -> None:
+    """Raises StepError, with the reason, where no Prefect API answers there."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 

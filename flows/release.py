@@ -14,7 +14,8 @@ from engineworks.build_state import Build
 from engineworks.progress import listener
 from engineworks.release.promotion import ReleaseResult, registered_name
 from engineworks.settings import read_settings
-from flows.build_recipe import RUNNER, build_and_judge
+from flows.build_recipe import build_and_judge
+from flows.local_steps import RUNNER
 from tasks.plan_build import plan_build
 from tasks.release_engine import read_champions, release_engine
 
@@ -43,5 +44,8 @@ def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
 def release_judged(build: Build, champions: Mapping[str, int | None]) -> ReleaseResult:
     """Build and judge, then release one engine after the other."""
     judged = build_and_judge(build, str(flow_run.get_id() or ""))
-    released = [release_engine(build, e, e.id, judged.run, champions[e.id]) for e in judged.engines]
+    released = [
+        release_engine(build, e, e.id, judged.run, champions[e.id], judged.dropped.get(e.id, ""))
+        for e in judged.engines
+    ]
     return ReleaseResult(judged, registered_name(build.plan.loaded), tuple(released))

@@ -5,20 +5,27 @@ Gate and record are one task: the gate is pure and takes a millisecond, a task r
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from engineworks.build_state import Build
+from engineworks.errors import StoreError
 from engineworks.records import engine_record
 from engineworks.release.passport import with_passport
-from engineworks.results import EngineResult, engine_result
-from engineworks.tracking import BuildRun
+from engineworks.results import EngineResult, Failure, engine_result
+from engineworks.tracking import LastingRun
 
 
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
-def conclude_engine(build: Build, run: BuildRun, engine_id: str) -> EngineResult:
+def conclude_engine(build: Build, run: LastingRun, engine_id: str) -> EngineResult:
     engine = next(e for e in build.plan.engines if e.id == engine_id)
     judged = engine_result(build.plan, engine, build.store, build.failures)
-    result = with_passport(build.plan, judged, build.store, build.origin)
-    run.record_engine(engine_record(build.plan, result))
+    try:
+        result = with_passport(build.plan, judged, build.store, build.origin)
+    except StoreError as error:  # a full disk: this engine has failed, the others are recorded all the same
+        failure = Failure(f"{engine_id}/passport", str(error))
+        result = replace(judged, verdict="failed", checks=(), failure=judged.failure or failure)
+    run.record_engine(engine_record(build.plan, result, build.ladder_words.get(engine_id, "")))
     return result

@@ -14,13 +14,15 @@ from engineworks.peers import read_names
 from engineworks.plan import plan_recipe, verify_stored
 from engineworks.recipe_yaml import load_recipe
 from engineworks.settings import Settings
+from engineworks.smoke import Mode, in_mode
 from engineworks.store import open_store
 
 
 @task(name="plan", task_run_name="{recipe.stem}/plan", cache_policy=NO_CACHE)
-def plan_build(recipe: Path, settings: Settings, only: str | None, compare: str | None) -> Build:
-    loaded = load_recipe(recipe, data_roots=settings.data_roots)
+def plan_build(recipe: Path, settings: Settings, only: str | None, compare: str | None, mode: Mode = "full") -> Build:
+    loaded = in_mode(load_recipe(recipe, data_roots=settings.data_roots), mode)
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
+    store.publish_waiting()
     names, champions = read_names(compare), find_champions(loaded, settings)
     plan = plan_recipe(loaded, store, digests, only=only, compare=names, champions=champions)
     if verify_stored(plan, store):

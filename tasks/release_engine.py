@@ -26,7 +26,8 @@ def read_champions(recipe: Path, settings: Settings) -> Mapping[str, int | None]
 
 @task(name="release", task_run_name="{engine_id}/release", cache_policy=NO_CACHE)
 def release_engine(
-    build: Build, engine: EngineResult, engine_id: str, run_id: str, champion: int | None
+    build: Build, engine: EngineResult, engine_id: str, run_id: str, champion: int | None, dropped: str
 ) -> EngineRelease:
     del engine_id  # names the task run
-    return release_one(build.plan, engine, run_id, build.tracking, build.tracking.registry(), champion)
+    registry = build.tracking.registry()
+    return release_one(build.plan, engine, run_id, build.tracking, registry, champion, dropped=dropped)

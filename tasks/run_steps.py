@@ -7,14 +7,17 @@ run's id and a task's own lines, ours hold all that shapes the result.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 
 from engineworks.build_state import Build
 from engineworks.child import default_pool
 from engineworks.execute import Outcome, run_step
 from engineworks.progress import listener
+from engineworks.retries import DELAYS_S, is_worth_retrying
 from engineworks.steps import STEP_KINDS, StepName
 
 
@@ -27,8 +30,21 @@ def execute_step(build: Build, step_id: str, key: str) -> Outcome:
     return outcome
 
 
+def may_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether Prefect runs a failed step again: asked of its error."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_worth_retrying(error)
+
+
 def _task_of(kind: StepName) -> Task[[Build, str, str], Outcome]:
-    return task(name=kind, task_run_name="{step_id}", cache_policy=NO_CACHE)(execute_step)
+    return task(
+        name=kind,
+        task_run_name="{step_id}",
+        cache_policy=NO_CACHE,
+        retries=len(DELAYS_S),
+        retry_delay_seconds=list(DELAYS_S),
+        retry_condition_fn=may_retry,
+    )(execute_step)
 
 
 STEP_TASKS: Mapping[StepName, Task[[Build, str, str], Outcome]] = {kind: _task_of(kind) for kind in STEP_KINDS}

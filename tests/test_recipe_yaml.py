@@ -48,7 +48,6 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("[fp32, int8]", "[fp32, fp61]")],
         "recipes/tiny.yaml:10:20: precisions: 'fp61' is not a choice; did you mean 'fp16'?",
     ),
-    "later precision": ([("[fp32, int8]", "[fp32, auto]")], "10:20: precision 'auto' is not supported yet"),
     "precision of another type": ([("[fp32, int8]", "[fp32, 8]")], "10:20: precisions: 8 is not a choice"),
     "mixture without a name": (
         [("[fp32, int8]", "[fp32, {default: fp16}]")],

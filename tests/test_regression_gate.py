@@ -133,3 +133,9 @@ def test_a_champion_without_a_record_can_not_be_compared() -> None:
     champion = replace(CHAMPION, accuracy=None)
     (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(0.98), compare=COMPARE)
     assert check.verdict == "inconclusive"
+
+
+def test_an_unknown_champion_is_no_pass() -> None:
+    checks = regression_checks(Regression(latency=0.05, accuracy=0.01), None, champion_unknown="MLflow is down")
+    assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
+    assert "nobody can tell who the champion is (MLflow is down)" in checks[0].sentence

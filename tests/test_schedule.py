@@ -68,3 +68,50 @@ def test_what_stands_on_a_failure_is_skipped_and_the_rest_goes_on() -> None:
 
 def test_nothing_to_do_is_finished_at_once() -> None:
     assert schedule(step("a", state="cached")).finished
+
+
+def large(*steps: Step, **needs: float) -> Schedule:
+    plan = SimpleNamespace(steps={s.key: s for s in steps}, to_do=steps)
+    return Schedule(cast(Plan, plan), need=lambda s: needs.get(s.id, 0.0))
+
+
+def test_a_step_that_does_not_fit_beside_another_waits_for_it_and_smaller_ones_go_first() -> None:
+    s = large(step("a"), step("b"), step("c"), a=60, b=60, c=30)
+    assert names(s.ready(2, 100)) == ["a", "c"]
+    assert names(s.ready(2, 100)) == []
+    s.done("c")
+    assert names(s.ready(2, 100)) == []
+    s.done("a")
+    assert names(s.ready(2, 100)) == ["b"]
+    assert s.large is None
+
+
+def test_a_step_that_fits_nowhere_runs_alone_and_says_so() -> None:
+    s = large(step("a"), step("b"), step("c"), a=10, b=500, c=10)
+    assert names(s.ready(2, 100)) == ["a", "c"]
+    s.done("a")
+    assert names(s.ready(2, 100)) == []
+    s.done("c")
+    assert names(s.ready(2, 100)) == ["b"]
+    assert s.large is not None
+    assert (s.large[0].id, s.large[1]) == ("b", 500)
+
+
+def test_nothing_starts_beside_a_step_that_runs_alone_for_its_memory() -> None:
+    s = large(step("a"), step("b"), a=500, b=1)
+    assert names(s.ready(2, 0)) == ["a"]
+    assert names(s.ready(2, 10_000)) == []
+    s.failed("a")
+    assert names(s.ready(2, 10_000)) == ["b"]
+    s.done("b")
+    assert s.finished
+
+
+def test_without_any_memory_steps_run_one_by_one_and_the_schedule_still_ends() -> None:
+    s = large(*(step(n) for n in "abc"), a=5, b=5, c=5)
+    order = []
+    while not s.finished:
+        (one,) = s.ready(2, 0)
+        order.append(one.id)
+        s.done(one.key)
+    assert order == ["a", "b", "c"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -176,7 +177,8 @@ def test_a_torn_upload_is_a_miss_and_a_damaged_one_is_found(tmp_path: Path) -> N
     write(store_at(url, tmp_path / "host1"))
     files = fsspec.filesystem("memory")
     place = f"/{tmp_path.name}/objects/{KEY[:2]}/{KEY}"
-    files.pipe_file(f"{place}/file.txt", b"hellO")
+    upload = json.loads(files.cat_file(f"{place}/manifest.json"))["upload"]
+    files.pipe_file(f"{place}/{upload}/file.txt", b"hellO")
     said: list[str] = []
     assert store_at(url, tmp_path / "host2").get(KEY, say=said.append) is None
     assert "has other contents" in said[0]

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engineworks.plan import Plan
     from engineworks.settings import Settings
+    from engineworks.smoke import Mode
 
 
-def read_plans(settings: Settings, recipes: Sequence[Path], only: str | None, compare: str | None = None) -> list[Plan]:
+def read_plans(
+    settings: Settings, recipes: Sequence[Path], only: str | None, compare: str | None = None, mode: Mode = "full"
+) -> list[Plan]:
     """Plans of the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
     from engineworks.champion_lookup import find_champions
     from engineworks.fingerprint import FileDigests
     from engineworks.peers import read_names
     from engineworks.plan import plan_recipes
     from engineworks.recipe_yaml import load_recipes
+    from engineworks.smoke import in_mode
     from engineworks.store import open_store
 
     peers = read_names(compare)
-    loaded = load_recipes(recipes, data_roots=settings.data_roots)
+    loaded = [in_mode(one, mode) for one in load_recipes(recipes, data_roots=settings.data_roots)]
     digests = FileDigests(settings.artifacts / "digests.db")
     champions = partial(find_champions, settings=settings)
     return plan_recipes(loaded, open_store(settings), digests, only=only, compare=peers, champions=champions)

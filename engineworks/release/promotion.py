@@ -87,19 +87,25 @@ def release_build(
 ) -> ReleaseResult:
     """Release every engine of a recorded build. champions: of `champions_before`."""
     registry = tracking.registry()
-    released = [release_engine(plan, e, result.run, tracking, registry, champions[e.id]) for e in result.engines]
+    released = [
+        release_engine(plan, e, result.run, tracking, registry, champions[e.id], dropped=result.dropped.get(e.id, ""))
+        for e in result.engines
+    ]
     return ReleaseResult(result, registered_name(plan.loaded), tuple(released))
 
 
 def release_engine(
-    plan: Plan, engine: EngineResult, run: str, tracking: Tracking, registry: Registry, champion: int | None
-) -> EngineRelease:
-    """Register an engine that passed and make it champion, if the champion is still the one from before."""
+    plan: Plan, engine: EngineResult, run: str, tracking: Tracking, registry: Registry, champion: int | None,
+    *, dropped: str = "",
+) -> EngineRelease:  # fmt: skip
+    """Register an engine that passed and make it champion, if the champion is still the one from before. dropped: why
+    the ladder of `precisions: auto` dropped it; then it is not registered."""
     slot = slot_of(plan.loaded, engine.id)
     alias = slot.alias("champion")
-    if engine.verdict != "pass":
+    if dropped or engine.verdict != "pass":
         stays = f"{alias} stays at version {champion}" if champion else f"there is no {alias}"
-        return EngineRelease(engine.id, "kept", None, champion, slot.uri(), f"{engine.verdict}: {stays}")
+        why = f"dropped, {dropped}" if dropped else engine.verdict
+        return EngineRelease(engine.id, "kept", None, champion, slot.uri(), f"{why}: {stays}")
     version = registry.register(engine_model(plan, engine, slot, _run_of(tracking, engine, run))).version
     move = registry.promote(slot, version, expected=champion)
     waived = f", waived: {'; '.join(engine.waived)}" if engine.waived else ""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
+from engineworks.ladder import ladder_words
+from engineworks.ladder_results import ladders
 from engineworks.plan import Plan
 from engineworks.recipe_yaml import LoadedRecipe
 from engineworks.release.package import PackagedEngine
@@ -28,17 +30,27 @@ class LeftOut:
 
     @property
     def exit_code(self) -> int:
-        codes = {"fail": EXIT_GATE_FAILED, "failed": EXIT_STEP_FAILED, "no champion": EXIT_PASSED}
+        codes = {
+            "fail": EXIT_GATE_FAILED,
+            "failed": EXIT_STEP_FAILED,
+            "no champion": EXIT_PASSED,
+            "dropped": EXIT_PASSED,
+        }
         return codes.get(self.verdict, EXIT_INCONCLUSIVE)
 
 
 def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[PackagedEngine], list[LeftOut]]:
-    """The plan's engines that are in the store and passed. unmeasured: also those that nothing here could run."""
+    """The plan's engines that are in the store and passed; with `precisions: auto` those that were chosen. unmeasured:
+    also those that nothing here could run."""
     origin = recipe_origin(plan)
     packaged, left = [], []
-    for planned in plan.engines:
-        engine = with_passport(plan, engine_result(plan, planned, store, {}), store, origin)
-        if engine.path is None or engine.passport is None:
+    judged = [engine_result(plan, planned, store, {}) for planned in plan.engines]
+    words = ladder_words(ladders(plan, judged, store))
+    for one in judged:
+        engine = with_passport(plan, one, store, origin)
+        if words.get(engine.id, "").startswith("dropped"):
+            left.append(LeftOut(engine.id, "dropped", words[engine.id]))
+        elif engine.path is None or engine.passport is None:
             left.append(LeftOut(engine.id, "unmeasured", "was not built: run 'engineworks build' first"))
         elif engine.verdict == "pass" or (unmeasured and engine.verdict == "unmeasured"):
             passport = verify_files(engine.path.parent, read_passport(engine.passport, Trust()))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engineworks.ladder import ladder_words
 from engineworks.report.figures import figure
 from engineworks.results import BuildResult, EngineResult
 
@@ -20,8 +21,9 @@ class Row:
 
 
 def rows(result: BuildResult) -> list[Row]:
-    """One row per engine, then one per refused one."""
-    built = [Row(_cells(e), e.verdict) for e in result.engines]
+    """One row per engine, then one per refused one. What a ladder says of an engine stands in for why."""
+    words = ladder_words(result.ladder)
+    built = [Row(_cells(e, words.get(e.id)), e.verdict) for e in result.engines]
     blank = ("",) * (len(HEADINGS) - 3)
     return built + [Row((r.id, "refused", *blank, r.sentence), "refused") for r in result.refused]
 
@@ -34,7 +36,7 @@ def why(engine: EngineResult) -> str:
     return next((c.words for c in sorted(open_checks, key=lambda c: bool(c.waived))), "")
 
 
-def _cells(engine: EngineResult) -> tuple[str, ...]:
+def _cells(engine: EngineResult, ladder: str | None) -> tuple[str, ...]:
     accuracy, latency = engine.accuracy or {}, engine.latency or {}
     metric: Mapping[str, Any] = accuracy.get("metric") or {}
     outputs: Mapping[str, Any] = accuracy.get("outputs") or {}
@@ -50,5 +52,5 @@ def _cells(engine: EngineResult) -> tuple[str, ...]:
         figure(shape.get("latency_ms_p99"), 3),
         figure(shape.get("throughput_per_s"), 0),
         figure(size / 2**20 if size else None, 2),
-        why(engine),
+        ladder or why(engine),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engineworks.report.comparison import comparison_tables
 from engineworks.report.figures import remarks, tables
+from engineworks.report.ladder import ladder_tables
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult
 
@@ -11,6 +12,10 @@ from engineworks.results import BuildResult
 def render_markdown(result: BuildResult) -> str:
     lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
     lines += [_line(row.cells) for row in rows(result)]
+    for ladder in ladder_tables(result.ladder):
+        lines += ["", f"## Ladder of {ladder.target}", "", ladder.sentence, ""]
+        lines += [_line(ladder.headings), _line(["---"] * len(ladder.headings)), *map(_line, ladder.rows)]
+        lines += [line for note in ladder.notes for line in ("", note)]
     for compared in comparison_tables(result.comparison):
         lines += ["", f"## {compared.title}", "", _line(compared.headings), _line(["---"] * len(compared.headings))]
         lines += map(_line, compared.rows)

@@ -16,7 +16,7 @@ LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
 StepName = Literal[
-    "export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer"
+    "export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer", "sensitivity"
 ]  # fmt: skip
 
 
@@ -41,6 +41,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "measure": StepKind(4, ("numpy",), engine=True),
     "duel": StepKind(1, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
+    "sensitivity": StepKind(1, ("onnx", "onnxruntime", "numpy")),
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.errors import EngineworksError
+from engineworks.errors import EngineworksError, StoreError
 from engineworks.steps import StepJob
+from engineworks.store import FULL
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,9 +26,34 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     try:
         importlib.import_module(f"engineworks.steps.{payload['kind']}").run(job)
     except EngineworksError as error:
+        if is_full(job.out):
+            raise _no_space(job) from error
         error.message = _without_store_paths(error.message, job)
         raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise _no_space(job) from error
+        raise
+    except Exception as error:  # a vendor's library has words of its own for a full disk
+        if is_full(job.out):
+            raise _no_space(job) from error
+        raise
+    if is_full(job.out):  # C++ that does not look what became of its last bytes
+        raise _no_space(job)
     return {}
+
+
+def is_full(folder: Path) -> bool:
+    """Whether nothing more can be written there."""
+    space = os.statvfs(folder)
+    return space.f_bavail == 0 and space.f_blocks > 0
+
+
+def _no_space(job: StepJob) -> StoreError:
+    return StoreError(
+        f"{job.id}: its result can not be written: no space left on the disk of the store",
+        hint="free some space ('engineworks gc' may), and build again",
+    )
 
 
 def _without_store_paths(message: str, job: StepJob) -> str:

@@ -4,8 +4,10 @@
     owner        which process a running build belongs to, and whether that process is dead
     opening      nobody is phoned, a fresh database is made once, a dead server is told in seconds
     sqlite       a fresh SQLite database, migrated once, in memory
+    postgresql   MLflow's tables in PostgreSQL, made by one process at a time
     connection   what is written and searched once it is open
     runs         `Tracking` and `BuildRun`, in terms of the above
+    spool        records that wait for MLflow; sending: how they get there; lasting: a build's record with both
     aliases      names in the model registry; registry_lock: one release at a time
     engine_model an engine as an MLflow model, and its loader
     registry     versions, candidates, champions and their history
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.engine_model import EngineModel
+from engineworks.tracking.lasting import LastingRun, start_lasting
 from engineworks.tracking.records import EngineRecord, RunSummary, Status
 from engineworks.tracking.registry import EngineVersion, Registry
 from engineworks.tracking.runs import BuildRun, Tracking, open_tracking
+from engineworks.tracking.sending import Sent, send_waiting
 
 __all__ = [
-    "BuildRun", "EngineModel", "EngineRecord", "EngineVersion", "Registry", "RunSummary", "Slot", "Status", "Tracking",
-    "open_tracking",
+    "BuildRun", "EngineModel", "EngineRecord", "EngineVersion", "LastingRun", "Registry", "RunSummary", "Sent", "Slot",
+    "Status", "Tracking", "open_tracking", "send_waiting", "start_lasting",
 ]  # fmt: skip

@@ -44,6 +44,8 @@ class Connection:
     client: MlflowClient
     experiment_id: str
     uri: str = ""
+    at: float | None = None
+    """When what is written happened, seconds since the epoch; None: now. Set while records that waited are sent."""
 
     @property
     def is_server(self) -> bool:
@@ -55,7 +57,7 @@ class Connection:
         with refusals(f"run {name} can not be created"):
             run = self.client.create_run(
                 self.experiment_id,
-                start_time=round((time.time() if started_at is None else started_at) * 1000),
+                start_time=round((self.now() if started_at is None else started_at) * 1000),
                 tags=whose | dict(tags),
                 run_name=name,
             )
@@ -68,7 +70,7 @@ class Connection:
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        now = round(time.time() * 1000)
+        now = round(self.now() * 1000)
         with refusals(f"run {run_id} can not be written"):
             self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
             self.client.log_batch(
@@ -91,9 +93,14 @@ class Connection:
             if texts:
                 self.client.log_artifacts(run_id, str(Path(folder, "texts")))
 
-    def end_run(self, run_id: str, status: Status) -> None:
+    def end_run(self, run_id: str, status: Status, started_at: float = 0.0) -> None:
+        """started_at: seconds since the epoch; no run ends before that, wherever the clock went meanwhile."""
         with refusals(f"run {run_id} can not be ended"):
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, status, round(max(self.now(), started_at) * 1000))
+
+    def now(self) -> float:
+        """Seconds since the epoch at which what is written happened."""
+        return time.time() if self.at is None else self.at
 
     def get_run(self, run_id: str) -> RunSummary:
         with refusals(f"run {run_id} can not be read"):

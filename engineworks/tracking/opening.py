@@ -15,6 +15,8 @@ from urllib.request import url2pathname
 
 from engineworks.errors import TrackingError
 from engineworks.tracking.connection import Connection, reason_of, refusals
+from engineworks.tracking.postgresql import is_postgresql
+from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
 from engineworks.tracking.sqlite import locked, prepare_database
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
                 client = MlflowClient(tracking_uri=uri)
         else:
             _probe(uri, shown)
+            if is_postgresql(uri):
+                prepare_postgresql(uri)
             client = MlflowClient(tracking_uri=uri)
         root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
         return Connection(client, _open_experiment(client, experiment, root, shown), uri)

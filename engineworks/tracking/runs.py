@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.tracking.champion_list import RegisteredChampion, list_champions
 from engineworks.tracking.connection import PARENT, Connection
 from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
 from engineworks.tracking.owner import current_owner, read_owner
@@ -26,6 +28,7 @@ from engineworks.tracking.records import (
     KIND,
     OWNER,
     RECIPE,
+    RECORD,
     RESUMES,
     STORE_KEYS,
     Batch,
@@ -96,27 +99,30 @@ class Tracking:
         tags: Mapping[str, str],
         params: Mapping[str, str],
         store_keys: Iterable[str] = (),
+        mark: str = "",
     ) -> BuildRun:
         """The parent run of a build: a new one, or that of the same key whose process died while it was running.
 
-        store_keys: keys of the whole plan, so that gc does not take them from under a running build.
+        store_keys: keys of the whole plan, so that gc does not take them from under a running build. mark: an id by
+        which `open_waiting` finds the run.
         """
         link = self._connect()
         with locked(self._artifacts / f"{DATABASE_FILE}.lock"):  # two processes may want the same dead run
             dead = self._dead_builds(link, build_key)
-            owner = {OWNER: current_owner().to_text()}
+            owner = {OWNER: current_owner().to_text()} | ({RECORD: mark} if mark else {})
             if dead:
                 old = dead[0]
-                run = BuildRun(link, old.run_id, recipe, old.params, resumed=True)
+                run = BuildRun(link, old.run_id, recipe, old.params, resumed=True, started_at=old.started_at)
                 owner[RESUMES] = str(int(old.tags.get(RESUMES, "0")) + 1)
                 link.log(old.run_id, Batch({}, {}, owner, {}), {}, {})
             else:
-                identity = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key}
-                run = BuildRun(link, link.create_run(recipe, identity | owner), recipe, {}, resumed=False)
+                identity, now = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key}, time.time()
+                run_id = link.create_run(recipe, identity | owner, now)
+                run = BuildRun(link, run_id, recipe, {}, resumed=False, started_at=now)
         with contextlib.ExitStack() as ending:
             ending.push(run)  # Ctrl-C comes at any time
             for other in dead[1:]:
-                link.end_run(other.run_id, "KILLED")
+                link.end_run(other.run_id, "KILLED", other.started_at)
             run.log(params=params, tags=tags, store_keys=store_keys)
             ending.pop_all()
         return run
@@ -127,7 +133,25 @@ class Tracking:
         run = link.get_run(run_id)
         if run.tags.get(KIND) != "build":
             raise TrackingError(f"run {run_id} is not the parent run of a build")
-        return BuildRun(link, run_id, run.recipe, run.params, resumed=True)
+        return BuildRun(link, run_id, run.recipe, run.params, resumed=True, started_at=run.started_at)
+
+    def open_waiting(
+        self, mark: str, run_id: str, recipe: str, build_key: str, owner: str, started_at: float
+    ) -> BuildRun:
+        """The run of a build whose records waited: `run_id` if MLflow has it, else that with this mark, else a new one
+        with this start (seconds since the epoch) and owner."""
+        link = self._connect()
+        queries = ([f"attributes.run_id = {_quote(run_id)}"] if run_id else []) + [_query({RECORD: mark})]
+        found = next((run for query in queries for run in link.search(query, limit=1)), None)
+        if found is not None:
+            return BuildRun(link, found.run_id, recipe, found.params, resumed=True, started_at=found.started_at)
+        tags = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key, OWNER: owner, RECORD: mark}
+        run_id = link.create_run(recipe, tags, started_at)
+        return BuildRun(link, run_id, recipe, {}, resumed=True, started_at=started_at)
+
+    def check(self) -> None:
+        """Raise `TrackingError` unless MLflow answers now."""
+        next(self._connect().search(_query({KIND: "build"}), limit=1), None)
 
     def find_runs(
         self,
@@ -136,7 +160,7 @@ class Tracking:
         build_key: str | None = None,
         engine: str | None = None,
         parent_run_id: str | None = None,
-        kind: Literal["build", "engine"] | None = None,
+        kind: Literal["build", "engine", "night"] | None = None,
         conditions: str | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
@@ -145,6 +169,20 @@ class Tracking:
         wanted |= {CONDITIONS: conditions}
         query = _query({name: value for name, value in wanted.items() if value is not None})
         return list(self._connect().search(query, limit=limit))
+
+    def record_night(self, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]) -> str:
+        """One run for a whole night, above its builds' own: figures and pages of its summary; returns its id."""
+        link = self._connect()
+        run_id = link.create_run("night", {KIND: "night"})
+        link.log(run_id, pack_batch({}, metrics, tags), texts, {})
+        link.end_run(run_id, "FINISHED")
+        return run_id
+
+    def last_night_text(self, path: str) -> str | None:
+        """A text of the newest night on record; None before the first. Nothing is opened where nothing can be."""
+        nights = self.find_runs(kind="night", limit=5) if self.exists() else []
+        newest = next((run for run in nights if run.status == "FINISHED"), None)
+        return self.read_text(newest.run_id, path) if newest else None
 
     def get_run(self, run_id: str) -> RunSummary:
         return self._connect().get_run(run_id)
@@ -161,6 +199,10 @@ class Tracking:
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
         """By alias: the versions of the registered model that these aliases name; those that name none are left out."""
         return self._connect().versions_behind(model, aliases)
+
+    def champions(self) -> list[RegisteredChampion]:
+        """Every champion of every registered model of ours."""
+        return list_champions(self._connect())
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """A run's artifact, or folder of artifacts, copied into `folder`; returns where it is."""
@@ -202,6 +244,7 @@ class _Child:
     run_id: str
     running: bool
     params: Mapping[str, str] = field(default_factory=dict)
+    started_at: float = 0.0
 
 
 class BuildRun:
@@ -211,7 +254,17 @@ class BuildRun:
     FINISHED where `finish` was not called.
     """
 
-    def __init__(self, link: Connection, run_id: str, recipe: str, params: Mapping[str, str], *, resumed: bool) -> None:
+    def __init__(
+        self,
+        link: Connection,
+        run_id: str,
+        recipe: str,
+        params: Mapping[str, str],
+        *,
+        resumed: bool,
+        started_at: float = 0.0,
+    ) -> None:
+        self._started_at = started_at
         self.run_id = run_id
         self.recipe = recipe
         self.resumed = resumed
@@ -220,6 +273,10 @@ class BuildRun:
         self._lock = threading.Lock()
         self._children: dict[str, _Child] | None = None if resumed else {}
         self._ended = False
+
+    def write_as_of(self, at: float) -> None:
+        """What is written from now on happened at `at`, seconds since the epoch."""
+        self._link = replace(self._link, at=at)
 
     def log(
         self,
@@ -250,7 +307,7 @@ class BuildRun:
             store_keys=record.store_keys, known_params=child.params, series=record.series,
         )  # fmt: skip
         self._link.log(child.run_id, batch, record.texts, files)
-        self._link.end_run(child.run_id, record.status)
+        self._link.end_run(child.run_id, record.status, child.started_at)
         child.running = False
         child.params = {**child.params, **batch.params}
         return child.run_id
@@ -267,8 +324,8 @@ class BuildRun:
             self.log(metrics=metrics, tags=tags, texts=texts)
         for child in (self._children or {}).values():
             if child.running:
-                self._link.end_run(child.run_id, "KILLED")
-        self._link.end_run(self.run_id, status)
+                self._link.end_run(child.run_id, "KILLED", child.started_at)
+        self._link.end_run(self.run_id, status, self._started_at)
         self._ended = True
 
     def fail(self, message: str, log: str = "") -> None:
@@ -305,13 +362,18 @@ class BuildRun:
         precision, _, target = variant.partition("/")
         tags = {PARENT: self.run_id, KIND: "engine", ENGINE: record.id, RECIPE: recipe}
         tags |= {"engineworks.precision": precision, "engineworks.target": target}
-        child = _Child(self._link.create_run(record.id, tags, record.started_at), running=True)
+        started_at = self._link.now() if record.started_at is None else record.started_at
+        child = _Child(self._link.create_run(record.id, tags, started_at), running=True, started_at=started_at)
         self._children[record.id] = child
         return child
 
     def _known_children(self) -> dict[str, _Child]:
         runs = self._link.search(_query({PARENT: self.run_id, KIND: "engine"}))
-        return {run.engine: _Child(run.run_id, run.status == "RUNNING", run.params) for run in runs if run.engine}
+        return {
+            run.engine: _Child(run.run_id, run.status == "RUNNING", run.params, run.started_at)
+            for run in runs
+            if run.engine
+        }
 
     def _holder_of(self, digest: str, files: Mapping[str, Path]) -> str | None:
         """The run, not deleted, whose artifacts really hold these files."""

@@ -134,6 +134,35 @@ def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -
     assert "no-such-node" in tracking.read_text(child.run_id, "error.txt")
 
 
+def test_auto_builds_what_the_target_has_drops_what_fails_and_records_why(settings: Settings) -> None:
+    edit("precisions: [fp32, int8]", "precisions: auto")
+    edit("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}")
+    result = build(settings)
+    assert result.exit_code() == 0
+    (cpu,) = result.ladder
+    assert {r.precision for r in cpu.rungs if r.engine} == {"fp32", "fp16", "int8", "int8_weights", "int4_weights"}
+    assert cpu.basis == "measured"
+    assert cpu.chosen is not None
+    fastest = min(r.latency_ms for r in cpu.rungs if r.verdict == "pass" and r.latency_ms)
+    assert cpu.chosen.latency_ms is not None
+    assert cpu.chosen.latency_ms <= fastest * 1.02
+    int8 = next(r for r in cpu.rungs if r.precision == "int8")
+    assert "engineworks sensitivity recipes/tiny.yaml --precision int8" in int8.dropped
+    assert result.report is not None
+    page = result.report.read_text(encoding="utf-8")
+    assert "Ladder of cpu" in page
+    assert "<svg" in page
+    tracking = open_tracking(settings.artifacts, None)
+    tags = {c.name: c.tags["engineworks.ladder"] for c in tracking.find_runs(kind="engine", parent_run_id=result.run)}
+    assert tags[cpu.chosen.engine] == "chosen"
+    assert tags["tiny/int8/cpu"] == f"dropped: {int8.dropped}"
+    assert tracking.get_run(result.run).tags["engineworks.ladder"] == cpu.sentence
+    (again,) = build_plans([plan(settings)], settings)
+    assert again.steps.run == 0
+    assert again.ladder == result.ladder
+    assert again.exit_code() == 0
+
+
 def test_peers_are_measured_beside_the_engines_and_recorded(settings: Settings) -> None:
     result = build(settings, only="tiny/fp32/cpu", compare="ort-cpu,pytorch")
     assert result.exit_code() == 0

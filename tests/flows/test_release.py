@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from engineworks.fingerprint import FileDigests
+from engineworks.plan import plan_recipe
+from engineworks.recipe_yaml import load_recipe
 from engineworks.release.promotion import ReleaseResult
+from engineworks.release.sources import built_engines
+from engineworks.settings import read_settings
+from engineworks.store import open_store
 from engineworks.tracking import Slot, open_tracking
 from flows.local_prefect import prefect_api
 
@@ -44,3 +50,27 @@ def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(
     champion = open_tracking(repository / "artifacts").registry().get(Slot("tiny", "cpu", "int8"))
     assert champion is not None
     assert champion.version == 2
+
+
+def test_of_the_rungs_of_auto_only_the_chosen_one_is_released_and_packaged(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.release import release
+
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
+    recipe = repository / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("precisions: [fp32, int8]", "precisions: auto"), encoding="utf-8")
+    result = release(str(recipe), return_state=True).result(raise_on_failure=False)
+    assert isinstance(result, ReleaseResult), result
+    (cpu,) = result.build.ladder
+    assert cpu.chosen is not None
+    assert [e.id for e in result.engines if e.action == "promoted"] == [cpu.chosen.engine]
+    kept = [e.sentence for e in result.engines if e.action == "kept"]
+    assert len(kept) == 4
+    assert all(sentence.startswith("dropped, ") for sentence in kept)
+    assert result.exit_code() == 0
+    settings = read_settings()
+    store = open_store(settings)
+    packaged, left = built_engines(plan_recipe(load_recipe(recipe), store, FileDigests(None)), store, unmeasured=False)
+    assert [e.passport.id for e in packaged] == [cpu.chosen.engine]
+    assert {one.exit_code for one in left} == {0}

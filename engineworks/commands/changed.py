@@ -1,0 +1,64 @@
+"""`engineworks changed`: which recipes and engines are others than at a revision, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineworks import errors, terminal
+from engineworks.commands.options import Json, Quiet
+from engineworks.settings import read_settings
+
+if TYPE_CHECKING:
+    from engineworks.changed import Changes, EngineChange
+
+Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
+Since = Annotated[str, typer.Option("--since", help="A git revision: a commit, branch or tag.")]
+SHOWN = 3
+"""Reasons of a recipe that are shown; --json has all."""
+
+
+def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what changed since a revision, by fingerprint. Example: engineworks changed --since origin/main.
+
+    With -q: only the files of the recipes that there is something to build of, one a line.
+    """
+    from engineworks.changed import find_changes
+
+    named = [path for path in recipes or [] if not path.name.startswith("_")]
+    found = find_changes(since, named or None, read_settings())
+    if as_json:
+        terminal.print_json(found.to_json())
+    elif quiet:
+        for recipe in found.to_build:
+            terminal.say(recipe.file)
+    else:
+        _say(found)
+    if found.broken:
+        names = ", ".join(recipe.file for recipe in found.broken)
+        raise errors.InputError(f"not compared: {names}", hint="engineworks validate says what is wrong")
+
+
+def _say(found: Changes) -> None:
+    for recipe in found.recipes:
+        terminal.say(f"{recipe.file}: {recipe.state}" + _some(recipe.reasons))
+        groups: dict[tuple[str, tuple[str, ...]], list[EngineChange]] = {}
+        for engine in recipe.engines:
+            if engine.state != "unchanged":
+                groups.setdefault((engine.state, engine.reasons), []).append(engine)
+        if recipe.state == "changed":
+            for (state, reasons), engines in groups.items():
+                terminal.say(f"  {state}: {', '.join(e.id for e in engines)}" + _some(reasons))
+    count = sum(len(recipe.to_build) for recipe in found.recipes)
+    recipes = f"{len(found.to_build)} of {len(found.recipes)} recipes"
+    terminal.say(f"since {found.since} ({found.commit[:12]}): {recipes}, {count} engines")
+    if found.assumed:
+        names = ", ".join(found.assumed[:SHOWN]) + (", …" if len(found.assumed) > SHOWN else "")
+        terminal.say(f"not in git, counted as unchanged: {len(found.assumed)} files ({names})")
+
+
+def _some(reasons: tuple[str, ...]) -> str:
+    shown = "; ".join(reasons[:SHOWN]) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else "")
+    return f": {shown}" if shown else ""

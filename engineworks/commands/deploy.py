@@ -1,0 +1,41 @@
+"""`engineworks deploy`: work pools, deployments and automations of nightly builds on a Prefect server."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engineworks import terminal
+from engineworks.commands.options import Json, Quiet
+
+
+def deploy(
+    recipes: Annotated[Path, typer.Option("--recipes", help="Folder of the recipes and of _targets.yaml.")] = Path(
+        "recipes"
+    ),
+    cron: Annotated[str, typer.Option("--cron", help="When the nightly starts, in UTC.")] = "0 2 * * *",
+    pools_only: Annotated[bool, typer.Option("--pools-only", help="Work pools alone; then: prefect deploy --all.")] = (
+        False
+    ),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make or update work pools, deployments and the automation that marks crashed runs. Example: engineworks deploy.
+
+    The server is the one that PREFECT_API_URL names.
+    """
+    from engineworks.errors import InputError
+    from engineworks.recipe_yaml import load_targets
+
+    found = list(entry_points(group="engineworks.flows", name="deploy"))
+    if not found:
+        raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
+    said = found[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only)
+    if as_json:
+        terminal.print_json({"made": said})
+    elif not quiet:
+        for line in said:
+            terminal.say(line)

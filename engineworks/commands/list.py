@@ -1,0 +1,36 @@
+"""`engineworks list`: what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engineworks import terminal
+from engineworks.commands.options import Json
+from engineworks.errors import InputError
+from engineworks.settings import read_settings
+from engineworks.suggest import did_you_mean
+
+
+def list_things(
+    what: Annotated[str | None, typer.Argument(help="recipes, targets, engines or champions; default: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show recipes, targets, engines and champions with their ages. Example: engineworks list engines"""
+    from engineworks.listing import KINDS, make_listing
+
+    if what is not None and what not in KINDS:
+        raise InputError(f"'{what}' can not be listed", hint=did_you_mean(what, KINDS))
+    folder = Path("recipes") if Path("recipes").is_dir() else Path()
+    settings = read_settings()
+    listings = [make_listing(kind, settings, folder) for kind in ((what,) if what else KINDS)]
+    if as_json:
+        terminal.print_json({listing.kind: listing.to_json() for listing in listings})
+        return
+    for listing in listings:
+        if listing.rows:
+            terminal.print_table(listing.headings, listing.rows)
+        else:
+            terminal.say(f"no {listing.kind}")

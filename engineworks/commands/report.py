@@ -1,0 +1,38 @@
+"""`engineworks report`: the page of a build that was recorded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engineworks import terminal
+from engineworks.commands.options import Json
+from engineworks.settings import read_settings
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="Run id of a build or an engine; or a recipe's name: its newest build.")],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page as Markdown, for a pull request.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the page of a recorded build anew, and say where it is. Example: engineworks report digits"""
+    from engineworks.recorded import build_of, find_run, read_build, recorded
+    from engineworks.report import MARKDOWN_FILE, write_report
+
+    settings = read_settings()
+    tracking = recorded(settings)
+    build = build_of(tracking, find_run(tracking, run))
+    page = write_report(read_build(tracking, build), settings.runs / build.run_id)
+    twin = page.with_name(MARKDOWN_FILE)
+    if as_json:
+        terminal.print_json({"run": build.run_id, "html": str(page), "markdown": str(twin)})
+    elif markdown:
+        terminal.say(twin.read_text(encoding="utf-8").rstrip("\n"))
+    else:
+        terminal.say(str(page))
+    if show:
+        typer.launch(page.as_uri())

@@ -1,0 +1,35 @@
+"""`engineworks sync`: what waits here for other places goes there now."""
+
+from __future__ import annotations
+
+import typer
+
+from engineworks import errors, terminal
+from engineworks.commands.options import Json, Quiet
+from engineworks.settings import read_settings
+
+
+def sync(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Send what waits for MLflow and the store; the next build does it too. Example: engineworks sync"""
+    from engineworks.store import open_store
+    from engineworks.tracking import open_tracking, send_waiting
+
+    settings = read_settings()
+    store = open_store(settings)
+    published = store.publish_waiting()
+    sent = send_waiting(open_tracking(settings.artifacts, settings.tracking_uri), settings.artifacts)
+    if as_json:
+        terminal.print_json({**sent.to_json(), "published": published, "outage": store.outage})
+    elif not quiet:
+        for run in sent.builds.values():
+            terminal.say(f"sent to MLflow: run {run}")
+        for sentence in sent.left:
+            terminal.say(f"still waits: {sentence}")
+        if published:
+            terminal.say(f"published in {settings.store}: {published} results")
+        if store.outage:
+            terminal.say(f"still waits: {store.outage}")
+        if not (sent.builds or sent.left or published or store.outage):
+            terminal.say("nothing waits to be sent")
+    if sent.left or store.outage:
+        raise typer.Exit(errors.EXIT_STEP_FAILED)

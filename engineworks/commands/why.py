@@ -1,0 +1,63 @@
+"""`engineworks why`: what made two runs or engines differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineworks import terminal
+from engineworks.ages import age
+from engineworks.commands.options import Json
+from engineworks.settings import read_settings
+
+if TYPE_CHECKING:
+    from engineworks.why import Explanation
+
+Name = "Run id of a build or an engine, an engine's id, or a recipe's name (both: the newest run)."
+
+
+def why(
+    first: Annotated[str, typer.Argument(metavar="A", help=Name)],
+    second: Annotated[
+        str | None, typer.Argument(metavar="B", help="The same; default: A's newest, and A the one before.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which input of two runs or engines differs, and what came of it. Example: engineworks why digits/int8/cpu"""
+    from engineworks.why_runs import explain_runs
+
+    found = explain_runs(first, second, read_settings())
+    if as_json:
+        terminal.print_json({"engines": [one.to_json() for one in found]})
+        return
+    for one in found:
+        _print(one)
+
+
+def _print(one: Explanation) -> None:
+    before, after = one.before, one.after
+    name = after.engine if before.engine == after.engine else f"{before.engine} → {after.engine}"
+    terminal.say(f"{name}: {before.verdict} → {after.verdict}")
+    terminal.say(f"  A: run {before.run}, {age(before.started_at)}")
+    terminal.say(f"  B: run {after.run}, {age(after.started_at)}")
+    if before.run == after.run:
+        terminal.say("  A and B are the same run")
+        return
+    if not one.differences:
+        terminal.say("  no input differs" + ("" if one.anew else ": every step has the same fingerprint"))
+    for difference in one.differences:
+        read_by = f" [{', '.join(difference.steps)}]" if difference.steps else ""
+        place = f"  ({difference.place})" if difference.place else ""
+        terminal.say(f"  {difference.kind:9} {difference.what}{read_by}{place}")
+    if one.differences and not one.anew and one.complete:
+        terminal.say("  no step of this engine reads that: nothing was done anew")
+    if one.anew:
+        terminal.say(f"  so these steps were done anew: {', '.join(one.anew)}")
+    if not one.complete:
+        terminal.say("  (an older run did not record all of its steps, and the store has them no more)")
+    if one.effects:
+        terminal.say("  what came of it:")
+    for effect in one.effects:
+        said = f"; {effect.said}" if effect.said else ""
+        terminal.say(f"    {effect.name}: {effect.before} → {effect.after}{said}")

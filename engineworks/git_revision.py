@@ -1,0 +1,173 @@
+"""A repository as it stood at a revision, in a temporary folder, whatever the working tree holds now.
+
+What git says is unchanged, and what git does not keep (fetched data), is linked to the working tree or copied from it;
+only files that differ are written from the revision. The repository itself, its index above all, is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from engineworks.errors import InputError
+from engineworks.settings import find_repository
+
+GIT_S = 300.0
+"""Seconds that git may take: a filter such as LFS fetches files that changed."""
+
+LINKED_BYTES = 2**20
+LINKED = (".npz",)
+"""Data of this size or more is linked, not copied. Not models and code: what lies beside a link is looked up where it
+leads to, and those read files that lie beside them."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit: as the user named it, its full id, and the repository it is of (absolute)."""
+
+    name: str
+    commit: str
+    repository: Path
+
+
+@dataclass(frozen=True)
+class RevisionTree:
+    """A repository at a revision. root: the temporary folder. differing: paths that differ between the revision and
+    the working tree; tracked: paths that git has at the revision; both relative to the repository."""
+
+    revision: Revision
+    root: Path
+    differing: frozenset[str]
+    tracked: frozenset[str]
+
+    def then(self, path: Path) -> Path:
+        """Where a path of the working tree lies in this one."""
+        return self.root / path.relative_to(self.revision.repository)
+
+    def name_of(self, path: Path) -> str | None:
+        """A path of this tree, or of the working tree it links to, relative to the repository; None outside of both."""
+        for root in (self.root, self.revision.repository):
+            if path.is_relative_to(root):
+                return path.relative_to(root).as_posix()
+        return None
+
+
+def find_revision(start: Path, name: str) -> Revision:
+    """The commit that `name` means in the repository around `start`.
+
+    Raises `InputError` without git, outside of a repository, and for a name that git does not know.
+    """
+    root = find_repository(start.resolve())
+    if root is None:
+        raise InputError(f"{start} is in no git repository", hint="recipes as code need one: git init")
+    found = _run(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if found.returncode != 0:
+        if "dubious ownership" in found.stderr:
+            raise InputError(f"git: {found.stderr.strip()}")
+        shallow = (root / ".git" / "shallow").is_file()
+        fetch = "this clone is shallow: git fetch --unshallow" if shallow else "git fetch it, or see git log --oneline"
+        raise InputError(f"git knows no revision '{name}' in {root}", hint=fetch)
+    return Revision(name, found.stdout.strip(), root)
+
+
+@contextmanager
+def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[Path] = ()) -> Iterator[RevisionTree]:
+    """The tree of the revision, in a folder that is removed afterwards. folders: absolute, those of the recipes; a
+    recipe there that git does not keep is of no revision. without: folders that are not brought over."""
+    root = revision.repository
+    differing = frozenset(_lines(root, "diff", "--name-only", "--no-renames", "-z", revision.commit, "--"))
+    tracked = frozenset(_lines(root, "ls-tree", "-r", "-z", "--name-only", revision.commit))
+    with TemporaryDirectory(prefix="engineworks-revision-") as name:
+        tree = RevisionTree(revision, Path(name).resolve() / "tree", differing, tracked)
+        unkept = {p for f in folders for p in _yaml_names(root, f) if p not in tracked}
+        unkept |= {w.relative_to(root).as_posix() for w in without if w.is_relative_to(root)}
+        _mirror(root, tree.root, set(folders), differing | unkept)
+        (tree.root / ".git").mkdir()  # what marks a repository: paths of recipes may not leave it
+        if old := sorted(differing & tracked):
+            _check_out(revision, tree.root, old, Path(name) / "index")
+        for folder in folders:
+            tree.then(folder).mkdir(parents=True, exist_ok=True)
+        yield tree
+
+
+def _yaml_names(root: Path, folder: Path) -> Iterator[str]:
+    return (path.relative_to(root).as_posix() for path in folder.glob("*.yaml"))
+
+
+def _mirror(root: Path, target: Path, real: set[Path], left_out: frozenset[str]) -> None:
+    """Bring over what is in `root` but `left_out`. Folders of which nothing is left out become links, all others and
+    those that hold a folder of `real` are made."""
+    mixed = {parent.as_posix() for name in left_out for parent in Path(name).parents}
+
+    def bring(folder: Path, into: Path) -> None:
+        into.mkdir()
+        for entry in os.scandir(folder):
+            path = Path(entry.path)
+            name = path.relative_to(root).as_posix()
+            if name == ".git" or name in left_out:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if name in mixed or any(one.is_relative_to(path) for one in real):
+                    bring(path, into / entry.name)
+                else:
+                    (into / entry.name).symlink_to(path)
+            elif entry.is_symlink():
+                (into / entry.name).symlink_to(path.readlink())
+            elif entry.is_file():
+                _bring_file(path, into / entry.name)
+
+    bring(root, target)
+
+
+def _bring_file(source: Path, target: Path) -> None:
+    if source.suffix in LINKED and source.stat().st_size >= LINKED_BYTES:
+        target.symlink_to(source)
+        return
+    try:
+        shutil.copyfile(source, target)
+    except PermissionError:  # unreadable there as here: whoever needs it says so
+        target.symlink_to(source)
+
+
+def _check_out(revision: Revision, target: Path, names: Sequence[str], index: Path) -> None:
+    """Write these files of the revision, by git's own rules (line ends, LFS), through an index of their own."""
+    env = {"GIT_INDEX_FILE": str(index)}
+    _git(revision.repository, "read-tree", revision.commit, env=env)
+    prefix = f"--prefix={target}/"
+    _git(revision.repository, "checkout-index", "-f", "-z", "--stdin", prefix, env=env, given="\0".join(names))
+
+
+def _lines(root: Path, *arguments: str) -> list[str]:
+    return [line for line in _git(root, *arguments).split("\0") if line]
+
+
+def _git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None) -> str:
+    """What git prints. Raises `InputError` with git's own words."""
+    found = _run(root, *arguments, env=env, given=given)
+    if found.returncode != 0:
+        raise InputError(f"git {arguments[0]}: {found.stderr.strip() or f'exit code {found.returncode}'}")
+    return found.stdout
+
+
+def _run(
+    root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Raises `InputError` where git can not be run. What a hook's git says about its own place does not count."""
+    environ = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
+    environ |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})}
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True, text=True, errors="surrogateescape", timeout=GIT_S, check=False,
+            env=environ, input=given,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise InputError("git is not installed", hint="it tells what changed since a revision") from None
+    except subprocess.TimeoutExpired:
+        raise InputError(f"git {arguments[0]} took more than {GIT_S:.0f} s", hint="try it by hand") from None

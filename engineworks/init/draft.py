@@ -1,0 +1,93 @@
+"""What is known and what is guessed of a model, as frozen values: the material of a first recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engineworks.tensors import Dim, TensorSpec
+
+Triples = Mapping[str, tuple[int, int, int]]
+"""By dimension: min, opt, max."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """An input or output as the model declares it; a dimension without a length or a name is None."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim | None, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the model itself says. ranges: least and largest value of inputs that look up a table. quantized: it holds
+    Q/DQ. half: inputs or weights are float16 or bfloat16. task: of a Hugging Face folder. limits: the longest length of
+    a dimension, by its name, where a config tells."""
+
+    inputs: tuple[RawTensor, ...]
+    outputs: tuple[RawTensor, ...]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    quantized: bool = False
+    half: bool = False
+    task: str | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for beyond the model: by options, answers, a trtexec command line or an Olive file.
+
+    precisions: () leaves the choice to us. shapes: input → (min, opt, max) shapes. dropped: what could not be
+    translated, one sentence each. kept: what was translated, likewise.
+    """
+
+    model: str = ""
+    name: str = ""
+    task: str | None = None
+    precisions: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    evaluation: str | None = None
+    calibration: str | None = None
+    labels: str | None = None
+    cuda_graphs: bool = False
+    streams: tuple[int, ...] = ()
+    metric_delta: float | None = None
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """Samples for the recipe: `file` as the recipe names it; names: input → array, where they differ."""
+
+    file: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    labels: str | None = None
+    stand_in: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that stands in the written recipe. tried: a sentence of how the shapes were tried. why_shapes: what a guess
+    rests on, by dimension. origin: where the recipe was translated from, '' for none."""
+
+    name: str
+    description: str
+    source: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: Mapping[str, tuple[Dim, ...]]
+    precisions: tuple[str, ...]
+    targets: tuple[str, ...]
+    evaluation: DataFile
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    shapes: Triples = field(default_factory=dict)
+    calibration: DataFile | None = None
+    tried: str = ""
+    why_shapes: Mapping[str, str] = field(default_factory=dict)
+    metric: str | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    target_note: str = ""

@@ -1,0 +1,50 @@
+"""How long an engine that nothing here can run will take, relative to fp16: a guess, to order rungs by. Pure.
+
+estimate = (arithmetic + bytes) / 2, both relative to fp16: the first is what bounds large batches, the second what
+bounds small ones. Arithmetic: the reciprocal of the dense peak rates in NVIDIA's data sheets (T4, A100, A10, L40S, H100
+SXM, RTX PRO 6000), as if every node had the precision. Bytes: of the lowered models, whose weights are stored as the
+engine needs them; by the precision's bits where these are not known. (An engine's own size is mostly kernels where the
+model is small: digits in int8 is 1.5 times fp16 for it.) It knows nothing of casts and kernels: measuring replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SENTENCE = "estimated: mean of arithmetic at peak rate and weight bytes, relative to fp16; not measured"
+
+_FP32 = {"7.5": 8.0, "8.0": 16.0, "8.6": 4.0, "8.9": 4.0, "9.0": 15.0, "12.0": 4.0}
+"""Time of fp32 arithmetic without TF32, by compute capability: fp16's dense tensor-core rate over fp32's rate."""
+_FP32_ELSEWHERE = 4.0
+
+_ARITHMETIC = {"fp16": 1.0, "bf16": 1.0, "int8": 0.5, "fp8": 0.5, "int8_weights": 1.0, "int4_weights": 1.0}
+
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int8_weights": 8, "int4_weights": 4}
+
+_ON_CPU = {"fp32": 1.0, "int8": 1.05, "int8_weights": 1.1, "int4_weights": 1.2, "fp16": 2.0}
+"""ONNX Runtime on the CPU, relative to fp32: fp16 is cast back and forth, and int8 is faster on some processors
+only, so that fp32 comes first until somebody measures."""
+
+
+def estimate_time(
+    backend: str, capabilities: Sequence[str], parts: Sequence[str], size: int | None, fp16_size: int | None
+) -> float:
+    """Time relative to fp16 on the same target; to fp32 on the CPU. parts: the plain precisions that the engine
+    computes in, quantized ones first. size, fp16_size: bytes of the lowered models, None where not known."""
+    known = [p for p in parts if p in _BITS] or ["fp32"]
+    computing = known[:-1] or known
+    if backend == "onnxruntime":
+        return _mean([_ON_CPU.get(p, 1.0) for p in computing])
+    arithmetic = _mean([_arithmetic(p, capabilities) for p in computing])
+    size_ratio = size / fp16_size if size and fp16_size else _mean([_BITS[p] / 16 for p in computing])
+    return (arithmetic + size_ratio) / 2
+
+
+def _arithmetic(precision: str, capabilities: Sequence[str]) -> float:
+    if precision == "fp32":
+        return _mean([_FP32.get(c, _FP32_ELSEWHERE) for c in capabilities] or [_FP32_ELSEWHERE])
+    return _ARITHMETIC[precision]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

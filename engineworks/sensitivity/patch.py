@@ -1,0 +1,158 @@
+"""The `keep` list of a recipe's text, changed without a change to anything else in it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from difflib import SequenceMatcher, unified_diff
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import InputError
+from engineworks.yaml_nodes import parse_yaml
+
+LINE_ROOM = 100
+"""Columns that a list on one line may take; a longer one gets a line for each entry."""
+
+
+def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
+    """The recipe's text with `calibration: {keep: […]}` as given; comments and all other lines are as they were.
+
+    An empty list takes the key out. `shown`: how messages name the file. Raises `InputError` where the text does not
+    lend itself to that, as where 'calibration' is an alias.
+    """
+    if parse_yaml(text, shown).plain().get("calibration", {}).get("keep", []) == list(keep):
+        return text
+    newline = "\r\n" if "\r\n" in text else "\n"
+    plain = text.replace("\r\n", "\n")
+    before = parse_yaml(plain, shown).plain()
+    document = _load(plain)
+    unchanged = _dump(document)
+    _set_keep(document, list(keep))
+    changed = _spliced(plain, unchanged, _dump(document))
+    calibration = {k: v for k, v in before.get("calibration", {}).items() if k != "keep"}
+    wanted = {k: v for k, v in before.items() if k != "calibration"}
+    found = parse_yaml(changed, shown).plain()
+    left = {k: v for k, v in found.get("calibration", {}).items() if k != "keep"}
+    others = {k: v for k, v in found.items() if k != "calibration"}
+    if (others, left, found.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
+        raise InputError(f"{shown}: its 'keep' can not be changed by itself", hint="write the list into it by hand")
+    return changed.replace("\n", newline)
+
+
+def difference(before: str, after: str, shown: str) -> str:
+    """Both texts as a unified diff; empty where they are equal."""
+    lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
+    name = shown.lstrip("/")
+    return "".join(unified_diff(*lines, fromfile=f"a/{name}", tofile=f"b/{name}"))
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 16
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _load(text: str) -> Any:
+    return _yaml().load(text)
+
+
+def _dump(document: Any) -> str:
+    out = io.StringIO()
+    _yaml().dump(document, out)
+    return out.getvalue()
+
+
+def _set_keep(document: Any, keep: list[str]) -> None:
+    from ruamel.yaml.comments import CommentedMap
+
+    calibration = document.get("calibration")
+    if not keep:
+        if calibration is not None:
+            calibration.pop("keep", None)
+            if not calibration:
+                del document["calibration"]
+        return
+    if calibration is None:
+        document["calibration"] = CommentedMap(keep=_sequence(keep))
+        return
+    if "keep" in calibration:
+        _replace(calibration["keep"], keep)
+    else:
+        calibration["keep"] = _sequence(keep)
+    if calibration["keep"].fa.flow_style() and not calibration.fa.flow_style() and not _on_one_line(keep):
+        calibration["keep"].fa.set_block_style()
+
+
+def _sequence(keep: list[str]) -> Any:
+    from ruamel.yaml.comments import CommentedSeq
+
+    made = CommentedSeq(keep)
+    if _on_one_line(keep):
+        made.fa.set_flow_style()
+    return made
+
+
+def _on_one_line(keep: list[str]) -> bool:
+    return sum(len(entry) + 2 for entry in keep) <= LINE_ROOM
+
+
+def _replace(listed: Any, keep: list[str]) -> None:
+    """New entries in the list's own style. A comment behind an entry goes with it; lines of comment stay, also those
+    that follow the list, which ruamel.yaml ties to its last entry."""
+    comments = {entry: _comment_of(listed, at) for at, entry in enumerate(listed)}
+    listed.ca.items.clear()
+    while len(listed):
+        listed.pop()
+    listed.extend(keep)
+    orphans = "".join(below for entry, (_, below, _) in comments.items() if entry not in keep)
+    for at, entry in enumerate(keep):
+        behind, below, column = comments.get(entry, ("", "", 0))
+        text = behind + "\n" + below + (orphans if at == len(keep) - 1 else "")
+        if text != "\n":
+            listed.ca.items[at] = [_token(text, column), None]
+
+
+def _comment_of(listed: Any, at: int) -> tuple[str, str, int]:
+    """The comment behind an entry, the lines of comment below it, and the first one's column."""
+    tokens = [token for token in listed.ca.items.get(at) or [] if hasattr(token, "value")]
+    first, _, rest = "".join(token.value for token in tokens).partition("\n")
+    return first, rest, tokens[0].start_mark.column if tokens else 0
+
+
+def _token(text: str, column: int) -> Any:
+    from ruamel.yaml.error import CommentMark
+    from ruamel.yaml.tokens import CommentToken
+
+    return CommentToken(text, CommentMark(column), None)
+
+
+def _spliced(text: str, unchanged: str, changed: str) -> str:
+    """`text` with what differs between two dumps of it; how ruamel.yaml writes the other lines is left out. Where the
+    dump has other lines than the text, which no recipe of ours has shown, it is taken as it is."""
+    lines, before, after = text.splitlines(), unchanged.splitlines(), changed.splitlines()
+    if len(lines) != len(before):
+        return changed
+    result: list[str] = []
+    for tag, start, stop, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        result.extend(lines[start:stop] if tag == "equal" else after[first:last])
+    return "\n".join(result) + "\n"
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write the text in place of the file's at one stroke, with the file's own permissions. Raises `InputError`."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.write_bytes(text.encode())
+            partial.chmod(file.stat().st_mode & 0o777)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{file}: can not be written: {error.strerror}") from None

@@ -1,0 +1,165 @@
+"""A build's record that outlasts MLflow: what MLflow does not take waits in the spool, and the build goes on."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.tracking import spool
+from engineworks.tracking.owner import current_owner
+from engineworks.tracking.records import ERROR, EngineRecord
+from engineworks.tracking.runs import BuildRun, EndStatus, Tracking
+from engineworks.tracking.sending import send_waiting
+
+
+def start_lasting(
+    tracking: Tracking,
+    artifacts: Path,
+    recipe: str,
+    build_key: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    store_keys: Iterable[str] = (),
+) -> LastingRun:
+    """Send what waits from earlier builds, then open the record of this one: in MLflow, else in the spool.
+
+    Raises `TrackingError` only where the spool can not be written either.
+    """
+    now = time.time()
+    head = spool.Head(
+        f"{round(now * 1000):013d}-{secrets.token_hex(6)}", recipe, build_key, current_owner().to_text(), now,
+        "", dict(tags), dict(params), tuple(store_keys),
+    )  # fmt: skip
+    run = LastingRun(artifacts, head)
+    try:
+        send_waiting(tracking, artifacts)
+        run.open(tracking.start_build(recipe, build_key, tags, params, head.store_keys, mark=head.id))
+    except TrackingError as error:
+        run.wait_because(error)
+    return run
+
+
+class LastingRun:
+    """The parent run of one build, as `BuildRun`. waits: why its records wait in the spool, '' while MLflow has them.
+
+    As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
+    FINISHED where `finish` was not called.
+    """
+
+    def __init__(self, artifacts: Path, head: spool.Head) -> None:
+        self.recipe = head.recipe
+        self.waits = ""
+        self._artifacts, self._head = artifacts, head
+        self._run: BuildRun | None = None
+        self._spool: spool.SpoolFile | None = None
+        self._run_id = ""
+        self._ended = False
+        self._lock = threading.RLock()
+
+    def open(self, run: BuildRun) -> None:
+        self._run, self._run_id = run, run.run_id
+
+    @property
+    def run_id(self) -> str:
+        """Of the run in MLflow; `waiting-…` where there is none yet."""
+        return self._run_id
+
+    @property
+    def warning(self) -> str:
+        """One sentence for the user where records wait, else ''."""
+        if not self.waits:
+            return ""
+        return waiting_sentence(self._artifacts, self.waits)
+
+    def wait_because(self, error: TrackingError) -> None:
+        """From here on everything goes to the spool. Raises `TrackingError` where that can not be written."""
+        head = self._head
+        if self._run is None and (dead := spool.take_over(self._artifacts, head.build_key)) is not None:
+            self._spool, self._run_id = spool.SpoolFile(dead.path), dead.run_id
+        else:
+            known = self._run.run_id if self._run else ""
+            head = spool.Head(**{**vars(head), "run_id": known})
+            self._spool = spool.create(self._artifacts, head)
+            self._run_id = self._run_id or spool.WAITING + head.id
+        self.waits = error.message
+
+    def log(
+        self,
+        *,
+        params: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
+        store_keys: Iterable[str] = (),
+    ) -> None:
+        """Add to the parent run."""
+        values = {"params": params, "metrics": metrics, "tags": tags, "texts": texts, "store_keys": list(store_keys)}
+        self._keep("log", lambda run: run.log(**values), values)  # type: ignore[arg-type]
+
+    def record_engine(self, record: EngineRecord) -> None:
+        """Record one engine, all at once."""
+        self._keep("engine", lambda run: run.record_engine(record), {"record": spool.engine_to_json(record)})
+
+    def finish(
+        self,
+        status: EndStatus = "FINISHED",
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """End the run."""
+        values = {"status": status, "metrics": metrics, "tags": tags, "texts": texts}
+        self._keep("finish", lambda run: run.finish(**values), values)  # type: ignore[arg-type]
+        self._ended = True
+
+    def fail(self, message: str, log: str = "") -> None:
+        """End the run as FAILED."""
+        self.finish("FAILED", tags={ERROR: message}, texts={"log.txt": log} if log else None)
+
+    def __enter__(self) -> LastingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ended:
+            return
+        if error is None:
+            self.finish()
+            return
+        try:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)):
+                self.finish("KILLED")
+            else:
+                self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))
+        except EngineworksError as second:  # what ended the build is what the user must read
+            error.add_note(f"and the end of run {self.run_id} could not be recorded: {second}")
+
+    def _keep(self, what: str, write: Callable[[BuildRun], object], values: Mapping[str, Any]) -> None:
+        """To MLflow, and from its first refusal on to the spool. The time of both is one, so that what MLflow took
+        although its answer was lost is the same metric when it is sent again."""
+        at = time.time()
+        with self._lock:
+            if self._spool is None and self._run is not None:
+                try:
+                    self._run.write_as_of(at)
+                    write(self._run)
+                    return
+                except TrackingError as error:
+                    self.wait_because(error)
+            assert self._spool is not None
+            self._spool.append(what, at, **values)
+
+
+def waiting_sentence(artifacts: Path, why: str) -> str:
+    """What a build says whose records wait."""
+    return (
+        f"the records of this build wait in {artifacts / spool.FOLDER} ({why}): "
+        f"the next build sends them, or 'engineworks sync'"
+    )

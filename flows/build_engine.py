@@ -1,0 +1,54 @@
+"""One engine on the work pool of its GPU type: build, compare, measure. Judging and recording are its parent's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from engineworks.build_state import Build
+from engineworks.delivery import delivery_of, publish_body, unprepared
+from engineworks.errors import StepError
+from engineworks.progress import listener
+from engineworks.settings import read_settings
+from engineworks.smoke import Mode
+from flows.local_steps import RUNNER, run_steps
+from tasks.plan_build import plan_build
+
+
+@flow(
+    name="build-engine",
+    flow_run_name="{engine}",
+    task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
+)
+def build_engine(recipe: str, engine: str, mode: Mode = "full") -> State[str]:
+    """Do what is left of one engine (its whole id, such as digits/fp16/h100) once its recipe is prepared.
+
+    What came of it goes to the store; the last words of the run name its digest.
+    """
+    build = plan_build(Path(recipe), read_settings(), engine, None, mode)
+    require_prepared(build)
+    listener().planned(build.plan)
+    run_steps(build)
+    delivery = delivery_of(build)
+    key = publish_body(build.store, "delivery", engine, delivery.to_json())
+    counts = build.counts()
+    done = f"{engine}: {counts.run} steps run, {counts.reused} reused"
+    if delivery.failures:
+        why = "; ".join(f.message for f in delivery.failures.values())
+        return Failed(message=f"{done}, {why}; delivery {key}")
+    unmeasured = f", unmeasured ({delivery.unmeasured_because})" if delivery.unmeasured_because else ""
+    return Completed(message=f"{done}{unmeasured}; delivery {key}", data=key)
+
+
+def require_prepared(build: Build) -> None:
+    """Raises `StepError` where a step is missing that the CPU pool should have run: doing it here would be to do it
+    on every GPU host, and with other versions it would be another engine than the parent waits for."""
+    step = unprepared(build.plan)
+    if step is not None:
+        raise StepError(
+            f"{step.id} is not in the store of this worker ({step.reason})",
+            hint="the CPU pool prepares it: do the workers share ENGINEWORKS_STORE, the recipes and the versions?",
+        )

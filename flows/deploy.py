@@ -1,0 +1,113 @@
+"""`engineworks deploy`: work pools, deployments and the heartbeat automation on the Prefect server, made or updated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from engineworks.errors import InputError, StepError
+from engineworks.targets import Target
+from flows.deployments import CRON, HEARTBEAT_S, Pool, pools, prefect_yaml
+from flows.local_prefect import check_answers
+from flows.local_prefect_child import NO_TELEMETRY
+
+AUTOMATION = "engineworks: runs without a sign of life have crashed"
+MISSED_HEARTBEATS = 3
+DEPLOY_LIMIT_S = 300.0
+
+
+def deploy(targets: Mapping[str, Target], root: Path, *, cron: str = CRON, pools_only: bool = False) -> list[str]:
+    """Make or update everything that `targets` ask for; one sentence per thing, in order.
+
+    root: the checkout. Raises `InputError` without PREFECT_API_URL, `StepError` where its server does not answer or
+    `prefect deploy` fails.
+    """
+    os.environ.update(NO_TELEMETRY)
+    url = os.environ.get("PREFECT_API_URL", "")
+    if not url:
+        raise InputError("PREFECT_API_URL is not set", hint="prefect server start, then name its address /api")
+    check_answers(url)
+    said = [_make_pool(pool) for pool in pools(targets)]
+    if pools_only:
+        return said
+    said += _deploy_flows(prefect_yaml(targets, cron=cron), root)
+    return [*said, _make_automation()]
+
+
+def _make_pool(pool: Pool) -> str:
+    """Create the pool and its queues, or set the limits of those that are there."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool.name)
+            client.update_work_pool(pool.name, WorkPoolUpdate(concurrency_limit=pool.limit))
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(
+                WorkPoolCreate(name=pool.name, type="process", base_job_template=template, concurrency_limit=pool.limit)
+            )
+        for name, limit in pool.queues.items():
+            try:
+                queue = client.read_work_queue_by_name(name, work_pool_name=pool.name)
+            except ObjectNotFound:
+                queue = client.create_work_queue(name, work_pool_name=pool.name)
+            client.update_work_queue(queue.id, concurrency_limit=limit)
+    limits = ", ".join(f"{name} {limit}" for name, limit in pool.queues.items()) or str(pool.limit)
+    return f"work pool {pool.name}: runs at once: {limits}"
+
+
+def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
+    """`prefect deploy --all` of the document, which is what prefect.yaml holds for the targets that we ship."""
+    with TemporaryDirectory(prefix="engineworks-") as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        try:
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=DEPLOY_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise StepError(f"prefect deploy did not end within {DEPLOY_LIMIT_S:.0f} s") from None
+    if done.returncode != 0:
+        raise StepError("prefect deploy failed", hint="see what it printed", log=done.stdout + done.stderr)
+    entries: Sequence[Mapping[str, object]] = document["deployments"]  # type: ignore[assignment]
+    return [f"deployment {tags[1]}/{e['name']}" for e in entries if isinstance(tags := e["tags"], list)]
+
+
+def _make_automation() -> str:
+    """A run whose process and worker both died says nothing more: after three heartbeats it is marked crashed."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    beat = "prefect.flow-run.heartbeat"
+    automation = AutomationCore(
+        name=AUTOMATION,
+        trigger=EventTrigger(
+            after={beat},
+            expect={beat, *ends},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=MISSED_HEARTBEATS * HEARTBEAT_S),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its host or process died")],
+    )
+    with get_client(sync_client=True) as client:
+        found = client.read_automations_by_name(AUTOMATION)
+        if found:
+            client.update_automation(found[0].id, automation)
+        else:
+            client.create_automation(automation)
+    return f"automation '{AUTOMATION}': {MISSED_HEARTBEATS} × {HEARTBEAT_S} s"

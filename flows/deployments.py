@@ -1,0 +1,95 @@
+"""Which deployments and work pools there are, from `_targets.yaml`: the values that prefect.yaml holds.
+
+    pool cpu      queue nightly (1 run at once), recipes (2), engines (1)
+    pool <GPU>    one run at once: two jobs on one GPU would be in each other's figures
+
+A nightly waits for its recipes and a recipe for its engines, so each of the three has a queue with a limit of its own:
+under one limit for all, those that wait would take the places of those that they wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engineworks.targets import Target
+from flows.local_prefect_child import NO_TELEMETRY
+
+PREPARE_POOL = "cpu"
+"""The pool of the flows that order others, of prepare steps, and of targets that name no pool."""
+
+CRON = "0 2 * * *"
+HEARTBEAT_S = 30
+"""Seconds between the signs of life of a flow run; Prefect's smallest."""
+
+JOB_ENVIRONMENT = {
+    **NO_TELEMETRY,
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what a server on SQLite says while its database is locked
+}
+"""What every flow run of a worker has in its environment; places come from the worker's own."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A work pool of type process. `limit`: runs at once, None where its queues have limits of their own."""
+
+    name: str
+    limit: int | None
+    queues: Mapping[str, int]
+
+
+def pools(targets: Mapping[str, Target]) -> tuple[Pool, ...]:
+    """The pool that prepares, and one for each GPU type."""
+    first = Pool(PREPARE_POOL, None, {"nightly": 1, "recipes": 2, "engines": 1})
+    return (first, *(Pool(name, 1, {}) for name in _pool_names(targets) if name != PREPARE_POOL))
+
+
+def deployments(targets: Mapping[str, Target], *, cron: str = CRON) -> list[dict[str, Any]]:
+    """The deployments as prefect.yaml has them."""
+    spread = {"distributed": True}
+    nightly = _deployment("nightly", "nightly", "flows.nightly.nightly", PREPARE_POOL, "nightly", spread)
+    nightly["schedules"] = [{"cron": cron, "timezone": "UTC"}]
+    recipe = _deployment(
+        "build-recipe", "build-recipe", "flows.build_recipe.build_recipe", PREPARE_POOL, "recipes", spread
+    )
+    release = _deployment("release", "release", "flows.release.release", PREPARE_POOL, "recipes", {})
+    names = sorted({PREPARE_POOL, *_pool_names(targets)})
+    engines = [_engine_deployment(name) for name in names]
+    return [nightly, recipe, release, *engines]
+
+
+def prefect_yaml(targets: Mapping[str, Target], *, cron: str = CRON) -> dict[str, Any]:
+    """The whole of prefect.yaml."""
+    return {
+        "name": "engineworks",
+        "pull": [{"flows.checkout.enter_checkout": {}}],
+        "deployments": deployments(targets, cron=cron),
+    }
+
+
+def _engine_deployment(pool: str) -> dict[str, Any]:
+    queue = "engines" if pool == PREPARE_POOL else None
+    return _deployment("build-engine", pool, "flows.build_engine.build_engine", pool, queue, {})
+
+
+def _pool_names(targets: Mapping[str, Target]) -> list[str]:
+    return list(dict.fromkeys(target.pool for target in targets.values() if target.pool))
+
+
+def _deployment(
+    flow: str, name: str, entrypoint: str, pool: str, queue: str | None, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    work_pool: dict[str, Any] = {"name": pool, "job_variables": {"env": dict(JOB_ENVIRONMENT)}}
+    if queue is not None:
+        work_pool["work_queue_name"] = queue
+    return {
+        "name": name,
+        "tags": ["engineworks", flow],
+        "entrypoint": entrypoint,
+        "parameters": dict(parameters),
+        "work_pool": work_pool,
+    }

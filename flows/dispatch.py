@@ -1,0 +1,175 @@
+"""Runs of deployments that a flow starts and waits for: started at once, watched in one loop, started again if crashed.
+
+A thread or a task for each would be a dozen threads per recipe; a loop over their states costs one request in two
+seconds, whatever their number, and outlives a restart of the server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+
+POLL_S = 2.0
+
+CRASHES = 1
+"""How often a run that crashed (its process or its host died) is started again."""
+
+NO_WORKER_S = 300.0
+"""Seconds that a run waits in a pool where no worker is left."""
+
+SERVER_GONE_S = 600.0
+"""Seconds without an answer of Prefect's server after which the flow gives up."""
+
+PAGE = 200
+"""Flow runs that one request of Prefect's API gives at most."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run to start. `name`: of the run, unique among its siblings; `deployment`: flow/deployment."""
+
+    name: str
+    deployment: str
+    pool: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an ordered run ended: the name of its last state (COMPLETED, FAILED, CRASHED, CANCELLED) and its words."""
+
+    state: str
+    message: str
+
+
+@dataclass
+class _Going:
+    order: Order
+    attempt: int = 0
+    waiting_since: float | None = None
+
+
+class Runs:
+    """The runs of some orders, all started; use it through `started`."""
+
+    def __init__(self, client: SyncPrefectClient, orders: Sequence[Order]) -> None:
+        self._client = client
+        self._answered = time.monotonic()
+        self._going: dict[UUID, _Going] = {}
+        for order in orders:
+            self._start(order, 0)
+
+    def ends(self) -> Iterator[tuple[Order, Ended]]:
+        """Each order as its run ends; one that crashed is started again, `CRASHES` times."""
+        while self._going:
+            time.sleep(POLL_S)
+            for run in self._look():
+                ended = _ended(self._client, run, self._going[run.id])
+                if ended is None:
+                    continue
+                one = self._going.pop(run.id)
+                if ended.state == "CRASHED" and one.attempt < CRASHES:
+                    self._start(one.order, one.attempt + 1)
+                else:
+                    yield one.order, ended
+
+    def _look(self) -> list[FlowRun]:
+        """The runs as they are now; nothing while the server restarts or its database is busy."""
+        try:
+            runs = _read(self._client, list(self._going))
+        except httpx.HTTPError:
+            if time.monotonic() - self._answered > SERVER_GONE_S:
+                raise
+            return []
+        self._answered = time.monotonic()
+        return runs
+
+    def cancel(self) -> None:
+        """Cancel what still runs."""
+        for run in self._going:
+            self._client.set_flow_run_state(run, Cancelling(message="the flow that waited for it has ended"))
+
+    def _start(self, order: Order, attempt: int) -> None:
+        self._going[_start(order, attempt)] = _Going(order, attempt)
+
+
+@contextmanager
+def started(orders: Sequence[Order]) -> Iterator[Runs]:
+    """Start a run for every order; whatever ends the block cancels those that still run."""
+    with get_client(sync_client=True) as client:
+        runs = Runs(client, orders)
+        try:
+            yield runs
+        finally:
+            runs.cancel()
+
+
+def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Names of the workers that are online in each of the pools; pools without any are left out."""
+    with get_client(sync_client=True) as client:
+        found = {pool: _workers(client, pool) for pool in pools if pool}
+    return {pool: names for pool, names in found.items() if names}
+
+
+def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
+    try:
+        workers = client.read_workers_for_work_pool(pool)
+    except ObjectNotFound:
+        return frozenset()
+    return frozenset(worker.name for worker in workers if worker.status == WorkerStatus.ONLINE)
+
+
+def _start(order: Order, attempt: int) -> UUID:
+    """The id of a new run, linked to ours. The key makes it one run, however often a request is sent."""
+    key = f"{flow_run.get_id()}/{flow_run.get_run_count()}/{order.deployment}/{order.name}/{attempt}"
+    run: Any = run_deployment(
+        order.deployment,
+        parameters=dict(order.parameters),
+        flow_run_name=order.name,
+        idempotency_key=key,
+        timeout=0,
+    )
+    return UUID(str(run.id))
+
+
+def _read(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
+    pages = [ids[at : at + PAGE] for at in range(0, len(ids), PAGE)]
+    return [
+        run
+        for page in pages
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=page)), limit=PAGE)
+    ]
+
+
+def _ended(client: SyncPrefectClient, run: FlowRun, one: _Going) -> Ended | None:
+    """How it ended, None while it goes on."""
+    state = run.state
+    if state is None:
+        return None
+    if state.is_final():
+        return Ended(state.type.value, state.message or "")
+    if not state.is_scheduled():
+        one.waiting_since = None
+        return None
+    if _workers(client, one.order.pool):
+        one.waiting_since = None
+        return None
+    one.waiting_since = one.waiting_since or time.monotonic()
+    if time.monotonic() - one.waiting_since < NO_WORKER_S:
+        return None
+    message = f"no worker took it: pool '{one.order.pool}' has none; prefect worker start --pool {one.order.pool}"
+    client.set_flow_run_state(run.id, Cancelling(message=message), force=True)
+    return Ended("CANCELLED", message)

@@ -1,0 +1,78 @@
+"""The steps of a build in this process: each in a child when its inputs are there, two beside each other."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Container
+from contextlib import suppress
+from typing import Any
+
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from engineworks.build_state import Build
+from engineworks.child import default_pool
+from engineworks.errors import EXIT_DEFECT, EngineworksError
+from engineworks.execute import Outcome
+from engineworks.memory_guard import available_mib, needs_of
+from engineworks.plan import Step
+from engineworks.progress import listener
+from engineworks.results import Failure
+from engineworks.schedule import Schedule
+from tasks.run_steps import STEP_TASKS
+
+ROOM = 2
+"""Steps that run beside each other, each in a child of its own; measuring runs alone."""
+
+POLL_S = 0.2
+
+
+RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=ROOM + 1)
+"""One more thread than steps: the record is opened beside them."""
+
+
+def run_steps(build: Build, keys: Container[str] | None = None) -> None:
+    """Run what is to do, each step when its inputs are there; a failure stops only what stands on it.
+
+    keys: run these alone; what they stand on is there, or has failed.
+    """
+    schedule = Schedule(build.plan, keys, lost=build.failures, need=needs_of(build.store))
+    running: dict[PrefectFuture[Outcome], Step] = {}
+    ended: queue.SimpleQueue[PrefectFuture[Outcome]] = queue.SimpleQueue()
+    try:
+        while not schedule.finished:
+            free_mib = available_mib()
+            for step in schedule.ready(ROOM, free_mib):
+                _say_if_large(schedule, free_mib)
+                future = STEP_TASKS[step.kind].submit(build, step.id, step.key)
+                running[future] = step
+                future.add_done_callback(ended.put)
+            with suppress(queue.Empty):
+                future = ended.get(timeout=POLL_S)
+                _take(build, schedule, running.pop(future), future.result(raise_on_failure=False))
+    except BaseException:
+        default_pool().cancel_all()
+        raise
+
+
+def _say_if_large(schedule: Schedule, free_mib: float) -> None:
+    if schedule.large:
+        step, need_mib = schedule.large
+        listener().say(
+            f"{step.id} runs alone: it may need {need_mib:.0f} MiB of memory and {free_mib:.0f} MiB are available"
+        )
+
+
+def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
+    """Note what came of a step: its outcome, or the exception that ended it."""
+    if isinstance(result, Outcome):
+        build.outcomes.append(result)
+        schedule.done(step.key)
+        return
+    if isinstance(result, EngineworksError):
+        failure = Failure(step.id, str(result), str(getattr(result, "log", "")), result.exit_code)
+    else:
+        failure = Failure(step.id, f"{step.id} ended without a result: {result}", exit_code=EXIT_DEFECT)
+    build.failures[step.key] = failure
+    schedule.failed(step.key)
+    listener().failed(step, failure.message)

@@ -1,0 +1,112 @@
+"""Every recipe, or those that are chosen, one build each; what happens to one is no matter to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from engineworks.delivery import digest_in, read_body
+from engineworks.errors import EngineworksError, StoreError
+from engineworks.night import (
+    Chosen,
+    RecipeNight,
+    choose_recipes,
+    count_words,
+    lines_of,
+    night_of_result,
+    night_without_result,
+)
+from engineworks.results import BuildResult
+from engineworks.settings import Settings, read_settings
+from engineworks.store import open_store
+from flows.build_recipe import build_recipe
+from flows.deployments import PREPARE_POOL
+from flows.dispatch import Ended, Order, started, workers_online
+from tasks.plan_night import find_unchanged
+
+DEPLOYMENT = "build-recipe/build-recipe"
+
+
+@flow(name="nightly")
+def nightly(
+    folder: str = "recipes",
+    recipes: list[str] | None = None,
+    owner: str | None = None,
+    tag: str | None = None,
+    again: str | None = None,
+    distributed: bool = False,
+) -> State[tuple[RecipeNight, ...]]:
+    """Build the recipes of the folder that match: `recipes` (globs over names or files), `owner` (a glob), `tag`.
+
+    distributed: each as a run of the deployment build-recipe, else one after the other in this process. again: glob
+    over ids of engines that workers shall look at anew. The run's log says what happened to every engine; it ends
+    failed unless every engine passed, or has no hardware to be measured on.
+    """
+    settings = read_settings()
+    chosen = choose_recipes(Path(folder), globs=recipes or (), owner=owner, tag=tag, data_roots=settings.data_roots)
+    nights = list(_nights(chosen, settings, again=again, distributed=distributed))
+    for line in lines_of(nights):
+        get_run_logger().info(line)
+    words = count_words(nights)
+    bad = [line for night in nights if not night.is_good for line in lines_of([night])]
+    if not bad:
+        return Completed(message=words, data=tuple(nights))
+    return Failed(message="\n".join([words, *bad]), data=None if distributed else tuple(nights))
+
+
+def _nights(
+    chosen: Sequence[Chosen], settings: Settings, *, again: str | None, distributed: bool
+) -> Iterator[RecipeNight]:
+    """What happened to every recipe, in no order."""
+    pools = {t.target.pool for one in chosen if one.loaded for t in one.loaded.targets}
+    online = workers_online(sorted(pools)) if distributed else {}
+    to_do = []
+    for one in chosen:
+        if one.loaded is None:
+            yield night_without_result(one, "refused", str(one.error))
+            continue
+        try:
+            known = find_unchanged(one, one.name, settings, online, again)
+        except EngineworksError as error:
+            yield night_without_result(one, "refused", str(error))
+            continue
+        if known is not None:
+            yield night_of_result(known.to_json(), str(one.path), "unchanged")
+        else:
+            to_do.append(one)
+    yield from _ordered(to_do, settings, again) if distributed else map(_built_here, to_do)
+
+
+def _built_here(one: Chosen) -> RecipeNight:
+    state: State[Any] = build_recipe(str(one.path), return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BuildResult):
+        return night_of_result(result.to_json(), str(one.path), "built")
+    return night_without_result(one, "lost", f"{result}")
+
+
+def _ordered(to_do: Sequence[Chosen], settings: Settings, again: str | None) -> Iterator[RecipeNight]:
+    by_file = {str(one.path): one for one in to_do}
+    orders = [
+        Order(file, DEPLOYMENT, PREPARE_POOL, {"recipe": file, "distributed": True, "again": again}) for file in by_file
+    ]
+    with started(orders) as runs:
+        for order, ended in runs.ends():
+            yield _delivered(by_file[order.name], ended, settings)
+
+
+def _delivered(one: Chosen, ended: Ended, settings: Settings) -> RecipeNight:
+    key = digest_in(ended.message, "verdicts")
+    message = f"its flow run {ended.state.lower()}: {ended.message}"
+    if key is not None:
+        try:
+            return night_of_result(read_body(open_store(settings), key), str(one.path), "built")
+        except StoreError as error:
+            message = str(error)
+    return night_without_result(one, "lost", message)

@@ -1,0 +1,44 @@
+"""What a commit changed → engines: the recipes whose fingerprints are others than at a revision, and nothing else.
+
+The event `recipe.committed` starts it (docs/recipes-as-code.md), with the revision before the push as `since`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from engineworks.changed import Changes, RecipeChange, only_glob
+from flows.build_recipe import build_recipe
+from tasks.find_changed import find_changed
+
+
+@flow(name="on-commit", flow_run_name="since {since}")
+def on_commit(since: str, recipes: list[str] | None = None) -> State[dict[str, str]]:
+    """Build the recipes that changed since the git revision `since`, of these files or, by default, of recipes/.
+
+    Engines of a recipe that are as they were are left out where one glob says so; else the store answers for them.
+    The flow ends failed if a recipe could not be read or built, or a gate failed; none of them stops the others.
+    Its result: by recipe, what became of it.
+    """
+    changes = find_changed(since, recipes)
+    words = {recipe.file: f"not read: {'; '.join(recipe.reasons)}" for recipe in changes.broken}
+    failed = bool(words)
+    for recipe in changes.to_build:
+        state = _build(recipe)
+        failed |= not state.is_completed()
+        words[recipe.file] = f"{state.name}: {state.message}"
+    message = "; ".join(f"{file}: {said}" for file, said in words.items()) or _nothing(changes)
+    return Failed(message=message, data=words) if failed else Completed(message=message, data=words)
+
+
+def _build(recipe: RecipeChange) -> State[Any]:
+    state: State[Any] = build_recipe(recipe.file, only_glob(recipe), return_state=True)
+    return state
+
+
+def _nothing(changes: Changes) -> str:
+    return f"nothing changed since {changes.since} ({len(changes.recipes)} recipes)"

@@ -1,0 +1,59 @@
+"""Every command's help has an example, the example is a command line of ours, and the cheap ones work."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+
+from engineworks.cli import _run, app
+
+REPOSITORY = Path(__file__).parents[1]
+
+COMMANDS = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+CHEAP = ("validate", "plan", "doctor", "gc", "inspect", "keygen", "list", "init")
+"""Commands whose example runs in a second or two."""
+
+
+def examples(name: str) -> list[list[str]]:
+    """The command lines of a command's help: what follows 'engineworks', to the end of the sentence."""
+    text = " ".join((COMMANDS[name].help or "").split())
+    after = re.findall(r"Examples?: (.*?)(?=\. |$| The | Exits | Only )", text)
+    return [shlex.split(line.strip()) for found in after for line in found.split(";")]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_an_example_of_itself(name: str) -> None:
+    found = examples(name)
+    assert found
+    assert all(words[:2] == ["engineworks", name] for words in found)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_help_of_every_example_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in examples(name):
+        assert _run([*words[1:], "--help"]) == 0
+        assert f"{name} [OPTIONS]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_cheap_examples_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("recipes/models", "recipes/data"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    for file in ("digits.yaml", "_targets.yaml", "_defaults.yaml"):
+        shutil.copy(REPOSITORY / "recipes" / file, tmp_path / "recipes" / file)
+    shutil.copy(REPOSITORY / "recipes/models/digits_cnn.onnx", tmp_path / "model.onnx")
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for variable in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    for words in examples(name):
+        arguments = [str(tmp_path / "keys") if "~" in word else word for word in words[1:]]
+        assert _run(arguments) == 0, capsys.readouterr().err

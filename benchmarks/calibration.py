@@ -31,8 +31,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "calibration-cpu.json"
-FLAT = 1.03
-"""Largest allowed ratio of our peak with all samples to that with an eighth of them."""
+FLAT = 1.08
+"""Largest allowed ratio of our peak with all samples to that with an eighth of them: the holes between two trims of the
+heap come to some 5 % of it, however many samples there are."""
 
 KINDS = {
     "minmax": ("MinMax", {}), "moving_average": ("MinMax", {"moving_average": True}), "entropy": ("Entropy", {}),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
 from engineworks.model.calibration.activations import Activation, Settings
-from engineworks.model.calibration.heap import large_blocks_apart
+from engineworks.model.calibration.heap import settle_heap
 from engineworks.model.calibration.histograms import BinCounter
 from engineworks.model.calibration.ranges import Method, Ranges
 from engineworks.model.calibration.sessions import Device, SegmentedModel, open_segments
@@ -54,11 +54,11 @@ def collect_ranges(
     """
     settings = Settings(method, percentile, averaging, bins)
     settings.check()
-    with large_blocks_apart():
-        runner = open_segments(model, tensors, threads, device)
-        counter = BinCounter(bins)
-        seen = {name: Activation(name, settings, counter) for name in tensors}
-        sample_count, early = _run_all(runner, batches(), seen, samples, progress)
+    settle_heap()
+    runner = open_segments(model, tensors, threads, device)
+    counter = BinCounter(bins)
+    seen = {name: Activation(name, settings, counter) for name in tensors}
+    sample_count, early = _run_all(runner, batches(), seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
     ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}

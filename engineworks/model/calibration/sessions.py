@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_
 _TRIM_ABOVE_BYTES = 1 << 26
 """Tensors of one segment after which freed memory is given back at once."""
 
-_TRIM_EVERY_SECONDS = 0.5
+_TRIM_EVERY_RUNS = 8
 """How often it is given back otherwise: pages that come back have to be cleared, a fifth of a small batch's time."""
 
 
@@ -50,7 +49,7 @@ class SegmentedModel:
         self._wanted = frozenset(wanted)
         self._steps = tuple(zip(segments, sessions, strict=True))
         self._last_use = {name: at for at, segment in enumerate(segments) for name in segment.inputs}
-        self._trimmed_at = time.monotonic()
+        self._runs = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[str, NDArray[Any]], None]) -> None:
         """Run one batch; `receive` gets every wanted tensor, which is freed as soon as no segment needs it.
@@ -78,9 +77,9 @@ class SegmentedModel:
                     alive[name] = value
             if large:
                 trim_heap()
-        if time.monotonic() - self._trimmed_at > _TRIM_EVERY_SECONDS:
+        self._runs += 1
+        if self._runs % _TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
             trim_heap()
-            self._trimmed_at = time.monotonic()
 
     def _check_names(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         names = [spec.name for spec in self.inputs]

@@ -39,10 +39,9 @@ HALF_FLAGS = ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")
 """Flags of processors that compute in fp16 instead of converting to fp32 and back (x86-64, then Arm)."""
 
 
-@cache
-def computes_half() -> bool:
-    """Whether this processor has arithmetic in fp16."""
-    first = next(processors(read_text("/proc/cpuinfo")), {})
+def computes_half(cpuinfo: str) -> bool:
+    """Whether the processor has arithmetic in fp16."""
+    first = next(processors(cpuinfo), {})
     flags = (first.get("flags") or first.get("Features") or "").split()
     return any(flag in flags for flag in HALF_FLAGS)
 

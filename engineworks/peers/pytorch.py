@@ -45,7 +45,7 @@ def why_not(source: str, precision: str) -> str | None:
     if missing:
         extra = "torch" if source == "torch" else "huggingface"
         return f"{' and '.join(missing)} can not be imported here; pip install 'engineworks[{extra}]'"
-    if precision == "fp16" and first_gpu() is None and not _cpu.computes_half():
+    if precision == "fp16" and first_gpu() is None and not _cpu.computes_half(_cpu.read_text("/proc/cpuinfo")):
         return NO_HALF
     return None
 

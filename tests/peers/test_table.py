@@ -57,14 +57,18 @@ def test_pytorch_needs_a_module_and_says_what_is_not_installed(monkeypatch: pyte
     assert pytorch.why_not("huggingface", "fp32") is None
 
 
-@pytest.mark.parametrize(("gpu", "half"), [(None, False), (None, True), (GPU, False)])
-def test_pytorch_computes_in_fp16_only_where_that_is_no_torture(
-    monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, half: bool
+@pytest.mark.parametrize(
+    ("gpu", "flags", "runs"),
+    [(None, "avx2 avx512f", False), (None, "avx2 avx512_fp16", True), (GPU, "avx2", True)],
+    ids=["no fp16 anywhere", "processor", "GPU"],
+)
+def test_pytorch_computes_in_fp16_only_where_something_can(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, flags: str, runs: bool
 ) -> None:
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(pytorch, "first_gpu", lambda: gpu)
-    monkeypatch.setattr(pytorch._cpu, "computes_half", lambda: half)
-    assert pytorch.why_not("torch", "fp16") == (None if gpu or half else pytorch.NO_HALF)
+    monkeypatch.setattr(pytorch._cpu, "read_text", lambda path: f"processor : 0\nflags : fpu {flags}\n")
+    assert pytorch.why_not("torch", "fp16") == (None if runs else pytorch.NO_HALF)
     assert pytorch.why_not("torch", "fp32") is None
 
 

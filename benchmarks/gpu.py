@@ -32,7 +32,7 @@ from gpu_candidates import Arrays, Candidate, engine, independent_gpu, onnxrunti
 from engineworks.fingerprint import FileDigests, installed_version
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan import Plan, plan_recipe
-from engineworks.recipe_yaml import load_recipes
+from engineworks.recipe.load import load_recipes
 from engineworks.samples import samples_from_json
 from engineworks.settings import read_settings
 from engineworks.steps.engine_session import runner_of

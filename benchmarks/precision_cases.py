@@ -44,7 +44,7 @@ def load_case(name: str, folder: Path) -> Case:
 def _of_recipe(name: str, folder: Path) -> Case:
     from engineworks.fingerprint import FileDigests
     from engineworks.plan import plan_recipe
-    from engineworks.recipe_yaml import load_recipe
+    from engineworks.recipe.load import load_recipe
     from engineworks.store import Store
 
     loaded = load_recipe(ROOT / "recipes" / f"{name}.yaml")
@@ -82,7 +82,7 @@ def _of_recipe(name: str, folder: Path) -> Case:
 def _folded(plan: Any, store: Any) -> Path:
     """Export and fold as a build does, each in a child."""
     from engineworks.child import ChildPool
-    from engineworks.execute import run_step
+    from engineworks.execution.step import run_step
 
     with ChildPool() as pool:
         for step in plan.steps.values():

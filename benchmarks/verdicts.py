@@ -37,7 +37,7 @@ from engineworks.backends import onnxruntime
 from engineworks.backends._cpu import describe
 from engineworks.backends.base import BuildRequest, Serving, Session
 from engineworks.child import ChildPool
-from engineworks.execute import alone_on_this_host
+from engineworks.execution.step import alone_on_this_host
 from engineworks.fingerprint import digest_file
 from engineworks.measure.interleave import Side
 from engineworks.samples import open_samples

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from engineworks.errors import InputError, RecipeError, TargetError
 from engineworks.fingerprint import FileDigests
-from engineworks.git_revision import RevisionTree, checked_out, find_revision
+from engineworks.git.revision import RevisionTree, checked_out, find_revision
 from engineworks.plan import Plan, PlannedEngine, changes, plan_recipe
-from engineworks.recipe_yaml import LoadedRecipe, find_recipes, load_recipe
+from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 from engineworks.settings import Settings
 from engineworks.store import Store, open_store
 

@@ -62,8 +62,8 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Check recipes: every problem with its file:line:column. Example: engineworks validate recipes/digits.yaml"""
-    from engineworks.recipe_schema import recipe_schema
-    from engineworks.recipe_yaml import load_recipes
+    from engineworks.recipe.load import load_recipes
+    from engineworks.recipe.schema import recipe_schema
 
     if schema:
         terminal.print_json(recipe_schema())
@@ -124,7 +124,7 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Build, compare, measure, gate and record the engines. Example: engineworks build recipes/digits.yaml"""
-    from engineworks.build_command import build_plans
+    from engineworks.execution.command import build_plans
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
@@ -170,7 +170,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""
-    from engineworks.collect import collect_garbage
+    from engineworks.store.collect import collect_garbage
 
     freed = collect_garbage(read_settings(), keep_hours=keep_hours, dry_run=dry_run)
     if as_json:
@@ -237,7 +237,7 @@ def _last_word(error: Exception) -> int:
 
 
 def _recipes(given: list[Path] | None) -> list[Path]:
-    from engineworks.recipe_yaml import find_recipes
+    from engineworks.recipe.load import find_recipes
 
     if given:  # a shell's recipes/*.yaml names _targets.yaml and _defaults.yaml too
         return [path for path in given if not path.name.startswith("_")] or given

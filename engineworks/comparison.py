@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends import backend
 from engineworks.plan import Plan
-from engineworks.plan_peers import PlannedPeer
+from engineworks.plan.peers import PlannedPeer
 from engineworks.store import Store
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from engineworks.backends import backend_facts, builder
 from engineworks.backends._gpu import Gpu, first_gpu
 from engineworks.fingerprint import installed_version
-from engineworks.recipe_yaml import load_targets
+from engineworks.recipe.load import load_targets
 from engineworks.settings import Settings
 from engineworks.targets import NamedTarget
 

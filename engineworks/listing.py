@@ -8,7 +8,7 @@ from pathlib import Path
 from engineworks.ages import age
 from engineworks.backends import backend_facts
 from engineworks.errors import RecipeError
-from engineworks.recipe_yaml import find_recipes, load_recipe, load_targets
+from engineworks.recipe.load import find_recipes, load_recipe, load_targets
 from engineworks.settings import Settings
 from engineworks.tracking import Tracking, open_tracking
 from engineworks.tracking.records import ENGINE_DIGEST, RunSummary

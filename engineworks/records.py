@@ -9,9 +9,9 @@ from typing import Any
 
 from engineworks.comparison import comparison_metrics
 from engineworks.engine_files import NOT_SHIPPED
-from engineworks.git_state import commit_of
+from engineworks.git.state import commit_of
 from engineworks.plan import Plan
-from engineworks.plan_duel import conditions_of
+from engineworks.plan.duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
 from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, EngineRecord
 

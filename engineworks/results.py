@@ -17,11 +17,11 @@ from engineworks.errors import (
     EXIT_STEP_FAILED,
 )
 from engineworks.gates import Check, Verdict, judge, with_checks
+from engineworks.gates.regression import regression_checks
 from engineworks.ladder import TargetLadder
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
-from engineworks.plan_duel import DUEL_FILE, summary
-from engineworks.regression_gate import regression_checks
+from engineworks.plan.duel import DUEL_FILE, summary
 from engineworks.release.waivers import apply_waivers
 from engineworks.steps import StepName
 from engineworks.store import Artifact, Store

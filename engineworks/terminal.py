@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineworks import progress as progress_room
+from engineworks.execution import progress as progress_room
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,12 +8,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from engineworks.build_state import Build
-from engineworks.delivery import delivery_of, publish_body, unprepared
 from engineworks.errors import StepError
-from engineworks.progress import listener
+from engineworks.execution.delivery import delivery_of, publish_body, unprepared
+from engineworks.execution.progress import listener
+from engineworks.execution.state import Build
+from engineworks.recipe.smoke import Mode
 from engineworks.settings import read_settings
-from engineworks.smoke import Mode
 from flows.local_steps import RUNNER, run_steps
 from tasks.plan_build import plan_build
 

@@ -15,13 +15,13 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from engineworks.build_state import Build
-from engineworks.delivery import publish_body, with_deliveries
 from engineworks.errors import InputError
-from engineworks.progress import listener
+from engineworks.execution.delivery import publish_body, with_deliveries
+from engineworks.execution.progress import listener
+from engineworks.execution.state import Build
+from engineworks.recipe.smoke import Mode
 from engineworks.results import BuildResult
 from engineworks.settings import read_settings
-from engineworks.smoke import Mode
 from engineworks.tracking import LastingRun
 from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps

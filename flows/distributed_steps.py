@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from prefect.logging import get_run_logger
 
-from engineworks.build_state import Build
-from engineworks.delivery import (
+from engineworks.errors import EXIT_STEP_FAILED, StoreError
+from engineworks.execution.delivery import (
     Delivery,
     digest_in,
     is_named,
@@ -19,7 +19,7 @@ from engineworks.delivery import (
     take_delivery,
     was_asked,
 )
-from engineworks.errors import EXIT_STEP_FAILED, StoreError
+from engineworks.execution.state import Build
 from engineworks.plan import PlannedEngine
 from engineworks.results import Failure
 from flows.dispatch import Ended, Order, started, workers_online

@@ -10,15 +10,15 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engineworks.build_state import Build
 from engineworks.child import default_pool
 from engineworks.errors import EXIT_DEFECT, EngineworksError
-from engineworks.execute import Outcome
-from engineworks.memory_guard import available_mib, needs_of
+from engineworks.execution.memory_guard import available_mib, needs_of
+from engineworks.execution.progress import listener
+from engineworks.execution.schedule import Schedule
+from engineworks.execution.state import Build
+from engineworks.execution.step import Outcome
 from engineworks.plan import Step
-from engineworks.progress import listener
 from engineworks.results import Failure
-from engineworks.schedule import Schedule
 from tasks.run_steps import STEP_TASKS
 
 ROOM = 2

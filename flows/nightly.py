@@ -12,8 +12,8 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from engineworks.delivery import digest_in, read_body
 from engineworks.errors import EngineworksError, StoreError, TrackingError
+from engineworks.execution.delivery import digest_in, read_body
 from engineworks.night import (
     Chosen,
     RecipeNight,
@@ -23,7 +23,7 @@ from engineworks.night import (
     night_of_result,
     night_without_result,
 )
-from engineworks.nightly_summary import summarize_night
+from engineworks.night.summary import summarize_night
 from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
 from engineworks.store import open_store

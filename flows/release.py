@@ -10,8 +10,8 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from engineworks.build_state import Build
-from engineworks.progress import listener
+from engineworks.execution.progress import listener
+from engineworks.execution.state import Build
 from engineworks.release.promotion import ReleaseResult, registered_name
 from engineworks.settings import read_settings
 from flows.build_recipe import build_and_judge

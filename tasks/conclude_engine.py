@@ -10,8 +10,8 @@ from dataclasses import replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build_state import Build
 from engineworks.errors import StoreError
+from engineworks.execution.state import Build
 from engineworks.records import engine_record
 from engineworks.release.passport import with_passport
 from engineworks.results import EngineResult, Failure, engine_result

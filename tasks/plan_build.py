@@ -7,14 +7,14 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build_state import Build
-from engineworks.champion_lookup import find_champions
+from engineworks.champion.lookup import find_champions
+from engineworks.execution.state import Build
 from engineworks.fingerprint import FileDigests
 from engineworks.peers import read_names
 from engineworks.plan import plan_recipe, verify_stored
-from engineworks.recipe_yaml import load_recipe
+from engineworks.recipe.load import load_recipe
+from engineworks.recipe.smoke import Mode, in_mode
 from engineworks.settings import Settings
-from engineworks.smoke import Mode, in_mode
 from engineworks.store import open_store
 
 

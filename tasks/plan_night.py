@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build_command import recorded_result
-from engineworks.champion_lookup import find_champions
-from engineworks.delivery import is_named, is_unfinished, was_asked, with_deliveries
+from engineworks.champion.lookup import find_champions
+from engineworks.execution.command import recorded_result
+from engineworks.execution.delivery import is_named, is_unfinished, was_asked, with_deliveries
 from engineworks.fingerprint import FileDigests
 from engineworks.night import Chosen
 from engineworks.plan import plan_recipe

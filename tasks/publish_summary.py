@@ -6,8 +6,8 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.night_publish import publish_metrics, record_summary
-from engineworks.nightly_summary import Summary
+from engineworks.night.publish import publish_metrics, record_summary
+from engineworks.night.summary import Summary
 from engineworks.settings import Settings
 from engineworks.tracking import open_tracking
 

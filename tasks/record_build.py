@@ -7,7 +7,7 @@ from typing import Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build_state import Build
+from engineworks.execution.state import Build
 from engineworks.records import build_tags, plan_params, result_metrics, result_tags, result_texts
 from engineworks.report.text import render_markdown
 from engineworks.tracking import LastingRun, start_lasting

@@ -8,8 +8,8 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build_state import Build
-from engineworks.recipe_yaml import load_recipe
+from engineworks.execution.state import Build
+from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import EngineRelease, champions_before
 from engineworks.release.promotion import release_engine as release_one
 from engineworks.results import EngineResult

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.build_state import Build
+from engineworks.execution.state import Build
 from engineworks.report import write_report
 
 

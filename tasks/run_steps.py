@@ -13,11 +13,11 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from engineworks.build_state import Build
 from engineworks.child import default_pool
-from engineworks.execute import Outcome, run_step
-from engineworks.progress import listener
-from engineworks.retries import DELAYS_S, is_worth_retrying
+from engineworks.execution.progress import listener
+from engineworks.execution.retries import DELAYS_S, is_worth_retrying
+from engineworks.execution.state import Build
+from engineworks.execution.step import Outcome, run_step
 from engineworks.steps import STEP_KINDS, StepName
 
 

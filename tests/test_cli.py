@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 
 from engineworks.cli import _run
-from engineworks.recipe_schema import recipe_schema
-from engineworks.yaml_nodes import read_yaml
+from engineworks.recipe.schema import recipe_schema
+from engineworks.recipe.yaml_nodes import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -97,7 +97,7 @@ def test_a_defect_is_one_line_and_a_file(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("engineworks.recipe_yaml.load_recipes", broken)
+    monkeypatch.setattr("engineworks.recipe.load.load_recipes", broken)
     code, _, err = run(capsys, "validate", "recipes/tiny.yaml")
     assert code == 70
     assert err.startswith("error: a defect of Engineworks: ZeroDivisionError: boom; please report it")

@@ -10,7 +10,7 @@ import pytest
 
 from engineworks.comparison import Comparison, compare_with_peers, comparison_metrics
 from engineworks.plan import Plan, PlannedEngine
-from engineworks.plan_peers import PlannedPeer
+from engineworks.plan.peers import PlannedPeer
 from engineworks.report.comparison import comparison_tables
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engineworks.nightly_summary import summarize
+from engineworks.night.summary import summarize
 
 FILE = Path(__file__).parents[1] / "docs" / "grafana" / "engineworks-nightly.json"
 WIDTH = 24

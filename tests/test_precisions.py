@@ -11,7 +11,7 @@ from engineworks.fingerprint import FileDigests
 from engineworks.plan import Plan, plan_recipe
 from engineworks.precisions import computation
 from engineworks.recipe import Recipe
-from engineworks.recipe_yaml import load_recipe
+from engineworks.recipe.load import load_recipe
 from engineworks.store import Store
 
 TURING = "  rtx20: {backend: tensorrt_rtx, compute_capability: [7.5], pool: rtx20}\n"

@@ -28,7 +28,7 @@ def deploy(
     The server is the one that PREFECT_API_URL names.
     """
     from engineworks.errors import InputError
-    from engineworks.recipe_yaml import load_targets
+    from engineworks.recipe.load import load_targets
 
     found = list(entry_points(group="engineworks.flows", name="deploy"))
     if not found:

@@ -28,7 +28,7 @@ def package(
     Exits 1 or 3 if an engine was left out because it failed or could not be judged.
     """
     from engineworks.commands.plans import read_plans
-    from engineworks.recipe_yaml import load_recipe
+    from engineworks.recipe.load import load_recipe
     from engineworks.release.package import write_package
     from engineworks.release.sources import built_engines, champion_engines, require_some
     from engineworks.results import gravest

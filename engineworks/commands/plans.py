@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engineworks.plan import Plan
+    from engineworks.recipe.smoke import Mode
     from engineworks.settings import Settings
-    from engineworks.smoke import Mode
 
 
 def read_plans(
     settings: Settings, recipes: Sequence[Path], only: str | None, compare: str | None = None, mode: Mode = "full"
 ) -> list[Plan]:
     """Plans of the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
-    from engineworks.champion_lookup import find_champions
+    from engineworks.champion.lookup import find_champions
     from engineworks.fingerprint import FileDigests
     from engineworks.peers import read_names
     from engineworks.plan import plan_recipes
-    from engineworks.recipe_yaml import load_recipes
-    from engineworks.smoke import in_mode
+    from engineworks.recipe.load import load_recipes
+    from engineworks.recipe.smoke import in_mode
     from engineworks.store import open_store
 
     peers = read_names(compare)

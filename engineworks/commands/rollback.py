@@ -9,7 +9,7 @@ from engineworks.settings import read_settings
 
 def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> None:
     """Move champions back to the versions before. Example: engineworks rollback recipes/digits.yaml --only '*/cpu'"""
-    from engineworks.recipe_yaml import load_recipe
+    from engineworks.recipe.load import load_recipe
     from engineworks.release.promotion import roll_back
     from engineworks.tracking import open_tracking
 

@@ -25,7 +25,7 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Say which input of two runs or engines differs, and what came of it. Example: engineworks why digits/int8/cpu"""
-    from engineworks.why_runs import explain_runs
+    from engineworks.why.runs import explain_runs
 
     found = explain_runs(first, second, read_settings())
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any
 
 from engineworks.errors import InputError
 from engineworks.init.draft import Wishes
-from engineworks.yaml_nodes import read_yaml
+from engineworks.recipe.yaml_nodes import read_yaml
 
 PASSES: Mapping[str, tuple[str, ...]] = {
     "onnxfloattofloat16": ("fp16",), "ortmixedprecision": ("fp16",), "onnxstaticquantization": ("int8",),

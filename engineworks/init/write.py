@@ -17,7 +17,7 @@ from engineworks.init.samples import OwnData, match_samples
 from engineworks.init.trials import Trials, try_lengths
 from engineworks.init.values import write_stand_in
 from engineworks.recipe import PRECISIONS
-from engineworks.recipe_yaml import LoadedRecipe, load_recipe, load_targets
+from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.settings import Settings, find_repository
 from engineworks.suggest import did_you_mean
 

@@ -6,7 +6,8 @@ the relative error that such a cosine allows over all samples. Then
 - against the fp32 reference a row may be off by 3 θ, at most by .7: single rows scatter, and a row that was put in
   another's place is off by more than that;
 - against itself, alone or elsewhere in a batch or later, a row may be off by θ, at most by .25: kernels differ by batch
-  a little. Where the fp32 model's own rows depend on each other a little (up to .05, as with ranges that are found at
+  a little. Where the precision quantizes, both answers have rounded on their own and lie about θ from the reference, so
+  √2 θ from each other: 1.5 θ is allowed, at most .35 (of a row in another's place √2 is usual). Where the fp32 model's own rows depend on each other a little (up to .05, as with ranges that are found at
   run time), three times that is allowed.
 
 θ is never taken as less than ROUNDING, what another order of summation gives. Of int32, int64 and bool outputs, where
@@ -60,7 +61,8 @@ def tolerance(precision: str, cosine: float | None) -> Tolerance:
     theta = math.sqrt(2 * (1 - (USUAL_COSINE[known] if cosine is None else cosine)))
     theta = max(ROUNDING[known], theta)
     exact = known == "fp32"
-    return Tolerance(min(0.7, 3 * theta), min(0.25, theta), 0.0 if exact else EXCUSED_SAMPLES, 0 if exact else 1)
+    itself = min(0.35, 1.5 * theta) if known == "int8" else min(0.25, theta)
+    return Tolerance(min(0.7, 3 * theta), itself, 0.0 if exact else EXCUSED_SAMPLES, 0 if exact else 1)
 
 
 def served_findings(served: Mapping[str, Any], cosine: float | None) -> Iterator[Finding]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engineworks.build_command import load_flows, recorded_result
+from engineworks.execution.command import load_flows, recorded_result
 from engineworks.plan import Plan
-from engineworks.recipe_yaml import load_recipes
+from engineworks.recipe.load import load_recipes
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build
 from engineworks.settings import Settings
 from engineworks.tracking import open_tracking

@@ -25,7 +25,8 @@ from typing import Any
 from engineworks.engine_files import SIDECAR_FILE, check_files
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
-from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.recipe.release import largest_batch
 from engineworks.release.passport import Passport
 from engineworks.release.promotion import registered_name
 from engineworks.release.signing import Signer, Trust, read_signer
@@ -33,7 +34,6 @@ from engineworks.release.triton import TritonModel, config_text
 from engineworks.release.triton_engines import ENGINES_FILE, PASSPORTS, read_engines
 from engineworks.release.verify import PACKAGE_FILE
 from engineworks.release.warmup import write_warm_ups
-from engineworks.release_checks import largest_batch
 from engineworks.tensors import spec_from_json
 
 VERSION = "1"

@@ -22,9 +22,9 @@ from engineworks.backends.base import Serving
 from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE, check_files
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_file, digest_of, installed_version
-from engineworks.git_state import changed_files, commit_of
+from engineworks.git.state import changed_files, commit_of
 from engineworks.plan import Plan
-from engineworks.recipe_yaml import DEFAULTS_FILE, TARGETS_FILE
+from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.release.signing import SIGNATURE, Signer, Trust, read_signer
 from engineworks.results import EngineResult
 from engineworks.steps import StepName

@@ -11,8 +11,8 @@ from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.fingerprint import installed_version
 from engineworks.plan import Plan
-from engineworks.plan_documents import Documents
-from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.plan.documents import Documents
+from engineworks.recipe.load import LoadedRecipe
 from engineworks.release.passport import read_passport
 from engineworks.release.signing import SIGNATURE, Trust
 from engineworks.results import BuildResult, EngineResult

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
 from engineworks.ladder import ladder_words
-from engineworks.ladder_results import ladders
+from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
-from engineworks.recipe_yaml import LoadedRecipe
+from engineworks.recipe.load import LoadedRecipe
 from engineworks.release.package import PackagedEngine
 from engineworks.release.passport import read_passport, recipe_origin, verify_files, verify_folder, with_passport
 from engineworks.release.promotion import select_engines, slot_of

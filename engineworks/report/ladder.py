@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks import ladder_estimate
 from engineworks.ladder import Rung, TargetLadder
+from engineworks.ladder import estimate as ladder_estimate
 from engineworks.report.figures import figure
 
 

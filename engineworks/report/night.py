@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.report.figures import figure
 
 if TYPE_CHECKING:
-    from engineworks.nightly_summary import Summary
+    from engineworks.night.summary import Summary
 
 HEADINGS = ("engine", "verdict", "metric", "p50 ms", "samples/s", "MiB", "why")
 """p50 and samples/s are at the recipe's first named shape; MiB is the size of the engine."""

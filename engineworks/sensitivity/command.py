@@ -12,15 +12,15 @@ from typing import Any
 
 from engineworks.child import default_pool
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
-from engineworks.execute import run_step
+from engineworks.execution.progress import listener
+from engineworks.execution.step import run_step
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.gates import Check, Verdict, judge
 from engineworks.plan import Plan, Step, plan_recipe
-from engineworks.plan_documents import Documents
+from engineworks.plan.documents import Documents
 from engineworks.precisions import computation
-from engineworks.progress import listener
 from engineworks.recipe import CALIBRATED, Limits
-from engineworks.recipe_yaml import LoadedRecipe, load_recipe, load_targets
+from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.samples import fixed_batch
 from engineworks.settings import Settings
 from engineworks.steps import StepName

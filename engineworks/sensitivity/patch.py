@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import InputError
-from engineworks.yaml_nodes import parse_yaml
+from engineworks.recipe.yaml_nodes import parse_yaml
 
 LINE_ROOM = 100
 """Columns that a list on one line may take; a longer one gets a line for each entry."""

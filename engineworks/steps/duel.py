@@ -16,14 +16,14 @@ from typing import Any
 
 from engineworks.backends.base import Session
 from engineworks.champion import Champion, champion_from_json
-from engineworks.champion_lookup import ChampionError, engine_of, history_of
+from engineworks.champion.lookup import ChampionError, engine_of, history_of
 from engineworks.child import ChildPool
 from engineworks.errors import RunError, TrustError
 from engineworks.fingerprint import digest_of
 from engineworks.measure.accuracy import Array
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, comparison_from_json, confirm
-from engineworks.plan_duel import DUEL_FILE
+from engineworks.plan.duel import DUEL_FILE
 from engineworks.samples import samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json

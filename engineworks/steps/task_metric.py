@@ -13,7 +13,7 @@ from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
 from engineworks.measure.task_metrics import TaskMetric, ratio_to_reference, task_metric
 from engineworks.model.source_code import load_function, user_failure
-from engineworks.recipe_metric import is_lower_better
+from engineworks.recipe.metric import is_lower_better
 from engineworks.samples import SampleFile, batch_axes
 from engineworks.steps import StepJob
 

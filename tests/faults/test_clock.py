@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.collect import collect_garbage
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
 from engineworks.store import Store
+from engineworks.store.collect import collect_garbage
 from engineworks.tracking import EngineRecord, open_tracking
 
 pytestmark = pytest.mark.xdist_group("faults")

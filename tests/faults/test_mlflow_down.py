@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 import engineworks.errors
-from engineworks.collect import collect_garbage
 from engineworks.errors import TrackingError
 from engineworks.settings import Settings
 from engineworks.store import Store
+from engineworks.store.collect import collect_garbage
 from engineworks.tracking import EngineRecord, LastingRun, Tracking, open_tracking, send_waiting, spool, start_lasting
 
 pytestmark = pytest.mark.xdist_group("faults")

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from conftest import tiny_model
 
-from engineworks.build_command import build_plans
+from engineworks.execution.command import build_plans
 from engineworks.fingerprint import FileDigests
 from engineworks.peers import PEERS
 from engineworks.plan import Plan, plan_recipe
-from engineworks.recipe_yaml import load_recipe
+from engineworks.recipe.load import load_recipe
 from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
 from engineworks.store import open_store

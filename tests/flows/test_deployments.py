@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from engineworks.errors import InputError
-from engineworks.recipe_yaml import load_targets
+from engineworks.recipe.load import load_targets
 from flows.checkout import enter_checkout
 from flows.deploy import deploy
 from flows.deployments import PREPARE_POOL, pools, prefect_yaml

@@ -16,7 +16,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
-from engineworks.recipe_yaml import load_targets
+from engineworks.recipe.load import load_targets
 from flows.deploy import deploy
 from flows.local_prefect_child import NO_TELEMETRY
 

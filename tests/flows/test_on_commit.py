@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.nightly_summary import NIGHT_JSON, summarize_night
+from engineworks.night.summary import NIGHT_JSON, summarize_night
 from engineworks.results import BuildResult
 from engineworks.settings import read_settings
 from engineworks.tracking import open_tracking

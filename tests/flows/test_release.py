@@ -9,7 +9,7 @@ import pytest
 
 from engineworks.fingerprint import FileDigests
 from engineworks.plan import plan_recipe
-from engineworks.recipe_yaml import load_recipe
+from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import ReleaseResult
 from engineworks.release.sources import built_engines
 from engineworks.settings import read_settings

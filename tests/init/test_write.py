@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.child import default_pool
 from engineworks.errors import InputError
-from engineworks.execute import run_step
+from engineworks.execution.step import run_step
 from engineworks.fingerprint import FileDigests
 from engineworks.init.draft import Wishes
 from engineworks.init.render import GUESS

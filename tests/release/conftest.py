@@ -14,10 +14,10 @@ from conftest import RECIPE, TARGETS, tiny_labels, tiny_model
 from release_record import record
 
 from engineworks.child import default_pool
-from engineworks.execute import run_step
+from engineworks.execution.step import run_step
 from engineworks.fingerprint import FileDigests
 from engineworks.plan import Plan, plan_recipe
-from engineworks.recipe_yaml import load_recipe
+from engineworks.recipe.load import load_recipe
 from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, EngineResult, engine_result
 from engineworks.settings import Settings

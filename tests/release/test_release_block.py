@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import RecipeError
-from engineworks.recipe_yaml import LoadedRecipe, load_recipe
+from engineworks.recipe.load import LoadedRecipe, load_recipe
 
 WAIVER = "waivers: [{check: 'cosine[logits]', engine: int8/*, owner: a@b.c, reason: old camera, expires: 2027-01-31}]"
 CASES = {

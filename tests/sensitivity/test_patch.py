@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import InputError
+from engineworks.recipe.yaml_nodes import parse_yaml
 from engineworks.sensitivity.patch import difference, replace_file, with_keep
-from engineworks.yaml_nodes import parse_yaml
 
 RECIPES = sorted(p for p in (Path(__file__).parents[2] / "recipes").glob("*.yaml") if not p.name.startswith("_"))
 

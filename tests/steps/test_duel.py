@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.backends import onnxruntime
 from engineworks.backends.base import Serving
 from engineworks.champion import Champion
-from engineworks.champion_lookup import ChampionError
+from engineworks.champion.lookup import ChampionError
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.regression import LOOKS

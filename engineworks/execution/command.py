@@ -1,0 +1,106 @@
+"""The main job from the command line: a plan with nothing to do is answered from its record, others by the flow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from engineworks.calibration_health import calibration_health
+from engineworks.comparison import compare_with_peers
+from engineworks.errors import InputError, TrackingError
+from engineworks.ladder.results import ladders
+from engineworks.plan import Plan
+from engineworks.release.passport import recipe_origin, with_passport
+from engineworks.results import BuildResult, StepCounts, engine_result
+from engineworks.settings import Settings
+from engineworks.store import Store, open_store
+
+
+class Flows(Protocol):
+    """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it.
+
+    release: run the flow `release`, which gives a `ReleaseResult` per plan; else `build_recipe`, a `BuildResult`.
+    """
+
+    def __call__(
+        self, plans: Sequence[Plan], settings: Settings, *, only: str | None, release: bool = False
+    ) -> list[Any]: ...
+
+
+def build_plans(plans: Sequence[Plan], settings: Settings, *, only: str | None = None) -> list[BuildResult]:
+    """Build every plan; results come in the order of the plans."""
+    recorded = {id(plan): result for plan in plans if (result := recorded_result(plan, settings)) is not None}
+    rest = [plan for plan in plans if id(plan) not in recorded]
+    built = iter(load_flows()(rest, settings, only=only) if rest else ())
+    return [recorded[id(plan)] if id(plan) in recorded else next(built) for plan in plans]
+
+
+def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
+    """The result of a build that needs no step and is on record, else None.
+
+    Every artifact is verified and judged again; only the record itself is taken from MLflow.
+    """
+    if plan.to_do:
+        return None
+    start = time.monotonic()
+    store = open_store(settings)
+    goals = {key for key in plan.goals if plan.steps[key].state == "cached"}
+    if any(store.get(key) is None for key in goals):
+        return None
+    store.publish_waiting()
+    run, waits = _record_of(plan, settings)
+    if run is None:
+        return None
+    reused = sum(1 for step in plan.steps.values() if step.state == "cached")
+    origin = recipe_origin(plan)
+    report = settings.runs / run / "report.html"
+    engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
+    calibration = calibration_health(plan, store)
+    return BuildResult(
+        recipe=plan.recipe,
+        run=run,
+        engines=engines,
+        refused=plan.refused,
+        steps=StepCounts(reused=reused),
+        report=report if report.is_file() else None,
+        seconds=time.monotonic() - start,
+        comparison=compare_with_peers(plan, engines, store, {}),
+        warnings=(*(sentence for health in calibration for sentence in health.warnings), *waits, *outage_of(store)),
+        calibration=calibration,
+        ladder=ladders(plan, engines, store),
+    )
+
+
+def outage_of(store: Store) -> tuple[str, ...]:
+    """What to say where the store that others share does not answer."""
+    return (store.outage,) if store.outage else ()
+
+
+def _record_of(plan: Plan, settings: Settings) -> tuple[str | None, tuple[str, ...]]:
+    """The run that holds the record of this very build, None for none; where it still waits, one sentence says so.
+
+    What waits from earlier builds is sent first.
+    """
+    from engineworks.tracking import open_tracking, send_waiting
+    from engineworks.tracking.lasting import waiting_sentence
+    from engineworks.tracking.spool import finished_build
+
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    try:
+        send_waiting(tracking, settings.artifacts)
+        found = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
+    except TrackingError as error:
+        waiting = finished_build(settings.artifacts, plan.build_key)
+        return (waiting.run_id, (waiting_sentence(settings.artifacts, error.message),)) if waiting else (None, ())
+    return next((run.run_id for run in found if run.status == "FINISHED"), None), ()
+
+
+def load_flows() -> Flows:
+    """Our flows by their entry point. Raises `InputError` where they are not installed."""
+    found = list(entry_points(group="engineworks.flows", name="build"))
+    if not found:
+        raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
+    flows: Flows = found[0].load()
+    return flows

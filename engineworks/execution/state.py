@@ -1,0 +1,77 @@
+"""One build in progress: what its tasks share, as one handle.
+
+A plain class on purpose: Prefect walks through dataclasses and mappings that are handed to a task, and a plan is large.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from engineworks.calibration_health import calibration_health
+from engineworks.comparison import compare_with_peers
+from engineworks.execution.step import Outcome
+from engineworks.ladder import ladder_words
+from engineworks.ladder.results import ladders
+from engineworks.plan import Plan
+from engineworks.release.passport import recipe_origin
+from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result
+from engineworks.settings import Settings
+from engineworks.store import open_store
+from engineworks.tracking import open_tracking
+
+
+class Build:
+    """A plan, the store and the record that it works with, and what has come of it so far."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.store = open_store(settings)
+        self.tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+        self.outcomes: list[Outcome] = []
+        self.failures: dict[str, Failure] = {}
+        self.engines: dict[str, EngineResult] = {}
+        self._started = time.monotonic()
+
+    @cached_property
+    def origin(self) -> Mapping[str, Any]:
+        """The recipe's text and commit, as passports tell it."""
+        return recipe_origin(self.plan)
+
+    @cached_property
+    def ladder_words(self) -> Mapping[str, str]:
+        """By engine, what the ladder of `precisions: auto` says of it. Read when all steps have ended: an engine is
+        recorded by itself, but judged beside the others."""
+        if self.plan.loaded.auto is None:
+            return {}
+        engines = [engine_result(self.plan, e, self.store, self.failures) for e in self.plan.engines]
+        return ladder_words(ladders(self.plan, engines, self.store))
+
+    def result(self, run_id: str) -> BuildResult:
+        """What the build came to; `run_id`: its parent run in MLflow."""
+        engines = tuple(self.engines.values())
+        seconds = time.monotonic() - self._started
+        calibration = calibration_health(self.plan, self.store)
+        warnings = tuple(sentence for health in calibration for sentence in health.warnings)
+        return BuildResult(
+            self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
+            seconds=seconds, warnings=warnings, calibration=calibration,
+            comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
+            ran=tuple(self._ran()),
+            ladder=ladders(self.plan, engines, self.store),
+        )  # fmt: skip
+
+    def _ran(self) -> Iterator[RanStep]:
+        for outcome in self.outcomes:
+            if outcome.how == "run":
+                yield RanStep(outcome.id, outcome.seconds, self.plan.steps[outcome.key].reason)
+
+    def counts(self) -> StepCounts:
+        cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")
+        ran = sum(1 for outcome in self.outcomes if outcome.how == "run")
+        needed = self.plan.stands_on(key for engine in self.plan.engines for key in engine.steps.values())
+        failed = sum(1 for key in self.failures if key in needed)  # what only a peer needs fails no build
+        return StepCounts(ran, cached + len(self.outcomes) - ran, failed)

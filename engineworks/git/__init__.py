@@ -1,0 +1,1 @@
+"""What git knows of a file and of a revision."""

@@ -1,0 +1,154 @@
+"""A night: which recipes it takes, what there is to do for each, and what came of every engine. Plain values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from engineworks.errors import EngineworksError, InputError
+from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
+
+Word = Literal["unchanged", "built", "refused", "lost"]
+"""Of a recipe. unchanged: nothing was to do. refused: its file, data or targets are wrong. lost: its build ended
+without a result."""
+
+
+GOOD = ("pass", "pass (waived)", "unmeasured", "refused")
+"""What may become of an engine in a good night; the refused are those that their targets can not do."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe of the night: loaded, or the error why it can not be."""
+
+    path: Path
+    loaded: LoadedRecipe | None
+    error: EngineworksError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name if self.loaded else self.path.stem
+
+
+@dataclass(frozen=True)
+class EngineNight:
+    """What happened to an engine: `word` is its verdict, or refused or lost; `sentence` says why unless it passed."""
+
+    id: str
+    word: str
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class RecipeNight:
+    """What happened to a recipe. `verdicts`: the build's result as JSON (`BuildResult.to_json`), None without one."""
+
+    recipe: str
+    file: str
+    word: Word
+    engines: tuple[EngineNight, ...]
+    message: str = ""
+    verdicts: Mapping[str, Any] | None = None
+
+    @property
+    def is_good(self) -> bool:
+        return not self.message and all(
+            e.word in ("pass", "pass (waived)", "unmeasured", "refused") for e in self.engines
+        )
+
+
+def choose_recipes(
+    folder: Path, *, globs: Sequence[str] = (), owner: str | None = None, tag: str | None = None,
+    data_roots: Sequence[Path] = (),
+) -> list[Chosen]:  # fmt: skip
+    """The folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
+
+    A file that can not be read has no owner and no tags: it is always chosen where its file matches, so that nobody's
+    recipe is silently left out. Raises `InputError` if nothing matches.
+    """
+    chosen = [_load(path, data_roots) for path in find_recipes(folder)]
+    chosen = [one for one in chosen if not globs or any(_named(one, glob) for glob in globs)]
+    chosen = [one for one in chosen if one.loaded is None or _belongs(one.loaded, owner, tag)]
+    if not chosen:
+        raise InputError(f"no recipe in {folder} matches recipes={list(globs)} owner={owner} tag={tag}")
+    return _unique(chosen)
+
+
+def night_of_result(verdicts: Mapping[str, Any], file: str, word: Word) -> RecipeNight:
+    """What a build's result (as JSON) says of every engine."""
+    engines = [EngineNight(e["id"], _word(e), _sentence(e)) for e in verdicts["engines"]]
+    engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
+    return RecipeNight(verdicts["recipe"], file, word, tuple(engines), verdicts=verdicts)
+
+
+def night_without_result(chosen: Chosen, word: Word, message: str) -> RecipeNight:
+    """A recipe that gave no result: every engine that it asks for shares its fate."""
+    ids: list[str] = []
+    if chosen.loaded is not None:
+        recipe = chosen.loaded.recipe
+        ids = [f"{chosen.name}/{p}/{t.name}" for p in recipe.precisions for t in chosen.loaded.targets]
+    engines = tuple(EngineNight(engine_id, word, message) for engine_id in ids)
+    return RecipeNight(chosen.name, str(chosen.path), word, engines, message or word)
+
+
+def count_words(recipes: Iterable[RecipeNight]) -> str:
+    """'3 recipes (2 unchanged, 1 built), 60 engines (57 pass, 3 fail)'."""
+    recipes = list(recipes)
+    engines = [e.word for r in recipes for e in r.engines]
+    return f"{_counted('recipe', [r.word for r in recipes])}, {_counted('engine', engines)}"
+
+
+def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
+    """One line for every engine; a recipe without engines has a line of its own."""
+    lines = []
+    for recipe in recipes:
+        lines += [f"{e.id}: {e.word}" + (f" · {e.sentence}" if e.sentence else "") for e in recipe.engines]
+        if not recipe.engines:
+            lines.append(f"{recipe.recipe}: {recipe.word} · {recipe.message}")
+    return lines
+
+
+def _load(path: Path, data_roots: Sequence[Path]) -> Chosen:
+    try:
+        return Chosen(path, load_recipe(path, data_roots=data_roots))
+    except EngineworksError as error:
+        return Chosen(path, None, error)
+
+
+def _named(one: Chosen, glob: str) -> bool:
+    return fnmatchcase(one.name, glob) or fnmatchcase(str(one.path), glob) or fnmatchcase(one.path.name, glob)
+
+
+def _belongs(loaded: LoadedRecipe, owner: str | None, tag: str | None) -> bool:
+    owned = owner is None or fnmatchcase(loaded.recipe.owner, owner)
+    return owned and (tag is None or tag in loaded.recipe.tags)
+
+
+def _unique(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """Two recipes of one name would overwrite each other's record: the later one is refused."""
+    seen: dict[str, Path] = {}
+    unique = []
+    for one in chosen:
+        first = seen.setdefault(one.name, one.path)
+        clash = InputError(f"{one.path}: the name '{one.name}' is also that of {first}", hint="rename one")
+        unique.append(one if first == one.path or one.error else Chosen(one.path, None, clash))
+    return unique
+
+
+def _word(engine: Mapping[str, Any]) -> str:
+    return f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
+
+
+def _sentence(engine: Mapping[str, Any]) -> str:
+    if engine["error"]:
+        return str(engine["error"])
+    return next((c["sentence"] for c in engine["checks"] if c["verdict"] != "pass"), "")
+
+
+def _counted(noun: str, words: Sequence[str]) -> str:
+    parts = ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
+    return f"{len(words)} {noun}{'' if len(words) == 1 else 's'}" + (f" ({parts})" if parts else "")

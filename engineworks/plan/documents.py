@@ -1,0 +1,289 @@
+"""What shapes each step's result, as the JSON document whose digest is the step's key.
+
+A document holds: step and its version, params (the slice of the recipe it reads), inputs (keys of earlier steps),
+digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What can not shape the
+result goes beside it, into the step's `aside`: absolute paths, and the samples that a rewritten graph is proved on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engineworks.backends import backend_facts
+from engineworks.fingerprint import FileDigests, installed_versions
+from engineworks.model.export import Interface
+from engineworks.model.source_code import imported_distributions
+from engineworks.peers import peer
+from engineworks.precisions import Computation
+from engineworks.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
+from engineworks.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.steps import STEP_KINDS, StepName
+from engineworks.targets import NamedTarget
+
+Document = dict[str, Any]
+Aside = Mapping[str, Any]
+
+MINIMUM_OPSET = 13
+"""Older models are raised to this: the first opset with per-channel Q/DQ and bf16, so that one fold serves all."""
+
+PROOF_SAMPLES = 4
+"""Samples on which a rewritten graph is compared with the one before it."""
+
+PEER_TIME_LIMIT_S = 1800.0
+"""Seconds after which a peer is given up: it is only there to be compared with."""
+
+TORCH_LIBRARIES = {"torch": ("torch", "onnxscript"), "huggingface": ("torch", "onnxscript", "transformers")}
+
+
+class Documents:
+    """Makes the documents of one recipe's steps; each returns the document and the paths behind its digests."""
+
+    def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
+        self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
+        self._files, self._digests = loaded.files, digests
+        self._inputs = [s.to_json() for s in input_specs(self.recipe)]
+
+    def export(self) -> tuple[Document, Aside]:
+        source = self.recipe.model.source.model_dump(exclude_none=True)
+        kind = next(k for k in ("onnx", "torch", "huggingface") if k in source)
+        params: Document = {"source": kind}
+        if kind != "onnx":
+            params |= {"factory": source.get("torch"), "task": source.get("task"), "interface": self._interface()}
+        digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
+        aside = {
+            "source": self._files.source,
+            "folder": self._files.folder,
+            "files": list(self._files.model.values()),
+        }
+        document = self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ()))
+        if kind == "torch":
+            document["libraries"] |= self._imports(source["torch"])
+        return document, aside
+
+    def _interface(self) -> Document:
+        outputs = {name: tuple(shape) for name, shape in self.recipe.outputs.items()}
+        return dict(
+            Interface(input_specs(self.recipe), outputs, profiles(self.recipe), self.recipe.model.opset).to_json()
+        )
+
+    def fold(self, export: str) -> tuple[Document, Aside]:
+        """The samples of its proof are no part of the key: they can fail the step, never change its result."""
+        outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
+        params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
+        data = self._files.evaluation
+        count = fixed_batch(data.specs) or min(PROOF_SAMPLES, data.count)
+        aside = {"samples": data.path, "proof": _samples(data) | {"count": count}}
+        return self._document("fold", params, {"export": export}, {}), aside
+
+    def calibrate(self, fold: str) -> tuple[Document, Aside]:
+        data = self._files.calibration
+        assert data is not None  # checked with the recipe
+        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
+        params = {"calibration": settings, "samples": _samples(data)}
+        digests = {"calibration": self._digests.digest(data.path)}
+        aside = {"calibration": data.path, "sha256": digests["calibration"]}
+        return self._document("calibrate", params, {"fold": fold}, digests), aside
+
+    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
+        params: Document = {"precision": precision, **computes.to_json()}
+        inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
+        aside: dict[str, Any] = {}
+        if ranges:
+            assert self._files.calibration is not None  # checked with the recipe
+            aside["calibration_sha256"] = self._digests.digest(self._files.calibration.path)
+        if computes.around == "fp32":
+            return self._document("lower", params, inputs, {}), aside
+        data = self._files.calibration or self._files.evaluation
+        params["samples"] = _samples(data)
+        digests = {"samples": self._digests.digest(data.path)}
+        libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
+        return self._document("lower", params, inputs, digests, libraries), aside | {"samples": data.path}
+
+    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
+        params = {
+            "precision": precision,
+            "computes": list(computes.parts),
+            "target": target.to_json(),
+            "profiles": [p.to_json() for p in profiles(self.recipe)],
+        }
+        facts = backend_facts(target.target.backend)
+        document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
+        aside: Document = {"time_limit_s": target.target.time_limit_s}
+        if facts.needs_gpu_to_build:
+            document["hardware"] = facts.hardware()
+            aside |= _device_cache(document, facts.libraries)
+        return document, aside
+
+    def reference(self, fold: str) -> tuple[Document, Aside]:
+        data = self._files.evaluation
+        params = {
+            "samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs),
+            "shapes": self._shapes(),
+        }  # fmt: skip
+        digests = {"evaluation": self._digests.digest(data.path)}
+        return self._document("reference", params, {"fold": fold}, digests), {"evaluation": data.path}
+
+    def sensitivity(
+        self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
+    ) -> tuple[Document, Aside]:
+        """Reads what `compare` reads of the evaluation data, but for `data`, which may be fewer samples of it. Of the
+        target only whether ONNX Runtime's integer kernels are what its engine computes with."""
+        accuracy = self.recipe.accuracy
+        limits = {str(name): given for name, given in accuracy.limits.items()}.get(precision)
+        params = {
+            "precision": precision, "quantized": {n: list(g) for n, g in computes.quantized.items()},
+            "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
+            "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
+            "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
+            "integer_kernels": target.target.backend == "onnxruntime",
+        }  # fmt: skip
+        digests = {"evaluation": self._digests.digest(data.path)}
+        digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
+        libraries = LIBRARIES.get(metric_name(accuracy.metric), ()) if accuracy.metric else ()
+        document = self._document("sensitivity", params, {"fold": fold, "ranges": ranges}, digests, libraries)
+        if own := python_metric(accuracy.metric):
+            document["libraries"] |= self._imports(own)
+        return document, {"evaluation": data.path, "folder": self._files.folder}
+
+    def compare(self, target: NamedTarget, build: str, reference: str) -> tuple[Document, Aside]:
+        data, accuracy = self._files.evaluation, self.recipe.accuracy
+        metric = accuracy.metric
+        params = {
+            "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
+            "metric": metric_settings(metric) if metric else None, "output": accuracy.output,
+            "shapes": self._shapes(),
+            "serving": self._serving(),
+        }  # fmt: skip
+        digests = {"evaluation": self._digests.digest(data.path)}
+        digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
+        facts = backend_facts(target.target.backend)
+        libraries = (*facts.libraries, *(LIBRARIES.get(metric_name(metric), ()) if metric else ()))
+        document = self._document("compare", params, {"build": build, "reference": reference}, digests, libraries)
+        document["hardware"] = facts.hardware()
+        if own := python_metric(metric):
+            document["libraries"] |= self._imports(own)
+        aside = {"evaluation": data.path, "folder": self._files.folder}
+        return document, aside | _device_cache(document, facts.libraries, build)
+
+    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
+        """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
+        data, performance = self._files.evaluation, self.recipe.performance
+        at = {
+            name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
+            for name, dims in performance.at.items()
+        }
+        params = {
+            "at": at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
+            "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
+        }  # fmt: skip
+        digests = {"evaluation": self._digests.digest(data.path)}
+        facts = backend_facts(target.target.backend)
+        document = self._document("measure", params, {"build": build}, digests, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
+
+    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Aside]:
+        """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
+        all that shapes the export in its key."""
+        data, module = self._files.evaluation, peer(name)
+        at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
+        params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
+        params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
+        aside: dict[str, Any] = {"evaluation": data.path, "time_limit_s": PEER_TIME_LIMIT_S}
+        digests = {"evaluation": self._digests.digest(data.path)}
+        libraries: dict[str, Any] = dict(module.versions())
+        if module.FROM_SOURCE:
+            export, paths = self.export()
+            params, aside, digests = {**export["params"], **params}, {**paths, **aside}, export["digests"] | digests
+            libraries = export["libraries"] | libraries
+        document = self._document("peer", params, inputs, digests)
+        document["libraries"] |= libraries
+        document["hardware"] = dict(module.hardware())
+        return document, aside
+
+    def _imports(self, function: str) -> dict[str, str]:
+        """Versions of the installed packages that the user's own code imports."""
+        return imported_distributions(function.partition(":")[0], self._files.folder)
+
+    def batches(self) -> list[int]:
+        """Batch sizes that evaluation goes round: smallest, usual and largest of every profile.
+
+        An engine may be right at batch 1 and wrong at others, so one size proves little.
+        """
+        specs = input_specs(self.recipe)
+        fixed, dim = fixed_batch(specs), batch_dim(specs)
+        if fixed is not None or not isinstance(dim, str):
+            return [fixed or 1]
+        sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
+        return sorted(n for n in sizes if n > 0)
+
+    def _shapes(self) -> Document:
+        """What the engine is compared at besides the evaluation data: see `measure.served`."""
+        specs = input_specs(self.recipe)
+        dim = batch_dim(specs)
+        return {
+            "profiles": {name: dict(dims) for name, dims in (self.recipe.shapes or {STATIC_PROFILE: {}}).items()},
+            "batch": dim if isinstance(dim, str) else None,
+            "fixed_batch": (fixed_batch(specs) or 1) if isinstance(dim, int) else 1,
+            "ranges": {name: list(i.range) for name, i in self.recipe.inputs.items() if i.range is not None},
+        }
+
+    def _serving(self) -> Document:
+        return self.recipe.performance.serving.model_dump(mode="json")
+
+    def _sweep(self) -> list[Document]:
+        """One shape per batch: that of the named one, with another batch."""
+        sweep, dim = self.recipe.performance.sweep, batch_dim(input_specs(self.recipe))
+        if sweep is None or not isinstance(dim, str):
+            return []
+        name = sweep.at or next(iter(self.recipe.performance.at))
+        shapes = [(batch, {**self.recipe.performance.at[name], dim: batch}) for batch in sorted(sweep.batch)]
+        return [{"batch": b, "dims": dims, "profile": self._profile(name, dims), "tail": False} for b, dims in shapes]
+
+    def _profile(self, shape: str, dims: Mapping[str, int]) -> str | None:
+        admitting = admitting_profile(self.recipe, shape, dims)
+        return admitting.name if admitting else None
+
+    def _needs_tail(self, shape: str) -> bool:
+        """Whether a p99 is judged at this shape, which takes many more runs than a median."""
+        budget = self.recipe.performance.budget.get(shape)
+        return budget is not None and budget.p99_ms is not None
+
+    def _document(
+        self,
+        kind: StepName,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        digests: Mapping[str, str],
+        libraries: tuple[str, ...] = (),
+    ) -> Document:
+        step = STEP_KINDS[kind]
+        return {
+            "step": kind,
+            "version": step.version,
+            "params": dict(params),
+            "inputs": dict(inputs),
+            "digests": dict(digests),
+            "libraries": installed_versions((*step.libraries, *libraries)),
+            **({} if self.loaded.mode == "full" else {"mode": self.loaded.mode}),
+        }
+
+
+def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+    """Of which device, driver, versions and, where it holds one engine's kernels, engine a cache is; none without a
+    GPU. Never shared across any of them."""
+    if "driver" not in document["hardware"]:
+        return {}
+    versions = {name: document["libraries"].get(name) for name in libraries}
+    return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
+
+
+def _samples(data: SampleFile) -> Document:
+    """How samples are read from the file: all that `SampleFile` needs but the path."""
+    return {
+        "arrays": dict(data.arrays), "count": data.count, "total": data.total,
+        "specs": [s.to_json() for s in data.specs],
+    }  # fmt: skip

@@ -1,0 +1,76 @@
+"""Which peers a build compares its engines with, on request: one step per peer and precision, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engineworks.peers import peer
+from engineworks.plan.documents import Documents
+from engineworks.precisions import Computation
+from engineworks.steps import StepName
+
+Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
+"""Kind, id, document, aside → the step's key, after it was put into the plan."""
+
+
+@dataclass(frozen=True)
+class PlannedPeer:
+    """One peer in one precision. id: such as 'digits/peer/pytorch-fp16'. step: key of its step; None where it can not
+    run here, and then `why_not` says why."""
+
+    id: str
+    name: str
+    title: str
+    precision: str
+    step: str | None = None
+    why_not: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "id": self.id, "peer": self.name, "precision": self.precision, "step": self.step, "why_not": self.why_not,
+        }  # fmt: skip
+
+
+def plan_peers(documents: Documents, names: Sequence[str], add: Add) -> tuple[PlannedPeer, ...]:
+    """The peers with these names, each in its precisions."""
+    return tuple(_planned(documents, name, p, add) for name in names for p in _precisions(documents, name))
+
+
+def _precisions(documents: Documents, name: str) -> tuple[str, ...]:
+    return peer(name).precisions(documents.recipe.precisions)
+
+
+def _planned(documents: Documents, name: str, precision: str, add: Add) -> PlannedPeer:
+    module, recipe_id = peer(name), f"{documents.name}/peer/{name}-{precision}"
+    why = module.why_not(_source(documents), precision) or _nothing_to_measure(documents)
+    if why:
+        return PlannedPeer(recipe_id, name, module.TITLE, precision, why_not=why)
+    inputs = _inputs(documents, precision, add, from_source=module.FROM_SOURCE)
+    step = add("peer", recipe_id, *documents.peer(name, precision, inputs))
+    return PlannedPeer(recipe_id, name, module.TITLE, precision, step)
+
+
+def _source(documents: Documents) -> str:
+    """The kind of the recipe's source: 'onnx', 'torch', …"""
+    given = documents.recipe.model.source.model_dump(exclude_none=True)
+    return next(kind for kind in given if kind != "task")
+
+
+def _nothing_to_measure(documents: Documents) -> str:
+    return "" if documents.recipe.performance.at else "the recipe names no shapes under performance.at"
+
+
+def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool) -> dict[str, str]:
+    """The same steps as the engines stand on: nothing is exported, folded or lowered twice."""
+    recipe = documents.name
+    export = add("export", f"{recipe}/export", *documents.export())
+    fold = add("fold", f"{recipe}/fold", *documents.fold(export))
+    inputs = {"reference": add("reference", f"{recipe}/reference", *documents.reference(fold))}
+    if from_source:
+        return inputs
+    if precision == "fp32":
+        return {**inputs, "model": fold}
+    lower = add("lower", f"{recipe}/{precision}/lower", *documents.lower(precision, Computation(precision), fold, None))
+    return {**inputs, "model": lower}

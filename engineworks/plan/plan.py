@@ -1,0 +1,330 @@
+"""Recipe × targets → plan: every step with its key, whether the store has it, and why not.
+
+Pure but for looking into the store: nothing is run and nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+from engineworks.backends import backend_facts
+from engineworks.champion import NONE, Champion, Champions
+from engineworks.errors import TargetError
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.plan.documents import Documents
+from engineworks.plan.duel import duel_document
+from engineworks.plan.peers import PlannedPeer, plan_peers
+from engineworks.plan.precisions import known_operators, lower_id, refusal
+from engineworks.precisions import computation
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.steps import StepName
+from engineworks.store import Store
+from engineworks.suggest import did_you_mean
+from engineworks.targets import NamedTarget
+
+State = Literal["cached", "to do", "elsewhere", "not needed"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `document` is everything that shapes its result and `key` its digest; `inputs` are keys by role."""
+
+    kind: StepName
+    id: str
+    key: str
+    document: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    aside: Mapping[str, Any]
+    state: State = "to do"
+    reason: str = ""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        params: Mapping[str, Any] = self.document["params"]
+        return params
+
+    def to_json(self) -> dict[str, object]:
+        return {"id": self.id, "kind": self.kind, "key": self.key, "state": self.state, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class PlannedEngine:
+    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''.
+    `computes`: the plain precisions that its own stands for, such as int8 and fp16 around it."""
+
+    id: str
+    recipe: str
+    precision: str
+    target: NamedTarget
+    steps: Mapping[StepName, str]
+    unmeasured_because: str = ""
+    champion: Champion | None = None
+    computes: tuple[str, ...] = ()
+    champion_unknown: str = ""
+    """Why it can not be told whether there is a champion, or ''."""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "id": self.id, "precision": self.precision, "target": self.target.name,
+            "computes": list(self.computes), "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
+            "champion": self.champion.to_json() if self.champion else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An engine that the target can not do: it is not built, and this sentence says why."""
+
+    id: str
+    sentence: str
+
+    def to_json(self) -> dict[str, object]:
+        return {"id": self.id, "sentence": self.sentence}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
+    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire."""
+
+    loaded: LoadedRecipe
+    engines: tuple[PlannedEngine, ...]
+    refused: tuple[Refused, ...]
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    peers: tuple[PlannedPeer, ...] = ()
+    today: date = field(default_factory=date.today)
+
+    @property
+    def recipe(self) -> str:
+        return self.loaded.name
+
+    @property
+    def to_do(self) -> tuple[Step, ...]:
+        return tuple(s for s in self.steps.values() if s.state == "to do")
+
+    @property
+    def build_key(self) -> str:
+        """Digest of what this build decides: its engines' steps, the limits they must meet, and what is waived."""
+        limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
+        waivers = [w.model_dump(mode="json") for w in self.loaded.recipe.waivers if self.today <= w.expires]
+        if waivers:
+            limits["waivers"] = waivers
+        peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
+        champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
+        unknown = {e.id: "unknown" for e in self.engines if e.champion_unknown}
+        rivals = {"champions": champions | unknown} if champions or unknown else {}
+        ladder = {"ladder": True} if self.loaded.auto else {}
+        return digest_of(
+            {"engines": {e.id: dict(e.steps) for e in self.engines}, "limits": limits, **peers, **rivals, **ladder}
+        )
+
+    @property
+    def goals(self) -> set[str]:
+        """Keys of the engines' and the peers' last steps."""
+        return {k for e in self.engines for k in e.steps.values()} | {p.step for p in self.peers if p.step}
+
+    def stands_on(self, keys: Iterable[str]) -> set[str]:
+        """These keys and all that they need, directly or not."""
+        pending, seen = list(keys), set[str]()
+        while pending:
+            key = pending.pop()
+            if key not in seen:
+                seen.add(key)
+                pending.extend(self.steps[key].inputs.values())
+        return seen
+
+    def to_json_text(self) -> str:
+        return json.dumps(self.to_json(), indent=1)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "recipe": self.recipe,
+            "file": self.loaded.shown,
+            "resolved": self.loaded.recipe.model_dump(mode="json"),
+            "auto": self.loaded.auto is not None,
+            "targets": {t.name: t.to_json() for t in self.loaded.targets},
+            "engines": [e.to_json() for e in self.engines],
+            "refused": [r.to_json() for r in self.refused],
+            "peers": [p.to_json() for p in self.peers],
+            "steps": [s.to_json() for s in self.steps.values()],
+        }
+
+
+def plan_recipe(
+    loaded: LoadedRecipe,
+    store: Store,
+    digests: FileDigests,
+    *,
+    only: str | None = None,
+    compare: Sequence[str] = (),
+    champions: Champions = NONE,
+) -> Plan:
+    """The plan of one recipe. `only`: glob over engine ids; engines that it leaves out are not planned. `compare`:
+    names of peers. `champions`: those that its engines are measured against, by `champion_lookup.find_champions`.
+
+    Raises `TargetError` if `only` selects nothing, or only engines that their targets refuse.
+    """
+    ids = {f"{loaded.name}/{p}/{t.name}": (p, t) for p in loaded.recipe.precisions for t in loaded.targets}
+    chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
+    if not chosen:
+        raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
+    documents = Documents(loaded, digests)
+    operators = known_operators(documents, store)
+    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
+    steps: dict[str, Step] = {}
+    engines = []
+    for engine_id, (precision, target) in chosen.items():
+        if engine_id not in refused:
+            engines.append(_plan_engine(documents, steps, engine_id, precision, target, champions, store))
+    if not engines:
+        raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
+    peers = plan_peers(documents, compare, partial(_add, steps))
+    elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
+    states = _States(steps, store, elsewhere)
+    for engine in engines:
+        for key in engine.steps.values():
+            states.settle(key, needed=True)
+    for peer in peers:
+        if peer.step:
+            states.settle(peer.step, needed=True)
+    refusals = tuple(Refused(i, s) for i, s in refused.items())
+    return Plan(loaded, tuple(engines), refusals, states.settled(), peers)
+
+
+def verify_stored(plan: Plan, store: Store) -> bool:
+    """Check the contents of every stored result that the plan counts on. True if one was damaged and is gone now."""
+    used = {key for step in plan.to_do for key in step.inputs.values()}
+    used |= plan.goals
+    stored = [key for key in used if plan.steps[key].state == "cached"]
+    return any([store.get(key) is None for key in stored])  # noqa: C419 - every one is looked at
+
+
+def plan_recipes(
+    loaded: Sequence[LoadedRecipe],
+    store: Store,
+    digests: FileDigests,
+    *,
+    only: str | None = None,
+    compare: Sequence[str] = (),
+    champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
+) -> list[Plan]:
+    """Plans of several recipes; `only` must match in at least one."""
+    plans, reasons = [], []
+    for one in loaded:
+        try:
+            plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
+        except TargetError as error:
+            if len(loaded) == 1:
+                raise
+            reasons.append(str(error))
+    if not plans:
+        raise TargetError("no engine can be built:\n" + "\n".join(reasons))
+    digests.save()
+    return plans
+
+
+def _plan_engine(
+    documents: Documents,
+    steps: dict[str, Step],
+    engine_id: str,
+    precision: str,
+    target: NamedTarget,
+    champions: Champions,
+    store: Store,
+) -> PlannedEngine:
+    """Add the engine's steps, and those they need, to `steps`."""
+    add = partial(_add, steps)
+    recipe, branch = documents.name, f"{documents.name}/{precision}"
+    export = add("export", f"{recipe}/export", *documents.export())
+    fold = add("fold", f"{recipe}/fold", *documents.fold(export))
+    computes = computation(documents.recipe, precision, target.target.backend)
+    ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
+    lower = add("lower", lower_id(branch, computes), *documents.lower(precision, computes, fold, ranges))
+    build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
+    reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
+    chosen: dict[StepName, str] = {"build": build}
+    chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
+    if documents.recipe.performance.at:
+        chosen["measure"] = add("measure", f"{engine_id}/measure", *documents.measure(target, build))
+    champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
+    if champion is not None and regression is not None and regression.latency is not None:
+        measured = documents.measure(target, build)
+        duel = duel_document(measured, champion, champions, regression.model_dump(), store)
+        chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
+    why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
+    parts, unknown = computes.parts, champions.unknown_because
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown)
+
+
+def _add(
+    steps: dict[str, Step], kind: StepName, name: str, document: Mapping[str, Any], aside: Mapping[str, Any]
+) -> str:
+    key = digest_of(document)
+    if key not in steps:
+        steps[key] = Step(kind, name, key, document, document["inputs"], aside)
+    return key
+
+
+class _States:
+    """Which steps must run: the goals that the store lacks, and whatever those need that it lacks too."""
+
+    def __init__(self, steps: Mapping[str, Step], store: Store, elsewhere: Iterable[str]) -> None:
+        self._steps, self._store, self._elsewhere = dict(steps), store, set(elsewhere)
+        self._done: set[str] = set()
+
+    def settle(self, key: str, *, needed: bool) -> None:
+        if key in self._done:
+            return
+        self._done.add(key)
+        step = self._steps[key]
+        if self._store.has(key):
+            self._set(key, "cached", "")
+        elif key in self._elsewhere:
+            self._set(key, "elsewhere", "no hardware here can run this engine")
+        else:
+            for inner in step.inputs.values():
+                self.settle(inner, needed=True)
+            self._set(key, "to do", self._why(step))
+
+    def settled(self) -> dict[str, Step]:
+        for key in self._steps.keys() - self._done:
+            there = self._store.has(key)
+            self._set(key, "cached" if there else "not needed", "" if there else "nothing that is to do reads it")
+        return self._steps
+
+    def _set(self, key: str, state: State, reason: str) -> None:
+        self._steps[key] = replace(self._steps[key], state=state, reason=reason)
+
+    def _why(self, step: Step) -> str:
+        before = self._store.latest(step.id)
+        if before is None:
+            return "never built"
+        changed = list(changes(before, step.document))
+        return "; ".join(changed[:3]) if changed else "no longer in the store"
+
+
+def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
+    """What differs between two documents, one line each: 'params.keep changed', 'input fold changed'."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            if key not in before or key not in now:
+                yield f"{_said(path, key)} is {'new' if key in now else 'gone'}"
+            else:
+                yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
+    elif before != now:
+        named = path.startswith(("inputs.", "digests.", "libraries."))  # names of files hold dots too
+        head, _, tail = path.partition(".") if named else path.rpartition(".")
+        short = len(str(before)) <= 24 and len(str(now)) <= 24
+        yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")
+
+
+def _said(path: str, key: str) -> str:
+    words = {"inputs": f"step '{key}'", "digests": f"file {key}", "libraries": f"version of {key}"}
+    top = path.partition(".")[0]
+    return words.get(top) or (f"{path.removeprefix('params').removeprefix('.')}.{key}".lstrip(".") if path else key)

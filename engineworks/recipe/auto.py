@@ -1,0 +1,59 @@
+"""`precisions: auto`: the precisions that a build tries, and the limits that they must meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engineworks.recipe.recipe import AUTO, CALIBRATED, PRECISIONS, TRIED_BY_AUTO, Limits, Recipe
+
+DEFAULT_COSINES: Mapping[str, float] = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
+"""Cosine limits of the floats where neither the recipe nor `_defaults.yaml` gives one; those of the shapes check."""
+
+QUANTIZED_COSINE = 0.98
+QUANTIZED_COSINE_ALONE = 0.99
+"""Without a task metric the cosine is all that says what quantization costs."""
+QUANTIZED_METRIC_RATIO = 0.99
+
+
+@dataclass(frozen=True)
+class Auto:
+    """What `auto` stands for in one recipe. tried: on every target that can do it, with the mixtures that stand beside
+    `auto`. untried: why not, by precision. built_in: precisions whose limits are this module's."""
+
+    tried: tuple[str, ...]
+    untried: Mapping[str, str] = field(default_factory=dict)
+    built_in: frozenset[str] = frozenset()
+
+
+def expand(recipe: Recipe) -> tuple[Recipe, Auto | None]:
+    """The recipe with the precisions that `auto` stands for, each with limits; as it is where it does not say auto."""
+    if AUTO not in recipe.precisions:
+        return recipe, None
+    blind = recipe.data.calibration is None
+    untried: dict[str, str] = {
+        p: "it needs calibration data, and data.calibration names none" for p in CALIBRATED if blind
+    }
+    plain: tuple[str, ...] = tuple(p for p in TRIED_BY_AUTO if p not in untried)
+    tried = plain + tuple(p for p in recipe.precisions if p != AUTO and p not in plain)
+    known: Mapping[str, Limits] = recipe.accuracy.limits
+    missing = [p for p in plain if p not in known or not known[p].model_fields_set]
+    metric = recipe.accuracy.metric is not None
+    limits = {**known, **{p: default_limits(p, metric=metric) for p in missing}}
+    accuracy = recipe.accuracy.model_copy(update={"limits": limits})
+    expanded = recipe.model_copy(update={"precisions": tried, "accuracy": accuracy})
+    return expanded, Auto(tried, untried, frozenset(missing))
+
+
+def named_precisions(recipe: Recipe) -> tuple[str, ...]:
+    """Those that engines of the recipe may have, whether it was expanded or not."""
+    return tuple(dict.fromkeys((*recipe.precisions, *PRECISIONS))) if AUTO in recipe.precisions else recipe.precisions
+
+
+def default_limits(precision: str, *, metric: bool) -> Limits:
+    """Built-in limits of a plain precision. metric: whether the recipe has a task metric."""
+    if precision in DEFAULT_COSINES:
+        return Limits(cosine=DEFAULT_COSINES[precision])
+    if metric:
+        return Limits(cosine=QUANTIZED_COSINE, metric_ratio=QUANTIZED_METRIC_RATIO)
+    return Limits(cosine=QUANTIZED_COSINE_ALONE)

@@ -1,0 +1,251 @@
+"""What two fields of a recipe say together: each check yields problems at their places. No files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from engineworks.errors import Problem
+from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
+from engineworks.recipe.auto import named_precisions
+from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
+from engineworks.recipe.precisions import PRECISION_CHECKS
+from engineworks.recipe.recipe import AUTO, Recipe
+from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
+from engineworks.recipe.yaml_nodes import Node
+from engineworks.samples import batch_dim
+from engineworks.suggest import did_you_mean
+
+
+def check_recipe(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """Every problem of the recipe as a whole; `node` is the tree it was read from."""
+    for check in _CHECKS:
+        yield from check(recipe, node)
+
+
+def _source_is_one(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    source = recipe.model.source
+    given = [k for k in ("onnx", "torch", "huggingface") if getattr(source, k) is not None]
+    place = node.at(("model", "source")).place
+    if len(given) != 1:
+        what = " and ".join(f"'{g}'" for g in given) or "no source"
+        yield Problem(place, f"model.source names {what}", "give exactly one of onnx, torch, huggingface")
+    if source.task and given != ["huggingface"]:
+        yield Problem(node.key_place(("model", "source", "task")), "'task' goes with 'huggingface' only")
+    if recipe.model.files and given != ["torch"]:
+        yield Problem(node.key_place(("model", "files")), "'files' goes with a torch factory only")
+
+
+def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for key, values in (("precisions", recipe.precisions), ("targets", recipe.targets)):
+        yield from _twins((key,), values, node)
+
+
+def _twins(path: tuple[str, ...], values: Sequence[str | int], node: Node) -> Iterator[Problem]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            yield Problem(node.at((*path, index)).place, f"'{value}' stands twice in {path[-1]}", "remove one")
+
+
+def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    if dims and not recipe.shapes:
+        message = f"dynamic dimensions ({', '.join(dims)}) need profiles under 'shapes'"
+        yield Problem(node.key_place(("inputs",)), message, f"shapes: {{default: {{{dims[0]}: [1, 8, 32]}}}}")
+    for name, ranges in recipe.shapes.items():
+        where = node.at(("shapes", name)).place
+        for dim in dims:
+            if dim not in ranges:
+                yield Problem(where, f"profile '{name}' has no range for dimension '{dim}'", f"{dim}: [min, opt, max]")
+        for dim, (low, opt, high) in ranges.items():
+            place = node.key_place(("shapes", name, dim))
+            if dim not in dims:
+                yield Problem(place, f"no input has a dimension '{dim}'", did_you_mean(dim, dims))
+            if not low <= opt <= high:
+                yield Problem(
+                    node.at(("shapes", name, dim)).place,
+                    f"profile '{name}': {dim}: [{low}, {opt}, {high}] is not min ≤ opt ≤ max",
+                    "write [min, opt, max] in rising order",
+                )
+
+
+def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    whole = _profiles_can_be_asked(recipe)
+    for name, lengths in recipe.performance.at.items():
+        path = ("performance", "at", name)
+        unknown = [d for d in lengths if d not in dims]
+        missing = [d for d in dims if d not in lengths]
+        for dim in unknown:
+            yield Problem(node.key_place((*path, dim)), f"no input has a dimension '{dim}'", did_you_mean(dim, dims))
+        for dim in missing:
+            yield Problem(node.at(path).place, f"shape '{name}' has no length for dimension '{dim}'")
+        if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
+            message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
+            yield Problem(node.at(path).place, message)
+    for name in recipe.performance.budget:
+        if name not in recipe.performance.at:
+            place = node.key_place(("performance", "budget", name))
+            yield Problem(place, f"budget for unknown shape '{name}'", did_you_mean(name, recipe.performance.at))
+
+
+def _sweep_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    sweep, at, path = recipe.performance.sweep, recipe.performance.at, ("performance", "sweep")
+    if sweep is None:
+        return
+    yield from _twins(("performance", "sweep", "batch"), sweep.batch, node)
+    if not at:
+        yield Problem(node.key_place(path), "the sweep needs a named shape under performance.at", _AT_EXAMPLE)
+        return
+    if sweep.at is not None and sweep.at not in at:
+        yield Problem(node.at((*path, "at")).place, f"no shape '{sweep.at}'", did_you_mean(sweep.at, at))
+        return
+    name = sweep.at or next(iter(at))
+    dim = batch_dim(input_specs(recipe))
+    if not isinstance(dim, str):
+        yield Problem(node.key_place(path), f"the model takes batches of {dim} only: there is nothing to sweep")
+    elif _profiles_can_be_asked(recipe) and set(at[name]) == set(dynamic_dims(recipe)):
+        for index, batch in enumerate(sweep.batch):
+            lengths = {**at[name], dim: batch}
+            if admitting_profile(recipe, name, lengths) is None:
+                place = node.at((*path, "batch", index)).place
+                message = f"batch {batch} at shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
+                yield Problem(place, message, _profile_limits(recipe))
+
+
+_AT_EXAMPLE = "e.g. at: {interactive: {batch: 1, sequence: 64}}"
+
+
+def _profiles_can_be_asked(recipe: Recipe) -> bool:
+    dims = dynamic_dims(recipe)
+    rising = all(low <= opt <= high for r in recipe.shapes.values() for low, opt, high in r.values())
+    return rising and bool(recipe.shapes or not dims) and all(d in r for r in recipe.shapes.values() for d in dims)
+
+
+def _lengths(lengths: Mapping[str, int]) -> str:
+    return ", ".join(f"{d} {n}" for d, n in lengths.items())
+
+
+def _profile_limits(recipe: Recipe) -> str:
+    """'small: batch 1–4, sequence 8–512; bulk: batch 8–64, …'"""
+    return "; ".join(
+        f"{name}: {', '.join(f'{dim} {low}–{high}' for dim, (low, _, high) in ranges.items())}"
+        for name, ranges in recipe.shapes.items()
+    )
+
+
+def _streams_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    yield from _twins(("performance", "streams"), recipe.performance.streams, node)
+
+
+def _averaging_has_its_method(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.calibration.averaging is not None and recipe.calibration.method != "moving_average":
+        place = node.key_place(("calibration", "averaging"))
+        message = f"'averaging' does nothing with method {recipe.calibration.method}"
+        yield Problem(place, message, "write method: moving_average, or remove it")
+
+
+def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for index, precision in enumerate(recipe.precisions):
+        limits = recipe.accuracy.limits.get(precision)
+        if precision != AUTO and (limits is None or not limits.model_fields_set):
+            place = node.at(("precisions", index)).place
+            yield Problem(place, f"accuracy.limits says nothing of {precision}", "without a limit nothing can fail")
+
+
+def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.accuracy.metric is not None:
+        return
+    for precision, limits in recipe.accuracy.limits.items():
+        for field in ("metric", "metric_ratio", "metric_delta", "metric_between"):
+            if precision in named_precisions(recipe) and getattr(limits, field) is not None:
+                place = node.key_place(("accuracy", "limits", precision, field))
+                yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1")
+
+
+def _metric_has_labels(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    metric = recipe.accuracy.metric
+    if metric is None or recipe.data.evaluation.labels is not None or metric_name(metric) in WITHOUT_LABELS:
+        return
+    message = f"the metric '{metric_name(metric)}' needs labels, and data.evaluation names none"
+    yield Problem(node.at(("accuracy", "metric")).place, message, "data: {evaluation: {labels: NAME}}")
+
+
+def _metric_limits_are_in_order(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for precision, limits in recipe.accuracy.limits.items():
+        if limits.metric_between is not None and limits.metric_between[0] > limits.metric_between[1]:
+            place = node.at(("accuracy", "limits", precision, "metric_between")).place
+            yield Problem(place, f"metric_between: {list(limits.metric_between)} is upside down", "write [low, high]")
+
+
+def _ranges_fit_their_types(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for name, declared in recipe.inputs.items():
+        if declared.range is None:
+            continue
+        low, high = declared.range
+        place = node.at(("inputs", name, "range")).place
+        what = f"input '{name}': range [{low:g}, {high:g}]"
+        if low > high:
+            yield Problem(place, f"{what} is upside down", "write [least, largest]")
+        if declared.dtype == "bool":
+            yield Problem(place, f"{what}: a bool has no range", "remove it: both values are tried")
+        elif declared.dtype in INTEGER_RANGES:
+            least, largest = INTEGER_RANGES[declared.dtype]
+            if low != int(low) or high != int(high) or low < least or high > largest:
+                yield Problem(place, f"{what} does not fit {declared.dtype}", f"whole numbers, {least} to {largest}")
+
+
+INTEGER_RANGES = {
+    "int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "int8": (-128, 127), "uint8": (0, 255),
+}  # fmt: skip
+
+
+def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    output = recipe.accuracy.output
+    if output is not None and output not in recipe.outputs:
+        yield Problem(
+            node.at(("accuracy", "output")).place, f"no output '{output}'", did_you_mean(output, recipe.outputs)
+        )
+    for part in ("calibration", "evaluation"):
+        samples = getattr(recipe.data, part)
+        for name in samples.names if samples else ():
+            if name not in recipe.inputs:
+                place = node.key_place(("data", part, "names", name))
+                yield Problem(place, f"the model has no input '{name}'", did_you_mean(name, recipe.inputs))
+
+
+def _regressions_have_something_to_compare(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    regression = recipe.performance.regression
+    if regression is None:
+        return
+    path = ("performance", "regression")
+    if regression.latency is None and regression.accuracy is None:
+        yield Problem(node.key_place(path), "performance.regression sets no limit", "e.g. {latency: 5%}")
+    if regression.latency is not None and not recipe.performance.at:
+        place = node.key_place((*path, "latency"))
+        yield Problem(place, "regression.latency needs named shapes", "e.g. performance.at: {single: {batch: 1}}")
+    if regression.accuracy is not None and recipe.accuracy.metric is None:
+        yield Problem(
+            node.key_place((*path, "accuracy")), "regression.accuracy needs accuracy.metric", "e.g. metric: top1"
+        )
+
+
+_CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
+    _source_is_one,
+    _lists_have_no_twins,
+    _profiles_are_whole,
+    _named_shapes_fit,
+    _sweep_fits,
+    _streams_have_no_twins,
+    *PRECISION_CHECKS,
+    _averaging_has_its_method,
+    _every_precision_has_limits,
+    _metric_limits_have_a_metric,
+    _metric_has_labels,
+    _metric_limits_are_in_order,
+    _ranges_fit_their_types,
+    _names_are_known,
+    _regressions_have_something_to_compare,
+    batching_fits,
+    waivers_name_something,
+    aliases_differ,
+)

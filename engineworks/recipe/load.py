@@ -1,0 +1,314 @@
+"""Recipe files → recipes: read, laid over the defaults, checked, with every problem at its file:line:column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from engineworks.backends import backend
+from engineworks.backends.base import check_options
+from engineworks.errors import Place, Problem, RecipeError, TargetError
+from engineworks.recipe.auto import Auto, expand
+from engineworks.recipe.checks import check_recipe
+from engineworks.recipe.files import RecipeFiles, resolve_files
+from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
+from engineworks.recipe.recipe import LATER, Recipe
+from engineworks.recipe.yaml_nodes import Node, merge, read_yaml
+from engineworks.settings import find_repository
+from engineworks.suggest import did_you_mean
+from engineworks.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
+
+DEFAULTS_FILE = "_defaults.yaml"
+TARGETS_FILE = "_targets.yaml"
+
+M = TypeVar("M", bound=BaseModel)
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe with the files it names (absolute) and its targets. auto: what `precisions: auto` stands for;
+    the recipe's precisions are those then."""
+
+    recipe: Recipe
+    path: Path
+    shown: str
+    root: Path
+    files: RecipeFiles
+    targets: tuple[NamedTarget, ...]
+    mode: Literal["full", "smoke"] = "full"
+    auto: Auto | None = None
+
+    @property
+    def name(self) -> str:
+        return self.recipe.recipe
+
+
+def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
+    """Read one recipe. Raises `RecipeError` with all problems of the recipe, its defaults and its targets file."""
+    shown = _shown(path)
+    folder = path.parent
+    root = find_repository(folder.resolve()) or folder.resolve()
+    node = read_yaml(path, shown)
+    defaults = folder / DEFAULTS_FILE
+    if defaults.is_file():
+        node = merge(node, read_yaml(defaults, _shown(defaults)))
+    problems = list(_refuse_later(node))
+    known = _load_targets(folder, problems)
+    recipe = _validate(Recipe, node, problems) or _validate_rest(node)
+    if recipe is None:
+        raise RecipeError(_one_each(problems))
+    problems.extend(check_recipe(recipe, node))
+    problems.extend(_unknown_targets(recipe, node, known))
+    files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), problems)
+    if problems:
+        raise RecipeError(_one_each(problems))
+    targets = tuple(NamedTarget(name, known[name]) for name in recipe.targets)
+    recipe, auto = expand(recipe)
+    return LoadedRecipe(recipe, path.resolve(), shown, root, files, targets, auto=auto)
+
+
+def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:
+    """Read several; the problems of all files come in one `RecipeError`."""
+    loaded: list[LoadedRecipe] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            loaded.append(load_recipe(path, data_roots=data_roots))
+        except RecipeError as error:
+            problems.extend(error.problems)
+    by_name: dict[str, LoadedRecipe] = {}
+    for one in loaded:
+        first = by_name.setdefault(one.name, one)
+        if first.path != one.path:
+            problems.append(
+                Problem(Place(one.shown, 1, 1), f"the name '{one.name}' is also that of {first.shown}", "rename one")
+            )
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    return loaded
+
+
+def find_recipes(folder: Path) -> list[Path]:
+    """Every recipe in the folder: its .yaml files but those whose names begin with '_'."""
+    return sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))
+
+
+def load_targets(folder: Path) -> Mapping[str, Target]:
+    """The targets of the recipes in this folder. Raises `RecipeError` with every problem of the file."""
+    problems: list[Problem] = []
+    targets = _load_targets(folder, problems)
+    if problems:
+        raise RecipeError(problems)
+    return targets
+
+
+def _shown(path: Path) -> str:
+    """The path as messages name it: relative to the current folder where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target]:
+    path = folder / TARGETS_FILE
+    if not path.is_file():
+        return DEFAULT_TARGETS
+    try:
+        node = read_yaml(path, _shown(path))
+    except RecipeError as error:
+        problems.extend(error.problems)
+        return {}
+    read = _validate(Targets, node, problems)
+    if read:
+        problems.extend(_wrong_options(read, node))
+    return read.targets if read else {}
+
+
+def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
+    for name, target in targets.targets.items():
+        module = backend(target.backend)
+        try:
+            check_options(module.TITLE, target.options, module.OPTIONS)
+        except TargetError as error:
+            yield Problem(node.key_place(("targets", name, "options")), error.message, error.hint)
+
+
+def _unknown_targets(recipe: Recipe, node: Node, known: Mapping[str, Target]) -> Iterator[Problem]:
+    for index, name in enumerate(recipe.targets):
+        if name not in known:
+            place = node.at(("targets", index)).place
+            yield Problem(place, f"unknown target '{name}'", did_you_mean(name, known))
+
+
+def _refuse_later(node: Node) -> Iterator[Problem]:
+    """What a later version brings is refused by name and then removed, so that it is reported once."""
+    for dotted, sentence in LATER.items():
+        *above, last = dotted.split(".")
+        parent = node.at(tuple(above))
+        reached = not above or (isinstance(node.at(tuple(above[:-1])).value, dict) and _exists(node, tuple(above)))
+        if reached and isinstance(parent.value, dict) and last in parent.value:
+            yield Problem(parent.key_places[last], f"'{dotted}' is not supported yet", sentence)
+            del parent.value[last]
+    listed = node.get("precisions")
+    if listed is None:
+        return
+    items = listed.value if isinstance(listed.value, list) else [listed]
+    for item in items:
+        if isinstance(item.value, dict):
+            how = "mixtures: {NAME: {default: fp16, int8: [GLOB]}}, and NAME here"
+            yield Problem(item.place, "a mixture of precisions needs a name", how)
+            item.value = "fp32"
+
+
+def _exists(node: Node, path: Path_) -> bool:
+    for step in path:
+        inner = node.get(step)
+        if inner is None:
+            return False
+        node = inner
+    return True
+
+
+def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
+    try:
+        return model.model_validate(node.plain())
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            problems.append(_problem(model, node, one))
+        return None
+
+
+def _validate_rest(node: Node) -> Recipe | None:
+    """The recipe without its wrong values, so that what two right fields say together is reported in the same go."""
+    try:
+        return Recipe.model_validate(node.plain())
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            loc = tuple(step for step in one["loc"] if _exists_or_last(node, one["loc"], step))
+            if loc and one["type"] != "missing":
+                node.at(loc[:-1]).remove(loc[-1])
+    try:
+        return Recipe.model_validate(node.plain())
+    except ValidationError:
+        return None
+
+
+def _one_each(problems: Sequence[Problem]) -> list[Problem]:
+    """The first problem of every place: a second one there is mostly the first in other words."""
+    first: dict[Place, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.place, problem)
+    return list(first.values())
+
+
+def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
+    """One pydantic error as a sentence of ours, at its place."""
+    loc = tuple(step for step in error["loc"] if _exists_or_last(node, error["loc"], step))
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = metric_fields(error["loc"]) or _fields_at(model, loc[:-1])
+        return Problem(node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), known))
+    where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
+    if kind == "missing":
+        above = node.at(loc[:-1])
+        return Problem(above.place, f"'{where}' is missing", _description(model, loc))
+    value = error["input"]
+    shown = (
+        repr(value) if not isinstance(value, dict | list) else ("a mapping" if isinstance(value, dict) else "a list")
+    )
+    if kind == UNKNOWN_METRIC and value:
+        name = next(iter(value))
+        return Problem(node.key_place((*loc, name)), f"unknown metric '{name}'", did_you_mean(name, METRIC_WORDS))
+    if kind == "literal_error":
+        choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
+        return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))
+    place = node.key_place(tuple(s for s in loc if s != "[key]")) if "[key]" in loc else node.at(loc).place
+    return Problem(place, f"{where}: {shown} is not allowed", _reason(kind, str(error["msg"]), context))
+
+
+_WHY = {
+    "string_type": "it should be text",
+    "int_type": "it should be a whole number",
+    "int_parsing": "it should be a whole number",
+    "int_from_float": "it should be a whole number",
+    "float_type": "it should be a number",
+    "float_parsing": "it should be a number",
+    "bool_type": "it should be true or false",
+    "tuple_type": "it should be a list, such as [a, b]",
+    "dict_type": "it should be a mapping of names to values",
+    "model_type": "it should be a mapping of keys to values",
+    "model_attributes_type": "it should be a mapping of keys to values",
+    "greater_than_equal": "it should be at least {ge}",
+    "greater_than": "it should be more than {gt}",
+    "less_than": "it should be less than {lt}",
+    "less_than_equal": "it should be at most {le}",
+    "too_short": "it needs at least {min_length} of them",
+    "too_long": "it takes at most {max_length} of them",
+    "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "it should look like {pattern}",
+}
+
+
+def _reason(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    return _WHY[kind].format(**context) if kind in _WHY else message[:1].lower() + message[1:]
+
+
+def _exists_or_last(node: Node, loc: Sequence[str | int], step: str | int) -> bool:
+    """Pydantic names branches of unions ('int', 'constrained-str') in its paths: those are no steps of the file."""
+    path: Path_ = ()
+    for one in loc:
+        last = one == loc[-1] and one is step
+        inner = node.at(path).get(one)
+        if one is step:
+            return inner is not None or one == "[key]" or (last and _plain_name(one))
+        if inner is not None:
+            path = (*path, one)
+    return False
+
+
+def _plain_name(step: str | int) -> bool:
+    return isinstance(step, str) and "[" not in step and step not in ("int", "str", "constrained-str", "PythonMetric")
+
+
+def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:
+    """The keys that are allowed at `loc`: its model's fields."""
+    at = _model_at(model, loc)
+    return list(at.model_fields) if at else []
+
+
+def _description(model: type[BaseModel], loc: Path_) -> str:
+    above = _model_at(model, loc[:-1])
+    found = above.model_fields.get(str(loc[-1])) if above else None
+    return (found.description or "") if found else ""
+
+
+def _model_at(model: type[BaseModel], loc: Path_) -> type[BaseModel] | None:
+    kind: Any = model
+    for step in loc:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found = kind.model_fields.get(str(step))
+            kind = found.annotation if found else None
+        else:
+            kind = _inner(kind)
+        kind = _first_model(kind)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _inner(kind: Any) -> Any:
+    """dict[K, V] → V, tuple[T, ...] → T."""
+    arguments = [a for a in getattr(kind, "__args__", ()) if a is not Ellipsis]
+    return arguments[-1] if arguments else None
+
+
+def _first_model(kind: Any) -> Any:
+    """The model of `Model | None` and `Annotated[Model, …]`; anything else as it is."""
+    for choice in getattr(kind, "__args__", ()):
+        if isinstance(choice, type) and issubclass(choice, BaseModel) and not hasattr(kind, "__origin__"):
+            return choice
+    return kind

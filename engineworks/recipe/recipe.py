@@ -1,0 +1,307 @@
+"""A recipe as frozen values: what to build, never how. The JSON Schema that editors use is generated from here.
+
+Fields say what they are in `description`, which is also the text of the schema. Values are checked one by one here;
+what needs two fields at once is checked in `recipe_checks`, what needs files or a model in the step that reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+from engineworks.recipe.metric import Factory, Metric
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
+Length = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Streams = Annotated[int, Field(ge=1, le=64, strict=True)]
+Extent = Annotated[int, Field(ge=0, strict=True)]
+"""A length that may be 0: an empty KV cache, say."""
+Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
+
+Float = Literal["fp32", "fp16", "bf16"]
+FLOATS: tuple[Float, ...] = ("fp32", "fp16", "bf16")
+
+Format = Literal["int8", "fp8", "int8_weights", "int4_weights"]
+FORMATS: tuple[Format, ...] = ("int8", "fp8", "int8_weights", "int4_weights")
+"""What a node's operands are quantized to; those that end in `_weights` leave activations alone."""
+
+CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
+"""Formats that quantize activations, and so need calibration data."""
+
+AS_IS = "as_is"
+"""The precision of a model that brings its own: it is passed on as it is."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
+PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
+
+LATER = {
+    "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
+}
+"""Fields of the design that a later version brings: refused with this sentence, never ignored."""
+
+AUTO = "auto"
+"""In place of precisions: try what each target has, and choose."""
+
+TRIED_BY_AUTO: tuple[Precision, ...] = (*FLOATS, *FORMATS)
+"""What `auto` stands for; `as_is` is no choice but a fact about the model."""
+
+
+def _date_as_text(value: object) -> object:
+    """Pydantic takes numbers for days since 1970: `expires: 2027` would have expired long ago."""
+    if isinstance(value, str) and len(value) != len("2027-01-31"):
+        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
+    if not isinstance(value, str | date):
+        raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
+    return value
+
+
+def _auto_as_list(value: object) -> object:
+    return [AUTO] if value == AUTO else value
+
+
+def _auto_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: auto and a list."""
+    listed = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"const": AUTO}, listed]
+
+
+Day = Annotated[date, BeforeValidator(_date_as_text)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Part):
+    """Where the model comes from: exactly one of these."""
+
+    onnx: str | None = Field(None, description="ONNX file, relative to the recipe")
+    torch: Factory | None = Field(None, description="module:factory of a torch.nn.Module, run in a child process")
+    huggingface: str | None = Field(None, description="folder of a Hugging Face model, or a cached id")
+    task: str | None = Field(None, description="Hugging Face task, e.g. text-classification; default: from its config")
+
+
+class Model(Part):
+    source: Source
+    opset: int = Field(18, ge=13, le=23, description="ONNX opset to export with; ONNX files keep theirs")
+    files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
+
+
+class Input(Part):
+    dtype: Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
+    shape: tuple[Length | DimName, ...] = Field(description="lengths, and names for dynamic dimensions")
+    range: tuple[float, float] | None = Field(
+        None, description="[least, largest] value, for shapes that the evaluation data does not have"
+    )
+
+
+class Samples(Part):
+    """Arrays by name in one .npz file; axis 0 counts the samples."""
+
+    npz: str = Field(description="file, relative to the recipe; pickled arrays are refused")
+    samples: Length | None = Field(None, description="use this many, evenly spread over the file; default: all")
+    names: dict[str, str] = Field(default_factory=dict, description="model input: array name, where they differ")
+
+
+class Evaluation(Samples):
+    labels: str | None = Field(None, description="name of the array with the labels, one per sample")
+
+
+class Data(Part):
+    calibration: Samples | None = None
+    evaluation: Evaluation
+
+
+class Calibration(Part):
+    method: Literal["minmax", "entropy", "percentile", "mse", "moving_average"] = "entropy"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    averaging: Fraction | None = Field(
+        None, description="moving_average: weight of a new batch, e.g. 0.01; default: the mean over all batches"
+    )
+    batch: Length = Field(8, description="samples per calibration step")
+    keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
+    around: Float | None = Field(
+        None, description="what computes around quantized nodes; default: fp16 on GPU targets, fp32 on the CPU"
+    )
+
+
+class Mixture(Part):
+    """A precision of one's own: globs of node names, or `op:` and an operator such as `op:MatMul`."""
+
+    default: Float | None = Field(None, description="of all nodes that nothing else names; default: as around int8")
+    fp32: tuple[str, ...] = Field((), description="nodes that stay fp32 where the default is fp16 or bf16")
+    int8: tuple[str, ...] = Field((), description="nodes in int8, weights and activations")
+    fp8: tuple[str, ...] = Field((), description="nodes in fp8 (e4m3), weights and activations")
+    int8_weights: tuple[str, ...] = Field((), description="nodes whose weights are stored in int8")
+    int4_weights: tuple[str, ...] = Field((), description="nodes whose weights are stored in int4, in blocks")
+
+
+class Limits(Part):
+    """Limits of one precision; every one that is given is one check."""
+
+    metric: float | None = Field(
+        None, description="smallest task metric of the engine; of error rates and perplexity the largest"
+    )
+    metric_ratio: Positive | None = Field(
+        None, description="smallest quality relative to the fp32 reference; of error rates: the reference's / its own"
+    )
+    metric_delta: Positive | None = Field(None, description="largest |engine - reference| of the task metric")
+    metric_between: tuple[float, float] | None = Field(None, description="[lowest, highest] task metric of the engine")
+    cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
+    sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
+    max_abs: Positive | None = Field(
+        None, description="largest absolute difference from the reference, of every output"
+    )
+    mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
+
+
+class Accuracy(Part):
+    metric: Metric | None = Field(
+        None, description="task metric on the labels; without labels: agreement with the reference"
+    )
+    output: str | None = Field(None, description="output that the metric reads; default: the first")
+    limits: dict[Precision | Name, Limits] = Field(
+        default_factory=dict, description="of each precision, mixtures of one's own included"
+    )
+
+
+class Budget(Part):
+    """Limits at one named shape; every one that is given is one check."""
+
+    p50_ms: Positive | None = None
+    p90_ms: Positive | None = None
+    p99_ms: Positive | None = None
+    throughput_per_s: Positive | None = Field(None, description="samples per second, batch / p50")
+    memory_mib: Positive | None = Field(None, description="memory that loading and running the engine adds")
+    load_ms: Positive | None = None
+    first_run_ms: Positive | None = Field(None, description="the very first run at this shape, with copies")
+    engine_mib: Positive | None = Field(None, description="size of the engine")
+
+
+class Sweep(Part):
+    """Batches to measure, one after the other, and to choose from."""
+
+    batch: tuple[Length, ...] = Field(min_length=1, description="batch sizes, e.g. [1, 8, 16, 32]")
+    at: Name | None = Field(None, description="named shape that gives the other dimensions; default: the first")
+    latency_ms: Positive | None = Field(None, description="largest median latency of the recommended batch")
+
+
+class ServingOptions(Part):
+    """How engines are run, when they are compared and when they are measured."""
+
+    cuda_graphs: bool = Field(False, description="replay the launches of a shape as one CUDA graph")
+    kernels: Literal["lazy", "eager", "none"] = Field(
+        "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
+    )
+
+
+def _percent_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: 0.05 and '5%'."""
+    number = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [number, {"type": "string", "pattern": r"^\d+(\.\d*)?\s*%$"}]
+
+
+def _fraction_of(value: object) -> object:
+    """'5%' → 0.05; numbers stay."""
+    fraction = value
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?\s*%", value.strip()):
+        fraction = float(value.strip().rstrip("% ")) / 100
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise PydanticCustomError("percent", "it should be a percentage such as 5%, or a fraction such as 0.05")
+    return fraction
+
+
+Percent = Annotated[
+    float, Field(gt=0, lt=1, json_schema_extra=_percent_schema), BeforeValidator(_fraction_of)
+]  # fmt: skip
+"""'5%' or 0.05."""
+
+
+class Regression(Part):
+    """How much worse than the champion an engine may be; every one that is given is one check."""
+
+    latency: Percent | None = Field(None, description="median latency at every named shape, e.g. 5%")
+    accuracy: Percent | None = Field(None, description="task metric on the same evaluation data, e.g. 0.5%")
+    most_s: Positive | None = Field(
+        None, description="seconds that one measurement of both engines may take; default: by their speed, 20 to 300"
+    )
+
+
+class Performance(Part):
+    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
+    budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
+    sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
+    streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
+    serving: ServingOptions = ServingOptions()
+    regression: Regression | None = Field(None, description="limits against the champion")
+
+
+class DynamicBatching(Part):
+    preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
+    max_delay_us: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="microseconds that a request may wait for others"
+    )
+
+
+class Triton(Part):
+    """How Triton is to serve the engines of this recipe."""
+
+    dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
+    instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
+    warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+
+
+class Release(Part):
+    """Under which name engines that passed are registered in MLflow, and how they are served."""
+
+    model: RegisteredName | None = Field(None, description="registered model in MLflow; default: the recipe's name")
+    triton: Triton = Triton()
+
+
+class Waiver(Part):
+    """A named failure that is let through until a day: who answers for it, and why."""
+
+    check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
+    engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
+    owner: Words = Field(description="who answers for it")
+    reason: Words
+    expires: Day = Field(description="last day on which it holds, YYYY-MM-DD")
+
+
+class Recipe(Part):
+    """What to build, from which model and data, and the limits that an engine must meet."""
+
+    recipe: Name = Field(description="name of the recipe: first part of every engine's id")
+    description: str = ""
+    owner: str = ""
+    tags: tuple[Name, ...] = Field((), description="words to choose recipes by, as the nightly does")
+    model: Model
+    inputs: dict[str, Input] = Field(min_length=1)
+    outputs: dict[str, tuple[Length | DimName, ...]] = Field(min_length=1)
+    shapes: dict[Name, dict[DimName, Triple]] = Field(
+        default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
+    )
+    precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
+        min_length=1,
+        json_schema_extra=_auto_schema,
+        description="or names of mixtures; auto: try and choose per target",
+    )
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
+    data: Data
+    calibration: Calibration = Calibration()
+    targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
+    accuracy: Accuracy
+    performance: Performance = Performance(at={})
+    release: Release = Release()
+    waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")

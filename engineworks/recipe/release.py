@@ -1,0 +1,63 @@
+"""What a recipe's `release` and `waivers` say together with the rest of it. No files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from engineworks.errors import Problem
+from engineworks.profiles import input_specs
+from engineworks.recipe.auto import named_precisions
+from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.yaml_nodes import Node
+from engineworks.samples import batch_dim
+
+
+def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """Triton joins requests along axis 0 of every tensor, up to the largest batch of the profiles."""
+    batching = recipe.release.triton.dynamic_batching
+    if batching is None:
+        return
+    path = ("release", "triton", "dynamic_batching")
+    largest = largest_batch(recipe)
+    if largest == 0:
+        message = "dynamic batching needs a batch dimension that is axis 0 of every input and output"
+        yield Problem(node.key_place(path), message, "take dynamic_batching out")
+        return
+    for index, size in enumerate(batching.preferred):
+        if size > largest:
+            place = node.at((*path, "preferred", index)).place
+            yield Problem(place, f"preferred batch {size} is larger than every profile allows", f"at most {largest}")
+
+
+def largest_batch(recipe: Recipe) -> int:
+    """The largest batch that Triton may form; 0 where it can not: the batch must be a dynamic axis 0 everywhere."""
+    dim = batch_dim(input_specs(recipe))
+    shapes = [i.shape for i in recipe.inputs.values()] + list(recipe.outputs.values())
+    if not isinstance(dim, str) or any(shape[:1] != (dim,) for shape in shapes):
+        return 0
+    return max((ranges[dim][2] for ranges in recipe.shapes.values() if dim in ranges), default=0)
+
+
+def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """A waiver is for a named failure of an engine of this recipe."""
+    engines = [f"{precision}/{target}" for precision in named_precisions(recipe) for target in recipe.targets]
+    for index, waiver in enumerate(recipe.waivers):
+        path = ("waivers", index)
+        if not waiver.check.strip("*?"):
+            place = node.at((*path, "check")).place
+            yield Problem(place, f"'{waiver.check}' would waive every check", "name the check, e.g. cosine[logits]")
+        if not any(fnmatchcase(engine, waiver.engine) for engine in engines):
+            place = node.at((*path, "engine")).place
+            message = f"waiver for '{waiver.engine}', which is no engine of this recipe"
+            yield Problem(place, message, f"a glob over precision/target, e.g. {engines[0] if engines else '*/*'}")
+
+
+def aliases_differ(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """MLflow's aliases have no dots: targets that differ in nothing else would share a champion."""
+    names: dict[str, str] = {}
+    for index, target in enumerate(recipe.targets):
+        other = names.setdefault(target.replace(".", "_"), target)
+        if other != target:
+            place = node.at(("targets", index)).place
+            yield Problem(place, f"'{target}' and '{other}' would have the same alias in MLflow", "rename one")

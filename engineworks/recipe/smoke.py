@@ -1,0 +1,53 @@
+"""`--mode smoke`: the same recipe in a fraction of the time, for pull requests; never to be mistaken for a full build.
+
+Its recipe is called `digits@smoke`, a name that no recipe file can have, so its engines, runs and reports are others
+than those of `digits`; every one of its keys holds the mode, so that no step is shared with a full build; and `release`
+and `package` know no mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.samples import SampleFile, batch_dim
+from engineworks.targets import NamedTarget
+
+Mode = Literal["full", "smoke"]
+
+SAMPLES = 64
+"""Samples of the evaluation and of the calibration data that a smoke build looks at, evenly spread."""
+
+
+def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
+    """The recipe as it is built in this mode.
+
+    smoke: 64 samples, TensorRT's lowest optimization level, one measurement per named shape: no budgets, no sweep, no
+    streams, no champion, for what would they say of such an engine.
+    """
+    if mode == "full":
+        return loaded
+    recipe = loaded.recipe
+    performance = recipe.performance.model_copy(update={"budget": {}, "sweep": None, "streams": (), "regression": None})
+    files = loaded.files
+    calibration = _fewer(files.calibration) if files.calibration else None
+    return replace(
+        loaded,
+        recipe=recipe.model_copy(update={"recipe": f"{loaded.name}@smoke", "performance": performance}),
+        files=replace(files, evaluation=_fewer(files.evaluation), calibration=calibration),
+        targets=tuple(_quick(target) for target in loaded.targets),
+        mode=mode,
+    )
+
+
+def _fewer(data: SampleFile) -> SampleFile:
+    """A model with a fixed batch keeps its samples: fewer might not fill it."""
+    return replace(data, count=min(data.count, SAMPLES)) if isinstance(batch_dim(data.specs), str) else data
+
+
+def _quick(target: NamedTarget) -> NamedTarget:
+    if not target.target.backend.startswith("tensorrt"):
+        return target
+    options = {**target.target.options, "builder_optimization_level": 0}
+    return replace(target, target=target.target.model_copy(update={"options": options}))

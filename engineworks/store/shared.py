@@ -1,0 +1,139 @@
+"""A local store in front of a remote one, for workers on several hosts.
+
+What this host builds is sent before it is published here: of hosts that race for a key the first to send wins, and the
+others take its result, so that whatever is made of it later is made of the same bytes everywhere. While the remote
+store does not answer a build fails in one sentence; what it made meanwhile stays here and is sent when it is next used:
+
+    <root>/pending/<key>      built here, still to be sent
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import StoreError
+from engineworks.store.remote import RemoteStore
+from engineworks.store.store import Artifact, Store, read_manifest
+
+
+class SharedStore(Store):
+    """A store whose folder is the cache of a remote one. Methods that ask it raise `StoreError` where it fails."""
+
+    AGAIN = "it is fetched or built again"
+
+    def __init__(self, root: Path, remote: RemoteStore) -> None:
+        super().__init__(root)
+        self._remote = remote
+        self._unsent: dict[str, StoreError] = {}
+
+    def remove(self, key: str) -> int:
+        self._pending(key).unlink(missing_ok=True)
+        return super().remove(key)
+
+    def sweep(self, older_than_s: float) -> int:
+        return super().sweep(older_than_s) + self._remote.sweep(older_than_s)
+
+    def _has_elsewhere(self, key: str) -> bool:
+        return self._remote.has(key)
+
+    def _publish(self, key: str, *arguments: Any, **options: Any) -> Artifact:
+        published = super()._publish(key, *arguments, **options)
+        unsent = self._unsent.pop(key, None)
+        if unsent is not None:
+            raise unsent
+        return published
+
+    def _share(self, key: str, folder: Path) -> Artifact | None:
+        try:
+            if self._remote.publish(key, folder):
+                return None
+            found = self._fetch(key)
+            if found is not None:
+                return found
+            raise StoreError(f"{key[:12]} was in the store {self._remote.url}, damaged", hint="build again")
+        except StoreError as error:
+            self._unsent[key] = error
+            return None
+
+    def _move_in(self, key: str, folder: Path) -> None:
+        if key in self._unsent:  # before it can be seen here, and again if a damaged one with its mark had to go
+            self._pending(key).parent.mkdir(parents=True, exist_ok=True)
+            self._pending(key).touch()
+        super()._move_in(key, folder)
+        if key in self._unsent:
+            self._pending(key).touch()
+
+    def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
+        """The remote store's artifact, once for all processes of this host; a damaged one is taken away there."""
+        manifest = self._remote.manifest(key)
+        if manifest is None:
+            return None
+        with self._locked(f"{key}.fetch"):
+            found = self._manifest(key)
+            if found is not None and self._damage(found, contents=True) is None:  # another process was faster
+                self._verified.add(key)
+                return found
+            folder = self._partial(key)
+            try:
+                return self._fetch_into(folder, manifest, key, say)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetch_into(
+        self, folder: Path, manifest: Mapping[str, Any], key: str, say: Callable[[str], None] | None
+    ) -> Artifact | None:
+        why: str | None = "its files are not all there"
+        if self._remote.fetch(manifest, key, folder):
+            fetched = read_manifest(folder)
+            why = "its manifest is not one" if fetched is None else self._damage(fetched, key=key, contents=True)
+            if why is None:
+                self._move_in(key, folder)
+                self._verified.add(key)
+                return self._manifest(key)
+        self._remote.remove(key, manifest["upload"])
+        if say:
+            say(f"{key[:12]} in the store {self._remote.url} is damaged ({why}): it is built again")
+        return None
+
+    def _settled(self, artifact: Artifact) -> Artifact:
+        """Send what could not be sent when it was built; another host's result where that was faster."""
+        key = artifact.key
+        if not self._pending(key).exists():
+            return artifact
+        with self._locked(f"{key}.settle"):
+            if not self._pending(key).exists():  # another process did it
+                return self._manifest(key) or artifact
+            if self._remote.publish(key, artifact.path):
+                self._pending(key).unlink(missing_ok=True)
+                return artifact
+            self.remove(key)
+            return self._fetch(key) or artifact
+
+    def publish_waiting(self) -> int:
+        """Send what could not be sent when it was built, until the remote store fails again."""
+        sent = 0
+        for mark in sorted((self.root / "pending").glob("*")):
+            artifact = self._manifest(mark.name)
+            if artifact is None:  # nothing is there to be sent
+                mark.unlink(missing_ok=True)
+                continue
+            try:
+                self._settled(artifact)
+            except StoreError:
+                break
+            sent += 1
+        return sent
+
+    @property
+    def outage(self) -> str:
+        waiting = sum(1 for _ in (self.root / "pending").glob("*"))
+        if not waiting:
+            return ""
+        place = self._remote.url
+        return f"{waiting} results wait here for the store {place}: the next build or 'engineworks sync' sends them"
+
+    def _pending(self, key: str) -> Path:
+        return self.root / "pending" / key

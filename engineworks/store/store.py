@@ -1,0 +1,403 @@
+"""The store: one folder per step's key, written once, checked on every read.
+
+    <root>/objects/ab/abcd…/manifest.json + files     published by one atomic rename, read-only
+    <root>/latest/<step id>.json                      the newest key of a step, to tell why a key is new
+    <root>/locks/  <root>/partial/                    one flock per key being built; folders not yet published
+    <root>/caches/<digest>/                           what a device's libraries would make anew; never shipped or shared
+
+Writing: hit? return · lock · look again · build in `partial/` · digest · rename. A reader never sees half of anything:
+what is missing or damaged is a miss. flock is dropped by the kernel when its holder dies, `kill -9` included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import StoreError
+from engineworks.fingerprint import digest_file, digest_of
+from engineworks.settings import Settings
+
+MANIFEST = "manifest.json"
+LOCK_POLL_S = 0.05
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file can not grow: no space, no quota, RLIMIT_FSIZE."""
+
+UNUSED_CACHE_S = 30 * 86400.0
+"""Seconds after which a device's cache that no build used is swept away."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published result: its folder, its files with digests, and the document that its key is the digest of."""
+
+    key: str
+    path: Path
+    step: str
+    files: Mapping[str, Mapping[str, Any]]
+    document: Mapping[str, Any]
+    seconds: float
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(f["bytes"]) for f in self.files.values())
+
+
+class Store:
+    """A store in a local folder; `SharedStore` is one with a remote store behind it."""
+
+    AGAIN = "it is built again"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[str] = set()
+
+    def has(self, key: str) -> bool:
+        """Whether the artifact is there and its files have the right sizes; contents are not read (for planning)."""
+        artifact = self._manifest(key)
+        if artifact is not None:
+            return self._damage(artifact, contents=False) is None
+        return self._has_elsewhere(key)
+
+    def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
+        """The artifact after its digests were checked (once per process), None for a miss.
+
+        A damaged one is a miss: it is taken out of the way and `say` is told why.
+        """
+        artifact = self._manifest(key)
+        if artifact is not None:
+            why = self._damage(artifact, contents=key not in self._verified)
+            if why is None:
+                self._verified.add(key)
+                return self._settled(artifact)
+            self.remove(key)
+            if say:
+                say(f"stored {artifact.step} {key[:12]} is damaged ({why}): {self.AGAIN}")
+        return self._fetch(key, say)
+
+    def peek_json(self, key: str, name: str) -> Any | None:
+        """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
+        try:
+            return json.loads((self.place(key) / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def require(self, key: str) -> Artifact:
+        """`get`, for a key that must be there."""
+        artifact = self.get(key)
+        if artifact is None:
+            raise StoreError(f"artifact {key[:12]} is missing from the store {self.root}", hint="run the build again")
+        return artifact
+
+    @contextlib.contextmanager
+    def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
+        """Build `key` under its lock: `hit` is set if someone else published it meanwhile, else fill `folder`.
+
+        On a clean exit the folder is digested and published; on an error nothing is. A full disk is a `StoreError`,
+        whoever found it full.
+        """
+        with self._locked(key), self._full_is_told(step):
+            found = self.get(key)
+            if found is not None:
+                yield Writing(folder=found.path, hit=found)
+                return
+            folder = self._partial(key)
+            writing = Writing(folder=folder)
+            started = time.monotonic()
+            try:
+                yield writing
+                writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def publish_waiting(self) -> int:
+        """Send what a remote store did not take when it was made. Returns how many artifacts it has now."""
+        return 0
+
+    @property
+    def outage(self) -> str:
+        """One sentence where something made here waits for a remote store, else ''."""
+        return ""
+
+    def latest(self, step: str) -> Mapping[str, Any] | None:
+        """The document of the newest artifact of this step, whatever its key."""
+        try:
+            value = json.loads((self.root / "latest" / f"{step}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def latest_of(self, kind: str) -> Iterator[Mapping[str, Any]]:
+        """The newest document of every step whose id ends with `/<kind>`."""
+        root = self.root / "latest"
+        for file in sorted(root.glob(f"**/{kind}.json")):
+            document = self.latest(file.relative_to(root).with_suffix("").as_posix())
+            if document is not None:
+                yield document
+
+    def device_cache(self, document: Mapping[str, Any]) -> Path:
+        """The folder of what a device's libraries compiled for it, so that they need not again: of this host alone,
+        one for each document, which names the device, its driver and the versions. It may be lost at any time."""
+        folder = self.root / "caches" / digest_of(document)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "key.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+        os.utime(folder)
+        return folder
+
+    def keys(self) -> Iterator[str]:
+        """Every key that has a folder here, damaged or not."""
+        for folder in sorted((self.root / "objects").glob("??/*")):
+            yield folder.name
+
+    def published_at(self, key: str) -> float:
+        """When the artifact was published, as a POSIX time; 0 if it is not there."""
+        try:
+            return (self.place(key) / MANIFEST).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def age_s(self, key: str) -> float:
+        """Seconds since the artifact was published, by the clock that makes it younger: the wall clock may have been
+        set meanwhile, that of this boot only counts until the next."""
+        age = time.time() - self.published_at(key)
+        try:
+            boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return age
+        return min(age, time.clock_gettime(time.CLOCK_BOOTTIME) - float(at)) if boot == _boot_id() else age
+
+    def size_of(self, key: str) -> int:
+        """Bytes of the artifact's files."""
+        return sum(f.stat().st_size for f in self.place(key).rglob("*") if f.is_file())
+
+    def remove(self, key: str) -> int:
+        """Take the artifact out of the store at once (renamed, then deleted). Returns the bytes that were freed."""
+        place = self.place(key)
+        away = self._partial(key)
+        try:
+            os.rename(place, away / "removed")
+        except FileNotFoundError:
+            shutil.rmtree(away, ignore_errors=True)
+            return 0
+        freed = sum(f.stat().st_size for f in away.rglob("*") if f.is_file())
+        _make_writable(away)
+        shutil.rmtree(away)
+        self._verified.discard(key)
+        return freed
+
+    def sweep(self, older_than_s: float) -> int:
+        """Delete partial folders that a killed process left, and unused locks. Returns how many folders went."""
+        swept = 0
+        for folder in (self.root / "partial").glob("*"):
+            if time.time() - folder.stat().st_mtime > older_than_s and not self._is_locked(folder.name.split(".")[0]):
+                _make_writable(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+        for folder in (self.root / "caches").glob("*"):
+            if time.time() - folder.stat().st_mtime > max(older_than_s, UNUSED_CACHE_S):
+                shutil.rmtree(folder, ignore_errors=True)
+        return swept
+
+    def place(self, key: str) -> Path:
+        """The folder of the artifact here, there or not; unlike `get` it checks and fetches nothing."""
+        return self.root / "objects" / key[:2] / key
+
+    def _manifest(self, key: str) -> Artifact | None:
+        return read_manifest(self.place(key))
+
+    def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
+        """Why the artifact (of `key`, by default that of its folder's name) can not be trusted, None if it can."""
+        if digest_of(artifact.document) != (key or artifact.path.name):
+            return "its manifest belongs to another key"
+        for name, facts in artifact.files.items():
+            file = artifact.path / name
+            try:
+                if file.stat().st_size != facts["bytes"]:
+                    return f"{name} has another size"
+                if contents and digest_file(file) != facts["sha256"]:
+                    return f"{name} has other contents"
+            except OSError:
+                return f"{name} is missing or unreadable"
+        return None
+
+    def _partial(self, key: str) -> Path:
+        folder = self.root / "partial" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"the store {self.root} can not be written: {error.strerror}") from None
+        return folder
+
+    def _publish(self, key: str, folder: Path, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
+        files = {
+            f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": digest_file(f)}
+            for f in sorted(folder.rglob("*"))
+            if f.is_file()
+        }
+        published = [_boot_id(), round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)]
+        manifest = {
+            "key": key, "step": step, "files": files, "document": document, "seconds": seconds, "published": published,
+        }  # fmt: skip
+        try:
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            found = self._share(key, folder)
+            if found is not None:
+                self.note_latest(step, document)
+                return found
+            self._move_in(key, folder)
+            self.note_latest(step, document)
+        except OSError as error:
+            raise self._not_stored(step, error) from None
+        self._verified.add(key)
+        return Artifact(key, self.place(key), step, files, document, seconds)
+
+    def _move_in(self, key: str, folder: Path) -> None:
+        """Publish a whole folder here, read-only, by a rename."""
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(0o444)
+        place = self.place(key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
+            self.remove(key)
+        os.rename(folder, place)
+
+    def _has_elsewhere(self, key: str) -> bool:
+        """Whether `_fetch` would find it."""
+        del key
+        return False
+
+    def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
+        """What is not here, from where it is."""
+        del key, say
+        return None
+
+    def _share(self, key: str, folder: Path) -> Artifact | None:
+        """Tell others of a whole folder before it is published here; an artifact is theirs, to be used instead."""
+        del key, folder
+        return None
+
+    def _settled(self, artifact: Artifact) -> Artifact:
+        """The artifact that is to be used for one that is here."""
+        return artifact
+
+    def note_latest(self, step: str, document: Mapping[str, Any]) -> None:
+        """Let `latest` answer with this document from now on."""
+        file = self.root / "latest" / f"{step}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        try:
+            beside.write_text(json.dumps(document), encoding="utf-8")
+            os.replace(beside, file)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _full_is_told(self, step: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise self._not_stored(step, error) from None
+
+    def _not_stored(self, step: str, error: OSError) -> StoreError:
+        hint = "free some space ('engineworks gc' may), and build again" if error.errno in FULL else ""
+        return StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint=hint)
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        locks = self.root / "locks"
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            file = os.open(locks / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(f"the store {self.root} can not be written: {error.strerror}") from None
+        try:
+            while True:  # polled, so that Ctrl-C is answered while another process builds
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(LOCK_POLL_S)
+            yield
+        finally:
+            os.close(file)
+
+    def _is_locked(self, key: str) -> bool:
+        try:
+            file = os.open(self.root / "locks" / f"{key}.lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
+
+
+@dataclass
+class Writing:
+    """A key being built: write files into `folder`; `hit` says that there is nothing to do."""
+
+    folder: Path
+    hit: Artifact | None = None
+    published: Artifact | None = None
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
+
+    Raises `StoreError` for a URL that fsspec does not know.
+    """
+    if "://" not in settings.store:
+        return Store(Path(settings.store).expanduser().resolve())
+    from engineworks.store.remote import RemoteStore
+    from engineworks.store.shared import SharedStore
+
+    remote = RemoteStore(settings.store)
+    return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)
+
+
+def read_manifest(place: Path) -> Artifact | None:
+    """The artifact in this folder, unchecked; None where it has no manifest that can be read."""
+    try:
+        m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _boot_id() -> str:
+    """Which boot of which host this is; '' where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _make_writable(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        with contextlib.suppress(OSError):
+            path.chmod(0o755 if path.is_dir() else 0o644)

@@ -1,0 +1,104 @@
+"""A step run for real: published whole, or not at all; its log kept either way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engineworks.child import ChildPool, default_pool
+from engineworks.errors import ChildDefect, FoldError, StoreError, TimeLimitError
+from engineworks.execution.step import Outcome, run_step
+from engineworks.fingerprint import digest_of
+from engineworks.plan import Step
+from engineworks.steps import STEP_KINDS
+from engineworks.store import Store
+
+
+def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **aside: Any) -> Step:
+    document = {"step": "fold", "params": dict(params), "inputs": dict(inputs or {})}
+    return Step("fold", "tiny/fold", digest_of(document), document, inputs or {}, aside)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The module of the step is one of the test's own, in the children too."""
+    (tmp_path / "fake_step.py").write_text(
+        """
+import os, sys, time
+from pathlib import Path
+from engineworks.errors import FoldError
+
+def main(payload):
+    print("working on", payload["id"])
+    sys.stdout.flush()
+    out = Path(payload["out"])
+    (out / "half.txt").write_text("half")
+    act = payload["params"]["act"]
+    if act == "fail":
+        raise FoldError("no way", hint="try another")
+    if act == "defect":
+        raise ZeroDivisionError("oops")
+    if act == "crash":
+        os.kill(os.getpid(), 11)
+    if act == "hang":
+        time.sleep(60)
+    (out / "half.txt").write_text("whole")
+    return {}
+""",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("engineworks.execution.step.STEP_FUNCTION", "fake_step:main")
+
+
+def run(store: Store, one: Step, pool: ChildPool | None = None) -> Outcome:
+    return run_step(one, store, pool or default_pool(), say=lambda line: None)
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_step_is_run_once_and_its_log_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert run(store, step({"act": "work"})).how == "run"
+    assert run(store, step({"act": "work"})).how == "reused"
+    artifact = store.require(step({"act": "work"}).key)
+    assert artifact.file("half.txt").read_text() == "whole"
+    assert "working on tiny/fold" in artifact.file("log.txt").read_text()
+
+
+@pytest.mark.usefixtures("steps")
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        ("fail", FoldError, "no way; try another"),
+        ("defect", ChildDefect, "tiny/fold raised ZeroDivisionError: oops"),
+        ("crash", FoldError, "tiny/fold crashed with SIGSEGV"),
+        ("hang", TimeLimitError, "tiny/fold did not end within 0.5 s"),
+    ],
+)
+def test_a_failure_stores_nothing_and_is_told_in_one_message(
+    tmp_path: Path, act: str, kind: type[Exception], message: str
+) -> None:
+    store = Store(tmp_path / "store")
+    one = step({"act": act}, time_limit_s=0.5)
+    with pytest.raises(kind) as caught:
+        run(store, one)
+    assert str(caught.value).startswith(message)
+    log = caught.value.log  # type: ignore[attr-defined]
+    assert ("working on tiny/fold" in log) or act == "defect"
+    assert store.get(one.key) is None
+    assert list((store.root / "partial").iterdir()) == []
+
+
+def test_an_input_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is missing from the store"):
+        run(Store(tmp_path), step({"act": "work"}, {"export": "0" * 64}))
+
+
+def test_every_step_has_a_module_with_run() -> None:
+    import importlib
+
+    for kind in STEP_KINDS:
+        assert callable(importlib.import_module(f"engineworks.steps.{kind}").run)

@@ -1,0 +1,266 @@
+"""The plan: keys hold everything that shapes a result and nothing else; states and reasons follow the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import tiny_model
+
+from engineworks.errors import TargetError
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.plan import Plan, changes, plan_recipe, verify_stored
+from engineworks.recipe.load import load_recipe
+from engineworks.store import Store
+
+
+def plan(repository: Path, only: str | None = None) -> Plan:
+    loaded = load_recipe(repository / "recipes" / "tiny.yaml")
+    return plan_recipe(loaded, Store(repository / "artifacts" / "store"), FileDigests(None), only=only)
+
+
+def edit(repository: Path, old: str, new: str) -> None:
+    path = repository / "recipes" / "tiny.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {step.id: step.key for step in plan.steps.values()}
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    old, new = keys(before), keys(after)
+    return {i.removeprefix("tiny/") for i in old.keys() & new.keys() if old[i] != new[i]}
+
+
+def fake_artifact(store: Store, plan: Plan, step_id: str) -> str:
+    step = next(s for s in plan.steps.values() if s.id == step_id)
+    with store.writing(step.key, step.document, step.id) as writing:
+        (writing.folder / "x").write_text("x")
+    return step.key
+
+
+PREPARE = {"export", "fold", "reference", "int8/calibrate", "fp32/lower", "int8/lower"}
+ENGINES = {f"{p}/cpu/{s}" for p in ("fp32", "int8") for s in ("build", "compare", "measure")}
+ALL = PREPARE | ENGINES
+
+
+def test_a_key_is_the_digest_of_its_document(repository: Path) -> None:
+    for step in plan(repository).steps.values():
+        assert step.key == digest_of(step.document)
+        assert str(repository) not in json.dumps(step.document)
+
+
+def test_planning_twice_gives_the_same_keys_wherever_the_repository_lies(repository: Path, tmp_path: Path) -> None:
+    first = keys(plan(repository))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".git").mkdir()
+    shutil.copytree(repository / "recipes", elsewhere / "recipes")
+    assert keys(plan(elsewhere)) == first
+
+
+def test_other_weights_in_the_same_graph_change_every_key(repository: Path) -> None:
+    before = plan(repository)
+    onnx.save(tiny_model(seed=9), repository / "recipes" / "tiny.onnx")
+    assert changed(before, plan(repository)) == ALL
+
+
+def test_weights_in_a_file_of_their_own_count_too(repository: Path) -> None:
+    place = repository / "recipes" / "tiny.onnx"
+    onnx.save(tiny_model(), place, save_as_external_data=True, location="tiny.onnx.data", size_threshold=0)
+    before = plan(repository)
+    data = repository / "recipes" / "tiny.onnx.data"
+    raw = bytearray(data.read_bytes())
+    raw[0] ^= 1
+    data.write_bytes(bytes(raw))
+    assert changed(before, plan(repository)) == ALL
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("description: A classifier", "description: The classifier", set()),
+        ("owner: tests", "owner: others", set()),
+        ("int8: {cosine: 0.98}", "int8: {cosine: 0.97}", set()),
+        ("npz: calib.npz", "npz: calib.npz, samples: 8", {s for s in ALL if s.startswith("int8")}),
+        ("batch: [1, 4, 16]", "batch: [1, 4, 32]", {"reference"} | ENGINES),
+        ("metric: top1", "metric: top1\n  output: logits", {s for s in ENGINES if s.endswith("compare")}),
+        ("one: {batch: 1}", "one: {batch: 2}", {s for s in ENGINES if s.endswith("measure")}),
+    ],
+    ids=["description", "owner", "limits", "calibration samples", "profile", "metric", "measured shape"],
+)
+def test_a_key_reads_its_slice_of_the_recipe_and_no_more(
+    repository: Path, old: str, new: str, expected: set[str]
+) -> None:
+    before = plan(repository)
+    edit(repository, old, new)
+    assert changed(before, plan(repository)) == expected
+
+
+def test_evaluation_data_changes_no_engine(repository: Path) -> None:
+    before = plan(repository)
+    with np.load(repository / "recipes" / "test.npz") as data:
+        arrays = dict(data)
+    np.savez(repository / "recipes" / "test.npz", image=arrays["image"] * 2, label=arrays["label"])
+    built = {"export", "fold", "int8/calibrate", "fp32/lower", "int8/lower", "fp32/cpu/build", "int8/cpu/build"}
+    assert changed(before, plan(repository)) == ALL - built
+
+
+def test_keep_changes_int8_alone_and_calibrates_nothing_again(repository: Path) -> None:
+    before = plan(repository)
+    edit(repository, "targets: [cpu]", "calibration: {keep: [conv]}\ntargets: [cpu]")
+    assert changed(before, plan(repository)) == {s for s in ALL if s.startswith("int8")} - {"int8/calibrate"}
+
+
+def test_one_export_and_one_fold_feed_all_and_one_lowering_feeds_every_target(repository: Path) -> None:
+    edit(repository, "targets: [cpu]", "targets: [cpu, rtx40]")
+    ids = [s.id for s in plan(repository).steps.values()]
+    assert ids.count("tiny/export") == ids.count("tiny/fold") == ids.count("tiny/int8/lower") == 1
+    assert {"tiny/int8/cpu/build", "tiny/int8/rtx40/build"} <= set(ids)
+
+
+def test_everything_is_to_do_first_and_only_what_is_missing_afterwards(repository: Path) -> None:
+    first = plan(repository)
+    assert {s.state for s in first.steps.values()} == {"to do"}
+    store = Store(repository / "artifacts" / "store")
+    for step in list(first.steps.values()):
+        if step.id != "tiny/int8/cpu/measure":
+            fake_artifact(store, first, step.id)
+    second = plan(repository)
+    assert [s.id for s in second.to_do] == ["tiny/int8/cpu/measure"]
+    fake_artifact(store, first, "tiny/int8/cpu/measure")
+    assert plan(repository).to_do == ()
+
+
+def test_what_nothing_reads_is_not_needed(repository: Path) -> None:
+    first = plan(repository)
+    store = Store(repository / "artifacts" / "store")
+    for step in first.steps.values():
+        if step.kind in ("build", "compare", "measure"):
+            fake_artifact(store, first, step.id)
+    states = {s.kind: s.state for s in plan(repository).steps.values()}
+    assert states["export"] == states["fold"] == states["lower"] == "not needed"
+
+
+def test_the_reason_of_a_miss_names_what_changed(repository: Path) -> None:
+    first = plan(repository)
+    store = Store(repository / "artifacts" / "store")
+    for step in first.steps.values():
+        fake_artifact(store, first, step.id)
+    edit(repository, "npz: calib.npz", "npz: calib.npz, samples: 8")
+    reasons = {s.id: s.reason for s in plan(repository).to_do}
+    assert reasons["tiny/int8/calibrate"] == "samples.count changed from 24 to 8"
+    assert reasons["tiny/int8/lower"] == "step 'ranges' changed"
+
+
+def test_a_damaged_result_is_found_before_anything_is_built_on_it(repository: Path) -> None:
+    store = Store(repository / "artifacts" / "store")
+    first = plan(repository)
+    for step in first.steps.values():
+        fake_artifact(store, first, step.id)
+    build = next(s for s in first.steps.values() if s.id == "tiny/fp32/cpu/build")
+    file = store.root / "objects" / build.key[:2] / build.key / "x"
+    file.chmod(0o644)
+    file.write_text("y")
+    fresh = Store(store.root)
+    assert verify_stored(plan(repository), fresh)
+    assert {s.id for s in plan(repository).to_do} == {"tiny/fp32/cpu/build"}
+
+
+def test_only_plans_what_it_names(repository: Path) -> None:
+    chosen = plan(repository, only="*/int8/*")
+    assert [e.id for e in chosen.engines] == ["tiny/int8/cpu"]
+    assert "tiny/fp32/lower" not in keys(chosen)
+
+
+def test_only_that_names_nothing_says_what_there_is(repository: Path) -> None:
+    with pytest.raises(TargetError, match=r"matches no engine of tiny; did you mean 'tiny/int8/cpu'"):
+        plan(repository, only="tiny/int8/cpus")
+
+
+def test_what_a_target_can_not_do_is_refused_with_a_sentence(repository: Path) -> None:
+    edit(repository, "[fp32, int8]", "[fp32, bf16]")
+    edit(repository, "int8: {cosine", "bf16: {cosine")
+    found = plan(repository)
+    assert [r.id for r in found.refused] == ["tiny/bf16/cpu"]
+    assert "bf16" in found.refused[0].sentence
+    with pytest.raises(TargetError, match="tiny/bf16/cpu: "):
+        plan(repository, only="*/bf16/*")
+
+
+def test_engines_for_other_hardware_are_built_here_and_left_unmeasured(repository: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    edit(repository, "targets: [cpu]", "targets: [rtx40]")
+    found = plan(repository)
+    assert all(e.unmeasured_because for e in found.engines)
+    states = {s.kind: s.state for s in found.steps.values()}
+    assert (states["build"], states["compare"], states["measure"]) == ("to do", "elsewhere", "elsewhere")
+    assert states["reference"] == "not needed"
+
+
+def test_the_build_key_holds_the_limits(repository: Path) -> None:
+    before = plan(repository).build_key
+    edit(repository, "int8: {cosine: 0.98}", "int8: {cosine: 0.97}")
+    assert plan(repository).build_key != before
+
+
+PERFORMANCE = "performance:\n  at: {one: {batch: 1}}\n"
+
+
+def test_how_engines_are_served_belongs_to_comparing_and_measuring_alone(repository: Path) -> None:
+    before = plan(repository)
+    edit(repository, PERFORMANCE, PERFORMANCE + "  serving: {kernels: eager}\n")
+    assert changed(before, plan(repository)) == {i for i in ENGINES if not i.endswith("build")}
+
+
+def test_a_sweep_measures_again_but_its_latency_budget_only_chooses_again(repository: Path) -> None:
+    before = plan(repository)
+    edit(repository, PERFORMANCE, PERFORMANCE + "  sweep: {batch: [16, 1]}\n")
+    swept = plan(repository)
+    assert changed(before, swept) == {i for i in ENGINES if i.endswith("measure")}
+    params = next(s for s in swept.steps.values() if s.kind == "measure").params
+    assert params["sweep"] == [
+        {"batch": b, "dims": {"batch": b}, "profile": "default", "tail": False} for b in (1, 16)
+    ]  # fmt: skip
+    edit(repository, "sweep: {batch: [16, 1]}", "sweep: {batch: [16, 1], latency_ms: 3}")
+    judged_anew = plan(repository)
+    assert changed(swept, judged_anew) == set()
+    assert judged_anew.build_key != swept.build_key
+
+
+def test_the_other_dimensions_of_a_sweep_are_those_of_the_shape_it_names(repository: Path) -> None:
+    edit(repository, "shape: [batch, 1, 4, 4]", "shape: [batch, 1, height, 4]")
+    edit(repository, "default: {batch: [1, 4, 16]}", "default: {batch: [1, 4, 16], height: [2, 4, 8]}")
+    at = "  at: {low: {batch: 1, height: 2}, high: {batch: 2, height: 8}}\n"
+    edit(repository, "  at: {one: {batch: 1}}\n", at + "  sweep: {batch: [4], at: high}\n")
+    assert _swept(repository) == [{"batch": 4, "height": 8}]
+    edit(repository, ", at: high", "")
+    assert _swept(repository) == [{"batch": 4, "height": 2}]
+
+
+def _swept(repository: Path) -> list[dict[str, int]]:
+    step = next(s for s in plan(repository).steps.values() if s.kind == "measure")
+    return [one["dims"] for one in step.params["sweep"]]
+
+
+def test_changes_are_told_in_words() -> None:
+    before = {"params": {"batch": 8, "keep": []}, "inputs": {"fold": "a" * 64}, "libraries": {"onnx": "1.22"}}
+    now = {
+        "params": {"batch": 4, "keep": ["x"]},
+        "inputs": {"fold": "b" * 64},
+        "libraries": {"onnx": "1.23", "new": "1"},
+    }
+    assert list(changes(before, now)) == [
+        "step 'fold' changed",
+        "version of new is new",
+        "version of onnx changed from 1.22 to 1.23",
+        "batch changed from 8 to 4",
+        "keep changed from [] to ['x']",
+    ]

@@ -166,6 +166,16 @@ def _performance_checks(
                 yield _budget_check(name, shape, field, latency["shapes"][shape], latency, limit)
 
 
+def disturbed_budgets(latency: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[str]:
+    """Names of the budgets whose figures are not to be trusted, because something was wrong with the device."""
+    return [
+        f"{field}[{shape}]"
+        for shape, budget in budgets.items()
+        for field in budget.model_dump(exclude_none=True)
+        if _complaints(field, latency["shapes"].get(shape, {}), latency)
+    ]
+
+
 def _budget_check(
     name: str, shape: str, field: str, figures: Mapping[str, Any], report: Mapping[str, Any], limit: float
 ) -> Check:
@@ -175,10 +185,15 @@ def _budget_check(
     good = _finite_number(value) and (value >= limit if smallest else value <= limit)
     side = "at least" if smallest else "at most"
     sentence = f"{shape}: {text} is {_figure(value)} {unit}, budget {side} {_figure(limit)} {unit}."
-    if field == "p99_ms" and figures["runs"] < enough_for(0.99):
-        return Check(name, "inconclusive", f"{sentence} {figures['runs']} runs are too few to know a p99.")
+    if again := report.get("disturbed_before", 0):
+        sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
+        sentence += " disturbed."
     if doubts := _complaints(field, figures, report):
-        return Check(name, "inconclusive", f"{sentence} Not to be trusted: {'; '.join(doubts)}.")
+        doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
+        return Check(name, "inconclusive", f"{sentence} {doubtful}")
+    if field in _QUANTILES and figures["runs"] < (needed := enough_for(_QUANTILES[field])):
+        few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
+        return Check(name, "inconclusive", f"{sentence} {few}")
     return Check(name, "pass" if good else "fail", sentence)
 
 
@@ -189,6 +204,9 @@ def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any
         return []
     return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
 
+
+_QUANTILES = {"p90_ms": 0.9, "p99_ms": 0.99}
+"""Each needs a number of runs below which it has no interval at all."""
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
 """Figures that the engine has once, whatever the shape."""

@@ -39,7 +39,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(2, ("numpy",), engine=True),
     "measure": StepKind(4, ("numpy",), engine=True),
-    "duel": StepKind(1, ("numpy",), engine=True),
+    "duel": StepKind(2, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
     "sensitivity": StepKind(1, ("onnx", "onnxruntime", "numpy")),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.gates import judge
+from engineworks.gates import disturbed_budgets, judge
 from engineworks.recipe import Budget, Limits
 
 OUTPUT = {
@@ -88,10 +88,29 @@ def test_a_broken_budget_is_a_fail(budget: Budget) -> None:
     assert judge(accuracy(), latency(), Limits(cosine=0.9), {"one": budget}).verdict == "fail"
 
 
-def test_a_p99_of_few_runs_is_inconclusive_either_way() -> None:
-    for limit in (1.0, 3.0):
-        verdict = judge(accuracy(), latency(runs=100), Limits(cosine=0.9), {"one": Budget(p99_ms=limit)})
-        assert verdict.verdict == "inconclusive"
+@pytest.mark.parametrize(("field", "runs", "needed"), [("p99_ms", 100, 563), ("p99_ms", 562, 563), ("p90_ms", 52, 53)])
+@pytest.mark.parametrize("limit", [1.0, 3.0], ids=["broken", "kept"])
+def test_a_tail_of_few_runs_is_inconclusive_either_way_and_says_how_many_it_needs(
+    limit: float, field: str, runs: int, needed: int
+) -> None:
+    budgets = {"one": Budget(**{field: limit})}
+    verdict = judge(accuracy(), latency(runs=runs), Limits(cosine=0.9), budgets)
+    assert verdict.verdict == "inconclusive"
+    words = f"{runs} runs are too few to know a {field[:3]}: that needs {needed}."
+    assert verdict.checks[-1].sentence.endswith(words)
+    enough = judge(accuracy(), latency(runs=needed), Limits(cosine=0.9), budgets)
+    assert enough.verdict == ("fail" if limit == 1.0 else "pass")
+
+
+def test_what_was_disturbed_before_is_said_and_only_disturbed_budgets_are_measured_again() -> None:
+    verdict = judge(accuracy(), latency() | {"disturbed_before": 2}, Limits(cosine=0.9), {"one": Budget(p50_ms=9)})
+    assert verdict.verdict == "pass"
+    assert verdict.checks[-1].sentence.endswith("Measured again: 2 measurements before were disturbed.")
+    noisy = latency(complaints=["noise"]) | {"load_complaints": ["noise"]}
+    budget = Budget(p50_ms=9, p99_ms=9, load_ms=9, engine_mib=9)
+    assert disturbed_budgets(noisy, {"one": budget}) == ["p50_ms[one]", "p99_ms[one]", "load_ms[one]"]
+    assert disturbed_budgets(noisy, {"one": Budget(engine_mib=9)}) == []
+    assert disturbed_budgets(latency(runs=9), {"one": Budget(p99_ms=9)}) == []  # that would not change
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0], ids=["broken", "kept"])
@@ -100,7 +119,7 @@ def test_a_figure_of_a_disturbed_device_is_inconclusive_either_way(limit: float)
     verdict = judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(p50_ms=limit)})
     assert verdict.verdict == "inconclusive"
     assert verdict.checks[-1].sentence.endswith(
-        "Not to be trusted: another process used the GPU; the clocks were lowered."
+        "Not to be trusted: another process used the GPU; the clocks were lowered. The next build measures again."
     )
 
 

@@ -78,11 +78,11 @@ def confidence_of(before: int) -> float:
     (1 - CONFIDENCE) / 2 · (1 + 1/2 + 1/4 + …) = 1 - CONFIDENCE, however many there are (alpha spending: Lan & DeMets,
     Discrete Sequential Boundaries for Clinical Trials, Biometrika 1983; the sum is Bonferroni's).
     """
-    return 1 - (1 - CONFIDENCE) / 2**before
+    return 1 - (1 - CONFIDENCE) * 0.5**before
 
 
 def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float = CONFIDENCE) -> Comparison:
-    """Where the rounds so far stand. limit: 0.05 lets the candidate be 5 % slower. confidence: of all looks together."""
+    """Where the rounds so far stand. limit: 0.05 lets the candidate be 5 % slower. confidence: all looks together."""
     rounds = len(log_ratios)
     each = 1 - (1 - confidence) / len(LOOKS)
     why = f"{rounds} rounds; an interval needs {least_rounds(each)}"

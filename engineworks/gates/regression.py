@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.champion import Champion
-from engineworks.gates.gates import Check
+from engineworks.gates.gates import Check, reaches
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
 from engineworks.recipe import Regression
 
@@ -125,7 +125,7 @@ def _accuracy_check(
     worse = _worse_by(ours, theirs["engine"])
     said = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
     said += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
-    return Check(name, "pass" if worse <= limit else "fail", f"{said}, limit {_percent(limit)} worse.")
+    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{said}, limit {_percent(limit)} worse.")
 
 
 def _what_changed(then: Report, now: Report) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -92,14 +92,15 @@ class Refused:
 @dataclass(frozen=True)
 class Plan:
     """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
-    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire."""
+    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire; that
+    of UTC, so that every host judges alike."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
     refused: tuple[Refused, ...]
     steps: Mapping[str, Step] = field(default_factory=dict)
     peers: tuple[PlannedPeer, ...] = ()
-    today: date = field(default_factory=date.today)
+    today: date = field(default_factory=lambda: datetime.now(UTC).date())
 
     @property
     def recipe(self) -> str:

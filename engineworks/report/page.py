@@ -7,7 +7,7 @@ from importlib import resources
 from engineworks.report.comparison import comparison_tables
 from engineworks.report.figures import remarks, tables
 from engineworks.report.ladder import ladder_tables
-from engineworks.report.rows import HEADINGS, rows
+from engineworks.report.rows import HEADINGS, notes_of, rows
 from engineworks.results import BuildResult
 
 
@@ -20,4 +20,5 @@ def render_html(result: BuildResult) -> str:
         result=result, headings=HEADINGS, rows=rows(result), tables=tables, remarks=remarks,
         ladders=list(ladder_tables(result.ladder, plots=True)),
         comparisons=list(comparison_tables(result.comparison)),
+        notes=notes_of(result),
     )  # fmt: skip

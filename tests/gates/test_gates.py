@@ -183,3 +183,63 @@ def test_error_rates_are_better_when_smaller(limits: Limits, word: str, said: st
 def test_a_metric_that_is_no_number_fails_every_limit(limits: Limits) -> None:
     report = accuracy() | {"metric": ERRORS | {"engine": None, "ratio": None}}
     assert judge(report, None, limits, {}).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("limits", "engine", "reference"),
+    [
+        (Limits(metric_delta=0.01), 0.97, 0.98),  # .010000000000000009 to a computer
+        (Limits(metric_ratio=0.99), 0.792, 0.8),
+        (Limits(metric=0.3), 0.1 * 3, 0.5),
+        (Limits(metric_between=(0.1 * 3, 0.7)), 0.3, 0.5),
+        (Limits(metric_between=(0.1, 0.3)), 0.1 * 3, 0.5),
+    ],
+    ids=str,
+)
+def test_a_limit_that_is_met_exactly_is_met(limits: Limits, engine: float, reference: float) -> None:
+    metric = METRIC | {"engine": engine, "reference": reference, "ratio": engine / reference}
+    assert judge(accuracy() | {"metric": metric}, None, limits, {}).verdict == "pass"
+
+
+def test_a_limit_that_is_missed_by_one_sample_in_a_million_is_missed() -> None:
+    metric = METRIC | {"engine": 0.989999, "reference": 1.0, "ratio": 0.989999}
+    assert judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
+    assert judge(accuracy(cosine=0.9899999), None, Limits(cosine=0.99), {}).verdict == "fail"
+
+
+@pytest.mark.parametrize("reference", [0.0, -0.4])
+def test_a_ratio_to_nothing_fails_and_says_what_to_use(reference: float) -> None:
+    metric = METRIC | {"engine": 0.0, "reference": reference, "ratio": None}
+    (check,) = judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).failures
+    assert "A ratio says nothing where fp32 is not above zero: use metric, metric_delta" in check.sentence
+
+
+@pytest.mark.parametrize("limits", [Limits(metric=0.5), Limits(metric=0.99), Limits(metric_ratio=0.9)], ids=str)
+def test_a_metric_that_changes_its_mind_decides_nothing(limits: Limits) -> None:
+    report = accuracy() | {"metric": METRIC | {"name": "own:score", "repeated": 0.91}}
+    verdict = judge(report, None, limits, {})
+    assert verdict.verdict == "inconclusive"
+    assert "own:score gave 0.98 and then 0.91 for the same outputs" in verdict.checks[-1].sentence
+
+
+def test_a_class_that_is_lost_fails_though_the_mean_is_fine() -> None:
+    dead = [{"class": n, "samples": 12, "reference": 11} for n in range(7)]
+    report = accuracy() | {"metric": METRIC | {"dead_classes": dead[:1]}}
+    (check,) = judge(report, None, Limits(metric=0.5), {}).failures
+    assert (check.name, check.sentence) == ("classes", "top1: lost class 0 (0 of 12 right, fp32 11).")
+    report["metric"]["dead_classes"] = dead
+    (check,) = judge(report, None, Limits(metric=0.5), {}).failures
+    assert check.sentence.endswith("class 4 (0 of 12 right, fp32 11) and 2 more.")
+    report["metric"]["dead_classes"] = []
+    assert judge(report, None, Limits(metric=0.5), {}).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("pair", "word"),
+    [(["float16", "float32"], "fail"), (["int64", "float32"], "fail"), (["float32", "float64"], "pass")],
+)
+def test_an_output_of_another_type_is_told_and_fails_unless_tensorrt_always_does_so(pair: list[str], word: str) -> None:
+    verdict = judge(accuracy(dtypes=pair), None, Limits(cosine=0.9), {})
+    check = next(c for c in verdict.checks if c.name == "dtype[logits]")
+    assert check.verdict == verdict.verdict == word
+    assert check.sentence == f"logits: the engine gives {pair[0]}, the model {pair[1]}."

@@ -149,3 +149,9 @@ def test_an_unknown_champion_is_no_pass() -> None:
     checks = regression_checks(Regression(latency=0.05, accuracy=0.01), None, champion_unknown="MLflow is down")
     assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
     assert "nobody can tell who the champion is (MLflow is down)" in checks[0].sentence
+
+
+def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
+    report = {"metric": METRIC | {"engine": 0.98 * 0.995}}
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=report, compare=COMPARE)
+    assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.sentence) == ("pass", True)

@@ -318,6 +318,12 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert (recorded["confidence"], len(recorded["earlier"])) == (0.995, 1)
     verdict = json.loads(tracking.read_text(child.run_id, "verdict.json"))
     assert any("Compared again: the one before did not decide" in check["sentence"] for check in verdict)
+    assert child.params["regression.latency"] == "0.05"
+    rounds = recorded["attempts"][0]["rounds"]
+    assert set(rounds[0]["log_ratios"]) == {"one"}
+    assert len(json.loads(tracking.read_text(child.run_id, "latency.json"))["shapes"]["one"]["samples"]) > 4
+    assert json.loads(tracking.read_text(child.run_id, "accuracy.json"))["served"]["sequence"]
+    assert verdict == [check.to_json() for check in again.engines[0].checks]
     assert again.report is not None
     page = again.report.read_text(encoding="utf-8")
     assert "against tiny version 1" in page

@@ -112,7 +112,8 @@ def test_a_waiver_is_shown_wherever_the_verdict_is() -> None:
 def engine_record_of(engine: EngineResult):  # type: ignore[no-untyped-def]
     from types import SimpleNamespace
 
-    limits = SimpleNamespace(accuracy=SimpleNamespace(limits={}))
+    performance = SimpleNamespace(budget={}, regression=None)
+    limits = SimpleNamespace(accuracy=SimpleNamespace(limits={}), performance=performance)
     plan = SimpleNamespace(loaded=SimpleNamespace(recipe=limits), steps={})
     return engine_record(plan, engine)  # type: ignore[arg-type]
 

@@ -23,7 +23,9 @@ def _undisturbed() -> dict[str, str]:
 
 
 @pytest.fixture
-def undisturbed(_undisturbed: dict[str, str], repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+def undisturbed(
+    _undisturbed: dict[str, str], repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, str]:
     """Step ids by key, of a build that nothing happened to: keys are the same in every folder."""
     if not _undisturbed:
         folder = tmp_path_factory.mktemp("undisturbed")

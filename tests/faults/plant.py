@@ -278,7 +278,9 @@ class Plant:
 
     def _all(self, flow: str = "") -> list[dict[str, Any]]:
         flows = {"flows": {"name": {"any_": [flow]}}} if flow else {}
-        return wait("the runs", lambda: (found := self.server.call("flow_runs/filter", flows)) is not None and [found], 60)[0]  # type: ignore[no-any-return]
+        return wait(
+            "the runs", lambda: (found := self.server.call("flow_runs/filter", flows)) is not None and [found], 60
+        )[0]  # type: ignore[no-any-return]
 
 
 def kill(pid: int) -> None:

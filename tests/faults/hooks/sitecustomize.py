@@ -68,3 +68,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 if FOLDER:
     sys.meta_path.insert(0, Finder())
+if os.environ.get("ENGINEWORKS_STORE", "").startswith("httpfiles://"):
+    import fsspec
+
+    fsspec.register_implementation("httpfiles", "remote_files.Files")

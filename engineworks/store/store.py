@@ -121,9 +121,7 @@ class Store:
             if found is not None:
                 yield Writing(folder=found.path, hit=found)
                 return
-            for left in (self.root / "partial").glob(
-                f"{key}.*{UNFINISHED}"
-            ):  # by one that was killed: we have its lock
+            for left in (self.root / "partial").glob(f"{key}.*{UNFINISHED}"):  # we have the lock: its builder is dead
                 shutil.rmtree(left, ignore_errors=True)
             folder = self._partial(key, UNFINISHED)
             writing = Writing(folder=folder)

@@ -272,6 +272,10 @@ class Plant:
         found = [run for run in self._all(flow) if run["id"] not in self._before]
         return [(run["name"], run["state"]["type"]) for run in sorted(found, key=lambda run: run["created"])]
 
+    def messages_of(self, flow: str) -> list[str]:
+        """The last words of this plant's runs of a flow."""
+        return [run["state"]["message"] for run in self._all(flow) if run["id"] not in self._before]
+
     def id_of(self, flow: str, name: str) -> str:
         """Id of the newest run of this name."""
         return max((run for run in self._all(flow) if run["name"] == name), key=lambda run: run["created"])["id"]  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 
@@ -63,7 +64,7 @@ def test_builds_that_fit_nowhere_run_alone_and_say_so(site: Site, undisturbed: M
     assert build.returncode == 0, said
     assert "tiny/fp32/cpu/build runs alone: it may need 150 MiB of memory and 10 MiB are available" in said
     log = (site.folder / "steps.log").read_text(encoding="utf-8").splitlines()
-    for line, following in zip(log, log[1:], strict=False):
+    for line, following in itertools.pairwise(log):
         event, step, pid = line.split()
         if event == "started" and step.endswith("/build"):
             assert following == f"ended {step} {pid}", "nothing ran beside it"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from faults.plant import ENGINES, PROGRAM, STEPS, Plant, Server, Site
+from faults.plant import ENGINES, STEPS, Plant, Server, Site, deploy
 
 
 @pytest.fixture
@@ -44,8 +43,6 @@ def undisturbed(
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with our pools, deployments and automation, by `engineworks deploy`."""
-    from conftest import TARGETS
-
     home = tmp_path_factory.mktemp("server")
     server = Server(home)
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PREFECT_")}
@@ -53,9 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
     try:
         server.start(environment)
-        (home / "recipes").mkdir()
-        (home / "recipes" / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
-        subprocess.run([str(PROGRAM), "deploy"], cwd=home, env=environment | server.environment, check=True)
+        deploy(server, environment)
         yield server
     finally:
         server.kill()

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
+from conftest import TARGETS
+
 from engineworks.store import Store
 from engineworks.tracking import open_tracking
 from flows.local_prefect_child import NO_TELEMETRY
@@ -26,6 +28,7 @@ HOOKS = Path(__file__).parent / "hooks"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 LIMIT_S = 240.0
 ENGINES = ("tiny/fp32/cpu", "tiny/int8/cpu")
+PASSED = ", ".join(f"{engine}: pass" for engine in ENGINES)
 STEPS = 12
 """Of the tiny recipe."""
 
@@ -139,7 +142,7 @@ class Site:
         return list((self.artifacts / "store" / "partial").glob("*"))
 
     def runs(self, kind: str = "build") -> list[Any]:
-        return open_tracking(self.artifacts, None).find_runs(kind=kind)
+        return open_tracking(self.artifacts, self.environment.get("MLFLOW_TRACKING_URI")).find_runs(kind=kind)
 
     def assert_as_undisturbed(self, undisturbed: Mapping[str, str]) -> None:
         """The same steps under the same keys, each sound; every step ended once; one record, whole.
@@ -154,7 +157,9 @@ class Site:
         assert self.half_written() == []
         (parent,) = self.runs()
         assert parent.status == "FINISHED"
-        children = open_tracking(self.artifacts, None).find_runs(kind="engine", parent_run_id=parent.run_id)
+        children = open_tracking(self.artifacts, self.environment.get("MLFLOW_TRACKING_URI")).find_runs(
+            kind="engine", parent_run_id=parent.run_id
+        )
         assert {c.name: c.status for c in children} == dict.fromkeys(ENGINES, "FINISHED")
         assert {c.tags["engineworks.verdict"] for c in children} == {"pass"}
 
@@ -198,6 +203,19 @@ class Server:
                 return json.loads(answer.read() or b"true")
         except OSError:
             return None
+
+
+def deploy(server: Server, environment: Mapping[str, str]) -> None:
+    """Pools, deployments and the automation of the tests' targets, by `engineworks deploy`."""
+    (server.home / "recipes").mkdir()
+    (server.home / "recipes" / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
+    subprocess.run(
+        [str(PROGRAM), "deploy"],
+        cwd=server.home,
+        env={**environment, **server.environment},
+        check=True,
+        timeout=LIMIT_S,
+    )
 
 
 class Plant:

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from faults.plant import ENGINES, STEPS, Plant, descendants, kill_all, lives, state_and_parent, wait
+from faults.plant import ENGINES, PASSED, STEPS, Plant, descendants, kill_all, lives, state_and_parent, wait
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("plant"), pytest.mark.timeout(600)]
 BUILD = "tiny/int8/cpu/build"
 CANCEL_LIMIT_S = 10.0
-PASSED = ", ".join(f"{e}: pass" for e in ENGINES)
 
 
 def assert_again_whole(plant: Plant, undisturbed: Mapping[str, str]) -> None:

@@ -144,10 +144,11 @@ class Site:
     def runs(self, kind: str = "build") -> list[Any]:
         return open_tracking(self.artifacts, self.environment.get("MLFLOW_TRACKING_URI")).find_runs(kind=kind)
 
-    def assert_as_undisturbed(self, undisturbed: Mapping[str, str]) -> None:
-        """The same steps under the same keys, each sound; every step ended once; one record, whole.
+    def assert_as_undisturbed(self, undisturbed: Mapping[str, str], *, failed: int = 0) -> None:
+        """The same steps under the same keys, each sound; one record, whole.
 
-        undisturbed: step id by key, of a build that nothing happened to.
+        undisturbed: step id by key, of a build that nothing happened to. failed: builds that ended and said that a
+        step had failed; each has a record of its own.
         """
         store = self.store
         artifacts = {key: store.get(key) for key in store.keys()}
@@ -155,8 +156,9 @@ class Site:
         found = {key: a.step for key, a in artifacts.items() if a is not None and key in undisturbed}
         assert found == undisturbed
         assert self.half_written() == []
-        (parent,) = self.runs()
-        assert parent.status == "FINISHED"
+        parents = self.runs()
+        assert Counter(run.status for run in parents) == Counter({"FINISHED": 1, "FAILED": failed})
+        (parent,) = [run for run in parents if run.status == "FINISHED"]
         children = open_tracking(self.artifacts, self.environment.get("MLFLOW_TRACKING_URI")).find_runs(
             kind="engine", parent_run_id=parent.run_id
         )

@@ -80,7 +80,7 @@ def test_a_store_that_goes_away_in_the_middle_costs_no_finished_step(
     else:
         os.kill(remote.server.pid, signal.SIGCONT)
     built(site)
-    site.assert_as_undisturbed(undisturbed)
+    site.assert_as_undisturbed(undisturbed, failed=1)
     repeated = {step: n for step, n in site.counts().items() if n > 1 and before[step]}
     assert not repeated
     assert set(undisturbed) <= remote.manifests(), "what was built meanwhile was sent"

@@ -188,7 +188,9 @@ def plan_recipe(
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
     peers = plan_peers(documents, compare, partial(_add, steps))
     elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
-    states = _States(steps, store, elsewhere)
+    limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
+    limited = {key: _limited(step, limits) for key, step in steps.items()}
+    states = _States(limited, store, elsewhere)
     for engine in engines:
         for key in engine.steps.values():
             states.settle(key, needed=True)
@@ -272,6 +274,12 @@ def _add(
     if key not in steps:
         steps[key] = Step(kind, name, key, document, document["inputs"], aside)
     return key
+
+
+def _limited(step: Step, limits: Mapping[str, float]) -> Step:
+    """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
+    limit_s = limits.get(step.kind)
+    return step if limit_s is None else replace(step, aside={**step.aside, "time_limit_s": limit_s})
 
 
 class _States:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engineworks.backends import backend_facts
 from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.plan.documents import Documents
 from engineworks.plan.duel import duel_document
 from engineworks.plan.peers import PlannedPeer, plan_peers
@@ -316,7 +316,7 @@ class _States:
         before = self._store.latest(step.id)
         if before is None:
             return "never built"
-        changed = list(changes(before, step.document))
+        changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
         return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engineworks.backends import backend_facts
 from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.plan.documents import Documents
 from engineworks.plan.duel import duel_document
 from engineworks.plan.peers import PlannedPeer, plan_peers
@@ -188,7 +188,9 @@ def plan_recipe(
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
     peers = plan_peers(documents, compare, partial(_add, steps))
     elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
-    states = _States(steps, store, elsewhere)
+    limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
+    limited = {key: _limited(step, limits) for key, step in steps.items()}
+    states = _States(limited, store, elsewhere)
     for engine in engines:
         for key in engine.steps.values():
             states.settle(key, needed=True)
@@ -288,6 +290,12 @@ def _add(
     return key
 
 
+def _limited(step: Step, limits: Mapping[str, float]) -> Step:
+    """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
+    limit_s = limits.get(step.kind)
+    return step if limit_s is None else replace(step, aside={**step.aside, "time_limit_s": limit_s})
+
+
 class _States:
     """Which steps must run: the goals that the store lacks, and whatever those need that it lacks too."""
 
@@ -322,7 +330,7 @@ class _States:
         before = self._store.latest(step.id)
         if before is None:
             return "never built"
-        changed = list(changes(before, step.document))
+        changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
         return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 

@@ -16,6 +16,7 @@ from engineworks.commands.deploy import deploy
 from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
+from engineworks.commands.manual import manual
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
@@ -192,6 +193,7 @@ app.command()(keygen)
 app.command()(changed)
 app.command()(sensitivity)
 app.command()(deploy)
+app.command(hidden=True)(manual)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,7 +82,7 @@ def validate(
         terminal.print_json({"recipes": [r.name for r in loaded], "problems": []})
     elif not quiet:
         for one in loaded:
-            terminal.say(f"{one.shown}: {len(one.recipe.precisions)} precisions × {len(one.targets)} targets, valid")
+            terminal.say_valid(one.shown, len(one.recipe.precisions), len(one.targets))
 
 
 @app.command()
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="engineworks", standalone_mode=False)
         if code == errors.EXIT_INTERRUPTED:  # how typer returns a KeyboardInterrupt
             terminal.print_error(INTERRUPTED)
         return code if isinstance(code, int) else 0

@@ -35,6 +35,15 @@ def say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
+def say_valid(file: str, precisions: int, targets: int) -> None:
+    say(f"{file}: {many(precisions, 'precision')} × {many(targets, 'target')}, valid")
+
+
+def many(count: int, thing: str) -> str:
+    """'1 step', '2 steps'."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
@@ -58,8 +67,9 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
                 table.add_row(refused.id, _styled("refused"), _escape(refused.sentence))
             console.print(table)
         say(
-            f"{plan.recipe}: {len(plan.engines)} engines, {counts['to do']} steps to do, {counts['cached']} cached, "
-            f"{counts['elsewhere']} for other hardware, {len(plan.refused)} engines refused"
+            f"{plan.recipe}: {many(len(plan.engines), 'engine')}, {many(counts['to do'], 'step')} to do, "
+            f"{counts['cached']} cached, {counts['elsewhere']} for other hardware, "
+            f"{many(len(plan.refused), 'engine')} refused"
         )
 
 
@@ -79,7 +89,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         _print_comparison(console, result)
         steps = result.steps
         say(
-            f"{result.recipe}: {steps.run} steps run, {steps.reused} reused, {steps.failed} failed, "
+            f"{result.recipe}: {many(steps.run, 'step')} run, {steps.reused} reused, {steps.failed} failed, "
             f"in {result.seconds:.1f} s"
         )
         for line in result.warnings:
@@ -225,7 +235,8 @@ class _Lines:
 
     def planned(self, plan: Plan) -> None:
         cached = sum(1 for s in plan.steps.values() if s.state == "cached")
-        self.say(f"{plan.recipe}: {len(plan.engines)} engines, {len(plan.to_do)} steps to do, {cached} cached")
+        engines, steps = many(len(plan.engines), "engine"), many(len(plan.to_do), "step")
+        self.say(f"{plan.recipe}: {engines}, {steps} to do, {cached} cached")
 
     def started(self, step: Step) -> None:
         if self._verbose:

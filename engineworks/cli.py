@@ -12,6 +12,7 @@ import typer
 
 from engineworks import errors, terminal
 from engineworks.commands.changed import changed
+from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
 from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
@@ -39,12 +40,22 @@ app = typer.Typer(
 
 INTERRUPTED = "interrupted; what was finished is kept, and the next build goes on from there"
 
-Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
-OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
-Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+Recipes = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Recipe files; default: every recipe in recipes/.", autocompletion=recipe_files),
+]
+OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.", autocompletion=engine_ids),
+]
 Compare = Annotated[
     str | None,
-    typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+    typer.Option(
+        "--compare",
+        help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated).",
+        autocompletion=peers,
+    ),
 ]
 Mode = Annotated[
     Literal["full", "smoke"],
@@ -142,7 +153,12 @@ def build(
 
 @app.command()
 def inspect(
-    engine: Annotated[str, typer.Argument(help="An engine's id, its file, its folder in the store, or an ONNX file.")],
+    engine: Annotated[
+        str,
+        typer.Argument(
+            help="An engine's id, its file, its folder in the store, or an ONNX file.", autocompletion=engine_ids
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Say what an engine is. Example: engineworks inspect recipes/models/digits_cnn.onnx"""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import re
 import shutil
 import sys
 import threading
@@ -281,14 +283,21 @@ class _Bar:
         self._progress.update(self._task(step), description=step.id)
 
     def finished(self, step: Step, seconds: float) -> None:
-        self._progress.update(self._task(step), advance=1)
+        self._advance(step)
 
     def failed(self, step: Step, message: str) -> None:
-        self._progress.update(self._task(step), advance=1)
+        self._advance(step)
         self._progress.console.print(f"[bold red]failed[/] {_escape(step.id)}: {_escape(message)}", highlight=False)
 
     def say(self, line: str) -> None:
         self._progress.console.print(_escape(line), highlight=False)
+
+    def _advance(self, step: Step) -> None:
+        """After the last step the build is judged and recorded: the bar says so."""
+        task = self._task(step)
+        self._progress.update(task, advance=1)
+        if self._progress.tasks[task].finished:
+            self._progress.update(task, description="judging and recording")
 
     def _task(self, step: Step) -> Any:
         return self._tasks[step.id.partition("/")[0]]
@@ -297,7 +306,18 @@ class _Bar:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
+    return Console() if sys.stdout.isatty() else Console(file=_Trimmed(), width=PIPE_WIDTH, no_color=True)
+
+
+class _Trimmed(io.StringIO):
+    """stdout without the blanks that fill a table's lines up."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(r"[ \t]+(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def _table(*headings: str) -> Any:

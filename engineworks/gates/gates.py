@@ -116,7 +116,8 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (value >= limit if smallest else value <= limit)
     side = "at least" if smallest else "at most"
-    sentence = f"{name}: {text} to the fp32 reference is {_figure(value)}, limit {side} {_figure(limit)}."
+    figures = _told_apart(value, limit)
+    sentence = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
     if not good and output.get("worst_row_cosine") is not None:
         sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
@@ -174,7 +175,8 @@ def _budget_check(
     smallest = field == "throughput_per_s"
     good = _finite_number(value) and (value >= limit if smallest else value <= limit)
     side = "at least" if smallest else "at most"
-    sentence = f"{shape}: {text} is {_figure(value)} {unit}, budget {side} {_figure(limit)} {unit}."
+    figures_said = _told_apart(value, limit)
+    sentence = f"{shape}: {text} is {figures_said[0]} {unit}, budget {side} {figures_said[1]} {unit}."
     if field == "p99_ms" and figures["runs"] < enough_for(0.99):
         return Check(name, "inconclusive", f"{sentence} {figures['runs']} runs are too few to know a p99.")
     if doubts := _complaints(field, figures, report):
@@ -207,6 +209,14 @@ _BUDGETS = {
 
 def _finite_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
+    """Both figures, with as many digits as it takes to see that they differ: not '1, limit at least 1'."""
+    if not _finite_number(value) or value == limit:
+        return _figure(value), _figure(limit)
+    digits = next(n for n in range(6, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
+    return f"{value:.{digits}g}", f"{limit:.{digits}g}"
 
 
 def _figure(value: float | None) -> str:

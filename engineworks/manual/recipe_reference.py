@@ -33,6 +33,7 @@ SECTIONS = {
     "Triton": "release.triton",
     "DynamicBatching": "release.triton.dynamic_batching",
     "Waiver": "waivers",
+    "TimeLimits": "time_limits",
 }
 """Parts of the schema, in the order of a recipe, and where they stand in one."""
 

@@ -25,6 +25,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "accuracy": "{metric: top1, limits: {int8: {metric_ratio: 0.99}}}",
         "performance": "{at: {single: {batch: 1}}, budget: {single: {p50_ms: 5}}}",
         "release": "{model: digits}",
+        "time_limits": "{build: 3600}",
         "waivers": "[{check: 'cosine[logits]', owner: me@example.com, reason: old camera, expires: 2027-03-31}]",
     },
     "Model": {
@@ -129,5 +130,9 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "reason": "the old camera goes in March",
         "expires": "2027-03-31",
     },
-}
+    "TimeLimits": {
+        "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
+        "compare": "1800", "measure": "900", "duel": "900", "peer": "900",
+    },
+}  # fmt: skip
 """By the name of the part (as in the schema's `$defs`, `Recipe` for the top) and of the key."""

@@ -283,7 +283,22 @@ class Waiver(Part):
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
     reason: Words = Field(description="why it is let through")
-    expires: Day = Field(description="last day on which it holds, YYYY-MM-DD")
+    expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
+
+
+class TimeLimits(Part):
+    """Seconds after which a step of a kind is killed; by default 7200, for builds what the target says."""
+
+    export: Positive | None = Field(None, description="of the export to ONNX")
+    fold: Positive | None = Field(None, description="of folding and checking the model")
+    calibrate: Positive | None = Field(None, description="of calibration")
+    lower: Positive | None = Field(None, description="of lowering to one precision")
+    build: Positive | None = Field(None, description="instead of the target's time_limit_s")
+    reference: Positive | None = Field(None, description="of the fp32 reference")
+    compare: Positive | None = Field(None, description="of comparing one engine")
+    measure: Positive | None = Field(None, description="of measuring one engine")
+    duel: Positive | None = Field(None, description="of measuring engine and champion side by side")
+    peer: Positive | None = Field(None, description="of measuring one peer (--compare)")
 
 
 class Recipe(Part):
@@ -316,3 +331,4 @@ class Recipe(Part):
     )
     release: Release = Field(Release(), description="name in the registry, and how engines are served")
     waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")
+    time_limits: TimeLimits = Field(TimeLimits(), description="seconds after which a step is killed")

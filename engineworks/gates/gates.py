@@ -130,7 +130,7 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    figures = _told_apart(value, limit)
+    figures = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
     sentence = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
     if not good and output.get("worst_row_cosine") is not None:
         sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
@@ -222,7 +222,7 @@ def _budget_check(
     smallest = field == "throughput_per_s"
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    said = _told_apart(value, limit)
+    said = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
     sentence = f"{shape}: {text} is {said[0]} {unit}, budget {side} {said[1]} {unit}."
     if again := report.get("disturbed_before", 0):
         sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"

@@ -32,6 +32,12 @@ def _misspelt(one: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> boo
     return bool(get_close_matches(str(one["loc"][-1]), beside, n=1, cutoff=0.6))
 
 
+def meant_key(extra: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    """The missing key that an unknown one beside it is likely to mean, or ''."""
+    missing = [str(o["loc"][-1]) for o in found if o["type"] == "missing" and o["loc"][:-1] == extra["loc"][:-1]]
+    return next(iter(get_close_matches(str(extra["loc"][-1]), missing, n=1, cutoff=0.6)), "")
+
+
 def is_echo(problem: Problem, *, node: Node, wrong: Collection[Path_], refused: bool) -> bool:
     """Whether the problem is there only because the values at `wrong` were taken out of `node`. refused: whether there
     are problems besides."""

@@ -15,7 +15,7 @@ from engineworks.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.checks import check_recipe
-from engineworks.recipe.echoes import is_echo, without_echoes
+from engineworks.recipe.echoes import is_echo, meant_key, without_echoes
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import LATER, Recipe
@@ -197,9 +197,13 @@ def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
     try:
         return Recipe.model_validate(node.plain()), frozenset()
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        errors = error.errors(include_url=False)
+        for one in errors:
             loc = tuple(step for step in one["loc"] if _exists_or_last(node, one["loc"], step))
             if not loc or one["type"] == "missing":
+                continue
+            if one["type"] == "extra_forbidden" and (meant := meant_key(one, errors)):
+                node.at(loc[:-1]).rename(str(loc[-1]), meant)
                 continue
             wrong.add(loc)
             if loc[0] == "inputs" and loc[-1] == "dtype":  # it can not be left out

@@ -69,6 +69,11 @@ class Node:
         elif isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
             del self.value[step]
 
+    def rename(self, key: str, to: str) -> None:
+        """Let an entry of this mapping have another key, at the same place."""
+        self.value[to] = self.value.pop(key)
+        self.key_places[to] = self.key_places.pop(key)
+
     def key_place(self, path: tuple[str | int, ...]) -> Place:
         """The place of the key that `path` ends with, or of the deepest node above it."""
         parent = self.at(path[:-1])

@@ -78,6 +78,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (REPOSITORY / "recipes/digits.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^targets: .*", "targets: [cpu]", text, flags=re.M)
     text = re.sub(r"^  (sweep|streams|regression): .*\n", "", text, flags=re.M)
+    text = text.replace("labels: y}", "labels: y, samples: 64}").replace("bulk: {batch: 64}", "bulk: {batch: 16}")
+    text = text.replace("{batch: [1, 8, 64]}", "{batch: [1, 8, 16]}")
     (root / "recipes/digits.yaml").write_text(text, encoding="utf-8")
     shutil.copy(REPOSITORY / "recipes/models/digits_cnn.onnx", root / "digits_cnn.onnx")
     (root / ".gitignore").write_text("artifacts/\n", encoding="utf-8")

@@ -306,7 +306,11 @@ class _Bar:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(file=_Trimmed(), width=PIPE_WIDTH, no_color=True)
+    return (
+        Console()
+        if sys.stdout.isatty()
+        else Console(file=_Trimmed(), width=PIPE_WIDTH, no_color=True, force_terminal=False)
+    )
 
 
 class _Trimmed(io.StringIO):

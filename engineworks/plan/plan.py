@@ -311,7 +311,7 @@ class _States:
         if self._store.has(key):
             self._set(key, "cached", "")
         elif key in self._elsewhere:
-            self._set(key, "elsewhere", "no hardware here can run this engine")
+            self._set(key, "elsewhere", "nothing here can run this engine: 'engineworks doctor' says why")
         else:
             for inner in step.inputs.values():
                 self.settle(inner, needed=True)

@@ -88,7 +88,8 @@ class Site:
         self.environment = {
             **{n: v for n, v in os.environ.items() if not n.startswith(("PREFECT_", "ENGINEWORKS_", "MLFLOW_"))},
             **NO_TELEMETRY, "ENGINEWORKS_ARTIFACTS": str(self.artifacts), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{HOOKS}{os.pathsep}{CHECKOUT}", "FAULTS_FOLDER": str(self.folder),
+            "PYTHONPATH": os.pathsep.join([str(HOOKS), str(CHECKOUT), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+            "FAULTS_FOLDER": str(self.folder),
             "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1",
             "TMPDIR": str(self.folder / "tmp"),  # where the lock lies that lets builds of one host measure in turns
         }  # fmt: skip

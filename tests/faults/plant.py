@@ -150,11 +150,14 @@ class Site:
     def runs(self, kind: str = "build") -> list[Any]:
         return self.tracking.find_runs(kind=kind)
 
-    def assert_as_undisturbed(self, undisturbed: Mapping[str, str], *, whole: int = 1, failed: int = 0) -> None:
+    def assert_as_undisturbed(
+        self, undisturbed: Mapping[str, str], *, whole: int = 1, failed: int = 0, killed: int = 0
+    ) -> None:
         """The same steps under the same keys, each sound; the records are whole.
 
         undisturbed: step id by key, of a build that nothing happened to. whole: builds that ended well. failed: those
-        that ended and said that a step had failed. Each has a record of its own, those that were killed have none.
+        that ended and said that a step had failed. killed: those that were cancelled. Each has a record of its own; a
+        build that died by kill -9 shares that of the next.
         """
         store = self.store
         artifacts = {key: store.get(key) for key in store.keys()}
@@ -163,7 +166,9 @@ class Site:
         assert found == undisturbed
         assert self.half_written() == []
         parents = self.runs()
-        assert Counter(run.status for run in parents) == Counter({"FINISHED": whole, "FAILED": failed})
+        assert Counter(run.status for run in parents) == Counter(
+            {"FINISHED": whole, "FAILED": failed, "KILLED": killed}
+        )
         for parent in parents:
             if parent.status == "FINISHED":
                 children = self.tracking.find_runs(kind="engine", parent_run_id=parent.run_id)

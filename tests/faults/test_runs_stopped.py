@@ -16,11 +16,13 @@ BUILD = "tiny/int8/cpu/build"
 CANCEL_LIMIT_S = 10.0
 
 
-def assert_again_whole(plant: Plant, undisturbed: Mapping[str, str], *, whole: int = 1, failed: int = 0) -> None:
+def assert_again_whole(
+    plant: Plant, undisturbed: Mapping[str, str], *, whole: int = 1, failed: int = 0, killed: int = 0
+) -> None:
     """A second run ends as an undisturbed one, and repeats nothing that had ended."""
     state, message = plant.end(plant.order_recipe())
     assert (state, message.partition("; verdicts")[0]) == ("COMPLETED", PASSED)
-    plant.site.assert_as_undisturbed(undisturbed, whole=whole, failed=failed)
+    plant.site.assert_as_undisturbed(undisturbed, whole=whole, failed=failed, killed=killed)
     plant.site.assert_nothing_repeated()
 
 
@@ -50,7 +52,8 @@ def test_cancelled_from_prefect_during_a_build(plant: Plant, undisturbed: Mappin
     assert Counter(plant.runs_of("build-engine")) == Counter(
         {(ENGINES[0], "COMPLETED"): 1, (ENGINES[1], "CANCELLED"): 1}
     )
-    assert_again_whole(plant, undisturbed, failed=1 if whom == "the engine's run" else 0)
+    engine_s = whom == "the engine's run"
+    assert_again_whole(plant, undisturbed, failed=int(engine_s), killed=int(not engine_s))
 
 
 def test_prefect_s_server_is_killed_and_started_again_in_the_middle(

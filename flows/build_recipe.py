@@ -13,7 +13,6 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 
 from engineworks.errors import InputError, StoreError
 from engineworks.execution.delivery import publish_body, with_deliveries
@@ -24,6 +23,7 @@ from engineworks.results import BuildResult
 from engineworks.settings import read_settings
 from engineworks.tracking import LastingRun
 from flows.distributed_steps import run_distributed
+from flows.ends import ended
 from flows.local_steps import RUNNER, run_steps
 from tasks.conclude_engine import conclude_engine
 from tasks.plan_build import plan_build
@@ -66,9 +66,7 @@ def build_recipe(
     words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)
     if distributed:
         words += f"; {_published(build, result)}"
-    if result.exit_code() == 0:
-        return Completed(message=words, data=result)
-    return Failed(message=words, data=None if distributed else result)  # a worker takes it for an exception
+    return ended(words, result, good=result.exit_code() == 0)
 
 
 def _published(build: Build, result: BuildResult) -> str:

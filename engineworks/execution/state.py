@@ -18,7 +18,7 @@ from engineworks.ladder import ladder_words
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin
-from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result
+from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
 from engineworks.store import open_store
 from engineworks.tracking import open_tracking
@@ -78,7 +78,7 @@ class Build:
         warnings = tuple(sentence for health in calibration for sentence in health.warnings)
         return BuildResult(
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
-            seconds=seconds, warnings=warnings, calibration=calibration,
+            seconds=seconds, warnings=(*warnings, *waiver_notes(self.plan, engines)), calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.results, self.failures),
             ran=tuple(self._ran()),
             ladder=ladders(self.plan, engines, self.results),

@@ -276,7 +276,7 @@ class Waiver(Part):
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
     reason: Words
-    expires: Day = Field(description="last day on which it holds, YYYY-MM-DD")
+    expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
 
 
 class TimeLimits(Part):

@@ -33,13 +33,13 @@ class StepKind:
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(2, ("onnx", "onnxruntime", "numpy")),
-    "lower": StepKind(3, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
+    "calibrate": StepKind(3, ("onnx", "onnxruntime", "numpy")),
+    "lower": StepKind(4, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(3, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
-    "compare": StepKind(2, ("numpy",), engine=True),
+    "compare": StepKind(3, ("numpy",), engine=True),
     "measure": StepKind(4, ("numpy",), engine=True),
-    "duel": StepKind(1, ("numpy",), engine=True),
+    "duel": StepKind(2, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
     "sensitivity": StepKind(1, ("onnx", "onnxruntime", "numpy")),
 }

@@ -160,6 +160,18 @@ def test_the_reason_of_a_miss_names_what_changed(repository: Path) -> None:
     assert reasons["tiny/int8/lower"] == "step 'ranges' changed"
 
 
+def test_the_reason_names_nothing_that_is_as_it_was(repository: Path) -> None:
+    """The store's documents are JSON, the plan's may hold tuples: equal shapes must not count as changed."""
+    first = plan(repository)
+    store = Store(repository / "artifacts" / "store")
+    for step in first.steps.values():
+        fake_artifact(store, first, step.id)
+    edit(repository, "  default: {batch: [1, 4, 16]}", "  default: {batch: [1, 4, 16]}\n  more: {batch: [1, 8, 32]}")
+    reasons = {s.id: s.reason for s in plan(repository).to_do}
+    assert "default" not in reasons["tiny/reference"]
+    assert "profiles.more is new" in reasons["tiny/reference"]
+
+
 def test_a_damaged_result_is_found_before_anything_is_built_on_it(repository: Path) -> None:
     store = Store(repository / "artifacts" / "store")
     first = plan(repository)

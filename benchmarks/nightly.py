@@ -63,14 +63,14 @@ def quiet_stack(folder: Path) -> Iterator[Stack]:
         yield stack
 
 
-def made_repository(folder: Path, recipes: int) -> Path:
+def made_repository(folder: Path, recipes: int, models: int) -> Path:
     """A repository after its first night and the deliveries of its workers; made at most once in a folder."""
-    repository = folder / f"recipes-{recipes}"
+    repository = folder / f"recipes-{recipes}-{models}"
     if (repository / "done").exists():
         return repository
     print(f"first night of {recipes} recipes × 12 engines …", flush=True)
     begin = time.monotonic()
-    write_repository(repository, {f"r{i:03}": PRECISIONS for i in range(recipes)}, targets=TARGETS)
+    write_repository(repository, {f"r{i:03}": PRECISIONS for i in range(recipes)}, targets=TARGETS, models=models)
     with quiet_stack(repository) as stack:
         stack.start_prefect()
         print(stack.run("python", NIGHT, "build", limit_s=FIRST_NIGHT_LIMIT_S).splitlines()[-1], flush=True)
@@ -96,7 +96,7 @@ def measured_nights(repository: Path, recipes: int, count: int) -> dict[str, Any
 
 
 def part_no_change(given: argparse.Namespace) -> Part:
-    night = measured_nights(made_repository(given.folder, given.recipes), given.recipes, given.nights)
+    night = measured_nights(made_repository(given.folder, given.recipes, given.models), given.recipes, given.nights)
     what = f"night of {given.recipes} recipes without a change"
     work, memory = night["processor_s"], night["peak_mib"]
     lines = [
@@ -108,8 +108,8 @@ def part_no_change(given: argparse.Namespace) -> Part:
 
 def part_scaling(given: argparse.Namespace) -> Part:
     few = max(given.recipes // 10, 1)
-    small = measured_nights(made_repository(given.folder, few), few, given.nights)
-    large = measured_nights(made_repository(given.folder, given.recipes), given.recipes, given.nights)
+    small = measured_nights(made_repository(given.folder, few, given.models), few, given.nights)
+    large = measured_nights(made_repository(given.folder, given.recipes, given.models), given.recipes, given.nights)
     lines = []
     for name, words in (("processor_s", "whole process"), ("without_imports_s", "without imports")):
         ratio = large[name] / small[name]
@@ -217,6 +217,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--recipes", type=int, default=100)
+    parser.add_argument(
+        "--models", type=int, default=10, help="that the recipes take in turns; engines of one are shared"
+    )
     parser.add_argument("--nights", type=int, default=3, help="nights without a change, of which the median counts")
     parser.add_argument("--processes", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=200)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-torch test-gpu test-s3 test-postgres databases nightly-demo lint fetch lock schema clean
+.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres databases nightly-demo lint fetch lock schema clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ test: setup lint
 # Gigabytes and minutes.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Processes killed, runs cancelled, servers restarted, under a Prefect server with its workers: a quarter of an hour.
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 # PyTorch and transformers are installed first: several gigabytes with CUDA, unless torch is there already.
 test-torch: setup

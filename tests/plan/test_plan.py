@@ -276,3 +276,20 @@ def test_changes_are_told_in_words() -> None:
         "batch changed from 8 to 4",
         "keep changed from [] to ['x']",
     ]
+
+
+def test_a_time_limit_of_the_recipe_is_in_no_key_and_wins_over_the_target_s(repository: Path) -> None:
+    before = plan(repository)
+    file = repository / "recipes" / "tiny.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "time_limits: {build: 100, reference: 20.5}\n", encoding="utf-8")
+    after = plan(repository)
+    assert keys(after) == keys(before)
+    limits = {(s.kind, s.aside.get("time_limit_s")) for s in after.steps.values()}
+    assert limits >= {("build", 100.0), ("reference", 20.5), ("compare", None)}
+
+
+def test_every_step_of_a_build_can_have_a_time_limit() -> None:
+    from engineworks.recipe.recipe import TimeLimits
+    from engineworks.steps import STEP_KINDS
+
+    assert TimeLimits.model_fields.keys() == STEP_KINDS.keys() - {"sensitivity"}

@@ -16,7 +16,7 @@ def ended(words: str, result: R, *, good: bool) -> State[R]:
     """The last state of a flow: `words` are its message, `result` its data.
 
     Where a worker carries the run out the words are all. Prefect raises the data of a failed run as an exception, and a
-    TypeError where it is none; and it looks for futures in every value of a result, which takes longer than many a flow.
+    TypeError where it is none; and it looks for futures in every value of a result, which takes longer than some flows.
     """
     data = None if ordered() else result
     return Completed(message=words, data=data) if good else Failed(message=words, data=data)

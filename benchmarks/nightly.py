@@ -143,7 +143,6 @@ def part_workers(given: argparse.Namespace) -> Part:
         names = [f"w{i:03}" for i in range(2 * count)]
         write_repository(folder, {n: ["fp32"] for n in names}, targets=("cpu", "rtx30"))
         with quiet_stack(folder) as stack:
-            stack.environment["PREFECT_CLIENT_RETRY_EXTRA_CODES"] = "500"
             database = stack.start_database()
             stack.start_prefect()
             files = [f"recipes/{n}.yaml" for n in names]

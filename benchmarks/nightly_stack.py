@@ -77,12 +77,14 @@ class Stack:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def start_database(self) -> str:
-        """PostgreSQL where its programs and drivers are installed, else SQLite; which."""
+    def start_database(self, *, sqlite: bool = False) -> str:
+        """PostgreSQL where its programs and drivers are installed, else (or where it is asked for) SQLite; which."""
         missing = missing_libraries(POSTGRES_LIBRARIES)
-        if find_program("initdb") is None or missing:
+        if sqlite or missing or find_program("initdb") is None:
             why = f"{', '.join(missing)} is not installed" if missing else "no PostgreSQL is installed"
-            self._say(f"databases: SQLite ({why})")
+            self._say(f"databases: SQLite ({'as asked' if sqlite else why})")
+            # What a server says while its database is locked; runs of workers have this from their deployment.
+            self.environment["PREFECT_CLIENT_RETRY_EXTRA_CODES"] = "500"
             return "sqlite"
         # Apart, for root's PostgreSQL runs as another user, who may not enter the folder of everything else.
         self._database_folder = Path(tempfile.mkdtemp(prefix="engineworks-postgres-"))

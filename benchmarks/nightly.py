@@ -160,9 +160,11 @@ def part_workers(given: argparse.Namespace) -> Part:
 
 def timed_orders(stack: Stack, names: list[str], *, workers: int) -> float:
     """Seconds from the first run's start to the last run's end, with so many workers of one run at a time."""
-    for number in range(workers):
-        stack.start_worker("rtx30", name=f"{workers}-{number}", limit=1, artifacts=stack.folder / "artifacts")
-    stack.wait_until(lambda: len(stack.workers_online("rtx30")) >= workers, f"{workers} workers")
+    started = [f"{workers}-{number}" for number in range(workers)]
+    for worker in started:
+        stack.start_worker("rtx30", name=worker, limit=1, artifacts=stack.folder / "artifacts")
+    online = {f"worker-{worker}" for worker in started}
+    stack.wait_until(lambda: online <= set(stack.workers_online("rtx30")), f"{workers} workers")
     found = stack.call("deployments/name/build-engine/rtx30")
     ids = []
     for name in names:
@@ -179,8 +181,8 @@ def timed_orders(stack: Stack, names: list[str], *, workers: int) -> float:
     wrong = [r["state"] for r in runs() if r["state_type"] != "COMPLETED"]
     if wrong:
         sys.exit(f"{len(wrong)} runs did not complete: {wrong[0]}")
-    for number in range(workers):
-        stack.end(f"worker-{workers}-{number}")
+    for worker in started:
+        stack.end(f"worker-{worker}")
     return max(map(_end, runs())) - min(map(_start, runs()))
 
 

@@ -210,7 +210,8 @@ class Stack:
             _wait_for([self.children[name]], 1.0 if name.startswith("worker") else STOP_LIMIT_S)
         _wait_for([c for n, c in self.children.items() if n.startswith("worker")], STOP_LIMIT_S)
         if self._cluster is not None:
-            self._cluster.stop()
+            with contextlib.suppress(SystemExit):  # it did not start; what there is of it ends below
+                self._cluster.stop()
         end_descendants()
         if self._database_folder is not None:
             shutil.rmtree(self._database_folder, ignore_errors=True)

@@ -228,7 +228,7 @@ class Store:
 
     def place(self, key: str) -> Path:
         """The folder of the artifact here, there or not; unlike `get` it checks and fetches nothing."""
-        return self.root / "objects" / key[:2] / key
+        return self.root.joinpath("objects", key[:2], key)
 
     def _manifest(self, key: str) -> Artifact | None:
         return read_manifest(self.place(key))

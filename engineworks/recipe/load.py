@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import LATER, Recipe
 from engineworks.recipe.wording import example_of, given, reason
-from engineworks.recipe.yaml_nodes import Node, merge, read_yaml
+from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
 from engineworks.settings import find_repository
 from engineworks.suggest import did_you_mean
 from engineworks.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
@@ -126,15 +126,24 @@ def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target]
     path = folder / TARGETS_FILE
     if not path.is_file():
         return DEFAULT_TARGETS
+    shown = _shown(path)
     try:
-        node = read_yaml(path, _shown(path))
+        targets, found = _parse_targets(read_text(path, shown), shown)
     except RecipeError as error:
         problems.extend(error.problems)
         return None
+    problems.extend(found)
+    return targets
+
+
+@lru_cache(maxsize=4)
+def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, tuple[Problem, ...]]:
+    """The targets that the text names, and what is wrong with them: the same for all recipes of a folder."""
+    node, problems = parse_yaml(text, shown), list[Problem]()
     read = _validate(Targets, node, problems)
     if read:
         problems.extend(_wrong_options(read, node))
-    return read.targets if read else None
+    return (read.targets if read else None), tuple(problems)
 
 
 def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:

@@ -82,7 +82,7 @@ class Node:
 
 def read_yaml(path: Path, shown: str) -> Node:
     """Parse the file. `shown` is how messages name it. Raises `RecipeError` with every problem that was found."""
-    return parse_yaml(_read_text(path, shown), shown)
+    return parse_yaml(read_text(path, shown), shown)
 
 
 def parse_yaml(text: str, shown: str) -> Node:
@@ -118,7 +118,8 @@ def merge(over: Node, under: Node) -> Node:
     return Node(over.place, merged, {**under.key_places, **over.key_places})
 
 
-def _read_text(path: Path, shown: str) -> str:
+def read_text(path: Path, shown: str) -> str:
+    """The file's text. Raises `RecipeError` where it can not be read, or is too large for a recipe."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe")

@@ -12,6 +12,7 @@ from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError, TrackingError
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
+from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result
 from engineworks.settings import Settings
@@ -58,6 +59,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     report = settings.runs / run / "report.html"
     engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     calibration = calibration_health(plan, store)
+    told = (sentence for health in calibration for sentence in health.warnings)
     return BuildResult(
         recipe=plan.recipe,
         run=run,
@@ -67,7 +69,12 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
-        warnings=(*(sentence for health in calibration for sentence in health.warnings), *waits, *outage_of(store)),
+        warnings=(
+            *notes_of_data(plan, store),
+            *told,
+            *waits,
+            *outage_of(store),
+        ),
         calibration=calibration,
         ladder=ladders(plan, engines, store),
     )

@@ -39,7 +39,7 @@ def duel_document(
             break
         attempt += 1
     places = {"champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured)}
-    return document, {"evaluation": aside["evaluation"], **places}
+    return document, {**{k: v for k, v in aside.items() if k == "evaluation"}, **places}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:

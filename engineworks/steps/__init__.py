@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engineworks.datasets.preparation import find_made
+
 LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
 StepName = Literal[
-    "export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer", "sensitivity"
+    "export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer",
+    "sensitivity",
 ]  # fmt: skip
 
 
@@ -32,16 +35,17 @@ class StepKind:
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
+    "prepare": StepKind(1, ()),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(2, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(3, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(3, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
-    "compare": StepKind(2, ("numpy",), engine=True),
+    "compare": StepKind(3, ("numpy",), engine=True),
     "measure": StepKind(4, ("numpy",), engine=True),
     "duel": StepKind(1, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
-    "sensitivity": StepKind(1, ("onnx", "onnxruntime", "numpy")),
+    "sensitivity": StepKind(2, ("onnx", "onnxruntime", "numpy")),
 }
 
 
@@ -62,8 +66,8 @@ class StepJob:
     say: Callable[[str], None]
 
     def path(self, name: str) -> Path:
-        """An absolute path from `aside`."""
-        return Path(self.aside[name])
+        """An absolute path from `aside`, or of the samples that a `prepare` step made for this role."""
+        return find_made(self.inputs[name]) if name in self.inputs else Path(self.aside[name])
 
     def write_json(self, name: str, value: object) -> None:
         """Write a result beside the others. NaN is not JSON: a figure that is none is null."""

@@ -27,7 +27,7 @@ def see(folder: Path, names: Sequence[str], processor: Path, spec: TensorSpec) -
     loaded = _load(processor)
     first: tuple[int, ...] | None = None
     for name in names:
-        pixels = _pixels(loaded, folder / name, name)
+        pixels = _pixels(loaded, folder / name, name, "L" if spec.shape[1] == 1 else "RGB")
         wanted = spec.shape[1:]
         if any(isinstance(w, int) and w != h for w, h in zip(wanted, pixels.shape, strict=False)):
             raise SamplesError(
@@ -56,12 +56,13 @@ def _load(folder: Path) -> Any:
         raise SamplesError(f"'{folder.name}': transformers can not read its image processor: {error}") from error
 
 
-def _pixels(processor: Any, path: Path, name: str) -> NDArray[Any]:
+def _pixels(processor: Any, path: Path, name: str, mode: str) -> NDArray[Any]:
+    """mode: Pillow's name of grey (L) or colours (RGB)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image).convert(mode)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise SamplesError(f"{name}: is no image that can be read: {error}") from None
     try:

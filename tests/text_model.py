@@ -9,7 +9,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"good fine great bad poor awful film book song the a very".split()]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    *["good", "fine", "great", "bad", "poor", "awful", "film", "book", "song", "the", "a", "very"],
+]
 
 RECIPE = """\
 recipe: moods

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 FOLDER = "mlflow-models"
+TRACED = "data/*.pt2"
+"""Where MLflow keeps a model that torch.export traced; such a one knows no eval()."""
+
 FORMS = "models:/name/version, models:/name@alias, models:/m-… or runs:/id/path"
 
 _VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+|latest)")
@@ -60,16 +63,27 @@ def fetch_model(uri: str, settings: Settings) -> FetchedModel:
     from mlflow.tracking import MlflowClient
 
     with refusals(f"{uri} can not be looked up"):
-        resolved, identity = _resolve(MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri), uri)
-    folder = settings.artifacts / FOLDER / digest_of({"tracking": tracking_uri, "model": resolved, **identity})
+        model = _resolve(MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri), uri)
+    folder = settings.artifacts / FOLDER / digest_of({"tracking": tracking_uri, **vars(model)})
     if not folder.is_dir():
-        _download(resolved, tracking_uri, folder)
-    return _read(folder, uri, resolved)
+        _download(model, tracking_uri, folder)
+    return _read(folder, uri, model.name)
+
+
+@dataclass(frozen=True)
+class _Immutable:
+    """What a name is now. name: its URI that never moves. location: where its artifacts are. created: tells it from a
+    later one of the same name."""
+
+    name: str
+    location: str
+    created: int = 0
 
 
 def load_pytorch(folder: Path) -> torch.nn.Module:
-    """A model of MLflow's pytorch flavor, eval'd, on the CPU. It is a pickle: loading it runs code of whoever logged
-    it, so only in a child process. Leaves PyTorch with one thread. Raises `ModelError` where it can not be loaded."""
+    """A model of MLflow's pytorch flavor, eval'd, on the CPU. It may be a pickle: loading it runs code of whoever
+    logged it, so only in a child process. One that was traced (pt2) stays as it was traced. Leaves PyTorch with one
+    thread. Raises `ModelError` where it can not be loaded."""
     prepare_environment()
     from engineworks.model.export_torch import use_one_thread
 
@@ -77,14 +91,18 @@ def load_pytorch(folder: Path) -> torch.nn.Module:
     import mlflow.pytorch
 
     try:
-        module: torch.nn.Module = mlflow.pytorch.load_model(folder.as_uri(), map_location="cpu").eval()
+        module: torch.nn.Module = mlflow.pytorch.load_model(folder.as_uri(), map_location="cpu")
     except Exception as error:  # the pickle may raise anything
         lines = str(error).splitlines()
         raise ModelError(
             f"the PyTorch model can not be loaded: {type(error).__name__}: {lines[0] if lines else ''}",
             hint="its classes must be installed here, or logged with it (code_paths)",
         ) from error
-    return module
+    if any(folder.glob(TRACED)):
+        vars(module).update(
+            train=lambda mode=True: module, eval=lambda: module
+        )  # torch's own raise, exporters call them
+    return module.eval()
 
 
 def _tracking_uri(uri: str, settings: Settings) -> str:
@@ -101,16 +119,11 @@ def _tracking_uri(uri: str, settings: Settings) -> str:
     return tracking_uri
 
 
-def _resolve(client: MlflowClient, uri: str) -> tuple[str, dict[str, Any]]:
-    """The URI of what never moves, and what tells it from a later one of the same name."""
+def _resolve(client: MlflowClient, uri: str) -> _Immutable:
     if match := _RUN.fullmatch(uri):
-        with _known(f"there is no run '{match['run']}' in MLflow"):
-            client.get_run(match["run"])
-        return uri, {}
+        return _Immutable(uri, _in_run(client, match["run"], match["path"]))
     if match := _LOGGED.fullmatch(uri):
-        with _known(f"there is no logged model '{match['id']}' in MLflow"):
-            client.get_logged_model(match["id"])
-        return uri, {}
+        return _Immutable(uri, _location(client, uri))
     match = _VERSION.fullmatch(uri) or _ALIAS.fullmatch(uri)
     assert match is not None  # checked before
     name = match["name"]
@@ -128,8 +141,30 @@ def _resolve(client: MlflowClient, uri: str) -> tuple[str, dict[str, Any]]:
     if wanted not in versions:
         hint = f"it has {', '.join(sorted(versions, key=int))}" if versions else "it has none"
         raise ModelError(f"{name} has no version {wanted}", hint=hint)
-    version = versions[wanted]
-    return f"models:/{name}/{wanted}", {"created": version.creation_timestamp, "source": version.source}
+    location = _location(client, client.get_model_version_download_uri(name, wanted))
+    return _Immutable(f"models:/{name}/{wanted}", location, versions[wanted].creation_timestamp)
+
+
+def _in_run(client: MlflowClient, run_id: str, path: str) -> str:
+    """Where a run's model is: among its artifacts, or, as MLflow 3 logs it, a logged model of that name."""
+    with _known(f"there is no run '{run_id}' in MLflow"):
+        run = client.get_run(run_id)
+    if client.list_artifacts(run_id, path):
+        return f"{run.info.artifact_uri}/{path}"
+    logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    names = {model.name: str(model.artifact_location) for model in reversed(logged)}
+    if path not in names:
+        raise ModelError(f"run {run_id} holds no model '{path}'", hint=did_you_mean(path, names))
+    return names[path]
+
+
+def _location(client: MlflowClient, uri: str) -> str:
+    """Where the artifacts of a logged model are; any other URI is a place itself."""
+    match = _LOGGED.fullmatch(uri)
+    if match is None:
+        return uri
+    with _known(f"there is no logged model '{match['id']}' in MLflow"):
+        return str(client.get_logged_model(match["id"]).artifact_location)
 
 
 def _names(client: MlflowClient) -> list[str]:
@@ -149,16 +184,17 @@ def _known(message: str, hint: Any = lambda: "") -> Iterator[None]:
         raise ModelError(message, hint=hint()) from None
 
 
-def _download(uri: str, tracking_uri: str, folder: Path) -> None:
-    """All or nothing: a build that is killed leaves no half of a model."""
+def _download(model: _Immutable, tracking_uri: str, folder: Path) -> None:
+    """All or nothing: a build that is killed leaves no half of a model. By its location, because what MLflow fetches by
+    a name of its registry it looks up in the registry of the environment, whatever it is told."""
     import mlflow.artifacts
 
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with refusals(f"{uri} can not be fetched"):
+        with refusals(f"{model.name} can not be fetched"):
             got = Path(
                 mlflow.artifacts.download_artifacts(
-                    artifact_uri=uri, dst_path=str(partial), tracking_uri=tracking_uri, registry_uri=tracking_uri
+                    artifact_uri=model.location, dst_path=str(partial), tracking_uri=tracking_uri
                 )
             )
         try:

@@ -101,9 +101,9 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "mlflow source": (
         [("onnx: tiny.onnx", "mlflow: models:/a/1")],
-        "4:18: models:/a/1 can not be looked up: there is no MLflow database at",
+        "4:26: models:/a/1 can not be looked up: there is no MLflow database at",
     ),
-    "no name of an mlflow model": ([("onnx: tiny.onnx", "mlflow: a/1")], "4:18: 'a/1' names no model in MLflow; write models:/name/version"),
+    "no name of an mlflow model": ([("onnx: tiny.onnx", "mlflow: a/1")], "4:26: 'a/1' names no model in MLflow; write models:/name/version"),
     "two sources": (
         [("onnx: tiny.onnx", "onnx: tiny.onnx, torch: a:b")],
         "4:17: model.source names 'onnx' and 'torch'; give exactly one",

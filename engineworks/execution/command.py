@@ -14,7 +14,7 @@ from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin, with_passport
-from engineworks.results import BuildResult, StepCounts, engine_result
+from engineworks.results import BuildResult, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
 from engineworks.store import Store, open_store
 
@@ -60,6 +60,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     calibration = calibration_health(plan, store)
     told = (sentence for health in calibration for sentence in health.warnings)
+    doubts = (*notes_of_data(plan, store), *told, *waiver_notes(plan, engines))
     return BuildResult(
         recipe=plan.recipe,
         run=run,
@@ -69,12 +70,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
-        warnings=(
-            *notes_of_data(plan, store),
-            *told,
-            *waits,
-            *outage_of(store),
-        ),
+        warnings=(*doubts, *waits, *outage_of(store)),
         calibration=calibration,
         ladder=ladders(plan, engines, store),
     )

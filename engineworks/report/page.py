@@ -7,7 +7,8 @@ from importlib import resources
 from engineworks.report.comparison import comparison_tables
 from engineworks.report.figures import remarks, tables
 from engineworks.report.ladder import ladder_tables
-from engineworks.report.rows import HEADINGS, rows
+from engineworks.report.raw import attachments
+from engineworks.report.rows import HEADINGS, notes_of, rows
 from engineworks.results import BuildResult
 
 
@@ -18,6 +19,8 @@ def render_html(result: BuildResult) -> str:
     source = resources.files("engineworks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         result=result, headings=HEADINGS, rows=rows(result), tables=tables, remarks=remarks,
+        attachments=attachments,
         ladders=list(ladder_tables(result.ladder, plots=True)),
         comparisons=list(comparison_tables(result.comparison)),
+        notes=notes_of(result),
     )  # fmt: skip

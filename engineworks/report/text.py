@@ -5,7 +5,7 @@ from __future__ import annotations
 from engineworks.report.comparison import comparison_tables
 from engineworks.report.figures import remarks, tables
 from engineworks.report.ladder import ladder_tables
-from engineworks.report.rows import HEADINGS, rows
+from engineworks.report.rows import HEADINGS, notes_of, rows
 from engineworks.results import BuildResult
 
 
@@ -20,6 +20,8 @@ def render_markdown(result: BuildResult) -> str:
         lines += ["", f"## {compared.title}", "", _line(compared.headings), _line(["---"] * len(compared.headings))]
         lines += map(_line, compared.rows)
     lines += _calibration(result)
+    if notes := notes_of(result):
+        lines += ["", "## Notes", "", *(f"- **note** {sentence}" for sentence in notes)]
     for engine in result.engines:
         if engine.checks:
             lines += ["", f"## {engine.id}: {engine.word}", ""]

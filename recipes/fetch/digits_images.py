@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packages import FETCHED, require, run_script, write_file
+from packages import FETCHED, FetchError, require, run_script, write_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +49,9 @@ def png(pixels: NDArray[Any]) -> bytes:
 
 
 def fetch() -> None:
+    for name in PARTS.values():
+        if not (ARRAYS / name).is_file():
+            raise FetchError(f"{ARRAYS / name} is missing; it comes with the repository")
     counts = {part: write_images(ARRAYS / name, FOLDER / part) for part, name in PARTS.items()}
     settings = {
         "image_processor_type": "ViTImageProcessor",

@@ -38,6 +38,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "torch": "resnet50:make_model",
         "huggingface": "fetched/minilm",
         "task": "text-classification",
+        "mlflow": "models:/digits/3",
     },
     "Input": {
         "dtype": "float32",
@@ -50,11 +51,25 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "Samples": {
         "npz": "data/calib.npz",
+        "text": "data/intents.jsonl",
+        "images": "photos",
+        "columns": "[premise, hypothesis]",
+        "tokenizer": "fetched/minilm",
+        "processor": "fetched/vit",
+        "max_length": "128",
+        "padding": "max_length",
         "samples": "512",
         "names": "{image: x}",
     },
     "Evaluation": {
         "npz": "data/test.npz",
+        "text": "data/intents.jsonl",
+        "images": "photos",
+        "columns": "[premise, hypothesis]",
+        "tokenizer": "fetched/minilm",
+        "processor": "fetched/vit",
+        "max_length": "128",
+        "padding": "max_length",
         "samples": "1000",
         "names": "{image: x}",
         "labels": "y",
@@ -132,7 +147,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "TimeLimits": {
         "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
-        "compare": "1800", "measure": "900", "duel": "900", "peer": "900",
+        "compare": "1800", "measure": "900", "duel": "900", "peer": "900", "prepare": "600",
     },
 }  # fmt: skip
 """By the name of the part (as in the schema's `$defs`, `Recipe` for the top) and of the key."""

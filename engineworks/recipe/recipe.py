@@ -114,7 +114,8 @@ def _columns_schema(schema: dict[str, Any]) -> None:
     """Editors take both: a name and a list."""
     listed = dict(schema)
     schema.clear()
-    schema["anyOf"] = [{"type": "string"}, listed]
+    words = {"description": listed.pop("description")} if "description" in listed else {}
+    schema.update(anyOf=[{"type": "string"}, listed], **words)
 
 
 class Samples(Part):

@@ -13,6 +13,7 @@ from engineworks.git.state import commit_of
 from engineworks.plan import Plan
 from engineworks.plan.duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
+from engineworks.step_facts import STEPS_FILE
 from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, EngineRecord
 
 
@@ -105,6 +106,8 @@ def result_texts(result: BuildResult) -> dict[str, str]:
     texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
     if result.ladder:
         texts["ladder.json"] = json.dumps([one.to_json() for one in result.ladder], indent=1)
+    if result.dag:
+        texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
     if result.comparison:
         texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
     return texts

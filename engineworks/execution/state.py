@@ -19,6 +19,7 @@ from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin
 from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result
 from engineworks.settings import Settings
+from engineworks.step_facts import step_facts
 from engineworks.store import open_store
 from engineworks.tracking import open_tracking
 
@@ -62,6 +63,7 @@ class Build:
             comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
             ran=tuple(self._ran()),
             ladder=ladders(self.plan, engines, self.store),
+            dag=step_facts(self.plan, self.outcomes, self.failures),
         )  # fmt: skip
 
     def _ran(self) -> Iterator[RanStep]:

@@ -1,0 +1,75 @@
+"""Precisions against each other: the ladders of `precisions: auto`, and accuracy against speed and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Table, Words, blocks_of
+from engineworks.report.ladder import ladder_tables
+from engineworks.report.palette import by_target, colors, precision_of
+from engineworks.report.plots import Choice, pareto_plot
+from engineworks.report.speed import shapes_of
+from engineworks.results import BuildResult, EngineResult
+
+TEXTS = {"precision", "verdict", "Pareto", "ladder"}
+
+
+def choice_section(result: BuildResult, *, plots: bool) -> Section | None:
+    drawn = {target: plot for target, plot in _plots(result)} if plots else {}
+    ladders = [t.target for t in result.ladder]
+    rest = [plot for target, plot in drawn.items() if target not in ladders]
+    found = blocks_of(_ladders(result, drawn), rest)
+    return Section("precision", "Precision: accuracy, speed, size", found) if found else None
+
+
+def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
+    for ladder in ladder_tables(result.ladder):
+        columns = tuple(Column(h, number=h not in TEXTS) for h in ladder.headings)
+        verdict = ladder.headings.index("verdict") if "verdict" in ladder.headings else -1
+        rows = tuple(
+            tuple(Cell(text, tone=text if i == verdict else "") for i, text in enumerate(row)) for row in ladder.rows
+        )
+        yield Table(columns, rows, f"Ladder of {ladder.target}", ladder.sentence, ladder.chosen)
+        yield from (Words(note, tone="muted") for note in ladder.notes)
+        if ladder.target in drawn:
+            yield drawn[ladder.target]
+
+
+def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
+    color = colors(result)
+    chosen = {r.engine for one in result.ladder for r in one.rungs if r.chosen}
+    for target, engines in by_target(result.engines):
+        shape = next((name for e in engines for name in shapes_of(e)), "")
+        found = [(e, p) for e in engines if (p := _point(e, shape)) is not None]
+        front = _front([p for e, p in found if e.verdict == "pass"])
+        choices = [
+            Choice(precision_of(e.id), color[precision_of(e.id)], p[0], p[1], p[2], e.verdict == "pass", e.id in chosen,
+                   e.verdict == "pass" and p in front)
+            for e, p in found
+        ]  # fmt: skip
+        metric = any((e.accuracy or {}).get("metric") for e, _ in found)
+        svg = pareto_plot(
+            choices, f"Precisions on {target}", xlabel=f"median latency at {shape}, ms",
+            ylabel="task metric relative to fp32's" if metric else "cosine to fp32",
+        )  # fmt: skip
+        if svg:
+            yield target, Plot(svg, f"{target}; area: size of the engine; hollow: its gate did not pass; line: nothing that "
+                               "passed is better in all three")  # fmt: skip
+
+
+def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | None:
+    """Latency in ms, quality, bytes."""
+    latency = (shapes_of(engine).get(shape) or {}).get("latency_ms_p50")
+    metric = (engine.accuracy or {}).get("metric") or {}
+    cosines = [o["cosine"] for o in (engine.accuracy or {}).get("outputs", {}).values() if o["cosine"] is not None]
+    quality = metric.get("ratio") if metric.get("ratio") is not None else min(cosines, default=None)
+    size = engine.sidecar.get("bytes")
+    return (latency, quality, float(size)) if latency and quality is not None and size else None
+
+
+def _front(points: Sequence[tuple[float, float, float]]) -> set[tuple[float, float, float]]:
+    """Those that no other is at least as good as in latency, quality and size, and better in one."""
+    def beats(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
+        return a != b and a[0] <= b[0] and a[1] >= b[1] and a[2] <= b[2]
+
+    return {p for p in points if not any(beats(o, p) for o in points)}

@@ -46,7 +46,7 @@ def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -
         elif outcome is not None:
             state = outcome.how
         elif step.state in ("elsewhere", "not needed"):
-            state = step.state  # type: ignore[assignment]
+            state = step.state
         else:
             state = "reused" if step.state == "cached" else "skipped"
         seconds = outcome.seconds if outcome else 0.0

@@ -64,13 +64,17 @@ def _outputs(compared: list[EngineResult]) -> Block | None:
 
 
 def _scientific(value: float | None) -> Cell:
-    return Cell("") if value is None else Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
+    return (
+        Cell("")
+        if value is None
+        else Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
+    )
 
 
 def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Block | None]:
     """One table per output: shapes down, engines across; each cell the largest error of a row, shaded by its limit."""
-    served = {e.id: (e.accuracy or {}).get("served") for e in compared}
-    engines = [e for e in compared if served[e.id] and served[e.id]["sequence"]]
+    served: dict[str, Mapping[str, Any]] = {e.id: (e.accuracy or {}).get("served") or {} for e in compared}
+    engines = [e for e in compared if served[e.id].get("sequence")]
     for output in dict.fromkeys(name for e in engines for name in served[e.id]["rows"]):
         places = dict.fromkeys(_place(v) for e in engines for v in served[e.id]["sequence"])
         columns = [Column("profile"), Column("shape"), *(Column(short(e.id), number=True) for e in engines)]
@@ -86,7 +90,8 @@ def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Bl
         yield table(columns, rows, title=f"{output}, at every shape it was served at", below=below)
     if engines and any(served[e.id]["notes"] for e in engines):
         yield from (
-            Words(f"not tried: {note}", tone="muted") for note in dict.fromkeys(n for e in engines for n in served[e.id]["notes"])
+            Words(f"not tried: {note}", tone="muted")
+            for note in dict.fromkeys(n for e in engines for n in served[e.id]["notes"])
         )
 
 
@@ -122,8 +127,15 @@ def _error(engine: EngineResult, output: str, place: tuple[str, str], background
     if any(one["nonfinite"] for one in records):
         return Cell("NaN or inf", tone="fail", sort=float("inf"))
     if _exact(served, output):
-        changed = {(str(v["lengths"]), s) for v in visits for one in _records(v, output) for s in one.get("wrong_samples", ())}
+        changed = {
+            (str(v["lengths"]), s) for v in visits for one in _records(v, output) for s in one.get("wrong_samples", ())
+        }
         return Cell(f"{len(changed)} differ" if changed else "0", sort=len(changed), heat=min(1.0, len(changed) / 4))
     worst, limit = max(one["most"] for one in records), _limit(engine, background)
     tone = "fail" if worst > limit else ""
-    return Cell(f"{worst:.2e}" if worst < 1e-3 else f"{worst:.4f}", tone=tone, sort=worst, heat=min(1.0, worst / limit))
+    return Cell(
+        "0" if not worst else f"{worst:.2e}" if worst < 1e-3 else f"{worst:.4f}",
+        tone=tone,
+        sort=worst,
+        heat=min(1.0, worst / limit),
+    )

@@ -1,4 +1,4 @@
-"""What a report is made of: sections of tables, sentences and plots, which the HTML page and its Markdown twin share."""
+"""What a report is made of: sections of tables, sentences and plots, which the HTML page and Markdown share."""
 
 from __future__ import annotations
 
@@ -93,10 +93,17 @@ class Section:
     title: str
     blocks: tuple[Block, ...]
     open: bool = True
+    brief: str = ""
+    """Its name where there is little room; '' for the title."""
 
 
 def table(
-    columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, title: str = "", below: str = "", marked: int | None = None
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    title: str = "",
+    below: str = "",
+    marked: int | None = None,
 ) -> Table | None:
     """A table without the columns that no row has anything in; None where there is no row."""
     cells = [tuple(row) for row in rows]
@@ -108,12 +115,12 @@ def table(
     )
 
 
-def blocks_of(*found: Block | None | Iterable[Block | None]) -> tuple[Block, ...]:
+def blocks_of(*found: Block | Iterable[Block | None] | None) -> tuple[Block, ...]:
     """Those that there are, in one row."""
     return tuple(_flat(found))
 
 
-def _flat(found: Iterable[Block | None | Iterable[Block | None]]) -> Iterator[Block]:
+def _flat(found: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Block]:
     for one in found:
         if one is None:
             continue

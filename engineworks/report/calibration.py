@@ -35,8 +35,10 @@ def _tensors(figures: Mapping[str, Any]) -> Block | None:
     rows = [
         [Cell(name, code=True), *(_share(worst[key].get(name), digits) for key, _, digits in kinds)] for name in names
     ]
-    below = "clipped: part of the values beyond the range; unused: of the 255 codes; moved: by the last fifth of the samples. " \
-            "The worst of each kind; a blank is no zero."  # fmt: skip
+    below = (
+        "clipped: part of the values beyond the range; unused: of the 255 codes; moved: by the last fifth of the "
+        "samples. The worst of each kind; a blank is no zero."
+    )
     return table(columns, rows, title="tensors that fare worst", below=below)
 
 

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 
 from engineworks.ages import age
 from engineworks.report.background import Background, ChampionFigures, Point
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Words, blocks_of, number, significant, table
+from engineworks.report.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Section,
+    Words,
+    blocks_of,
+    number,
+    significant,
+    table,
+)
 from engineworks.report.palette import short
 from engineworks.results import BuildResult, EngineResult
 
@@ -17,7 +28,7 @@ def changes_section(result: BuildResult, background: Background) -> Section:
         [Words(sentence, tone="inconclusive") for sentence in background.missing],
         _champions(result, background), _duels(result), list(_before(background)),
     )  # fmt: skip
-    return Section("changes", "What changed", found)
+    return Section("changes", "What changed", found, brief="Changes")
 
 
 def _champions(result: BuildResult, background: Background) -> Block:
@@ -26,7 +37,7 @@ def _champions(result: BuildResult, background: Background) -> Block:
         return Words("No engine of this build has a champion to be held against.", strong="Since the champion:")
     columns = [
         Column("engine"), Column("champion"), Column("verdict"), Column("p50 ms", number=True, hint="champion → now"),
-        Column("change", number=True, hint="of the median, as each run recorded it; the duel below measures both beside each other"),
+        Column("change", number=True, hint="of the median, as each run recorded it; beside each other: below"),
         Column("metric", number=True), Column("engine MiB", number=True),
     ]  # fmt: skip
     return table(columns, [_champion(e, c) for e, c in known], title="Since the champion") or Words("")
@@ -39,15 +50,17 @@ def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
     now = shapes[shape]["latency_ms_p50"] if shape else None
     was = then.p50_ms.get(shape) if then else None
     metric = ((engine.accuracy or {}).get("metric") or {}).get("engine")
-    name = Cell(f"{champion.model} {champion.version}")
+    label, name = Cell(short(engine.id), code=True), Cell(f"{champion.model} {champion.version}")
     if then and then.digest and then.digest == engine.sidecar.get("sha256"):
-        return [Cell(short(engine.id), code=True), name, Cell("the same engine, byte for byte", tone="pass"), number(now, 4),
-                Cell(""), number(metric, 5), Cell("")]  # fmt: skip
+        same = Cell("the same engine, byte for byte", tone="pass")
+        return [label, name, same, number(now, 4), Cell(""), number(metric, 5), Cell("")]
     verdicts = [c for c in engine.checks if c.name.startswith("regression")]
-    words = next((c.verdict for w in ("fail", "inconclusive", "unmeasured", "pass") for c in verdicts if c.verdict == w), "")
+    words = next(
+        (c.verdict for w in ("fail", "inconclusive", "unmeasured", "pass") for c in verdicts if c.verdict == w), ""
+    )
     size = engine.sidecar.get("bytes")
     return [
-        Cell(short(engine.id), code=True), name, Cell(words or "not asked for", tone=words or "muted"), _pair(was, now, 3),
+        label, name, Cell(words or "not asked for", tone=words or "muted"), _pair(was, now, 3),
         _change(was, now), _pair(then.metric if then else None, metric, 5),
         _pair(_mib(then), size / 2**20 if size else None, 3),
     ]  # fmt: skip
@@ -86,7 +99,8 @@ def _duels(result: BuildResult) -> Block | None:
             attempts = duel["attempts"]
             disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]), number(s["ratio"], 4),
+                Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
+                number(s["ratio"], 4),
                 Cell(interval), number(1 + duel["limit"], 4), number(s["rounds"], 0), number(disturbed, 0),
                 number(len(attempts), 0), Cell(check.words if check else "", tone="muted"),
             ])  # fmt: skip

@@ -11,15 +11,17 @@ from engineworks.report.plots import Choice, pareto_plot
 from engineworks.report.speed import shapes_of
 from engineworks.results import BuildResult, EngineResult
 
+CAPTION = "area: size of the engine; hollow: its gate did not pass; line: nothing that passed is better in all three"
+
 TEXTS = {"precision", "verdict", "Pareto", "ladder"}
 
 
 def choice_section(result: BuildResult, *, plots: bool) -> Section | None:
-    drawn = {target: plot for target, plot in _plots(result)} if plots else {}
+    drawn = dict(_plots(result)) if plots else {}
     ladders = [t.target for t in result.ladder]
     rest = [plot for target, plot in drawn.items() if target not in ladders]
     found = blocks_of(_ladders(result, drawn), rest)
-    return Section("precision", "Precision: accuracy, speed, size", found) if found else None
+    return Section("precision", "Precision: accuracy, speed, size", found, brief="Precision") if found else None
 
 
 def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
@@ -29,7 +31,10 @@ def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
         rows = tuple(
             tuple(Cell(text, tone=text if i == verdict else "") for i, text in enumerate(row)) for row in ladder.rows
         )
-        yield Table(columns, rows, f"Ladder of {ladder.target}", ladder.sentence, ladder.chosen)
+        yield Words(ladder.sentence.partition(": ")[2], strong=f"Ladder of {ladder.target}:")
+        if all(row[verdict].text in ("refused", "not tried") for row in rows):
+            continue
+        yield Table(columns, rows, marked=ladder.chosen)
         yield from (Words(note, tone="muted") for note in ladder.notes)
         if ladder.target in drawn:
             yield drawn[ladder.target]
@@ -53,8 +58,7 @@ def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
             ylabel="task metric relative to fp32's" if metric else "cosine to fp32",
         )  # fmt: skip
         if svg:
-            yield target, Plot(svg, f"{target}; area: size of the engine; hollow: its gate did not pass; line: nothing that "
-                               "passed is better in all three")  # fmt: skip
+            yield target, Plot(svg, f"{target}; {CAPTION}")
 
 
 def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | None:
@@ -69,6 +73,7 @@ def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | Non
 
 def _front(points: Sequence[tuple[float, float, float]]) -> set[tuple[float, float, float]]:
     """Those that no other is at least as good as in latency, quality and size, and better in one."""
+
     def beats(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
         return a != b and a[0] <= b[0] and a[1] >= b[1] and a[2] <= b[2]
 

@@ -15,7 +15,7 @@ from engineworks.report.background import Background, Before, ChampionFigures, L
 from engineworks.results import BuildResult, EngineResult
 from engineworks.tracking import RunSummary, Tracking
 from engineworks.tracking.pages import view_key
-from engineworks.tracking.records import ENGINE_DIGEST, HARDWARE, MODEL
+from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL
 from engineworks.why import Side, explain
 
 POINTS = 30
@@ -82,11 +82,12 @@ def _links(
 ) -> Iterator[Link]:
     pages = tracking.pages()
     yield Link("MLflow run", pages.run(build.run_id))
+    yield Link("this report in MLflow", pages.artifact(build.run_id, "report.html"))
     measured = [runs[e.id].run_id for e in result.engines if e.latency and e.id in runs]
     if len(measured) > 1:
         yield Link("compare the engines in MLflow", pages.compare(measured))
     yield Link("all builds' engines in MLflow", pages.view(view_key(result.recipe)))
-    if page := build.tags.get("prefect.page"):
+    if page := build.tags.get(FLOW_PAGE):
         yield Link("Prefect flow run", page)
 
 
@@ -114,9 +115,7 @@ def point_of(run: RunSummary) -> Point:
     )  # fmt: skip
 
 
-def _points(
-    tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSummary]
-) -> dict[str, tuple[Point, ...]]:
+def _points(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSummary]) -> dict[str, tuple[Point, ...]]:
     """Of engines that were measured or compared: others have nothing that moves but their size."""
     engines = [e for e in result.engines if e.latency or e.accuracy]
     each = min(POINTS, max(8, READ // max(1, len(engines))))
@@ -157,7 +156,9 @@ def _before(
 ) -> Before:  # fmt: skip
     shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
     points = {engine: point_of(run) for engine, run in older.items()}
-    refused = {r["id"]: r["sentence"] for r in (read_json(tracking, before.run_id, "plan.json") or {}).get("refused", ())}
+    refused = {
+        r["id"]: r["sentence"] for r in (read_json(tracking, before.run_id, "plan.json") or {}).get("refused", ())
+    }
     changes = summarize_since(result, points, refused, shape)
     moved = [e.id for e in result.engines if any(c.startswith(f"{e.id}:") for c in changes) and e.id in older]
     causes = _causes(tracking, [(older[e], runs[e]) for e in moved if e in runs][:EXPLAINED])

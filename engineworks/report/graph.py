@@ -1,7 +1,7 @@
 """A build's steps as a drawing: one column per kind, lines from what is read to what reads it. Pure; inline SVG.
 
-The steps of a recipe are nearly a tree that ends in engines, so that a layered drawing needs no solver: the last steps
-stand in the plan's order and every other one beside the middle of those that read it.
+The steps of a recipe are nearly a tree that ends in engines, so that a layered drawing needs no solver: one row per
+engine, in the plan's order, and every other step beside the middle of those that read it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from engineworks.step_facts import StepFact
 ORDER = ("export", "fold", "calibrate", "reference", "lower", "build", "compare", "measure", "duel", "peer")
 COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "build": 4, "compare": 5, "measure": 6,
            "duel": 7, "peer": 5}  # fmt: skip
+OF_ENGINE = ("build", "compare", "measure", "duel")
+"""Kinds of steps that belong to one engine, in its row."""
+
 BOX_W, BOX_H, GAP_X, GAP_Y, TOP = 132, 24, 34, 6, 22
 LABEL = 19
 """Characters that fit into a box."""
@@ -51,21 +54,7 @@ def _heading(steps: Sequence[StepFact], columns: Mapping[str, int], column: int)
 
 
 def _places(steps: Sequence[StepFact], columns: Mapping[str, int]) -> dict[str, tuple[float, float]]:
-    readers: dict[str, list[str]] = {s.key: [] for s in steps}
-    for step in steps:
-        for key in step.inputs:
-            if key in readers:
-                readers[key].append(step.key)
-    wish: dict[str, float] = {}
-    leaves = 0
-    for column in sorted(set(columns.values()), reverse=True):
-        for step in (s for s in steps if columns[s.key] == column):
-            behind = [wish[k] for k in readers[step.key] if k in wish]
-            if behind:
-                wish[step.key] = sum(behind) / len(behind)
-            else:
-                wish[step.key] = float(leaves)
-                leaves += 1
+    wish = _wishes(steps)
     placed: dict[str, tuple[float, float]] = {}
     for column in set(columns.values()):
         below = 0.0
@@ -74,6 +63,22 @@ def _places(steps: Sequence[StepFact], columns: Mapping[str, int]) -> dict[str, 
             placed[key] = (column * (BOX_W + GAP_X) + 1.0, TOP + y)
             below = y + BOX_H + GAP_Y
     return placed
+
+
+def _wishes(steps: Sequence[StepFact]) -> dict[str, float]:
+    """The row that each step would like: an engine's steps share one; others stand in the middle of those that read
+    them; the reference, which every engine reads, stands below."""
+    rows: dict[str, float] = {}
+    wish: dict[str, float] = {}
+    for step in steps:
+        if step.kind in OF_ENGINE or step.kind == "peer":
+            name = "/".join(step.id.split("/")[:3]) if step.kind in OF_ENGINE else step.id
+            wish[step.key] = rows.setdefault(name, float(len(rows)))
+    for kind in ("reference", "lower", "calibrate", "fold", "export"):
+        for step in (s for s in steps if s.kind == kind):
+            readers = [wish[s.key] for s in steps if step.key in s.inputs and s.key in wish and s.kind != "reference"]
+            wish[step.key] = float(len(rows)) if kind == "reference" or not readers else sum(readers) / len(readers)
+    return {s.key: wish.get(s.key, float(len(rows))) for s in steps}
 
 
 def _box(step: StepFact, x: float, y: float) -> str:
@@ -110,4 +115,5 @@ def _edge(a: tuple[float, float], b: tuple[float, float], one: StepFact, other: 
     ran = " ran" if one.state == "run" and other.state == "run" else ""
     if x2 <= x1:
         return ""
-    return f'<path class="edge{ran}" d="M{x1:.0f} {y1:.1f}C{middle:.0f} {y1:.1f} {middle:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"/>'
+    curve = f"C{middle:.0f} {y1:.1f} {middle:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"
+    return f'<path class="edge{ran}" d="M{x1:.0f} {y1:.1f}{curve}"/>'

@@ -1,4 +1,4 @@
-"""The report's plots, by Matplotlib: distributions of latency, batch sweeps, precision against speed and size, trends."""
+"""The report's plots, by Matplotlib: latency, batch sweeps, precision against speed and size, trends."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def latency_plot(rows: Sequence[Distribution], title: str, *, budget_ms: float |
     high = max(float(np.quantile(np.asarray(r.samples), SHOWN_SHARE)) for r in rows)
     high = max(high, *(r.p99 for r in rows), low * 1.3)
     edges = np.geomspace(low * 0.97, high * 1.05, BINS + 1)
-    with drawing(f"latency {title}", 8.6, 0.75 + 0.42 * len(rows)) as figure:
+    with drawing(f"latency {title}", 8.6, 0.7 + 0.46 * len(rows)) as figure:
         axes = figure.add_subplot()
         for place, row in enumerate(reversed(rows)):
             counts, _ = np.histogram(np.asarray(row.samples), bins=edges)
@@ -96,7 +96,7 @@ def latency_plot(rows: Sequence[Distribution], title: str, *, budget_ms: float |
             axes.plot([row.p50] * 2, [place, place + 0.9], color=TEXT, linewidth=1.6)
             axes.plot([row.p99] * 2, [place, place + 0.5], color=TEXT, linewidth=1, linestyle=(0, (2, 1.5)))
         if budget_ms is not None and low * 0.5 < budget_ms < high * 2:
-            axes.axvline(budget_ms, color=series(1), linewidth=1, linestyle=(0, (5, 3)))
+            axes.axvline(budget_ms, color=MUTED, linewidth=1, linestyle=(0, (7, 3)))
         axes.set_xscale("log")
         axes.set(xlim=(edges[0], edges[-1]), ylim=(-0.05, len(rows) + 0.02), xlabel="ms (logarithmic)")
         axes.set_yticks([i + 0.3 for i in range(len(rows))], [r.name for r in reversed(rows)])
@@ -111,7 +111,7 @@ def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
     """1, 2, 5 and their kin instead of powers of ten."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-    steps = (1, 2, 5) if high / low < 300 else (1,)
+    steps: tuple[float, ...] = (1, 2, 5) if high / low < 300 else (1,)
     if high / low < 5:
         steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -131,8 +131,10 @@ def sweep_plot(curves: Sequence[Curve], title: str, *, budget_ms: float | None =
         ):  # fmt: skip
             for curve in curves:
                 values = getattr(curve, field)
-                axes.plot(curve.batches, values, color=series(curve.color), marker="o", markersize=3.5, label=curve.name)
-                if curve.chosen in curve.batches:
+                axes.plot(
+                    curve.batches, values, color=series(curve.color), marker="o", markersize=3.5, label=curve.name
+                )
+                if curve.chosen is not None and curve.chosen in curve.batches:
                     at = list(curve.batches).index(curve.chosen)
                     axes.plot([curve.chosen], [values[at]], color=series(curve.color), marker="o", markersize=9,
                               fillstyle="none")  # fmt: skip
@@ -153,7 +155,7 @@ def sweep_plot(curves: Sequence[Curve], title: str, *, budget_ms: float | None =
 
 
 def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: str) -> str:
-    """Latency to the right, quality upwards, area by size; hollow where the gate did not pass. '' for fewer than two."""
+    """Latency to the right, quality upwards, area by size; hollow: did not pass. '' for fewer than two."""
     if len(choices) < 2:
         return ""
     with drawing(f"pareto {title}", 8.6, 3.3) as figure:
@@ -164,8 +166,9 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
         for one in choices:
             color = series(one.color)
             axes.scatter(
-                [one.latency_ms], [one.quality], s=50 + 550 * one.bytes / largest, edgecolors=TEXT if one.chosen else color,
-                facecolors=color if one.passed else PAGE, alpha=0.8, linewidths=2 if one.chosen else 1.4, zorder=2,
+                [one.latency_ms], [one.quality], s=50 + 550 * one.bytes / largest,
+                edgecolors=color,
+                facecolors=color if one.passed else PAGE, alpha=0.8, linewidths=3 if one.chosen else 1.4, zorder=2,
                 label=_legend(one),
             )  # fmt: skip
         axes.set(xlabel=xlabel, title=ylabel)
@@ -192,7 +195,7 @@ def trend_plot(panels: Sequence[Panel], dates: Sequence[str], marks: Sequence[Ma
         for number, mark in enumerate(marks, 1):
             rows[0].annotate(str(number), (mark.index - 0.5, 1), xycoords=("data", "axes fraction"), ha="center",
                              va="bottom", fontsize=8.5, fontweight="bold", color=TEXT)  # fmt: skip
-        ticks = sorted({round(i * (count - 1) / max(1, min(6, count - 1))) for i in range(min(7, count))})
+        ticks = sorted({round(i * (count - 1) / max(1, min(5, count - 1))) for i in range(min(6, count))})
         rows[-1].set_xticks(ticks, [dates[i] for i in ticks])
         rows[-1].set_xlim(-0.6, count - 0.4)
         handles, labels = rows[0].get_legend_handles_labels()

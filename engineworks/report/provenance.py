@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, table
+from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, number, table
 from engineworks.report.changes import day
 from engineworks.results import BuildResult
 
@@ -27,7 +27,9 @@ def _build(result: BuildResult, background: Background) -> Block | None:
     if recipe.get("changed"):
         facts["not committed"] = ", ".join(map(str, recipe["changed"]))
     digests = _digests(background)
-    rows = [[Cell(name), Cell(str(value), code=len(str(value)) >= 32)] for name, value in (facts | digests).items() if value]
+    rows = [
+        [Cell(name), Cell(str(value), code=len(str(value)) >= 32)] for name, value in (facts | digests).items() if value
+    ]
     return table([Column("of the build"), Column("")], rows)
 
 
@@ -60,7 +62,7 @@ def _versions(background: Background) -> Block | None:
 def _engines(result: BuildResult, background: Background) -> Iterator[Block]:
     columns = [Column("engine"), Column("sha256"), Column("bytes", number=True), Column("MLflow run")]
     rows = [
-        [Cell(e.id, code=True), Cell(e.sidecar["sha256"], code=True), Cell(f"{e.sidecar['bytes']:,}", sort=e.sidecar["bytes"]),
+        [Cell(e.id, code=True), Cell(e.sidecar["sha256"], code=True), number(e.sidecar["bytes"], 0),
          Cell(background.runs.get(e.id, ""), code=True)]
         for e in result.engines if e.sidecar
     ]  # fmt: skip

@@ -43,6 +43,9 @@ def _comparison(result: BuildResult) -> Section | None:
     found = []
     for shown in comparison_tables(result.comparison):
         columns = tuple(Column(h, number=h not in _TEXTS) for h in shown.headings)
-        rows = tuple(tuple(Cell(text) for text in row) for row in shown.rows)
+        last = len(shown.headings) - 1
+        rows = tuple(
+            tuple(Cell(text, tone="muted" if i == last else "") for i, text in enumerate(row)) for row in shown.rows
+        )
         found.append(Table(columns, rows, shown.title, marked=shown.best))
-    return Section("frameworks", "Beside other frameworks", blocks_of(found)) if found else None
+    return Section("frameworks", "Beside other frameworks", blocks_of(found), brief="Frameworks") if found else None

@@ -6,7 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Words, blocks_of, number, significant, table
+from engineworks.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fold,
+    Plot,
+    Section,
+    Words,
+    blocks_of,
+    number,
+    significant,
+    table,
+)
 from engineworks.report.figures import Table as Figures
 from engineworks.report.figures import dims_text, latency_table, remarks, streams_table, sweep_table
 from engineworks.report.palette import by_target, colors, precision_of, short, target_of
@@ -16,6 +28,9 @@ from engineworks.results import BuildResult, EngineResult
 Shapes = Mapping[str, Mapping[str, Any]]
 
 
+LEGEND = "Filled: how the timed runs are distributed (root of their number). Line: median; dashes: p99."
+
+
 def latency_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
     measured = [e for e in result.engines if shapes_of(e)]
     if not measured:
@@ -23,9 +38,8 @@ def latency_section(result: BuildResult, background: Background, *, plots: bool)
     names = dict.fromkeys(name for e in measured for name in shapes_of(e))
     drawn = [_plot(result, measured, name, background) for name in names] if plots else []
     found = blocks_of(
-        Words("Filled: how the timed runs are distributed (root of their number). Line: median; dashes: p99.", tone="muted")
-        if plots else None,
-        drawn, [_at_shape(measured, name) for name in names], [_own(e) for e in measured],
+        Words(LEGEND, tone="muted") if plots else None,
+        drawn, [_at_shape(measured, name) for name in names], _all_figures(measured),
     )  # fmt: skip
     return Section("latency", "Latency", found)
 
@@ -64,14 +78,17 @@ def _budget(background: Background, shape: str, what: str) -> float | None:
 
 _COLUMNS = (
     ("p50 ms", "latency_ms_p50", 4), ("p90 ms", "latency_ms_p90", 4), ("p99 ms", "latency_ms_p99", 4),
-    ("device p50 ms", "device_ms_p50", 4), ("with copies p50 ms", "copies_ms_p50", 4), ("first run ms", "first_run_ms", 2),
+    ("device p50 ms", "device_ms_p50", 4), ("with copies p50 ms", "copies_ms_p50", 4),
+    ("first run ms", "first_run_ms", 2),
     ("samples/s", "throughput_per_s", 0), ("runs", "runs", 0),
 )  # fmt: skip
 
 
 def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
-    columns = [Column("engine"), *(Column(heading, number=True) for heading, _, _ in _COLUMNS), Column("median ±", number=True,
-               hint="half of the median's 95 % interval"), Column("beware")]  # fmt: skip
+    columns = [
+        Column("engine"), *(Column(heading, number=True) for heading, _, _ in _COLUMNS),
+        Column("median ±", number=True, hint="half of the median's 95 % interval"), Column("beware"),
+    ]  # fmt: skip
     rows = []
     for engine in measured:
         figures = shapes_of(engine).get(name)
@@ -79,7 +96,9 @@ def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
             continue
         cells = [number(figures.get(key), digits) for _, key, digits in _COLUMNS]
         bad = [*figures.get("complaints", ()), *figures.get("notes", ())]
-        beware = Cell(bad[0] + (f" (and {len(bad) - 1} more below)" if len(bad) > 1 else "") if bad else "", tone="inconclusive")
+        beware = Cell(
+            bad[0] + (f" (and {len(bad) - 1} more below)" if len(bad) > 1 else "") if bad else "", tone="inconclusive"
+        )
         rows.append([Cell(short(engine.id), code=True), *cells, _half_width(figures), beware])
     return table(columns, rows, title=_title(name, measured))
 
@@ -89,7 +108,13 @@ def _half_width(figures: Mapping[str, Any]) -> Cell:
     if not interval or not figures.get("latency_ms_p50"):
         return Cell("")
     share = (interval[1] - interval[0]) / 2 / figures["latency_ms_p50"]
-    return Cell(f"{share:.1%}", sort=share)
+    return Cell(f"{share:.2%}" if share < 0.1 else f"{share:.0%}", sort=share)
+
+
+def _all_figures(measured: list[EngineResult]) -> Fold | None:
+    own = [fold for e in measured if (fold := _own(e)) is not None]
+    summary = (Cell("Every figure and remark, by engine"), Cell(f"{len(own)} engines", tone="muted"))
+    return Fold(summary, tuple(own)) if own else None
 
 
 def _own(engine: EngineResult) -> Fold | None:
@@ -98,11 +123,12 @@ def _own(engine: EngineResult) -> Fold | None:
     shown = [plain(t) for t in (latency_table(engine), streams_table(engine)) if t is not None]
     found = blocks_of(shown, [Words(note, tone="muted") for note in notes])
     said = f"{len(notes)} remarks" if len(notes) > 1 else "1 remark" if notes else ""
-    return Fold((Cell(engine.id, code=True), Cell("all figures"), Cell(said, tone="muted")), found) if found else None
+    return Fold((Cell(engine.id, code=True), Cell(said, tone="muted")), found) if found else None
 
 
 def plain(found: Figures) -> Block | None:
     """A table of texts; columns of figures are told by their cells."""
+
     def is_number(index: int) -> bool:
         cells = [row[index] for row in found.rows if row[index]]
         return bool(cells) and all(c.replace(",", "").replace(".", "").rstrip(" *").isdigit() for c in cells)
@@ -124,10 +150,19 @@ def sweep_section(result: BuildResult, background: Background, *, plots: bool) -
         batch = engine.recommendation.batch
         cell = Cell(str(batch)) if batch else Cell("none", tone="inconclusive")
         rows.append([Cell(short(engine.id), code=True), cell, Cell(f"Recommended: {engine.recommendation.sentence}.")])
-    own = [
-        Fold((Cell(e.id, code=True), Cell("sweep")), blocks_of(plain(t))) for e in swept if (t := sweep_table(e)) is not None
-    ]
-    return Section("sweep", "Batch sweep", blocks_of(table(columns, rows, title="which batch to serve with"), drawn, own))
+    own = Fold((Cell("Every batch, by engine"),), blocks_of([block for e in swept for block in _sweep_of(e)]))
+    return Section(
+        "sweep",
+        "Batch sweep",
+        blocks_of(table(columns, rows, title="which batch to serve with"), drawn, own),
+        brief="Sweep",
+    )
+
+
+def _sweep_of(engine: EngineResult) -> Iterator[Block | None]:
+    found = sweep_table(engine)
+    yield Words("", strong=engine.id)
+    yield plain(found) if found else None
 
 
 def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float | None) -> Iterator[Plot]:
@@ -145,7 +180,9 @@ def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float |
                     )
                 )  # fmt: skip
         if curves:
-            yield Plot(sweep_plot(curves, f"Batch sweep on {target}", budget_ms=budget), f"{target}; ringed: recommended")
+            yield Plot(
+                sweep_plot(curves, f"Batch sweep on {target}", budget_ms=budget), f"{target}; ringed: recommended"
+            )
 
 
 def memory_section(result: BuildResult) -> Section | None:
@@ -157,7 +194,7 @@ def memory_section(result: BuildResult) -> Section | None:
     largest = max(e.sidecar["bytes"] for e in built)
     most = max((s.get("memory_mib") or 0.0 for e in built for s in shapes_of(e).values()), default=0.0)
     columns = [
-        Column("engine"), Column("engine MiB", number=True), Column("load ms", number=True, hint="from the file to the first run"),
+        Column("engine"), Column("engine MiB", number=True), Column("load ms", number=True, hint="until the first run"),
         *(Column(f"{name}: MiB", number=True, hint="what loading and running the engine adds") for name in names),
         Column("of the device", number=True, hint="the largest of these, of the memory there is"),
         Column("build s", number=True),
@@ -171,10 +208,10 @@ def memory_section(result: BuildResult) -> Section | None:
         rows.append([
             Cell(short(engine.id), code=True), _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
             number(latency.get("load_ms"), 1), *(_bar(m, most, 1) for m in used),
-            Cell(f"{share:.1%}", sort=share) if share is not None else Cell(""),
+            Cell(f"{share:.2%}", sort=share) if share is not None else Cell(""),
             Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
         ])  # fmt: skip
-    return Section("memory", "Memory, size and load time", blocks_of(table(columns, rows)))
+    return Section("memory", "Memory, size and load time", blocks_of(table(columns, rows)), brief="Memory")
 
 
 def _bar(value: float | None, most: float, digits: int = 2) -> Cell:

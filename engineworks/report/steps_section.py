@@ -15,7 +15,11 @@ def steps_section(result: BuildResult, *, plots: bool) -> Section | None:
         return None
     drawn: Block | None = None
     if plots:
-        drawn = Plot(graph_svg(result.dag), "filled: run by this build; outlined: reused from the store; dashed: not run", wide=True)
+        drawn = Plot(
+            graph_svg(result.dag),
+            "filled: run by this build; outlined: reused from the store; dashed: not run",
+            wide=True,
+        )
     return Section("steps", "Steps", blocks_of(_summary(result), drawn, _table(result)))
 
 
@@ -31,7 +35,8 @@ def _table(result: BuildResult) -> Fold | None:
     columns = [Column("step"), Column("state"), Column("seconds", number=True), Column("why")]
     rows = [
         [Cell(s.id, code=True), Cell(s.state, tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
-         number(s.seconds, 2, share=s.seconds / longest) if s.state == "run" else Cell(""), Cell(s.reason, tone="muted")]
+         number(s.seconds, 2, share=s.seconds / longest) if s.state == "run" else Cell(""),
+         Cell(s.reason, tone="muted")]
         for s in result.dag
     ]  # fmt: skip
     found = table(columns, rows)

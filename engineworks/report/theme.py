@@ -59,7 +59,9 @@ def inline(figure: Figure, title: str) -> str:
     svg = re.sub(r"font: bold ([\d.]+px) [^;\"]*", r"font-weight: 600; font-size: \1", svg)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda m: m.group(0) if m.group(1) in used else "", svg)
-    svg = re.sub(r"#0[0-9a-f]{5}\b", lambda m: f"var({_VARIABLES[m.group()]})" if m.group() in _VARIABLES else m.group(), svg)
-    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is seen by nobody
+    svg = re.sub(
+        r"#0[0-9a-f]{5}\b", lambda m: f"var({_VARIABLES[m.group()]})" if m.group() in _VARIABLES else m.group(), svg
+    )
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag.group()), svg)  # hundredths of a point do
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title, quote=True)}" ', 1)

@@ -24,14 +24,13 @@ def trend_section(result: BuildResult, background: Background, *, plots: bool) -
     for target in dict.fromkeys(map(target_of, known)):
         engines = {e: points for e, points in known.items() if target_of(e) == target}
         found += _target(target, engines, colors(result), plots=plots)
-    return Section("trend", "Trend over builds", blocks_of(found))
+    return Section("trend", "Trend over builds", blocks_of(found), brief="Trend")
 
 
 def _target(
     target: str, engines: Mapping[str, Sequence[Point]], color: Mapping[str, int], *, plots: bool
 ) -> Iterator[Block]:
     """Builds are aligned by their time: one column per build of any engine."""
-    times = sorted({round(p.at) for points in engines.values() for p in points})
     columns = _columns(engines)
     marks = list(_marks(columns))
     shape = next((name for points in engines.values() for p in reversed(points) for name in p.p50_ms), "")
@@ -47,16 +46,27 @@ def _target(
     panels = [Panel(title, unit, [track(e, key) for e in engines]) for title, unit, key in kinds]
     panels = [p for p in panels if any(v is not None for t in p.tracks for v in t.values)]
     if plots and panels:
-        dates = [_date(found) for found in columns]
+        dates = [_date(found, columns) for found in columns]
         svg = trend_plot(panels, dates, [Mark(index, label) for index, label, _ in marks], f"Trend on {target}")
-        yield Plot(svg, f"{target}, {len(times)} builds, oldest left; numbered lines: see below", wide=True)
+        yield Plot(
+            svg,
+            f"{target}, {len(columns)} builds, oldest left" + ("; numbered lines: see below" if marks else ""),
+            wide=True,
+        )
     if marks:
-        rows = [[Cell(str(i)), Cell(_date(columns[index])), Cell(label)] for i, (index, label, _) in enumerate(marks, 1)]
-        found = table([Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}")
+        rows = [
+            [Cell(str(i)), Cell(_date(columns[index], columns)), Cell(label)]
+            for i, (index, label, _) in enumerate(marks, 1)
+        ]
+        found = table(
+            [Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}"
+        )
         if found:
             yield found
     else:
-        yield Words(f"{target}: no version of a library, the driver or the model changed over these builds.", tone="muted")
+        yield Words(
+            f"{target}: no version of a library, the driver or the model changed over these builds.", tone="muted"
+        )
     yield from _summary(engines, shape)
 
 
@@ -95,8 +105,11 @@ def _value(point: Point, key: str, shape: str) -> float | None:
     return point.metric if key == "metric" else point.bytes / 2**20 if point.bytes else None
 
 
-def _date(column: Mapping[str, Point]) -> str:
-    return time.strftime("%m-%d %H:%M", time.gmtime(min(p.at for p in column.values())))
+def _date(column: Mapping[str, Point], columns: Sequence[Mapping[str, Point]]) -> str:
+    """The day; with the hour where the builds are of a few days."""
+    at, first = (min(p.at for p in one.values()) for one in (column, columns[0]))
+    last = max(p.at for p in columns[-1].values())
+    return time.strftime("%Y-%m-%d" if last - first > 5 * 86400 else "%m-%d %H:%M", time.gmtime(at))
 
 
 def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Block]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engineworks.ladder import ladder_words
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Fold, Log, Section, Table, Words, blocks_of, number, table
+from engineworks.report.blocks import Block, Bullets, Cell, Column, Fold, Log, Section, Table, Words, blocks_of, table
+from engineworks.report.palette import short
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.results import BuildResult, EngineResult
 
 NUMBERS = {"metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB"}
 
 _HINTS = {
-    "metric": "task metric of the engine on the evaluation data", "cosine": "smallest over the outputs, to the fp32 reference",
+    "metric": "task metric of the engine on the evaluation data",
+    "cosine": "smallest over the outputs, to the fp32 reference",
     "p50 ms": "median latency at the recipe's first named shape", "p99 ms": "at the recipe's first named shape",
     "samples/s": "batch / median latency, at the recipe's first named shape", "MiB": "size of the engine",
 }  # fmt: skip
@@ -21,25 +23,36 @@ GRAVITY = ("failed", "fail", "inconclusive", "unmeasured", "refused", "pass")
 """In which order the verdict column sorts."""
 
 
+ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
+"""In which order engines are listed; what a ladder chose comes before what it dropped."""
+
+
 def verdict_section(result: BuildResult) -> Section:
-    found = blocks_of(_table(result), _warnings(result), _folds(result))
-    return Section("verdicts", "Engines and verdicts", found)
+    found = blocks_of(_table(result), _refused(result), _warnings(result), _folds(result))
+    return Section("verdicts", "Engines and verdicts", found, brief="Verdicts")
 
 
 def _table(result: BuildResult) -> Table | None:
     columns = [Column(h, number=h in NUMBERS, hint=_HINTS.get(h, "")) for h in HEADINGS]
+    dropped = result.dropped
+    built = zip(result.engines, rows(result), strict=False)  # rows of refused ones follow
+    listed = sorted(built, key=lambda pair: (pair[0].id in dropped, ROWS.index(pair[0].verdict)))
     found = []
-    for row in rows(result):
-        name, verdict, *figures, why = row.cells
-        rank = GRAVITY.index(row.verdict) if row.verdict in GRAVITY else len(GRAVITY)
-        cells = [Cell(name, code=True, link=f"#{anchor(name)}" if _has_fold(result, name) else "")]
-        cells += [Cell(verdict, tone=row.verdict, sort=rank), *map(Cell, figures), Cell(why, tone="muted")]
-        found.append(cells)
+    for engine, row in listed:
+        _, verdict, *figures, why = row.cells
+        cells = [Cell(short(engine.id), code=True, link=f"#{anchor(engine.id)}")]
+        cells += [Cell(verdict, tone=row.verdict, sort=GRAVITY.index(row.verdict)), *map(Cell, figures)]
+        found.append([*cells, Cell(why, tone="muted")])
     return table(columns, found)
 
 
-def _has_fold(result: BuildResult, engine: str) -> bool:
-    return any(e.id == engine for e in result.engines)
+def _refused(result: BuildResult) -> Bullets | None:
+    """Engines that share a reason share a line."""
+    by_sentence: dict[str, list[str]] = {}
+    for one in result.refused:
+        by_sentence.setdefault(one.sentence, []).append(short(one.id))
+    lines = [Words(f"{', '.join(ids)}: {why}", tone="refused", strong="refused") for why, ids in by_sentence.items()]
+    return Bullets(tuple(lines)) if lines else None
 
 
 def anchor(engine: str) -> str:
@@ -53,13 +66,21 @@ def _warnings(result: BuildResult) -> Iterator[Block]:
 
 
 def _folds(result: BuildResult) -> Iterator[Fold]:
+    """What failed stands open; the checks of all others are one click away."""
     words = ladder_words(result.ladder)
-    for engine in result.engines:
-        found = blocks_of(_sentences(engine, words.get(engine.id, "")))
-        if found:
-            summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
-            dropped = engine.id in result.dropped
-            yield Fold(summary, found, open=engine.verdict in ("fail", "failed") and not dropped)
+    folds = [(e, _fold(e, words.get(e.id, ""))) for e in result.engines]
+    loud = [fold for e, fold in folds if fold and e.verdict in ("failed", "fail") and e.id not in result.dropped]
+    yield from loud
+    rest = tuple(fold for _, fold in folds if fold and fold not in loud)
+    if rest:
+        what = "Checks of the other engines" if loud else "Every check, by engine"
+        yield Fold((Cell(what), Cell(f"{len(rest)} engines", tone="muted")), rest)
+
+
+def _fold(engine: EngineResult, ladder: str) -> Fold | None:
+    found = blocks_of(_sentences(engine, ladder))
+    summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
+    return Fold(summary, found, open=True) if found else None
 
 
 def _count(engine: EngineResult) -> str:
@@ -86,7 +107,4 @@ def counts(result: BuildResult) -> list[tuple[str, str, int]]:
     """(word, tone, how many) of the engines' words, gravest first; refused ones last."""
     words = [(e.word, e.verdict) for e in result.engines] + [("refused", "refused") for _ in result.refused]
     found = [(word, tone, words.count((word, tone))) for word, tone in dict.fromkeys(words)]
-    return sorted(found, key=lambda f: GRAVITY.index(f[1]))
-
-
-__all__ = ["anchor", "counts", "number", "verdict_section"]
+    return sorted(found, key=lambda f: [*ROWS, "refused"].index(f[1]))

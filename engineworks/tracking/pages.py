@@ -1,9 +1,9 @@
 """MLflow's web pages: where a run, a comparison and a saved view are, and the saved views themselves.
 
 MLflow keeps the columns of its table of runs in the browser; what a server can hold are *saved views*: tags
-`mlflow.sharedViewState.KEY` of an experiment, each with columns, search and order, offered by the page's menu of views and
-by the address `…/runs?viewStateShareKey=KEY`. Their format is that of MLflow's own page (3.17: an envelope of name,
-createdAt, updatedAt, state; the state is JSON text with the page's own field names).
+`mlflow.sharedViewState.KEY` of an experiment, each with columns, search and order. The page's menu of views offers
+them, and the address `…/runs?viewStateShareKey=KEY` opens one. Their format is that of MLflow's own page (3.17: an
+envelope of name, createdAt, updatedAt and state; the state is JSON text with the page's own field names).
 """
 
 from __future__ import annotations
@@ -80,8 +80,6 @@ def recipe_view(recipe: str, metrics: Iterable[str]) -> str:
         if len(view) <= _VIEW_CHARS or not more:
             return view
         more.pop()
-
-
 
 
 def _view(name: str, search: str, columns: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
     now = shapes[shape]["latency_ms_p50"] if shape else None
     was = then.p50_ms.get(shape) if then else None
     metric = ((engine.accuracy or {}).get("metric") or {}).get("engine")
-    label, name = Cell(short(engine.id), code=True), Cell(f"{champion.model} {champion.version}")
+    label, name = Cell(short(engine.id), code=True), Cell(f"{champion.model} version {champion.version}")
     if then and then.digest and then.digest == engine.sidecar.get("sha256"):
         same = Cell("the same engine, byte for byte", tone="pass")
         return [label, name, same, number(now, 4), Cell(""), number(metric, 5), Cell("")]

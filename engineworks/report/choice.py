@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from engineworks.ladder import TargetLadder
 from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Table, Words, blocks_of
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.palette import by_target, colors, precision_of
@@ -41,24 +42,40 @@ def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
 
 
 def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
+    """By target: of its ladder where there is one, else of its engines."""
+    ladders = {one.target: one for one in result.ladder}
+    metric = any((e.accuracy or {}).get("metric") for e in result.engines) or any(
+        r.metric is not None for one in result.ladder for r in one.rungs
+    )
     color = colors(result)
-    chosen = {r.engine for one in result.ladder for r in one.rungs if r.chosen}
     for target, engines in by_target(result.engines):
         shape = next((name for e in engines for name in shapes_of(e)), "")
-        found = [(e, p) for e in engines if (p := _point(e, shape)) is not None]
-        front = _front([p for e, p in found if e.verdict == "pass"])
-        choices = [
-            Choice(precision_of(e.id), color[precision_of(e.id)], p[0], p[1], p[2], e.verdict == "pass", e.id in chosen,
-                   e.verdict == "pass" and p in front)
-            for e, p in found
-        ]  # fmt: skip
-        metric = any((e.accuracy or {}).get("metric") for e, _ in found)
+        found = _of_ladder(ladders[target], color) if target in ladders else _of_engines(engines, shape, color)
         svg = pareto_plot(
-            choices, f"Precisions on {target}", xlabel=f"median latency at {shape}, ms",
+            found, f"Precisions on {target}", xlabel=f"median latency at {shape}, ms",
             ylabel="task metric relative to fp32's" if metric else "cosine to fp32",
         )  # fmt: skip
         if svg:
             yield target, Plot(svg, f"{target}; {CAPTION}")
+
+
+def _of_ladder(ladder: TargetLadder, color: Mapping[str, int]) -> list[Choice]:
+    return [
+        Choice(
+            r.precision, color.get(r.precision, index), r.latency_ms, r.quality, r.bytes, r.verdict, r.chosen, r.pareto
+        )
+        for index, r in enumerate(ladder.rungs)
+        if r.latency_ms is not None and r.quality is not None and r.bytes is not None
+    ]
+
+
+def _of_engines(engines: Sequence[EngineResult], shape: str, color: Mapping[str, int]) -> list[Choice]:
+    found = [(e, p) for e in engines if (p := _point(e, shape)) is not None]
+    front = _front([p for e, p in found if e.verdict == "pass"])
+    return [
+        Choice(precision_of(e.id), color[precision_of(e.id)], *p, e.verdict, front=e.verdict == "pass" and p in front)
+        for e, p in found
+    ]
 
 
 def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | None:

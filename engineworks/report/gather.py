@@ -12,7 +12,7 @@ from engineworks.errors import TrackingError
 from engineworks.night.summary import summarize_since
 from engineworks.recorded import engine_runs, read_json
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
-from engineworks.results import BuildResult, EngineResult
+from engineworks.results import BuildResult
 from engineworks.tracking import RunSummary, Tracking
 from engineworks.tracking.pages import view_key
 from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL
@@ -64,7 +64,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
         facts={name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)},
         links=tuple(_links(tracking, build, runs, result)),
         passports=passports,
-        before=_before(tracking, result, before, older, runs) if before else None,
+        before=_before(tracking, result, before, older, runs, known.resolved) if before else None,
         points=_points(tracking, result, runs),
         champions=_champions(tracking, result, plan),
         runs={engine: run.run_id for engine, run in runs.items()},
@@ -152,40 +152,39 @@ def _point_of_run(tracking: Tracking, run: str) -> Point | None:
 
 def _before(
     tracking: Tracking, result: BuildResult, before: RunSummary, older: Mapping[str, RunSummary],
-    runs: Mapping[str, RunSummary],
+    runs: Mapping[str, RunSummary], resolved: Mapping[str, Any],
 ) -> Before:  # fmt: skip
     shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
     points = {engine: point_of(run) for engine, run in older.items()}
-    refused = {
-        r["id"]: r["sentence"] for r in (read_json(tracking, before.run_id, "plan.json") or {}).get("refused", ())
-    }
+    plan = read_json(tracking, before.run_id, "plan.json") or {}
+    refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
     changes = summarize_since(result, points, refused, shape)
-    moved = [e.id for e in result.engines if any(c.startswith(f"{e.id}:") for c in changes) and e.id in older]
-    causes = _causes(tracking, [(older[e], runs[e]) for e in moved if e in runs][:EXPLAINED])
+    told = {change.partition(": ")[0] for change in changes}
+    pairs = [(older[e.id], runs[e.id]) for e in result.engines if e.id in told and e.id in older and e.id in runs]
+    recipes = (plan.get("resolved") or {}, resolved)
+    causes = _causes(tracking, pairs[:EXPLAINED], recipes) if changes else ()
     return Before(before.run_id, before.started_at, changes, causes)
 
 
-def _causes(tracking: Tracking, pairs: Sequence[tuple[RunSummary, RunSummary]]) -> tuple[str, ...]:
-    """Inputs that differ, once each, with the steps that read them."""
+def _causes(
+    tracking: Tracking, pairs: Sequence[tuple[RunSummary, RunSummary]], recipes: tuple[Mapping[str, Any], ...]
+) -> tuple[str, ...]:
+    """Lines of the recipe and inputs of steps that differ, once each, with the steps that read them."""
     told: dict[str, None] = {}
-    for old, new in pairs:
-        sides = [_side(tracking, run) for run in (old, new)]
-        told |= dict.fromkeys(_words(explain(*sides).differences))
+    for runs in pairs:
+        old, new = (_side(tracking, run, recipe) for run, recipe in zip(runs, recipes, strict=True))
+        told |= dict.fromkeys(_words(explain(old, new).differences))
     causes = list(told)
     more = len(causes) - MOST_CAUSES
     return (*causes[:MOST_CAUSES], *([f"and {more} more: engineworks why"] if more > 0 else []))
 
 
-def _side(tracking: Tracking, run: RunSummary) -> Side:
+def _side(tracking: Tracking, run: RunSummary, recipe: Mapping[str, Any]) -> Side:
     documents = read_json(tracking, run.run_id, "fingerprints/steps.json")
-    return Side(run.engine or "", run.run_id, "", run.started_at, documents=documents or {})
+    return Side(run.engine or "", run.run_id, "", run.started_at, documents=documents or {}, resolved=recipe)
 
 
 def _words(differences: Iterable[Any]) -> Iterator[str]:
     for one in differences:
         if one.kind != "step":
             yield f"{one.what} ({', '.join(one.steps)})" if one.steps else one.what
-
-
-def engine_of(result: BuildResult, engine_id: str) -> EngineResult | None:
-    return next((e for e in result.engines if e.id == engine_id), None)

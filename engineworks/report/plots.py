@@ -43,14 +43,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Choice:
-    """One precision. quality: task metric relative to fp32's, or cosine. bytes: of the engine."""
+    """One precision. quality: metric relative to fp32's, or cosine. bytes: of the engine. word: its verdict.
+
+    front: whether no other that passed is at least as good in all three, and better in one."""
 
     name: str
     color: int
     latency_ms: float
     quality: float
     bytes: float
-    passed: bool
+    word: str
     chosen: bool = False
     front: bool = False
 
@@ -167,8 +169,8 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
             color = series(one.color)
             axes.scatter(
                 [one.latency_ms], [one.quality], s=50 + 550 * one.bytes / largest,
-                edgecolors=color,
-                facecolors=color if one.passed else PAGE, alpha=0.8, linewidths=3 if one.chosen else 1.4, zorder=2,
+                edgecolors=color, facecolors=color if one.word == "pass" else PAGE, alpha=0.8, zorder=2,
+                linewidths=3 if one.chosen else 1.4,
                 label=_legend(one),
             )  # fmt: skip
         axes.set(xlabel=xlabel, title=ylabel)
@@ -179,8 +181,8 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
 
 
 def _legend(one: Choice) -> str:
-    word = ", chosen" if one.chosen else "" if one.passed else ", not passed"
-    return f"{one.name}: {significant(one.latency_ms)} ms, {significant(one.bytes / 2**20)} MiB{word}"
+    word = ", chosen" if one.chosen else "" if one.word == "pass" else f", {one.word}"
+    return f"{one.name}: {significant(one.latency_ms)} ms, {one.bytes / 2**20:.2f} MiB{word}"
 
 
 def trend_plot(panels: Sequence[Panel], dates: Sequence[str], marks: Sequence[Mark], title: str) -> str:

@@ -19,6 +19,9 @@ from engineworks.tracking.records import KIND, RECIPE
 VIEW_TAG = "mlflow.sharedViewState."
 """Tag of an experiment: a saved view; the rest of the name is its key."""
 
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment: MLflow's page shows runs and their comparison in front, not traces and prompts."""
+
 HEADLINE = ("p50_ms", "p99_ms", "samples_per_s", "worst_cosine", "metric", "engine_mib", "memory_mib")
 """Metrics that every measured engine has, whatever its shapes are called: at the recipe's first named shape."""
 
@@ -31,6 +34,9 @@ LOCAL = "http://127.0.0.1:5000"
 VERDICT = "engineworks.verdict"
 _TAGS = (f"tags.`{VERDICT}`", "tags.`engineworks.why`")
 _PARAMS = ("params.`precision`", "params.`target`")
+
+BY_NAME = "tags.`mlflow.runName`"
+"""In this order every engine has a row of its own; by time, MLflow folds them into their builds."""
 
 _VIEW_CHARS = 4900
 """An experiment's tag takes 5000."""
@@ -65,13 +71,13 @@ def view_key(recipe: str) -> str:
 
 
 def engines_view() -> str:
-    """All engines of all recipes, newest first, as the text of a saved view."""
+    """All engines of all recipes, by name, as the text of a saved view."""
     columns = [_TAGS[0], *(f"metrics.`{name}`" for name in HEADLINE), _TAGS[1], *_PARAMS]
     return _view("Engines", f"tags.`{KIND}` = 'engine'", columns)
 
 
 def recipe_view(recipe: str, metrics: Iterable[str]) -> str:
-    """One recipe's engines, newest first, with these metrics beside the headline."""
+    """One recipe's engines, by name, with these metrics beside the headline."""
     more = [name for name in metrics if name not in HEADLINE]
     while True:
         names = [*HEADLINE[:3], *more, *HEADLINE[3:]]
@@ -84,7 +90,7 @@ def recipe_view(recipe: str, metrics: Iterable[str]) -> str:
 
 def _view(name: str, search: str, columns: Sequence[str]) -> str:
     state = {
-        "searchFilter": search, "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL",
+        "searchFilter": search, "orderByKey": BY_NAME, "orderByAsc": True, "startTime": "ALL",
         "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": [],
         "selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": {}, "groupBy": None,
         "runListHidden": False, "viewMaximized": False, "runsHiddenMode": "FIRST_20_RUNS",

@@ -21,7 +21,9 @@ from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqli
 from engineworks.tracking.owner import current_owner, read_owner
 from engineworks.tracking.pages import (
     ALL_ENGINES,
+    EXPERIMENT_KIND,
     LOCAL,
+    TRAINING,
     VIEW_TAG,
     Pages,
     engines_view,
@@ -243,7 +245,7 @@ class Tracking:
         views = {VIEW_TAG + ALL_ENGINES: engines_view(), VIEW_TAG + view_key(recipe): recipe_view(recipe, metrics)}
         names = {json.loads(v)["name"]: k.removeprefix(VIEW_TAG) for k, v in sorted((known | views).items())
                  if k == VIEW_TAG + ALL_ENGINES or k.startswith(f"{VIEW_TAG}recipe-")}  # fmt: skip
-        views |= {NOTE: experiment_note(self.pages(), names)}
+        views |= {NOTE: experiment_note(self.pages(), names), EXPERIMENT_KIND: known.get(EXPERIMENT_KIND, TRAINING)}
         link.tag_experiment({name: text for name, text in views.items() if known.get(name) != text})
 
     def ui_hint(self, port: int = 5000) -> str:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-torch test-gpu test-s3 test-postgres test-browser databases lint fetch lock schema clean
+.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ test: setup lint
 # Gigabytes and minutes.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Processes killed, runs cancelled, servers restarted, under a Prefect server with its workers: a quarter of an hour.
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 # PyTorch and transformers are installed first: several gigabytes with CUDA, unless torch is there already.
 test-torch: setup
@@ -52,6 +56,12 @@ test-browser: setup
 # PostgreSQL for Prefect and MLflow on loopback, until Ctrl-C; prints the variables that name its databases.
 databases:
 	@$(PYTHON) benchmarks/databases.py artifacts/postgres --port 5433
+
+# Two nights with PostgreSQL (SQLite where it is not installed), Prefect's and MLflow's servers, moto's S3 and three
+# workers, all on loopback and stopped again. Installs moto, s3fs and psycopg2 first. Some three minutes.
+nightly-demo: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[s3-tests,postgres]'
+	$(BIN)/python benchmarks/nightly_demo.py
 
 lint: setup
 	$(BIN)/ruff check .

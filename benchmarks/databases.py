@@ -32,10 +32,15 @@ SETTINGS = {
 }
 
 
-def program(name: str) -> str:
-    """PostgreSQL's own program: on the path, or where Debian has it."""
+def find_program(name: str) -> str | None:
+    """PostgreSQL's own program: on the path, or where Debian has it; None where it is not installed."""
     places = sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), reverse=True)
-    found = shutil.which(name) or next(iter(places), None)
+    return shutil.which(name) or next(iter(places), None)
+
+
+def program(name: str) -> str:
+    """The same, for one that must be there."""
+    found = find_program(name)
     if found is None:
         sys.exit(f"{name} is not installed; apt-get install postgresql")
     return found

@@ -40,6 +40,7 @@ from engineworks.child import ChildPool
 from engineworks.execution.step import alone_on_this_host
 from engineworks.fingerprint import digest_file
 from engineworks.measure.interleave import Side
+from engineworks.measure.regression import CONFIDENCE
 from engineworks.samples import open_samples
 from engineworks.steps.duel import attempt, duel
 from engineworks.tensors import TensorSpec
@@ -120,7 +121,7 @@ def payload_of(folder: Path, scenario: Scenario, arguments: argparse.Namespace) 
         "at": {"bulk": {"dims": {"batch": arguments.batch}}}, "inputs": [IMAGE.to_json()], "samples": read,
         "target": {"backend": "onnxruntime", "compute_capability": [], "options": options},
         "limit": scenario.limit, "most_s": arguments.most_s / (2 if scenario.neighbour else 1),
-        "serving": Serving().to_json(),
+        "serving": Serving().to_json(), "confidence": CONFIDENCE,
     }  # fmt: skip
     folders = {"champion": str(folder), "candidate": str(folder)}
     return {"folders": folders, "params": params, "evaluation": str(DATA), "slower": scenario.slower}

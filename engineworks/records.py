@@ -141,6 +141,7 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
     _, precision, target = engine.id.split("/")
     limits = next((v for k, v in plan.loaded.recipe.accuracy.limits.items() if k == precision), None)
     limited = flatten(limits.model_dump(exclude_none=True), "limits") if limits else {}
+    limited |= _performance_limits(plan)
     versions = flatten(engine.sidecar.get("versions", {}), "versions")
     return {"precision": precision, "target": target, **limited, **versions}
 
@@ -149,6 +150,15 @@ def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
     """Which model it was made from: the key of its export, which holds the weights."""
     key = next((key for key in _closure(plan, engine) if plan.steps[key].kind == "export"), None)
     return {MODEL: key} if key else {}
+
+
+def _performance_limits(plan: Plan) -> dict[str, str]:
+    """Budgets by shape, and what the engine may be worse than its champion."""
+    performance = plan.loaded.recipe.performance
+    asked = {"budget": {shape: budget.model_dump(exclude_none=True) for shape, budget in performance.budget.items()}}
+    if performance.regression is not None:
+        asked["regression"] = performance.regression.model_dump(exclude_none=True)
+    return {name: value for kind, limits in asked.items() if limits for name, value in flatten(limits, kind).items()}
 
 
 def _engine_tags(engine: EngineResult) -> dict[str, str]:

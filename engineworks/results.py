@@ -22,7 +22,7 @@ from engineworks.ladder import TargetLadder
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
 from engineworks.plan.duel import DUEL_FILE, summary
-from engineworks.release.waivers import apply_waivers
+from engineworks.release.waivers import apply_waivers, idle_waivers
 from engineworks.step_facts import StepFact
 from engineworks.steps import StepName
 from engineworks.store import Artifact, Store
@@ -236,6 +236,12 @@ def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Map
     )
 
 
+def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
+    """What is to be said of the recipe's waivers that let nothing through."""
+    judged = [(e.id, e.checks) for e in engines if e.verdict not in ("failed", "unmeasured")]
+    return tuple(idle_waivers(plan.loaded.recipe.waivers, judged, plan.today))
+
+
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     """Chosen when it is read, not when it was measured: another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
@@ -277,4 +283,13 @@ def _read(artifact: Artifact | None, name: str) -> Any:
     return artifact.read_json(name) if artifact else None
 
 
-__all__ = ["BuildResult", "EngineResult", "Failure", "RanStep", "StepCounts", "engine_result", "worst_exit_code"]
+__all__ = [
+    "BuildResult",
+    "EngineResult",
+    "Failure",
+    "RanStep",
+    "StepCounts",
+    "engine_result",
+    "waiver_notes",
+    "worst_exit_code",
+]

@@ -13,9 +13,8 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 
-from engineworks.errors import InputError
+from engineworks.errors import InputError, StoreError
 from engineworks.execution.delivery import publish_body, with_deliveries
 from engineworks.execution.progress import listener
 from engineworks.execution.state import Build
@@ -24,6 +23,7 @@ from engineworks.results import BuildResult
 from engineworks.settings import read_settings
 from engineworks.tracking import LastingRun
 from flows.distributed_steps import run_distributed
+from flows.ends import ended
 from flows.local_steps import RUNNER, run_steps
 from tasks.conclude_engine import conclude_engine
 from tasks.plan_build import plan_build
@@ -65,10 +65,16 @@ def build_recipe(
     result = build_and_judge(build, str(flow_run.get_id() or ""), spread if distributed else run_steps)
     words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)
     if distributed:
-        words += f"; verdicts {publish_body(build.store, 'verdicts', result.recipe, result.to_json())}"
-    if result.exit_code() == 0:
-        return Completed(message=words, data=result)
-    return Failed(message=words, data=None if distributed else result)  # a worker takes it for an exception
+        words += f"; {_published(build, result)}"
+    return ended(words, result, good=result.exit_code() == 0)
+
+
+def _published(build: Build, result: BuildResult) -> str:
+    """Let the store have the verdicts; says under which digest, or why it has not."""
+    try:
+        return f"verdicts {publish_body(build.store, 'verdicts', result.recipe, result.to_json())}"
+    except StoreError as error:
+        return f"the verdicts are not stored: {error}"
 
 
 def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None] = run_steps) -> BuildResult:
@@ -85,6 +91,7 @@ def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None]
 
 def gate_and_record(build: Build, run: LastingRun) -> BuildResult:
     """Judge and record every engine, then the build."""
+    build.settle()
     for engine in build.plan.engines:
         build.engines[engine.id] = conclude_engine(build, run, engine.id)
     report = report_build(build, build.plan.recipe, run.run_id)

@@ -7,9 +7,10 @@ seconds, whatever their number, and outlives a restart of the server.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
@@ -76,8 +77,9 @@ class Runs:
         """Each order as its run ends; one that crashed is started again, `CRASHES` times."""
         while self._going:
             time.sleep(POLL_S)
+            workers = cache(partial(_workers, self._client))  # asked once for all runs that wait in a pool
             for run in self._look():
-                ended = _ended(self._client, run, self._going[run.id])
+                ended = _ended(self._client, run, self._going[run.id], workers)
                 if ended is None:
                     continue
                 one = self._going.pop(run.id)
@@ -125,9 +127,12 @@ def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
+    """Of a pool that nobody has made yet (a new target, before `engineworks deploy`) there are none."""
     try:
         workers = client.read_workers_for_work_pool(pool)
-    except ObjectNotFound:
+    except PrefectHTTPStatusError as error:  # the client says ObjectNotFound of other things alone
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
         return frozenset()
     return frozenset(worker.name for worker in workers if worker.status == WorkerStatus.ONLINE)
 
@@ -154,7 +159,9 @@ def _read(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
     ]
 
 
-def _ended(client: SyncPrefectClient, run: FlowRun, one: _Going) -> Ended | None:
+def _ended(
+    client: SyncPrefectClient, run: FlowRun, one: _Going, workers: Callable[[str], frozenset[str]]
+) -> Ended | None:
     """How it ended, None while it goes on."""
     state = run.state
     if state is None:
@@ -164,7 +171,7 @@ def _ended(client: SyncPrefectClient, run: FlowRun, one: _Going) -> Ended | None
     if not state.is_scheduled():
         one.waiting_since = None
         return None
-    if _workers(client, one.order.pool):
+    if workers(one.order.pool):
         one.waiting_since = None
         return None
     one.waiting_since = one.waiting_since or time.monotonic()

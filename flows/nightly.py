@@ -10,7 +10,6 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
 
 from engineworks.errors import EngineworksError, StoreError, TrackingError
 from engineworks.execution.delivery import digest_in, read_body
@@ -31,6 +30,7 @@ from engineworks.tracking import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
 from flows.dispatch import Ended, Order, started, workers_online
+from flows.ends import ended
 from tasks.plan_night import find_unchanged
 from tasks.publish_summary import publish_summary
 
@@ -59,9 +59,7 @@ def nightly(
         get_run_logger().info(line)
     words = count_words(nights)
     bad = [line for night in nights if not night.is_good for line in lines_of([night])]
-    if not bad:
-        return Completed(message=words, data=tuple(nights))
-    return Failed(message="\n".join([words, *bad]), data=None if distributed else tuple(nights))
+    return ended("\n".join([words, *bad]), tuple(nights), good=not bad)
 
 
 def _summarized(nights: Sequence[RecipeNight], settings: Settings, seconds: float) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
 
 from engineworks.changed import Changes, RecipeChange, only_glob
 from flows.build_recipe import build_recipe
+from flows.ends import ended
 from tasks.find_changed import find_changed
 
 
@@ -32,7 +32,7 @@ def on_commit(since: str, recipes: list[str] | None = None) -> State[dict[str, s
         failed |= not state.is_completed()
         words[recipe.file] = f"{state.name}: {state.message}"
     message = "; ".join(f"{file}: {said}" for file, said in words.items()) or _nothing(changes)
-    return Failed(message=message, data=words) if failed else Completed(message=message, data=words)
+    return ended(message, words, good=not failed)
 
 
 def _build(recipe: RecipeChange) -> State[Any]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 
 from engineworks.execution.progress import listener
 from engineworks.execution.state import Build
 from engineworks.release.promotion import ReleaseResult, registered_name
 from engineworks.settings import read_settings
 from flows.build_recipe import build_and_judge
+from flows.ends import ended
 from flows.local_steps import RUNNER
 from tasks.plan_build import plan_build
 from tasks.release_engine import read_champions, release_engine
@@ -36,9 +36,7 @@ def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
     listener().planned(build.plan)
     result = release_judged(build, champions)
     words = "; ".join(f"{e.id}: {e.sentence}" for e in result.engines)
-    if result.exit_code() == 0:
-        return Completed(message=words, data=result)
-    return Failed(message=words, data=result)
+    return ended(words, result, good=result.exit_code() == 0)
 
 
 def release_judged(build: Build, champions: Mapping[str, int | None]) -> ReleaseResult:

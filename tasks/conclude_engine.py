@@ -24,7 +24,7 @@ from engineworks.tracking.records import NOTE
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
 def conclude_engine(build: Build, run: LastingRun, engine_id: str) -> EngineResult:
     engine = next(e for e in build.plan.engines if e.id == engine_id)
-    judged = engine_result(build.plan, engine, build.store, build.failures)
+    judged = engine_result(build.plan, engine, build.results, build.failures)
     try:
         result = with_passport(build.plan, judged, build.store, build.origin)
     except StoreError as error:  # a full disk: this engine has failed, the others are recorded all the same

@@ -8,6 +8,10 @@ import platform
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 ISA_FLAGS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -68,6 +72,16 @@ def usable_cores() -> int:
     cores = physical_cores(read_text("/proc/cpuinfo"), os.sched_getaffinity(0))
     quota = quota_cores(read_text("/sys/fs/cgroup/cpu.max"))
     return min(cores, quota) if quota else cores
+
+
+def limit_threads(options: onnxruntime.SessionOptions, threads: int = 0) -> None:
+    """Threads for a session of ONNX Runtime that may have others beside it; `threads` 0: one per usable core.
+
+    Left alone it takes every core of the host, whatever the container's quota, and its idle threads spin: where several
+    steps of a build run at once, each would take the cores from the others by waiting.
+    """
+    options.intra_op_num_threads = threads or usable_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
 @cache

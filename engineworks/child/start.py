@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,16 @@ class Child:
             self.peak_mib = max(self.peak_mib, int(line.split()[1]) / 1024)
 
     def kill(self) -> None:
-        """Send SIGKILL; whoever waits for the child notices."""
+        """Send SIGKILL, to what it has started too; whoever waits for the child notices."""
+        below = descendants(self.pid) if self.alive() else ()
         self._popen.kill()
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill it, wait until it is gone, and close our ends of its pipes."""
-        self._popen.kill()
+        self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_S)
         if self._open:
@@ -101,6 +105,21 @@ class Child:
             self._popen.stdin.close()
             os.close(self.output_fd)
             os.close(self.answers_fd)
+
+
+def descendants(pid: int) -> Sequence[int]:
+    """The processes below this one: its children, theirs, and so on (Linux: proc(5), field 4 of stat)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found, pending = [], [pid]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
 
 
 class _Starter:

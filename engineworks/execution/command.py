@@ -13,7 +13,7 @@ from engineworks.errors import InputError, TrackingError
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin, with_passport
-from engineworks.results import BuildResult, StepCounts, engine_result
+from engineworks.results import BuildResult, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
 from engineworks.store import Store, open_store
 
@@ -58,6 +58,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     report = settings.runs / run / "report.html"
     engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     calibration = calibration_health(plan, store)
+    doubts = (*(sentence for health in calibration for sentence in health.warnings), *waiver_notes(plan, engines))
     return BuildResult(
         recipe=plan.recipe,
         run=run,
@@ -67,7 +68,7 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
         comparison=compare_with_peers(plan, engines, store, {}),
-        warnings=(*(sentence for health in calibration for sentence in health.warnings), *waits, *outage_of(store)),
+        warnings=(*doubts, *waits, *outage_of(store)),
         calibration=calibration,
         ladder=ladders(plan, engines, store),
     )

@@ -50,7 +50,7 @@ class Delivery:
             "engine": self.engine,
             "keys": dict(self.keys),
             "steps": [
-                {"kind": s.kind, "id": s.id, "key": s.key, "document": s.document, "state": s.state}
+                {name: getattr(s, name) for name in ("kind", "id", "key", "document", "state", "reason")}
                 for s in self.steps
             ],
             "outcomes": [asdict(o) for o in self.outcomes],
@@ -62,7 +62,16 @@ class Delivery:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Delivery:
         steps = tuple(
-            Step(s["kind"], s["id"], s["key"], s["document"], s["document"]["inputs"], {}, s["state"])
+            Step(
+                s["kind"],
+                s["id"],
+                s["key"],
+                s["document"],
+                s["document"]["inputs"],
+                {},
+                s["state"],
+                s.get("reason", ""),
+            )
             for s in value["steps"]
         )
         return Delivery(
@@ -184,7 +193,8 @@ def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Pl
         if is_unfinished(plan, engine) and not is_named(engine, again):
             known = _find_delivery(store, plan, engine)
             if known is not None:
-                plan = merge_plan(plan, replace(known, steps=tuple(replace(s, state="cached") for s in known.steps)))
+                steps = tuple(replace(s, state="cached", reason="") for s in known.steps)
+                plan = merge_plan(plan, replace(known, steps=steps))
     return plan
 
 

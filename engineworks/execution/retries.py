@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from engineworks.errors import InputError, Interrupted, StepError, StoreError, TimeLimitError
 
-DELAYS_S: Sequence[float] = (2.0, 15.0)
-"""Seconds before the second and before the third try."""
+DELAYS_S: Sequence[float] = (2.0, 25.0)
+"""Seconds before the second and before the third try. A remote store that did not answer is not asked for 20 s
+(`store.service.DOWN_S`): the third try really asks."""
 
 FROM_OUTSIDE = re.compile(r" crashed with (SIGKILL|SIGTERM|SIGBUS)\b")
 """How `child` words the end of a child that somebody else brought about: the kernel for want of memory or disk, or an

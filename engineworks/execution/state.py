@@ -12,12 +12,13 @@ from typing import Any
 
 from engineworks.calibration_health import calibration_health
 from engineworks.comparison import compare_with_peers
+from engineworks.errors import StoreError
 from engineworks.execution.step import Outcome
 from engineworks.ladder import ladder_words
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.release.passport import recipe_origin
-from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result
+from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
 from engineworks.step_facts import step_facts
 from engineworks.store import open_store
@@ -25,17 +26,36 @@ from engineworks.tracking import open_tracking
 
 
 class Build:
-    """A plan, the store and the record that it works with, and what has come of it so far."""
+    """A plan, the store and the record that it works with, and what has come of it so far.
+
+    results: the store as verdicts read it, see `settle`.
+    """
 
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self.plan = plan
         self.settings = settings
         self.store = open_store(settings)
+        self.results = self.store
         self.tracking = open_tracking(settings.artifacts, settings.tracking_uri)
         self.outcomes: list[Outcome] = []
         self.failures: dict[str, Failure] = {}
         self.engines: dict[str, EngineResult] = {}
         self._started = time.monotonic()
+
+    def settle(self) -> None:
+        """Call it when all steps have ended. Where the store that others share does not answer, verdicts are read from
+        what is here, and a result that is not has failed: so every engine gets a word."""
+        failed = set(self.failures)
+        for key in self.plan.goals:
+            try:
+                self.store.get(key)
+            except StoreError as error:
+                self.results = self.store.here
+                step = self.plan.steps[key]
+                if step.state in ("cached", "to do") and not failed & self.plan.stands_on([key]):
+                    self.failures[key] = Failure(
+                        step.id, f"{step.id} can not be read: {error}", exit_code=error.exit_code
+                    )
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:
@@ -48,21 +68,21 @@ class Build:
         recorded by itself, but judged beside the others."""
         if self.plan.loaded.auto is None:
             return {}
-        engines = [engine_result(self.plan, e, self.store, self.failures) for e in self.plan.engines]
-        return ladder_words(ladders(self.plan, engines, self.store))
+        engines = [engine_result(self.plan, e, self.results, self.failures) for e in self.plan.engines]
+        return ladder_words(ladders(self.plan, engines, self.results))
 
     def result(self, run_id: str) -> BuildResult:
         """What the build came to; `run_id`: its parent run in MLflow."""
         engines = tuple(self.engines.values())
         seconds = time.monotonic() - self._started
-        calibration = calibration_health(self.plan, self.store)
+        calibration = calibration_health(self.plan, self.results)
         warnings = tuple(sentence for health in calibration for sentence in health.warnings)
         return BuildResult(
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
-            seconds=seconds, warnings=warnings, calibration=calibration,
-            comparison=compare_with_peers(self.plan, engines, self.store, self.failures),
+            seconds=seconds, warnings=(*warnings, *waiver_notes(self.plan, engines)), calibration=calibration,
+            comparison=compare_with_peers(self.plan, engines, self.results, self.failures),
             ran=tuple(self._ran()),
-            ladder=ladders(self.plan, engines, self.store),
+            ladder=ladders(self.plan, engines, self.results),
             dag=step_facts(self.plan, self.outcomes, self.failures),
         )  # fmt: skip
 

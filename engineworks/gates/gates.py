@@ -78,6 +78,8 @@ def worst(checks: Iterable[Check]) -> Word:
 
 def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Check]:
     for name, output in report["outputs"].items():
+        if "dtypes" in output:
+            yield _other_dtype(name, *output["dtypes"])
         yield _finite(name, output)
         for field, words in _OUTPUT_LIMITS.items():
             limit = getattr(limits, field)
@@ -88,6 +90,8 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
         limit = getattr(limits, field)
         if limit is not None:
             yield _metric_check(field, metric, limit)
+    if metric is not None and metric.get("dead_classes"):
+        yield _dead_classes(metric)
     if report.get("served") is not None:
         for found in served_findings(report["served"], limits.cosine):
             yield Check(found.name, "pass" if found.good else "fail", found.sentence)
@@ -99,6 +103,16 @@ _OUTPUT_LIMITS = {
     "max_abs": ("largest difference", False),
     "mean_abs": ("mean difference", False),
 }
+
+
+NARROWED = (("float32", "float64"), ("int32", "int64"))
+"""What TensorRT makes of a model's types: told, but no fault of the engine."""
+
+
+def _other_dtype(name: str, engine: str, reference: str) -> Check:
+    """An output of another type than the model's: who reads it as the model says reads nonsense."""
+    word: Word = "pass" if (engine, reference) in NARROWED else "fail"
+    return Check(f"dtype[{name}]", word, f"{name}: the engine gives {engine}, the model {reference}.")
 
 
 def _finite(name: str, output: Mapping[str, Any]) -> Check:
@@ -114,7 +128,7 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
     value = output[field]
     if field == "sqnr_db" and value is None and output["max_abs"] == 0:
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
-    good = _finite_number(value) and (value >= limit if smallest else value <= limit)
+    good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
     sentence = f"{name}: {text} to the fp32 reference is {_figure(value)}, limit {side} {_figure(limit)}."
     if not good and output.get("worst_row_cosine") is not None:
@@ -133,7 +147,30 @@ def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> C
     name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
     figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
     ratio = f" (ratio {_figure(metric['ratio'])})" if field == "metric_ratio" else ""
-    return Check(field, "pass" if good else "fail", f"{name}: {figures}{ratio}, limit {wanted}.")
+    sentence = f"{name}: {figures}{ratio}, limit {wanted}."
+    if "repeated" in metric:
+        return Check(field, "inconclusive", f"{sentence} {_wavering(metric)}")
+    if field == "metric_ratio" and not _finite_number(metric["ratio"]) and _finite_number(metric["reference"]):
+        sentence += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
+    return Check(field, "pass" if good else "fail", sentence)
+
+
+def _wavering(metric: Mapping[str, Any]) -> str:
+    first, second = metric["engine"], metric["repeated"]
+    told = f"gave {_figure(first)} and then {_figure(second)} for the same outputs"
+    return f"Not to be trusted: {metric['name']} {told}; take the chance out of it (a fixed seed)."
+
+
+def _dead_classes(metric: Mapping[str, Any]) -> Check:
+    """Classes that fp32 knows and the engine does not: a mean over many classes hides them."""
+    dead, of = metric["dead_classes"], "fp32" if metric["kind"] == "labels" else "the fp32 reference"
+    told = [f"class {c['class']} (0 of {c['samples']} right, {of} {c['reference']})" for c in dead[:MOST_NAMED]]
+    more = f" and {len(dead) - MOST_NAMED} more" if len(dead) > MOST_NAMED else ""
+    return Check("classes", "fail", f"{metric['name']}: lost {'; '.join(told)}{more}.")
+
+
+MOST_NAMED = 5
+"""Classes that a sentence names."""
 
 
 def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[bool, str]:
@@ -141,17 +178,17 @@ def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[
     lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
     if field == "metric_ratio":
         words = f"at most fp32 / {_figure(limit)}, smaller is better" if lower else f"at least {_figure(limit)} of fp32"
-        return _finite_number(metric["ratio"]) and metric["ratio"] >= limit, words
+        return _finite_number(metric["ratio"]) and reaches(metric["ratio"], limit), words
     if not _finite_number(engine):
         return False, _figure(limit) if field != "metric_between" else f"{_figure(limit[0])} to {_figure(limit[1])}"
     if field == "metric_delta":
-        good = _finite_number(reference) and abs(engine - reference) <= limit
+        good = _finite_number(reference) and reaches(limit, abs(engine - reference))
         return good, f"a difference of {_figure(limit)} at most"
     if field == "metric_between":
-        return limit[0] <= engine <= limit[1], f"{_figure(limit[0])} to {_figure(limit[1])}"
+        return reaches(engine, limit[0]) and reaches(limit[1], engine), f"{_figure(limit[0])} to {_figure(limit[1])}"
     if lower:
-        return engine <= limit, f"at most {_figure(limit)}, smaller is better"
-    return engine >= limit, f"at least {_figure(limit)}"
+        return reaches(limit, engine), f"at most {_figure(limit)}, smaller is better"
+    return reaches(engine, limit), f"at least {_figure(limit)}"
 
 
 def _performance_checks(
@@ -166,19 +203,34 @@ def _performance_checks(
                 yield _budget_check(name, shape, field, latency["shapes"][shape], latency, limit)
 
 
+def disturbed_budgets(latency: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[str]:
+    """Names of the budgets whose figures are not to be trusted, because something was wrong with the device."""
+    return [
+        f"{field}[{shape}]"
+        for shape, budget in budgets.items()
+        for field in budget.model_dump(exclude_none=True)
+        if _complaints(field, latency["shapes"].get(shape, {}), latency)
+    ]
+
+
 def _budget_check(
     name: str, shape: str, field: str, figures: Mapping[str, Any], report: Mapping[str, Any], limit: float
 ) -> Check:
     text, key, unit = _BUDGETS[field]
     value = report[key] if key in _OF_THE_ENGINE else figures[key]
     smallest = field == "throughput_per_s"
-    good = _finite_number(value) and (value >= limit if smallest else value <= limit)
+    good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
     sentence = f"{shape}: {text} is {_figure(value)} {unit}, budget {side} {_figure(limit)} {unit}."
-    if field == "p99_ms" and figures["runs"] < enough_for(0.99):
-        return Check(name, "inconclusive", f"{sentence} {figures['runs']} runs are too few to know a p99.")
+    if again := report.get("disturbed_before", 0):
+        sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
+        sentence += " disturbed."
     if doubts := _complaints(field, figures, report):
-        return Check(name, "inconclusive", f"{sentence} Not to be trusted: {'; '.join(doubts)}.")
+        doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
+        return Check(name, "inconclusive", f"{sentence} {doubtful}")
+    if field in _QUANTILES and figures["runs"] < (needed := enough_for(_QUANTILES[field])):
+        few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
+        return Check(name, "inconclusive", f"{sentence} {few}")
     return Check(name, "pass" if good else "fail", sentence)
 
 
@@ -189,6 +241,9 @@ def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any
         return []
     return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
 
+
+_QUANTILES = {"p90_ms": 0.9, "p99_ms": 0.99}
+"""Each needs a number of runs below which it has no interval at all."""
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
 """Figures that the engine has once, whatever the shape."""
@@ -203,6 +258,11 @@ _BUDGETS = {
     "first_run_ms": ("the first run", "first_run_ms", "ms"),
     "engine_mib": ("engine size", "engine_mib", "MiB"),
 }
+
+
+def reaches(value: float, limit: float) -> bool:
+    """value ≥ limit, met exactly too: .98 - .97 is .010000000000000009 to a computer."""
+    return value >= limit or math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-15)
 
 
 def _finite_number(value: object) -> bool:

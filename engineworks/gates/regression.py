@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.champion import Champion
-from engineworks.gates.gates import Check
+from engineworks.gates.gates import Check, reaches
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
 from engineworks.recipe import Regression
 
@@ -66,7 +66,16 @@ def _latency_checks(
 def _duel_check(name: str, shape: str, limit: float, champion: Champion, duel: Report, found: Comparison) -> Check:
     times = len(duel["attempts"])
     how = f"{found.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    return Check(name, found.verdict, _sentence(shape, found, limit, str(champion), how))
+    sentence = _sentence(shape, found, limit, str(champion), how, duel["confidence"])
+    return Check(name, found.verdict, sentence + _earlier(len(duel["earlier"]), duel["confidence"]))
+
+
+def _earlier(before: int, confidence: float) -> str:
+    """What those who built until it passed would rather not say."""
+    if not before:
+        return ""
+    others = "one before did" if before == 1 else f"{before} before did"
+    return f" Compared again: the {others} not decide, so this one is held to {_confidence(confidence)}."
 
 
 def _history_check(
@@ -82,14 +91,16 @@ def _history_check(
     return Check(name, found.verdict, f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}")
 
 
-def _sentence(shape: str, found: Comparison, limit: float, champion: str, how: str) -> str:
+def _sentence(
+    shape: str, found: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
+) -> str:
     """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
     said = f"{shape}: "
     if found.ratio is not None:
         said += f"{_slower(found.ratio)} than {champion}"
         if found.interval is not None:
             low, high = _slower(found.interval.low), _slower(found.interval.high)
-            said += f", {100 * CONFIDENCE:g} % interval {low} to {high}"
+            said += f", {_confidence(confidence)} interval {low} to {high}"
     else:
         said += f"can not be compared with {champion}"
     said += f", limit {_percent(limit)} slower ({how})."
@@ -114,7 +125,7 @@ def _accuracy_check(
     worse = _worse_by(ours, theirs["engine"])
     said = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
     said += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
-    return Check(name, "pass" if worse <= limit else "fail", f"{said}, limit {_percent(limit)} worse.")
+    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{said}, limit {_percent(limit)} worse.")
 
 
 def _what_changed(then: Report, now: Report) -> str:
@@ -146,6 +157,11 @@ def _begin(champion: Champion) -> str:
 
 def _slower(ratio: float) -> str:
     return f"{abs(100 * (ratio - 1)):.1f} % {'slower' if ratio >= 1 else 'faster'}"
+
+
+def _confidence(value: float) -> str:
+    """99 %, 99.5 %, 99.75 %: as many digits as tell it from certainty."""
+    return f"{100 * value:.10g} %"
 
 
 def _percent(fraction: float) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from engineworks.measure.regression import (
+    CONFIDENCE,
     LOOKS,
     Comparison,
     compare_rounds,
@@ -111,6 +112,7 @@ def interleave(
     pace: Pace = Pace(),
     clock: Callable[[], float] = time.monotonic,
     rest: Callable[[], object] = lambda: None,
+    confidence: float = CONFIDENCE,
 ) -> Attempt:
     """Rounds until every shape is decided or the time is up. Only undisturbed rounds count, and a first one never does:
     files, caches and clocks get warm in it. rest: returns when no thread of the engines works any more. Raises what
@@ -127,18 +129,20 @@ def interleave(
         due = sum(1 for look in LOOKS if look <= clean)
         if due > looked:
             looked = due
-            if due == len(LOOKS) or all(c.verdict != "inconclusive" for c in _stand(rounds, shapes, limit).values()):
+            stand = _stand(rounds, shapes, limit, confidence).values()
+            if due == len(LOOKS) or all(c.verdict != "inconclusive" for c in stand):
                 break
         if clock() - begin >= allowed_s:
             break
-    return Attempt(_stand(rounds, shapes, limit), tuple(rounds), clock() - begin)
+    return Attempt(_stand(rounds, shapes, limit, confidence), tuple(rounds), clock() - begin)
 
 
-def _stand(rounds: Sequence[Round], shapes: Sequence[str], limit: float) -> dict[str, Comparison]:
+def _stand(rounds: Sequence[Round], shapes: Sequence[str], limit: float, confidence: float) -> dict[str, Comparison]:
     clean = [r for r in rounds if not r.disturbances]
     disturbances = [r.disturbances[0] for r in rounds if r.disturbances]
     return {
-        s: trust(compare_rounds([r.log_ratios[s] for r in clean], limit), len(rounds), disturbances) for s in shapes
+        s: trust(compare_rounds([r.log_ratios[s] for r in clean], limit, confidence), len(rounds), disturbances)
+        for s in shapes
     }
 
 

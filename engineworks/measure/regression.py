@@ -29,7 +29,8 @@ LOOKS = (11, 15, 22, 32, 48, 72)
 """Rounds after which it is asked whether the interval decides; 11 is the least that has an interval at all."""
 
 CONFIDENCE = 0.99
-"""Of all looks together: each gets an equal share of what is left to err (Bonferroni)."""
+"""Of all looks together: each gets an equal share of what is left to err (Bonferroni). Of the first comparison of two
+engines; see `confidence_of`."""
 
 DISTURBED_SHARE = 1 / 3
 """Share of disturbed rounds above which the others are not trusted either."""
@@ -69,15 +70,28 @@ def round_log_ratio(quads: Iterable[float]) -> float:
     return median(quads)
 
 
-def compare_rounds(log_ratios: Sequence[float], limit: float) -> Comparison:
-    """Where the rounds so far stand. limit: 0.05 lets the candidate be 5 % slower."""
+def confidence_of(before: int) -> float:
+    """The confidence of a comparison of two engines that were compared `before` times already, without a decision.
+
+    Who measures until it fits finds what he looks for (optional stopping). So every further comparison may err half as
+    often as the one before: at one side of the interval all of them together err in less than
+    (1 - CONFIDENCE) / 2 · (1 + 1/2 + 1/4 + …) = 1 - CONFIDENCE, however many there are (alpha spending: Lan & DeMets,
+    Discrete Sequential Boundaries for Clinical Trials, Biometrika 1983; the sum is Bonferroni's).
+    """
+    return 1 - (1 - CONFIDENCE) * 0.5**before
+
+
+def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float = CONFIDENCE) -> Comparison:
+    """Where the rounds so far stand. limit: 0.05 lets the candidate be 5 % slower. confidence: all looks together."""
     rounds = len(log_ratios)
+    each = 1 - (1 - confidence) / len(LOOKS)
+    why = f"{rounds} rounds; an interval needs {least_rounds(each)}"
     if not log_ratios:
-        return Comparison("inconclusive", None, None, 0, f"0 rounds; an interval needs {LOOKS[0]}")
-    estimate, found = signed_rank_interval(log_ratios, 1 - (1 - CONFIDENCE) / len(LOOKS))
+        return Comparison("inconclusive", None, None, 0, why)
+    estimate, found = signed_rank_interval(log_ratios, each)
     ratio = math.exp(estimate)
     if found is None:
-        return Comparison("inconclusive", ratio, None, rounds, f"{rounds} rounds; an interval needs {LOOKS[0]}")
+        return Comparison("inconclusive", ratio, None, rounds, why)
     return _decide(ratio, Interval(math.exp(found.low), math.exp(found.high)), rounds, limit)
 
 
@@ -97,6 +111,11 @@ def signed_rank_interval(values: Sequence[float], confidence: float) -> tuple[fl
     cut = _signed_rank_quantile(n, (1 - confidence) / 2)
     interval = Interval(walsh[cut], walsh[len(walsh) - 1 - cut]) if cut is not None else None
     return median(walsh), interval
+
+
+def least_rounds(confidence: float) -> int:
+    """Fewest rounds that have a signed-rank interval at all: its least tail is 2⁻ⁿ at each side."""
+    return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 
 
 @cache

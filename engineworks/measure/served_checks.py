@@ -7,8 +7,9 @@ the relative error that such a cosine allows over all samples. Then
   another's place is off by more than that;
 - against itself, alone or elsewhere in a batch or later, a row may be off by θ, at most by .25: kernels differ by batch
   a little. Where the precision quantizes, both answers have rounded on their own and lie about θ from the reference, so
-  √2 θ from each other: 1.5 θ is allowed, at most .35 (of a row in another's place √2 is usual). Where the fp32 model's own rows depend on each other a little (up to .05, as with ranges that are found at
-  run time), three times that is allowed.
+  √2 θ from each other: 1.5 θ is allowed, at most .35 (of a row in another's place √2 is usual). Where the fp32
+  model's own rows depend on each other a little (up to .05, as with ranges that are found at run time), three times
+  that is allowed.
 
 θ is never taken as less than ROUNDING, what another order of summation gives. Of int32, int64 and bool outputs, where
 one rounding may tip a class, a precision below fp32 may change EXCUSED_SAMPLES of its samples against the reference

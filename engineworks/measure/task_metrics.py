@@ -90,6 +90,28 @@ def hit_rate(found: Array, labels: Array) -> float:
     return float((found == labels[..., np.newaxis]).any(axis=-1).mean())
 
 
+LEAST_KNOWN = 5
+"""Samples of a class that the reference must have right before the engine's having none of them counts: if each tipped
+by itself, even one in four, so many would tip together once in a thousand."""
+
+
+def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[str, int]]:
+    """Classes of which the engine has no sample right and the reference has `LEAST_KNOWN` at least, half of all at
+    least. engine, reference: reduced rows of top-k [..., k] or f1 [...]; labels: the classes."""
+    y = labels.reshape(-1)
+    right = []
+    for found in (engine, reference):
+        kept = found.reshape(len(y), -1) if len(y) and found.size % len(y) == 0 else found.reshape(-1, 1)
+        right.append((kept == y[:, np.newaxis]).any(axis=1))
+    dead = []
+    for one in np.unique(y).tolist():
+        mine = y == one
+        samples, known, ours = int(mine.sum()), int(right[1][mine].sum()), int(right[0][mine].sum())
+        if not ours and known >= max(LEAST_KNOWN, samples / 2):
+            dead.append({"class": int(one), "samples": samples, "reference": known})
+    return dead
+
+
 def classes(rows: Array, threshold: float) -> Array:
     """One class per row: integers as they are, the largest logit of several, or 1 from the threshold on of one."""
     if rows.dtype.kind in "iub":

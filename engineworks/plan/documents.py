@@ -248,9 +248,9 @@ class Documents:
         return admitting.name if admitting else None
 
     def _needs_tail(self, shape: str) -> bool:
-        """Whether a p99 is judged at this shape, which takes many more runs than a median."""
+        """Whether a p90 or p99 is judged at this shape, which takes many more runs than a median."""
         budget = self.recipe.performance.budget.get(shape)
-        return budget is not None and budget.p99_ms is not None
+        return budget is not None and not (budget.p99_ms is None and budget.p90_ms is None)
 
     def _document(
         self,

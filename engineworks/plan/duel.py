@@ -1,4 +1,9 @@
-"""The document of a duel: the measuring step's own, and what the two engines are held to."""
+"""The document of a duel: the measuring step's own, and what the two engines are held to; and which attempt it is.
+
+A duel that did not decide is tried again by the next build. Those that measured are counted, whatever time they were
+given (`most_s` is no part of the key), and each further one must be surer (`measure.regression.confidence_of`), so that
+nobody gets the word that he wants by building until it comes. One that has found a regression is never tried again.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,14 @@ from typing import Any
 
 from engineworks.champion import Champion, Champions
 from engineworks.fingerprint import digest_of
+from engineworks.measure.regression import confidence_of
 from engineworks.steps import STEP_KINDS
 from engineworks.store import Store
 
 DUEL_FILE = "duel.json"
 
 Document = dict[str, Any]
+Report = dict[str, Any]
 
 _OF_MEASURING_ALONE = ("sweep", "streams")
 
@@ -24,28 +31,38 @@ def duel_document(
     regression: Mapping[str, Any],
     store: Store,
 ) -> tuple[Document, dict[str, Any]]:
-    """From the measuring step's document and aside. A result that did not decide is no reason not to try again: while
-    the store holds such a one, the number of the attempt, and with it the key, is the next."""
+    """From the measuring step's document and aside. While the store holds a report of this attempt that did not
+    decide, the number of the attempt, and with it the key, is the next."""
     measured, aside = measure
     document = measured | {"step": "duel", "version": STEP_KINDS["duel"].version}
     document["digests"] = {**measured["digests"], "champion": champion.digest}
     shapes = {name: {k: v for k, v in at.items() if k != "tail"} for name, at in measured["params"]["at"].items()}
     params = {k: v for k, v in measured["params"].items() if k not in _OF_MEASURING_ALONE}
-    limits = {"limit": regression["latency"], "most_s": regression["most_s"]}
+    earlier: list[Report] = []
     attempt = 0
     while True:
-        document["params"] = {**params, **limits, "at": shapes, "attempt": attempt}
-        if not _undecided(store, digest_of(document)):
+        shared = {"limit": regression["latency"], "confidence": confidence_of(len(earlier))}
+        document["params"] = {**params, **shared, "at": shapes, "attempt": attempt}
+        found = _undecided(store, digest_of(document))
+        if found is None:
             break
+        earlier += [found] if found["method"] == "measured" else []
         attempt += 1
-    places = {"champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured)}
-    return document, {"evaluation": aside["evaluation"], **places}
+    beside = {
+        "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
+        "most_s": regression["most_s"], "earlier": earlier,
+    }  # fmt: skip
+    return document, {"evaluation": aside["evaluation"], **beside}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
     """Digest of what the figures of a measuring step depend on besides the engine and the versions that built it:
     measurements that have it in common may be compared."""
-    params = {k: v for k, v in measure["params"].items() if k not in ("at", "samples", *_OF_MEASURING_ALONE)}
+    params = {
+        k: v
+        for k, v in measure["params"].items()
+        if k not in ("at", "samples", "disturbed_before", *_OF_MEASURING_ALONE)
+    }
     shapes = {name: at["dims"] for name, at in measure["params"]["at"].items()}
     return digest_of({"hardware": measure["hardware"], "shapes": shapes, **params})
 
@@ -56,10 +73,13 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     return {**report["champion"], "method": report["method"], "limit": report["limit"], "shapes": shapes}
 
 
-def _undecided(store: Store, key: str) -> bool:
+def _undecided(store: Store, key: str) -> Report | None:
+    """What is to be told of the attempt with this key, if it did not decide; None where it did, or is to be made."""
     if not store.has(key) or (artifact := store.get(key)) is None:
-        return False
+        return None
     report = artifact.read_json(DUEL_FILE)
-    return report["method"] == "history" or any(
-        shape["verdict"] == "inconclusive" for shape in report.get("shapes", {}).values()
-    )
+    words = {shape["verdict"] for shape in report.get("shapes", {}).values()}
+    if report["method"] != "history" and ("fail" in words or "inconclusive" not in words):
+        return None
+    told = {name: report[name] for name in ("method", "confidence", "shapes") if name in report}
+    return {"key": key, **told}

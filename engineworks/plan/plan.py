@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -16,11 +16,12 @@ from typing import Any, Literal
 from engineworks.backends import backend_facts
 from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
-from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.plan.documents import Documents
 from engineworks.plan.duel import duel_document
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_operators, lower_id, refusal
+from engineworks.plan.remeasure import measured_anew
 from engineworks.precisions import computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.steps import StepName
@@ -91,14 +92,15 @@ class Refused:
 @dataclass(frozen=True)
 class Plan:
     """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
-    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire."""
+    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire; that
+    of UTC, so that every host judges alike."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
     refused: tuple[Refused, ...]
     steps: Mapping[str, Step] = field(default_factory=dict)
     peers: tuple[PlannedPeer, ...] = ()
-    today: date = field(default_factory=date.today)
+    today: date = field(default_factory=lambda: datetime.now(UTC).date())
 
     @property
     def recipe(self) -> str:
@@ -186,7 +188,9 @@ def plan_recipe(
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
     peers = plan_peers(documents, compare, partial(_add, steps))
     elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
-    states = _States(steps, store, elsewhere)
+    limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
+    limited = {key: _limited(step, limits) for key, step in steps.items()}
+    states = _States(limited, store, elsewhere)
     for engine in engines:
         for key in engine.steps.values():
             states.settle(key, needed=True)
@@ -251,11 +255,12 @@ def _plan_engine(
     chosen: dict[StepName, str] = {"build": build}
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
     if documents.recipe.performance.at:
-        chosen["measure"] = add("measure", f"{engine_id}/measure", *documents.measure(target, build))
+        measured, aside = documents.measure(target, build)
+        anew = measured_anew(measured, documents.recipe.performance.budget, store)
+        chosen["measure"] = add("measure", f"{engine_id}/measure", anew, aside)
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
     if champion is not None and regression is not None and regression.latency is not None:
-        measured = documents.measure(target, build)
-        duel = duel_document(measured, champion, champions, regression.model_dump(), store)
+        duel = duel_document(documents.measure(target, build), champion, champions, regression.model_dump(), store)
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
     parts, unknown = computes.parts, champions.unknown_because
@@ -269,6 +274,12 @@ def _add(
     if key not in steps:
         steps[key] = Step(kind, name, key, document, document["inputs"], aside)
     return key
+
+
+def _limited(step: Step, limits: Mapping[str, float]) -> Step:
+    """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
+    limit_s = limits.get(step.kind)
+    return step if limit_s is None else replace(step, aside={**step.aside, "time_limit_s": limit_s})
 
 
 class _States:
@@ -305,7 +316,7 @@ class _States:
         before = self._store.latest(step.id)
         if before is None:
             return "never built"
-        changed = list(changes(before, step.document))
+        changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
         return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 

@@ -276,7 +276,22 @@ class Waiver(Part):
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
     reason: Words
-    expires: Day = Field(description="last day on which it holds, YYYY-MM-DD")
+    expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
+
+
+class TimeLimits(Part):
+    """Seconds after which a step of a kind is killed; by default 7200, for builds what the target says."""
+
+    export: Positive | None = None
+    fold: Positive | None = None
+    calibrate: Positive | None = None
+    lower: Positive | None = None
+    build: Positive | None = Field(None, description="instead of the target's time_limit_s")
+    reference: Positive | None = None
+    compare: Positive | None = None
+    measure: Positive | None = None
+    duel: Positive | None = None
+    peer: Positive | None = None
 
 
 class Recipe(Part):
@@ -305,3 +320,4 @@ class Recipe(Part):
     performance: Performance = Performance(at={})
     release: Release = Release()
     waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")
+    time_limits: TimeLimits = TimeLimits()

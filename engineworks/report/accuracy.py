@@ -74,7 +74,7 @@ def _scientific(value: float | None) -> Cell:
 def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Block | None]:
     """One table per output: shapes down, engines across; each cell the largest error of a row, shaded by its limit."""
     served: dict[str, Mapping[str, Any]] = {e.id: (e.accuracy or {}).get("served") or {} for e in compared}
-    engines = [e for e in compared if served[e.id].get("sequence")]
+    engines = [e for e in compared if served[e.id].get("sequence") and served[e.id].get("rows")]
     for output in dict.fromkeys(name for e in engines for name in served[e.id]["rows"]):
         places = dict.fromkeys(_place(v) for e in engines for v in served[e.id]["sequence"])
         columns = [Column("profile"), Column("shape"), *(Column(short(e.id), number=True) for e in engines)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engineworks.report.raw import Attachment
+
 Tone = str
 """'' or the word that a cell is coloured by: pass, fail, failed, inconclusive, unmeasured, refused, muted."""
 
@@ -74,6 +76,13 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files within the page. Markdown has none of them."""
+
+    items: tuple[Attachment, ...]
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that can be opened and closed."""
 
@@ -82,7 +91,7 @@ class Fold:
     open: bool = False
 
 
-Block = Table | Words | Bullets | Plot | Log | Fold
+Block = Table | Words | Bullets | Plot | Log | Files | Fold
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def _flat(found: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Bl
     for one in found:
         if one is None:
             continue
-        if isinstance(one, Table | Words | Bullets | Plot | Log | Fold):
+        if isinstance(one, Block):
             yield one
         else:
             yield from _flat(one)

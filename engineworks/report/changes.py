@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from engineworks.ages import age
 from engineworks.report.background import Background, ChampionFigures, Point
@@ -26,7 +27,7 @@ from engineworks.results import BuildResult, EngineResult
 def changes_section(result: BuildResult, background: Background) -> Section:
     found = blocks_of(
         [Words(sentence, tone="inconclusive") for sentence in background.missing],
-        _champions(result, background), _duels(result), list(_before(background)),
+        _champions(result, background), _duels(result), list(_earlier(result)), list(_before(background)),
     )  # fmt: skip
     return Section("changes", "What changed", found, brief="Changes")
 
@@ -87,7 +88,8 @@ def _duels(result: BuildResult) -> Block | None:
     """Candidate and champion, timed in turns."""
     columns = [
         Column("engine"), Column("shape"), Column("verdict"), Column("candidate / champion", number=True),
-        Column("99 % interval", number=True), Column("limit", number=True), Column("rounds", number=True),
+        Column("interval", number=True), Column("confidence", number=True),
+        Column("limit", number=True), Column("rounds", number=True),
         Column("disturbed", number=True), Column("processes", number=True), Column("said"),
     ]  # fmt: skip
     rows = []
@@ -95,16 +97,34 @@ def _duels(result: BuildResult) -> Block | None:
         duel = engine.duel or {}
         for name, s in duel.get("shapes", {}).items():
             check = next((c for c in engine.checks if c.name == f"regression.latency[{name}]"), None)
-            interval = f"{s['interval'][0]:.4f} to {s['interval'][1]:.4f}" if s["interval"] else ""
             attempts = duel["attempts"]
             disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
             rows.append([
                 Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
                 number(s["ratio"], 4),
-                Cell(interval), number(1 + duel["limit"], 4), number(s["rounds"], 0), number(disturbed, 0),
+                Cell(_interval(s)), Cell(f"{100 * duel.get('confidence', 0.99):.10g} %"), number(1 + duel["limit"], 4),
+                number(s["rounds"], 0), number(disturbed, 0),
                 number(len(attempts), 0), Cell(check.words if check else "", tone="muted"),
             ])  # fmt: skip
     return table(columns, rows, title="Champion and candidate, timed in turns")
+
+
+def _interval(compared: Mapping[str, Any]) -> str:
+    """'1.0040 to 1.0210', '' where there is none."""
+    interval = compared.get("interval")
+    return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+
+
+def _earlier(result: BuildResult) -> Iterator[Block]:
+    """Duels of this candidate that did not decide."""
+    for engine in result.engines:
+        for turn, duel in enumerate((engine.duel or {}).get("earlier", ()), 1):
+            said = [
+                f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)" for name, s in duel["shapes"].items()
+            ]
+            yield Words(
+                ", ".join(said), tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:"
+            )
 
 
 def _before(background: Background) -> Iterator[Block]:

@@ -54,3 +54,9 @@ def _cells(engine: EngineResult, ladder: str | None) -> tuple[str, ...]:
         figure(size / 2**20 if size else None, 2),
         ladder or why(engine),
     )
+
+
+def notes_of(result: BuildResult) -> list[str]:
+    """The build's warnings but for those that stand with the calibration."""
+    told = {sentence for health in result.calibration for sentence in health.warnings}
+    return [sentence for sentence in result.warnings if sentence not in told]

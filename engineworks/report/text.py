@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from engineworks.report.background import NOTHING, Background
-from engineworks.report.blocks import Block, Bullets, Cell, Fold, Log, Plot, Table, Words
+from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Words
 from engineworks.report.sections import sections
 from engineworks.results import BuildResult
 
@@ -57,7 +57,7 @@ def _block(block: Block) -> Iterator[str]:
         yield from (line for inner in block.blocks for line in _block(inner))
         yield from ("", "</details>")
     else:
-        assert isinstance(block, Plot)
+        assert isinstance(block, Plot | Files)
 
 
 def _table(found: Table) -> Iterator[str]:

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engineworks.ladder import ladder_words
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Fold, Log, Section, Table, Words, blocks_of, table
+from engineworks.report.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Files,
+    Fold,
+    Log,
+    Section,
+    Table,
+    Words,
+    blocks_of,
+    table,
+)
 from engineworks.report.palette import short
-from engineworks.report.rows import HEADINGS, rows
+from engineworks.report.raw import attachments
+from engineworks.report.rows import HEADINGS, notes_of, rows
 from engineworks.results import BuildResult, EngineResult
 
 NUMBERS = {"metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB"}
@@ -28,7 +42,7 @@ ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
 
 
 def verdict_section(result: BuildResult) -> Section:
-    found = blocks_of(_table(result), _refused(result), _warnings(result), _folds(result))
+    found = blocks_of(_table(result), _refused(result), _notes(result), _folds(result))
     return Section("verdicts", "Engines and verdicts", found, brief="Verdicts")
 
 
@@ -60,9 +74,9 @@ def anchor(engine: str) -> str:
     return "engine-" + "".join(c if c.isalnum() or c == "-" else "-" for c in engine)
 
 
-def _warnings(result: BuildResult) -> Iterator[Block]:
-    if result.warnings:
-        yield Bullets(tuple(Words(line, tone="inconclusive", strong="note") for line in result.warnings))
+def _notes(result: BuildResult) -> Bullets | None:
+    notes = notes_of(result)
+    return Bullets(tuple(Words(line, tone="inconclusive", strong="note") for line in notes)) if notes else None
 
 
 def _folds(result: BuildResult) -> Iterator[Fold]:
@@ -78,7 +92,8 @@ def _folds(result: BuildResult) -> Iterator[Fold]:
 
 
 def _fold(engine: EngineResult, ladder: str) -> Fold | None:
-    found = blocks_of(_sentences(engine, ladder))
+    files = tuple(attachments(engine))
+    found = blocks_of(_sentences(engine, ladder), Files(files) if files else None)
     summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
     return Fold(summary, found, open=True) if found else None
 

@@ -59,18 +59,26 @@ def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> dict
 def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> dict[str, Any]:
     axes = output_axes(samples.specs, session.outputs)
     comparisons = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
+    dtypes: dict[str, Any] = {}
     task = TaskComparison(job, samples, axes)
     feeds = samples.batches(job.params["batches"])
     for given, wanted in zip(feeds, read_reference(job.inputs["reference"]), strict=True):
         got = session.run(given)
         _compare(comparisons, got, wanted)
+        dtypes |= _other_dtypes(got, wanted)
         task.add(given, got, wanted)
     return {
-        "outputs": {name: c.result().to_json() for name, c in comparisons.items()},
+        "outputs": {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()},
         "metric": task.result(),
         "samples": samples.count,
         "batches": job.params["batches"],
     }
+
+
+def _other_dtypes(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict[str, Any]:
+    """Of the outputs that have another type than the reference's: the engine's and the reference's."""
+    both = {name: [got[name].dtype.name, wanted[name].dtype.name] for name in got.keys() & wanted.keys()}
+    return {name: {"dtypes": pair} for name, pair in both.items() if pair[0] != pair[1]}
 
 
 def _compare(

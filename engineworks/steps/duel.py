@@ -2,7 +2,8 @@
 
 The report says how it was found out: `identical` (the same bytes: nothing to measure), `measured` (one attempt, and a
 second one in a fresh process before anything is called slower), or `history` (the champion does not run here: what was
-measured before stands in for it, and the gate says so).
+measured before stands in for it, and the gate says so). `earlier`: what earlier builds measured without a decision;
+`confidence`: of this one, higher the more there were.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def run(job: StepJob) -> None:
     champion = champion_from_json(job.aside["champion"])
     digest = read_sidecar(job.inputs["build"])["sha256"]
     report: Report = {"champion": champion.to_json(), "digest": digest, "limit": job.params["limit"]}
+    report |= {"confidence": job.params["confidence"], "earlier": job.aside["earlier"]}
     try:
         job.write_json(DUEL_FILE, report | _compare(job, champion, digest))
     except ChampionError as error:
@@ -56,7 +58,7 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
     with engine_of(champion, job.aside["places"]) as folder:
         payload = {
             "folders": {"champion": str(folder), "candidate": str(job.inputs["build"])},
-            "params": dict(job.params),
+            "params": {**job.params, "most_s": job.aside["most_s"]},
             "evaluation": str(job.path("evaluation")),
         }
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
@@ -118,6 +120,7 @@ def attempt(
         return interleave(
             {side: partial(load, side) for side in SIDES}, list(feeds), params["limit"], run.device_watch(),
             seed=payload["seed"], pace=Pace(most_s=params["most_s"]), rest=come_to_rest,
+            confidence=params["confidence"],
         )  # fmt: skip
 
 

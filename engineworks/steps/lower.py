@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -14,19 +14,24 @@ from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_around import halve_around
 from engineworks.model.lower.half_graph import FORMATS, HalfType, infer_types, split_model
 from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
-from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
+from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
 from engineworks.recipe import AS_IS
 from engineworks.samples import fixed_batch, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.calibrate import read_ranges
+
+if TYPE_CHECKING:
+    import onnx
 
 REPORT_FILE = "lowering.json"
 
 _PRODUCTS = frozenset({*GEMMS, "Conv", "ConvTranspose"})
 _SHOWN_NODES = 3
 
-PROOF_BATCH = 8
-"""Samples per run when a half-precision model is proved."""
+PROOF_BATCH, LEAST_PROOF_BATCH = 8, 2
+PROOF_BATCH_UP_TO_BYTES = 128 << 20
+"""Samples per run when a half-precision model is proved. Models with more weights than this take fewer, in proportion:
+a proof runs the model three times and more, node by node."""
 
 
 _DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}
@@ -58,16 +63,21 @@ def _float(job: StepJob) -> None:
         job.write_json(REPORT_FILE, {"precision": precision})
         return
     dtype = _DTYPES[around]
-    lowered, report = lower_half(model, dtype, _samples(job), keep=job.params.get("fp32", ()))
+    lowered, report = lower_half(model, dtype, _samples(job, model), keep=job.params.get("fp32", ()))
     if not report.converted and report.kept and not _products(job)[dtype]:
         raise _nothing_lowered(job, report.kept)
     save_model(lowered, job.out / MODEL_FILE)
     job.write_json(REPORT_FILE, {"precision": precision, **report.to_json()})
 
 
-def _samples(job: StepJob) -> Iterator[dict[str, NDArray[Any]]]:
+def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
     samples = samples_from_json(job.path("samples"), job.params["samples"])
-    return samples.batches([fixed_batch(samples.specs) or PROOF_BATCH])
+    return samples.batches([fixed_batch(samples.specs) or proof_batch(weight_bytes(model))])
+
+
+def proof_batch(weights: int) -> int:
+    """Samples per run for a model with so many bytes of weights."""
+    return max(LEAST_PROOF_BATCH, PROOF_BATCH * PROOF_BATCH_UP_TO_BYTES // max(weights, PROOF_BATCH_UP_TO_BYTES))
 
 
 def _quantized(job: StepJob) -> None:
@@ -85,7 +95,7 @@ def _quantized(job: StepJob) -> None:
     }  # fmt: skip
     lowered = quantized.model
     if around != "fp32":
-        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job), keep=fp32)
+        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job, model), keep=fp32)
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
     job.write_json(REPORT_FILE, report)

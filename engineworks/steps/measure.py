@@ -37,7 +37,7 @@ def run(job: StepJob) -> None:
     """Writes `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with
     the figures of `measure_shape`, memory_mib and the device's complaints; `serving`, and the session's notes and
     facts; load_complaints, `device` with every reading and the complaints of all shapes, and `loads`, with and without
-    the device's cache where it has one."""
+    the device's cache where it has one; `disturbed_before`, the measurements before that were disturbed."""
     target = job.params["target"]
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
@@ -60,6 +60,7 @@ def run(job: StepJob) -> None:
             "shapes": {name: measured[name] for name in job.params["at"]},
             "sweep": [measured[_batch_name(one)] for one in job.params["sweep"]],
             "serving": job.params["serving"],
+            "disturbed_before": job.params.get("disturbed_before", 0),
             "notes": list(session.notes),
             "facts": dict(session.facts),
         }

@@ -31,7 +31,7 @@ depends on the other's file, and yet the two can be compared."""
 def run(job: StepJob) -> None:
     """Writes the outputs run by run under `<run>/<output>`: one run is held in memory."""
     samples = samples_from_json(job.path("evaluation"), job.params["samples"])
-    session = backend.load(job.inputs["fold"] / MODEL_FILE, {})
+    session = backend.load(job.inputs["fold"] / MODEL_FILE, {"spinning": False})  # other steps run beside it
     watch = InputWatch(batch_axes(samples.specs), samples.count)
     size: dict[str, tuple[float, int]] = {}
     runs = 0

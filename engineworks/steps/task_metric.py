@@ -11,13 +11,16 @@ import numpy as np
 
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
-from engineworks.measure.task_metrics import TaskMetric, ratio_to_reference, task_metric
+from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.model.source_code import load_function, user_failure
 from engineworks.recipe.metric import is_lower_better
 from engineworks.samples import SampleFile, batch_axes
 from engineworks.steps import StepJob
 
 Rows = Mapping[str, Array]
+
+CLASSIFIES = ("top1", "top_k", "f1")
+"""Metrics whose labels are classes."""
 
 
 class TaskComparison:
@@ -64,17 +67,24 @@ class TaskComparison:
         joined = {part: _join(rows) for part, rows in self._rows.items()}
         if self._settings["name"] == "python":
             name, root = self._settings["python"], self._job.path("folder")
-            engine = _evaluate(name, root, joined["engine"], self._labels, joined["inputs"])
-            reference = _evaluate(name, root, joined["reference"], self._labels, joined["inputs"])
-            return self._figures(name, "labels", engine, reference)
+            engine, reference, again = (
+                _evaluate(name, root, joined[part], self._labels, joined["inputs"])
+                for part in ("engine", "reference", "engine")
+            )
+            figures = self._figures(name, "labels", engine, reference)
+            wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
+            return figures | ({"repeated": _json_number(again)} if wavers and math.isfinite(engine) else {})
         if self._metric is None:
-            figures = (float(joined[part]["cosine"].mean()) for part in ("engine", "reference"))
-            return self._figures("mean cosine", "agreement", *figures)
+            engine, reference = (float(joined[part]["cosine"].mean()) for part in ("engine", "reference"))
+            return self._figures("mean cosine", "agreement", engine, reference)
         labels, kind = self._labels, "labels"
         if labels is None:
             labels, kind = joined["reference"][""][..., -1], "agreement"
         engine, reference = (self._metric.score(joined[part][""], labels) for part in ("engine", "reference"))
-        return self._figures(self._metric.name, kind, engine, reference)
+        figures = self._figures(self._metric.name, kind, engine, reference)
+        if self._settings["name"] in CLASSIFIES:
+            figures["dead_classes"] = dead_classes(joined["engine"][""], joined["reference"][""], labels)
+        return figures
 
     def _keep(self, part: str, rows: Rows) -> None:
         self._rows[part].append(rows)
@@ -101,12 +111,17 @@ def _evaluate(reference: str, root: Path, outputs: Rows, labels: Array | None, i
     """Call the user's metric. Raises `ModelError` if it is not there or gives no number, `ExportError` if it raises."""
     metric: Metric = load_function(reference, root, role="metric")
     try:
-        value = metric(outputs, labels, inputs)
+        value = metric(_copies(outputs), None if labels is None else labels.copy(), _copies(inputs))
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         raise user_failure(error, root, f"the metric '{reference}'") from None
     if not isinstance(value, int | float | np.floating | np.integer):
         raise ModelError(f"accuracy.metric: {reference} returned {type(value).__name__}, not a number")
     return float(value)
+
+
+def _copies(arrays: Rows) -> Rows:
+    """A metric may work in place; what it leaves behind must not be what the next one gets."""
+    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _rows_first(array: Array, axis: int | None) -> Array:

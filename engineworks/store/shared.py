@@ -112,6 +112,10 @@ class SharedStore(Store):
             self.remove(key)
             return self._fetch(key) or artifact
 
+    @property
+    def here(self) -> Store:
+        return Store(self.root)
+
     def publish_waiting(self) -> int:
         """Send what could not be sent when it was built, until the remote store fails again."""
         sent = 0

@@ -34,6 +34,9 @@ LOCK_POLL_S = 0.05
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file can not grow: no space, no quota, RLIMIT_FSIZE."""
 
+UNFINISHED = ".unfinished"
+"""How the name of a partial folder ends in which a step works, under the lock of its key."""
+
 UNUSED_CACHE_S = 30 * 86400.0
 """Seconds after which a device's cache that no build used is swept away."""
 
@@ -118,7 +121,9 @@ class Store:
             if found is not None:
                 yield Writing(folder=found.path, hit=found)
                 return
-            folder = self._partial(key)
+            for left in (self.root / "partial").glob(f"{key}.*{UNFINISHED}"):  # we have the lock: its builder is dead
+                shutil.rmtree(left, ignore_errors=True)
+            folder = self._partial(key, UNFINISHED)
             writing = Writing(folder=folder)
             started = time.monotonic()
             try:
@@ -126,6 +131,11 @@ class Store:
                 writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def here(self) -> Store:
+        """This store without any other behind it: what it has on this host."""
+        return self
 
     def publish_waiting(self) -> int:
         """Send what a remote store did not take when it was made. Returns how many artifacts it has now."""
@@ -238,8 +248,8 @@ class Store:
                 return f"{name} is missing or unreadable"
         return None
 
-    def _partial(self, key: str) -> Path:
-        folder = self.root / "partial" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
+    def _partial(self, key: str, kind: str = "") -> Path:
+        folder = self.root / "partial" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}{kind}"
         try:
             folder.mkdir(parents=True)
         except OSError as error:

@@ -16,7 +16,7 @@ ORDER = ("export", "fold", "calibrate", "lower", "build", "reference", "compare"
 
 MODEL_STEPS = frozenset({"export"})
 DATA_STEPS = frozenset({"calibrate", "reference"})
-NOT_BUILT_FROM = frozenset({"description", "owner"})
+NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
 _FROM_RECIPE = {"profiles": "shapes", "shapes": "performance", "serving": "serving"}
 """What some settings of steps are called in a recipe."""
 _SHORT = 60

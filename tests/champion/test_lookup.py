@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import RECIPE
 
-from engineworks.champion import Champions
+from engineworks.champion import Champion, Champions
 from engineworks.champion.lookup import ChampionError, engine_of, find_champions, history_of
 from engineworks.fingerprint import FileDigests, digest_file, digest_of
-from engineworks.plan import Plan, plan_recipe
+from engineworks.plan import Plan, Step, plan_recipe
 from engineworks.plan.duel import conditions_of
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 from engineworks.settings import Settings, read_settings
@@ -183,6 +184,54 @@ def test_a_duel_is_planned_where_there_is_a_champion_and_tried_again_until_it_de
     assert again != key
     third = planned(repository, champions, store)
     assert third.steps[again].state == "cached"
+    assert (first.steps[key].params["confidence"], third.steps[again].params["confidence"]) == (0.99, 0.995)
+    assert [e["key"] for e in third.steps[again].aside["earlier"]] == [key]
+
+
+def one_champion() -> Champions:
+    return Champions({ENGINE: Champion(ENGINE, "tiny", "1", "d" * 64, "b" * 64, "run")}, "artifacts", "store")
+
+
+def duel_step(repository: Path, store: Store) -> Step:
+    (repository / "recipes/tiny.yaml").write_text(RECIPE + REGRESSION, encoding="utf-8")
+    plan = planned(repository, one_champion(), store)
+    return plan.steps[next(e for e in plan.engines if e.id == ENGINE).steps["duel"]]
+
+
+def test_more_time_is_another_attempt_and_no_new_start(repository: Path) -> None:
+    store = Store(repository / "store")
+    duel_step(repository, store)
+    key = publish(store, planned(repository, one_champion(), store), UNDECIDED)
+    recipe = repository / "recipes/tiny.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text.replace("latency: 5%", "latency: 5%, most_s: 100"), encoding="utf-8")
+    longer = planned(repository, one_champion(), store)
+    again = longer.steps[next(e for e in longer.engines if e.id == ENGINE).steps["duel"]]
+    assert (again.params["attempt"], again.params["confidence"], again.aside["most_s"]) == (1, 0.995, 100.0)
+    assert again.aside["earlier"][0]["key"] == key
+
+
+UNDECIDED = {"method": "measured", "shapes": {"one": {"verdict": "inconclusive"}}}
+
+
+@pytest.mark.parametrize(
+    ("report", "attempt", "confidence"),
+    [
+        (UNDECIDED, 1, 0.995),
+        ({"method": "history"}, 1, 0.99),  # nothing was measured: nothing to pay for
+        ({"method": "identical"}, 0, 0.99),
+        ({"method": "measured", "shapes": {"a": {"verdict": "fail"}, "b": {"verdict": "inconclusive"}}}, 0, 0.99),
+    ],
+)
+def test_a_regression_that_was_found_stays_found(
+    repository: Path, report: Any, attempt: int, confidence: float
+) -> None:
+    """A fail at one shape is not measured again because another shape was left open."""
+    store = Store(repository / "store")
+    duel_step(repository, store)
+    publish(store, planned(repository, one_champion(), store), report)
+    params = duel_step(repository, store).params
+    assert (params["attempt"], params["confidence"]) == (attempt, confidence)
 
 
 def test_what_a_p99_needs_is_no_part_of_the_conditions(repository: Path) -> None:

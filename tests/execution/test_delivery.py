@@ -26,6 +26,7 @@ from engineworks.execution.delivery import (
     with_deliveries,
 )
 from engineworks.execution.state import Build
+from engineworks.execution.step import Outcome
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
@@ -100,6 +101,15 @@ def test_failures_on_the_worker_are_the_engine_s(store: Store) -> None:
     key = delivery.keys["build"]
     take_delivery(build, replace(delivery, failures={key: Failure("tiny/int8/cpu/build", "out of luck")}))
     assert build.failures[key].message == "out of luck"
+
+
+def test_a_night_tells_why_a_worker_ran_a_step(store: Store) -> None:
+    build, delivery = Build(plan_of(store), read_settings()), delivered(store, fill=False)
+    key, name = delivery.keys["build"], f"{ENGINE}/build"
+    changed = tuple(replace(s, reason="profiles changed") if s.key == key else s for s in delivery.steps)
+    sent = replace(delivery, steps=changed, outcomes=(Outcome(name, key, "run", 2.0),)).to_json()
+    take_delivery(build, Delivery.from_json(sent))
+    assert [(step.id, step.reason) for step in build.result("").ran] == [(name, "profiles changed")]
 
 
 def test_the_same_order_is_not_given_twice_but_another_is(store: Store) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from faults.plant import Site
 
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
@@ -74,3 +77,25 @@ def test_latest_is_what_was_published_last_whatever_the_clock_says(
     artifact = store.get(digest_of({"number": 2}))
     assert artifact is not None
     assert artifact.seconds >= 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seconds", [-86400.0, 86400.0])
+def test_a_clock_that_is_set_in_the_middle_of_a_whole_build_changes_nothing(
+    site: Site, undisturbed: Mapping[str, str], seconds: float
+) -> None:
+    step = "tiny/int8/cpu/build"
+    site.hold(step)
+    build = site.start("build", "recipes/tiny.yaml")
+    site.held(step)
+    (site.folder / "clock").write_text(str(seconds), encoding="ascii")
+    site.release(step)
+    _, said = build.communicate(timeout=240)
+    assert build.returncode == 0, said
+    site.assert_as_undisturbed(undisturbed)
+    runs = [*site.runs(), *site.runs("engine")]
+    assert all(run.ended_at is not None and run.started_at <= run.ended_at for run in runs)
+    (site.folder / "clock").unlink()
+    again = site.command("build", "recipes/tiny.yaml", "--json")
+    assert json.loads(again.stdout)["steps"]["run"] == 0
+    site.assert_nothing_repeated()

@@ -340,8 +340,21 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert child.tags["engineworks.champion"] == "tiny/1"
     again = build(settings)
     assert again.steps.run == 1
+    (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=again.run)
+    recorded = json.loads(tracking.read_text(child.run_id, "duel.json"))
+    assert (recorded["confidence"], len(recorded["earlier"])) == (0.995, 1)
+    verdict = json.loads(tracking.read_text(child.run_id, "verdict.json"))
+    assert any("Compared again: the one before did not decide" in check["sentence"] for check in verdict)
+    assert child.params["regression.latency"] == "0.05"
+    rounds = recorded["attempts"][0]["rounds"]
+    assert set(rounds[0]["log_ratios"]) == {"one"}
+    assert len(json.loads(tracking.read_text(child.run_id, "latency.json"))["shapes"]["one"]["samples"]) > 4
+    assert json.loads(tracking.read_text(child.run_id, "accuracy.json"))["served"]["sequence"]
+    assert verdict == [check.to_json() for check in again.engines[0].checks]
     assert again.report is not None
-    assert "tiny version 1" in again.report.read_text(encoding="utf-8")
+    page = again.report.read_text(encoding="utf-8")
+    assert "tiny version 1" in page
+    assert "Compared again: the one before did not decide" in page
 
 
 def test_a_doubtful_calibration_is_said_wherever_one_looks(settings: Settings) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.gates import judge
+from engineworks.gates import disturbed_budgets, judge
 from engineworks.recipe import Budget, Limits
 
 OUTPUT = {
@@ -88,10 +88,29 @@ def test_a_broken_budget_is_a_fail(budget: Budget) -> None:
     assert judge(accuracy(), latency(), Limits(cosine=0.9), {"one": budget}).verdict == "fail"
 
 
-def test_a_p99_of_few_runs_is_inconclusive_either_way() -> None:
-    for limit in (1.0, 3.0):
-        verdict = judge(accuracy(), latency(runs=100), Limits(cosine=0.9), {"one": Budget(p99_ms=limit)})
-        assert verdict.verdict == "inconclusive"
+@pytest.mark.parametrize(("field", "runs", "needed"), [("p99_ms", 100, 563), ("p99_ms", 562, 563), ("p90_ms", 52, 53)])
+@pytest.mark.parametrize("limit", [1.0, 3.0], ids=["broken", "kept"])
+def test_a_tail_of_few_runs_is_inconclusive_either_way_and_says_how_many_it_needs(
+    limit: float, field: str, runs: int, needed: int
+) -> None:
+    budgets = {"one": Budget(**{field: limit})}
+    verdict = judge(accuracy(), latency(runs=runs), Limits(cosine=0.9), budgets)
+    assert verdict.verdict == "inconclusive"
+    words = f"{runs} runs are too few to know a {field[:3]}: that needs {needed}."
+    assert verdict.checks[-1].sentence.endswith(words)
+    enough = judge(accuracy(), latency(runs=needed), Limits(cosine=0.9), budgets)
+    assert enough.verdict == ("fail" if limit == 1.0 else "pass")
+
+
+def test_what_was_disturbed_before_is_said_and_only_disturbed_budgets_are_measured_again() -> None:
+    verdict = judge(accuracy(), latency() | {"disturbed_before": 2}, Limits(cosine=0.9), {"one": Budget(p50_ms=9)})
+    assert verdict.verdict == "pass"
+    assert verdict.checks[-1].sentence.endswith("Measured again: 2 measurements before were disturbed.")
+    noisy = latency(complaints=["noise"]) | {"load_complaints": ["noise"]}
+    budget = Budget(p50_ms=9, p99_ms=9, load_ms=9, engine_mib=9)
+    assert disturbed_budgets(noisy, {"one": budget}) == ["p50_ms[one]", "p99_ms[one]", "load_ms[one]"]
+    assert disturbed_budgets(noisy, {"one": Budget(engine_mib=9)}) == []
+    assert disturbed_budgets(latency(runs=9), {"one": Budget(p99_ms=9)}) == []  # that would not change
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0], ids=["broken", "kept"])
@@ -100,7 +119,7 @@ def test_a_figure_of_a_disturbed_device_is_inconclusive_either_way(limit: float)
     verdict = judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(p50_ms=limit)})
     assert verdict.verdict == "inconclusive"
     assert verdict.checks[-1].sentence.endswith(
-        "Not to be trusted: another process used the GPU; the clocks were lowered."
+        "Not to be trusted: another process used the GPU; the clocks were lowered. The next build measures again."
     )
 
 
@@ -164,3 +183,63 @@ def test_error_rates_are_better_when_smaller(limits: Limits, word: str, said: st
 def test_a_metric_that_is_no_number_fails_every_limit(limits: Limits) -> None:
     report = accuracy() | {"metric": ERRORS | {"engine": None, "ratio": None}}
     assert judge(report, None, limits, {}).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("limits", "engine", "reference"),
+    [
+        (Limits(metric_delta=0.01), 0.97, 0.98),  # .010000000000000009 to a computer
+        (Limits(metric_ratio=0.99), 0.792, 0.8),
+        (Limits(metric=0.3), 0.1 * 3, 0.5),
+        (Limits(metric_between=(0.1 * 3, 0.7)), 0.3, 0.5),
+        (Limits(metric_between=(0.1, 0.3)), 0.1 * 3, 0.5),
+    ],
+    ids=str,
+)
+def test_a_limit_that_is_met_exactly_is_met(limits: Limits, engine: float, reference: float) -> None:
+    metric = METRIC | {"engine": engine, "reference": reference, "ratio": engine / reference}
+    assert judge(accuracy() | {"metric": metric}, None, limits, {}).verdict == "pass"
+
+
+def test_a_limit_that_is_missed_by_one_sample_in_a_million_is_missed() -> None:
+    metric = METRIC | {"engine": 0.989999, "reference": 1.0, "ratio": 0.989999}
+    assert judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
+    assert judge(accuracy(cosine=0.9899999), None, Limits(cosine=0.99), {}).verdict == "fail"
+
+
+@pytest.mark.parametrize("reference", [0.0, -0.4])
+def test_a_ratio_to_nothing_fails_and_says_what_to_use(reference: float) -> None:
+    metric = METRIC | {"engine": 0.0, "reference": reference, "ratio": None}
+    (check,) = judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).failures
+    assert "A ratio says nothing where fp32 is not above zero: use metric, metric_delta" in check.sentence
+
+
+@pytest.mark.parametrize("limits", [Limits(metric=0.5), Limits(metric=0.99), Limits(metric_ratio=0.9)], ids=str)
+def test_a_metric_that_changes_its_mind_decides_nothing(limits: Limits) -> None:
+    report = accuracy() | {"metric": METRIC | {"name": "own:score", "repeated": 0.91}}
+    verdict = judge(report, None, limits, {})
+    assert verdict.verdict == "inconclusive"
+    assert "own:score gave 0.98 and then 0.91 for the same outputs" in verdict.checks[-1].sentence
+
+
+def test_a_class_that_is_lost_fails_though_the_mean_is_fine() -> None:
+    dead = [{"class": n, "samples": 12, "reference": 11} for n in range(7)]
+    report = accuracy() | {"metric": METRIC | {"dead_classes": dead[:1]}}
+    (check,) = judge(report, None, Limits(metric=0.5), {}).failures
+    assert (check.name, check.sentence) == ("classes", "top1: lost class 0 (0 of 12 right, fp32 11).")
+    report["metric"]["dead_classes"] = dead
+    (check,) = judge(report, None, Limits(metric=0.5), {}).failures
+    assert check.sentence.endswith("class 4 (0 of 12 right, fp32 11) and 2 more.")
+    report["metric"]["dead_classes"] = []
+    assert judge(report, None, Limits(metric=0.5), {}).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("pair", "word"),
+    [(["float16", "float32"], "fail"), (["int64", "float32"], "fail"), (["float32", "float64"], "pass")],
+)
+def test_an_output_of_another_type_is_told_and_fails_unless_tensorrt_always_does_so(pair: list[str], word: str) -> None:
+    verdict = judge(accuracy(dtypes=pair), None, Limits(cosine=0.9), {})
+    check = next(c for c in verdict.checks if c.name == "dtype[logits]")
+    assert check.verdict == verdict.verdict == word
+    assert check.sentence == f"logits: the engine gives {pair[0]}, the model {pair[1]}."

@@ -10,6 +10,7 @@ import pytest
 from engineworks.champion import Champion
 from engineworks.gates import Verdict, with_checks
 from engineworks.gates.regression import regression_checks
+from engineworks.measure.regression import confidence_of
 from engineworks.recipe import Regression
 
 METRIC = {"name": "top1", "kind": "labels", "samples": 597, "engine": 0.98, "reference": 0.99, "ratio": 0.99}
@@ -19,9 +20,10 @@ LATENCY = Regression(latency=0.05)
 ACCURACY = Regression(accuracy=0.005)
 
 
-def measured(verdict: str, why: str = "", attempts: int = 1, **changes: Any) -> dict[str, Any]:
+def measured(verdict: str, why: str = "", attempts: int = 1, before: int = 0, **changes: Any) -> dict[str, Any]:
     shape = {"verdict": verdict, "ratio": 1.012, "interval": [0.996, 1.02], "rounds": 15, "why": why} | changes
-    return {"method": "measured", "digest": "new", "shapes": {"one": shape}, "attempts": [{}] * attempts}
+    told = {"earlier": [{}] * before, "confidence": confidence_of(before)}
+    return {"method": "measured", "digest": "new", "shapes": {"one": shape}, "attempts": [{}] * attempts} | told
 
 
 def test_nothing_is_checked_that_was_not_asked() -> None:
@@ -64,6 +66,14 @@ def test_an_undecided_one_says_why() -> None:
     )
     assert with_checks(Verdict("pass", ()), [check]).verdict == "inconclusive"
     assert with_checks(Verdict("fail", ()), [check]).verdict == "inconclusive"  # only checks decide
+
+
+def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_more() -> None:
+    (check,) = regression_checks(LATENCY, CHAMPION, duel=measured("pass", before=1))
+    assert "99.5 % interval" in check.sentence
+    assert check.sentence.endswith("Compared again: the one before did not decide, so this one is held to 99.5 %.")
+    (check,) = regression_checks(LATENCY, CHAMPION, duel=measured("fail", attempts=2, before=3))
+    assert check.sentence.endswith("Compared again: the 3 before did not decide, so this one is held to 99.875 %.")
 
 
 def test_without_a_report_it_is_unmeasured() -> None:
@@ -139,3 +149,9 @@ def test_an_unknown_champion_is_no_pass() -> None:
     checks = regression_checks(Regression(latency=0.05, accuracy=0.01), None, champion_unknown="MLflow is down")
     assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
     assert "nobody can tell who the champion is (MLflow is down)" in checks[0].sentence
+
+
+def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
+    report = {"metric": METRIC | {"engine": 0.98 * 0.995}}
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=report, compare=COMPARE)
+    assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.sentence) == ("pass", True)

@@ -14,6 +14,7 @@ from engineworks.measure.regression import (
     compare_history,
     compare_rounds,
     comparison_from_json,
+    confidence_of,
     confirm,
     quad_log_ratio,
     round_log_ratio,
@@ -62,6 +63,30 @@ def test_below_the_first_look_there_is_no_interval() -> None:
         assert (found.verdict, found.interval) == ("inconclusive", None)
         assert found.why == f"{rounds} rounds; an interval needs 11"
     assert compare_rounds([0.5 + 0.001 * i for i in range(LOOKS[0])], 0.02).verdict == "fail"
+
+
+def test_a_comparison_that_is_made_again_must_be_surer() -> None:
+    slower = [0.05 + 0.0001 * i for i in range(11)]
+    assert compare_rounds(slower, 0.02).verdict == "fail"
+    again = compare_rounds(slower, 0.02, confidence_of(1))
+    assert (again.verdict, again.why) == ("inconclusive", "11 rounds; an interval needs 12")
+    assert compare_rounds([*slower, 0.052], 0.02, confidence_of(1)).verdict == "fail"
+
+
+def test_however_often_it_is_compared_again_one_side_errs_in_less_than_one_percent() -> None:
+    """Rounds of a candidate that is just beyond the limit: 'pass' is wrong, and only once in a hundred may it come."""
+    lot = random.Random(3)
+    builds, tries, wrong = 300, 5, 0
+    for _ in range(builds):
+        for before in range(tries):
+            rounds = [lot.gauss(math.log(1.02), 0.01) for _ in range(LOOKS[3])]
+            looked = (compare_rounds(rounds[:look], 0.02, confidence_of(before)) for look in LOOKS[:4])
+            found = next((c.verdict for c in looked if c.verdict != "inconclusive"), "")
+            if found:
+                wrong += found == "pass"
+                break
+    assert wrong / builds <= 0.01 + 2.6 * math.sqrt(0.01 / builds)
+    assert sum((1 - confidence_of(n)) / 2 for n in range(100)) <= 0.01 + 1e-12
 
 
 def test_the_limit_decides_only_where_the_whole_interval_is_on_one_side() -> None:

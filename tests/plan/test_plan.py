@@ -160,6 +160,18 @@ def test_the_reason_of_a_miss_names_what_changed(repository: Path) -> None:
     assert reasons["tiny/int8/lower"] == "step 'ranges' changed"
 
 
+def test_the_reason_names_nothing_that_is_as_it_was(repository: Path) -> None:
+    """The store's documents are JSON, the plan's may hold tuples: equal shapes must not count as changed."""
+    first = plan(repository)
+    store = Store(repository / "artifacts" / "store")
+    for step in first.steps.values():
+        fake_artifact(store, first, step.id)
+    edit(repository, "  default: {batch: [1, 4, 16]}", "  default: {batch: [1, 4, 16]}\n  more: {batch: [1, 8, 32]}")
+    reasons = {s.id: s.reason for s in plan(repository).to_do}
+    assert "default" not in reasons["tiny/reference"]
+    assert "profiles.more is new" in reasons["tiny/reference"]
+
+
 def test_a_damaged_result_is_found_before_anything_is_built_on_it(repository: Path) -> None:
     store = Store(repository / "artifacts" / "store")
     first = plan(repository)
@@ -264,3 +276,20 @@ def test_changes_are_told_in_words() -> None:
         "batch changed from 8 to 4",
         "keep changed from [] to ['x']",
     ]
+
+
+def test_a_time_limit_of_the_recipe_is_in_no_key_and_wins_over_the_target_s(repository: Path) -> None:
+    before = plan(repository)
+    file = repository / "recipes" / "tiny.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "time_limits: {build: 100, reference: 20.5}\n", encoding="utf-8")
+    after = plan(repository)
+    assert keys(after) == keys(before)
+    limits = {(s.kind, s.aside.get("time_limit_s")) for s in after.steps.values()}
+    assert limits >= {("build", 100.0), ("reference", 20.5), ("compare", None)}
+
+
+def test_every_step_of_a_build_can_have_a_time_limit() -> None:
+    from engineworks.recipe.recipe import TimeLimits
+    from engineworks.steps import STEP_KINDS
+
+    assert TimeLimits.model_fields.keys() == STEP_KINDS.keys() - {"sensitivity"}

@@ -99,6 +99,10 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("  at:", "  regression: {accuracy: 0.5%}\n  at:"), ("  metric: top1\n", "")],
         "20:16: regression.accuracy needs accuracy.metric",
     ),
+    "time limit of no step": (
+        [("targets: [cpu]", "time_limits: {bild: 100}\ntargets: [cpu]")],
+        "19:15: unknown key 'bild'; did you mean 'build'?",
+    ),
     "mlflow source": ([("onnx: tiny.onnx", "mlflow: models:/a/1")], "4:18: 'model.source.mlflow' is not supported yet"),
     "two sources": (
         [("onnx: tiny.onnx", "onnx: tiny.onnx, torch: a:b")],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pytest
 
 from engineworks.gates import Check, Verdict, Word
-from engineworks.plan import Refused
+from engineworks.plan import Plan, Refused
 from engineworks.recipe import Waiver
 from engineworks.records import engine_record
-from engineworks.release.waivers import apply_waivers, names_check, waivers_in_force
+from engineworks.release.waivers import apply_waivers, idle_waivers, names_check, waivers_in_force
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
 from engineworks.results import BuildResult, EngineResult, StepCounts
@@ -112,6 +112,44 @@ def test_a_waiver_is_shown_wherever_the_verdict_is() -> None:
 def engine_record_of(engine: EngineResult):  # type: ignore[no-untyped-def]
     from types import SimpleNamespace
 
-    limits = SimpleNamespace(accuracy=SimpleNamespace(limits={}))
+    performance = SimpleNamespace(budget={}, regression=None)
+    limits = SimpleNamespace(accuracy=SimpleNamespace(limits={}), performance=performance)
     plan = SimpleNamespace(loaded=SimpleNamespace(recipe=limits), steps={})
     return engine_record(plan, engine)  # type: ignore[arg-type]
+
+
+PASSED, OPEN = (Check("cosine[logits]", "pass", "Good."),), (Check("cosine[logits]", "inconclusive", "Not known."),)
+
+
+@pytest.mark.parametrize(
+    ("check", "checks", "words"),
+    [
+        ("cosine[logits]", FAILED.checks, ""),
+        ("cosine", FAILED.checks, ": no check has this name; there are cosine[logits], p50_ms[one]"),
+        ("cosine[*", PASSED, " is not needed: what it names passes; take it out of the recipe"),
+        ("cosine[*", OPEN, " changes nothing: only a fail can be waived, and this is inconclusive"),
+    ],
+)
+def test_a_waiver_that_lets_nothing_through_is_told(check: str, checks: tuple[Check, ...], words: str) -> None:
+    found = idle_waivers([waiver(check)], [("r/int8/cpu", checks)], TODAY)
+    assert found == ([f"waiver of '{check}' for '*' by ana@x.org{words}"] if words else [])
+    assert idle_waivers([waiver(check, "fp16/*")], [("r/int8/cpu", checks)], TODAY) == []  # it was not built
+    assert idle_waivers([waiver(check)], [("r/int8/cpu", ())], TODAY) == []  # it was not judged
+
+
+def test_an_expired_waiver_that_nobody_needs_says_both() -> None:
+    (found,) = idle_waivers([waiver()], [("r/int8/cpu", PASSED)], date(2027, 2, 1))
+    assert "is not needed and expired on 2027-01-31" in found
+
+
+def test_the_day_is_that_of_utc_wherever_the_host_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        try:
+            assert Plan(None, (), ()).today == datetime.now(UTC).date()  # type: ignore[arg-type]
+        finally:
+            monkeypatch.delenv("TZ")
+            time.tzset()

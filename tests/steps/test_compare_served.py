@@ -455,3 +455,109 @@ def test_the_noise_of_a_precision_is_no_fault(bench: Bench, precision: str, nois
 
     assert bench.failures(spoil, precision=precision) == {}
     assert bench.failures(spoil, precision="fp32")
+
+
+def test_rows_that_are_permuted_only_beyond_opt(bench: Bench) -> None:
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"y": y["y"][::-1].copy() if len(y["y"]) > 16 else y["y"]}
+
+    failures = bench.failures(spoil)
+    assert "wrong at batch 40 (profile bulk, 7th shape, first run)" in failures["shapes[y]"]
+    assert "right at batch 1; batch 2; batch 8; batch 5; batch 4; batch 16" in failures["shapes[y]"]
+    assert "rows[y]" in failures
+
+
+def two_outputs(folder: Path) -> Path:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Tanh", ["a"], ["b"])]
+    outs = [helper.make_tensor_value_info(n, FLOAT, ["batch", 4]) for n in "ab"]
+    return linear(folder, nodes=nodes, outs=outs)
+
+
+def test_outputs_that_trade_names(bench: Bench) -> None:
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"a": y["b"], "b": y["a"]}
+
+    failures = bench.failures(spoil, model=two_outputs(bench.folder / "two"), precision="int8")
+    assert {"shapes[a]", "shapes[b]"} <= set(failures)
+
+
+def test_an_output_that_is_missing_is_a_verdict(bench: Bench) -> None:
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"a": y["a"]} if len(y["a"]) == 40 else y
+
+    failures = bench.failures(spoil, model=two_outputs(bench.folder / "two"))
+    assert "the engine did not run at batch 40" in failures["shapes[b]"]
+    assert "the engine has no output 'b'" in failures["shapes[b]"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int64"])
+def test_an_output_of_another_dtype(bench: Bench, dtype: str) -> None:
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"y": y["y"].astype(dtype)}
+
+    assert bench.failures(spoil, precision="fp16")["dtype[y]"] == f"y: the engine gives {dtype}, the model float32."
+
+
+def test_right_at_the_datas_shape_only(bench: Bench) -> None:
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return y if y["y"].shape[1] == 8 else {"y": np.zeros_like(y["y"])}
+
+    failures = bench.failures(spoil, dims=("batch", "length", WIDTH), profiles=TEXT, data=(8, WIDTH))
+    assert "wrong at batch 1, length 2 (profile text, 1st shape, first run)" in failures["shapes[y]"]
+
+
+def test_wrong_after_a_larger_shape_for_good(bench: Bench) -> None:
+    """Right at every first visit, and at the data's batches too; once 40 rows were there, nothing is right again."""
+
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"y": -y["y"]} if any(shape[0] == 40 for shape in s.log[:-1]) else y
+
+    assert "wrong at batch 40 (profile bulk, 7th shape, run 2)" in bench.failures(spoil)["shapes[y]"]
+
+
+def test_wrong_in_the_second_profile_only(bench: Bench) -> None:
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"y": y["y"] * np.float32(1.02)} if len(y["y"]) > 8 else y
+
+    sentence = bench.failures(spoil)["shapes[y]"]
+    assert "wrong at batch 16 (profile bulk" in sentence
+    assert "limit" in sentence
+
+
+def test_a_buffer_that_the_next_run_overwrites_is_no_fault_of_the_answer(bench: Bench) -> None:
+    """Sessions on a device may hand out the same memory at every run."""
+    memory = np.empty((40, 4), np.float32)
+
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        rows = len(y["y"])
+        memory[:rows] = y["y"]
+        return {"y": memory[:rows]}
+
+    assert bench.failures(spoil) == {}
+
+
+def test_the_previous_answer_is_told_at_the_run_at_which_it_comes(bench: Bench) -> None:
+    """Every run gives what the run before it should have given."""
+
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        before = vars(s).get("before")
+        vars(s)["before"] = y["y"]
+        return {"y": before if before is not None and before.shape == y["y"].shape else y["y"]}
+
+    assert "wrong at batch 1 (profile small, 1st shape, run 2): row 0" in bench.failures(spoil)["shapes[y]"]
+
+
+def test_outputs_that_are_all_zero_pass_and_noise_in_their_place_fails(bench: Bench) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Sub", ["p", "p"], ["y"])]
+    model = linear(bench.folder / "zero", nodes=nodes)
+    assert bench.failures(model=model) == {}
+
+    def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"y": y["y"] + np.float32(1e-3)}
+
+    assert "shapes[y]" in bench.failures(spoil, model=model)
+
+
+def test_a_batch_whose_least_is_zero_is_tried_from_one_on(bench: Bench) -> None:
+    assert bench.failures(profiles={"none": {"batch": [0, 2, 8]}}) == {}
+    assert bench.report["served"]["sequence"][0]["dims"] == {"batch": 1}

@@ -19,7 +19,7 @@ from engineworks.champion import Champion
 from engineworks.champion.lookup import ChampionError
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
-from engineworks.measure.regression import LOOKS
+from engineworks.measure.regression import CONFIDENCE, LOOKS
 from engineworks.steps import StepJob, duel
 from engineworks.tensors import TensorSpec
 
@@ -57,21 +57,24 @@ def engine(folder: Path, width: int, seed: int = 0) -> Path:
     return folder
 
 
-def job(tmp_path: Path, candidate: Path, champion: Path, **params: Any) -> StepJob:
+def job(tmp_path: Path, candidate: Path, champion: Path, most_s: float = 60.0) -> StepJob:
     """`champion` stands where the run's artifacts would be downloaded to; the store is empty."""
     np.savez(tmp_path / "data.npz", x=np.ones((8, 64), np.float32))
     samples = {"arrays": {"x": "x"}, "count": 8, "total": 8, "specs": [X.to_json()]}
     given = {
         "at": {"one": {"dims": {"batch": 8}}}, "inputs": [X.to_json()], "samples": samples, "limit": 0.05,
-        "target": {"backend": "onnxruntime", "compute_capability": [], "options": {"threads": 1}}, "most_s": 60.0,
-        "attempt": 0, "serving": Serving().to_json(),
+        "target": {"backend": "onnxruntime", "compute_capability": [], "options": {"threads": 1}},
+        "attempt": 0, "confidence": CONFIDENCE, "serving": Serving().to_json(),
     }  # fmt: skip
     who = Champion("tiny/fp32/cpu", "tiny", "3", digest_file(champion / "engine"), "0" * 64, "run")
     places = {"artifacts": str(tmp_path), "store": str(tmp_path / "store"), "tracking_uri": None}
     out = tmp_path / "out"
     out.mkdir()
-    aside = {"evaluation": str(tmp_path / "data.npz"), "champion": who.to_json(), "places": places, "conditions": "c"}
-    return StepJob("tiny/fp32/cpu/duel", given | params, {"build": candidate}, aside, out, lambda _: None)
+    aside = {
+        "evaluation": str(tmp_path / "data.npz"), "champion": who.to_json(), "places": places, "conditions": "c",
+        "most_s": most_s, "earlier": [],
+    }  # fmt: skip
+    return StepJob("tiny/fp32/cpu/duel", given, {"build": candidate}, aside, out, lambda _: None)
 
 
 @pytest.fixture
@@ -97,7 +100,8 @@ def here(payload: dict[str, Any]) -> duel.Measure:
 
 def payload(one: StepJob, champion: Path) -> dict[str, Any]:
     folders = {"champion": str(champion), "candidate": str(one.inputs["build"])}
-    return {"folders": folders, "params": dict(one.params), "evaluation": one.aside["evaluation"]}
+    params = {**one.params, "most_s": one.aside["most_s"]}
+    return {"folders": folders, "params": params, "evaluation": one.aside["evaluation"]}
 
 
 def test_the_same_bytes_are_not_measured(tmp_path: Path) -> None:

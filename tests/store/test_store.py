@@ -125,8 +125,12 @@ def test_kill_9_of_the_builder_frees_the_lock_and_leaves_no_half(tmp_path: Path)
     process.wait()
     store = Store(tmp_path)
     assert store.get(KEY) is None
+    (left,) = (store.root / "partial").iterdir()
+    other = store.root / "partial" / left.name.replace(KEY, "0" * 64)
+    other.mkdir()
     write(store)
     assert store.get(KEY) is not None
+    assert list((store.root / "partial").iterdir()) == [other], "the next builder of a key clears what the last left"
     assert store.sweep(older_than_s=0.0) == 1
 
 

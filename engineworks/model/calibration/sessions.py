@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
+from engineworks.backends._cpu import limit_threads
 from engineworks.backends._gpu import first_gpu
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.model.calibration.heap import trim_heap
@@ -165,9 +166,8 @@ def _open(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    options.intra_op_num_threads = threads
+    limit_threads(options, threads)
     options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(source.parent.resolve())
     )

@@ -42,6 +42,7 @@ def lower_half(
     keep: Sequence[str] = (),
     limits: HalfLimits | None = None,
     autocast: bool | Literal["auto"] = "auto",
+    references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
 
@@ -54,8 +55,9 @@ def lower_half(
     5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
        False never uses it, True uses nothing else.
 
-    `model` is left as it was. Raises `SamplesError` without samples or for ones that do not fit, and `LoweringError`
-    if no result passes, naming the worst output, its figure and the limit, and the node where it stops being finite.
+    references: the fp32 model's outputs on the samples, where the caller has them. `model` is left as it was. Raises
+    `SamplesError` without samples or for ones that do not fit, and `LoweringError` if no result passes, naming the
+    worst output, its figure and the limit, and the node where it stops being finite.
     """
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
@@ -66,7 +68,9 @@ def lower_half(
     prepared = prepare(model, dtype, keep)
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
     with tempfile.TemporaryDirectory(prefix="half-") as folder:
-        lowering = _Lowering(Bench(Path(folder)), model, prepared, limits, samples)
+        bench = Bench(Path(folder))
+        found = reference_outputs(bench, model, samples) if references is None else references
+        lowering = _Lowering(bench, model, prepared, limits, samples, found)
         if autocast is True:
             return lowering.by_autocast().result(limits)
         attempt = lowering.by_rules()
@@ -105,14 +109,20 @@ class _Lowering:
     """One model on its way to half precision: the samples, what the fp32 model makes of them, and the attempts."""
 
     def __init__(
-        self, bench: Bench, model: onnx.ModelProto, prepared: Prepared, limits: HalfLimits, samples: Sequence[Arrays]
+        self,
+        bench: Bench,
+        model: onnx.ModelProto,
+        prepared: Prepared,
+        limits: HalfLimits,
+        samples: Sequence[Arrays],
+        references: Sequence[Mapping[str, NDArray[Any]]],
     ) -> None:
         self._bench = bench
         self._model = model
         self._prepared = prepared
         self._limits = limits
         self._samples = samples
-        self._references = reference_outputs(bench, model, samples)
+        self._references = references
         _check_references(self._references)
 
     def by_rules(self) -> _Attempt:

@@ -53,12 +53,12 @@ def halve_around(
     """
     limits = DEFAULT_LIMITS[dtype]
     samples = list(islice(feeds, limits.samples))
-    _, plain = lower_half(fp32, dtype, samples, keep=keep, autocast=False)
-    prepared = prepare(quantized, dtype, keep)
-    halved = convert(prepared, plain.kept)
     with tempfile.TemporaryDirectory(prefix="around-") as folder:
         bench = Bench(Path(folder))
         references = reference_outputs(bench, fp32, samples)
+        _, plain = lower_half(fp32, dtype, samples, keep=keep, autocast=False, references=references)
+        prepared = prepare(quantized, dtype, keep)
+        halved = convert(prepared, plain.kept)
         proofs = prove(bench, halved.model, prepared.half, samples, references)
         before = _noise_of(bench, quantized, samples, references)
         for proof in proofs:

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.backends._cpu import limit_threads
 from engineworks.errors import LoweringError
 from engineworks.model.lower.half_graph import whole_model
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
@@ -88,6 +89,7 @@ class Bench:
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
+        limit_threads(options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
         content = whole_model(shell, stored).SerializeToString(deterministic=True)
         with _runtime_errors("ONNX Runtime does not load the model"):

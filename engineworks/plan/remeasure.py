@@ -1,0 +1,35 @@
+"""A measurement that was disturbed is no figure: the next build makes it again, and says so.
+
+Only what makes a budget inconclusive is measured again, and only because of what the device said, never because of the
+figure: so nobody measures until it fits. Each measurement has a number, and with it a key of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engineworks.fingerprint import digest_of
+from engineworks.gates import disturbed_budgets
+from engineworks.recipe import Budget
+from engineworks.store import Store
+
+LATENCY_FILE = "latency.json"
+
+Document = dict[str, Any]
+
+
+def measured_anew(document: Document, budgets: Mapping[str, Budget], store: Store) -> Document:
+    """The measuring step's document, with the number of the measurement where the store holds disturbed ones."""
+    before = 0
+    now = document
+    while budgets and _disturbed(store, digest_of(now), budgets):
+        before += 1
+        now = {**document, "params": {**document["params"], "disturbed_before": before}}
+    return now
+
+
+def _disturbed(store: Store, key: str, budgets: Mapping[str, Budget]) -> bool:
+    if not store.has(key) or (artifact := store.get(key)) is None or LATENCY_FILE not in artifact.files:
+        return False
+    return bool(disturbed_budgets(artifact.read_json(LATENCY_FILE), budgets))

@@ -1,0 +1,32 @@
+"""What the checks were made of, whole, in the page itself: reports with raw samples, as compressed files."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engineworks.results import EngineResult
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file within the page. href: a data URI (RFC 2397)."""
+
+    name: str
+    href: str
+    kib: float
+
+
+def attachments(engine: EngineResult) -> Iterator[Attachment]:
+    """The engine's reports (every latency sample, every round of a duel with its blocks, every stop of the comparison)
+    and its checks, as gzip of JSON; the same result gives the same bytes."""
+    checks = [check.to_json() for check in engine.checks]
+    found = {"checks": checks, "accuracy": engine.accuracy, "latency": engine.latency, "duel": engine.duel}
+    for name, value in found.items():
+        if value:
+            packed = gzip.compress(json.dumps(value).encode(), mtime=0)
+            href = f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"
+            yield Attachment(f"{engine.id.replace('/', '-')}-{name}.json.gz", href, len(packed) / 1024)

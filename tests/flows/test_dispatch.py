@@ -1,0 +1,30 @@
+"""Which pools have workers: a pool that is not there has none, and stops no night."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from flows.local_prefect import prefect_api
+
+pytestmark = pytest.mark.xdist_group("flows")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
+        prefect.wait_ready()
+        yield
+
+
+def test_a_pool_that_nobody_has_made_has_no_workers() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    from flows.dispatch import workers_online
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="there", type="process"))
+        client.send_worker_heartbeat("there", "w1", heartbeat_interval_seconds=30)
+    assert workers_online(["", "not-there", "there"]) == {"there": frozenset({"w1"})}

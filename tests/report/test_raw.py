@@ -1,0 +1,35 @@
+"""The page holds what its checks were made of: whoever has it needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+
+from engineworks.gates import Check
+from engineworks.report.page import render_html
+from engineworks.report.raw import attachments
+from engineworks.results import BuildResult, EngineResult, StepCounts
+
+DUEL = {"method": "history", "why": "gone", "history": {"one": [["d", 1.0]]}, "earlier": [], "limit": 0.05}
+ENGINE = EngineResult(
+    "r/int8/cpu", "pass", (Check("cosine[y]", "pass", "Good."),), accuracy={"outputs": {}, "served": {"sequence": [1]}},
+    duel=DUEL,
+)  # fmt: skip
+
+
+def test_every_report_is_in_the_page_with_its_samples() -> None:
+    page = render_html(BuildResult("r", "run", (ENGINE,), (), StepCounts()))
+    links = dict(re.findall(r'download="([^"]+)" href="data:application/gzip;base64,([^"]+)"', page))
+    found = {name: json.loads(gzip.decompress(base64.b64decode(data))) for name, data in links.items()}
+    assert found == {
+        "r-int8-cpu-checks.json.gz": [c.to_json() for c in ENGINE.checks],
+        "r-int8-cpu-accuracy.json.gz": ENGINE.accuracy,
+        "r-int8-cpu-duel.json.gz": DUEL,
+    }
+
+
+def test_an_engine_without_reports_has_no_links_and_the_same_result_the_same_bytes() -> None:
+    assert list(attachments(EngineResult("r/int8/cpu", "unmeasured", ()))) == []
+    assert list(attachments(ENGINE)) == list(attachments(ENGINE))

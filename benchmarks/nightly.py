@@ -63,14 +63,14 @@ def quiet_stack(folder: Path) -> Iterator[Stack]:
         yield stack
 
 
-def made_repository(folder: Path, recipes: int) -> Path:
+def made_repository(folder: Path, recipes: int, models: int) -> Path:
     """A repository after its first night and the deliveries of its workers; made at most once in a folder."""
-    repository = folder / f"recipes-{recipes}"
+    repository = folder / f"recipes-{recipes}-{models}"
     if (repository / "done").exists():
         return repository
     print(f"first night of {recipes} recipes × 12 engines …", flush=True)
     begin = time.monotonic()
-    write_repository(repository, {f"r{i:03}": PRECISIONS for i in range(recipes)}, targets=TARGETS)
+    write_repository(repository, {f"r{i:03}": PRECISIONS for i in range(recipes)}, targets=TARGETS, models=models)
     with quiet_stack(repository) as stack:
         stack.start_prefect()
         print(stack.run("python", NIGHT, "build", limit_s=FIRST_NIGHT_LIMIT_S).splitlines()[-1], flush=True)
@@ -96,7 +96,7 @@ def measured_nights(repository: Path, recipes: int, count: int) -> dict[str, Any
 
 
 def part_no_change(given: argparse.Namespace) -> Part:
-    night = measured_nights(made_repository(given.folder, given.recipes), given.recipes, given.nights)
+    night = measured_nights(made_repository(given.folder, given.recipes, given.models), given.recipes, given.nights)
     what = f"night of {given.recipes} recipes without a change"
     work, memory = night["processor_s"], night["peak_mib"]
     lines = [
@@ -108,8 +108,8 @@ def part_no_change(given: argparse.Namespace) -> Part:
 
 def part_scaling(given: argparse.Namespace) -> Part:
     few = max(given.recipes // 10, 1)
-    small = measured_nights(made_repository(given.folder, few), few, given.nights)
-    large = measured_nights(made_repository(given.folder, given.recipes), given.recipes, given.nights)
+    small = measured_nights(made_repository(given.folder, few, given.models), few, given.nights)
+    large = measured_nights(made_repository(given.folder, given.recipes, given.models), given.recipes, given.nights)
     lines = []
     for name, words in (("processor_s", "whole process"), ("without_imports_s", "without imports")):
         ratio = large[name] / small[name]
@@ -143,7 +143,6 @@ def part_workers(given: argparse.Namespace) -> Part:
         names = [f"w{i:03}" for i in range(2 * count)]
         write_repository(folder, {n: ["fp32"] for n in names}, targets=("cpu", "rtx30"))
         with quiet_stack(folder) as stack:
-            stack.environment["PREFECT_CLIENT_RETRY_EXTRA_CODES"] = "500"
             database = stack.start_database()
             stack.start_prefect()
             files = [f"recipes/{n}.yaml" for n in names]
@@ -161,9 +160,11 @@ def part_workers(given: argparse.Namespace) -> Part:
 
 def timed_orders(stack: Stack, names: list[str], *, workers: int) -> float:
     """Seconds from the first run's start to the last run's end, with so many workers of one run at a time."""
-    for number in range(workers):
-        stack.start_worker("rtx30", name=f"{workers}-{number}", limit=1, artifacts=stack.folder / "artifacts")
-    stack.wait_until(lambda: len(stack.workers_online("rtx30")) >= workers, f"{workers} workers")
+    started = [f"{workers}-{number}" for number in range(workers)]
+    for worker in started:
+        stack.start_worker("rtx30", name=worker, limit=1, artifacts=stack.folder / "artifacts")
+    online = {f"worker-{worker}" for worker in started}
+    stack.wait_until(lambda: online <= set(stack.workers_online("rtx30")), f"{workers} workers")
     found = stack.call("deployments/name/build-engine/rtx30")
     ids = []
     for name in names:
@@ -180,8 +181,8 @@ def timed_orders(stack: Stack, names: list[str], *, workers: int) -> float:
     wrong = [r["state"] for r in runs() if r["state_type"] != "COMPLETED"]
     if wrong:
         sys.exit(f"{len(wrong)} runs did not complete: {wrong[0]}")
-    for number in range(workers):
-        stack.end(f"worker-{workers}-{number}")
+    for worker in started:
+        stack.end(f"worker-{worker}")
     return max(map(_end, runs())) - min(map(_start, runs()))
 
 
@@ -217,6 +218,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--recipes", type=int, default=100)
+    parser.add_argument(
+        "--models", type=int, default=10, help="that the recipes take in turns; engines of one are shared"
+    )
     parser.add_argument("--nights", type=int, default=3, help="nights without a change, of which the median counts")
     parser.add_argument("--processes", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=200)

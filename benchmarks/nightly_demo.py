@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -69,11 +70,11 @@ def rebuilt_recipes(night: Mapping[str, Any]) -> set[str]:
     return {step["id"].partition("/")[0] for step in night["rebuilt"]}
 
 
-def run_demo(stack: Stack) -> int:
+def run_demo(stack: Stack, *, sqlite: bool) -> int:
     files = write_repository(stack.folder, {CHANGED: ["fp32"], UNCHANGED: ["fp32", "int8"]}, targets=POOLS)
     words = "fp32, and of one also int8"
     say(f"a repository with {len(files)} recipes ({words}) for {len(POOLS)} GPU types: {stack.folder}")
-    stack.start_database()
+    stack.start_database(sqlite=sqlite)
     stack.start_s3()
     stack.start_prefect()
     stack.start_mlflow()
@@ -113,6 +114,7 @@ def counted(night: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave the folder with its logs")
+    parser.add_argument("--sqlite", action="store_true", help="SQLite although PostgreSQL is installed")
     given = parser.parse_args()
     missing = missing_libraries(S3_LIBRARIES)
     if missing:
@@ -124,7 +126,7 @@ def main() -> None:
     try:
         with Stack(folder, say) as stack:
             try:
-                code = run_demo(stack)
+                code = run_demo(stack, sqlite=given.sqlite)
             finally:
                 say("stopping everything")
         say(f"stopped: {len(descendants())} processes left")
@@ -140,8 +142,6 @@ def main() -> None:
 
 def remove(folder: Path) -> None:
     """The store's files are read-only, its folders are not."""
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""A repository of tiny recipes for the nightly's figures, each with a model of its own: no two share an engine."""
+"""A repository of tiny recipes for the nightly's figures, with a model each or a few for all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = """\
 recipe: {name}
 description: A classifier of four-by-four images
 owner: demo@example.com
-model: {{source: {{onnx: models/{name}.onnx}}}}
+model: {{source: {{onnx: models/{model}.onnx}}}}
 inputs:
   image: {{dtype: float32, shape: [batch, 1, 4, 4]}}
 outputs: {{logits: [batch, 3]}}
@@ -41,8 +41,13 @@ performance:
 """
 
 
-def write_repository(folder: Path, recipes_of: Mapping[str, Sequence[str]], *, targets: Sequence[str]) -> list[Path]:
-    """Recipes under folder/recipes (names with their precisions), models, data, `_targets.yaml`; the recipes' files."""
+def write_repository(
+    folder: Path, recipes_of: Mapping[str, Sequence[str]], *, targets: Sequence[str], models: int | None = None
+) -> list[Path]:
+    """Recipes under folder/recipes (names with their precisions), models, data, `_targets.yaml`; the recipes' files.
+
+    models: how many there are for the recipes to take in turns, by default one each.
+    """
     recipes = folder / "recipes"
     for place in (folder / ".git", recipes / "models", recipes / "data"):
         place.mkdir(parents=True, exist_ok=True)
@@ -52,9 +57,11 @@ def write_repository(folder: Path, recipes_of: Mapping[str, Sequence[str]], *, t
         images: NDArray[np.float32] = random.normal(0, 1, (24, 1, 4, 4)).astype(np.float32)
         np.savez(recipes / "data" / f"{name}.npz", image=images)
     files = []
-    for seed, (name, precisions) in enumerate(recipes_of.items()):
-        onnx.save(tiny_model(seed), recipes / "models" / f"{name}.onnx")
-        text = RECIPE.format(name=name, precisions=", ".join(precisions), targets=", ".join(targets))
+    for index, (name, precisions) in enumerate(recipes_of.items()):
+        seed = index % (models or len(recipes_of))
+        model = f"m{seed:03}"
+        onnx.save(tiny_model(seed), recipes / "models" / f"{model}.onnx")
+        text = RECIPE.format(name=name, model=model, precisions=", ".join(precisions), targets=", ".join(targets))
         file = recipes / f"{name}.yaml"
         file.write_text(text, encoding="utf-8")
         files.append(file)

@@ -77,12 +77,14 @@ class Stack:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def start_database(self) -> str:
-        """PostgreSQL where its programs and drivers are installed, else SQLite; which."""
+    def start_database(self, *, sqlite: bool = False) -> str:
+        """PostgreSQL where its programs and drivers are installed, else (or where it is asked for) SQLite; which."""
         missing = missing_libraries(POSTGRES_LIBRARIES)
-        if find_program("initdb") is None or missing:
+        if sqlite or missing or find_program("initdb") is None:
             why = f"{', '.join(missing)} is not installed" if missing else "no PostgreSQL is installed"
-            self._say(f"databases: SQLite ({why})")
+            self._say(f"databases: SQLite ({'as asked' if sqlite else why})")
+            # What a server says while its database is locked; runs of workers have this from their deployment.
+            self.environment["PREFECT_CLIENT_RETRY_EXTRA_CODES"] = "500"
             return "sqlite"
         # Apart, for root's PostgreSQL runs as another user, who may not enter the folder of everything else.
         self._database_folder = Path(tempfile.mkdtemp(prefix="engineworks-postgres-"))
@@ -208,7 +210,8 @@ class Stack:
             _wait_for([self.children[name]], 1.0 if name.startswith("worker") else STOP_LIMIT_S)
         _wait_for([c for n, c in self.children.items() if n.startswith("worker")], STOP_LIMIT_S)
         if self._cluster is not None:
-            self._cluster.stop()
+            with contextlib.suppress(SystemExit):  # it did not start; what there is of it ends below
+                self._cluster.stop()
         end_descendants()
         if self._database_folder is not None:
             shutil.rmtree(self._database_folder, ignore_errors=True)

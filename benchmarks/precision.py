@@ -1,6 +1,6 @@
 """INT8 side by side: our placement of Q/DQ, ONNX Runtime's quantize_static and NVIDIA ModelOpt's, on the same samples.
 
-    python benchmarks/precision.py [--cases digits,fashion,...] [--methods minmax,entropy]
+    python benchmarks/precision.py [--cases digits,fashion,...] [--methods minmax,entropy] [--evaluation 2000]
 
 Needs the recipes' data (`make fetch`), and for ModelOpt's rows torch, nvidia-modelopt, lief and onnxslim. Every
 contender gets the folded fp32 model and the recipe's own calibration samples, per channel and symmetric as TensorRT
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from precision_cases import RECIPES, Arrays, Case, load_case
+from precision_cases import LARGEST_EVALUATION, RECIPES, Arrays, Case, load_case
 
 RESULT = Path(__file__).parent / "results" / "precision-cpu.json"
 METHODS = ("minmax", "entropy")
@@ -137,14 +137,15 @@ def figures(case: Case, model: Path, reference: Arrays) -> dict[str, Any]:
         "metric": case.metric(outputs) if case.metric else float((found.argmax(1) == wanted.argmax(1)).mean()),
         "cosine": float((found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)),
         "sqnr_db": float(10 * np.log10(np.square(wanted).sum() / error)) if error else None,
+        "samples_judged": len(wanted),
         "bytes": model.stat().st_size,
         "quantized": sum(n.op_type in OPERATORS and bool(dequantized & set(n.input)) for n in graph.node),
         "quantizable": sum(n.op_type in OPERATORS for n in graph.node),
     }
 
 
-def run_case(name: str, methods: list[str], contenders: list[str], folder: Path) -> dict[str, Any]:
-    case = load_case(name, folder)
+def run_case(name: str, methods: list[str], contenders: list[str], folder: Path, largest: int) -> dict[str, Any]:
+    case = load_case(name, folder, largest)
     reference = outputs_of(case.model, case.evaluation())
     fp32 = figures(case, case.model, reference)
     print(f"{name}: fp32 {case.metric_name} {fp32['metric']:.4f}, {fp32['bytes'] / 2**20:.1f} MiB", flush=True)
@@ -198,6 +199,7 @@ def main() -> int:
     parser.add_argument("--cases", default=",".join((*RECIPES, "resnet50")))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--contenders", default="|".join(CONTENDERS), help="names with | between them")
+    parser.add_argument("--evaluation", type=int, default=LARGEST_EVALUATION, help="samples that are judged, at most")
     parser.add_argument("--folder", type=Path, help="keep the models here; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -206,7 +208,9 @@ def main() -> int:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for name in options.cases.split(","):
-            found = run_case(name, options.methods.split(","), options.contenders.split("|"), folder)
+            found = run_case(
+                name, options.methods.split(","), options.contenders.split("|"), folder, options.evaluation
+            )
             record(options.out, name, found)
     return 0
 

@@ -36,12 +36,12 @@ class Case:
     keep: tuple[str, ...] = ()
 
 
-def load_case(name: str, folder: Path) -> Case:
-    """The case of that name; its folded model is made in `folder` unless it is there."""
-    return _resnet50(folder) if name == "resnet50" else _of_recipe(name, folder)
+def load_case(name: str, folder: Path, largest: int = LARGEST_EVALUATION) -> Case:
+    """The case of that name; its folded model is made in `folder` unless it is there. largest: samples judged."""
+    return _resnet50(folder) if name == "resnet50" else _of_recipe(name, folder, largest)
 
 
-def _of_recipe(name: str, folder: Path) -> Case:
+def _of_recipe(name: str, folder: Path, largest: int) -> Case:
     from engineworks.fingerprint import FileDigests
     from engineworks.plan import plan_recipe
     from engineworks.recipe.load import load_recipe
@@ -54,7 +54,7 @@ def _of_recipe(name: str, folder: Path) -> Case:
     calibration, evaluation = loaded.files.calibration, loaded.files.evaluation
     assert calibration is not None
     batch = loaded.recipe.calibration.batch
-    rows = min(evaluation.count, LARGEST_EVALUATION)
+    rows = min(evaluation.count, largest)
     labels = evaluation.read_labels()
     inputs = _stacked(_first(evaluation.batches([batch]), rows))
     metric = loaded.recipe.accuracy.metric

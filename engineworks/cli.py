@@ -12,10 +12,12 @@ import typer
 
 from engineworks import errors, terminal
 from engineworks.commands.changed import changed
+from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
 from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
+from engineworks.commands.manual import manual
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
@@ -38,12 +40,22 @@ app = typer.Typer(
 
 INTERRUPTED = "interrupted; what was finished is kept, and the next build goes on from there"
 
-Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
-OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
-Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+Recipes = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Recipe files; default: every recipe in recipes/.", autocompletion=recipe_files),
+]
+OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.", autocompletion=engine_ids),
+]
 Compare = Annotated[
     str | None,
-    typer.Option("--compare", help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated)."),
+    typer.Option(
+        "--compare",
+        help="Measure these beside the engines: pytorch, ort-cpu, ort-cuda (comma-separated).",
+        autocompletion=peers,
+    ),
 ]
 Mode = Annotated[
     Literal["full", "smoke"],
@@ -81,7 +93,7 @@ def validate(
         terminal.print_json({"recipes": [r.name for r in loaded], "problems": []})
     elif not quiet:
         for one in loaded:
-            terminal.say(f"{one.shown}: {len(one.recipe.precisions)} precisions × {len(one.targets)} targets, valid")
+            terminal.say_valid(one.shown, len(one.recipe.precisions), len(one.targets))
 
 
 @app.command()
@@ -141,7 +153,12 @@ def build(
 
 @app.command()
 def inspect(
-    engine: Annotated[str, typer.Argument(help="An engine's id, its file, its folder in the store, or an ONNX file.")],
+    engine: Annotated[
+        str,
+        typer.Argument(
+            help="An engine's id, its file, its folder in the store, or an ONNX file.", autocompletion=engine_ids
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Say what an engine is. Example: engineworks inspect recipes/models/digits_cnn.onnx"""
@@ -192,6 +209,7 @@ app.command()(keygen)
 app.command()(changed)
 app.command()(sensitivity)
 app.command()(deploy)
+app.command(hidden=True)(manual)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="engineworks", standalone_mode=False)
         if code == errors.EXIT_INTERRUPTED:  # how typer returns a KeyboardInterrupt
             terminal.print_error(INTERRUPTED)
         return code if isinstance(code, int) else 0

@@ -15,6 +15,8 @@ from engineworks.store import MANIFEST
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"
 
+_ANEW = "get the engine's whole folder anew from where it was built"
+
 NOT_SHIPPED = (MANIFEST, "log.txt")
 """Files of a build's artifact that are no part of the engine."""
 
@@ -52,9 +54,9 @@ def _written(folder: Path) -> Mapping[str, str]:
         return {name: facts["sha256"] for name, facts in manifest["files"].items()}
     sidecar = _read(folder / SIDECAR_FILE)
     if sidecar is None:
-        raise TrustError(f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be")
+        raise TrustError(f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be", hint=_ANEW)
     if not {"engine", "sha256"} <= sidecar.keys():
-        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be")
+        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be", hint=_ANEW)
     return {sidecar["engine"]: sidecar["sha256"]}
 
 

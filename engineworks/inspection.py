@@ -22,14 +22,19 @@ def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
     document = store.latest(f"{name}/build")
     built = store.get(digest_of(document)) if document else None
     if built is None:
-        raise InputError(f"{name}: neither a file nor an engine that was built here", hint="see 'engineworks plan'")
+        raise InputError(
+            f"{name}: neither a file nor an engine that was built here",
+            hint="'engineworks list engines' shows those that were",
+        )
     return inspect_path(built.path)
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
     """Facts of the engine, its sidecar's first. Raises `InputError` for what is neither an engine nor a model."""
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        raise InputError(
+            f"{path}: no such file", hint="name an ONNX file, an engine's folder, or recipe/precision/target"
+        )
     folder = path if path.is_dir() else path.parent
     sidecar = folder / SIDECAR
     if sidecar.is_file() and (path.is_dir() or path.suffix != ".json"):

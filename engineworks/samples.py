@@ -150,11 +150,13 @@ def open_samples(
         if count != total:
             raise SamplesError(f"{path}: '{array}' has {count} samples, '{next(iter(totals))}' has {total}")
     if total == 0:
-        raise SamplesError(f"{path}: holds no samples")
+        raise SamplesError(f"{path}: holds no samples", hint="axis 0 of every array counts them")
     if labels is not None:
         _check_labels(path, labels, headers, total)
     if samples is not None and samples > total:
-        raise SamplesError(f"{path}: {samples} samples are asked for, the file has {total}", hint=f"samples: {total}")
+        raise SamplesError(
+            f"{path}: {samples} samples are asked for, the file has {total}", hint=f"samples: {total} at most"
+        )
     count, fixed = samples or total, fixed_batch(specs)
     if fixed and count % fixed:
         whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
@@ -246,7 +248,7 @@ def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, ax
     if header.dtype != spec.dtype:
         raise SamplesError(
             f"{path}: '{array}' is {header.dtype}, input '{spec.name}' is {spec.dtype}",
-            hint=f"convert it when the file is written: array.astype('{spec.dtype}')",
+            hint=f"correct the input's dtype, or convert the data: array.astype('{spec.dtype}')",
         )
     sample = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
     fits = len(header.shape) == len(sample) + 1 and all(
@@ -254,7 +256,10 @@ def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, ax
     )
     if not fits:
         want = ", ".join(map(str, ("samples", *sample)))
-        raise SamplesError(f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]")
+        raise SamplesError(
+            f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]",
+            hint=f"correct the shape of input '{spec.name}', or write the data in that shape",
+        )
 
 
 def _check_labels(path: Path, labels: str, headers: Mapping[str, ArrayHeader], total: int) -> None:

@@ -22,8 +22,8 @@ ComputeCapability = Annotated[str, BeforeValidator(_number_as_text), StringConst
 class Target(Part):
     """One GPU type (or the CPU), the backend that builds and runs its engines, and where its jobs go."""
 
-    backend: Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
-    description: str = ""
+    backend: Literal["onnxruntime", "tensorrt_rtx", "tensorrt"] = Field(description="what builds and runs its engines")
+    description: str = Field("", description="which GPUs are meant; shapes nothing")
     compute_capability: tuple[ComputeCapability, ...] = Field(
         (), description="such as [8.9]; several make one portable engine; empty for the CPU"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import re
 import shutil
 import sys
 import threading
@@ -35,6 +37,15 @@ def say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
+def say_valid(file: str, precisions: int, targets: int) -> None:
+    say(f"{file}: {many(precisions, 'precision')} × {many(targets, 'target')}, valid")
+
+
+def many(count: int, thing: str) -> str:
+    """'1 step', '2 steps'."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
@@ -58,8 +69,9 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
                 table.add_row(refused.id, _styled("refused"), _escape(refused.sentence))
             console.print(table)
         say(
-            f"{plan.recipe}: {len(plan.engines)} engines, {counts['to do']} steps to do, {counts['cached']} cached, "
-            f"{counts['elsewhere']} for other hardware, {len(plan.refused)} engines refused"
+            f"{plan.recipe}: {many(len(plan.engines), 'engine')}, {many(counts['to do'], 'step')} to do, "
+            f"{counts['cached']} cached, {counts['elsewhere']} for other hardware, "
+            f"{many(len(plan.refused), 'engine')} refused"
         )
 
 
@@ -79,7 +91,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
         _print_comparison(console, result)
         steps = result.steps
         say(
-            f"{result.recipe}: {steps.run} steps run, {steps.reused} reused, {steps.failed} failed, "
+            f"{result.recipe}: {many(steps.run, 'step')} run, {steps.reused} reused, {steps.failed} failed, "
             f"in {result.seconds:.1f} s"
         )
         for line in result.warnings:
@@ -225,7 +237,8 @@ class _Lines:
 
     def planned(self, plan: Plan) -> None:
         cached = sum(1 for s in plan.steps.values() if s.state == "cached")
-        self.say(f"{plan.recipe}: {len(plan.engines)} engines, {len(plan.to_do)} steps to do, {cached} cached")
+        engines, steps = many(len(plan.engines), "engine"), many(len(plan.to_do), "step")
+        self.say(f"{plan.recipe}: {engines}, {steps} to do, {cached} cached")
 
     def started(self, step: Step) -> None:
         if self._verbose:
@@ -270,14 +283,21 @@ class _Bar:
         self._progress.update(self._task(step), description=step.id)
 
     def finished(self, step: Step, seconds: float) -> None:
-        self._progress.update(self._task(step), advance=1)
+        self._advance(step)
 
     def failed(self, step: Step, message: str) -> None:
-        self._progress.update(self._task(step), advance=1)
+        self._advance(step)
         self._progress.console.print(f"[bold red]failed[/] {_escape(step.id)}: {_escape(message)}", highlight=False)
 
     def say(self, line: str) -> None:
         self._progress.console.print(_escape(line), highlight=False)
+
+    def _advance(self, step: Step) -> None:
+        """After the last step the build is judged and recorded: the bar says so."""
+        task = self._task(step)
+        self._progress.update(task, advance=1)
+        if self._progress.tasks[task].finished:
+            self._progress.update(task, description="judging and recording")
 
     def _task(self, step: Step) -> Any:
         return self._tasks[step.id.partition("/")[0]]
@@ -286,7 +306,22 @@ class _Bar:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
+    return (
+        Console()
+        if sys.stdout.isatty()
+        else Console(file=_Trimmed(), width=PIPE_WIDTH, no_color=True, force_terminal=False)
+    )
+
+
+class _Trimmed(io.StringIO):
+    """stdout without the blanks that fill a table's lines up."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(r"[ \t]+(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def _table(*headings: str) -> Any:

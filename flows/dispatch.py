@@ -19,9 +19,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
+
+from engineworks.errors import InputError
 
 POLL_S = 2.0
 
@@ -138,15 +140,23 @@ def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
 
 
 def _start(order: Order, attempt: int) -> UUID:
-    """The id of a new run, linked to ours. The key makes it one run, however often a request is sent."""
+    """The id of a new run, linked to ours. The key makes it one run, however often a request is sent.
+
+    Raises `InputError` where there is no such deployment: Prefect's own error has no words.
+    """
     key = f"{flow_run.get_id()}/{flow_run.get_run_count()}/{order.deployment}/{order.name}/{attempt}"
-    run: Any = run_deployment(
-        order.deployment,
-        parameters=dict(order.parameters),
-        flow_run_name=order.name,
-        idempotency_key=key,
-        timeout=0,
-    )
+    try:
+        run: Any = run_deployment(
+            order.deployment,
+            parameters=dict(order.parameters),
+            flow_run_name=order.name,
+            idempotency_key=key,
+            timeout=0,
+        )
+    except ObjectNotFound:
+        raise InputError(
+            f"Prefect's server has no deployment '{order.deployment}'", hint="engineworks deploy makes them all"
+        ) from None
     return UUID(str(run.id))
 
 

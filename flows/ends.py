@@ -1,12 +1,13 @@
-"""How a flow ends: with its result for who called it in this process, with words alone where a worker runs it."""
+"""What Prefect is given: a result for who called the flow in this process, words alone where a worker runs it."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
+from prefect.utilities.annotations import quote
 
 R = TypeVar("R")
 
@@ -14,12 +15,16 @@ R = TypeVar("R")
 def ended(words: str, result: R, *, good: bool) -> State[R]:
     """The last state of a flow: `words` are its message, `result` its data.
 
-    Of a failed run that a worker carries out Prefect raises its data as an exception, and a TypeError where it is none:
-    there the words are all.
+    Where a worker carries the run out the words are all. Prefect raises the data of a failed run as an exception, and a
+    TypeError where it is none; and it looks for futures in every value of a result, which takes longer than some flows.
     """
-    if good:
-        return Completed(message=words, data=result)
-    return Failed(message=words, data=None if ordered() else result)
+    data = None if ordered() else result
+    return Completed(message=words, data=data) if good else Failed(message=words, data=data)
+
+
+def unseen(argument: R) -> R:
+    """An argument of a task in which Prefect looks for no futures; the task gets it as it is."""
+    return cast(R, quote(argument))
 
 
 def ordered() -> bool:

@@ -49,7 +49,10 @@ class ServerChild:
                 self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
                 self._child = self._spawn(listener.fileno(), log)
         except OSError as error:
-            raise StepError(f"{home}: Prefect's server can not be started in this folder: {error}") from error
+            raise StepError(
+                f"{home}: Prefect's server can not be started in this folder: {error.strerror or error}",
+                hint="it must be a folder that can be written; ENGINEWORKS_ARTIFACTS names another",
+            ) from error
 
     def _open_log(self) -> IO[bytes]:
         too_long = self._log_path.exists() and self._log_path.stat().st_size > LOG_BYTES_MAX

@@ -30,7 +30,7 @@ from engineworks.tracking import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
 from flows.dispatch import Ended, Order, started, workers_online
-from flows.ends import ended
+from flows.ends import ended, unseen
 from tasks.plan_night import find_unchanged
 from tasks.publish_summary import publish_summary
 
@@ -67,7 +67,8 @@ def _summarized(nights: Sequence[RecipeNight], settings: Settings, seconds: floa
     results = [n.verdicts or {"recipe": n.recipe, "error": n.message} for n in nights]
     try:
         tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-        return publish_summary(summarize_night(results, tracking, seconds=seconds), settings)
+        summary = summarize_night(results, tracking, seconds=seconds)
+        return publish_summary(unseen(summary), settings)
     except TrackingError as error:
         return (f"the summary of this night is not on record: {error}",)
 
@@ -84,7 +85,7 @@ def _nights(
             yield night_without_result(one, "refused", str(one.error))
             continue
         try:
-            known = find_unchanged(one, one.name, settings, online, again)
+            known = find_unchanged(unseen(one), one.name, settings, online, again)
         except EngineworksError as error:
             yield night_without_result(one, "refused", str(error))
             continue

@@ -55,6 +55,12 @@ def mutter_later(payload):
 def fill(payload):
     return {"bytes": len(bytearray(payload["mib"] << 20)), "pid": os.getpid()}
 
+def start_another(payload):
+    import subprocess
+    inner = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    print("started", inner.pid, flush=True)
+    time.sleep(600)
+
 def nap(payload):
     print("napping", os.getpid(), flush=True)
     time.sleep(payload["seconds"])
@@ -255,6 +261,17 @@ def test_a_job_that_takes_too_long_is_killed_even_inside_c(pool: ChildPool) -> N
     assert time.monotonic() - start < 5
     assert not alive(int(lines[0].split()[1]))
     assert caught.value.log == lines[0]
+
+
+def test_what_a_job_has_started_is_killed_with_it(pool: ChildPool) -> None:
+    lines: list[str] = []
+    with pytest.raises(TimeLimitError):
+        pool.run("child_jobs:start_another", {}, time_limit_s=1, on_line=lines.append)
+    inner = int(lines[0].split()[1])
+    deadline = time.monotonic() + 5
+    while alive(inner):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_crash_is_one_message_with_the_signal_and_the_last_line(pool: ChildPool) -> None:

@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_a_right_recipe_is_valid(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "validate", "recipes/tiny.yaml")
-    assert (code, out, err) == (0, "recipes/tiny.yaml: 2 precisions × 1 targets, valid\n", "")
+    assert (code, out, err) == (0, "recipes/tiny.yaml: 2 precisions × 1 target, valid\n", "")
 
 
 def test_a_shells_glob_may_name_the_files_that_are_no_recipes(

@@ -219,7 +219,11 @@ def test_a_failed_engine_is_recorded_as_failed_with_its_log(tracking: Tracking) 
     assert tracking.get_run(build.run_id).status == "FINISHED"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("stopped by the user")])
+class CancelledByPrefect(BaseException):
+    """As `prefect.exceptions.TerminationSignal`, which is no `Exception` either."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CancelledByPrefect(), Interrupted("stopped by the user")])
 def test_an_interrupted_build_ends_as_killed(tracking: Tracking, error: BaseException) -> None:
     build = tracking.start_build("stopped", f"key-{type(error).__name__}", {}, {})
     with pytest.raises(type(error)), build:

@@ -38,8 +38,14 @@ def first_gpu() -> Gpu | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.strip():
         return None
-    tool = shutil.which("nvidia-smi")
+    tool = _found("nvidia-smi", os.environ.get("PATH", ""))
     return _ask(tool, (visible or "0").split(",")[0].strip()) if tool else None
+
+
+@cache
+def _found(tool: str, path: str) -> str | None:
+    """Where the tool is: asked for every engine of a plan, it need not be looked for each time."""
+    return shutil.which(tool, path=path)
 
 
 @cache

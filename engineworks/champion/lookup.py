@@ -85,6 +85,8 @@ def engine_of(champion: Champion, places: Mapping[str, str | None]) -> Iterator[
 
     The engine file has the champion's digest. Raises `ChampionError` where it is in neither.
     """
+    if not champion.digest or not champion.run:
+        raise ChampionError(f"version {champion.version} of {champion.model} is no engine that Engineworks registered")
     settings = settings_of(places)
     stored = open_store(settings).get(champion.build_key) if champion.build_key else None
     if stored is not None and _digest(stored.path) == champion.digest:

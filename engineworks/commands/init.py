@@ -105,7 +105,7 @@ def _print(written: Written, wishes: Wishes, *, as_json: bool) -> None:
             "resolved": recipe.model_dump(mode="json"),
         })  # fmt: skip
         return
-    terminal.say(f"{written.recipe}: {len(recipe.precisions)} precisions × {len(recipe.targets)} targets, valid")
+    terminal.say_valid(str(written.recipe), len(recipe.precisions), len(recipe.targets))
     for spec_name, spec in recipe.inputs.items():
         terminal.say(f"input {spec_name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
     for profile in recipe.shapes.values():

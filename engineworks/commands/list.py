@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from engineworks import terminal
+from engineworks.commands.completion import one_of
 from engineworks.commands.options import Json
 from engineworks.errors import InputError
 from engineworks.settings import read_settings
@@ -15,7 +16,13 @@ from engineworks.suggest import did_you_mean
 
 
 def list_things(
-    what: Annotated[str | None, typer.Argument(help="recipes, targets, engines or champions; default: all.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="recipes, targets, engines or champions; default: all.",
+            autocompletion=one_of("recipes", "targets", "engines", "champions"),
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show recipes, targets, engines and champions with their ages. Example: engineworks list engines"""

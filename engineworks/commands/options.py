@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
-OneRecipe = Annotated[Path, typer.Argument(help="Recipe file.")]
-OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.")]
-Only = Annotated[str | None, typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.")]
+from engineworks.commands.completion import engine_ids, recipe_files
+
+OneRecipe = Annotated[Path, typer.Argument(help="Recipe file.", autocompletion=recipe_files)]
+OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.", autocompletion=engine_ids),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]

@@ -7,12 +7,18 @@ from typing import Annotated
 import typer
 
 from engineworks import terminal
+from engineworks.commands.completion import recorded_names
 from engineworks.commands.options import Json
 from engineworks.settings import read_settings
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="Run id of a build or an engine; or a recipe's name: its newest build.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run id of a build or an engine; or a recipe's name: its newest build.", autocompletion=recorded_names
+        ),
+    ],
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the page as Markdown, for a pull request.")
     ] = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engineworks import terminal
+from engineworks.commands.completion import precisions, target_names
 from engineworks.commands.options import Json, OneRecipe, Quiet, Verbose
 from engineworks.settings import read_settings
 
@@ -22,8 +23,13 @@ SHOWN = 20
 
 def sensitivity(
     recipe: OneRecipe,
-    precision: Annotated[str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.")] = "int8",
-    target: Annotated[str, typer.Option("--target", help="For which target's engine the list is to hold.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.", autocompletion=precisions)
+    ] = "int8",
+    target: Annotated[
+        str,
+        typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names),
+    ] = "cpu",
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="Search on so many evaluation samples; default: all.")
     ] = None,

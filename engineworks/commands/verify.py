@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from engineworks import terminal
+from engineworks.commands.completion import engine_ids
 from engineworks.commands.options import Json, Quiet
 from engineworks.settings import read_settings
 
 
 def verify(
-    what: Annotated[str, typer.Argument(help="An engine's id, its file or folder, a package, or a passport.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="An engine's id, its file or folder, a package, or a passport.", autocompletion=engine_ids),
+    ],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from engineworks import terminal
 from engineworks.ages import age
+from engineworks.commands.completion import recorded_names
 from engineworks.commands.options import Json
 from engineworks.settings import read_settings
 
@@ -18,7 +19,7 @@ Name = "Run id of a build or an engine, an engine's id, or a recipe's name (both
 
 
 def why(
-    first: Annotated[str, typer.Argument(metavar="A", help=Name)],
+    first: Annotated[str, typer.Argument(metavar="A", help=Name, autocompletion=recorded_names)],
     second: Annotated[
         str | None, typer.Argument(metavar="B", help="The same; default: A's newest, and A the one before.")
     ] = None,

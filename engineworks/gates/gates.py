@@ -130,7 +130,8 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    sentence = f"{name}: {text} to the fp32 reference is {_figure(value)}, limit {side} {_figure(limit)}."
+    figures = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
+    sentence = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
     if not good and output.get("worst_row_cosine") is not None:
         sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
@@ -221,7 +222,8 @@ def _budget_check(
     smallest = field == "throughput_per_s"
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    sentence = f"{shape}: {text} is {_figure(value)} {unit}, budget {side} {_figure(limit)} {unit}."
+    said = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
+    sentence = f"{shape}: {text} is {said[0]} {unit}, budget {side} {said[1]} {unit}."
     if again := report.get("disturbed_before", 0):
         sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
         sentence += " disturbed."
@@ -267,6 +269,14 @@ def reaches(value: float, limit: float) -> bool:
 
 def _finite_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
+    """Both figures, with as many digits as it takes to see that they differ: not '1, limit at least 1'."""
+    if not _finite_number(value) or value == limit:
+        return _figure(value), _figure(limit)
+    digits = next(n for n in range(6, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
+    return f"{value:.{digits}g}", f"{limit:.{digits}g}"
 
 
 def _figure(value: float | None) -> str:

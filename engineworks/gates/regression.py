@@ -85,10 +85,20 @@ def _history_check(
     stand_in += " before on the same hardware and driver."
     if latency is None:
         return Check(name, "unmeasured", f"{shape}: not measured. {stand_in}")
+    if disturbed := latency["shapes"][shape].get("complaints"):
+        doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
+        return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
     measured = [(digest, ms) for digest, ms in history if digest != duel["digest"]]
     found = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{found.rounds} measurements in MLflow"
-    return Check(name, found.verdict, f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}")
+    said = f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}"
+    return Check(name, found.verdict, f"{said} {WAY_OUT}" if found.verdict == "inconclusive" else said)
+
+
+WAY_OUT = (
+    "If that can not be mended: 'engineworks rollback' to a champion that runs here, or release once without "
+    "performance.regression."
+)
 
 
 def _sentence(

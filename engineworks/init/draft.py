@@ -73,7 +73,7 @@ class DataFile:
 @dataclass(frozen=True)
 class Draft:
     """All that stands in the written recipe. tried: a sentence of how the shapes were tried. why_shapes: what a guess
-    rests on, by dimension. origin: where the recipe was translated from, '' for none."""
+    rests on, by dimension. schema: the JSON Schema beside the recipe, for editors; '' for none."""
 
     name: str
     description: str
@@ -91,3 +91,4 @@ class Draft:
     metric: str | None = None
     wishes: Wishes = field(default_factory=Wishes)
     target_note: str = ""
+    schema: str = ""

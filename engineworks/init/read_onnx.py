@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from engineworks.init.dimensions import NAMELESS
 from engineworks.init.draft import ModelFacts, Range, RawTensor
 from engineworks.model.graphs import all_nodes
-from engineworks.model.onnx_files import dtype_name, graph_inputs, known_dim, load_model
+from engineworks.model.onnx_files import check_tensors, dtype_name, graph_inputs, known_dim, load_model
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +20,7 @@ _SAME_VALUES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity",
 def read_onnx(path: Path) -> ModelFacts:
     """Facts of the model; weights are not read. Raises `ModelError` for what is no ONNX model."""
     model = load_model(path, weights=False)
+    check_tensors(model, path)
     real = {spec.name for spec in graph_inputs(model)}
     inputs = tuple(_raw(value) for value in model.graph.input if value.name in real)
     operators = {node.op_type for node in all_nodes(model.graph)}

@@ -30,7 +30,8 @@ def render(draft: Draft) -> str:
 
 def _head(draft: Draft) -> Iterator[str]:
     origin = " ".join(draft.wishes.kept[:1])
-    yield "# yaml-language-server: $schema=recipe.schema.json"
+    if draft.schema:
+        yield f"# yaml-language-server: $schema={draft.schema}"
     yield f"# Written by `engineworks init`{'; ' + origin if origin else ''}. Correct what is marked '{GUESS}'."
     if draft.wishes.dropped:
         yield "# Not translated:"

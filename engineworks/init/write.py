@@ -21,6 +21,7 @@ from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.settings import Settings, find_repository
 from engineworks.suggest import did_you_mean
 
+SCHEMA = "recipe.schema.json"
 Say = Callable[[str], object]
 Triple = tuple[int, int, int]
 
@@ -150,7 +151,7 @@ def _draft(
         inputs=named.inputs, outputs=outputs, precisions=precisions, targets=targets, evaluation=evaluation,
         ranges={} if own else ranges, shapes=triples, calibration=calibration,
         tried=_sentence(tried), why_shapes=why, metric=metric,
-        wishes=wishes, target_note=target_note,
+        wishes=wishes, target_note=target_note, schema=SCHEMA if (out.parent / SCHEMA).is_file() else "",
     )  # fmt: skip
     if draft.evaluation.labels and not metric:
         draft = replace(draft, evaluation=replace(draft.evaluation, labels=None))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ExportError, ModelError
 from engineworks.fingerprint import installed_version
-from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files
+from engineworks.model.onnx_files import MODEL_FILE, check_tensors, load_model, model_files
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
         raise ModelError(f"{source}: {what}", hint="model.source.onnx takes the path of an ONNX file")
     model_files(source)  # refuses external data that is missing or outside of the folder
     model = load_model(source, weights=False)
+    check_tensors(model, source)
     names = _external_names(source, model)
     _copy(source, out / MODEL_FILE)
     for name in names:

@@ -21,12 +21,18 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def external_data_names(path: Path) -> tuple[str, ...]:
     """Locations of external data, as written in the file, sorted. Raises `ModelError` if it is no protobuf."""
     if path.stat().st_size == 0:
-        raise ModelError(f"{path}: not an ONNX model: the file is empty")
+        raise ModelError(f"{path}: not an ONNX model: the file is empty", hint="copy it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return tuple(sorted(set(_locations(data))))
         except (IndexError, ValueError):
-            raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse") from None
+            raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse", hint=_hint(data[:64])) from None
+
+
+def _hint(begin: bytes) -> str:
+    if begin.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run 'git lfs pull'"
+    return "is it another format, or a page that said why a download failed?"
 
 
 def _locations(data: mmap.mmap) -> Iterator[str]:

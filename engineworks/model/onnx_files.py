@@ -43,6 +43,18 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     return model
 
 
+def check_tensors(model: onnx.ModelProto, path: Path) -> None:
+    """Raises `ModelError` for an input or output that is no tensor: a sequence or map, as of scikit-learn's models."""
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind not in ("tensor_type", None):
+                raise ModelError(
+                    f"{path}: {what} '{value.name}' is a {str(kind).removesuffix('_type')}, not a tensor",
+                    hint="export the model with tensors only (of scikit-learn: options={'zipmap': False})",
+                )
+
+
 def detach_weights(model: onnx.ModelProto, path: Path, spill: Path) -> onnx.ModelProto:
     """A copy of `model`, as `load_model(path, weights=False)` gave it, whose weights stay on disk: every large
     initializer refers to its bytes in the model's own data file, or in `spill`, which is written. Other tensors are

@@ -32,25 +32,27 @@ def duel_document(
     store: Store,
 ) -> tuple[Document, dict[str, Any]]:
     """From the measuring step's document and aside. While the store holds a report of this attempt that did not
-    decide, the number of the attempt, and with it the key, is the next."""
+    decide, the number of the attempt, and with it the key, is the next. In the aside: `earlier`, what the attempts that
+    measured came to, and `by_history`, whether at the last one the champion did not run here."""
     measured, aside = measure
     document = measured | {"step": "duel", "version": STEP_KINDS["duel"].version}
     document["digests"] = {**measured["digests"], "champion": champion.digest}
     shapes = {name: {k: v for k, v in at.items() if k != "tail"} for name, at in measured["params"]["at"].items()}
     params = {k: v for k, v in measured["params"].items() if k not in _OF_MEASURING_ALONE}
     earlier: list[Report] = []
-    attempt = 0
+    attempt, by_history = 0, False
     while True:
         shared = {"limit": regression["latency"], "confidence": confidence_of(len(earlier))}
         document["params"] = {**params, **shared, "at": shapes, "attempt": attempt}
         found = _undecided(store, digest_of(document))
         if found is None:
             break
-        earlier += [found] if found["method"] == "measured" else []
+        by_history = found["method"] == "history"
+        earlier += [] if by_history else [found]
         attempt += 1
     beside = {
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
-        "most_s": regression["most_s"], "earlier": earlier,
+        "most_s": regression["most_s"], "earlier": earlier, "by_history": by_history,
     }  # fmt: skip
     return document, {"evaluation": aside["evaluation"], **beside}
 

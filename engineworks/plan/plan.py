@@ -254,17 +254,31 @@ def _plan_engine(
     reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
     chosen: dict[StepName, str] = {"build": build}
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
-    if documents.recipe.performance.at:
-        measured, aside = documents.measure(target, build)
-        anew = measured_anew(measured, documents.recipe.performance.budget, store)
-        chosen["measure"] = add("measure", f"{engine_id}/measure", anew, aside)
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
+    duel = None
     if champion is not None and regression is not None and regression.latency is not None:
-        duel = duel_document(documents.measure(target, build), champion, champions, regression.model_dump(), store)
+        measured = documents.measure(target, build)
+        duel = duel_document(measured, champion, champions, regression.model_dump(), store)
+    if documents.recipe.performance.at:
+        chosen["measure"] = add("measure", f"{engine_id}/measure", *_measure(documents, target, build, duel, store))
+    if duel is not None:
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
     parts, unknown = computes.parts, champions.unknown_because
     return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown)
+
+
+def _measure(
+    documents: Documents,
+    target: NamedTarget,
+    build: str,
+    duel: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
+    store: Store,
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The measuring step's document and aside: anew where what the store has was disturbed."""
+    document, aside = documents.measure(target, build)
+    by_history = duel is not None and duel[1]["by_history"]
+    return measured_anew(document, documents.recipe.performance.budget, store, by_history=by_history), aside
 
 
 def _add(
@@ -297,7 +311,7 @@ class _States:
         if self._store.has(key):
             self._set(key, "cached", "")
         elif key in self._elsewhere:
-            self._set(key, "elsewhere", "no hardware here can run this engine")
+            self._set(key, "elsewhere", "nothing here can run this engine: 'engineworks doctor' says why")
         else:
             for inner in step.inputs.values():
                 self.settle(inner, needed=True)

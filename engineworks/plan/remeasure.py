@@ -1,7 +1,8 @@
 """A measurement that was disturbed is no figure: the next build makes it again, and says so.
 
-Only what makes a budget inconclusive is measured again, and only because of what the device said, never because of the
-figure: so nobody measures until it fits. Each measurement has a number, and with it a key of its own.
+Only what makes a budget inconclusive, or a comparison with earlier figures, is measured again, and only because of
+what the device said, never because of the figure: so nobody measures until it fits. Each measurement has a number, and
+with it a key of its own.
 """
 
 from __future__ import annotations
@@ -19,17 +20,25 @@ LATENCY_FILE = "latency.json"
 Document = dict[str, Any]
 
 
-def measured_anew(document: Document, budgets: Mapping[str, Budget], store: Store) -> Document:
-    """The measuring step's document, with the number of the measurement where the store holds disturbed ones."""
+def measured_anew(
+    document: Document, budgets: Mapping[str, Budget], store: Store, *, by_history: bool = False
+) -> Document:
+    """The measuring step's document, with the number of the measurement where the store holds disturbed ones.
+
+    by_history: whether its figures are held against earlier ones, because the champion does not run here.
+    """
     before = 0
     now = document
-    while budgets and _disturbed(store, digest_of(now), budgets):
+    while (budgets or by_history) and _disturbed(store, digest_of(now), budgets, by_history):
         before += 1
         now = {**document, "params": {**document["params"], "disturbed_before": before}}
     return now
 
 
-def _disturbed(store: Store, key: str, budgets: Mapping[str, Budget]) -> bool:
+def _disturbed(store: Store, key: str, budgets: Mapping[str, Budget], by_history: bool) -> bool:
     if not store.has(key) or (artifact := store.get(key)) is None or LATENCY_FILE not in artifact.files:
         return False
-    return bool(disturbed_budgets(artifact.read_json(LATENCY_FILE), budgets))
+    report = artifact.read_json(LATENCY_FILE)
+    if by_history and any(shape.get("complaints") for shape in report["shapes"].values()):
+        return True
+    return bool(disturbed_budgets(report, budgets))

@@ -78,10 +78,11 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
         for dim in unknown:
             yield Problem(node.key_place((*path, dim)), f"no input has a dimension '{dim}'", did_you_mean(dim, dims))
         for dim in missing:
-            yield Problem(node.at(path).place, f"shape '{name}' has no length for dimension '{dim}'")
+            place = node.at(path).place
+            yield Problem(place, f"shape '{name}' has no length for dimension '{dim}'", f"e.g. {dim}: 1")
         if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
             message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
-            yield Problem(node.at(path).place, message)
+            yield Problem(node.at(path).place, message, _profile_limits(recipe))
     for name in recipe.performance.budget:
         if name not in recipe.performance.at:
             place = node.key_place(("performance", "budget", name))
@@ -102,7 +103,8 @@ def _sweep_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
     name = sweep.at or next(iter(at))
     dim = batch_dim(input_specs(recipe))
     if not isinstance(dim, str):
-        yield Problem(node.key_place(path), f"the model takes batches of {dim} only: there is nothing to sweep")
+        message = f"the model takes batches of {dim} only: there is nothing to sweep"
+        yield Problem(node.key_place(path), message, "remove the sweep")
     elif _profiles_can_be_asked(recipe) and set(at[name]) == set(dynamic_dims(recipe)):
         for index, batch in enumerate(sweep.batch):
             lengths = {**at[name], dim: batch}
@@ -126,8 +128,8 @@ def _lengths(lengths: Mapping[str, int]) -> str:
 
 
 def _profile_limits(recipe: Recipe) -> str:
-    """'small: batch 1–4, sequence 8–512; bulk: batch 8–64, …'"""
-    return "; ".join(
+    """'they are small: batch 1–4, sequence 8–512; bulk: batch 8–64, …'"""
+    return "they are " + "; ".join(
         f"{name}: {', '.join(f'{dim} {low}–{high}' for dim, (low, _, high) in ranges.items())}"
         for name, ranges in recipe.shapes.items()
     )
@@ -149,7 +151,8 @@ def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]
         limits = recipe.accuracy.limits.get(precision)
         if precision != AUTO and (limits is None or not limits.model_fields_set):
             place = node.at(("precisions", index)).place
-            yield Problem(place, f"accuracy.limits says nothing of {precision}", "without a limit nothing can fail")
+            hint = f"without a limit nothing can fail: say e.g. {precision}: {{cosine: 0.99}}"
+            yield Problem(place, f"accuracy.limits says nothing of {precision}", hint)
 
 
 def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:

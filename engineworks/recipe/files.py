@@ -16,6 +16,7 @@ from engineworks.recipe.metric import python_metric
 from engineworks.recipe.recipe import Recipe, Samples
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.samples import SampleFile, batch_axes, open_samples, read_headers
+from engineworks.suggest import did_you_mean
 
 Where = tuple[str | int, ...]
 
@@ -91,7 +92,7 @@ class _Finder:
             return None
         if not path.is_file():
             what = "is a folder, not a file" if path.is_dir() else "no such file"
-            self.add(where, f"'{name}': {what}", self._fetch_hint(path))
+            self.add(where, f"'{name}': {what}", self._fetch_hint(path) or _near(path))
             return None
         if not os.access(path, os.R_OK):
             self.add(where, f"'{name}' can not be read", "check its permissions")
@@ -159,6 +160,16 @@ class _Finder:
     def _fetch_hint(path: Path) -> str:
         """Data that is too large for git is fetched by a script beside the recipes."""
         return "run 'make fetch' to get the data of the examples" if "fetched" in path.parts else ""
+
+
+def _near(path: Path) -> str:
+    """What there is in place of a file that is not there."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent.name}/ either; paths are relative to the recipe"
+    if path.is_dir():
+        return "name a file in it"
+    beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix and p.is_file()]
+    return did_you_mean(path.name, beside) if beside else f"there is no {path.suffix or 'such'} file in its folder"
 
 
 def _outside_profiles(recipe: Recipe, found: SampleFile) -> Iterator[str]:

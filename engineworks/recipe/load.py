@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,10 +15,12 @@ from engineworks.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.checks import check_recipe
+from engineworks.recipe.echoes import is_echo, meant_key, without_echoes
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import LATER, Recipe
-from engineworks.recipe.yaml_nodes import Node, merge, read_yaml
+from engineworks.recipe.wording import example_of, given, reason
+from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
 from engineworks.settings import find_repository
 from engineworks.suggest import did_you_mean
 from engineworks.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
@@ -59,13 +62,16 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
         node = merge(node, read_yaml(defaults, _shown(defaults)))
     problems = list(_refuse_later(node))
     known = _load_targets(folder, problems)
-    recipe = _validate(Recipe, node, problems) or _validate_rest(node)
+    recipe, wrong = _validate(Recipe, node, problems), frozenset[Path_]()
+    if recipe is None:
+        recipe, wrong = _validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    problems.extend(check_recipe(recipe, node))
-    problems.extend(_unknown_targets(recipe, node, known))
-    files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), problems)
-    if problems:
+    follows = partial(is_echo, node=node, wrong=wrong, refused=bool(problems))
+    found = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
+    files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), found)
+    problems.extend(problem for problem in found if not follows(problem))
+    if problems or known is None:
         raise RecipeError(_one_each(problems))
     targets = tuple(NamedTarget(name, known[name]) for name in recipe.targets)
     recipe, auto = expand(recipe)
@@ -102,7 +108,7 @@ def load_targets(folder: Path) -> Mapping[str, Target]:
     """The targets of the recipes in this folder. Raises `RecipeError` with every problem of the file."""
     problems: list[Problem] = []
     targets = _load_targets(folder, problems)
-    if problems:
+    if problems or targets is None:
         raise RecipeError(problems)
     return targets
 
@@ -115,19 +121,29 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target]:
+def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target] | None:
+    """The targets; None where the file is wrong, which `problems` say then."""
     path = folder / TARGETS_FILE
     if not path.is_file():
         return DEFAULT_TARGETS
+    shown = _shown(path)
     try:
-        node = read_yaml(path, _shown(path))
+        targets, found = _parse_targets(read_text(path, shown), shown)
     except RecipeError as error:
         problems.extend(error.problems)
-        return {}
+        return None
+    problems.extend(found)
+    return targets
+
+
+@lru_cache(maxsize=4)
+def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, tuple[Problem, ...]]:
+    """The targets that the text names, and what is wrong with them: the same for all recipes of a folder."""
+    node, problems = parse_yaml(text, shown), list[Problem]()
     read = _validate(Targets, node, problems)
     if read:
         problems.extend(_wrong_options(read, node))
-    return read.targets if read else {}
+    return (read.targets if read else None), tuple(problems)
 
 
 def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
@@ -179,24 +195,34 @@ def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
     try:
         return model.model_validate(node.plain())
     except ValidationError as error:
-        for one in error.errors(include_url=False):
-            problems.append(_problem(model, node, one))
+        problems.extend(_problem(model, node, one) for one in without_echoes(error.errors(include_url=False)))
         return None
 
 
-def _validate_rest(node: Node) -> Recipe | None:
-    """The recipe without its wrong values, so that what two right fields say together is reported in the same go."""
+def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
+    """The recipe without its wrong values, so that what two right fields say together is reported in the same go, and
+    where those values stood."""
+    wrong: set[Path_] = set()
     try:
-        return Recipe.model_validate(node.plain())
+        return Recipe.model_validate(node.plain()), frozenset()
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        errors = error.errors(include_url=False)
+        for one in errors:
             loc = tuple(step for step in one["loc"] if _exists_or_last(node, one["loc"], step))
-            if loc and one["type"] != "missing":
+            if not loc or one["type"] == "missing":
+                continue
+            if one["type"] == "extra_forbidden" and (meant := meant_key(one, errors)):
+                node.at(loc[:-1]).rename(str(loc[-1]), meant)
+                continue
+            wrong.add(loc)
+            if loc[0] == "inputs" and loc[-1] == "dtype":  # it can not be left out
+                node.at(loc).value = "float32"
+            else:
                 node.at(loc[:-1]).remove(loc[-1])
     try:
-        return Recipe.model_validate(node.plain())
+        return Recipe.model_validate(node.plain()), frozenset(wrong)
     except ValidationError:
-        return None
+        return None, frozenset(wrong)
 
 
 def _one_each(problems: Sequence[Problem]) -> list[Problem]:
@@ -217,11 +243,9 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
     if kind == "missing":
         above = node.at(loc[:-1])
-        return Problem(above.place, f"'{where}' is missing", _description(model, loc))
+        return Problem(above.place, f"'{where}' is missing", _what_is_missing(model, loc))
     value = error["input"]
-    shown = (
-        repr(value) if not isinstance(value, dict | list) else ("a mapping" if isinstance(value, dict) else "a list")
-    )
+    shown = given(value)
     if kind == UNKNOWN_METRIC and value:
         name = next(iter(value))
         return Problem(node.key_place((*loc, name)), f"unknown metric '{name}'", did_you_mean(name, METRIC_WORDS))
@@ -229,34 +253,10 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
         choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
         return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))
     place = node.key_place(tuple(s for s in loc if s != "[key]")) if "[key]" in loc else node.at(loc).place
-    return Problem(place, f"{where}: {shown} is not allowed", _reason(kind, str(error["msg"]), context))
-
-
-_WHY = {
-    "string_type": "it should be text",
-    "int_type": "it should be a whole number",
-    "int_parsing": "it should be a whole number",
-    "int_from_float": "it should be a whole number",
-    "float_type": "it should be a number",
-    "float_parsing": "it should be a number",
-    "bool_type": "it should be true or false",
-    "tuple_type": "it should be a list, such as [a, b]",
-    "dict_type": "it should be a mapping of names to values",
-    "model_type": "it should be a mapping of keys to values",
-    "model_attributes_type": "it should be a mapping of keys to values",
-    "greater_than_equal": "it should be at least {ge}",
-    "greater_than": "it should be more than {gt}",
-    "less_than": "it should be less than {lt}",
-    "less_than_equal": "it should be at most {le}",
-    "too_short": "it needs at least {min_length} of them",
-    "too_long": "it takes at most {max_length} of them",
-    "string_too_long": "at most {max_length} characters",
-    "string_pattern_mismatch": "it should look like {pattern}",
-}
-
-
-def _reason(kind: str, message: str, context: Mapping[str, Any]) -> str:
-    return _WHY[kind].format(**context) if kind in _WHY else message[:1].lower() + message[1:]
+    hint = reason(kind, str(error["msg"]), context)
+    if kind in ("model_type", "dict_type", "model_attributes_type", "tuple_type") and (example := _example(model, loc)):
+        hint += f", e.g. {example}"
+    return Problem(place, f"{where}: {shown} is not allowed", hint)
 
 
 def _exists_or_last(node: Node, loc: Sequence[str | int], step: str | int) -> bool:
@@ -282,10 +282,17 @@ def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:
     return list(at.model_fields) if at else []
 
 
-def _description(model: type[BaseModel], loc: Path_) -> str:
-    above = _model_at(model, loc[:-1])
+def _what_is_missing(model: type[BaseModel], loc: Path_) -> str:
+    """'name of the recipe: …, e.g. recipe: bert-mini'."""
+    above, example = _model_at(model, loc[:-1]), _example(model, loc)
     found = above.model_fields.get(str(loc[-1])) if above else None
-    return (found.description or "") if found else ""
+    said = (found.description or "") if found else ""
+    return f"{said}, e.g. {example}" if said and example else said or example
+
+
+def _example(model: type[BaseModel], loc: Path_) -> str:
+    above = _model_at(model, loc[:-1])
+    return example_of(above.__name__, str(loc[-1])) if above else ""
 
 
 def _model_at(model: type[BaseModel], loc: Path_) -> type[BaseModel] | None:

@@ -35,7 +35,9 @@ def _mixtures_mix(recipe: Recipe, node: Node) -> Iterator[Problem]:
         quantizes = any(getattr(mixture, field) for field in FORMATS)
         if mixture.fp32 and (mixture.default == "fp32" or not (mixture.default or quantizes)):
             where = node.key_place(("mixtures", name, "fp32"))
-            yield Problem(where, f"mixture '{name}' keeps nodes fp32, but in what are the others?", "say default: fp16")
+            yield Problem(
+                where, f"mixture '{name}' keeps nodes fp32 and says nothing of the others", "e.g. default: fp16"
+            )
         yield from _no_glob_twice(name, mixture, node)
 
 

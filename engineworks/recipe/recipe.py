@@ -71,7 +71,8 @@ def _auto_schema(schema: dict[str, Any]) -> None:
     """Editors take both: auto and a list."""
     listed = dict(schema)
     schema.clear()
-    schema["anyOf"] = [{"const": AUTO}, listed]
+    words = {"description": listed.pop("description")} if "description" in listed else {}
+    schema.update(anyOf=[{"const": AUTO}, listed], **words)
 
 
 Day = Annotated[date, BeforeValidator(_date_as_text)]
@@ -92,13 +93,15 @@ class Source(Part):
 
 
 class Model(Part):
-    source: Source
+    source: Source = Field(description="where the model comes from")
     opset: int = Field(18, ge=13, le=23, description="ONNX opset to export with; ONNX files keep theirs")
     files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
 
 
 class Input(Part):
-    dtype: Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"]
+    dtype: Literal["float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool"] = Field(
+        description="type of the values, as the model declares it"
+    )
     shape: tuple[Length | DimName, ...] = Field(description="lengths, and names for dynamic dimensions")
     range: tuple[float, float] | None = Field(
         None, description="[least, largest] value, for shapes that the evaluation data does not have"
@@ -118,13 +121,17 @@ class Evaluation(Samples):
 
 
 class Data(Part):
-    calibration: Samples | None = None
-    evaluation: Evaluation
+    calibration: Samples | None = Field(None, description="samples that int8 and fp8 take their ranges from")
+    evaluation: Evaluation = Field(description="samples that engines are held against the fp32 reference on")
 
 
 class Calibration(Part):
-    method: Literal["minmax", "entropy", "percentile", "mse", "moving_average"] = "entropy"
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    method: Literal["minmax", "entropy", "percentile", "mse", "moving_average"] = Field(
+        "entropy", description="how the range of an activation follows from its values"
+    )
+    percentile: Annotated[float, Field(gt=50, le=100)] = Field(
+        99.99, description="of method percentile: so much of all values lies within the range"
+    )
     averaging: Fraction | None = Field(
         None, description="moving_average: weight of a new batch, e.g. 0.01; default: the mean over all batches"
     )
@@ -178,14 +185,14 @@ class Accuracy(Part):
 class Budget(Part):
     """Limits at one named shape; every one that is given is one check."""
 
-    p50_ms: Positive | None = None
-    p90_ms: Positive | None = None
-    p99_ms: Positive | None = None
-    throughput_per_s: Positive | None = Field(None, description="samples per second, batch / p50")
-    memory_mib: Positive | None = Field(None, description="memory that loading and running the engine adds")
-    load_ms: Positive | None = None
-    first_run_ms: Positive | None = Field(None, description="the very first run at this shape, with copies")
-    engine_mib: Positive | None = Field(None, description="size of the engine")
+    p50_ms: Positive | None = Field(None, description="largest median latency")
+    p90_ms: Positive | None = Field(None, description="largest 90 % latency")
+    p99_ms: Positive | None = Field(None, description="largest 99 % latency; with too few runs it is inconclusive")
+    throughput_per_s: Positive | None = Field(None, description="fewest samples per second, batch / p50")
+    memory_mib: Positive | None = Field(None, description="most memory that loading and running the engine adds")
+    load_ms: Positive | None = Field(None, description="longest time from the stored bytes to the first run")
+    first_run_ms: Positive | None = Field(None, description="longest very first run at this shape, with copies")
+    engine_mib: Positive | None = Field(None, description="largest size of the engine")
 
 
 class Sweep(Part):
@@ -243,7 +250,7 @@ class Performance(Part):
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
-    serving: ServingOptions = ServingOptions()
+    serving: ServingOptions = Field(ServingOptions(), description="how engines are run here and by what loads them")
     regression: Regression | None = Field(None, description="limits against the champion")
 
 
@@ -266,7 +273,7 @@ class Release(Part):
     """Under which name engines that passed are registered in MLflow, and how they are served."""
 
     model: RegisteredName | None = Field(None, description="registered model in MLflow; default: the recipe's name")
-    triton: Triton = Triton()
+    triton: Triton = Field(Triton(), description="how Triton is to serve the engines")
 
 
 class Waiver(Part):
@@ -275,49 +282,53 @@ class Waiver(Part):
     check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
-    reason: Words
+    reason: Words = Field(description="why it is let through")
     expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
 
 
 class TimeLimits(Part):
     """Seconds after which a step of a kind is killed; by default 7200, for builds what the target says."""
 
-    export: Positive | None = None
-    fold: Positive | None = None
-    calibrate: Positive | None = None
-    lower: Positive | None = None
+    export: Positive | None = Field(None, description="of the export to ONNX")
+    fold: Positive | None = Field(None, description="of folding and checking the model")
+    calibrate: Positive | None = Field(None, description="of calibration")
+    lower: Positive | None = Field(None, description="of lowering to one precision")
     build: Positive | None = Field(None, description="instead of the target's time_limit_s")
-    reference: Positive | None = None
-    compare: Positive | None = None
-    measure: Positive | None = None
-    duel: Positive | None = None
-    peer: Positive | None = None
+    reference: Positive | None = Field(None, description="of the fp32 reference")
+    compare: Positive | None = Field(None, description="of comparing one engine")
+    measure: Positive | None = Field(None, description="of measuring one engine")
+    duel: Positive | None = Field(None, description="of measuring engine and champion side by side")
+    peer: Positive | None = Field(None, description="of measuring one peer (--compare)")
 
 
 class Recipe(Part):
     """What to build, from which model and data, and the limits that an engine must meet."""
 
     recipe: Name = Field(description="name of the recipe: first part of every engine's id")
-    description: str = ""
-    owner: str = ""
+    description: str = Field("", description="what the model is for; shapes nothing")
+    owner: str = Field("", description="who answers for it; the nightly chooses by it")
     tags: tuple[Name, ...] = Field((), description="words to choose recipes by, as the nightly does")
-    model: Model
-    inputs: dict[str, Input] = Field(min_length=1)
-    outputs: dict[str, tuple[Length | DimName, ...]] = Field(min_length=1)
+    model: Model = Field(description="the model, and how it is exported")
+    inputs: dict[str, Input] = Field(min_length=1, description="the model's inputs by name")
+    outputs: dict[str, tuple[Length | DimName, ...]] = Field(
+        min_length=1, description="shapes of the model's outputs by name: lengths and names of dimensions"
+    )
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
     )
     precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
         min_length=1,
         json_schema_extra=_auto_schema,
-        description="or names of mixtures; auto: try and choose per target",
+        description="what engines compute in, one engine each, or names of mixtures; auto: try and choose per target",
     )
     mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
-    data: Data
-    calibration: Calibration = Calibration()
+    data: Data = Field(description="samples of the model's inputs")
+    calibration: Calibration = Field(Calibration(), description="how activations are quantized")
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
-    accuracy: Accuracy
-    performance: Performance = Performance(at={})
-    release: Release = Release()
+    accuracy: Accuracy = Field(description="how good an engine must be")
+    performance: Performance = Field(
+        Performance(at={}), description="what is measured, and how fast and small an engine must be"
+    )
+    release: Release = Field(Release(), description="name in the registry, and how engines are served")
     waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")
-    time_limits: TimeLimits = TimeLimits()
+    time_limits: TimeLimits = Field(TimeLimits(), description="seconds after which a step is killed")

@@ -69,6 +69,11 @@ class Node:
         elif isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
             del self.value[step]
 
+    def rename(self, key: str, to: str) -> None:
+        """Let an entry of this mapping have another key, at the same place."""
+        self.value[to] = self.value.pop(key)
+        self.key_places[to] = self.key_places.pop(key)
+
     def key_place(self, path: tuple[str | int, ...]) -> Place:
         """The place of the key that `path` ends with, or of the deepest node above it."""
         parent = self.at(path[:-1])
@@ -77,7 +82,7 @@ class Node:
 
 def read_yaml(path: Path, shown: str) -> Node:
     """Parse the file. `shown` is how messages name it. Raises `RecipeError` with every problem that was found."""
-    return parse_yaml(_read_text(path, shown), shown)
+    return parse_yaml(read_text(path, shown), shown)
 
 
 def parse_yaml(text: str, shown: str) -> Node:
@@ -95,7 +100,9 @@ def parse_yaml(text: str, shown: str) -> Node:
         )
     node = reader.read(root)
     if not isinstance(node.value, dict):
-        reader.problems.append(Problem(node.place, "the top of the file must be a mapping of keys to values"))
+        reader.problems.append(
+            Problem(node.place, "the top of the file must be a mapping of keys to values", "begin with: recipe: NAME")
+        )
     if reader.problems:
         raise RecipeError(reader.problems)
     return node
@@ -111,7 +118,8 @@ def merge(over: Node, under: Node) -> Node:
     return Node(over.place, merged, {**under.key_places, **over.key_places})
 
 
-def _read_text(path: Path, shown: str) -> str:
+def read_text(path: Path, shown: str) -> str:
+    """The file's text. Raises `RecipeError` where it can not be read, or is too large for a recipe."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe")
@@ -149,13 +157,22 @@ def _compose(text: str, shown: str) -> Any:
         if tab is not None:
             raise _one(Place(shown, tab, 1), "a tab in the indentation", "YAML indents with spaces") from None
         said = error.problem or error.context or "does not parse"
-        raise _one(Place(shown, line, column), f"not valid YAML: {said}") from None
+        raise _one(Place(shown, line, column), f"not valid YAML: {said}", _opened(error)) from None
     except RecursionError:
         raise _one(Place(shown), "lists or mappings are nested too deeply to read") from None
     except YAMLError as error:
         position = getattr(error, "position", None)
         line = text[:position].count("\n") + 1 if isinstance(position, int) else _control_line(text)
         raise _one(Place(shown, line, 1 if line else 0), "holds a character that YAML does not allow") from None
+
+
+def _opened(error: Any) -> str:
+    """What the parser was in, for a bracket or quote that was never closed; '' where that is the same line."""
+    mark = error.context_mark
+    if mark is None or not error.context or (error.problem_mark and mark.line == error.problem_mark.line):
+        return ""
+    what = str(error.context).removeprefix("while ")
+    return f"it was {what} that begins at {mark.line + 1}:{mark.column + 1}: is that closed?"
 
 
 def _bracket_depth(text: str) -> int:
@@ -228,12 +245,18 @@ class _Reader:
             at = _place(key, self.shown)
             name = key.value
             if str(key.tag).endswith(":merge"):
-                self.problems.append(Problem(at, "merge keys ('<<') are not allowed", "use _defaults.yaml"))
+                self.problems.append(
+                    Problem(
+                        at, "merge keys ('<<') are not allowed", "write the keys out, or share them in _defaults.yaml"
+                    )
+                )
             elif not isinstance(name, str):
                 self.problems.append(Problem(at, "a key must be a word, not a list or mapping"))
             elif name in values:
                 self.problems.append(
-                    Problem(at, f"the key '{name}' stands twice", f"first at line {places[name].line}")
+                    Problem(
+                        at, f"the key '{name}' stands twice", f"remove one: the first is in line {places[name].line}"
+                    )
                 )
             else:
                 values[name], places[name] = self.read(value), at

@@ -121,19 +121,27 @@ def release_engine(
 
 
 def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> list[EngineRelease]:
-    """Move champions back to the versions before them. Raises `InputError` where none has one."""
+    """Move champions back to the versions before them; one that has none before it is kept, and told. Raises
+    `InputError` where none has one."""
     engines = select_engines(loaded, only)
     slots = {engine: slot_of(loaded, engine) for engine in engines}
     present = registry.versions_at("champion", list(slots.values()))
-    moved = []
+    found: list[EngineRelease] = []
     for engine, slot in slots.items():
-        if present[slot] is not None and (move := registry.rollback(slot)) is not None:
+        now = present[slot]
+        if now is None:
+            continue
+        move = registry.rollback(slot)
+        if move is None:
+            words = f"{slot.alias('champion')} stays at version {now}: there is none before it"
+            found.append(EngineRelease(engine, "kept", None, now, slot.uri(), words))
+        else:
             words = f"{slot.alias('champion')} moved back from version {move[0]} to version {move[1]}"
-            moved.append(EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), words))
-    if not moved:
+            found.append(EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), words))
+    if all(one.action == "kept" for one in found):
         which = f" that '{only}' selects" if only else ""
         raise InputError(f"no champion of {loaded.name}{which} has one before it", hint="nothing was changed")
-    return moved
+    return found
 
 
 def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:

@@ -22,13 +22,13 @@ LATENCY_HEADINGS = (
     "shape", "dims", "p50 ms", "p50 at 95 %", "p90 ms", "p99 ms", "device p50 ms", "device p99 ms",
     "with copies p50 ms", "with copies p99 ms", "first run ms", "samples/s", "MiB", "runs",
 )  # fmt: skip
-"""p50, p90, p99: the host's clock without copies; of p50 its 95 % interval too. device: the same runs by the
-device's clock. MiB: what loading and running the engine adds."""
+"""p50, p90, p99: the host's clock without copies, and the median's 95 % interval. device: the same runs by the device's
+clock. MiB: what loading and running the engine adds."""
 
 _LATENCY_KEYS = (
     ("latency_ms_p50", 4), ("median_interval", 4), ("latency_ms_p90", 4), ("latency_ms_p99", 4),
-    ("device_ms_p50", 4), ("device_ms_p99", 4), ("copies_ms_p50", 4), ("copies_ms_p99", 4),
-    ("first_run_ms", 2), ("throughput_per_s", 0), ("memory_mib", 2), ("runs", 0),
+    ("device_ms_p50", 4), ("device_ms_p99", 4), ("copies_ms_p50", 4), ("copies_ms_p99", 4), ("first_run_ms", 2),
+    ("throughput_per_s", 0), ("memory_mib", 2), ("runs", 0),
 )  # fmt: skip
 
 SWEEP_HEADINGS = ("batch", "samples/s", "mean ms", "p50 ms", "p99 ms", "MiB", "error")

@@ -1,4 +1,4 @@
-"""What the checks were made of, whole, in the page itself: reports with raw samples, as compressed files."""
+"""What the checks were made of, whole, in the page itself: reports and raw samples as files behind links."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _narrowed(loaded: LoadedRecipe, precision: str, target: NamedTarget, *, keep
     recipe = loaded.recipe
     if precision not in (*CALIBRATED, *recipe.mixtures):
         possible = (*CALIBRATED, *recipe.mixtures)
-        hint = f"it is measured for {', '.join(possible)}: formats that leave the nodes of 'keep' alone"
+        hint = f"say one that does: {', '.join(possible)}"
         raise InputError(f"--precision: '{precision}' quantizes no activations", hint=hint)
     if not computation(recipe, precision, target.target.backend).calibrated:
         raise InputError(
@@ -125,7 +125,7 @@ def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, sa
     data = loaded.files.evaluation
     if samples is not None:
         if not 1 <= samples <= data.total:
-            raise InputError(f"--samples: {samples} of {data.total} evaluation samples", hint="ask for fewer")
+            raise InputError(f"--samples: {samples} are asked for, the evaluation data has {data.total}")
         fixed = fixed_batch(data.specs) or 1
         if samples % fixed:
             raise InputError(

@@ -59,7 +59,8 @@ class Service:
         except (ImportError, ValueError) as error:
             extra = EXTRAS.get(protocol)
             hint = f"pip install 'engineworks[{extra}]'" if extra and isinstance(error, ImportError) else ""
-            raise StoreError(f"ENGINEWORKS_STORE={url}: {error}", hint=hint) from None
+            hint = hint or "a folder, or a URL such as s3://bucket/folder"
+            raise StoreError(f"ENGINEWORKS_STORE={url}: {str(error).rstrip('.')}", hint=hint) from None
         self.root = str(root)
         if protocol in EXTRAS:
             self.files.retries = 2  # s3fs's own, around botocore's

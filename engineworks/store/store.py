@@ -228,7 +228,7 @@ class Store:
 
     def place(self, key: str) -> Path:
         """The folder of the artifact here, there or not; unlike `get` it checks and fetches nothing."""
-        return self.root / "objects" / key[:2] / key
+        return self.root.joinpath("objects", key[:2], key)
 
     def _manifest(self, key: str) -> Artifact | None:
         return read_manifest(self.place(key))
@@ -312,10 +312,14 @@ class Store:
     def note_latest(self, step: str, document: Mapping[str, Any]) -> None:
         """Let `latest` answer with this document from now on."""
         file = self.root / "latest" / f"{step}.json"
+        text = json.dumps(document)
+        with contextlib.suppress(OSError, ValueError):
+            if file.read_text(encoding="utf-8") == text:
+                return
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
-            beside.write_text(json.dumps(document), encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
             os.replace(beside, file)
         except OSError:
             beside.unlink(missing_ok=True)

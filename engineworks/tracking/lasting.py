@@ -134,7 +134,7 @@ class LastingRun:
             self.finish()
             return
         try:
-            if isinstance(error, (KeyboardInterrupt, SystemExit, Interrupted)):
+            if not isinstance(error, Exception) or isinstance(error, Interrupted):  # Ctrl-C, or Prefect cancels it
                 self.finish("KILLED")
             else:
                 self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))

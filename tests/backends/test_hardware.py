@@ -50,6 +50,19 @@ def test_a_containers_quota_counts_in_whole_cores(text: str, cores: int | None) 
     assert _cpu.quota_cores(text) == cores
 
 
+@pytest.mark.parametrize(("asked", "threads"), [(0, 3), (2, 2)])
+def test_a_session_beside_others_takes_the_containers_cores_and_waits_without_spinning(
+    monkeypatch: pytest.MonkeyPatch, asked: int, threads: int
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(_cpu, "usable_cores", lambda: 3)
+    options = onnxruntime.SessionOptions()
+    _cpu.limit_threads(options, asked)
+    assert options.intra_op_num_threads == threads
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_this_host_is_described() -> None:
     described = _cpu.describe()
     assert described["processor"]

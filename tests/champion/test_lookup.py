@@ -232,6 +232,15 @@ def test_a_regression_that_was_found_stays_found(
     publish(store, planned(repository, one_champion(), store), report)
     params = duel_step(repository, store).params
     assert (params["attempt"], params["confidence"]) == (attempt, confidence)
+    assert duel_step(repository, store).aside["by_history"] is (report["method"] == "history")
+
+
+def test_a_version_that_somebody_registered_by_hand_is_no_champion_to_run(repository: Path) -> None:
+    stranger = Champion(ENGINE, "tiny", "7", "", "", "")
+    places = {"artifacts": str(repository), "store": str(repository / "store"), "tracking_uri": None}
+    told = "version 7 of tiny is no engine that Engineworks registered"
+    with pytest.raises(ChampionError, match=told), engine_of(stranger, places):
+        pass
 
 
 def test_what_a_p99_needs_is_no_part_of_the_conditions(repository: Path) -> None:

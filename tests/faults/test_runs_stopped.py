@@ -16,11 +16,13 @@ BUILD = "tiny/int8/cpu/build"
 CANCEL_LIMIT_S = 10.0
 
 
-def assert_again_whole(plant: Plant, undisturbed: Mapping[str, str], *, failed: int = 0) -> None:
+def assert_again_whole(
+    plant: Plant, undisturbed: Mapping[str, str], *, whole: int = 1, failed: int = 0, killed: int = 0
+) -> None:
     """A second run ends as an undisturbed one, and repeats nothing that had ended."""
     state, message = plant.end(plant.order_recipe())
     assert (state, message.partition("; verdicts")[0]) == ("COMPLETED", PASSED)
-    plant.site.assert_as_undisturbed(undisturbed, failed=failed)
+    plant.site.assert_as_undisturbed(undisturbed, whole=whole, failed=failed, killed=killed)
     plant.site.assert_nothing_repeated()
 
 
@@ -50,7 +52,8 @@ def test_cancelled_from_prefect_during_a_build(plant: Plant, undisturbed: Mappin
     assert Counter(plant.runs_of("build-engine")) == Counter(
         {(ENGINES[0], "COMPLETED"): 1, (ENGINES[1], "CANCELLED"): 1}
     )
-    assert_again_whole(plant, undisturbed, failed=1 if whom == "the engine's run" else 0)
+    engine_s = whom == "the engine's run"
+    assert_again_whole(plant, undisturbed, failed=int(engine_s), killed=int(not engine_s))
 
 
 def test_prefect_s_server_is_killed_and_started_again_in_the_middle(
@@ -72,7 +75,7 @@ def test_prefect_s_server_is_killed_and_started_again_in_the_middle(
     site.assert_as_undisturbed(undisturbed)
     site.assert_nothing_repeated()
     assert Counter(plant.runs_of("build-engine")) == Counter((e, "COMPLETED") for e in ENGINES)
-    assert_again_whole(plant, undisturbed)
+    assert_again_whole(plant, undisturbed, whole=2)
 
 
 def test_two_nights_at_once_do_the_work_once(plant: Plant, undisturbed: Mapping[str, str]) -> None:
@@ -98,7 +101,7 @@ def test_two_runs_of_one_recipe_at_once_do_the_work_once(plant: Plant, undisturb
         assert (state, message.partition("; verdicts")[0]) == ("COMPLETED", PASSED)
     plant.site.assert_nothing_repeated()
     assert plant.site.counts().total() == STEPS
-    assert_again_whole(plant, undisturbed)
+    assert_again_whole(plant, undisturbed, whole=3)
 
 
 def test_kill_9_of_the_recipe_s_process_with_its_worker(plant: Plant, undisturbed: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from engineworks.errors import InputError
 from flows.local_prefect import prefect_api
 
 pytestmark = pytest.mark.xdist_group("flows")
@@ -16,6 +17,15 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
         prefect.wait_ready()
         yield
+
+
+def test_a_deployment_that_is_not_there_is_named() -> None:
+    from flows.dispatch import Order, started
+
+    order = Order("a/fp16/rtx99", "build-engine/rtx99", "rtx99", {})
+    words = "no deployment 'build-engine/rtx99'; engineworks deploy"
+    with pytest.raises(InputError, match=words), started([order]):
+        pass
 
 
 def test_a_pool_that_nobody_has_made_has_no_workers() -> None:

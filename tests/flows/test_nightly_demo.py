@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,24 @@ for library in ("moto", "s3fs", "boto3"):
     pytest.importorskip(library)
 
 ROOT = Path(__file__).parents[2]
-MARK = "ENGINEWORKS_TEST_OF_THE_DEMO"
+MARK = "TEST_OF_THE_NIGHTLY_DEMO"
 """A variable that all processes of the demo inherit, by which those that are left are found."""
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+@contextmanager
+def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo; one that a failed test leaves alone is interrupted, and stops what it started."""
     environment = os.environ | {"TMPDIR": str(folder), MARK: str(folder)}
     command = [sys.executable, str(ROOT / "benchmarks" / "nightly_demo.py")]
-    return subprocess.Popen(
+    demo = subprocess.Popen(
         command, cwd="/", env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    try:
+        yield demo
+    finally:
+        if demo.poll() is None:
+            demo.send_signal(signal.SIGINT)
+            demo.communicate(timeout=120)
 
 
 def left_over(folder: Path) -> list[str]:
@@ -52,8 +61,8 @@ def folder() -> Iterator[Path]:
 
 
 def test_two_nights_build_what_changed_and_leave_nothing_behind(folder: Path) -> None:
-    demo = start(folder)
-    said = demo.communicate(timeout=850)[0]
+    with started(folder) as demo:
+        said = demo.communicate(timeout=850)[0]
     assert demo.returncode == 0, said
     nights = said.split("# Night of ")[1:]
     assert len(nights) == 2
@@ -69,17 +78,17 @@ def test_two_nights_build_what_changed_and_leave_nothing_behind(folder: Path) ->
 
 
 def test_ctrl_c_stops_everything(folder: Path) -> None:
-    demo = start(folder)
-    assert demo.stdout is not None
-    lines = iter(demo.stdout)
-    for line in lines:
-        if "engineworks deploy: automation" in line:
-            break
-    time.sleep(5)  # the workers and the night's run are starting
-    assert len(left_over(folder)) > 4
-    demo.send_signal(signal.SIGINT)
-    said = "".join(lines)
-    assert demo.wait(120) == 130, said
+    with started(folder) as demo:
+        assert demo.stdout is not None
+        lines = iter(demo.stdout)
+        for line in lines:
+            if "first night" in line:
+                break
+        time.sleep(5)  # the workers and the night's run are starting
+        assert len(left_over(folder)) > 6, "three servers, three workers, the database, the demo itself"
+        demo.send_signal(signal.SIGINT)
+        said = "".join(lines)
+        assert demo.wait(120) == 130, said
     assert "Traceback" not in said
     assert left_over(folder) == []
     assert list(folder.iterdir()) == []

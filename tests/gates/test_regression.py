@@ -90,9 +90,14 @@ def test_history_stands_in_and_is_named() -> None:
     assert check.verdict == "pass"
     assert "7 measurements in MLflow" in check.sentence
     assert "does not run here (it is gone), so this is against what was measured before" in check.sentence
+    noisy = {"shapes": {"one": {"latency_ms_p50": 1.0, "complaints": ["the clocks were lowered"]}}}
+    (check,) = regression_checks(LATENCY, CHAMPION, duel=report, latency=noisy)
+    assert check.verdict == "inconclusive"
+    assert check.sentence.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
     report["history"] = {"one": history[:2]}
     (check,) = regression_checks(LATENCY, CHAMPION, duel=report, latency=latency)
     assert check.verdict == "inconclusive"
+    assert check.sentence.endswith("or release once without performance.regression.")
 
 
 def accuracy(engine: float | None, **changes: Any) -> dict[str, Any]:

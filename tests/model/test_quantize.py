@@ -239,6 +239,18 @@ def test_depthwise_weights_alone_are_quantized() -> None:
     assert "depthwise" in lower(depthwise_then_pointwise(), globs={"int8_weights": ["*"]}).quantized_nodes
 
 
+def test_thin_convolutions_stay_out_of_fp8_unless_they_are_named() -> None:
+    nodes = [node("Conv", ["x", "w1"], ["a"], name="thin"), node("Conv", ["a", "w2"], ["y"], name="wide")]
+    stored = [weight("w1", 32, 16, 1, 1), weight("w2", 17, 32, 1, 1)]
+    model = model_of(nodes, stored, shape=["n", 16, 4, 4], output=["n", 17, 4, 4])
+    model.opset_import[0].version = 19
+    found = lower(model, globs={"fp8": ["*"]})
+    assert found.quantized_nodes == ("wide",)
+    assert "at most 16 channels" in found.kept_nodes[0].reason
+    assert lower(model, globs={"fp8": ["op:Conv"]}).quantized_nodes == ("thin", "wide")
+    assert lower(model, globs={"int8": ["*"]}).quantized_nodes == ("thin", "wide")
+
+
 def test_a_depthwise_convolution_is_calibrated_all_the_same() -> None:
     """Which nodes become int8 is decided later, and may change without a new calibration."""
     assert tensors_to_calibrate(depthwise_then_pointwise()) == ("x", "d", "g")

@@ -12,6 +12,7 @@ from conftest import RECIPE
 from engineworks.fingerprint import FileDigests
 from engineworks.plan import Plan, plan_recipe
 from engineworks.plan.duel import conditions_of
+from engineworks.plan.remeasure import measured_anew
 from engineworks.recipe.load import load_recipe
 from engineworks.store import Store
 
@@ -54,6 +55,15 @@ def test_what_no_budget_reads_is_not_measured_again(repository: Path, budget: st
     store = Store(repository / "store")
     key = measured(store, planned(repository, store, RECIPE + budget), complaints=["noise"])
     assert planned(repository, store, RECIPE + budget).engines[0].steps["measure"] == key
+
+
+def test_what_is_held_against_history_is_measured_again_too(repository: Path) -> None:
+    store = Store(repository / "store")
+    plan = planned(repository, store, RECIPE)
+    key = measured(store, plan, complaints=["noise"])
+    document = dict(plan.steps[key].document)
+    assert measured_anew(document, {}, store) == document
+    assert measured_anew(document, {}, store, by_history=True)["params"]["disturbed_before"] == 1
 
 
 def test_a_figure_that_broke_its_budget_on_a_quiet_machine_stands(repository: Path) -> None:

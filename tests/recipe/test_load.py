@@ -72,7 +72,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "mixture that keeps all": (
         [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {fp32: [a]}}")],
-        "11:16: mixture 'm' keeps nodes fp32, but in what are the others?; say default: fp16",
+        "11:16: mixture 'm' keeps nodes fp32 and says nothing of the others; e.g. default: fp16",
     ),
     "unknown key in a mixture": (
         [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {int4: [a]}}")],
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "sweep outside": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: [1, 8, 32]}")],
-        "22:25: batch 32 at shape 'one' (batch 32) lies outside of every profile; default: batch 1–16",
+        "22:25: batch 32 at shape 'one' (batch 32) lies outside of every profile; they are default: batch 1–16",
     ),
     "sweep at an unknown shape": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: [1], at: won}")],
@@ -149,7 +149,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "sweep of nothing": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: []}")],
-        "22:18: performance.sweep.batch: a list is not allowed; it needs at least 1 of them",
+        "22:18: performance.sweep.batch: a list of 0 is not allowed; it needs at least 1",
     ),
     "streams twice": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  streams: [2, 2]")],
@@ -192,7 +192,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "no such module": ([("onnx: tiny.onnx", "torch: nowhere:factory")], "no module 'nowhere' beside the recipe"),
     "mistyped metric": ([("metric: top1", "metric: top2")], "15:11: accuracy.metric: 'top2' is not a choice; did you mean 'top1'?"),
     "mistyped metric with settings": ([("metric: top1", "metric: {topk: 5}")], "15:12: unknown metric 'topk'; did you mean 'top_k'?"),
-    "metric of no name": ([("metric: top1", "metric: {}")], "15:11: accuracy.metric: a mapping is not allowed; names no metric"),
+    "metric of no name": ([("metric: top1", "metric: {}")], "15:11: accuracy.metric: an empty mapping is not allowed; it should name a metric, e.g. {top_k: 5}"),
     "wrong setting of a metric": ([("metric: top1", "metric: {top_k: 0}")], "15:19: accuracy.metric.top_k: 0 is not allowed; it should be at least 1"),
     "unknown setting of a metric": ([("metric: top1", "metric: {f1: macro, treshold: 1}")], "15:23: unknown key 'treshold'; did you mean 'threshold'?"),
     "unknown average": ([("metric: top1", "metric: {f1: weighted}")], "15:16: accuracy.metric.f1: 'weighted' is not a choice"),

@@ -15,7 +15,7 @@ WRONG = {
     "tab": ("a:\n\t- b\n", "r.yaml:2:1: a tab in the indentation; YAML indents with spaces"),
     "open bracket": ("a: [1", "r.yaml:1:6: not valid YAML: expected ',' or ']'"),
     "two colons": ("a: b: c", "r.yaml:1:5: not valid YAML: mapping values are not allowed"),
-    "twice": ("a: 1\nb: 2\na: 3\n", "r.yaml:3:1: the key 'a' stands twice; first at line 1"),
+    "twice": ("a: 1\nb: 2\na: 3\n", "r.yaml:3:1: the key 'a' stands twice; remove one: the first is in line 1"),
     "twice inside": ("x: {a: 1, a: 2}", "r.yaml:1:11: the key 'a' stands twice"),
     "conflict": (
         "a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> main\n",
@@ -23,7 +23,7 @@ WRONG = {
     ),
     "tag": ("a: !!python/object:os.system x", "r.yaml:1:4: the tag '!python/object:os.system' is not allowed"),
     "unknown alias": ("a: *b", "r.yaml:1:4: not valid YAML: found undefined alias 'b'"),
-    "merge key": ("a: &a {b: 1}\nc: {<<: *a}", "r.yaml:2:5: merge keys ('<<') are not allowed; use _defaults.yaml"),
+    "merge key": ("a: &a {b: 1}\nc: {<<: *a}", "r.yaml:2:5: merge keys ('<<') are not allowed; write the keys out, or share them in _defaults.yaml"),
     "a list": ("- a\n- b\n", "r.yaml:1:1: the top of the file must be a mapping"),
     "two documents": ("a: 1\n---\nb: 2\n", "r.yaml:2:1: not valid YAML: but found another document"),
     "control character": ("a: 1\nb: \x07\n", "r.yaml:2:1: holds a character that YAML does not allow"),

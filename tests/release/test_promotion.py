@@ -122,6 +122,11 @@ def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None
     assert [(m.id, m.sentence) for m in moved] == [
         ("tiny/int8/cpu", "champion-cpu-int8 moved back from version 4 to version 2")
     ]
+    both = roll_back(plan.loaded, tracking.registry(), None)
+    assert [(m.action, m.sentence) for m in both] == [
+        ("promoted", "champion-cpu-fp32 moved back from version 3 to version 1"),
+        ("kept", "champion-cpu-int8 stays at version 2: there is none before it"),
+    ]
     with pytest.raises(InputError, match=r"no champion of tiny that '\*/int8/\*' selects has one before it"):
         roll_back(plan.loaded, tracking.registry(), "*/int8/*")
     with pytest.raises(InputError, match="matches no engine of tiny"):

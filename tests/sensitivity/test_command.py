@@ -112,10 +112,10 @@ def test_limits_that_nothing_holds_fail_and_change_nothing(outlier: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int7"], "--precision: 'int7' quantizes no activations; it is measured for int8, fp8"),
+        (["--precision", "int7"], "--precision: 'int7' quantizes no activations; say one that does: int8, fp8"),
         (["--precision", "fp16"], "--precision: 'fp16' quantizes no activations"),
         (["--target", "cup"], "--target: there is no target 'cup'; did you mean 'cpu'?"),
-        (["--samples", "61"], "--samples: 61 of 60 evaluation samples"),
+        (["--samples", "61"], "--samples: 61 are asked for, the evaluation data has 60"),
     ],
 )
 def test_what_can_not_be_asked_is_exit_2_and_stores_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from engineworks.errors import LoweringError
 from engineworks.model.calibration.trust import digest_model
 from engineworks.recipe import FORMATS
 from engineworks.steps import StepJob
-from engineworks.steps.lower import run
+from engineworks.steps.lower import proof_batch, run
 from engineworks.tensors import TensorSpec
 
 FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
@@ -108,3 +109,28 @@ def test_a_format_that_no_node_can_have_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_which_nothing_can_be_lowered_is_refused(tmp_path: Path, precision: str, why: str) -> None:
     with pytest.raises(LoweringError, match=f"no node can compute in {precision} .*{why}"):
         run(job_of(tmp_path, branches(), precision))
+
+
+@pytest.mark.parametrize(("mib", "rows"), [(0, 8), (86, 8), (128, 8), (256, 4), (418, 2), (2700, 2)])
+def test_large_models_are_proved_on_fewer_rows_and_never_on_single_ones(mib: int, rows: int) -> None:
+    assert proof_batch(mib << 20) == rows
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8_weights"])
+def test_the_fp32_model_runs_once_for_all_that_is_held_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from engineworks.model.lower import half, half_around
+
+    ran: list[str] = []
+    for module in (half, half_around):
+        found = module.reference_outputs
+
+        def counted(bench: Any, model: onnx.ModelProto, samples: Any, found: Any = found) -> Any:
+            ran.extend(["quantized"] if any(n.op_type == "DequantizeLinear" for n in model.graph.node) else ["fp32"])
+            return found(bench, model, samples)
+
+        monkeypatch.setattr(module, "reference_outputs", counted)
+    job = job_of(tmp_path, product(FLOAT), precision, around="fp16")
+    run(job)
+    assert ran.count("fp32") == 1

@@ -109,8 +109,9 @@ class Activation:
             )
         amax = self.amax
         histogram = self._average.sampled if self._average else self._histogram
-        clips = amax < max(-self._minimum, self._maximum)
-        saturated = histogram.above(amax) if histogram and clips else 0.0
+        reach = amax * (1 + 0.5 / INT8_MAX)  # what rounds to the last code is not clipped
+        clips = reach < max(-self._minimum, self._maximum)
+        saturated = histogram.above(reach) if histogram and clips else 0.0
         return Range(amax, self._minimum, self._maximum, saturated, self._values, self._unused(amax), amax_early)
 
     def _unused(self, amax: float) -> float:

@@ -23,10 +23,10 @@ class Range:
     """What was seen of one tensor, and the magnitude that int8 is to cover.
 
     amax ≥ 0: values beyond ±amax saturate. minimum, maximum: the extremes of all samples. saturated: fraction of all
-    values with |x| > amax: 0 for min-max, estimated from a part of the values for a moving average. values: how many
-    elements were seen. unused: fraction of the 255 codes that no value reached: by the extremes, and for methods that
-    count a histogram also by the magnitudes in between. amax_early: what amax was after most of the samples (see
-    `collect.EARLY`), None if that was not looked at.
+    values that lie more than half a step of int8 beyond ±amax, so that they are clipped: 0 for min-max, estimated from
+    a part of the values for a moving average. values: how many elements were seen. unused: fraction of the 255 codes
+    that no value reached: by the extremes, and for methods that count a histogram also by the magnitudes in between.
+    amax_early: what amax was after most of the samples (see `collect.EARLY`), None if that was not looked at.
     """
 
     amax: float

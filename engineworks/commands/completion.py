@@ -1,0 +1,96 @@
+"""What a shell may complete: recipe files, engine ids, targets, precisions. Cheap: files and names, no planning.
+
+Installed by `engineworks --install-completion`. Anything that can not be read completes to nothing: a completion says
+no errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import EngineworksError
+
+Complete = Callable[[str], list[str]]
+
+
+def recipe_files(incomplete: str) -> list[str]:
+    """Recipes in recipes/ and in the folder that is being typed; folders, to go on in."""
+    typed = Path(incomplete)
+    folder = typed if incomplete.endswith("/") else typed.parent
+    found = {str(path) for path in (*_recipes(Path("recipes")), *_recipes(folder))}
+    found |= {f"{path}/" for path in folder.glob("*/") if not path.name.startswith(".")}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+def engine_ids(incomplete: str) -> list[str]:
+    """recipe/precision/target of every recipe in recipes/, as their files say."""
+    return sorted(one for one in _engines() if one.startswith(incomplete))
+
+
+def recorded_names(incomplete: str) -> list[str]:
+    """What `report` and `why` take: engines' ids and recipes' names."""
+    ids = list(_engines())
+    return sorted(one for one in {*ids, *(i.partition("/")[0] for i in ids)} if one.startswith(incomplete))
+
+
+def target_names(incomplete: str) -> list[str]:
+    from engineworks.recipe.load import load_targets
+
+    try:
+        names = load_targets(Path("recipes"))
+    except (EngineworksError, OSError):
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def precisions(incomplete: str) -> list[str]:
+    from engineworks.recipe import PRECISIONS
+
+    return [name for name in PRECISIONS if name.startswith(incomplete)]
+
+
+def peers(incomplete: str) -> list[str]:
+    from engineworks.peers import PEERS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in PEERS if name.startswith(last)]
+
+
+def one_of(*words: str) -> Complete:
+    """Completes to one of these words."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _recipes(folder: Path) -> list[Path]:
+    from engineworks.recipe.load import find_recipes
+
+    return find_recipes(folder) if folder.is_dir() else []
+
+
+def _engines() -> Iterator[str]:
+    for path in _recipes(Path("recipes")):
+        said = _said(path)
+        given = said.get("precisions", [])
+        for precision in given if isinstance(given, list) else []:
+            for target in said.get("targets") or []:
+                yield f"{said.get('recipe')}/{precision}/{target}"
+
+
+def _said(path: Path) -> Mapping[str, Any]:
+    from engineworks.recipe.yaml_nodes import merge, read_yaml
+
+    defaults = path.with_name("_defaults.yaml")
+    try:
+        node = read_yaml(path, path.name)
+        if defaults.is_file():
+            node = merge(node, read_yaml(defaults, defaults.name))
+    except (EngineworksError, OSError):
+        return {}
+    said: Mapping[str, Any] = node.plain()
+    return said

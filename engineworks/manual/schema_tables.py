@@ -1,0 +1,118 @@
+"""A JSON Schema → Markdown: one table per part, one row per key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.recipe.schema import FROM_DEFAULTS
+
+Schema = Mapping[str, Any]
+
+PATTERNS = {
+    r"^[a-z0-9][a-z0-9._-]*$": "name",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "name",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "dimension",
+    r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$": "module:name",
+    r"^\d+(\.\d*)?\s*%$": "percentage",
+    r"^\d{1,2}\.\d$": "capability",
+}
+"""What the patterns of the schema are called."""
+
+
+def key_rows(part: Schema, links: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """(key, type, default, meaning, example) of every key of a part, as Markdown. links: headings by name of part."""
+    required = part.get("required", ())
+    for key, schema in part["properties"].items():
+        examples = schema.get("examples")
+        yield (
+            f"`{key}`",
+            type_words(schema, links),
+            "required" if key in required else default_words(key, schema),
+            schema.get("description", ""),
+            f"`{flow_yaml(examples[0])}`" if examples else "",
+        )
+
+
+def markdown_table(headings: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def default_words(key: str, schema: Schema) -> str:
+    """What holds where the key is not given; a dash where that is nothing."""
+    if key in FROM_DEFAULTS:
+        return "required, here or in `_defaults.yaml`"
+    value = schema.get("default")
+    if value is None or value in ("", [], {}) or isinstance(value, dict):
+        return "–"
+    return f"`{flow_yaml(value)}`"
+
+
+def type_words(schema: Schema, links: Mapping[str, str]) -> str:
+    """The type in words, as Markdown; parts with a section of their own are links."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{links[name]}](#{anchor(links[name])})" if name in links else name
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return " · ".join(f"`{word}`" for word in schema["enum"])
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            words = [type_words(one, links) for one in schema[several] if one.get("type") != "null"]
+            return " or ".join(dict.fromkeys(words))
+    return _plain_words(schema, links)
+
+
+def _plain_words(schema: Schema, links: Mapping[str, str]) -> str:
+    kind = schema.get("type")
+    if kind == "array":
+        return _list_words(schema, links)
+    if kind == "object":
+        inner = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
+        return f"by name: {type_words(inner, links)}" if isinstance(inner, dict) else "mapping"
+    if kind in ("integer", "number"):
+        return ("whole number" if kind == "integer" else "number") + _bounds(schema)
+    if kind == "boolean":
+        return "`true` · `false`"
+    if schema.get("format") == "date":
+        return "date"
+    return PATTERNS.get(schema.get("pattern", ""), "text")
+
+
+def _list_words(schema: Schema, links: Mapping[str, str]) -> str:
+    if "prefixItems" in schema:
+        return "[" + ", ".join(type_words(one, links) for one in schema["prefixItems"]) + "]"
+    item = type_words(schema.get("items", {}), links)
+    exact = schema.get("minItems") == schema.get("maxItems") and "minItems" in schema
+    return f"{schema['minItems']} of: {item}" if exact else f"list of: {item}"
+
+
+def _bounds(schema: Schema) -> str:
+    words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    return f" {', '.join(found)}" if found else ""
+
+
+def anchor(heading: str) -> str:
+    """The anchor that Markdown viewers give a heading."""
+    kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
+
+
+def flow_yaml(value: Any) -> str:
+    """A value as YAML on one line, as a person would write it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_word(str(k))}: {flow_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(flow_yaml(v) for v in value) + "]"
+    return _word(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _word(text: str) -> str:
+    """Quoted where flow YAML would read something else."""
+    plain = text and not set(text) & set("[]{},#'\"") and text[0] not in "*&!|>%@`?-" and ": " not in text
+    return text if plain and not text.startswith("op:") else f"'{text}'"

@@ -1,0 +1,138 @@
+"""One example for every key of a recipe, as YAML text: they stand in the schema that editors read and in the reference.
+
+A test lays each of them into a recipe and validates it, and fails for a key that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+EXAMPLES: Mapping[str, Mapping[str, str]] = {
+    "Recipe": {
+        "recipe": "bert-mini",
+        "description": "Intent classifier of the support bot",
+        "owner": "nlp@example.com",
+        "tags": "[vision, weekly]",
+        "model": "{source: {onnx: models/net.onnx}}",
+        "inputs": "{image: {dtype: float32, shape: [batch, 1, 8, 8]}}",
+        "outputs": "{logits: [batch, 10]}",
+        "shapes": "{default: {batch: [1, 8, 64]}}",
+        "precisions": "[fp32, fp16, int8]",
+        "mixtures": "{int8-encoder: {default: fp16, int8: [encoder/*]}}",
+        "data": "{evaluation: {npz: data/test.npz, labels: y}}",
+        "calibration": "{method: minmax, keep: [classifier/*]}",
+        "targets": "[cpu, rtx40]",
+        "accuracy": "{metric: top1, limits: {int8: {metric_ratio: 0.99}}}",
+        "performance": "{at: {single: {batch: 1}}, budget: {single: {p50_ms: 5}}}",
+        "release": "{model: digits}",
+        "time_limits": "{build: 3600}",
+        "waivers": "[{check: 'cosine[logits]', owner: me@example.com, reason: old camera, expires: 2027-03-31}]",
+    },
+    "Model": {
+        "source": "{onnx: models/net.onnx}",
+        "opset": "17",
+        "files": "[weights.pt]",
+    },
+    "Source": {
+        "onnx": "models/net.onnx",
+        "torch": "resnet50:make_model",
+        "huggingface": "fetched/minilm",
+        "task": "text-classification",
+    },
+    "Input": {
+        "dtype": "float32",
+        "shape": "[batch, 3, height, width]",
+        "range": "[0, 255]",
+    },
+    "Data": {
+        "calibration": "{npz: data/calib.npz, samples: 512}",
+        "evaluation": "{npz: data/test.npz, labels: y}",
+    },
+    "Samples": {
+        "npz": "data/calib.npz",
+        "samples": "512",
+        "names": "{image: x}",
+    },
+    "Evaluation": {
+        "npz": "data/test.npz",
+        "samples": "1000",
+        "names": "{image: x}",
+        "labels": "y",
+    },
+    "Calibration": {
+        "method": "percentile",
+        "percentile": "99.9",
+        "averaging": "0.01",
+        "batch": "16",
+        "keep": "[classifier/*]",
+        "around": "fp16",
+    },
+    "Mixture": {
+        "default": "fp16",
+        "fp32": "[head/*]",
+        "int8": "['op:Conv']",
+        "fp8": "['*']",
+        "int8_weights": "[embeddings/*]",
+        "int4_weights": "['op:MatMul']",
+    },
+    "Accuracy": {
+        "metric": "{top_k: 5}",
+        "output": "logits",
+        "limits": "{fp16: {cosine: 0.9999}, int8: {metric_ratio: 0.99}}",
+    },
+    "Limits": {
+        "metric": "0.98",
+        "metric_ratio": "0.99",
+        "metric_delta": "0.005",
+        "metric_between": "[0.9, 1.0]",
+        "cosine": "0.9999",
+        "sqnr_db": "30",
+        "max_abs": "0.01",
+        "mean_abs": "0.001",
+    },
+    "TopK": {"top_k": "5"},
+    "F1": {"f1": "binary", "threshold": "0.5"},
+    "WordError": {"word_error": "ctc", "blank": "0", "space": "3"},
+    "CharacterError": {"character_error": "ctc", "blank": "0"},
+    "PythonMetric": {"python": "metrics:character_accuracy", "lower_is_better": "true"},
+    "Performance": {
+        "at": "{single: {batch: 1}, bulk: {batch: 64}}",
+        "budget": "{single: {p99_ms: 5}, bulk: {memory_mib: 500}}",
+        "sweep": "{batch: [1, 8, 32], latency_ms: 3}",
+        "streams": "[1, 2, 4]",
+        "serving": "{cuda_graphs: true}",
+        "regression": "{latency: 5%, accuracy: 0.5%}",
+    },
+    "Budget": {
+        "p50_ms": "5",
+        "p90_ms": "8",
+        "p99_ms": "12",
+        "throughput_per_s": "8000",
+        "memory_mib": "1500",
+        "load_ms": "2000",
+        "first_run_ms": "500",
+        "engine_mib": "90",
+    },
+    "Sweep": {"batch": "[1, 8, 16, 32]", "at": "single", "latency_ms": "3"},
+    "ServingOptions": {"cuda_graphs": "true", "kernels": "eager"},
+    "Regression": {"latency": "5%", "accuracy": "0.5%", "most_s": "120"},
+    "Release": {"model": "digits", "triton": "{instances: 2}"},
+    "Triton": {
+        "dynamic_batching": "{preferred: [8, 16], max_delay_us: 500}",
+        "instances": "2",
+        "warmup": "1",
+    },
+    "DynamicBatching": {"preferred": "[8, 16, 32]", "max_delay_us": "500"},
+    "Waiver": {
+        "check": "cosine[logits]",
+        "engine": "int8/*",
+        "owner": "vision@example.com",
+        "reason": "the old camera goes in March",
+        "expires": "2027-03-31",
+    },
+    "TimeLimits": {
+        "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
+        "compare": "1800", "measure": "900", "duel": "900", "peer": "900",
+    },
+}  # fmt: skip
+"""By the name of the part (as in the schema's `$defs`, `Recipe` for the top) and of the key."""

@@ -1,0 +1,116 @@
+"""As a new user would: from an unknown ONNX file to a gated engine with `init`, `build`, `report`; a recipe with six
+mistakes mended from its messages alone; the reason of a changed verdict by `why` alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).parent / "engineworks"
+pytestmark = pytest.mark.xdist_group("newcomer")
+
+MISTAKES = (
+    ("dtype: float32", "dtype: fp32"),
+    ("batch: [1, 4", "batch: [9, 4"),
+    ("precisions:", "precison:"),
+    ("stand-in-evaluation.npz", "stand-in-evalution.npz"),
+    ("targets: [cpu]", "targets: [cup]"),
+    ("{cosine: 0.99999}", "{cosin: 0.99999}"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder outside of any repository, but for a model that nobody described."""
+    made = tmp_path_factory.mktemp("newcomer")
+    shutil.copy(ROOT / "recipes/models/digits_cnn.onnx", made / "mystery.onnx")
+    return made
+
+
+def typed(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ENGINEWORKS_", "MLFLOW_", "PREFECT_"))}
+    given = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "true"}
+    done = subprocess.run([PROGRAM, *words], cwd=folder, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def test_from_an_unknown_model_to_a_verdict_and_a_page(folder: Path) -> None:
+    said = typed(folder, "init", "mystery.onnx").stdout.splitlines()
+    assert said[-1] == "next: engineworks build mystery.yaml"
+    assert "yaml-language-server" not in (folder / "mystery.yaml").read_text(encoding="utf-8")  # no schema is here
+    built = typed(folder, *said[-1].removeprefix("next: engineworks ").split())
+    assert re.search(r"mystery/fp16/cpu +pass", built.stdout)
+    page = Path(typed(folder, "report", "mystery").stdout.strip())
+    assert "mystery/fp16/cpu" in page.read_text(encoding="utf-8")
+    plain(built)
+
+
+def plain(built: subprocess.CompletedProcess[str]) -> None:
+    """In a pipe: no colours, no blanks at the end, and nothing said twice, by Prefect's logger or ours."""
+    both = built.stdout + built.stderr
+    assert "\x1b" not in both
+    assert all(line == line.rstrip() for line in both.splitlines())
+    lines = [line for line in both.splitlines() if line]
+    assert len(lines) == len(set(lines)), both
+    steps = [line.split(": done")[0] for line in built.stderr.splitlines() if ": done in" in line]
+    assert sorted(steps) == sorted(set(steps))
+    assert len(steps) == 11
+    assert not re.search(r"\| (INFO|DEBUG|WARNING|ERROR) ", both)  # Prefect's own lines
+
+
+def test_six_mistakes_are_mended_from_their_messages_alone(folder: Path) -> None:
+    text = (folder / "mystery.yaml").read_text(encoding="utf-8")
+    broken = text
+    for right, wrong in MISTAKES:
+        assert right in broken
+        broken = broken.replace(right, wrong, 1)
+    file = folder / "mystery.yaml"
+    file.write_text(broken, encoding="utf-8")
+    try:
+        mend(folder, file)
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def mend(folder: Path, file: Path) -> None:
+    messages = typed(folder, "validate", "mystery.yaml", code=2).stderr.splitlines()
+    assert len(messages) == len(MISTAKES)
+    for message in messages:
+        place = re.match(r"mystery\.yaml:(\d+):(\d+): ", message)
+        assert place
+        line, column = int(place[1]) - 1, int(place[2]) - 1
+        lines = file.read_text(encoding="utf-8").split("\n")
+        lines[line] = lines[line][:column] + mended(message, lines[line][column:])
+        file.write_text("\n".join(lines), encoding="utf-8")
+    assert typed(folder, "validate", "mystery.yaml").stdout.endswith("valid\n")
+
+
+def mended(message: str, rest: str) -> str:
+    """What a person does who reads nothing but the message."""
+    meant = re.search(r"did you mean '([^']+)'", message)
+    if meant:
+        return re.sub(r"^[\w.-]+", meant[1], rest)
+    assert "min ≤ opt ≤ max" in message
+    numbers = sorted(map(int, re.findall(r"\d+", rest.split("]")[0])))
+    return f"{numbers}{rest.partition(']')[2]}"
+
+
+def test_why_alone_names_the_reason_of_a_changed_verdict(folder: Path) -> None:
+    file = folder / "mystery.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("fp16: {cosine: 0.9999}", "fp16: {cosine: 0.9999999999}"), encoding="utf-8")
+    built = typed(folder, "build", "mystery.yaml", code=1)
+    assert not re.search(r"is 1, limit at least 1\.", built.stdout)
+    said = typed(folder, "why", "mystery/fp16/cpu").stdout
+    assert said.startswith("mystery/fp16/cpu: pass → fail")
+    assert re.search(r"accuracy\.limits\.fp16\.cosine: 0\.9999 → 0\.9999999999 .*\(mystery\.yaml:\d+:\d+\)", said)
+    assert "check cosine[logits]: pass → fail" in said

@@ -73,6 +73,7 @@ lint: setup
 fetch: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples]'
 	$(BIN)/python recipes/fetch/fashion.py
+	$(BIN)/python recipes/fetch/digits_images.py
 	$(BIN)/python recipes/fetch/minilm.py
 	$(BIN)/python recipes/fetch/ocr_detection.py
 	$(BIN)/python recipes/fetch/ocr_recognition.py

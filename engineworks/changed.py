@@ -285,8 +285,8 @@ def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]
     """Files of these recipes that git keeps neither then nor now."""
     names = set()
     for one in now:
-        files = [*one.files.model.values(), *one.files.metric.values(), one.files.evaluation.path]
-        files += [one.files.calibration.path] if one.files.calibration else []
+        files = [*one.files.model.values(), *one.files.metric.values(), *one.files.evaluation.sources]
+        files += one.files.calibration.sources if one.files.calibration else ()
         names |= {tree.name_of(f.resolve()) or str(f) for f in files}
     return tuple(sorted(n for n in names if n not in tree.tracked and n not in tree.differing))
 

@@ -9,6 +9,7 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   └── TrustError                2  an engine is altered, unsigned where it must be, or a stranger's: not loaded
 ├── StepError                     4  a step of the plan failed
 │   ├── ExportError               4
+│   ├── PreparationError          4  text or images could not be made into samples
 │   ├── FoldError                 4
 │   ├── CalibrationError          4
 │   ├── LoweringError             4
@@ -94,7 +95,11 @@ class ModelError(InputError):
 
 
 class SamplesError(InputError):
-    pass
+    """key: which key of the recipe's data entry it is about, '' where that is not known."""
+
+    def __init__(self, message: str, *, hint: str = "", key: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
 
 
 class TargetError(InputError):
@@ -116,6 +121,10 @@ class StepError(EngineworksError):
 
 
 class ExportError(StepError):
+    pass
+
+
+class PreparationError(StepError):
     pass
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from engineworks.datasets.preparation import LENGTHS, Preparation, Ragged
 from engineworks.errors import SamplesError
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec, spec_from_json
@@ -38,7 +39,8 @@ class SampleFile:
     """Samples of a model: which arrays of which file feed which input.
 
     arrays: input → array name. labels: name of the label array. count: how many samples are used, evenly spread over
-    `total`, so that a file sorted by class still gives every class.
+    `total`, so that a file sorted by class still gives every class. ragged: rows have lengths of their own, and batches
+    are cut to the longest. preparation: set where `path` is no .npz but what one is made of.
     """
 
     path: Path
@@ -47,6 +49,13 @@ class SampleFile:
     labels: str | None
     total: int
     count: int
+    ragged: Ragged | None = None
+    preparation: Preparation | None = None
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Every file that shapes the samples."""
+        return tuple(self.preparation.read()) if self.preparation else (self.path,)
 
     @property
     def rows(self) -> list[int]:
@@ -59,7 +68,8 @@ class SampleFile:
         axes = batch_axes(self.specs)
         names = {spec.name: self.arrays[spec.name] for spec in self.specs}
         with zipfile.ZipFile(self.path) as archive:
-            readers = {name: _RowReader(archive, name) for name in set(names.values())}
+            lengths = [LENGTHS] if self.ragged else []
+            readers = {name: _RowReader(archive, name) for name in {*names.values(), *lengths}}
             done, turn = 0, 0
             rows = self.rows
             while done < len(rows):
@@ -67,12 +77,22 @@ class SampleFile:
                 read = {name: reader.rows(take) for name, reader in readers.items()}
                 feeds: Arrays = {}
                 for spec in self.specs:
-                    block = read[names[spec.name]]
                     axis = axes[spec.name]
+                    block = self._cut(spec, axis, read[names[spec.name]], read.get(LENGTHS))
                     sample = block[0] if axis is None else np.moveaxis(block, 0, axis)
                     feeds[spec.name] = np.asarray(sample, order="C")  # ascontiguousarray makes a scalar one-dimensional
                 yield feeds
                 done, turn = done + len(take), turn + 1
+
+    def _cut(
+        self, spec: TensorSpec, axis: int | None, block: NDArray[Any], lengths: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """Rows [samples, …] without the padding that no row of this batch needs."""
+        if self.ragged is None or lengths is None or self.ragged.dim not in spec.shape:
+            return block
+        width = self.ragged.width(len(block), int(lengths.max()))
+        own = [d for at, d in enumerate(spec.shape) if at != axis]
+        return block[(slice(None), *(slice(width) if d == self.ragged.dim else slice(None) for d in own))]
 
     def read_labels(self) -> NDArray[np.generic] | None:
         """The labels of the samples in use, in their order; None if there are none."""
@@ -88,7 +108,9 @@ class SampleFile:
 def samples_from_json(path: Path, value: Mapping[str, Any]) -> SampleFile:
     """The samples that a plan describes, in the file that was found when it was made."""
     specs = tuple(spec_from_json(s) for s in value["specs"])
-    return SampleFile(path, specs, value["arrays"], value.get("labels"), int(value["total"]), int(value["count"]))
+    ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
+    total, count = int(value["total"]), int(value["count"])
+    return SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:

@@ -27,10 +27,11 @@ def init(
     name: Annotated[str | None, typer.Option("--name", help="Name of the recipe; default: the model's.")] = None,
     precisions: Annotated[str | None, typer.Option("--precisions", help="E.g. fp32,fp16,int8.")] = None,
     evaluation: Annotated[
-        str | None, typer.Option("--evaluation", help=".npz with samples to compare on; default: seeded stand-ins.")
+        str | None,
+        typer.Option("--evaluation", help="Samples: .npz, texts or a folder of images; default: stand-ins."),
     ] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Array of that file with the labels.")] = None,
-    calibration: Annotated[str | None, typer.Option("--calibration", help=".npz with samples for int8.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Array or column with the labels.")] = None,
+    calibration: Annotated[str | None, typer.Option("--calibration", help="The same for int8.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="Task of a Hugging Face model.")] = None,
     from_trtexec: Annotated[
         str | None, typer.Option("--from-trtexec", help="Translate this trtexec command line, in quotes.")
@@ -85,8 +86,10 @@ def _asked(wishes: Wishes) -> Wishes:
     nearby = sorted(p for pattern in ("*.onnx", "models/*.onnx") for p in Path().glob(pattern))
     model = typer.prompt("Model (ONNX file or Hugging Face folder)", default=str(nearby[0]) if nearby else None)
     name = typer.prompt("Name of the recipe", default=Path(model).stem.lower())
-    evaluation = typer.prompt("Samples to compare on (.npz; empty: seeded stand-ins)", default="", show_default=False)
-    calibration = typer.prompt("Samples to calibrate int8 on (.npz; empty: no int8)", default="", show_default=False)
+    evaluation = typer.prompt(
+        "Samples to compare on (.npz, texts, images; empty: stand-ins)", default="", show_default=False
+    )
+    calibration = typer.prompt("Samples to calibrate int8 on (empty: no int8)", default="", show_default=False)
     usual = "fp32,fp16,int8" if calibration else "fp32,fp16"
     precisions = typer.prompt("Precisions (empty: by the model)", default="", show_default=False) or ""
     terminal.say(f"precisions: {precisions or usual}")

@@ -12,6 +12,7 @@ from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError, TrackingError
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
+from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
@@ -58,7 +59,8 @@ def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
     report = settings.runs / run / "report.html"
     engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
     calibration = calibration_health(plan, store)
-    doubts = (*(sentence for health in calibration for sentence in health.warnings), *waiver_notes(plan, engines))
+    told = (sentence for health in calibration for sentence in health.warnings)
+    doubts = (*notes_of_data(plan, store), *told, *waiver_notes(plan, engines))
     return BuildResult(
         recipe=plan.recipe,
         run=run,

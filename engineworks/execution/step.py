@@ -19,6 +19,7 @@ from engineworks.errors import (
     ExportError,
     FoldError,
     LoweringError,
+    PreparationError,
     RunError,
     StepError,
 )  # fmt: skip
@@ -35,11 +36,11 @@ TIME_LIMIT_S = 7200.0
 ERRORS: Mapping[StepName, type[StepError]] = {
     "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
     "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError,
-    "peer": RunError, "duel": RunError, "sensitivity": RunError,
+    "peer": RunError, "duel": RunError, "sensitivity": RunError, "prepare": PreparationError,
 }  # fmt: skip
 """What a crash of a step's child is."""
 
-USER_CODE = ("torch", "huggingface")
+USER_CODE = ("torch", "huggingface", "mlflow_pytorch")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
 
 FRESH = ("measure", "peer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from engineworks.tensors import Dim, TensorSpec
 
@@ -62,12 +63,15 @@ class Wishes:
 
 @dataclass(frozen=True)
 class DataFile:
-    """Samples for the recipe: `file` as the recipe names it; names: input → array, where they differ."""
+    """Samples for the recipe: `file` as the recipe names it, kind: by which key. names: input → array, where they
+    differ. columns: those of texts, where they are not the usual one."""
 
     file: str
     names: Mapping[str, str] = field(default_factory=dict)
     labels: str | None = None
     stand_in: bool = False
+    kind: Literal["npz", "text", "images"] = "npz"
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

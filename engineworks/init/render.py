@@ -71,6 +71,8 @@ def _rest(draft: Draft) -> Iterator[str]:
     yield "data:" + (
         "  # STAND-IN: seeded numbers of the inputs' ranges. Give real samples." if _stands_in(draft) else ""
     )
+    if _stands_in(draft) and draft.source.startswith("huggingface"):
+        yield f"  # {_forms(draft)}"
     if draft.calibration:
         yield f"  calibration: {_data(draft.calibration)}"
     yield f"  evaluation: {_data(draft.evaluation)}"
@@ -114,12 +116,21 @@ def _at(draft: Draft, index: int, over: dict[str, int] | None = None) -> str:
     return "{" + ", ".join(f"{dim}: {length}" for dim, length in lengths.items()) + "}"
 
 
+def _forms(draft: Draft) -> str:
+    """What real samples may be for a model that brings its tokenizer or processor."""
+    if any(len(spec.shape) == 4 for spec in draft.inputs):
+        return "images: evaluation: {images: FOLDER, labels: folder}; the model's processor reads them"
+    return "texts: evaluation: {text: FILE.jsonl, labels: label}; the tokenizer reads them, also .csv, .parquet"
+
+
 def _stands_in(draft: Draft) -> bool:
     return draft.evaluation.stand_in or bool(draft.calibration and draft.calibration.stand_in)
 
 
 def _data(data: DataFile) -> str:
-    parts = [f"npz: {_text(data.file)}"]
+    parts = [f"{data.kind}: {_text(data.file)}"]
+    if data.columns:
+        parts.append(f"columns: [{', '.join(map(_text, data.columns))}]")
     if data.names:
         parts.append("names: {" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in data.names.items()) + "}")
     if data.labels:

@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engineworks.datasets.pictures import BY_FOLDER, image_names
+from engineworks.datasets.tables import look_at
 from engineworks.errors import SamplesError
 from engineworks.init.draft import DataFile
 from engineworks.samples import ArrayHeader, batch_axes, read_headers
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
+
+LABEL_COLUMNS = ("label", "labels")
+"""What data sets call the column with the classes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,34 @@ def match_samples(path: Path, named: str, specs: Sequence[TensorSpec], labels: s
         lengths |= {d: n for d, n in zip(sample, headers[arrays[spec.name]].shape[1:]) if isinstance(d, str)}
     names = {i: a for i, a in arrays.items() if i != a}
     return OwnData(DataFile(named, names, labels), lengths, labels is not None and _are_classes(headers[labels]))
+
+
+def match_texts(path: Path, named: str, labels: str | None) -> OwnData:
+    """A file of texts: the column `text`, else all that are no labels. Labels: a column of that name.
+
+    Raises `SamplesError` where it has no columns, or more than two that may be texts.
+    """
+    columns, _ = look_at(path)
+    if labels is not None and labels not in columns:
+        raise SamplesError(f"{path}: has no column '{labels}'", hint=did_you_mean(labels, columns))
+    labels = labels or next((name for name in columns if name in LABEL_COLUMNS), None)
+    texts = tuple(name for name in columns if name != labels)
+    if "text" in texts:
+        return OwnData(DataFile(named, labels=labels, kind="text"), classes=labels is not None)
+    if not 1 <= len(texts) <= 2:
+        raise SamplesError(
+            f"{path}: which columns are texts? It has {', '.join(columns)}", hint="name one of them 'text'"
+        )
+    return OwnData(DataFile(named, labels=labels, kind="text", columns=texts), classes=labels is not None)
+
+
+def match_images(folder: Path, named: str) -> OwnData:
+    """A folder of images: a folder per class below it says the labels. Raises `SamplesError` where it holds none."""
+    names = image_names(folder)
+    if not names:
+        raise SamplesError(f"{folder}: holds no images", hint="png, jpg, webp …")
+    labelled = all("/" in name for name in names)
+    return OwnData(DataFile(named, labels=BY_FOLDER if labelled else None, kind="images"), classes=labelled)
 
 
 def _array(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engineworks.datasets.tables import SUFFIXES
 from engineworks.errors import InputError, StepError
 from engineworks.init.dimensions import NamedDims, is_cache, name_dims, name_outputs
 from engineworks.init.draft import DataFile, Draft, ModelFacts, Range, Wishes
 from engineworks.init.guesses import Candidates, candidates, decoding_candidates, value_ranges
 from engineworks.init.render import GUESS, render
-from engineworks.init.samples import OwnData, match_samples
+from engineworks.init.samples import OwnData, match_images, match_samples, match_texts
 from engineworks.init.trials import Trials, try_lengths
 from engineworks.init.values import write_stand_in
 from engineworks.recipe import PRECISIONS
@@ -139,7 +140,7 @@ def _draft(
     targets, target_note = _targets(out.parent)
     stand_ins: list[tuple[str, int]] = []
     evaluation = own.file if own else _stand_in(out, "evaluation", 1, stand_ins)
-    calibration = calibrating.file if calibrating else None
+    calibration = replace(calibrating.file, labels=None) if calibrating else None
     if calibration is None and {"int8", "fp8"} & set(precisions):
         calibration = _stand_in(out, "calibration", 2, stand_ins)
         notes.append("int8 and fp8 are calibrated on numbers that stand in: their accuracy says nothing of real data")
@@ -162,6 +163,10 @@ def _own_data(given: str | None, out: Path, named: NamedDims, labels: str | None
     if given is None:
         return None
     path = Path(given).expanduser().resolve()
+    if path.suffix in SUFFIXES:
+        return match_texts(path, _relative(path, out), labels)
+    if path.is_dir():
+        return match_images(path, _relative(path, out))
     return match_samples(path, _relative(path, out), named.inputs, labels, guess=guess)
 
 

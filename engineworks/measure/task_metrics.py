@@ -22,7 +22,10 @@ from engineworks.errors import ModelError
 Array = NDArray[Any]
 
 NO_LABEL = -100
-"""Labels below zero are left out of perplexity and of texts: padding."""
+"""Labels below zero are left out of perplexity and of texts, this one of top_k, f1 and span too: padding."""
+
+LONGEST_ANSWER = 30
+"""Tokens of an answer at most, as evaluations of SQuAD have it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
             lambda ids, y: text_error(ids, y, words=words, space=space),
         )
     return {
+        "span": TaskMetric("exact spans", lambda rows, _: best_spans(rows), span_rate),
         "auc": TaskMetric("area under the ROC curve", lambda rows, _: rows, auc),
         "spearman": TaskMetric("Spearman's rank correlation", lambda rows, _: rows, spearman),
         "perplexity": TaskMetric("perplexity", token_losses, lambda losses, _: perplexity(losses)),
@@ -87,7 +91,40 @@ def hit_rate(found: Array, labels: Array) -> float:
     """Part of the labels that are among the classes found for them."""
     if labels.shape != found.shape[:-1]:
         raise ModelError(f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(found.shape[:-1])}")
-    return float((found == labels[..., np.newaxis]).any(axis=-1).mean())
+    counted = _counted("top_k", labels)
+    return float((found == labels[..., np.newaxis]).any(axis=-1)[counted].mean())
+
+
+def best_spans(logits: Array) -> Array:
+    """First and last token, i64[rows, 2], with the largest sum of logits: last ≥ first, at most `LONGEST_ANSWER` tokens
+    (Devlin et al. 2019, section 4.2). logits [rows, length, 2]: of starts, of ends. -1 where a logit is NaN."""
+    if logits.ndim != 3 or logits.shape[-1] != 2:
+        raise ModelError(f"span needs logits of starts and ends [rows, length], not {list(logits.shape)}")
+    scores = np.asarray(logits, np.float64)
+    length = scores.shape[1]
+    first, last = np.arange(length)[:, np.newaxis], np.arange(length)[np.newaxis, :]
+    allowed = (last >= first) & (last < first + LONGEST_ANSWER)
+    found = np.empty((len(scores), 2), np.int64)
+    for row, (starts, ends) in zip(found, np.moveaxis(scores, -1, 1), strict=True):
+        sums = np.where(allowed, starts[:, np.newaxis] + ends[np.newaxis, :], -np.inf)
+        row[:] = -1 if np.isnan(sums).any() else divmod(int(sums.argmax()), length)
+    return found
+
+
+def span_rate(found: Array, labels: Array) -> float:
+    """Part of the answers whose first and last token were both found."""
+    if labels.shape != found.shape:
+        raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(found.shape)}")
+    counted = _counted("span", labels).all(axis=-1)
+    return float((found == labels).all(axis=-1)[counted].mean())
+
+
+def _counted(name: str, labels: Array) -> Array:
+    """Which labels are none for padding. Raises `ModelError` if none is."""
+    counted: Array = labels != NO_LABEL
+    if not counted.any():
+        raise ModelError(f"{name}: every label is {NO_LABEL}, so that none counts")
+    return counted
 
 
 LEAST_KNOWN = 5
@@ -125,6 +162,8 @@ def classes(rows: Array, threshold: float) -> Array:
 def f1(predictions: Array, labels: Array, average: str) -> float:
     """F1 score by scikit-learn; -1 (a NaN) counts as a class that is never right."""
     y = _fitting("f1", labels, predictions).astype(np.int64)
+    counted = _counted("f1", y)
+    y, predictions = y[counted], predictions[counted]
     known = [1] if average == "binary" else sorted(set(y.tolist()) | (set(predictions.ravel().tolist()) - {-1}))
     kind = "macro" if average == "binary" else average
     metrics = _library("f1", "sklearn.metrics", "scikit-learn")

@@ -15,8 +15,8 @@ from engineworks.model.export import Interface
 class Origin:
     """The recipe's own source, for peers that run it instead of the ONNX file.
 
-    kind: "torch" or "huggingface". path: the module's file or the model's folder. folder: the recipe's. files: those
-    that a factory may read. factory, task: as the recipe says.
+    kind: "torch", "huggingface" or "mlflow_pytorch". path: the module's file or the model's folder. folder: the
+    recipe's. files: those that a factory may read. factory, task: as the recipe says.
     """
 
     kind: str

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 TITLE = "PyTorch eager"
 FROM_SOURCE = True
 
-PACKAGES: Mapping[str, tuple[str, ...]] = {"torch": ("torch",), "huggingface": ("torch", "transformers")}
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "huggingface": ("torch", "transformers"),
+    "mlflow_pytorch": ("torch",),
+}
 """What a recipe's source needs, by its kind; the modules have the names of the distributions."""
 
 NO_HALF = "no GPU, and a processor without fp16 arithmetic: eager would take many times as long as in fp32"
@@ -43,7 +47,7 @@ def why_not(source: str, precision: str) -> str | None:
         return f"the recipe's source is {source}: there is no PyTorch module to run"
     missing = [name for name in PACKAGES[source] if importlib.util.find_spec(name) is None]
     if missing:
-        extra = "torch" if source == "torch" else "huggingface"
+        extra = "huggingface" if source == "huggingface" else "torch"
         return f"{' and '.join(missing)} can not be imported here; pip install 'engineworks[{extra}]'"
     if precision == "fp16" and first_gpu() is None and not _cpu.computes_half(_cpu.read_text("/proc/cpuinfo")):
         return NO_HALF
@@ -99,6 +103,10 @@ def _module(origin: Origin) -> torch.nn.Module:
         return export_huggingface.load_module(str(origin.path), origin.folder, origin.interface, task=origin.task)[0]
     from engineworks.model import export_torch
 
+    if origin.kind == "mlflow_pytorch":
+        from engineworks.tracking.sources import load_pytorch
+
+        return load_pytorch(origin.path)
     assert origin.factory is not None  # a torch source has one
     return export_torch.load_module(origin.factory, origin.folder.resolve(), origin.interface, origin.files)[0]
 

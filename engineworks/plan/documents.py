@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engineworks.backends import backend_facts
-from engineworks.fingerprint import FileDigests, installed_versions
+from engineworks.fingerprint import FileDigests, digest_of, installed_versions
 from engineworks.model.export import Interface
 from engineworks.model.source_code import imported_distributions
 from engineworks.peers import peer
@@ -35,7 +35,11 @@ PROOF_SAMPLES = 4
 PEER_TIME_LIMIT_S = 1800.0
 """Seconds after which a peer is given up: it is only there to be compared with."""
 
-TORCH_LIBRARIES = {"torch": ("torch", "onnxscript"), "huggingface": ("torch", "onnxscript", "transformers")}
+TORCH_LIBRARIES = {
+    "torch": ("torch", "onnxscript"),
+    "huggingface": ("torch", "onnxscript", "transformers"),
+    "mlflow_pytorch": ("torch", "onnxscript", "mlflow"),
+}
 
 
 class Documents:
@@ -44,11 +48,11 @@ class Documents:
     def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
         self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
         self._files, self._digests = loaded.files, digests
+        self._prepare_keys: dict[int, str] = {}
         self._inputs = [s.to_json() for s in input_specs(self.recipe)]
 
     def export(self) -> tuple[Document, Aside]:
-        source = self.recipe.model.source.model_dump(exclude_none=True)
-        kind = next(k for k in ("onnx", "torch", "huggingface") if k in source)
+        source, kind = self.recipe.model.source.model_dump(exclude_none=True), self._files.kind
         params: Document = {"source": kind}
         if kind != "onnx":
             params |= {"factory": source.get("torch"), "task": source.get("task"), "interface": self._interface()}
@@ -69,13 +73,36 @@ class Documents:
             Interface(input_specs(self.recipe), outputs, profiles(self.recipe), self.recipe.model.opset).to_json()
         )
 
+    def prepared(self) -> list[tuple[str, SampleFile]]:
+        """The data that is made of texts or images, each with the name of its part."""
+        parts = (("evaluation", self._files.evaluation), ("calibration", self._files.calibration))
+        return [(part, data) for part, data in parts if data is not None and data.preparation is not None]
+
+    def prepare(self, data: SampleFile) -> tuple[Document, Aside]:
+        """Of data that is made of texts or images."""
+        made = data.preparation
+        assert made is not None  # only then there is such a step
+        digests = {name: self._digests.digest(path) for name, path in made.files.items()}
+        if made.tree:
+            digests[str(made.params["kind"])] = self._digests.digest_tree(made.tree)
+        return self._document("prepare", made.params, {}, digests, made.libraries), made.places
+
+    def _data(self, role: str, data: SampleFile) -> tuple[dict[str, str], dict[str, str], Document]:
+        """How a step gets these samples: as the result of another step (its key), or as a file (digest and path)."""
+        if data.preparation is not None:
+            key = self._prepare_keys.get(id(data.preparation)) or digest_of(self.prepare(data)[0])
+            self._prepare_keys[id(data.preparation)] = key
+            return {role: key}, {}, {}
+        return {}, {role: self._digests.digest(data.path)}, {role: data.path}
+
     def fold(self, export: str) -> tuple[Document, Aside]:
         """The samples of its proof are no part of the key: they can fail the step, never change its result."""
         outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
         params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
         data = self._files.evaluation
         count = fixed_batch(data.specs) or min(PROOF_SAMPLES, data.count)
-        aside = {"samples": data.path, "proof": _samples(data) | {"count": count}}
+        made, _, place = self._data("samples", data)
+        aside = {**place, "proof": _samples(data) | {"count": count}, "reads": made}
         return self._document("fold", params, {"export": export}, {}), aside
 
     def calibrate(self, fold: str) -> tuple[Document, Aside]:
@@ -83,9 +110,9 @@ class Documents:
         assert data is not None  # checked with the recipe
         settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
         params = {"calibration": settings, "samples": _samples(data)}
-        digests = {"calibration": self._digests.digest(data.path)}
-        aside = {"calibration": data.path, "sha256": digests["calibration"]}
-        return self._document("calibrate", params, {"fold": fold}, digests), aside
+        made, digests, aside = self._data("calibration", data)
+        aside |= {"sha256": digests["calibration"]} if digests else {}
+        return self._document("calibrate", params, {"fold": fold, **made}, digests), aside
 
     def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
         params: Document = {"precision": precision, **computes.to_json()}
@@ -93,14 +120,15 @@ class Documents:
         aside: dict[str, Any] = {}
         if ranges:
             assert self._files.calibration is not None  # checked with the recipe
-            aside["calibration_sha256"] = self._digests.digest(self._files.calibration.path)
+            _, digests, _ = self._data("calibration", self._files.calibration)
+            aside |= {"calibration_sha256": digests["calibration"]} if digests else {}
         if computes.around == "fp32":
             return self._document("lower", params, inputs, {}), aside
         data = self._files.calibration or self._files.evaluation
         params["samples"] = _samples(data)
-        digests = {"samples": self._digests.digest(data.path)}
+        made, digests, place = self._data("samples", data)
         libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
-        return self._document("lower", params, inputs, digests, libraries), aside | {"samples": data.path}
+        return self._document("lower", params, inputs | made, digests, libraries), aside | place
 
     def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
         params = {
@@ -123,8 +151,8 @@ class Documents:
             "samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs),
             "shapes": self._shapes(),
         }  # fmt: skip
-        digests = {"evaluation": self._digests.digest(data.path)}
-        return self._document("reference", params, {"fold": fold}, digests), {"evaluation": data.path}
+        made, digests, aside = self._data("evaluation", data)
+        return self._document("reference", params, {"fold": fold, **made}, digests), aside
 
     def sensitivity(
         self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
@@ -140,13 +168,13 @@ class Documents:
             "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
             "integer_kernels": target.target.backend == "onnxruntime",
         }  # fmt: skip
-        digests = {"evaluation": self._digests.digest(data.path)}
+        made, digests, place = self._data("evaluation", data)
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
         libraries = LIBRARIES.get(metric_name(accuracy.metric), ()) if accuracy.metric else ()
-        document = self._document("sensitivity", params, {"fold": fold, "ranges": ranges}, digests, libraries)
+        document = self._document("sensitivity", params, {"fold": fold, "ranges": ranges, **made}, digests, libraries)
         if own := python_metric(accuracy.metric):
             document["libraries"] |= self._imports(own)
-        return document, {"evaluation": data.path, "folder": self._files.folder}
+        return document, {**place, "folder": self._files.folder}
 
     def compare(self, target: NamedTarget, build: str, reference: str) -> tuple[Document, Aside]:
         data, accuracy = self._files.evaluation, self.recipe.accuracy
@@ -157,16 +185,16 @@ class Documents:
             "shapes": self._shapes(),
             "serving": self._serving(),
         }  # fmt: skip
-        digests = {"evaluation": self._digests.digest(data.path)}
+        made, digests, place = self._data("evaluation", data)
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
         facts = backend_facts(target.target.backend)
         libraries = (*facts.libraries, *(LIBRARIES.get(metric_name(metric), ()) if metric else ()))
-        document = self._document("compare", params, {"build": build, "reference": reference}, digests, libraries)
+        inputs = {"build": build, "reference": reference, **made}
+        document = self._document("compare", params, inputs, digests, libraries)
         document["hardware"] = facts.hardware()
         if own := python_metric(metric):
             document["libraries"] |= self._imports(own)
-        aside = {"evaluation": data.path, "folder": self._files.folder}
-        return document, aside | _device_cache(document, facts.libraries, build)
+        return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
         """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
@@ -179,11 +207,11 @@ class Documents:
             "at": at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
             "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
         }  # fmt: skip
-        digests = {"evaluation": self._digests.digest(data.path)}
+        made, digests, place = self._data("evaluation", data)
         facts = backend_facts(target.target.backend)
-        document = self._document("measure", params, {"build": build}, digests, facts.libraries)
+        document = self._document("measure", params, {"build": build, **made}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, {"evaluation": data.path} | _device_cache(document, facts.libraries, build)
+        return document, place | _device_cache(document, facts.libraries, build)
 
     def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Aside]:
         """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
@@ -192,14 +220,14 @@ class Documents:
         at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
         params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
         params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
-        aside: dict[str, Any] = {"evaluation": data.path, "time_limit_s": PEER_TIME_LIMIT_S}
-        digests = {"evaluation": self._digests.digest(data.path)}
+        made, digests, place = self._data("evaluation", data)
+        aside: dict[str, Any] = {**place, "time_limit_s": PEER_TIME_LIMIT_S}
         libraries: dict[str, Any] = dict(module.versions())
         if module.FROM_SOURCE:
             export, paths = self.export()
             params, aside, digests = {**export["params"], **params}, {**paths, **aside}, export["digests"] | digests
             libraries = export["libraries"] | libraries
-        document = self._document("peer", params, inputs, digests)
+        document = self._document("peer", params, {**inputs, **made}, digests)
         document["libraries"] |= libraries
         document["hardware"] = dict(module.hardware())
         return document, aside
@@ -286,4 +314,5 @@ def _samples(data: SampleFile) -> Document:
     return {
         "arrays": dict(data.arrays), "count": data.count, "total": data.total,
         "specs": [s.to_json() for s in data.specs],
+        **({"ragged": data.ragged.to_json()} if data.ragged else {}),
     }  # fmt: skip

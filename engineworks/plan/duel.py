@@ -54,7 +54,7 @@ def duel_document(
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
         "most_s": regression["most_s"], "earlier": earlier, "by_history": by_history,
     }  # fmt: skip
-    return document, {"evaluation": aside["evaluation"], **beside}
+    return document, {**{k: v for k, v in aside.items() if k == "evaluation"}, **beside}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:

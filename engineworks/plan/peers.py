@@ -54,8 +54,7 @@ def _planned(documents: Documents, name: str, precision: str, add: Add) -> Plann
 
 def _source(documents: Documents) -> str:
     """The kind of the recipe's source: 'onnx', 'torch', …"""
-    given = documents.recipe.model.source.model_dump(exclude_none=True)
-    return next(kind for kind in given if kind != "task")
+    return documents.loaded.files.kind
 
 
 def _nothing_to_measure(documents: Documents) -> str:

@@ -246,6 +246,8 @@ def _plan_engine(
     add = partial(_add, steps)
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = add("export", f"{recipe}/export", *documents.export())
+    for part, data in documents.prepared():
+        add("prepare", f"{recipe}/prepare-{part}", *documents.prepare(data))
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))
     computes = computation(documents.recipe, precision, target.target.backend)
     ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
@@ -286,7 +288,7 @@ def _add(
 ) -> str:
     key = digest_of(document)
     if key not in steps:
-        steps[key] = Step(kind, name, key, document, document["inputs"], aside)
+        steps[key] = Step(kind, name, key, document, {**document["inputs"], **aside.get("reads", {})}, aside)
     return key
 
 

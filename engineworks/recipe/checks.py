@@ -24,15 +24,44 @@ def check_recipe(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 def _source_is_one(recipe: Recipe, node: Node) -> Iterator[Problem]:
     source = recipe.model.source
-    given = [k for k in ("onnx", "torch", "huggingface") if getattr(source, k) is not None]
+    given = [k for k in SOURCES if getattr(source, k) is not None]
     place = node.at(("model", "source")).place
     if len(given) != 1:
         what = " and ".join(f"'{g}'" for g in given) or "no source"
-        yield Problem(place, f"model.source names {what}", "give exactly one of onnx, torch, huggingface")
-    if source.task and given != ["huggingface"]:
-        yield Problem(node.key_place(("model", "source", "task")), "'task' goes with 'huggingface' only")
+        yield Problem(place, f"model.source names {what}", f"give exactly one of {', '.join(SOURCES)}")
+    if source.task and given not in (["huggingface"], ["mlflow"]):
+        yield Problem(node.key_place(("model", "source", "task")), "'task' goes with 'huggingface' and 'mlflow' only")
     if recipe.model.files and given != ["torch"]:
         yield Problem(node.key_place(("model", "files")), "'files' goes with a torch factory only")
+
+
+def _samples_are_of_one_kind(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for part in ("calibration", "evaluation"):
+        samples = getattr(recipe.data, part)
+        if samples is None:
+            continue
+        given = [kind for kind in SAMPLE_KEYS if getattr(samples, kind) is not None]
+        if len(given) != 1:
+            what = " and ".join(f"'{g}'" for g in given) or "no data"
+            yield Problem(node.key_place(("data", part)), f"data.{part} names {what}", _ONE_KIND)
+            continue
+        for kind, keys in SAMPLE_KEYS.items():
+            for key in keys:
+                if kind != given[0] and key in samples.model_fields_set and key not in SAMPLE_KEYS[given[0]]:
+                    place = node.key_place(("data", part, key))
+                    yield Problem(place, f"'{key}' goes with '{kind}' only", f"this data is '{given[0]}'")
+
+
+SOURCES = ("onnx", "torch", "huggingface", "mlflow")
+
+SAMPLE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "npz": ("names",),
+    "text": ("names", "columns", "tokenizer", "max_length", "padding"),
+    "images": ("processor",),
+}
+"""What data may be, and the keys that go with it beside `samples` and `labels`."""
+
+_ONE_KIND = "give exactly one: npz: FILE, text: FILE or images: FOLDER"
 
 
 def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -234,6 +263,7 @@ def _regressions_have_something_to_compare(recipe: Recipe, node: Node) -> Iterat
 
 _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _source_is_one,
+    _samples_are_of_one_kind,
     _lists_have_no_twins,
     _profiles_are_whole,
     _named_shapes_fit,

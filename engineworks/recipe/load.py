@@ -18,7 +18,7 @@ from engineworks.recipe.checks import check_recipe
 from engineworks.recipe.echoes import is_echo, meant_key, without_echoes
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
-from engineworks.recipe.recipe import LATER, Recipe
+from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
 from engineworks.settings import find_repository
@@ -60,7 +60,7 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     defaults = folder / DEFAULTS_FILE
     if defaults.is_file():
         node = merge(node, read_yaml(defaults, _shown(defaults)))
-    problems = list(_refuse_later(node))
+    problems = list(_refuse_nameless_mixtures(node))
     known = _load_targets(folder, problems)
     recipe, wrong = _validate(Recipe, node, problems), frozenset[Path_]()
     if recipe is None:
@@ -162,15 +162,7 @@ def _unknown_targets(recipe: Recipe, node: Node, known: Mapping[str, Target]) ->
             yield Problem(place, f"unknown target '{name}'", did_you_mean(name, known))
 
 
-def _refuse_later(node: Node) -> Iterator[Problem]:
-    """What a later version brings is refused by name and then removed, so that it is reported once."""
-    for dotted, sentence in LATER.items():
-        *above, last = dotted.split(".")
-        parent = node.at(tuple(above))
-        reached = not above or (isinstance(node.at(tuple(above[:-1])).value, dict) and _exists(node, tuple(above)))
-        if reached and isinstance(parent.value, dict) and last in parent.value:
-            yield Problem(parent.key_places[last], f"'{dotted}' is not supported yet", sentence)
-            del parent.value[last]
+def _refuse_nameless_mixtures(node: Node) -> Iterator[Problem]:
     listed = node.get("precisions")
     if listed is None:
         return
@@ -180,15 +172,6 @@ def _refuse_later(node: Node) -> Iterator[Problem]:
             how = "mixtures: {NAME: {default: fp16, int8: [GLOB]}}, and NAME here"
             yield Problem(item.place, "a mixture of precisions needs a name", how)
             item.value = "fp32"
-
-
-def _exists(node: Node, path: Path_) -> bool:
-    for step in path:
-        inner = node.get(step)
-        if inner is None:
-            return False
-        node = inner
-    return True
 
 
 def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:

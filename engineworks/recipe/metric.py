@@ -15,14 +15,23 @@ Average = Literal["macro", "micro", "binary"]
 Decoding = Literal["ids", "ctc"]
 
 MetricName = Literal[
-    "top1", "f1", "auc", "spearman", "perplexity", "word_error", "character_error", "mean_average_precision", "cosine"
+    "top1",
+    "f1",
+    "auc",
+    "span",
+    "spearman",
+    "perplexity",
+    "word_error",
+    "character_error",
+    "mean_average_precision",
+    "cosine",
 ]
 """Metrics that may stand alone, with their usual settings."""
 
 LOWER_IS_BETTER = frozenset({"perplexity", "word_error", "character_error"})
 
-WITHOUT_LABELS = frozenset({"top1", "top_k", "cosine", "python"})
-"""Without labels top1 and top_k are agreement with the reference; cosine never reads any; python may."""
+WITHOUT_LABELS = frozenset({"top1", "top_k", "span", "cosine", "python"})
+"""Without labels top1, top_k and span are agreement with the reference; cosine never reads any; python may."""
 
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "f1": ("scikit-learn",),

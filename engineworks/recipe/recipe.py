@@ -42,11 +42,6 @@ AS_IS = "as_is"
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
 PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
 
-LATER = {
-    "model.source.mlflow": "MLflow models as sources come later; give the ONNX file for now",
-}
-"""Fields of the design that a later version brings: refused with this sentence, never ignored."""
-
 AUTO = "auto"
 """In place of precisions: try what each target has, and choose."""
 
@@ -89,6 +84,9 @@ class Source(Part):
     onnx: str | None = Field(None, description="ONNX file, relative to the recipe")
     torch: Factory | None = Field(None, description="module:factory of a torch.nn.Module, run in a child process")
     huggingface: str | None = Field(None, description="folder of a Hugging Face model, or a cached id")
+    mlflow: str | None = Field(
+        None, description="model in MLflow: models:/name/version, models:/name@alias or runs:/id/path"
+    )
     task: str | None = Field(None, description="Hugging Face task, e.g. text-classification; default: from its config")
 
 
@@ -108,16 +106,54 @@ class Input(Part):
     )
 
 
-class Samples(Part):
-    """Arrays by name in one .npz file; axis 0 counts the samples."""
+def _columns(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
-    npz: str = Field(description="file, relative to the recipe; pickled arrays are refused")
+
+def _columns_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: a name and a list."""
+    listed = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string"}, listed]
+
+
+class Samples(Part):
+    """Samples of the model's inputs: exactly one of npz, text, images."""
+
+    npz: str | None = Field(
+        None, description=".npz file of arrays by name, axis 0 counts the samples; pickled arrays are refused"
+    )
+    text: str | None = Field(None, description=".jsonl, .csv or .parquet file with texts, which are tokenized")
+    images: str | None = Field(None, description="folder of images, which the model's processor makes inputs of")
     samples: Length | None = Field(None, description="use this many, evenly spread over the file; default: all")
-    names: dict[str, str] = Field(default_factory=dict, description="model input: array name, where they differ")
+    names: dict[str, str] = Field(
+        default_factory=dict, description="model input: array name, or what the tokenizer calls it, where they differ"
+    )
+    columns: Annotated[tuple[str, ...], BeforeValidator(_columns)] = Field(
+        ("text",),
+        min_length=1,
+        max_length=2,
+        json_schema_extra=_columns_schema,
+        description="text: the column with the text, or the two columns of a pair",
+    )
+    tokenizer: str | None = Field(None, description="text: folder of the tokenizer; default: the model's own")
+    processor: str | None = Field(
+        None, description="images: folder with preprocessor_config.json; default: the model's own"
+    )
+    max_length: Length | None = Field(
+        None, description="text: tokens at most, longer texts are cut; default: what tokenizer and profiles allow"
+    )
+    padding: Literal["longest", "max_length"] = Field(
+        "longest", description="text: pad to the longest text of a batch, or all to max_length"
+    )
 
 
 class Evaluation(Samples):
-    labels: str | None = Field(None, description="name of the array with the labels, one per sample")
+    labels: str | None = Field(
+        None,
+        description="npz: array of labels, one per sample; text: column; images: 'folder' (a subfolder per class) or a "
+        ".csv file with the columns file and label",
+    )
 
 
 class Data(Part):
@@ -290,6 +326,7 @@ class TimeLimits(Part):
     """Seconds after which a step of a kind is killed; by default 7200, for builds what the target says."""
 
     export: Positive | None = Field(None, description="of the export to ONNX")
+    prepare: Positive | None = Field(None, description="of turning texts or images into arrays")
     fold: Positive | None = Field(None, description="of folding and checking the model")
     calibrate: Positive | None = Field(None, description="of calibration")
     lower: Positive | None = Field(None, description="of lowering to one precision")

@@ -25,6 +25,7 @@ from typing import Any
 from engineworks.engine_files import SIDECAR_FILE, check_files
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
+from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.release import largest_batch
 from engineworks.release.passport import Passport
@@ -151,7 +152,7 @@ def _triton_model(
         file="" if first.backend == "tensorrt_rtx" else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.body["profiles"]),
-        warm_ups=write_warm_ups(recipe, loaded.files.evaluation, folder, max_batch),
+        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch),
         options=first.passport.target["options"],
         cuda_graphs=first.passport.serving.cuda_graphs,
     )

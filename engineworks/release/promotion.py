@@ -12,6 +12,7 @@ from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.fingerprint import installed_version
 from engineworks.plan import Plan
 from engineworks.plan.documents import Documents
+from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.release.passport import read_passport
 from engineworks.release.signing import SIGNATURE, Trust
@@ -180,7 +181,7 @@ def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
 
     allowed = Documents(plan.loaded, FileDigests(None)).batches()
     rows = EXAMPLE_ROWS if allowed[0] < EXAMPLE_ROWS <= allowed[-1] else allowed[0]
-    return dict(next(plan.loaded.files.evaluation.batches([rows])))
+    return dict(next(stored_evaluation(plan.loaded).batches([rows])))
 
 
 def requirements(versions: Mapping[str, str]) -> list[str]:

@@ -80,7 +80,7 @@ def measure_sensitivity(
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
     plan = plan_recipe(wanted, store, digests)
     step = _sensitivity_step(wanted, plan, digests, samples)
-    _run(plan, ("export", "fold", "calibrate"), store)
+    _run(plan, ("export", "prepare", "fold", "calibrate"), store)
     _run_step(step, store)
     found = store.require(step.key).read_json(SENSITIVITY_FILE)
     verdict = None
@@ -146,7 +146,7 @@ def _judge_engine(plan: Plan, store: Store) -> Verdict:
     limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}
     if engine.unmeasured_because:
         return judge(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
-    _run(plan, ("export", "fold", "calibrate", "lower", "build", "reference", "compare"), store)
+    _run(plan, ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare"), store)
     report = store.require(engine.steps["compare"]).read_json(ACCURACY_FILE)
     return judge(report, None, limits.get(engine.precision, Limits()), {})
 

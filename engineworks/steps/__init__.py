@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engineworks.datasets.preparation import find_made
+
 LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
 StepName = Literal[
-    "export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer", "sensitivity"
+    "export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer",
+    "sensitivity",
 ]  # fmt: skip
 
 
@@ -32,6 +35,7 @@ class StepKind:
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
+    "prepare": StepKind(1, ()),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(3, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(4, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
@@ -41,7 +45,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "measure": StepKind(4, ("numpy",), engine=True),
     "duel": StepKind(2, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
-    "sensitivity": StepKind(1, ("onnx", "onnxruntime", "numpy")),
+    "sensitivity": StepKind(2, ("onnx", "onnxruntime", "numpy")),
 }
 
 
@@ -62,8 +66,8 @@ class StepJob:
     say: Callable[[str], None]
 
     def path(self, name: str) -> Path:
-        """An absolute path from `aside`."""
-        return Path(self.aside[name])
+        """An absolute path from `aside`, or of the samples that a `prepare` step made for this role."""
+        return find_made(self.inputs[name]) if name in self.inputs else Path(self.aside[name])
 
     def write_json(self, name: str, value: object) -> None:
         """Write a result beside the others. NaN is not JSON: a figure that is none is null."""

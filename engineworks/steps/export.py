@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engineworks.errors import ModelError
-from engineworks.model.export import ExportReport, export_onnx, interface_from_json
+from engineworks.model.export import ExportReport, export_onnx, interface_from_json, require_packages
 from engineworks.model.onnx_files import model_files
 from engineworks.steps import StepJob
 
@@ -37,10 +37,20 @@ def _huggingface(job: StepJob) -> ExportReport:
     return export_huggingface(str(job.path("source")), job.path("folder"), interface, job.out, task=job.params["task"])
 
 
+def _mlflow_pytorch(job: StepJob) -> ExportReport:
+    from engineworks.model.torch_onnx import TORCH_PACKAGES, write_onnx
+    from engineworks.tracking.sources import load_pytorch
+
+    require_packages(TORCH_PACKAGES, extra="torch", doing="a PyTorch model from MLflow")
+    source, interface = job.path("source"), interface_from_json(job.params["interface"])
+    return write_onnx(load_pytorch(source), interface, job.out, root=source)
+
+
 _EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {
     "onnx": _onnx,
     "torch": _torch,
     "huggingface": _huggingface,
+    "mlflow_pytorch": _mlflow_pytorch,
 }
 
 

@@ -11,13 +11,16 @@ import numpy as np
 
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
-from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
+from engineworks.measure.task_metrics import NO_LABEL, TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.model.source_code import load_function, user_failure
 from engineworks.recipe.metric import is_lower_better
 from engineworks.samples import SampleFile, batch_axes
 from engineworks.steps import StepJob
 
 Rows = Mapping[str, Array]
+
+SPAN_OUTPUTS = ("start_logits", "end_logits")
+"""What transformers calls the outputs of question answering."""
 
 CLASSIFIES = ("top1", "top_k", "f1")
 """Metrics whose labels are classes."""
@@ -46,15 +49,12 @@ class TaskComparison:
             self._keep("engine", {n: _rows_first(a, self._axes[n]) for n, a in engine.items()})
             self._keep("reference", {n: _rows_first(a, self._axes[n]) for n, a in reference.items()})
             return
-        output = self._job.params["output"] or next(iter(reference))
-        if output not in engine:
-            raise RunError(f"accuracy.output: the engine has no output '{output}'")
-        got, wanted = (_rows_first(a[output], self._axes[output]) for a in (engine, reference))
+        got, wanted = (self._read(outputs) for outputs in (engine, reference))
         if self._metric is None:
             self._keep("engine", {"cosine": row_cosines(got, wanted)})
             self._keep("reference", {"cosine": row_cosines(wanted, wanted)})
             return
-        labels = None if self._labels is None else self._labels[self._done : self._done + len(wanted)]
+        labels = self._labels_of(self._done, wanted)
         self._done += len(wanted)
         self._keep("engine", {"": self._metric.reduce(got, labels)})
         self._keep("reference", {"": self._metric.reduce(wanted, labels)})
@@ -77,14 +77,40 @@ class TaskComparison:
         if self._metric is None:
             engine, reference = (float(joined[part]["cosine"].mean()) for part in ("engine", "reference"))
             return self._figures("mean cosine", "agreement", engine, reference)
-        labels, kind = self._labels, "labels"
+        labels, kind, wanted = self._labels, "labels", joined["reference"][""]
         if labels is None:
-            labels, kind = joined["reference"][""][..., -1], "agreement"
+            labels, kind = (wanted if self._settings["name"] == "span" else wanted[..., -1]), "agreement"
+        elif self._per_token:
+            labels = labels[:, : wanted.shape[1]]
         engine, reference = (self._metric.score(joined[part][""], labels) for part in ("engine", "reference"))
         figures = self._figures(self._metric.name, kind, engine, reference)
         if self._settings["name"] in CLASSIFIES:
             figures["dead_classes"] = dead_classes(joined["engine"][""], joined["reference"][""], labels)
         return figures
+
+    def _read(self, outputs: Rows) -> Array:
+        """What the metric reads, rows first: one output, or for spans those of starts and ends beside each other."""
+        assert self._settings is not None
+        spans = self._settings["name"] == "span"
+        names = SPAN_OUTPUTS if spans else (self._job.params["output"] or next(iter(outputs)),)
+        for name in names:
+            if name not in outputs:
+                raise RunError(f"accuracy.{'metric' if spans else 'output'}: the engine has no output '{name}'")
+        found = [_rows_first(outputs[name], self._axes[name]) for name in names]
+        return np.stack(found, axis=-1) if spans else found[0]
+
+    def _labels_of(self, start: int, rows: Array) -> Array | None:
+        """The labels of these rows; those of tokens as long as the rows are in this batch."""
+        if self._labels is None:
+            return None
+        labels = self._labels[start : start + len(rows)]
+        return labels[:, : rows.shape[1]] if self._per_token else labels
+
+    @property
+    def _per_token(self) -> bool:
+        """Whether there is a label for each token of rows that are padded by batch."""
+        spans = self._settings is not None and self._settings["name"] == "span"
+        return self._samples.ragged is not None and self._labels is not None and self._labels.ndim == 2 and not spans
 
     def _keep(self, part: str, rows: Rows) -> None:
         self._rows[part].append(rows)
@@ -129,7 +155,22 @@ def _rows_first(array: Array, axis: int | None) -> Array:
 
 
 def _join(parts: Sequence[Rows]) -> dict[str, Array]:
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
+    return {name: _stacked([p[name] for p in parts], reduced=not name) for name in parts[0]} if parts else {}
+
+
+def _stacked(arrays: Sequence[Array], *, reduced: bool) -> Array:
+    """All rows as one array. Batches that were padded to different lengths are filled up: what a metric made of rows
+    with what it leaves out (-100, NaN), all others (values, masks) with 0."""
+    shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
+    if all(a.shape[1:] == shape for a in arrays):
+        return np.concatenate(arrays)
+    fill = 0 if not reduced else (NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan)
+    found = np.full((sum(map(len, arrays)), *shape), fill, arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
+        start += len(array)
+    return found
 
 
 def _json_number(value: float) -> float | None:

@@ -10,6 +10,7 @@
     spool        records that wait for MLflow; sending: how they get there; lasting: a build's record with both
     aliases      names in the model registry; registry_lock: one release at a time
     engine_model an engine as an MLflow model, and its loader
+    sources      models in MLflow that recipes are made of
     registry     versions, candidates, champions and their history
 
 mlflow is imported inside functions. Only explicit run ids are used, never

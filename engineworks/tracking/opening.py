@@ -67,7 +67,7 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
                 prepare_database(database)
                 client = MlflowClient(tracking_uri=uri)
         else:
-            _probe(uri, shown)
+            probe(uri)
             if is_postgresql(uri):
                 prepare_postgresql(uri)
             client = MlflowClient(tracking_uri=uri)
@@ -130,10 +130,12 @@ def _check_moved(location: str, root: Path, shown: str) -> None:
         )
 
 
-def _probe(uri: str, shown: str) -> None:
-    """One try of a few seconds, for MLflow itself goes on for minutes."""
+def probe(uri: str) -> None:
+    """One try of a few seconds, for MLflow itself goes on for minutes. Raises `TrackingError`."""
+    prepare_environment()
     from mlflow.exceptions import MlflowException
 
+    shown = _without_password(uri)
     address = urlsplit(uri)
     try:
         if is_server(uri):

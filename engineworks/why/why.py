@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ORDER = ("export", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel")
+ORDER = ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel")
 
 MODEL_STEPS = frozenset({"export"})
-DATA_STEPS = frozenset({"calibrate", "reference"})
+DATA_STEPS = frozenset({"prepare", "calibrate", "reference"})
 NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
 _FROM_RECIPE = {"profiles": "shapes", "shapes": "performance", "serving": "serving"}
 """What some settings of steps are called in a recipe."""

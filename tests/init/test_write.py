@@ -179,3 +179,24 @@ def test_a_hugging_face_folder_is_read_by_its_config(repository: Path) -> None:
     assert recipe.shapes["default"]["sequence"] == (1, 64, 128)
     assert recipe.outputs == {"logits": ("batch", 3)}
     assert recipe.inputs["token_type_ids"].range == (0, 1)
+
+
+def test_a_huggingface_folder_with_texts_gets_them_as_data(repository: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from text_model import write_tokenizer
+
+    made = repository / "recipes" / "bert"
+    write_tokenizer(made)
+    config = {"architectures": ["BertForSequenceClassification"], "vocab_size": 30, "max_position_embeddings": 64}
+    (made / "config.json").write_text(json.dumps(config))
+    (made / "model.safetensors").write_bytes(b"")
+    texts = repository / "recipes" / "texts.csv"
+    texts.write_text("sentence,label\ngood film,1\nbad film,0\n")
+    wishes = Wishes(model=str(made), evaluation=str(texts), calibration=str(texts))
+    written = write_recipe(wishes, repository / "recipes" / "bert.yaml", read_settings())
+    said = (repository / "recipes" / "bert.yaml").read_text()
+    assert "  evaluation: {text: texts.csv, columns: [sentence], labels: label}" in said
+    assert "  calibration: {text: texts.csv, columns: [sentence]}" in said
+    assert written.loaded.recipe.accuracy.metric == "top1"
+    bare = write_recipe(Wishes(model=str(made)), repository / "recipes" / "bare.yaml", read_settings())
+    assert "# texts: evaluation: {text: FILE.jsonl, labels: label}" in bare.recipe.read_text()

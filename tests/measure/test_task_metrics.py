@@ -155,3 +155,21 @@ def test_a_ratio_below_one_is_worse_whichever_way_the_metric_goes(
 @pytest.mark.parametrize("reference", [0.0, -0.4])
 def test_a_reference_that_is_not_above_zero_gives_no_ratio(reference: float) -> None:
     assert math.isnan(ratio_to_reference(-0.5, reference, lower_is_better=False))
+
+
+def test_padding_among_the_labels_of_tokens_does_not_count() -> None:
+    logits = one_hot([[0, 1, 2], [3, 3, 3]])
+    assert value("top1", logits, [[0, 2, -100], [3, -100, -100]]) == pytest.approx(2 / 3)
+    assert value({"f1": "micro"}, logits, [[0, 2, -100], [3, -100, -100]]) == pytest.approx(2 / 3)
+    with pytest.raises(ModelError, match="every label is -100"):
+        value("top1", logits, [[-100] * 3] * 2)
+
+
+def test_span_wants_the_first_and_the_last_token_of_an_answer() -> None:
+    starts = np.array([[0, 5, 0, 0], [9, 0, 0, 8], [0, 0, 4, 0], [0, NAN, 0, 0]], np.float32)
+    ends = np.array([[0, 0, 5, 0], [0, 0, 7, 0], [6, 0, 0, 5], [0, 9, 0, 0]], np.float32)
+    both = np.stack([starts, ends], axis=-1)
+    assert value("span", both, [[1, 2], [0, 2], [2, 3], [1, 1]]) == 0.75
+    assert value("span", both, [[1, 2], [0, 3], [-100, -100], [-100, -100]]) == 0.5
+    with pytest.raises(ModelError, match="span: labels of shape"):
+        value("span", both, [1, 2, 3, 1])

@@ -99,11 +99,15 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("  at:", "  regression: {accuracy: 0.5%}\n  at:"), ("  metric: top1\n", "")],
         "20:16: regression.accuracy needs accuracy.metric",
     ),
+    "mlflow source": (
+        [("onnx: tiny.onnx", "mlflow: models:/a/1")],
+        "4:26: models:/a/1 can not be looked up: there is no MLflow database at",
+    ),
+    "no name of an mlflow model": ([("onnx: tiny.onnx", "mlflow: a/1")], "4:26: 'a/1' names no model in MLflow; write models:/name/version"),
     "time limit of no step": (
         [("targets: [cpu]", "time_limits: {bild: 100}\ntargets: [cpu]")],
         "19:15: unknown key 'bild'; did you mean 'build'?",
     ),
-    "mlflow source": ([("onnx: tiny.onnx", "mlflow: models:/a/1")], "4:18: 'model.source.mlflow' is not supported yet"),
     "two sources": (
         [("onnx: tiny.onnx", "onnx: tiny.onnx, torch: a:b")],
         "4:17: model.source names 'onnx' and 'torch'; give exactly one",

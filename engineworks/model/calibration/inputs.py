@@ -92,7 +92,8 @@ class InputWatch:
                 if nonfinite and self._refuse:
                     raise self._not_finite(name, values)
                 first = self._first.setdefault(name, values[:1].copy())
-                self.repeated = self.repeated and bool((values == first).all())
+                same = values.shape[1:] == first.shape[1:] and bool((values == first).all())
+                self.repeated = self.repeated and same
             self._rows += max((len(values) for values in rows.values()), default=0)
             yield batch
 

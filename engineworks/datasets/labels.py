@@ -1,0 +1,65 @@
+"""Labels as data sets write them → class numbers, by the model's own `label2id` where it knows the names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import SamplesError
+from engineworks.suggest import did_you_mean
+
+
+def label_numbers(folder: Path | None) -> dict[str, int]:
+    """`label2id` of the model's config.json; {} where it has none, or only transformers' stand-ins LABEL_0, LABEL_1."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    found = config.get("label2id") if isinstance(config, dict) else None
+    if not isinstance(found, dict) or all(str(name).startswith("LABEL_") for name in found):
+        return {}
+    return {str(name): int(number) for name, number in found.items()}
+
+
+def in_order(names: Iterable[str]) -> dict[str, int]:
+    """Numbers by the names' order, where nothing else says which is which (as torchvision's ImageFolder counts)."""
+    return {name: number for number, name in enumerate(sorted(set(names)))}
+
+
+def number_of(place: str, label: Any, numbers: Mapping[str, int]) -> int | float:
+    """The class number of a label: itself if it is a number. Raises `SamplesError` for a name that is none of
+    `numbers`."""
+    if isinstance(label, bool | int | float):
+        return int(label) if isinstance(label, bool) else label
+    text = str(label).strip()
+    if text in numbers:
+        return numbers[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    hint = did_you_mean(text, numbers) if numbers else "the model's config.json names classes under label2id"
+    raise SamplesError(f"{place}: unknown label '{text}'", hint=hint)
+
+
+def is_name(label: Any) -> bool:
+    """Whether a label is a word, not a number written as text."""
+    if not isinstance(label, str):
+        return False
+    try:
+        float(label)
+    except ValueError:
+        return True
+    return False
+
+
+def as_array(labels: list[int] | list[float] | list[list[int]]) -> NDArray[Any]:
+    """int64, or float32 where one is a fraction."""
+    found = np.array(labels)
+    return found.astype(np.int64 if found.dtype.kind in "iu" else np.float32)

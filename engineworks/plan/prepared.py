@@ -1,0 +1,37 @@
+"""What the `prepare` steps of a plan made: samples in the store, and what is to be said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engineworks.datasets.preparation import REPORT_FILE, find_made
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.plan.documents import Documents
+from engineworks.plan.plan import Plan
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.samples import SampleFile
+from engineworks.settings import read_settings
+from engineworks.store import Store, open_store
+
+
+def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> SampleFile:
+    """The recipe's evaluation data, ready to be read. store: that of the settings if None, where it is needed at all.
+
+    Raises `StoreError` where the data was not prepared yet.
+    """
+    data = loaded.files.evaluation
+    if data.preparation is None:
+        return data
+    key = digest_of(Documents(loaded, FileDigests(None)).prepare(data)[0])
+    made = find_made((store or open_store(read_settings())).require(key).path)
+    return replace(data, path=made, preparation=None)
+
+
+def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
+    """Sentences such as how many texts were cut, of every prepared data that the store has."""
+    found: list[str] = []
+    for step in plan.steps.values():
+        artifact = store.get(step.key) if step.kind == "prepare" else None
+        if artifact is not None:
+            found += artifact.read_json(REPORT_FILE)["notes"]
+    return tuple(dict.fromkeys(found))

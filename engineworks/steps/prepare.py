@@ -1,0 +1,103 @@
+"""Texts or images → samples as one .npz, which all later steps read: tokenized once, wherever engines run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engineworks.datasets.labels import as_array, in_order, is_name, number_of
+from engineworks.datasets.pictures import class_of, image_names, read_label_file
+from engineworks.datasets.preparation import LABELS, LENGTHS, REPORT_FILE
+from engineworks.datasets.rows import ArchiveWriter
+from engineworks.datasets.see import see
+from engineworks.datasets.tables import read_rows
+from engineworks.datasets.tokenize import IGNORED, Tokenized, load_tokenizer, padded, padding_id, tokenize
+from engineworks.errors import SamplesError
+from engineworks.steps import StepJob
+from engineworks.tensors import spec_from_json
+
+
+def run(job: StepJob) -> None:
+    notes = _MAKERS[job.params["kind"]](job)
+    for note in notes:
+        job.say(f"note: {note}")
+    report = {"samples": job.params["count"], "of": job.params["total"], "classes": job.params.get("numbers") or {}}
+    job.write_json(REPORT_FILE, {**report, "notes": notes})
+
+
+def _used(job: StepJob) -> list[int]:
+    count, total = job.params["count"], job.params["total"]
+    return [i * total // count for i in range(count)]
+
+
+def _text(job: StepJob) -> list[str]:
+    params = job.params
+    columns, label = params["columns"], params["label"]
+    rows = list(read_rows(job.path("text"), _used(job), [*columns, *([label] if label else [])]))
+    if len(rows) != params["count"]:
+        raise SamplesError(f"{params['name']} changed since the plan was made", hint="build again")
+    numbers = params["numbers"] or in_order(
+        one for _, row in rows for one in _names(row[label] if label else None)
+    )  # fmt: skip
+    found = tokenize(
+        iter(rows), job.path("tokenizer"), columns=columns, label=label, limit=params["limit"], numbers=numbers
+    )
+    _write_text(job, found)
+    notes = []
+    if found.cut:
+        notes.append(f"{params['name']}: {found.cut} of {len(rows)} texts were cut to {params['limit']} tokens")
+    if found.lost:
+        notes.append(f"{params['name']}: {found.lost} answers were cut off, and do not count")
+    if numbers and not params["numbers"]:
+        notes.append(f"{params['name']}: {_classes(numbers)}, for the model names no such classes")
+    return notes
+
+
+def _names(label: Any) -> list[str]:
+    """The words among the labels of one row."""
+    labels = label if isinstance(label, list) else [label]
+    return [str(one).strip() for one in labels if is_name(one)]
+
+
+def _classes(numbers: dict[str, int]) -> str:
+    shown = ", ".join(f"{name} is {number}" for name, number in list(numbers.items())[:6])
+    return f"labels in the order of their names ({shown}{', …' if len(numbers) > 6 else ''})"
+
+
+def _write_text(job: StepJob, found: Tokenized) -> None:
+    params = job.params
+    lengths = [len(row["input_ids"]) for row in found.rows]
+    width = params["width"] or max(*lengths, params["least"])
+    tokenizer = load_tokenizer(job.path("tokenizer"))
+    fills = {"input_ids": padding_id(job.path("tokenizer"), tokenizer)}
+    with ArchiveWriter(job.out / f"{params['name']}.npz") as archive:
+        for spec in map(spec_from_json, params["specs"]):
+            made = params["fields"][spec.name]
+            values = [row[made] for row in found.rows]
+            archive.write(spec.name, padded(values, width, fills.get(made, 0), spec.dtype))
+        archive.write(LENGTHS, np.array(lengths, np.int64))
+        if found.labels:
+            per_token = found.kind == "tokens"
+            labels = padded(found.labels, width, IGNORED, "int64") if per_token else as_array(found.labels)
+            archive.write(LABELS, labels)
+
+
+def _images(job: StepJob) -> list[str]:
+    params, folder = job.params, job.path("images")
+    (spec,) = map(spec_from_json, params["specs"])
+    every = image_names(folder)
+    if len(every) != params["total"]:
+        raise SamplesError(f"{params['name']} changed since the plan was made", hint="build again")
+    names = [every[i] for i in _used(job)]
+    with ArchiveWriter(job.out / f"{params['name']}.npz") as archive:
+        archive.write_rows(spec.name, see(folder, names, job.path("processor"), spec), len(names))
+        if "labels" in params:
+            by_file = read_label_file(job.path("labels")) if params["labels"] == "file" else {}
+            labels = [by_file[n] if by_file else class_of(n) for n in names]
+            numbered = [number_of(n, one, params["numbers"]) for n, one in zip(names, labels, strict=True)]
+            archive.write(LABELS, as_array(numbered))
+    return []
+
+
+_MAKERS = {"text": _text, "images": _images}

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres databases nightly-demo lint fetch lock schema clean
+.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,11 @@ test-s3: setup
 test-postgres: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[postgres]'
 	$(BIN)/python -m pytest -m postgres
+
+# The report in a real browser. Needs Debian's packages `chromium` and `chromium-driver`.
+test-browser: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser-tests]'
+	$(BIN)/python -m pytest -m browser
 
 # PostgreSQL for Prefect and MLflow on loopback, until Ctrl-C; prints the variables that name its databases.
 databases:

@@ -11,10 +11,12 @@ from engineworks.calibration_health import CalibrationHealth
 from engineworks.comparison import Comparison, ComparisonRow
 from engineworks.errors import InputError, TrackingError
 from engineworks.gates import Check
+from engineworks.ladder import ladder_from_json
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Refused
 from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.settings import Settings
+from engineworks.step_facts import STEPS_FILE, step_fact_from_json
 from engineworks.tracking import Tracking, open_tracking
 from engineworks.tracking.records import KIND, RunSummary
 
@@ -91,6 +93,8 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         warnings=tuple(warnings.splitlines()),
         comparison=_comparison(read_json(tracking, build.run_id, "comparison.json")),
         calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, "calibration.json") or ()),
+        ladder=tuple(ladder_from_json(one) for one in read_json(tracking, build.run_id, "ladder.json") or ()),
+        dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
     )
 
 

@@ -13,7 +13,8 @@ from engineworks.git.state import commit_of
 from engineworks.plan import Plan
 from engineworks.plan.duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
-from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, EngineRecord
+from engineworks.step_facts import STEPS_FILE
+from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, EngineRecord
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -74,7 +75,10 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         status="FAILED" if failure else "FINISHED",
         params=_engine_params(plan, engine),
         metrics=_metrics(engine),
-        tags=_engine_tags(engine) | _condition_tags(plan, engine) | ({LADDER: ladder} if ladder else {}),
+        tags=_engine_tags(engine)
+        | _model_tag(plan, engine)
+        | _condition_tags(plan, engine)
+        | ({LADDER: ladder} if ladder else {}),
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
@@ -105,6 +109,8 @@ def result_texts(result: BuildResult) -> dict[str, str]:
     texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
     if result.ladder:
         texts["ladder.json"] = json.dumps([one.to_json() for one in result.ladder], indent=1)
+    if result.dag:
+        texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
     if result.comparison:
         texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
     return texts
@@ -138,6 +144,12 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
     limited |= _performance_limits(plan)
     versions = flatten(engine.sidecar.get("versions", {}), "versions")
     return {"precision": precision, "target": target, **limited, **versions}
+
+
+def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    """Which model it was made from: the key of its export, which holds the weights."""
+    key = next((key for key in _closure(plan, engine) if plan.steps[key].kind == "export"), None)
+    return {MODEL: key} if key else {}
 
 
 def _performance_limits(plan: Plan) -> dict[str, str]:
@@ -197,7 +209,24 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
         found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
+    found |= _headline(engine)
     return {k: float("nan") if v is None else float(v) for k, v in found.items()}
+
+
+def _headline(engine: EngineResult) -> dict[str, float]:
+    """The same few names for every engine of every recipe, so that a table of runs has columns for all of them: at
+    the recipe's first named shape, and the smallest cosine of the outputs. See `tracking.pages.HEADLINE`."""
+    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
+    first: Mapping[str, Any] = next(iter(shapes.values()), {})
+    outputs = (engine.accuracy or {}).get("outputs", {}).values()
+    cosines = [o["cosine"] for o in outputs if o["cosine"] is not None]
+    size = engine.sidecar.get("bytes")
+    figures = {
+        "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
+        "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
+        "worst_cosine": min(cosines, default=None), "engine_mib": size / 2**20 if size else None,
+    }  # fmt: skip
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def _series(engine: EngineResult) -> dict[str, dict[int, float]]:

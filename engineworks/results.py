@@ -23,6 +23,7 @@ from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
 from engineworks.plan.duel import DUEL_FILE, summary
 from engineworks.release.waivers import apply_waivers, idle_waivers
+from engineworks.step_facts import StepFact
 from engineworks.steps import StepName
 from engineworks.store import Artifact, Store
 
@@ -136,7 +137,7 @@ class RanStep:
 @dataclass(frozen=True)
 class BuildResult:
     """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
-    that were not reused. `ladder`: with `precisions: auto`, one per target."""
+    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and what became of it."""
 
     recipe: str
     run: str
@@ -150,6 +151,7 @@ class BuildResult:
     calibration: tuple[CalibrationHealth, ...] = ()
     ran: tuple[RanStep, ...] = ()
     ladder: tuple[TargetLadder, ...] = ()
+    dag: tuple[StepFact, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {

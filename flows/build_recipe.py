@@ -95,7 +95,7 @@ def gate_and_record(build: Build, run: LastingRun) -> BuildResult:
     for engine in build.plan.engines:
         build.engines[engine.id] = conclude_engine(build, run, engine.id)
     report = report_build(build, build.plan.recipe, run.run_id)
-    end_record(build, run, build.plan.recipe)
+    end_record(build, run, build.plan.recipe, report)
     result = build.result(run.run_id)
     build.store.publish_waiting()
     waits = tuple(sentence for sentence in (run.warning, build.store.outage) if sentence)

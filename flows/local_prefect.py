@@ -71,6 +71,7 @@ class LocalPrefect:
             "PREFECT_API_AUTH_STRING": self._server.password,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "PREFECT_UI_URL": "http://127.0.0.1:4200",  # where `prefect server start` shows what this server keeps
             "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence where the server has died
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))

@@ -10,12 +10,15 @@ from dataclasses import replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.errors import StoreError
+from engineworks.errors import StoreError, TrackingError
 from engineworks.execution.state import Build
 from engineworks.records import engine_record
 from engineworks.release.passport import with_passport
+from engineworks.report import HTML_FILE
+from engineworks.report.summary import engine_note
 from engineworks.results import EngineResult, Failure, engine_result
 from engineworks.tracking import LastingRun
+from engineworks.tracking.records import NOTE
 
 
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
@@ -27,5 +30,17 @@ def conclude_engine(build: Build, run: LastingRun, engine_id: str) -> EngineResu
     except StoreError as error:  # a full disk: this engine has failed, the others are recorded all the same
         failure = Failure(f"{engine_id}/passport", str(error))
         result = replace(judged, verdict="failed", checks=(), failure=judged.failure or failure)
-    run.record_engine(engine_record(build.plan, result, build.ladder_words.get(engine_id, "")))
+    record = engine_record(build.plan, result, build.ladder_words.get(engine_id, ""))
+    note = engine_note(result, _report_page(build, run))
+    run.record_engine(replace(record, tags={**record.tags, NOTE: note}))
     return result
+
+
+def _report_page(build: Build, run: LastingRun) -> str:
+    """Where MLflow will show the report, '' while MLflow does not answer."""
+    if run.waits:
+        return ""
+    try:
+        return build.tracking.pages().artifact(run.run_id, HTML_FILE)
+    except TrackingError:
+        return ""

@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.utilities.urls import url_for
 
+from engineworks.errors import TrackingError
 from engineworks.execution.state import Build
 from engineworks.records import build_tags, plan_params, result_metrics, result_tags, result_texts
-from engineworks.report.text import render_markdown
+from engineworks.report import HTML_FILE, MARKDOWN_FILE
+from engineworks.report.background import Link
+from engineworks.report.summary import NOTE_CHARS, verdict_table
+from engineworks.results import BuildResult
 from engineworks.tracking import LastingRun, start_lasting
-from engineworks.tracking.records import BUILD_KEY
+from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE
 
 
 @task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)
 def start_record(build: Build, recipe: str, flow_run: str) -> LastingRun:
     plan = build.plan
     tags, params = build_tags(plan, flow_run), plan_params(plan)
+    page = url_for("flow-run", obj_id=flow_run, url_type="ui") if flow_run else None
     artifacts = build.settings.artifacts
+    tags |= {FLOW_PAGE: page} if page else {}
     return start_lasting(build.tracking, artifacts, recipe, plan.build_key, tags, params, list(plan.steps))
 
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
-def end_record(build: Build, run: LastingRun, recipe: str) -> None:
+def end_record(build: Build, run: LastingRun, recipe: str, report: Path) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
-    del recipe  # names the task run
     result = build.result(run.run_id)
-    texts = {"plan.json": build.plan.to_json_text(), "report.md": render_markdown(result), **result_texts(result)}
+    pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
+    texts = {"plan.json": build.plan.to_json_text(), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have told us of their hardware
+    tags |= {NOTE: _note(build, run, result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)
+    if not run.waits:
+        with suppress(TrackingError):  # the columns of a web page: the next build sets them
+            build.tracking.save_views(recipe, _columns(result))
+
+
+def _note(build: Build, run: LastingRun, result: BuildResult) -> str:
+    """The run's description: the recipe's own, and the verdicts with a link to the report."""
+    description = build.plan.loaded.recipe.description
+    links = []
+    if not run.waits:
+        with suppress(TrackingError):
+            links.append(Link("report", build.tracking.pages().artifact(run.run_id, HTML_FILE)))
+    room = NOTE_CHARS - len(description)
+    return f"{description}\n\n{verdict_table(result, links, most_chars=room)}".strip()
+
+
+def _columns(result: BuildResult) -> list[str]:
+    """Metrics of the recipe's own shapes."""
+    shapes = dict.fromkeys(name for e in result.engines for name in (e.latency or {}).get("shapes", {}))
+    return [f"{figure}/{shape}" for shape in shapes for figure in ("latency_ms_p50", "throughput_per_s")]

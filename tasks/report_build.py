@@ -1,17 +1,39 @@
-"""The build's result → report pages."""
+"""The build's result → report pages, and Prefect's page: the verdicts as a table, with links."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from engineworks.execution.state import Build
 from engineworks.report import write_report
+from engineworks.report.background import Background
+from engineworks.report.gather import gather_background
+from engineworks.report.summary import verdict_table
+from engineworks.results import BuildResult
 
 
 @task(name="report", task_run_name="{recipe}/report", cache_policy=NO_CACHE)
 def report_build(build: Build, recipe: str, run_id: str) -> Path:
     del recipe  # names the task run
-    return write_report(build.result(run_id), build.settings.runs / run_id)
+    result = build.result(run_id)
+    background = gather_background(result, build.plan.to_json(), build.tracking)
+    page = write_report(result, build.settings.runs / run_id, background)
+    _show_in_prefect(result, background, page)
+    return page
+
+
+def _show_in_prefect(result: BuildResult, background: Background, page: Path) -> None:
+    """An artifact of the flow run; its key is one per recipe, so that Prefect keeps the history of verdicts."""
+    table = verdict_table(result, background.links)
+    words = f"{result.recipe}: {result.verdict}"
+    create_markdown_artifact(f"{table}\n\nReport: `{page}`", key=artifact_key(result.recipe), description=words)
+
+
+def artifact_key(recipe: str) -> str:
+    """As Prefect takes it: small letters, digits and dashes."""
+    return "verdicts-" + re.sub(r"[^a-z0-9-]+", "-", recipe.lower()).strip("-")

@@ -26,13 +26,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the page of a recorded build anew, and say where it is. Example: engineworks report digits"""
-    from engineworks.recorded import build_of, find_run, read_build, recorded
+    from engineworks.recorded import build_of, find_run, read_build, read_json, recorded
     from engineworks.report import MARKDOWN_FILE, write_report
+    from engineworks.report.gather import gather_background
 
     settings = read_settings()
     tracking = recorded(settings)
     build = build_of(tracking, find_run(tracking, run))
-    page = write_report(read_build(tracking, build), settings.runs / build.run_id)
+    result = read_build(tracking, build)
+    background = gather_background(result, read_json(tracking, build.run_id, "plan.json") or {}, tracking)
+    page = write_report(result, settings.runs / build.run_id, background)
     twin = page.with_name(MARKDOWN_FILE)
     if as_json:
         terminal.print_json({"run": build.run_id, "html": str(page), "markdown": str(twin)})

@@ -21,6 +21,7 @@ from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin
 from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
+from engineworks.step_facts import step_facts
 from engineworks.store import open_store
 from engineworks.tracking import open_tracking
 
@@ -84,6 +85,7 @@ class Build:
             comparison=compare_with_peers(self.plan, engines, self.results, self.failures),
             ran=tuple(self._ran()),
             ladder=ladders(self.plan, engines, self.results),
+            dag=step_facts(self.plan, self.outcomes, self.failures),
         )  # fmt: skip
 
     def _ran(self) -> Iterator[RanStep]:

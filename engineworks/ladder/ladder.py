@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.ladder import estimate as ladder_estimate
@@ -66,7 +67,7 @@ class Rung:
         return self.precision in CALIBRATED or any(part in CALIBRATED for part in self.computes)
 
     def to_json(self) -> dict[str, Any]:
-        hidden = ("latency_ms", "inaccurate", "forgiven")
+        hidden = ("latency_ms", "inaccurate")
         shown = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if k not in hidden}
         return {**shown, "latency_ms_p50": self.latency_ms}
 
@@ -120,6 +121,16 @@ class TargetLadder:
             "sentence": self.sentence,
             "rungs": [r.to_json() for r in self.rungs],
         }
+
+
+def ladder_from_json(value: Mapping[str, Any]) -> TargetLadder:
+    """As `TargetLadder.to_json` wrote it, also before it told what is forgiven."""
+    fields = {f.name for f in dataclass_fields(Rung)}
+    rungs = []
+    for one in value["rungs"]:
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items() if k in fields}
+        rungs.append(Rung(**{**known, "latency_ms": one["latency_ms_p50"]}))
+    return TargetLadder(value["target"], tuple(rungs), value["basis"], value["shape"] or "")
 
 
 def ladder_words(found: Sequence[TargetLadder]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from engineworks.report.background import Point
 from engineworks.report.night import render_night
 from engineworks.results import BuildResult
 
@@ -132,6 +133,22 @@ def summarize(
     took = sum(r["seconds"] for r in recipes) if seconds is None else seconds
     since = None if before is None else str(before.get("at", ""))
     return Summary(at, took, recipes, tuple(engines), changes, tuple(ran), since)
+
+
+def summarize_since(
+    result: BuildResult, before: Mapping[str, Point], refused: Mapping[str, str], shape: str
+) -> tuple[str, ...]:
+    """Sentences on what is not as it was in an earlier build of the recipe, as a night tells them. before: by engine.
+    refused: by engine, why it was. shape: whose medians are compared."""
+    old = [
+        {"id": engine, "verdict": p.verdict, "why": p.why, "digest": p.digest, "latency_ms_p50": p.p50_ms.get(shape),
+         "metric": p.metric}
+        for engine, p in before.items()
+    ]  # fmt: skip
+    old += [_refused({"id": engine, "sentence": sentence}) for engine, sentence in refused.items()]
+    new = result.to_json()
+    engines = [*map(_engine, new["engines"]), *map(_refused, new["refused"])]
+    return tuple(_changes({"engines": old}, [_recipe(new)], engines))
 
 
 def _read(text: str | None) -> Mapping[str, Any] | None:

@@ -1,26 +1,30 @@
-"""The build as one HTML file that needs no network."""
+"""The build as one HTML page that needs nothing but itself."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from importlib import resources
 
-from engineworks.report.comparison import comparison_tables
-from engineworks.report.figures import remarks, tables
-from engineworks.report.ladder import ladder_tables
-from engineworks.report.raw import attachments
-from engineworks.report.rows import HEADINGS, notes_of, rows
+from engineworks.report.background import NOTHING, Background
+from engineworks.report.changes import day
+from engineworks.report.sections import sections
+from engineworks.report.verdict_section import anchor, counts
 from engineworks.results import BuildResult
 
 
-def render_html(result: BuildResult) -> str:
+def render_html(result: BuildResult, background: Background = NOTHING) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("engineworks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        result=result, headings=HEADINGS, rows=rows(result), tables=tables, remarks=remarks,
-        attachments=attachments,
-        ladders=list(ladder_tables(result.ladder, plots=True)),
-        comparisons=list(comparison_tables(result.comparison)),
-        notes=notes_of(result),
+    script = _part("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script may run
+    return environment.from_string(_part("page.html.j2")).render(
+        result=result, background=background, sections=sections(result, background, plots=True), counts=counts(result),
+        recorded=day(background.at) if background.at else "", style=_part("page.css"), script=script,
+        script_digest=digest, anchor=anchor,
     )  # fmt: skip
+
+
+def _part(name: str) -> str:
+    return resources.files("engineworks.report").joinpath(name).read_text(encoding="utf-8")

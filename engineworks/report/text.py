@@ -1,52 +1,38 @@
-"""The build as Markdown."""
+"""The build as Markdown, for pull requests: what the HTML page says, without its plots; details are folded."""
 
 from __future__ import annotations
 
-from engineworks.report.comparison import comparison_tables
-from engineworks.report.figures import remarks, tables
-from engineworks.report.ladder import ladder_tables
-from engineworks.report.rows import HEADINGS, notes_of, rows
+from collections.abc import Iterable, Iterator
+from html import escape
+
+from engineworks.report.background import NOTHING, Background
+from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Words
+from engineworks.report.sections import sections
 from engineworks.results import BuildResult
 
+FOLDED = ("latency", "sweep", "accuracy", "calibration", "memory", "trend", "steps", "provenance")
+"""Sections that are folded in Markdown: a reviewer wants the verdicts first."""
 
-def render_markdown(result: BuildResult) -> str:
-    lines = [f"# {result.recipe}", "", _summary(result), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
-    lines += [_line(row.cells) for row in rows(result)]
-    for ladder in ladder_tables(result.ladder):
-        lines += ["", f"## Ladder of {ladder.target}", "", ladder.sentence, ""]
-        lines += [_line(ladder.headings), _line(["---"] * len(ladder.headings)), *map(_line, ladder.rows)]
-        lines += [line for note in ladder.notes for line in ("", note)]
-    for compared in comparison_tables(result.comparison):
-        lines += ["", f"## {compared.title}", "", _line(compared.headings), _line(["---"] * len(compared.headings))]
-        lines += map(_line, compared.rows)
-    lines += _calibration(result)
-    if notes := notes_of(result):
-        lines += ["", "## Notes", "", *(f"- **note** {sentence}" for sentence in notes)]
-    for engine in result.engines:
-        if engine.checks:
-            lines += ["", f"## {engine.id}: {engine.word}", ""]
-            lines += [f"- **{c.verdict}** {c.name}: {c.words}" for c in engine.checks]
-        for table in tables(engine):
-            lines += ["", _line(table.headings), _line(["---"] * len(table.headings))]
-            lines += [*map(_line, table.rows), *(["", table.below] if table.below else [])]
-        if found := list(remarks(engine)):
-            lines += ["", *(f"- {remark}" for remark in found)]
-        if engine.failure:
-            lines += ["", f"## {engine.id}: failed in {engine.failure.step}", "", engine.failure.message]
+MOST_LOG = 4000
+"""Characters of a log: a comment takes 65,536 on GitHub."""
+
+
+def render_markdown(result: BuildResult, background: Background = NOTHING) -> str:
+    lines = [f"# {result.recipe}: {result.verdict}", "", summary(result)]
+    links = " · ".join(f"[{link.name}]({link.url})" for link in background.links)
+    lines += ["", links] if links else []
+    for section in sections(result, background, plots=False):
+        body = [line for block in section.blocks for line in _block(block)]
+        if section.anchor in FOLDED:
+            lines += ["", f"<details><summary><b>{escape(section.title)}</b></summary>", *body, "", "</details>"]
+        else:
+            lines += ["", f"## {section.title}", *body]
     return "\n".join(lines) + "\n"
 
 
-def _calibration(result: BuildResult) -> list[str]:
-    """What the ranges are worth, with everything that makes them doubtful."""
-    lines = ["", "## Calibration", ""] if result.calibration else []
-    for health in result.calibration:
-        lines.append(f"- {health.step}: {health.sentence()}")
-        lines += [f"- **warning** {sentence}" for sentence in health.warnings]
-    return lines
-
-
-def _summary(result: BuildResult) -> str:
-    words = [e.word for e in result.engines]
+def summary(result: BuildResult) -> str:
+    """What came of it, in one line."""
+    words = [e.word for e in result.engines] + ["refused"] * len(result.refused)
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
     steps = result.steps
     return (
@@ -55,5 +41,54 @@ def _summary(result: BuildResult) -> str:
     )
 
 
-def _line(cells: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+def _block(block: Block) -> Iterator[str]:
+    if isinstance(block, Table):
+        yield from _table(block)
+    elif isinstance(block, Words):
+        yield from ("", _words(block))
+    elif isinstance(block, Bullets):
+        yield ""
+        yield from (f"- {_words(item)}" for item in block.items)
+    elif isinstance(block, Log):
+        text = block.text if len(block.text) <= MOST_LOG else "…" + block.text[-MOST_LOG:]
+        yield from ("", "```", text.replace("```", "'''"), "```")
+    elif isinstance(block, Fold):
+        yield from ("", f"<details{' open' if block.open else ''}><summary>{_summary(block.summary)}</summary>")
+        yield from (line for inner in block.blocks for line in _block(inner))
+        yield from ("", "</details>")
+    else:
+        assert isinstance(block, Plot | Files)
+
+
+def _table(found: Table) -> Iterator[str]:
+    if found.title:
+        yield from ("", f"**{found.title}**")
+    yield ""
+    yield _line(c.name or " " for c in found.columns)
+    yield _line("---:" if c.number else "---" for c in found.columns)
+    yield from (_line(_cell(c) for c in row) for row in found.rows)
+    if found.below:
+        yield from ("", found.below)
+
+
+def _words(words: Words) -> str:
+    strong = f"**{words.strong}** " if words.strong else ""
+    return f"{strong}{_plain(words.text)}".rstrip()
+
+
+def _plain(text: str) -> str:
+    """A message of several lines in one paragraph; its own markup is none."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _summary(cells: Iterable[Cell]) -> str:
+    return " ".join(f"<code>{escape(c.text)}</code>" if c.code else escape(c.text) for c in cells if c.text)
+
+
+def _cell(cell: Cell) -> str:
+    text = " ".join(cell.text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return f"`{text}`" if cell.code and text else text
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -106,6 +106,15 @@ class Connection:
         with refusals(f"run {run_id} can not be read"):
             return _summary(self.client.get_run(run_id))
 
+    def experiment_tags(self) -> dict[str, str]:
+        with refusals("the experiment can not be read"):
+            return dict(self.client.get_experiment(self.experiment_id).tags)
+
+    def tag_experiment(self, tags: Mapping[str, str]) -> None:
+        with refusals("the experiment can not be written"):
+            for name, value in tags.items():
+                self.client.set_experiment_tag(self.experiment_id, name, value)
+
     def search(self, query: str, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
         """Runs that are not deleted, newest first; `everywhere` looks into all experiments."""
         with refusals("runs can not be searched"):

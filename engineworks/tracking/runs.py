@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import threading
 import time
@@ -18,6 +19,18 @@ from engineworks.tracking.champion_list import RegisteredChampion, list_champion
 from engineworks.tracking.connection import PARENT, Connection
 from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
 from engineworks.tracking.owner import current_owner, read_owner
+from engineworks.tracking.pages import (
+    ALL_ENGINES,
+    EXPERIMENT_KIND,
+    LOCAL,
+    TRAINING,
+    VIEW_TAG,
+    Pages,
+    engines_view,
+    experiment_note,
+    recipe_view,
+    view_key,
+)
 from engineworks.tracking.records import (
     BUILD_KEY,
     CONDITIONS,
@@ -26,6 +39,7 @@ from engineworks.tracking.records import (
     ENGINE_RUN,
     ERROR,
     KIND,
+    NOTE,
     OWNER,
     RECIPE,
     RECORD,
@@ -218,6 +232,21 @@ class Tracking:
         file = sqlite_file(self.uri)
         lock = (file or self._artifacts / DATABASE_FILE).with_suffix(".registry.lock")
         return Registry(self._connect(), lock, shared=file is None)
+
+    def pages(self) -> Pages:
+        """Addresses of MLflow's pages: of the server, or of what `ui_hint` starts."""
+        return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._connect().experiment_id)
+
+    def save_views(self, recipe: str, metrics: Iterable[str]) -> None:
+        """Columns for MLflow's table of runs: a saved view of all engines and one of the recipe's, with these metrics
+        besides the usual; and the experiment's description, which names them. Only what differs is written."""
+        link = self._connect()
+        known = link.experiment_tags()
+        views = {VIEW_TAG + ALL_ENGINES: engines_view(), VIEW_TAG + view_key(recipe): recipe_view(recipe, metrics)}
+        names = {json.loads(v)["name"]: k.removeprefix(VIEW_TAG) for k, v in sorted((known | views).items())
+                 if k == VIEW_TAG + ALL_ENGINES or k.startswith(f"{VIEW_TAG}recipe-")}  # fmt: skip
+        views |= {NOTE: experiment_note(self.pages(), names), EXPERIMENT_KIND: known.get(EXPERIMENT_KIND, TRAINING)}
+        link.tag_experiment({name: text for name, text in views.items() if known.get(name) != text})
 
     def ui_hint(self, port: int = 5000) -> str:
         """The one command that opens MLflow's page on this store (it needs all of mlflow), or its address."""

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("faults")]
 
 HANGING = """
 import subprocess, sys, time
+from pathlib import Path
 
 def hang(outputs, labels, inputs):
     inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

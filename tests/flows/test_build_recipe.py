@@ -88,6 +88,33 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(settings: Settings) ->
     assert {s for e in result.engines for s in e.keys.values()} <= used
 
 
+def test_mlflow_and_prefect_show_the_verdicts_and_lead_to_the_report(settings: Settings) -> None:
+    from prefect.artifacts import Artifact
+
+    result = build(settings)
+    assert result.report is not None
+    tracking = open_tracking(settings.artifacts, None)
+    page = tracking.read_text(result.run, "report.html")
+    assert page == result.report.read_text(encoding="utf-8")
+    parent = tracking.get_run(result.run)
+    flow = parent.tags["prefect.page"]
+    assert flow.endswith(parent.tags["prefect.flow_run"])
+    assert flow in page
+    assert "| tiny/int8/cpu | pass |" in parent.tags["mlflow.note.content"]
+    assert "artifacts/report.html" in parent.tags["mlflow.note.content"]
+    for run in tracking.find_runs(kind="engine", parent_run_id=result.run):
+        assert run.name == run.engine
+        assert {"p50_ms", "samples_per_s", "worst_cosine", "engine_mib"} <= set(run.metrics)
+        assert f"{result.run}/artifacts/report.html" in run.tags["mlflow.note.content"]
+    shown = Artifact.get("verdicts-tiny")
+    assert shown is not None
+    assert "| tiny/int8/cpu | pass |" in str(shown.data)
+    assert tracking.pages().run(result.run) in str(shown.data)
+    assert "mlflow.sharedViewState.recipe-tiny" in tracking._connect().experiment_tags()
+    steps = json.loads(tracking.read_text(result.run, "steps.json"))
+    assert [s["state"] for s in steps] == ["run"] * 12
+
+
 def test_a_second_build_runs_no_step_and_tells_the_same(settings: Settings) -> None:
     first = build(settings)
     (second,) = build_plans([plan(settings)], settings)
@@ -326,7 +353,7 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     assert verdict == [check.to_json() for check in again.engines[0].checks]
     assert again.report is not None
     page = again.report.read_text(encoding="utf-8")
-    assert "against tiny version 1" in page
+    assert "tiny version 1" in page
     assert "Compared again: the one before did not decide" in page
 
 

@@ -330,20 +330,20 @@ def test_reports_show_the_ladder_its_reasons_and_a_plot(repository: Path) -> Non
         passed("fp32", 3.0), passed("fp16", 1.0, metric=0.93), replace(failed("int8"), quality=0.5, bytes=3)
     )
     found = replace(found, ladder=(measured,))
-    (table,) = ladder_tables(found.ladder, plots=True)
+    (table,) = ladder_tables(found.ladder)
     assert table.rows[table.chosen or 0][0] == "fp16"
     html, text = render_html(found), render_markdown(found)
     for page in (html, text):
         assert "Ladder of cpu" in page
         assert "dropped: fails its gate: cosine is 0.5." in page
     assert html.count("<svg") == 1
-    assert "fp16: 1.000 ms, 0.00 MiB, chosen" in html
+    assert "fp16: 1.00 ms, 0.00 MiB, chosen" in html
     assert "int8: 0.100 ms, 0.00 MiB, fail" in html
-    assert "http" not in html
+    assert "http:" not in html
     assert (
         next(r for r in rows(result(plan(repository), int8="fail")) if r.cells[0] == "tiny/int8/cpu")
         .cells[-1]
         .startswith("dropped: ")
     )
-    (alone,) = ladder_tables([ladder(passed("fp32", 3.0))], plots=True)
-    assert alone.plot == ""
+    alone = render_html(replace(found, ladder=(ladder(passed("fp32", 3.0)),)))
+    assert "<svg" not in alone, "one precision is no choice"

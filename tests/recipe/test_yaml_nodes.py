@@ -23,7 +23,10 @@ WRONG = {
     ),
     "tag": ("a: !!python/object:os.system x", "r.yaml:1:4: the tag '!python/object:os.system' is not allowed"),
     "unknown alias": ("a: *b", "r.yaml:1:4: not valid YAML: found undefined alias 'b'"),
-    "merge key": ("a: &a {b: 1}\nc: {<<: *a}", "r.yaml:2:5: merge keys ('<<') are not allowed; write the keys out, or share them in _defaults.yaml"),
+    "merge key": (
+        "a: &a {b: 1}\nc: {<<: *a}",
+        "r.yaml:2:5: merge keys ('<<') are not allowed; write the keys out, or share them in _defaults.yaml",
+    ),
     "a list": ("- a\n- b\n", "r.yaml:1:1: the top of the file must be a mapping"),
     "two documents": ("a: 1\n---\nb: 2\n", "r.yaml:2:1: not valid YAML: but found another document"),
     "control character": ("a: 1\nb: \x07\n", "r.yaml:2:1: holds a character that YAML does not allow"),

@@ -1,0 +1,141 @@
+"""Accuracy: the task metric and every output, and every shape that the engine was compared at as it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.measure.served_checks import tolerance
+from engineworks.report.background import Background
+from engineworks.report.blocks import Block, Cell, Column, Section, Words, blocks_of, number, significant, table
+from engineworks.report.figures import dims_text
+from engineworks.report.palette import precision_of, short
+from engineworks.results import BuildResult, EngineResult
+
+LOUD = 0.6
+"""Part of the limit from which an error stands out."""
+
+
+def accuracy_section(result: BuildResult, background: Background) -> Section | None:
+    compared = [e for e in result.engines if e.accuracy]
+    if not compared:
+        return None
+    return Section(
+        "accuracy", "Accuracy", blocks_of(_metric(compared), _outputs(compared), _shapes(compared, background))
+    )
+
+
+def _metric(compared: list[EngineResult]) -> Block | None:
+    columns = [
+        Column("engine"), Column("metric"), Column("engine's", number=True), Column("fp32 reference's", number=True),
+        Column("ratio", number=True), Column("samples", number=True),
+    ]  # fmt: skip
+    rows = []
+    for engine in compared:
+        metric = (engine.accuracy or {}).get("metric")
+        if metric:
+            name = f"{metric['name']}{' ↓' if metric.get('lower_is_better') else ''}"
+            kind = "" if metric.get("kind") == "labels" else f" ({metric.get('kind')})"
+            rows.append([
+                Cell(short(engine.id), code=True), Cell(name + kind), number(metric["engine"], 5),
+                number(metric["reference"], 5), number(metric["ratio"], 5), number(metric.get("samples"), 0),
+            ])  # fmt: skip
+    return table(columns, rows, title="task metric")
+
+
+def _outputs(compared: list[EngineResult]) -> Block | None:
+    columns = [
+        Column("engine"), Column("output"), Column("cosine", number=True), Column("SQNR dB", number=True),
+        Column("largest error", number=True), Column("mean error", number=True), Column("NaN or inf", number=True),
+        Column("worst row", number=True, hint="cosine of the sample that is furthest off"),
+    ]  # fmt: skip
+    rows = []
+    for engine in compared:
+        for name, output in (engine.accuracy or {})["outputs"].items():
+            worst = output.get("worst_row_cosine")
+            at = output.get("worst_row")
+            rows.append([
+                Cell(short(engine.id), code=True), Cell(name, code=True), number(output["cosine"], 6),
+                number(output["sqnr_db"], 1), _scientific(output["max_abs"]), _scientific(output["mean_abs"]),
+                Cell(str(output["nonfinite"]), tone="fail" if output["nonfinite"] else ""),
+                Cell(f"{worst:.5f} (sample {at})", sort=worst) if worst is not None else Cell(""),
+            ])  # fmt: skip
+    return table(columns, rows, title="every output, against the fp32 reference on the evaluation data")
+
+
+def _scientific(value: float | None) -> Cell:
+    return (
+        Cell("")
+        if value is None
+        else Cell(f"{value:.2e}" if 0 < abs(value) < 1e-3 else significant(value, 4), sort=value)
+    )
+
+
+def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Block | None]:
+    """One table per output: shapes down, engines across; each cell the largest error of a row, shaded by its limit."""
+    served: dict[str, Mapping[str, Any]] = {e.id: (e.accuracy or {}).get("served") or {} for e in compared}
+    engines = [e for e in compared if served[e.id].get("sequence") and served[e.id].get("rows")]
+    for output in dict.fromkeys(name for e in engines for name in served[e.id]["rows"]):
+        places = dict.fromkeys(_place(v) for e in engines for v in served[e.id]["sequence"])
+        columns = [Column("profile"), Column("shape"), *(Column(short(e.id), number=True) for e in engines)]
+        rows = [
+            [Cell(profile), Cell(dims), *(_error(e, output, (profile, dims), background) for e in engines)]
+            for profile, dims in places
+        ]
+        limits = ", ".join(
+            f"{short(e.id)} {_limit(e, background):.3g}" for e in engines if not _exact(served[e.id], output)
+        )
+        below = "Largest relative error of a row, at first and after warm-up, there and back."
+        below += f" Limits: {limits}." if limits else " Samples whose answer differs."
+        yield table(columns, rows, title=f"{output}, at every shape it was served at", below=below)
+    if engines and any(served[e.id]["notes"] for e in engines):
+        yield from (
+            Words(f"not tried: {note}", tone="muted")
+            for note in dict.fromkeys(n for e in engines for n in served[e.id]["notes"])
+        )
+
+
+def _place(visit: Mapping[str, Any]) -> tuple[str, str]:
+    return str(visit["profile"]), dims_text(visit["dims"]) or "fixed"
+
+
+def _limit(engine: EngineResult, background: Background) -> float:
+    limits = (background.resolved.get("accuracy") or {}).get("limits") or {}
+    precision = precision_of(engine.id)
+    served = (engine.accuracy or {})["served"]
+    return tolerance(served["precision"], (limits.get(precision) or {}).get("cosine")).reference
+
+
+def _exact(served: Mapping[str, Any], output: str) -> bool:
+    """Whether the output holds classes, counts or flags."""
+    return any("wrong_samples" in one for v in served["sequence"] for one in _records(v, output))
+
+
+def _records(visit: Mapping[str, Any], output: str) -> list[Mapping[str, Any]]:
+    figures = visit["outputs"].get(output, {})
+    return [one for phase in ("first", "later") for one in figures.get(phase, ())]
+
+
+def _error(engine: EngineResult, output: str, place: tuple[str, str], background: Background) -> Cell:
+    served = (engine.accuracy or {})["served"]
+    visits = [v for v in served["sequence"] if _place(v) == place]
+    if any("raised" in v for v in visits):
+        return Cell("did not run", tone="fail", sort=float("inf"))
+    records = [one for v in visits for one in _records(v, output)]
+    if not records:
+        return Cell("")
+    if any(one["nonfinite"] for one in records):
+        return Cell("NaN or inf", tone="fail", sort=float("inf"))
+    if _exact(served, output):
+        changed = {
+            (str(v["lengths"]), s) for v in visits for one in _records(v, output) for s in one.get("wrong_samples", ())
+        }
+        return Cell(f"{len(changed)} differ" if changed else "0", sort=len(changed), heat=min(1.0, len(changed) / 4))
+    worst, limit = max(one["most"] for one in records), _limit(engine, background)
+    tone = "fail" if worst > limit else ""
+    return Cell(
+        "0" if not worst else f"{worst:.2e}" if worst < 1e-3 else f"{worst:.4f}",
+        tone=tone,
+        sort=worst,
+        heat=min(1.0, worst / limit),
+    )

@@ -1,0 +1,73 @@
+"""What a report tells besides the build's own result: where it comes from, what was before, who the champions are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Link:
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One record of an engine. at: seconds since the epoch. p50_ms: by shape. versions: by name, of the libraries, with
+    the hardware's facts and the model's digest."""
+
+    run: str
+    at: float
+    verdict: str
+    digest: str = ""
+    p50_ms: Mapping[str, float] = field(default_factory=dict)
+    metric: float | None = None
+    cosine: float | None = None
+    bytes: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ChampionFigures:
+    """The version that is served now, and what its own run recorded; None for figures that it lacks."""
+
+    model: str
+    version: str
+    point: Point | None
+
+
+@dataclass(frozen=True)
+class Before:
+    """The build before this one. changes: sentences on what came out otherwise, [] for nothing. causes: what it was
+    made from otherwise."""
+
+    run: str
+    at: float
+    changes: tuple[str, ...]
+    causes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Background:
+    """facts: where the build comes from, by name. passports: by engine. resolved: the whole recipe with its defaults.
+    points: by engine, oldest first, this build's own last. runs: the engine's MLflow run. missing: sentences on what
+    could not be found out."""
+
+    at: float = 0.0
+    description: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
+    passports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    before: Before | None = None
+    points: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    champions: Mapping[str, ChampionFigures] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+
+NOTHING = Background()
+"""Of a result that nothing else is known of."""

@@ -1,0 +1,158 @@
+"""What a report is made of: sections of tables, sentences and plots, which the HTML page and Markdown share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from engineworks.report.raw import Attachment
+
+Tone = str
+"""'' or the word that a cell is coloured by: pass, fail, failed, inconclusive, unmeasured, refused, muted."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text: what is read. sort: what the column is sorted by where the text does not say it. share: 0 to 1, drawn as a
+    bar behind the text. heat: 0 to 1, how strongly the cell is shaded."""
+
+    text: str
+    tone: Tone = ""
+    sort: float | None = None
+    share: float | None = None
+    heat: float | None = None
+    link: str = ""
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """number: aligned to the right and sorted by value. hint: what the heading means."""
+
+    name: str
+    number: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """marked: index of the row that stands out, None for none."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    below: str = ""
+    marked: int | None = None
+
+
+@dataclass(frozen=True)
+class Words:
+    """One sentence; `strong` is set before it."""
+
+    text: str
+    tone: Tone = ""
+    strong: str = ""
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: tuple[Words, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """svg: a whole <svg> element, ours. Markdown has none of it: what it shows stands in tables too."""
+
+    svg: str
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Log:
+    """Text as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files within the page. Markdown has none of them."""
+
+    items: tuple[Attachment, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that can be opened and closed."""
+
+    summary: tuple[Cell, ...]
+    blocks: tuple[Block, ...]
+    open: bool = False
+
+
+Block = Table | Words | Bullets | Plot | Log | Files | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """anchor: its id in the page. open: whether it is unfolded when the page opens."""
+
+    anchor: str
+    title: str
+    blocks: tuple[Block, ...]
+    open: bool = True
+    brief: str = ""
+    """Its name where there is little room; '' for the title."""
+
+
+def table(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    title: str = "",
+    below: str = "",
+    marked: int | None = None,
+) -> Table | None:
+    """A table without the columns that no row has anything in; None where there is no row."""
+    cells = [tuple(row) for row in rows]
+    used = [i for i in range(len(columns)) if any(row[i].text for row in cells)]
+    if not cells:
+        return None
+    return Table(
+        tuple(columns[i] for i in used), tuple(tuple(row[i] for i in used) for row in cells), title, below, marked
+    )
+
+
+def blocks_of(*found: Block | Iterable[Block | None] | None) -> tuple[Block, ...]:
+    """Those that there are, in one row."""
+    return tuple(_flat(found))
+
+
+def _flat(found: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Block]:
+    for one in found:
+        if one is None:
+            continue
+        if isinstance(one, Block):
+            yield one
+        else:
+            yield from _flat(one)
+
+
+def number(value: float | None, digits: int = 3, **more: object) -> Cell:
+    """A figure with thousands separated; blank for None."""
+    if value is None:
+        return Cell("")
+    return Cell(f"{value:,.{digits}f}", sort=float(value), **more)  # type: ignore[arg-type]
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """'0.0269', '1,340': so many digits that count, never in powers of ten."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    from math import floor, log10
+
+    places = max(0, digits - 1 - floor(log10(abs(value))))
+    return f"{value:,.{min(places, 9)}f}"

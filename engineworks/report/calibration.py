@@ -1,0 +1,56 @@
+"""What the calibrations are worth: their warnings, their figures, and the tensors that fare worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.calibration_health import CalibrationHealth
+from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Words, blocks_of, number, table
+from engineworks.results import BuildResult
+
+
+def calibration_section(result: BuildResult) -> Section | None:
+    if not result.calibration:
+        return None
+    return Section("calibration", "Calibration", blocks_of(*(_one(health) for health in result.calibration)))
+
+
+def _one(health: CalibrationHealth) -> Iterator[Block | None]:
+    yield Words(health.sentence() + ".", strong=health.step)
+    if health.warnings:
+        yield Bullets(tuple(Words(w, tone="inconclusive", strong="warning") for w in health.warnings))
+    else:
+        yield Words("Nothing about it is doubtful.", tone="pass")
+    yield _tensors(health.figures)
+    yield _inputs(health.figures)
+
+
+def _tensors(figures: Mapping[str, Any]) -> Block | None:
+    """The worst of each kind, side by side."""
+    kinds = (("saturated", "clipped", 3), ("unused", "codes unused", 0), ("moved", "moved at last", 1))
+    worst = {key: figures.get(key, {}).get("largest", {}) for key, _, _ in kinds}
+    names = list(dict.fromkeys(name for found in worst.values() for name in found))
+    columns = [Column("tensor"), *(Column(heading, number=True) for _, heading, _ in kinds)]
+    rows = [
+        [Cell(name, code=True), *(_share(worst[key].get(name), digits) for key, _, digits in kinds)] for name in names
+    ]
+    below = (
+        "clipped: part of the values beyond the range; unused: of the 255 codes; moved: by the last fifth of the "
+        "samples. The worst of each kind; a blank is no zero."
+    )
+    return table(columns, rows, title="tensors that fare worst", below=below)
+
+
+def _share(value: float | None, digits: int) -> Cell:
+    return Cell("") if value is None else Cell(f"{value:.{digits}%}", sort=value, share=min(1.0, value))
+
+
+def _inputs(figures: Mapping[str, Any]) -> Block | None:
+    keys = ("minimum", "maximum", "mean", "std")
+    columns = [Column("input"), Column("samples", number=True), *(Column(k, number=True) for k in keys)]
+    rows = [
+        [Cell(name, code=True), number(seen.get("samples"), 0), *(number(seen.get(k), 4) for k in keys)]
+        for name, seen in figures.get("inputs", {}).items()
+    ]
+    return table(columns, rows, title="what it was calibrated on")

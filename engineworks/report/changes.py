@@ -1,0 +1,155 @@
+"""What changed: against the champion, and since the build before this one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.ages import age
+from engineworks.report.background import Background, ChampionFigures, Point
+from engineworks.report.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Section,
+    Words,
+    blocks_of,
+    number,
+    significant,
+    table,
+)
+from engineworks.report.palette import short
+from engineworks.results import BuildResult, EngineResult
+
+
+def changes_section(result: BuildResult, background: Background) -> Section:
+    found = blocks_of(
+        [Words(sentence, tone="inconclusive") for sentence in background.missing],
+        _champions(result, background), _duels(result), list(_earlier(result)), list(_before(background)),
+    )  # fmt: skip
+    return Section("changes", "What changed", found, brief="Changes")
+
+
+def _champions(result: BuildResult, background: Background) -> Block:
+    known = [(e, background.champions[e.id]) for e in result.engines if e.id in background.champions]
+    if not known:
+        return Words("No engine of this build has a champion to be held against.", strong="Since the champion:")
+    columns = [
+        Column("engine"), Column("champion"), Column("verdict"), Column("p50 ms", number=True, hint="champion → now"),
+        Column("change", number=True, hint="of the median, as each run recorded it; beside each other: below"),
+        Column("metric", number=True), Column("engine MiB", number=True),
+    ]  # fmt: skip
+    return table(columns, [_champion(e, c) for e, c in known], title="Since the champion") or Words("")
+
+
+def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
+    then = champion.point
+    shapes = (engine.latency or {}).get("shapes", {})
+    shape = next(iter(shapes), "")
+    now = shapes[shape]["latency_ms_p50"] if shape else None
+    was = then.p50_ms.get(shape) if then else None
+    metric = ((engine.accuracy or {}).get("metric") or {}).get("engine")
+    label, name = Cell(short(engine.id), code=True), Cell(f"{champion.model} version {champion.version}")
+    if then and then.digest and then.digest == engine.sidecar.get("sha256"):
+        same = Cell("the same engine, byte for byte", tone="pass")
+        return [label, name, same, number(now, 4), Cell(""), number(metric, 5), Cell("")]
+    verdicts = [c for c in engine.checks if c.name.startswith("regression")]
+    words = next(
+        (c.verdict for w in ("fail", "inconclusive", "unmeasured", "pass") for c in verdicts if c.verdict == w), ""
+    )
+    size = engine.sidecar.get("bytes")
+    return [
+        label, name, Cell(words or "not asked for", tone=words or "muted"), _pair(was, now, 3),
+        _change(was, now), _pair(then.metric if then else None, metric, 5),
+        _pair(_mib(then), size / 2**20 if size else None, 3),
+    ]  # fmt: skip
+
+
+def _mib(point: Point | None) -> float | None:
+    return point.bytes / 2**20 if point and point.bytes else None
+
+
+def _pair(was: float | None, now: float | None, digits: int) -> Cell:
+    if was is None or now is None:
+        return Cell(significant(now, digits), sort=now)
+    shown = [significant(v, digits) for v in (was, now)]
+    return Cell(shown[0] if shown[0] == shown[1] else " → ".join(shown), sort=now)
+
+
+def _change(was: float | None, now: float | None) -> Cell:
+    if not was or now is None:
+        return Cell("")
+    return Cell(f"{now / was - 1:+.1%}", sort=now / was)
+
+
+def _duels(result: BuildResult) -> Block | None:
+    """Candidate and champion, timed in turns."""
+    columns = [
+        Column("engine"), Column("shape"), Column("verdict"), Column("candidate / champion", number=True),
+        Column("interval", number=True), Column("confidence", number=True),
+        Column("limit", number=True), Column("rounds", number=True),
+        Column("disturbed", number=True), Column("processes", number=True), Column("said"),
+    ]  # fmt: skip
+    rows = []
+    for engine in result.engines:
+        duel = engine.duel or {}
+        for name, s in duel.get("shapes", {}).items():
+            check = next((c for c in engine.checks if c.name == f"regression.latency[{name}]"), None)
+            attempts = duel["attempts"]
+            disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
+            rows.append([
+                Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
+                number(s["ratio"], 4),
+                Cell(_interval(s)), Cell(f"{100 * duel.get('confidence', 0.99):.10g} %"), number(1 + duel["limit"], 4),
+                number(s["rounds"], 0), number(disturbed, 0),
+                number(len(attempts), 0), Cell(check.words if check else "", tone="muted"),
+            ])  # fmt: skip
+    return table(columns, rows, title="Champion and candidate, timed in turns")
+
+
+def _interval(compared: Mapping[str, Any]) -> str:
+    """'1.0040 to 1.0210', '' where there is none."""
+    interval = compared.get("interval")
+    return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+
+
+def _earlier(result: BuildResult) -> Iterator[Block]:
+    """Duels of this candidate that did not decide."""
+    for engine in result.engines:
+        for turn, duel in enumerate((engine.duel or {}).get("earlier", ()), 1):
+            said = [
+                f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)" for name, s in duel["shapes"].items()
+            ]
+            yield Words(
+                ", ".join(said), tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:"
+            )
+
+
+def _before(background: Background) -> Iterator[Block]:
+    before = background.before
+    if before is None:
+        if not background.missing:
+            yield Words("This is the recipe's first build on record.", strong="Since the build before:")
+        return
+    yield Words(f"{day(before.at)}, {age(before.at, background.at)} then.", strong="Since the build before, of")
+    if before.changes:
+        yield Bullets(tuple(Words(sentence, tone=_tone(sentence)) for sentence in before.changes))
+    else:
+        yield Words("Nothing came out otherwise: the same verdicts, engines, metrics, and medians within 5 %.")
+    if before.causes:
+        yield Words("", strong="What they were made from otherwise:")
+        yield Bullets(tuple(Words(cause) for cause in before.causes))
+
+
+def _tone(sentence: str) -> str:
+    """The colour of what it came to."""
+    head = sentence.partition(": ")[2]
+    new = head.partition(" → ")[2].partition(":")[0] if " → " in head else ""
+    return new if new in ("pass", "fail", "failed", "inconclusive", "unmeasured", "refused") else ""
+
+
+def day(at: float) -> str:
+    """'2026-11-21 03:12 UTC'."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))

@@ -1,0 +1,97 @@
+"""Precisions against each other: the ladders of `precisions: auto`, and accuracy against speed and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from engineworks.ladder import TargetLadder
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Table, Words, blocks_of
+from engineworks.report.ladder import ladder_tables
+from engineworks.report.palette import by_target, colors, precision_of
+from engineworks.report.plots import Choice, pareto_plot
+from engineworks.report.speed import shapes_of
+from engineworks.results import BuildResult, EngineResult
+
+CAPTION = "area: size of the engine; hollow: its gate did not pass; line: nothing that passed is better in all three"
+
+TEXTS = {"precision", "verdict", "Pareto", "ladder"}
+
+
+def choice_section(result: BuildResult, *, plots: bool) -> Section | None:
+    drawn = dict(_plots(result)) if plots else {}
+    ladders = [t.target for t in result.ladder]
+    rest = [plot for target, plot in drawn.items() if target not in ladders]
+    found = blocks_of(_ladders(result, drawn), rest)
+    return Section("precision", "Precision: accuracy, speed, size", found, brief="Precision") if found else None
+
+
+def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
+    for ladder in ladder_tables(result.ladder):
+        columns = tuple(Column(h, number=h not in TEXTS) for h in ladder.headings)
+        verdict = ladder.headings.index("verdict") if "verdict" in ladder.headings else -1
+        rows = tuple(
+            tuple(Cell(text, tone=text if i == verdict else "") for i, text in enumerate(row)) for row in ladder.rows
+        )
+        yield Words(ladder.sentence.partition(": ")[2], strong=f"Ladder of {ladder.target}:")
+        if all(row[verdict].text in ("refused", "not tried") for row in rows):
+            continue
+        yield Table(columns, rows, marked=ladder.chosen)
+        yield from (Words(note, tone="muted") for note in ladder.notes)
+        if ladder.target in drawn:
+            yield drawn[ladder.target]
+
+
+def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
+    """By target: of its ladder where there is one, else of its engines."""
+    ladders = {one.target: one for one in result.ladder}
+    metric = any((e.accuracy or {}).get("metric") for e in result.engines) or any(
+        r.metric is not None for one in result.ladder for r in one.rungs
+    )
+    color = colors(result)
+    for target, engines in by_target(result.engines):
+        shape = next((name for e in engines for name in shapes_of(e)), "")
+        found = _of_ladder(ladders[target], color) if target in ladders else _of_engines(engines, shape, color)
+        svg = pareto_plot(
+            found, f"Precisions on {target}", xlabel=f"median latency at {shape}, ms",
+            ylabel="task metric relative to fp32's" if metric else "cosine to fp32",
+        )  # fmt: skip
+        if svg:
+            yield target, Plot(svg, f"{target}; {CAPTION}")
+
+
+def _of_ladder(ladder: TargetLadder, color: Mapping[str, int]) -> list[Choice]:
+    return [
+        Choice(
+            r.precision, color.get(r.precision, index), r.latency_ms, r.quality, r.bytes, r.verdict, r.chosen, r.pareto
+        )
+        for index, r in enumerate(ladder.rungs)
+        if r.latency_ms is not None and r.quality is not None and r.bytes is not None
+    ]
+
+
+def _of_engines(engines: Sequence[EngineResult], shape: str, color: Mapping[str, int]) -> list[Choice]:
+    found = [(e, p) for e in engines if (p := _point(e, shape)) is not None]
+    front = _front([p for e, p in found if e.verdict == "pass"])
+    return [
+        Choice(precision_of(e.id), color[precision_of(e.id)], *p, e.verdict, front=e.verdict == "pass" and p in front)
+        for e, p in found
+    ]
+
+
+def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | None:
+    """Latency in ms, quality, bytes."""
+    latency = (shapes_of(engine).get(shape) or {}).get("latency_ms_p50")
+    metric = (engine.accuracy or {}).get("metric") or {}
+    cosines = [o["cosine"] for o in (engine.accuracy or {}).get("outputs", {}).values() if o["cosine"] is not None]
+    quality = metric.get("ratio") if metric.get("ratio") is not None else min(cosines, default=None)
+    size = engine.sidecar.get("bytes")
+    return (latency, quality, float(size)) if latency and quality is not None and size else None
+
+
+def _front(points: Sequence[tuple[float, float, float]]) -> set[tuple[float, float, float]]:
+    """Those that no other is at least as good as in latency, quality and size, and better in one."""
+
+    def beats(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
+        return a != b and a[0] <= b[0] and a[1] >= b[1] and a[2] <= b[2]
+
+    return {p for p in points if not any(beats(o, p) for o in points)}

@@ -1,0 +1,190 @@
+"""The background of a build's report, from MLflow: what was before it, its champions, its links, its passports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engineworks.champion.champion import champion_alias
+from engineworks.errors import TrackingError
+from engineworks.night.summary import summarize_since
+from engineworks.recorded import engine_runs, read_json
+from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
+from engineworks.results import BuildResult
+from engineworks.tracking import RunSummary, Tracking
+from engineworks.tracking.pages import view_key
+from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL
+from engineworks.why import Side, explain
+
+POINTS = 30
+"""Records of an engine that a trend shows."""
+
+READ = 300
+"""Runs that are read for the trends of all engines together: more would take longer than the build's other records."""
+
+EXPLAINED = 6
+"""Changed engines whose inputs are compared with those of the build before."""
+
+MOST_CAUSES = 12
+
+FACTS = {
+    "engineworks.file": "recipe file", "mlflow.source.git.commit": "commit", "engineworks.owner_of_recipe": "owner",
+    "engineworks.host": "host", "mlflow.user": "user",
+}  # fmt: skip
+
+
+def gather_background(result: BuildResult, plan: Mapping[str, Any], tracking: Tracking) -> Background:
+    """plan: as JSON. Where MLflow does not answer, the report says so and has the rest."""
+    resolved = plan.get("resolved") or {}
+    known = Background(
+        description=str(resolved.get("description") or ""), facts={"recipe file": str(plan.get("file", ""))},
+        resolved=resolved, passports=dict(_passports_here(result)),
+    )  # fmt: skip
+    try:
+        return _from_record(known, result, plan, tracking)
+    except TrackingError as error:
+        sentence = f"What was before, the champions and the links are not known: {error.message}"
+        return replace(known, missing=(sentence,))
+
+
+def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any], tracking: Tracking) -> Background:
+    build = tracking.get_run(result.run)
+    runs = {run.engine or run.name: run for run in engine_runs(tracking, build)}
+    before = _build_before(tracking, build)
+    older = {run.engine or run.name: run for run in engine_runs(tracking, before)} if before else {}
+    passports = dict(known.passports)
+    for engine in result.engines:
+        if engine.id not in passports and engine.id in runs and engine.sidecar:
+            passports[engine.id] = read_json(tracking, runs[engine.id].run_id, "passport.json") or {}
+    return replace(
+        known,
+        at=build.started_at,
+        facts={name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)},
+        links=tuple(_links(tracking, build, runs, result)),
+        passports=passports,
+        before=_before(tracking, result, before, older, runs, known.resolved) if before else None,
+        points=_points(tracking, result, runs),
+        champions=_champions(tracking, result, plan),
+        runs={engine: run.run_id for engine, run in runs.items()},
+    )
+
+
+def _passports_here(result: BuildResult) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for engine in result.engines:
+        if engine.passport is not None and engine.passport.is_file():
+            yield engine.id, json.loads(engine.passport.read_text(encoding="utf-8"))
+
+
+def _links(
+    tracking: Tracking, build: RunSummary, runs: Mapping[str, RunSummary], result: BuildResult
+) -> Iterator[Link]:
+    pages = tracking.pages()
+    yield Link("MLflow run", pages.run(build.run_id))
+    yield Link("this report in MLflow", pages.artifact(build.run_id, "report.html"))
+    measured = [runs[e.id].run_id for e in result.engines if e.latency and e.id in runs]
+    if len(measured) > 1:
+        yield Link("compare the engines in MLflow", pages.compare(measured))
+    yield Link("all builds' engines in MLflow", pages.view(view_key(result.recipe)))
+    if page := build.tags.get(FLOW_PAGE):
+        yield Link("Prefect flow run", page)
+
+
+def _build_before(tracking: Tracking, build: RunSummary) -> RunSummary | None:
+    """The recipe's newest build that ended before this one began."""
+    found = tracking.find_runs(recipe=build.recipe, kind="build", limit=50)
+    ended = ("FINISHED", "FAILED")
+    older = (r for r in found if r.run_id != build.run_id and r.started_at < build.started_at and r.status in ended)
+    return next(older, None)
+
+
+def point_of(run: RunSummary) -> Point:
+    """What a trend needs of an engine's run."""
+    p50 = {name.partition("/")[2]: v for name, v in run.metrics.items() if name.startswith("latency_ms_p50/")}
+    cosines = [v for name, v in run.metrics.items() if name.startswith("cosine/")]
+    versions = {k.removeprefix("versions."): v for k, v in run.params.items() if k.startswith("versions.")}
+    hardware = json.loads(run.tags.get(HARDWARE, "{}"))
+    versions |= {str(k): str(v) for k, v in hardware.items() if v not in (None, "")}
+    if run.tags.get(MODEL):
+        versions["model"] = run.tags[MODEL][:8]
+    return Point(
+        run.run_id, run.started_at, run.tags.get("engineworks.verdict", run.status.lower()),
+        run.tags.get(ENGINE_DIGEST, ""), p50, run.metrics.get("metric"), min(cosines, default=None),
+        run.metrics.get("engine_bytes"), versions, run.tags.get("engineworks.why", ""),
+    )  # fmt: skip
+
+
+def _points(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSummary]) -> dict[str, tuple[Point, ...]]:
+    """Of engines that were measured or compared: others have nothing that moves but their size."""
+    engines = [e for e in result.engines if e.latency or e.accuracy]
+    each = min(POINTS, max(8, READ // max(1, len(engines))))
+    found = {}
+    for engine in engines:
+        now = runs.get(engine.id)
+        listed = tracking.find_runs(engine=engine.id, kind="engine", limit=each)
+        older = [r for r in listed if now is None or (r.run_id != now.run_id and r.started_at <= now.started_at)]
+        found[engine.id] = tuple(point_of(r) for r in reversed([*([now] if now else []), *older]))
+    return found
+
+
+def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> dict[str, ChampionFigures]:
+    """Those that the plan knew; where the recipe asks for no comparison, those of the registry."""
+    planned = {e["id"]: e["champion"] for e in plan.get("engines", ()) if e.get("champion")}
+    versions = {engine: (c["model"], c["version"], c["run"]) for engine, c in planned.items()}
+    if not versions:
+        release = (plan.get("resolved") or {}).get("release") or {}
+        aliases = {champion_alias(*e.id.split("/")[1:]): e.id for e in result.engines}  # precision, target
+        found = tracking.versions_behind(str(release.get("model") or result.recipe), aliases)
+        versions = {aliases[alias]: (v.model, v.version, v.run) for alias, v in found.items()}
+    return {
+        engine: ChampionFigures(model, version, _point_of_run(tracking, run))
+        for engine, (model, version, run) in versions.items()
+    }
+
+
+def _point_of_run(tracking: Tracking, run: str) -> Point | None:
+    try:
+        return point_of(tracking.get_run(run)) if run else None
+    except TrackingError:  # deleted since
+        return None
+
+
+def _before(
+    tracking: Tracking, result: BuildResult, before: RunSummary, older: Mapping[str, RunSummary],
+    runs: Mapping[str, RunSummary], resolved: Mapping[str, Any],
+) -> Before:  # fmt: skip
+    shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
+    points = {engine: point_of(run) for engine, run in older.items()}
+    plan = read_json(tracking, before.run_id, "plan.json") or {}
+    refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
+    changes = summarize_since(result, points, refused, shape)
+    told = {change.partition(": ")[0] for change in changes}
+    pairs = [(older[e.id], runs[e.id]) for e in result.engines if e.id in told and e.id in older and e.id in runs]
+    recipes = (plan.get("resolved") or {}, resolved)
+    causes = _causes(tracking, pairs[:EXPLAINED], recipes) if changes else ()
+    return Before(before.run_id, before.started_at, changes, causes)
+
+
+def _causes(
+    tracking: Tracking, pairs: Sequence[tuple[RunSummary, RunSummary]], recipes: tuple[Mapping[str, Any], ...]
+) -> tuple[str, ...]:
+    """Lines of the recipe and inputs of steps that differ, once each, with the steps that read them."""
+    told: dict[str, None] = {}
+    for runs in pairs:
+        old, new = (_side(tracking, run, recipe) for run, recipe in zip(runs, recipes, strict=True))
+        told |= dict.fromkeys(_words(explain(old, new).differences))
+    causes = list(told)
+    more = len(causes) - MOST_CAUSES
+    return (*causes[:MOST_CAUSES], *([f"and {more} more: engineworks why"] if more > 0 else []))
+
+
+def _side(tracking: Tracking, run: RunSummary, recipe: Mapping[str, Any]) -> Side:
+    documents = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    return Side(run.engine or "", run.run_id, "", run.started_at, documents=documents or {}, resolved=recipe)
+
+
+def _words(differences: Iterable[Any]) -> Iterator[str]:
+    for one in differences:
+        if one.kind != "step":
+            yield f"{one.what} ({', '.join(one.steps)})" if one.steps else one.what

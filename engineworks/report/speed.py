@@ -1,0 +1,221 @@
+"""Latency, batch sweep and memory: plots over all engines, and each engine's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.report.background import Background
+from engineworks.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fold,
+    Plot,
+    Section,
+    Words,
+    blocks_of,
+    number,
+    significant,
+    table,
+)
+from engineworks.report.figures import Table as Figures
+from engineworks.report.figures import dims_text, latency_table, remarks, streams_table, sweep_table
+from engineworks.report.palette import by_target, colors, precision_of, short, target_of
+from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
+from engineworks.results import BuildResult, EngineResult
+
+Shapes = Mapping[str, Mapping[str, Any]]
+
+
+LEGEND = "Filled: how the timed runs are distributed (root of their number). Line: median; dashes: p99."
+
+
+def latency_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
+    measured = [e for e in result.engines if shapes_of(e)]
+    if not measured:
+        return None
+    names = dict.fromkeys(name for e in measured for name in shapes_of(e))
+    drawn = [_plot(result, measured, name, background) for name in names] if plots else []
+    found = blocks_of(
+        Words(LEGEND, tone="muted") if plots else None,
+        drawn, [_at_shape(measured, name) for name in names], _all_figures(measured),
+    )  # fmt: skip
+    return Section("latency", "Latency", found)
+
+
+def shapes_of(engine: EngineResult) -> Shapes:
+    found: Shapes = (engine.latency or {}).get("shapes", {})
+    return found
+
+
+def _title(name: str, measured: list[EngineResult]) -> str:
+    dims = next((dims_text(shapes_of(e)[name]["dims"]) for e in measured if shapes_of(e).get(name, {}).get("dims")), "")
+    return f"{name} ({dims})" if dims else name
+
+
+def _plot(result: BuildResult, measured: list[EngineResult], name: str, background: Background) -> Plot | None:
+    color = colors(result)
+    rows = [
+        Distribution(
+            short(e.id), color[precision_of(e.id)], s["samples"], s["latency_ms_p50"], s["latency_ms_p99"]
+        )
+        for e in measured if len((s := shapes_of(e).get(name, {})).get("samples", ())) > 1
+    ]  # fmt: skip
+    if not rows:
+        return None
+    title = _title(name, measured)
+    budget = _budget(background, name, "p50_ms")
+    caption = title + (f"; long dashes: the budget of the median, {budget:g} ms" if budget else "")
+    return Plot(latency_plot(rows, f"Latency at {title}", budget_ms=budget), caption)
+
+
+def _budget(background: Background, shape: str, what: str) -> float | None:
+    budgets = (background.resolved.get("performance") or {}).get("budget") or {}
+    found: float | None = (budgets.get(shape) or {}).get(what)
+    return found
+
+
+_COLUMNS = (
+    ("p50 ms", "latency_ms_p50", 4), ("p90 ms", "latency_ms_p90", 4), ("p99 ms", "latency_ms_p99", 4),
+    ("device p50 ms", "device_ms_p50", 4), ("with copies p50 ms", "copies_ms_p50", 4),
+    ("first run ms", "first_run_ms", 2),
+    ("samples/s", "throughput_per_s", 0), ("runs", "runs", 0),
+)  # fmt: skip
+
+
+def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
+    columns = [
+        Column("engine"), *(Column(heading, number=True) for heading, _, _ in _COLUMNS),
+        Column("median ±", number=True, hint="half of the median's 95 % interval"), Column("beware"),
+    ]  # fmt: skip
+    rows = []
+    for engine in measured:
+        figures = shapes_of(engine).get(name)
+        if figures is None:
+            continue
+        cells = [number(figures.get(key), digits) for _, key, digits in _COLUMNS]
+        bad = [*figures.get("complaints", ()), *figures.get("notes", ())]
+        beware = Cell(
+            bad[0] + (f" (and {len(bad) - 1} more below)" if len(bad) > 1 else "") if bad else "", tone="inconclusive"
+        )
+        rows.append([Cell(short(engine.id), code=True), *cells, _half_width(figures), beware])
+    return table(columns, rows, title=_title(name, measured))
+
+
+def _half_width(figures: Mapping[str, Any]) -> Cell:
+    interval = figures.get("median_interval")
+    if not interval or not figures.get("latency_ms_p50"):
+        return Cell("")
+    share = (interval[1] - interval[0]) / 2 / figures["latency_ms_p50"]
+    return Cell(f"{share:.2%}" if share < 0.1 else f"{share:.0%}", sort=share)
+
+
+def _all_figures(measured: list[EngineResult]) -> Fold | None:
+    own = [fold for e in measured if (fold := _own(e)) is not None]
+    summary = (Cell("Every figure and remark, by engine"), Cell(f"{len(own)} engines", tone="muted"))
+    return Fold(summary, tuple(own)) if own else None
+
+
+def _own(engine: EngineResult) -> Fold | None:
+    """Everything that was measured of one engine, and what to know before it is trusted."""
+    notes = list(remarks(engine))
+    shown = [plain(t) for t in (latency_table(engine), streams_table(engine)) if t is not None]
+    found = blocks_of(shown, [Words(note, tone="muted") for note in notes])
+    said = f"{len(notes)} remarks" if len(notes) > 1 else "1 remark" if notes else ""
+    return Fold((Cell(engine.id, code=True), Cell(said, tone="muted")), found) if found else None
+
+
+def plain(found: Figures) -> Block | None:
+    """A table of texts; columns of figures are told by their cells."""
+
+    def is_number(index: int) -> bool:
+        cells = [row[index] for row in found.rows if row[index]]
+        return bool(cells) and all(c.replace(",", "").replace(".", "").rstrip(" *").isdigit() for c in cells)
+
+    columns = [Column(name, number=is_number(i)) for i, name in enumerate(found.headings)]
+    return table(columns, [[Cell(text) for text in row] for row in found.rows], below=found.below)
+
+
+def sweep_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
+    swept = [e for e in result.engines if e.recommendation and (e.latency or {}).get("sweep")]
+    if not swept:
+        return None
+    budget = ((background.resolved.get("performance") or {}).get("sweep") or {}).get("latency_ms")
+    drawn = list(_sweep_plots(result, swept, budget)) if plots else []
+    columns = [Column("engine"), Column("batch", number=True), Column("why")]
+    rows = []
+    for engine in swept:
+        assert engine.recommendation is not None
+        batch = engine.recommendation.batch
+        cell = Cell(str(batch)) if batch else Cell("none", tone="inconclusive")
+        rows.append([Cell(short(engine.id), code=True), cell, Cell(f"Recommended: {engine.recommendation.sentence}.")])
+    own = Fold((Cell("Every batch, by engine"),), blocks_of([block for e in swept for block in _sweep_of(e)]))
+    return Section(
+        "sweep",
+        "Batch sweep",
+        blocks_of(table(columns, rows, title="which batch to serve with"), drawn, own),
+        brief="Sweep",
+    )
+
+
+def _sweep_of(engine: EngineResult) -> Iterator[Block | None]:
+    found = sweep_table(engine)
+    yield Words("", strong=engine.id)
+    yield plain(found) if found else None
+
+
+def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float | None) -> Iterator[Plot]:
+    color = colors(result)
+    for target, engines in by_target(swept):
+        curves = []
+        for engine in engines:
+            points = [p for p in (engine.latency or {})["sweep"] if not p.get("error")]
+            if len(points) > 1 and engine.recommendation:
+                curves.append(
+                    Curve(
+                        short(engine.id), color[precision_of(engine.id)], [p["batch"] for p in points],
+                        [p["throughput_per_s"] for p in points], [p["latency_ms_p50"] for p in points],
+                        engine.recommendation.batch,
+                    )
+                )  # fmt: skip
+        if curves:
+            yield Plot(
+                sweep_plot(curves, f"Batch sweep on {target}", budget_ms=budget), f"{target}; ringed: recommended"
+            )
+
+
+def memory_section(result: BuildResult) -> Section | None:
+    """Sizes of all that were built; what loading and running takes of those that were measured."""
+    built = [e for e in result.engines if e.sidecar.get("bytes")]
+    if not built:
+        return None
+    names = list(dict.fromkeys(name for e in built for name in shapes_of(e)))
+    largest = max(e.sidecar["bytes"] for e in built)
+    most = max((s.get("memory_mib") or 0.0 for e in built for s in shapes_of(e).values()), default=0.0)
+    columns = [
+        Column("engine"), Column("engine MiB", number=True), Column("load ms", number=True, hint="until the first run"),
+        *(Column(f"{name}: MiB", number=True, hint="what loading and running the engine adds") for name in names),
+        Column("of the device", number=True, hint="the largest of these, of the memory there is"),
+        Column("build s", number=True),
+    ]  # fmt: skip
+    rows = []
+    for engine in built:
+        latency = engine.latency or {}
+        used = [(shapes_of(engine).get(name) or {}).get("memory_mib") for name in names]
+        total, peak = latency.get("memory_total_mib"), max((m for m in used if m), default=None)
+        share = peak / total if peak and total else None
+        rows.append([
+            Cell(short(engine.id), code=True), _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
+            number(latency.get("load_ms"), 1), *(_bar(m, most, 1) for m in used),
+            Cell(f"{share:.2%}", sort=share) if share is not None else Cell(""),
+            Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
+        ])  # fmt: skip
+    return Section("memory", "Memory, size and load time", blocks_of(table(columns, rows)), brief="Memory")
+
+
+def _bar(value: float | None, most: float, digits: int = 2) -> Cell:
+    return number(value, digits, share=value / most if value and most else None)
+
+
+__all__ = ["latency_section", "memory_section", "plain", "shapes_of", "sweep_section", "target_of"]

@@ -1,0 +1,43 @@
+"""The steps of the build: drawn as a graph with times and what was reused, and as a table."""
+
+from __future__ import annotations
+
+from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Words, blocks_of, number, table
+from engineworks.report.graph import graph_svg
+from engineworks.results import BuildResult
+
+STATES = ("run", "reused", "failed", "skipped", "elsewhere", "not needed")
+_TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "elsewhere": "unmeasured"}
+
+
+def steps_section(result: BuildResult, *, plots: bool) -> Section | None:
+    if not result.dag:
+        return None
+    drawn: Block | None = None
+    if plots:
+        drawn = Plot(
+            graph_svg(result.dag),
+            "filled: run by this build; outlined: reused from the store; dashed: not run",
+            wide=True,
+        )
+    return Section("steps", "Steps", blocks_of(_summary(result), drawn, _table(result)))
+
+
+def _summary(result: BuildResult) -> Words:
+    states = [s.state for s in result.dag]
+    counted = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
+    spent = sum(s.seconds for s in result.dag)
+    return Words(f"{counted}; {spent:.1f} s of steps in {result.seconds:.1f} s.", strong=f"{len(states)} steps:")
+
+
+def _table(result: BuildResult) -> Fold | None:
+    longest = max(s.seconds for s in result.dag) or 1.0
+    columns = [Column("step"), Column("state"), Column("seconds", number=True), Column("why")]
+    rows = [
+        [Cell(s.id, code=True), Cell(s.state, tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
+         number(s.seconds, 2, share=s.seconds / longest) if s.state == "run" else Cell(""),
+         Cell(s.reason, tone="muted")]
+        for s in result.dag
+    ]  # fmt: skip
+    found = table(columns, rows)
+    return Fold((Cell("every step"),), (found,)) if found else None

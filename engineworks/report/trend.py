@@ -1,0 +1,139 @@
+"""Engines over their builds: latency, metric and size, with a mark where a version changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from engineworks.report.background import Background, Point
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, table
+from engineworks.report.palette import colors, precision_of, short, target_of
+from engineworks.report.plots import Mark, Panel, Track, trend_plot
+from engineworks.results import BuildResult
+
+LEAST = 2
+"""Builds from which there is a trend."""
+
+
+def trend_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
+    """One plot per target: what its engines share is where versions change."""
+    known = {e: points for e, points in background.points.items() if len(points) >= LEAST}
+    if not known:
+        return None
+    found: list[Block] = []
+    for target in dict.fromkeys(map(target_of, known)):
+        engines = {e: points for e, points in known.items() if target_of(e) == target}
+        found += _target(target, engines, colors(result), plots=plots)
+    return Section("trend", "Trend over builds", blocks_of(found), brief="Trend")
+
+
+def _target(
+    target: str, engines: Mapping[str, Sequence[Point]], color: Mapping[str, int], *, plots: bool
+) -> Iterator[Block]:
+    """Builds are aligned by their time: one column per build of any engine."""
+    columns = _columns(engines)
+    marks = list(_marks(columns))
+    shape = next((name for points in engines.values() for p in reversed(points) for name in p.p50_ms), "")
+
+    def track(engine: str, value: str) -> Track:
+        values: list[float | None] = [None] * len(columns)
+        for index, found in enumerate(columns):
+            if engine in found:
+                values[index] = _value(found[engine], value, shape)
+        return Track(short(engine), color.get(precision_of(engine), 0), values)
+
+    kinds = (("median at " + shape, "ms", "p50"), ("metric", "", "metric"), ("engine", "MiB", "mib"))
+    panels = [Panel(title, unit, [track(e, key) for e in engines]) for title, unit, key in kinds]
+    panels = [p for p in panels if any(v is not None for t in p.tracks for v in t.values)]
+    if plots and panels:
+        dates = [_date(found, columns) for found in columns]
+        svg = trend_plot(panels, dates, [Mark(index, label) for index, label, _ in marks], f"Trend on {target}")
+        yield Plot(
+            svg,
+            f"{target}, {len(columns)} builds, oldest left" + ("; numbered lines: see below" if marks else ""),
+            wide=True,
+        )
+    if marks:
+        rows = [
+            [Cell(str(i)), Cell(_date(columns[index], columns)), Cell(label)]
+            for i, (index, label, _) in enumerate(marks, 1)
+        ]
+        found = table(
+            [Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}"
+        )
+        if found:
+            yield found
+    else:
+        yield Words(
+            f"{target}: no version of a library, the driver or the model changed over these builds.", tone="muted"
+        )
+    yield from _summary(engines, shape)
+
+
+def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:
+    """Points of one build together: engines of a build are recorded within seconds of each other, and each once."""
+    listed = sorted(((p.at, e, p) for e, points in engines.items() for p in points), key=lambda x: x[0])
+    columns: list[dict[str, Point]] = []
+    for _, engine, point in listed:
+        if not columns or engine in columns[-1]:
+            columns.append({})
+        columns[-1][engine] = point
+    return columns
+
+
+def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """Index, sentence and names of what changed, by any engine of the target, since it was seen last."""
+    last: dict[str, Mapping[str, str]] = {}
+    for index, column in enumerate(columns):
+        told: dict[str, str] = {}
+        for engine, point in column.items():
+            if not point.versions:
+                continue
+            before = last.get(engine)
+            for name in point.versions if before is not None else ():
+                was, now = (before or {}).get(name), point.versions[name]
+                if was is not None and was != now:
+                    told.setdefault(name, f"{name} {was} → {now}")
+            last[engine] = point.versions
+        if told:
+            yield index, ", ".join(told.values()), tuple(told)
+
+
+def _value(point: Point, key: str, shape: str) -> float | None:
+    if key == "p50":
+        return point.p50_ms.get(shape)
+    return point.metric if key == "metric" else point.bytes / 2**20 if point.bytes else None
+
+
+def _date(column: Mapping[str, Point], columns: Sequence[Mapping[str, Point]]) -> str:
+    """The day; with the hour where the builds are of a few days."""
+    at, first = (min(p.at for p in one.values()) for one in (column, columns[0]))
+    last = max(p.at for p in columns[-1].values())
+    return time.strftime("%Y-%m-%d" if last - first > 5 * 86400 else "%m-%d %H:%M", time.gmtime(at))
+
+
+def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Block]:
+    """In figures: first, best, last."""
+    columns = [Column("engine"), Column("builds", number=True), Column("oldest p50 ms", number=True),
+               Column("least", number=True), Column("most", number=True), Column("now", number=True),
+               Column("verdicts", hint="oldest first")]  # fmt: skip
+    rows = []
+    for engine, points in engines.items():
+        values = [v for p in points if (v := p.p50_ms.get(shape)) is not None]
+        figures = (values[0], min(values), max(values), values[-1]) if values else ()
+        cells = [Cell(f"{v:.4g}", sort=v) for v in figures] or [Cell("")] * 4
+        rows.append([Cell(short(engine), code=True), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
+    found = table(columns, rows)
+    if found:
+        yield found
+
+
+def _verdicts(points: Sequence[Point]) -> str:
+    """'3 × pass, fail, 2 × pass'."""
+    runs: list[list[object]] = []
+    for point in points:
+        if runs and runs[-1][0] == point.verdict:
+            runs[-1][1] = int(str(runs[-1][1])) + 1
+        else:
+            runs.append([point.verdict, 1])
+    return ", ".join(f"{count} × {word}" if count != 1 else str(word) for word, count in runs)

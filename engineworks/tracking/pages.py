@@ -1,0 +1,112 @@
+"""MLflow's web pages: where a run, a comparison and a saved view are, and the saved views themselves.
+
+MLflow keeps the columns of its table of runs in the browser; what a server can hold are *saved views*: tags
+`mlflow.sharedViewState.KEY` of an experiment, each with columns, search and order. The page's menu of views offers
+them, and the address `…/runs?viewStateShareKey=KEY` opens one. Their format is that of MLflow's own page (3.17: an
+envelope of name, createdAt, updatedAt and state; the state is JSON text with the page's own field names).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from engineworks.tracking.records import KIND, RECIPE
+
+VIEW_TAG = "mlflow.sharedViewState."
+"""Tag of an experiment: a saved view; the rest of the name is its key."""
+
+EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment: MLflow's page shows runs and their comparison in front, not traces and prompts."""
+
+HEADLINE = ("p50_ms", "p99_ms", "samples_per_s", "worst_cosine", "metric", "engine_mib", "memory_mib")
+"""Metrics that every measured engine has, whatever its shapes are called: at the recipe's first named shape."""
+
+ALL_ENGINES = "engines"
+"""Key of the view of all recipes' engines."""
+
+LOCAL = "http://127.0.0.1:5000"
+"""Where `mlflow ui` serves a store that is a file."""
+
+VERDICT = "engineworks.verdict"
+_TAGS = (f"tags.`{VERDICT}`", "tags.`engineworks.why`")
+_PARAMS = ("params.`precision`", "params.`target`")
+
+BY_NAME = "tags.`mlflow.runName`"
+"""In this order every engine has a row of its own; by time, MLflow folds them into their builds."""
+
+_VIEW_CHARS = 4900
+"""An experiment's tag takes 5000."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Addresses of one experiment's pages."""
+
+    server: str
+    experiment: str
+
+    def run(self, run_id: str) -> str:
+        return f"{self.server}/#/experiments/{self.experiment}/runs/{run_id}"
+
+    def artifact(self, run_id: str, path: str) -> str:
+        """A file of the run, shown by MLflow's page."""
+        return f"{self.run(run_id)}/artifacts/{quote(path)}"
+
+    def compare(self, run_ids: Sequence[str]) -> str:
+        """MLflow's comparison of these runs, side by side."""
+        runs, experiments = (quote(json.dumps(list(x))) for x in (run_ids, [self.experiment]))
+        return f"{self.server}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+    def view(self, key: str) -> str:
+        return f"{self.server}/#/experiments/{self.experiment}/runs?viewStateShareKey={quote(key)}"
+
+
+def view_key(recipe: str) -> str:
+    """The key of a recipe's view: as an address and a tag take it."""
+    return "recipe-" + re.sub(r"[^A-Za-z0-9-]+", "-", recipe)
+
+
+def engines_view() -> str:
+    """All engines of all recipes, by name, as the text of a saved view."""
+    columns = [_TAGS[0], *(f"metrics.`{name}`" for name in HEADLINE), _TAGS[1], *_PARAMS]
+    return _view("Engines", f"tags.`{KIND}` = 'engine'", columns)
+
+
+def recipe_view(recipe: str, metrics: Iterable[str]) -> str:
+    """One recipe's engines, by name, with these metrics beside the headline."""
+    more = [name for name in metrics if name not in HEADLINE]
+    while True:
+        names = [*HEADLINE[:3], *more, *HEADLINE[3:]]
+        columns = [f"tags.`{VERDICT}`", *(f"metrics.`{name}`" for name in names), *_TAGS[1:], *_PARAMS]
+        view = _view(f"Engines of {recipe}", f"tags.`{KIND}` = 'engine' AND tags.`{RECIPE}` = '{recipe}'", columns)
+        if len(view) <= _VIEW_CHARS or not more:
+            return view
+        more.pop()
+
+
+def _view(name: str, search: str, columns: Sequence[str]) -> str:
+    state = {
+        "searchFilter": search, "orderByKey": BY_NAME, "orderByAsc": True, "startTime": "ALL",
+        "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": [],
+        "selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": {}, "groupBy": None,
+        "runListHidden": False, "viewMaximized": False, "runsHiddenMode": "FIRST_20_RUNS",
+    }  # fmt: skip
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state, sort_keys=True)})
+
+
+def experiment_note(pages: Pages, views: Mapping[str, str]) -> str:
+    """The experiment's description: what its runs are, and its saved views. views: key by name."""
+    lines = [
+        "Builds of Engineworks: one run per build, and below it one per engine, named RECIPE/PRECISION/TARGET.",
+        "",
+        "| view | opens |",
+        "| --- | --- |",
+        *(f"| {name} | [columns and filter set]({pages.view(key)}) |" for name, key in views.items()),
+        "",
+        "`report.html` among a build's artifacts is its report.",
+    ]
+    return "\n".join(lines)

@@ -122,8 +122,8 @@ def test_the_documented_deployment_is_one_that_prefect_takes() -> None:
     text = (ROOT / "docs" / "recipes-as-code.md").read_text(encoding="utf-8")
     block = next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "deployments:" in b)
     (deployment,) = YAML(typ="safe").load(block)["deployments"]
-    file, _, function = deployment["entrypoint"].partition(":")
-    assert (ROOT / file).is_file()
+    module, _, function = deployment["entrypoint"].rpartition(".")
+    assert module == on_commit.fn.__module__
     assert function == on_commit.fn.__name__
     assert set(deployment["parameters"]) <= set(on_commit.parameters.properties)
     trigger = DeploymentEventTrigger.model_validate(deployment["triggers"][0])

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Edit, str]] = {
         ("csv, tokenizer", "csv, max_length: 32, tokenizer"),
         "12:45: max_length 32: the model takes 16 tokens here; widen the profiles, or cut the texts to that",
     ),
-    "three columns": (("csv, ", "csv, columns: [a, b, c], "), "12:42: data.evaluation.columns: a list is not allowed; it takes"),
+    "three columns": (("csv, ", "csv, columns: [a, b, c], "), "12:42: data.evaluation.columns: a list of 3 is not allowed; it takes at most 2"),
     "too few": (("samples: 12", "samples: 1200"), "11:67: moods.jsonl: 1200 samples are asked for, there are 25"),
     "padding": (("csv, ", "csv, padding: longst, "), "padding: 'longst' is not a choice; did you mean 'longest'?"),
     "images for a model of text": (

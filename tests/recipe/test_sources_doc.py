@@ -19,7 +19,7 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "sources.md").read_text(e
 
 def forms() -> Iterator[str]:
     """Every `model:` line and every `data:` block of the page; a block without an evaluation gets that of the tests."""
-    for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.S):
+    for block in re.findall(r"```(?:yaml|text)\n(.*?)```", TEXT, re.S):
         if block.startswith("data:"):
             yield block
         else:

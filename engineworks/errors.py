@@ -13,6 +13,7 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   ├── FoldError                 4
 │   ├── CalibrationError          4
 │   ├── LoweringError             4
+│   │   └── PrecisionError        2  the model can not be computed in the precision that the recipe asks for
 │   ├── BuildError                4  the builder refused or crashed; `log` holds its last lines
 │   ├── RunError                  4  an engine that was built could not be loaded or run
 │   └── TimeLimitError            4  a child process outlived its limit and was killed
@@ -138,6 +139,12 @@ class CalibrationError(StepError):
 
 class LoweringError(StepError):
     pass
+
+
+class PrecisionError(LoweringError):
+    """It overflows, loses too much, is of too old an opset, or has no such node: the recipe's to change."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 class BuildError(StepError):

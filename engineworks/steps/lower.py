@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from engineworks.capabilities import GEMMS
-from engineworks.errors import LoweringError
+from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_around import halve_around
@@ -101,23 +101,23 @@ def _quantized(job: StepJob) -> None:
     job.write_json(REPORT_FILE, report)
 
 
-def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "") -> LoweringError:
+def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "") -> PrecisionError:
     """An engine must not be called by a precision in which nothing of it computes."""
     precision = format_name or job.params["precision"]
     shown = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:_SHOWN_NODES])
     why = shown or "no convolution or matrix product stands outside of branches and loops"
-    return LoweringError(
+    return PrecisionError(
         f"{job.id}: no node can compute in {precision} ({why})",
         hint=f"remove {job.params['precision']} from precisions",
     )
 
 
 def _check_source(job: StepJob) -> None:
-    """Raises `LoweringError` for a model that already computes in another half precision than the asked one."""
+    """Raises `PrecisionError` for a model that already computes in another half precision than the asked one."""
     for dtype, products in _products(job).items():
         same = {"float16": "fp16", "bfloat16": "bf16"}[dtype]
         if products and same != job.params["precision"]:
-            raise LoweringError(
+            raise PrecisionError(
                 f"{job.id}: the model itself computes in {dtype} ({', '.join(products[:_SHOWN_NODES])}), "
                 f"{job.params['precision']} can only be made of a float32 model",
                 hint=f"export the model in float32, or ask for it as it is: precisions: [{same}]",

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.errors import LoweringError
+from engineworks.errors import PrecisionError
 from engineworks.model.lower.half import HalfLimits, lower_half, to_half
 from engineworks.model.lower.half_graph import FORMATS
 from engineworks.model.lower.half_overflow import first_overflow
@@ -62,9 +62,10 @@ def test_infinities_that_fp32_has_too_do_not_count(tmp_path: Path) -> None:
 def test_a_failed_proof_names_the_node() -> None:
     unseen = HalfLimits(min_cosine=0.99, min_sqnr_db=20, headroom=1e-6, rounds=0)  # as if the samples had told nothing
     with pytest.raises(
-        LoweringError, match=r"is infinite or NaN .*; node 'twice' \(Mul\) is the first: its output 'd'"
-    ):
+        PrecisionError, match=r"is infinite or NaN .*; node 'twice' \(Mul\) is the first: its output 'd'"
+    ) as caught:
         lower_half(grows(), "float16", SAMPLES, limits=unseen, autocast=False)
+    assert caught.value.exit_code == 2
 
 
 def test_what_the_samples_tell_is_repaired_without_a_word() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.errors import LoweringError, SamplesError
+from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.model.lower.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half_convert import Halved, Prepared, convert, prepare, to_half
 from engineworks.model.lower.half_graph import FLOAT, HalfType, TypedGraph, whole_model
@@ -90,12 +90,12 @@ class _Attempt:
     failing: tuple[str, ...]
 
     def result(self, limits: HalfLimits, overflow: Overflow | None = None) -> tuple[onnx.ModelProto, HalfReport]:
-        """The model and its report. Raises `LoweringError` if an output fails; `overflow`: where it begins to."""
+        """The model and its report. Raises `PrecisionError` if an output fails; `overflow`: where it begins to."""
         if not self.failing:
             return self.model, self.report
         report = self.report
         worst = min((p for p in report.outputs if p.name in self.failing), key=lambda p: (p.sqnr_db, p.agreement))
-        raise LoweringError(
+        raise PrecisionError(
             f"{report.dtype}: {failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
             f"{report.nodes} nodes kept in fp32 (converter {report.converter}, repairs {report.rounds})"
             + (f"; {overflow}" if overflow else ""),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from engineworks.errors import LoweringError
+from engineworks.errors import PrecisionError
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_convert import convert, prepare
 from engineworks.model.lower.half_graph import HalfType
@@ -65,7 +65,7 @@ def halve_around(
             reason = _too_noisy(proof, before[proof.name], limits.min_sqnr_db)
             overflow = None if proof.finite else first_overflow(bench, fp32, halved.model, prepared.half, samples)
             if reason:
-                raise LoweringError(
+                raise PrecisionError(
                     f"{dtype} around quantized nodes: {reason}" + (f"; {overflow}" if overflow else ""),
                     hint="say calibration: {around: fp32}, or bf16, or name the node under fp32 of a mixture",
                 )

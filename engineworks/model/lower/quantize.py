@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.errors import LoweringError
+from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.calibration.ranges import Ranges
 from engineworks.model.graphs import names_read
 from engineworks.model.lower.formats import (
@@ -130,7 +130,7 @@ def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     for one in formats:
         if opset < one.opset:
-            raise LoweringError(
+            raise PrecisionError(
                 f"the model is of opset {opset}; {one.name} needs {one.opset}, and it could not be raised",
                 hint=f"export it with opset {one.opset} or later",
             )

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from engineworks.night.publish import publish_metrics, record_summary
 from engineworks.night.summary import Summary
+from engineworks.report.night import render_night
 from engineworks.settings import Settings
 from engineworks.tracking import open_tracking
 
@@ -20,7 +21,7 @@ def publish_summary(summary: Summary, settings: Settings) -> tuple[str, ...]:
     """Returns what could not be published, a sentence each: it fails no night. Raises `TrackingError` without MLflow,
     after all else was published."""
     create_markdown_artifact(
-        summary.to_markdown(), key=ARTIFACT, description=f"{summary.at:%Y-%m-%d}: {summary.verdict}"
+        render_night(summary), key=ARTIFACT, description=f"{summary.at:%Y-%m-%d}: {summary.verdict}"
     )
     missed = publish_metrics(summary)
     record_summary(summary, open_tracking(settings.artifacts, settings.tracking_uri))

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from engineworks.comparison import Comparison, compare_with_peers, comparison_metrics
+from engineworks.comparison import Comparison, comparison_metrics
+from engineworks.execution.side_by_side import compare_with_peers
 from engineworks.plan import Plan, PlannedEngine
 from engineworks.plan.peers import PlannedPeer
 from engineworks.report.comparison import comparison_tables

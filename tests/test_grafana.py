@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engineworks.night.metrics import metrics_text
 from engineworks.night.summary import summarize
 
 FILE = Path(__file__).parents[1] / "docs" / "grafana" / "engineworks-nightly.json"
@@ -54,7 +55,7 @@ def test_it_asks_for_metrics_and_labels_that_a_night_has() -> None:
     engine = {"id": "r/fp32/cpu", "verdict": "pass", "latency_ms_p50": 1.0, "throughput_per_s": 1.0, "bytes": 1}
     engine |= {"accuracy": {"metric": {"engine": 1.0}}}
     ran = [{"id": "r/export", "seconds": 1.0, "reason": ""}]
-    text = summarize([{"recipe": "r", "engines": [engine], "ran": ran}], None, at=datetime.now(UTC)).to_prometheus()
+    text = metrics_text(summarize([{"recipe": "r", "engines": [engine], "ran": ran}], None, at=datetime.now(UTC)))
     labels: dict[str, set[str]] = {}
     for name, inner in re.findall(r"^(\w+)(?:\{(.*?)\})? ", text, re.MULTILINE):
         labels.setdefault(name, set()).update(re.findall(r"(\w+)=", inner))

@@ -8,8 +8,8 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from engineworks.calibration_health import calibration_health
-from engineworks.comparison import compare_with_peers
 from engineworks.errors import InputError, TrackingError
+from engineworks.execution.side_by_side import compare_with_peers
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data

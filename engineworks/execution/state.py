@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from engineworks.calibration_health import calibration_health
-from engineworks.comparison import compare_with_peers
 from engineworks.errors import StoreError
+from engineworks.execution.side_by_side import compare_with_peers
 from engineworks.execution.step import Outcome
 from engineworks.ladder import ladder_words
 from engineworks.ladder.results import ladders

@@ -9,6 +9,7 @@ from pathlib import Path
 from engineworks.errors import EngineworksError
 from engineworks.night.metrics import push_metrics, write_metrics
 from engineworks.night.summary import NIGHT_JSON, NIGHT_PAGE, Summary
+from engineworks.report.night import render_night
 from engineworks.tracking import Tracking
 
 TEXTFILE, GATEWAY = "ENGINEWORKS_METRICS_FILE", "ENGINEWORKS_PUSH_GATEWAY"
@@ -17,8 +18,8 @@ TEXTFILE, GATEWAY = "ENGINEWORKS_METRICS_FILE", "ENGINEWORKS_PUSH_GATEWAY"
 
 def record_summary(summary: Summary, tracking: Tracking) -> str:
     """A run of its own in MLflow, which the next night is compared with; returns its id. Raises `TrackingError`."""
-    texts = {NIGHT_JSON: summary.to_json_text(), NIGHT_PAGE: summary.to_markdown()}
-    tags = {"engineworks.verdict": summary.verdict, "mlflow.note.content": summary.to_markdown()}
+    texts = {NIGHT_JSON: summary.to_json_text(), NIGHT_PAGE: render_night(summary)}
+    tags = {"engineworks.verdict": summary.verdict, "mlflow.note.content": render_night(summary)}
     return tracking.record_night(summary.metrics(), tags, texts)
 
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from engineworks.report.background import Point
-from engineworks.report.night import render_night
 from engineworks.results import BuildResult
 
 NIGHT_JSON, NIGHT_PAGE = "nightly.json", "nightly.md"
@@ -80,15 +79,6 @@ class Summary:
 
     def to_json_text(self) -> str:
         return json.dumps(self.to_json(), indent=1, allow_nan=False)
-
-    def to_markdown(self) -> str:
-        return render_night(self)
-
-    def to_prometheus(self) -> str:
-        """The metrics in Prometheus' text format. Raises `InputError` without prometheus-client."""
-        from engineworks.night.metrics import metrics_text
-
-        return metrics_text(self)
 
     def metrics(self) -> dict[str, float]:
         """What MLflow draws over the nights."""

@@ -33,9 +33,11 @@ from engineworks.release.promotion import registered_name
 from engineworks.release.signing import Signer, Trust, read_signer
 from engineworks.release.triton import TritonModel, config_text
 from engineworks.release.triton_engines import ENGINES_FILE, PASSPORTS, read_engines
-from engineworks.release.verify import PACKAGE_FILE
 from engineworks.release.warmup import write_warm_ups
 from engineworks.tensors import spec_from_json
+
+PACKAGE_FILE = "engineworks-package.json"
+"""At the top of a package: what belongs to it."""
 
 VERSION = "1"
 """Of every model in the package: Triton counts versions per directory, ours are in the passports."""

@@ -9,6 +9,7 @@ from typing import Any
 from engineworks.engine_files import PASSPORT_FILE
 from engineworks.errors import InputError
 from engineworks.fingerprint import digest_of
+from engineworks.release.package import PACKAGE_FILE, verify_package
 from engineworks.release.passport import STEP, Passport, read_passport, verify_files, verify_folder
 from engineworks.release.signing import Trust, read_trust
 from engineworks.settings import Settings
@@ -26,17 +27,11 @@ def verify_anything(name: str, settings: Settings) -> list[Passport]:
             return [verify_built(name, open_store(settings), trust)]
         raise InputError(f"{name}: neither a file nor an engine's id", hint="ids are recipe/precision/target")
     if path.is_dir() and (path / PACKAGE_FILE).is_file():
-        from engineworks.release.package import verify_package
-
         return verify_package(path, trust)
     folder = path if path.is_dir() else path.parent
     if (folder / PASSPORT_FILE).is_file():
         return [_verify_beside(folder, open_store(settings), trust)]
     return [_verify_stored(folder, open_store(settings), trust)]
-
-
-PACKAGE_FILE = "engineworks-package.json"
-"""At the top of a package: what belongs to it."""
 
 
 def verify_built(engine: str, store: Store, trust: Trust) -> Passport:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.settings import Settings
-from engineworks.store.store import open_store
+from engineworks.store.open import open_store
 
 
 @dataclass(frozen=True)

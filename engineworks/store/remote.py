@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engineworks.errors import StoreError
+from engineworks.store.artifact import MANIFEST
 from engineworks.store.service import Service
-from engineworks.store.store import MANIFEST
 
 CLAIMS = 3
 """How often a manifest is put where the service answers neither yes nor no (409: two at once)."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StoreError
+from engineworks.store.artifact import Artifact, read_manifest
 from engineworks.store.remote import RemoteStore
-from engineworks.store.store import Artifact, Store, read_manifest
+from engineworks.store.store import Store
 
 
 class SharedStore(Store):

@@ -26,9 +26,8 @@ from typing import Any
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
-from engineworks.settings import Settings
+from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
 
-MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.05
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -39,28 +38,6 @@ UNFINISHED = ".unfinished"
 
 UNUSED_CACHE_S = 30 * 86400.0
 """Seconds after which a device's cache that no build used is swept away."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published result: its folder, its files with digests, and the document that its key is the digest of."""
-
-    key: str
-    path: Path
-    step: str
-    files: Mapping[str, Mapping[str, Any]]
-    document: Mapping[str, Any]
-    seconds: float
-
-    def file(self, name: str) -> Path:
-        return self.path / name
-
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
-
-    @property
-    def bytes(self) -> int:
-        return sum(int(f["bytes"]) for f in self.files.values())
 
 
 class Store:
@@ -378,29 +355,6 @@ class Writing:
     folder: Path
     hit: Artifact | None = None
     published: Artifact | None = None
-
-
-def open_store(settings: Settings) -> Store:
-    """The store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
-
-    Raises `StoreError` for a URL that fsspec does not know.
-    """
-    if "://" not in settings.store:
-        return Store(Path(settings.store).expanduser().resolve())
-    from engineworks.store.remote import RemoteStore
-    from engineworks.store.shared import SharedStore
-
-    remote = RemoteStore(settings.store)
-    return Store(Path(remote.root)) if remote.is_local else SharedStore(settings.artifacts / "store", remote)
-
-
-def read_manifest(place: Path) -> Artifact | None:
-    """The artifact in this folder, unchecked; None where it has no manifest that can be read."""
-    try:
-        m = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        return Artifact(m["key"], place, m["step"], m["files"], m["document"], float(m["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _boot_id() -> str:

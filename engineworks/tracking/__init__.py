@@ -20,11 +20,12 @@ MLflow's active run (which is thread-local), so any thread may record.
 from __future__ import annotations
 
 from engineworks.tracking.aliases import Slot
+from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.lasting import LastingRun, start_lasting
 from engineworks.tracking.records import EngineRecord, RunSummary, Status
 from engineworks.tracking.registry import EngineVersion, Registry
-from engineworks.tracking.runs import BuildRun, Tracking, open_tracking
+from engineworks.tracking.runs import Tracking, open_tracking
 from engineworks.tracking.sending import Sent, send_waiting
 
 __all__ = [

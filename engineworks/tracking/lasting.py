@@ -12,9 +12,10 @@ from typing import Any
 
 from engineworks.errors import EngineworksError, Interrupted, TrackingError
 from engineworks.tracking import spool
+from engineworks.tracking.build_run import BuildRun, EndStatus
 from engineworks.tracking.owner import current_owner
 from engineworks.tracking.records import ERROR, EngineRecord
-from engineworks.tracking.runs import BuildRun, EndStatus, Tracking
+from engineworks.tracking.runs import Tracking
 from engineworks.tracking.sending import send_waiting
 
 

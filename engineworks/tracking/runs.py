@@ -9,12 +9,11 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
-from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.errors import TrackingError
+from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, list_champions
 from engineworks.tracking.connection import PARENT, Connection
 from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
@@ -31,13 +30,11 @@ from engineworks.tracking.pages import (
     recipe_view,
     view_key,
 )
+from engineworks.tracking.queries import query_of, quoted
 from engineworks.tracking.records import (
     BUILD_KEY,
     CONDITIONS,
     ENGINE,
-    ENGINE_DIGEST,
-    ENGINE_RUN,
-    ERROR,
     KIND,
     NOTE,
     OWNER,
@@ -46,7 +43,6 @@ from engineworks.tracking.records import (
     RESUMES,
     STORE_KEYS,
     Batch,
-    EngineRecord,
     RegisteredVersion,
     RunSummary,
     pack_batch,
@@ -54,8 +50,6 @@ from engineworks.tracking.records import (
 )
 from engineworks.tracking.registry import Registry
 from engineworks.tracking.sqlite import locked
-
-EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = "engineworks") -> Tracking:
@@ -155,7 +149,7 @@ class Tracking:
         """The run of a build whose records waited: `run_id` if MLflow has it, else that with this mark, else a new one
         with this start (seconds since the epoch) and owner."""
         link = self._connect()
-        queries = ([f"attributes.run_id = {_quote(run_id)}"] if run_id else []) + [_query({RECORD: mark})]
+        queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
         found = next((run for query in queries for run in link.search(query, limit=1)), None)
         if found is not None:
             return BuildRun(link, found.run_id, recipe, found.params, resumed=True, started_at=found.started_at)
@@ -165,7 +159,7 @@ class Tracking:
 
     def check(self) -> None:
         """Raise `TrackingError` unless MLflow answers now."""
-        next(self._connect().search(_query({KIND: "build"}), limit=1), None)
+        next(self._connect().search(query_of({KIND: "build"}), limit=1), None)
 
     def find_runs(
         self,
@@ -181,7 +175,7 @@ class Tracking:
         """Runs that have all of what is given, newest first."""
         wanted = {RECIPE: recipe, BUILD_KEY: build_key, ENGINE: engine, PARENT: parent_run_id, KIND: kind}
         wanted |= {CONDITIONS: conditions}
-        query = _query({name: value for name, value in wanted.items() if value is not None})
+        query = query_of({name: value for name, value in wanted.items() if value is not None})
         return list(self._connect().search(query, limit=limit))
 
     def record_night(self, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]) -> str:
@@ -263,168 +257,6 @@ class Tracking:
         return self._opening.result()
 
     def _dead_builds(self, link: Connection, build_key: str) -> list[RunSummary]:
-        query = _query({BUILD_KEY: build_key, KIND: "build"}) + " AND attributes.status = 'RUNNING'"
+        query = query_of({BUILD_KEY: build_key, KIND: "build"}) + " AND attributes.status = 'RUNNING'"
         owners = [(run, read_owner(run.tags.get(OWNER, ""))) for run in link.search(query)]
         return [run for run, owner in owners if owner is not None and owner.is_dead()]
-
-
-@dataclass
-class _Child:
-    run_id: str
-    running: bool
-    params: Mapping[str, str] = field(default_factory=dict)
-    started_at: float = 0.0
-
-
-class BuildRun:
-    """The parent run of one build. Threads may record engines at once, each engine from one of them.
-
-    As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
-    FINISHED where `finish` was not called.
-    """
-
-    def __init__(
-        self,
-        link: Connection,
-        run_id: str,
-        recipe: str,
-        params: Mapping[str, str],
-        *,
-        resumed: bool,
-        started_at: float = 0.0,
-    ) -> None:
-        self._started_at = started_at
-        self.run_id = run_id
-        self.recipe = recipe
-        self.resumed = resumed
-        self._link = link
-        self._params = dict(params)
-        self._lock = threading.Lock()
-        self._children: dict[str, _Child] | None = None if resumed else {}
-        self._ended = False
-
-    def write_as_of(self, at: float) -> None:
-        """What is written from now on happened at `at`, seconds since the epoch."""
-        self._link = replace(self._link, at=at)
-
-    def log(
-        self,
-        *,
-        params: Mapping[str, str] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        texts: Mapping[str, str] | None = None,
-        store_keys: Iterable[str] = (),
-    ) -> None:
-        """Add to the parent run."""
-        batch = pack_batch(params or {}, metrics or {}, tags or {}, store_keys=store_keys, known_params=self._params)
-        self._link.log(self.run_id, batch, texts or {}, {})
-        self._params |= batch.params
-
-    def record_engine(self, record: EngineRecord) -> str:
-        """Record one engine, all at once; returns its run id. An engine recorded again goes into the run it has."""
-        child = self._open_child(record)
-        files = dict(record.files)
-        tags = dict(record.tags)
-        if record.engine_digest:
-            holder = self._holder_of(record.engine_digest, files)
-            files = {} if holder else files
-            tags |= {ENGINE_DIGEST: record.engine_digest}
-            tags |= {ENGINE_RUN: holder or child.run_id} if record.files else {}
-        batch = pack_batch(
-            record.params, record.metrics, tags,
-            store_keys=record.store_keys, known_params=child.params, series=record.series,
-        )  # fmt: skip
-        self._link.log(child.run_id, batch, record.texts, files)
-        self._link.end_run(child.run_id, record.status, child.started_at)
-        child.running = False
-        child.params = {**child.params, **batch.params}
-        return child.run_id
-
-    def finish(
-        self,
-        status: EndStatus = "FINISHED",
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        texts: Mapping[str, str] | None = None,
-    ) -> None:
-        """End the run. Engines whose record was cut short end as KILLED."""
-        if metrics or tags or texts:
-            self.log(metrics=metrics, tags=tags, texts=texts)
-        for child in (self._children or {}).values():
-            if child.running:
-                self._link.end_run(child.run_id, "KILLED", child.started_at)
-        self._link.end_run(self.run_id, status, self._started_at)
-        self._ended = True
-
-    def fail(self, message: str, log: str = "") -> None:
-        """End the run as FAILED: `message` becomes a tag, `log` the artifact `log.txt`."""
-        self.finish("FAILED", tags={ERROR: message}, texts={"log.txt": log} if log else None)
-
-    def __enter__(self) -> BuildRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._ended:
-            return
-        if error is None:
-            self.finish()
-            return
-        try:
-            if not isinstance(error, Exception) or isinstance(error, Interrupted):  # Ctrl-C, or Prefect cancels it
-                self.finish("KILLED")
-            else:
-                self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))
-        except EngineworksError as second:  # what ended the build is what the user must read
-            error.add_note(f"and the end of run {self.run_id} could not be recorded: {second}")
-
-    def _open_child(self, record: EngineRecord) -> _Child:
-        with self._lock:
-            if self._children is None:
-                self._children = self._known_children()
-            known = self._children.get(record.id)
-        if known is not None:
-            return known
-        recipe, _, variant = record.id.partition("/")
-        precision, _, target = variant.partition("/")
-        tags = {PARENT: self.run_id, KIND: "engine", ENGINE: record.id, RECIPE: recipe}
-        tags |= {"engineworks.precision": precision, "engineworks.target": target}
-        started_at = self._link.now() if record.started_at is None else record.started_at
-        child = _Child(self._link.create_run(record.id, tags, started_at), running=True, started_at=started_at)
-        self._children[record.id] = child
-        return child
-
-    def _known_children(self) -> dict[str, _Child]:
-        runs = self._link.search(_query({PARENT: self.run_id, KIND: "engine"}))
-        return {
-            run.engine: _Child(run.run_id, run.status == "RUNNING", run.params, run.started_at)
-            for run in runs
-            if run.engine
-        }
-
-    def _holder_of(self, digest: str, files: Mapping[str, Path]) -> str | None:
-        """The run, not deleted, whose artifacts really hold these files."""
-        if not files:
-            return None
-        try:
-            sizes = {path: file.stat().st_size for path, file in files.items()}
-        except OSError as error:
-            raise TrackingError(f"engine file {error.filename} can not be read: {error.strerror}") from error
-        for run in self._link.search(_query({ENGINE_DIGEST: digest}), limit=20):
-            if run.tags.get(ENGINE_RUN) == run.run_id and self._link.has_files(run.run_id, sizes):
-                return run.run_id
-        return None
-
-
-def _query(tags: Mapping[str, str]) -> str:
-    """A search for runs with all these tags."""
-    return " AND ".join(f"tags.`{name}` = {_quote(value)}" for name, value in tags.items())
-
-
-def _quote(value: str) -> str:
-    mark = '"' if "'" in value else "'"
-    if mark in value:
-        raise TrackingError(f"MLflow can not search for {value!r}: it holds both kinds of quotes")
-    return f"{mark}{value}{mark}"

@@ -13,7 +13,8 @@ from typing import Any
 
 from engineworks.errors import TrackingError
 from engineworks.tracking import spool
-from engineworks.tracking.runs import BuildRun, Tracking
+from engineworks.tracking.build_run import BuildRun
+from engineworks.tracking.runs import Tracking
 from engineworks.tracking.spool import Entry, Waiting
 from engineworks.tracking.sqlite import locked
 

@@ -15,10 +15,11 @@ import pytest
 
 from engineworks.errors import InputError, StoreError
 from engineworks.gates import Check
-from engineworks.night.metrics import push_metrics, write_metrics
+from engineworks.night.metrics import metrics_text, push_metrics, write_metrics
 from engineworks.night.publish import publish_metrics, record_summary
 from engineworks.night.summary import NIGHT_JSON, Summary, summarize, summarize_night
 from engineworks.plan import Refused
+from engineworks.report.night import render_night
 from engineworks.results import BuildResult, EngineResult, EngineWord, Failure, RanStep, StepCounts
 from engineworks.tracking import open_tracking
 
@@ -62,7 +63,7 @@ def night(*results: BuildResult | Mapping[str, Any], before: Summary | None = No
 def test_the_first_night_has_nothing_to_be_compared_with() -> None:
     first = night(build(engine("r/fp32/cpu")))
     assert first.changes is None
-    assert "No night before this one" in first.to_markdown()
+    assert "No night before this one" in render_night(first)
 
 
 def test_a_night_like_the_one_before_changed_nothing_and_rebuilt_nothing() -> None:
@@ -70,8 +71,8 @@ def test_a_night_like_the_one_before_changed_nothing_and_rebuilt_nothing() -> No
     second = night(build(engine("r/fp32/cpu")), before=first)
     assert second.changes == ()
     assert second.rebuilt == ()
-    assert f"Nothing, since {AT.isoformat()}" in second.to_markdown()
-    assert "Nothing: every result was in the store." in second.to_markdown()
+    assert f"Nothing, since {AT.isoformat()}" in render_night(second)
+    assert "Nothing: every result was in the store." in render_night(second)
 
 
 def test_verdicts_that_changed_are_told_with_their_reason() -> None:
@@ -106,7 +107,7 @@ def test_a_recipe_without_a_result_is_no_news_about_its_engines_and_fails_the_ni
     second = night(build(engine("r/fp32/cpu")), {"recipe": "q", "error": "q.yaml:1:1: wrong"}, before=first)
     assert second.changes == ("q: no result: q.yaml:1:1: wrong",)
     assert second.verdict == "failed"
-    assert "- **q**: q.yaml:1:1: wrong" in second.to_markdown()
+    assert "- **q**: q.yaml:1:1: wrong" in render_night(second)
     third = night(build(engine("r/fp32/cpu")), build(engine("q/fp32/cpu"), recipe="q"), before=second)
     assert third.changes == ("q: has results again",)
 
@@ -123,7 +124,7 @@ def test_rebuilt_steps_stand_with_their_reason_the_slowest_first() -> None:
     found = night(build(engine("r/fp32/cpu"), ran=ran))
     assert [s["seconds"] for s in found.slowest] == [11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
     assert len(found.rebuilt) == 12
-    assert "| r/0/cpu/build | 0.0 | file m.onnx changed |" in found.to_markdown()
+    assert "| r/0/cpu/build | 0.0 | file m.onnx changed |" in render_night(found)
     assert found.seconds == 66.0
 
 
@@ -134,9 +135,9 @@ def test_a_result_and_its_json_from_another_host_are_the_same() -> None:
 
 def test_tables_survive_any_sentence() -> None:
     found = night({"recipe": "r", "error": "a | b\nc"}, build(engine("r/fp32/cpu", "fail")))
-    rows = [line for line in found.to_markdown().splitlines() if line.startswith("| r/fp32")]
+    rows = [line for line in render_night(found).splitlines() if line.startswith("| r/fp32")]
     assert [row.count(" | ") for row in rows] == [6]
-    assert "- **r**: a \\| b c" in found.to_markdown()
+    assert "- **r**: a \\| b c" in render_night(found)
 
 
 def test_a_damaged_record_counts_as_none() -> None:
@@ -173,7 +174,7 @@ def test_prometheus_reads_every_engine_and_every_recipe() -> None:
     found = night(
         build(engine("r/fp32/cpu", p50=2.0), engine("r/int8/cpu", "fail"), ran=ran), {"recipe": "q", "error": "x"}
     )
-    text = samples(found.to_prometheus())
+    text = samples(metrics_text(found))
     where = "('precision', 'fp32'), ('recipe', 'r'), ('target', 'cpu')"
     assert text[f"engineworks_engine_latency_p50_seconds[{where}]"] == 0.002
     assert text[f"engineworks_engine_verdict[{where}, ('verdict', 'pass')]"] == 1
@@ -187,7 +188,7 @@ def test_prometheus_reads_every_engine_and_every_recipe() -> None:
 def test_the_textfile_is_whole_and_of_a_name_that_is_read(tmp_path: Path) -> None:
     found = night(build(engine("r/fp32/cpu")))
     write_metrics(found, tmp_path / "new" / "engineworks.prom")
-    assert samples((tmp_path / "new" / "engineworks.prom").read_text()) == samples(found.to_prometheus())
+    assert samples((tmp_path / "new" / "engineworks.prom").read_text()) == samples(metrics_text(found))
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["engineworks.prom"]
     with pytest.raises(InputError, match=r"reads \*.prom alone"):
         write_metrics(found, tmp_path / "metrics.txt")
@@ -224,7 +225,7 @@ def test_the_push_gateway_gets_the_whole_group_replaced() -> None:
     with gateway() as (place, got):
         push_metrics(found, place)
     assert [(method, path) for method, path, _ in got] == [("PUT", "/metrics/job/engineworks_nightly")]
-    assert samples(got[0][2]) == samples(found.to_prometheus())
+    assert samples(got[0][2]) == samples(metrics_text(found))
 
 
 def test_metrics_that_can_not_be_published_are_a_sentence_and_stop_nothing(tmp_path: Path) -> None:

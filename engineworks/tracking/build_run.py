@@ -1,0 +1,176 @@
+"""One build on record: its parent run, and a child run of each of its engines."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.tracking.connection import PARENT, Connection
+from engineworks.tracking.queries import query_of
+from engineworks.tracking.records import (
+    ENGINE,
+    ENGINE_DIGEST,
+    ENGINE_RUN,
+    ERROR,
+    KIND,
+    RECIPE,
+    EngineRecord,
+    pack_batch,
+)
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass
+class _Child:
+    run_id: str
+    running: bool
+    params: Mapping[str, str] = field(default_factory=dict)
+    started_at: float = 0.0
+
+
+class BuildRun:
+    """The parent run of one build. Threads may record engines at once, each engine from one of them.
+
+    As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
+    FINISHED where `finish` was not called.
+    """
+
+    def __init__(
+        self,
+        link: Connection,
+        run_id: str,
+        recipe: str,
+        params: Mapping[str, str],
+        *,
+        resumed: bool,
+        started_at: float = 0.0,
+    ) -> None:
+        self._started_at = started_at
+        self.run_id = run_id
+        self.recipe = recipe
+        self.resumed = resumed
+        self._link = link
+        self._params = dict(params)
+        self._lock = threading.Lock()
+        self._children: dict[str, _Child] | None = None if resumed else {}
+        self._ended = False
+
+    def write_as_of(self, at: float) -> None:
+        """What is written from now on happened at `at`, seconds since the epoch."""
+        self._link = replace(self._link, at=at)
+
+    def log(
+        self,
+        *,
+        params: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
+        store_keys: Iterable[str] = (),
+    ) -> None:
+        """Add to the parent run."""
+        batch = pack_batch(params or {}, metrics or {}, tags or {}, store_keys=store_keys, known_params=self._params)
+        self._link.log(self.run_id, batch, texts or {}, {})
+        self._params |= batch.params
+
+    def record_engine(self, record: EngineRecord) -> str:
+        """Record one engine, all at once; returns its run id. An engine recorded again goes into the run it has."""
+        child = self._open_child(record)
+        files = dict(record.files)
+        tags = dict(record.tags)
+        if record.engine_digest:
+            holder = self._holder_of(record.engine_digest, files)
+            files = {} if holder else files
+            tags |= {ENGINE_DIGEST: record.engine_digest}
+            tags |= {ENGINE_RUN: holder or child.run_id} if record.files else {}
+        batch = pack_batch(
+            record.params, record.metrics, tags,
+            store_keys=record.store_keys, known_params=child.params, series=record.series,
+        )  # fmt: skip
+        self._link.log(child.run_id, batch, record.texts, files)
+        self._link.end_run(child.run_id, record.status, child.started_at)
+        child.running = False
+        child.params = {**child.params, **batch.params}
+        return child.run_id
+
+    def finish(
+        self,
+        status: EndStatus = "FINISHED",
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """End the run. Engines whose record was cut short end as KILLED."""
+        if metrics or tags or texts:
+            self.log(metrics=metrics, tags=tags, texts=texts)
+        for child in (self._children or {}).values():
+            if child.running:
+                self._link.end_run(child.run_id, "KILLED", child.started_at)
+        self._link.end_run(self.run_id, status, self._started_at)
+        self._ended = True
+
+    def fail(self, message: str, log: str = "") -> None:
+        """End the run as FAILED: `message` becomes a tag, `log` the artifact `log.txt`."""
+        self.finish("FAILED", tags={ERROR: message}, texts={"log.txt": log} if log else None)
+
+    def __enter__(self) -> BuildRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ended:
+            return
+        if error is None:
+            self.finish()
+            return
+        try:
+            if not isinstance(error, Exception) or isinstance(error, Interrupted):  # Ctrl-C, or Prefect cancels it
+                self.finish("KILLED")
+            else:
+                self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))
+        except EngineworksError as second:  # what ended the build is what the user must read
+            error.add_note(f"and the end of run {self.run_id} could not be recorded: {second}")
+
+    def _open_child(self, record: EngineRecord) -> _Child:
+        with self._lock:
+            if self._children is None:
+                self._children = self._known_children()
+            known = self._children.get(record.id)
+        if known is not None:
+            return known
+        recipe, _, variant = record.id.partition("/")
+        precision, _, target = variant.partition("/")
+        tags = {PARENT: self.run_id, KIND: "engine", ENGINE: record.id, RECIPE: recipe}
+        tags |= {"engineworks.precision": precision, "engineworks.target": target}
+        started_at = self._link.now() if record.started_at is None else record.started_at
+        child = _Child(self._link.create_run(record.id, tags, started_at), running=True, started_at=started_at)
+        self._children[record.id] = child
+        return child
+
+    def _known_children(self) -> dict[str, _Child]:
+        runs = self._link.search(query_of({PARENT: self.run_id, KIND: "engine"}))
+        return {
+            run.engine: _Child(run.run_id, run.status == "RUNNING", run.params, run.started_at)
+            for run in runs
+            if run.engine
+        }
+
+    def _holder_of(self, digest: str, files: Mapping[str, Path]) -> str | None:
+        """The run, not deleted, whose artifacts really hold these files."""
+        if not files:
+            return None
+        try:
+            sizes = {path: file.stat().st_size for path, file in files.items()}
+        except OSError as error:
+            raise TrackingError(f"engine file {error.filename} can not be read: {error.strerror}") from error
+        for run in self._link.search(query_of({ENGINE_DIGEST: digest}), limit=20):
+            if run.tags.get(ENGINE_RUN) == run.run_id and self._link.has_files(run.run_id, sizes):
+                return run.run_id
+        return None

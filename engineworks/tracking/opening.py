@@ -46,7 +46,7 @@ def prepare_environment() -> None:
     os.environ.update(ENVIRONMENT)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # where it was imported before us
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())  # where it was imported before us
 
 
 def connect(artifacts: Path, uri: str, experiment: str) -> Connection:

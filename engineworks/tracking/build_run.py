@@ -6,24 +6,20 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Literal
 
-from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.errors import TrackingError
 from engineworks.tracking.connection import PARENT, Connection
+from engineworks.tracking.ending import Ending, EndStatus
 from engineworks.tracking.queries import query_of
 from engineworks.tracking.records import (
     ENGINE,
     ENGINE_DIGEST,
     ENGINE_RUN,
-    ERROR,
     KIND,
     RECIPE,
     EngineRecord,
     pack_batch,
 )
-
-EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass
@@ -34,12 +30,14 @@ class _Child:
     started_at: float = 0.0
 
 
-class BuildRun:
+class BuildRun(Ending):
     """The parent run of one build. Threads may record engines at once, each engine from one of them.
 
     As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
     FINISHED where `finish` was not called.
     """
+
+    run_id: str
 
     def __init__(
         self,
@@ -114,29 +112,6 @@ class BuildRun:
                 self._link.end_run(child.run_id, "KILLED", child.started_at)
         self._link.end_run(self.run_id, status, self._started_at)
         self._ended = True
-
-    def fail(self, message: str, log: str = "") -> None:
-        """End the run as FAILED: `message` becomes a tag, `log` the artifact `log.txt`."""
-        self.finish("FAILED", tags={ERROR: message}, texts={"log.txt": log} if log else None)
-
-    def __enter__(self) -> BuildRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._ended:
-            return
-        if error is None:
-            self.finish()
-            return
-        try:
-            if not isinstance(error, Exception) or isinstance(error, Interrupted):  # Ctrl-C, or Prefect cancels it
-                self.finish("KILLED")
-            else:
-                self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))
-        except EngineworksError as second:  # what ended the build is what the user must read
-            error.add_note(f"and the end of run {self.run_id} could not be recorded: {second}")
 
     def _open_child(self, record: EngineRecord) -> _Child:
         with self._lock:

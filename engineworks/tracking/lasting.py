@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from engineworks.errors import EngineworksError, Interrupted, TrackingError
+from engineworks.errors import TrackingError
 from engineworks.tracking import spool
-from engineworks.tracking.build_run import BuildRun, EndStatus
+from engineworks.tracking.build_run import BuildRun
+from engineworks.tracking.ending import Ending, EndStatus
 from engineworks.tracking.owner import current_owner
-from engineworks.tracking.records import ERROR, EngineRecord
+from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import Tracking
 from engineworks.tracking.sending import send_waiting
 
@@ -46,7 +46,7 @@ def start_lasting(
     return run
 
 
-class LastingRun:
+class LastingRun(Ending):
     """The parent run of one build, as `BuildRun`. waits: why its records wait in the spool, '' while MLflow has them.
 
     As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
@@ -118,29 +118,6 @@ class LastingRun:
         values = {"status": status, "metrics": metrics, "tags": tags, "texts": texts}
         self._keep("finish", lambda run: run.finish(**values), values)  # type: ignore[arg-type]
         self._ended = True
-
-    def fail(self, message: str, log: str = "") -> None:
-        """End the run as FAILED."""
-        self.finish("FAILED", tags={ERROR: message}, texts={"log.txt": log} if log else None)
-
-    def __enter__(self) -> LastingRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._ended:
-            return
-        if error is None:
-            self.finish()
-            return
-        try:
-            if not isinstance(error, Exception) or isinstance(error, Interrupted):  # Ctrl-C, or Prefect cancels it
-                self.finish("KILLED")
-            else:
-                self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))
-        except EngineworksError as second:  # what ended the build is what the user must read
-            error.add_note(f"and the end of run {self.run_id} could not be recorded: {second}")
 
     def _keep(self, what: str, write: Callable[[BuildRun], object], values: Mapping[str, Any]) -> None:
         """To MLflow, and from its first refusal on to the spool. The time of both is one, so that what MLflow took

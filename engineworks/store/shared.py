@@ -30,6 +30,17 @@ class SharedStore(Store):
         self._remote = remote
         self._unsent: dict[str, StoreError] = {}
 
+    def size_of(self, key: str) -> int:
+        """Bytes of the artifact's files: here, or where it was not fetched yet, there; 0 where that can not be asked."""
+        here = super().size_of(key)
+        if here:
+            return here
+        try:
+            manifest = self._remote.manifest(key)
+        except StoreError:
+            return 0
+        return sum(int(facts["bytes"]) for facts in manifest["files"].values()) if manifest else 0
+
     def remove(self, key: str) -> int:
         self._pending(key).unlink(missing_ok=True)
         return super().remove(key)

@@ -166,6 +166,8 @@ def test_two_hosts_that_share_nothing_but_a_url_share_what_is_built(tmp_path: Pa
     assert not second.has(KEY)
     write(first)
     assert second.has(KEY)
+    assert second.size_of(KEY) == len("hello")
+    assert second.size_of(digest_of("another")) == 0
     assert not (second.root / "objects").exists()
     write(second, "built again")
     artifact = second.get(KEY)

@@ -22,6 +22,7 @@ from engineworks.night import (
     night_of_result,
     night_without_result,
 )
+from engineworks.night.lookup import Lookup
 from engineworks.night.summary import summarize_night
 from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
@@ -79,13 +80,13 @@ def _nights(
     """What happened to every recipe, in no order."""
     pools = {t.target.pool for one in chosen if one.loaded for t in one.loaded.targets}
     online = workers_online(sorted(pools)) if distributed else {}
-    to_do = []
+    lookup, to_do = Lookup(settings), []
     for one in chosen:
         if one.loaded is None:
             yield night_without_result(one, "refused", str(one.error))
             continue
         try:
-            known = find_unchanged(unseen(one), one.name, settings, online, again)
+            known = find_unchanged(unseen(one), one.name, lookup, online, again)
         except EngineworksError as error:
             yield night_without_result(one, "refused", str(error))
             continue

@@ -20,7 +20,8 @@ from engineworks.results import BuildResult
 def find_unchanged(
     chosen: Chosen, name: str, lookup: Lookup, online: Mapping[str, frozenset[str]], again: str | None
 ) -> BuildResult | None:
-    """lookup: what all recipes of the night are looked up in. online: the workers of every pool, by name: they may have hardware that this host has not."""
+    """lookup: what all recipes of the night are looked up in. online: the workers of every pool, by name: they may have
+    hardware that this host has not."""
     del name  # names the task run
     assert chosen.loaded is not None  # refused before
     settings, store, digests = lookup.settings, lookup.store, lookup.digests

@@ -218,7 +218,8 @@ def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
 
 
 def _shortened(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    """Of what JSON gave: dicts and lists."""
+    if isinstance(value, dict):
         return {k: _shortened(v) for k, v in value.items()}
     if isinstance(value, list):
         return {"values": len(value)} if len(value) > LONGEST_LIST else [_shortened(v) for v in value]

@@ -32,4 +32,4 @@ def find_unchanged(
     if any(is_named(e, again) or not was_asked(store, plan, e, online[e.target.target.pool]) for e in open_):
         return None
     checkout = lookup.checkout(chosen.loaded.root)
-    return recorded_result(plan, settings, store=store, checkout=checkout, finished=lookup.finished)
+    return recorded_result(plan, settings, store=store, checkout=checkout, finished=lookup.finished, samples=False)

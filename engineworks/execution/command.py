@@ -51,11 +51,13 @@ def recorded_result(
     store: Store | None = None,
     checkout: Checkout | None = None,
     finished: FinishedBuilds = NOT_ASKED,
+    samples: bool = True,
 ) -> BuildResult | None:
     """The result of a build that needs no step and is on record, else None.
 
     Every artifact is verified and judged again; only the record itself is taken from MLflow. Whoever asks for many
     plans gives what serves all of them: the store, the repository's checkout, the finished builds that MLflow told of.
+    samples: as of `engine_result`.
     """
     if plan.to_do:
         return None
@@ -71,7 +73,8 @@ def recorded_result(
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     origin = recipe_origin(plan, checkout)
     report = settings.runs / run / "report.html"
-    engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
+    judged = (engine_result(plan, engine, store, {}, samples=samples) for engine in plan.engines)
+    engines = tuple(with_passport(plan, engine, store, origin) for engine in judged)
     calibration = calibration_health(plan, store)
     told = (sentence for health in calibration for sentence in health.warnings)
     doubts = (*notes_of_data(plan, store), *told, *waiver_notes(plan, engines))

@@ -27,15 +27,13 @@ from engineworks.plan import Plan
 from engineworks.plan.duel import DUEL_FILE
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.release.signing import SIGNATURE, Signer, Trust, read_signer
-from engineworks.results import ACCURACY, LATENCY, EngineResult
+from engineworks.results import ACCURACY, LATENCY, LONGEST_LIST, EngineResult
 from engineworks.steps import StepName
 from engineworks.steps.engine_session import serving_from_json
 from engineworks.store import Artifact, Store
 
 VERSION = 1
 STEP = "passport"
-LONGEST_LIST = 64
-"""Longer lists of a report (raw samples) are told by their length; the report's digest stands for them."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 
 
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
-    """What the file says. What the engine was judged by is known already, and megabytes of samples are in it."""
+    """What the file says, at most without raw samples. What the engine was judged by is known already."""
     judged_by = {
         ("compare", ACCURACY): engine.accuracy, ("measure", LATENCY): engine.latency, ("duel", DUEL_FILE): engine.duel,
     }  # fmt: skip

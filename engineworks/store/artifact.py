@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.fingerprint import RACY_SECONDS, digest_of
-from engineworks.json_files import read_json_file
+from engineworks.json_files import read_figures, read_json_file
 
 MANIFEST = "manifest.json"
 
@@ -38,6 +38,10 @@ class Artifact:
 
     def read_json(self, name: str) -> Any:
         return read_json_file(self.file(name))
+
+    def read_figures(self, name: str, longest: int) -> Any:
+        """The same with raw samples told by their number, where there are more than `longest`."""
+        return read_figures(self.file(name), longest)
 
     @property
     def bytes(self) -> int:

@@ -89,11 +89,15 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
-        """Build `key` under its lock: `hit` is set if someone else published it meanwhile, else fill `folder`.
+        """Build `key` under its lock: `hit` is set if it is there, or someone else published it meanwhile, else fill
+        `folder`.
 
         On a clean exit the folder is digested and published; on an error nothing is. A full disk is a `StoreError`,
         whoever found it full.
         """
+        if self._manifest(key) is not None and (here := self.get(key)) is not None:
+            yield Writing(folder=here.path, hit=here)
+            return
         with self._locked(key), self._full_is_told(step):
             found = self.get(key)
             if found is not None:

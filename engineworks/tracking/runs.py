@@ -196,8 +196,9 @@ class Tracking:
         if len(later) > MOST_LATER:
             return {}
         named: list[RunSummary] = []
-        for at in range(0, len(run_ids), NAMED_AT_ONCE):
-            ids = ", ".join(map(quoted, run_ids[at : at + NAMED_AT_ONCE]))
+        missing = sorted(set(run_ids) - {run.run_id for run in later})
+        for at in range(0, len(missing), NAMED_AT_ONCE):
+            ids = ", ".join(map(quoted, missing[at : at + NAMED_AT_ONCE]))
             named += link.search(f"{builds} AND attributes.run_id IN ({ids})")
         found = sorted((*named, *later), key=lambda run: run.started_at)
         return {(run.recipe, run.build_key): run.run_id for run in found if run.build_key}

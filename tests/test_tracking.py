@@ -230,21 +230,6 @@ def test_where_too_much_was_built_since_nothing_is_known(tracking: Tracking, mon
     assert tracking.finished_builds([first], 3.9e9) == {}
 
 
-@pytest.mark.parametrize("collects", [True, False])
-def test_opening_leaves_the_collector_as_it_was(tmp_path: Path, collects: bool) -> None:
-    import gc
-
-    (tmp_path / "mlflow.db").write_text("no database")
-    before = gc.isenabled()
-    try:
-        (gc.enable if collects else gc.disable)()
-        with pytest.raises(TrackingError):
-            open_tracking(tmp_path).find_runs()
-        assert gc.isenabled() == collects
-    finally:
-        (gc.enable if before else gc.disable)()
-
-
 def test_a_series_is_recorded_by_step(tracking: Tracking) -> None:
     from mlflow import MlflowClient
 

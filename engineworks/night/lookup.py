@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +18,6 @@ from engineworks.tracking import Tracking, open_tracking, send_waiting
 
 LONGEST_BUILD_S = 86400.0
 """Builds that began so long before the last night may have ended after it."""
-
-COLLECTED_AT = 20_000
-"""Objects more than before at which the collector looks, where Python's own limit is 700: some MiB."""
 
 
 class Lookup:
@@ -59,20 +53,6 @@ class Lookup:
             return finished_since_last_night(tracking)
         except TrackingError:
             return NOT_ASKED
-
-    @contextmanager
-    def in_use(self) -> Iterator[Lookup]:
-        """While many recipes are looked up: what Prefect and MLflow have made is no garbage, and the collector need not
-        look at it again and again (0.2 s each time), nor as often at the little that a recipe leaves."""
-        _ = self.finished  # opens MLflow
-        before = gc.get_threshold()
-        gc.freeze()
-        gc.set_threshold(COLLECTED_AT, *before[1:])
-        try:
-            yield self
-        finally:
-            gc.set_threshold(*before)
-            gc.unfreeze()
 
 
 def finished_since_last_night(tracking: Tracking) -> FinishedBuilds:

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -57,24 +55,6 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
     Raises `TrackingError` within about ten seconds where nothing answers.
     """
     prepare_environment()
-    with _uncollected():
-        return _connect(artifacts, uri, experiment)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the collector, which looks again and again at all that an import makes, nothing of it garbage: a third
-    of the 1.4 s that MLflow takes."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _connect(artifacts: Path, uri: str, experiment: str) -> Connection:
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:

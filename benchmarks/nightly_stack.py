@@ -64,6 +64,7 @@ class Stack:
             "PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_LOGGING_COLORS": "false",
             "ENGINEWORKS_ROOT": str(folder), "ENGINEWORKS_ARTIFACTS": str(folder / "artifacts"),
+            "TMPDIR": str(folder / "temporary"),  # what is killed leaves files there
         }  # fmt: skip
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._cluster: Cluster | None = None
@@ -71,7 +72,8 @@ class Stack:
 
     def __enter__(self) -> Stack:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        for name in ("logs", "temporary"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -50,7 +50,7 @@ def _of_recipe(name: str, folder: Path, largest: int) -> Case:
     loaded = load_recipe(ROOT / "recipes" / f"{name}.yaml")
     store = Store(folder / "store")
     plan = plan_recipe(loaded, store, FileDigests(None), only="*/fp32/cpu")
-    model = _folded(plan, store) / "model.onnx"
+    model = folded(plan, store) / "model.onnx"
     calibration, evaluation = loaded.files.calibration, loaded.files.evaluation
     assert calibration is not None
     batch = loaded.recipe.calibration.batch
@@ -79,7 +79,7 @@ def _of_recipe(name: str, folder: Path, largest: int) -> Case:
     )
 
 
-def _folded(plan: Any, store: Any) -> Path:
+def folded(plan: Any, store: Any) -> Path:
     """Export and fold as a build does, each in a child."""
     from engineworks.child import ChildPool
     from engineworks.execution.step import run_step

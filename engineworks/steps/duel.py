@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,14 @@ def come_to_rest() -> None:
 
 
 def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
+    """Kernels that serving would get after its first seconds are there before the first run: a round is over before
+    lazy ones come, and general kernels are not what will be served."""
     cache.mkdir(exist_ok=True)
+    serving = serving_from_json(params["serving"])
+    if serving.kernels == "lazy":
+        serving = replace(serving, kernels="eager")
     try:
-        return load_engine(folder, params["target"], serving=serving_from_json(params["serving"]), cache=cache)
+        return load_engine(folder, params["target"], serving=serving, cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
     except TrustError as error:  # its bytes were altered: a champion that can not be loaded, a candidate that must not

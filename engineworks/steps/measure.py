@@ -21,6 +21,7 @@ from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import LAZY_KERNELS, Sampling
 from engineworks.samples import SampleFile, batch_axes, samples_from_json, samples_per_run
 from engineworks.steps import StepJob
+from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.steps.load_times import measure_loads
@@ -150,6 +151,7 @@ class NamedShapes:
             streams=() if "batch" in at else self._job.params["streams"],
             look=partial(self._readings.take, name),
             peak_mib=self._meter.peak_mib,
+            at_work=BackgroundWork() if is_lazy(self._session.facts) else _never,
         )
         memory_mib = figures.pop("peak_mib") - self._before_mib
         return {**figures, "memory_mib": round(memory_mib, 2), "complaints": self._readings.complaints(name)}
@@ -157,7 +159,16 @@ class NamedShapes:
 
 def sampling_of(facts: Mapping[str, object], *, tail: bool) -> Sampling:
     """How long to sample a session with such facts: specialized kernels that come later are waited for."""
-    return replace(LAZY_KERNELS if facts.get("kernels") == "lazy" else Sampling(), tail=tail)
+    return replace(LAZY_KERNELS if is_lazy(facts) else Sampling(), tail=tail)
+
+
+def is_lazy(facts: Mapping[str, object]) -> bool:
+    """Whether a session with such facts gets better kernels while it runs."""
+    return facts.get("kernels") == "lazy"
+
+
+def _never() -> bool:
+    return False
 
 
 def _elements(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:

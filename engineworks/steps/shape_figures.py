@@ -10,7 +10,15 @@ from typing import Any
 from engineworks.backends.base import RunTimes, Session
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
-from engineworks.measure.latency import BRIEF, Sampling, measure_latency, percentiles, rounded, sample_runs
+from engineworks.measure.latency import (
+    BRIEF,
+    AtWork,
+    Sampling,
+    measure_latency,
+    percentiles,
+    rounded,
+    sample_runs,
+)
 
 LOOK_EVERY_S = 0.2
 """Least time between two looks at the device: one at a GPU takes a few milliseconds."""
@@ -28,11 +36,12 @@ def measure_shape(
     streams: Sequence[int],
     look: Callable[[float], None],
     peak_mib: Callable[[], float],
+    at_work: AtWork,
 ) -> dict[str, Any]:
     """The figures as JSON. Raises `RunError`, but not where only several streams can not be run.
 
     batch: samples per run. look: called to look at the device before the first run, between windows of runs and after
-    the last, with the seconds that must lie between two looks.
+    the last, with the seconds that must lie between two looks. at_work: as in `sample_runs`.
 
     first_run_ms: the very first run at this shape with all it sets up, and copies. latency_ms_*, samples: the host's
     clock, inputs and outputs where the engine wants them. device_ms_*, device_samples: the same runs by the device's.
@@ -45,7 +54,7 @@ def measure_shape(
     look(0.0)
     timed = _Timed(session, feeds, look)
     first_run_ms = timed.first_run_ms()
-    report = measure_latency(timed.without_copies, batch, sampling)
+    report = measure_latency(timed.without_copies, batch, sampling, at_work)
     copies = {} if timed.on_host else timed.with_copies(report)
     peak = peak_mib()
     look(0.0)

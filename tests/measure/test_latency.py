@@ -67,7 +67,7 @@ def test_one_very_slow_engine_still_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     assert measure_latency(engine.time_runs, 1, Sampling()).runs >= 5
 
 
-@pytest.mark.parametrize("swapped_after_s", [0.1, 0.7, 1.3, 1.9])
+@pytest.mark.parametrize("swapped_after_s", [0.1, 0.7, 1.9, 4.0, 5.9])
 def test_specialized_kernels_that_come_later_are_waited_for(
     monkeypatch: pytest.MonkeyPatch, swapped_after_s: float
 ) -> None:
@@ -82,11 +82,25 @@ def test_specialized_kernels_that_come_later_are_waited_for(
     assert engine.now <= 1.5 * sum(report.samples) / 1000
 
 
+def test_a_drop_is_waited_for_as_long_as_something_works_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    general = 9000
+    engine = FakeEngine(monkeypatch, [1.0] * general + [0.6])
+    report = measure_latency(engine.time_runs, 1, LAZY_KERNELS, lambda: engine.runs < general)
+    assert report.latency_ms_p50 == 0.6
+    assert report.warmup_runs == pytest.approx(general, abs=3)
+
+
+def test_work_that_never_ends_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(monkeypatch, [1.0])
+    assert measure_latency(engine.time_runs, 1, LAZY_KERNELS, lambda: True).latency_ms_p50 == 1.0
+    assert engine.now < 3 * LAZY_KERNELS.most_s + 1
+
+
 def test_waiting_for_kernels_that_never_change_is_no_lost_time(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(monkeypatch, [0.13])
     report = measure_latency(engine.time_runs, 1, LAZY_KERNELS)
     assert report.warmup_runs == 0
-    assert 2.0 <= engine.now <= 2.2
+    assert 6.0 <= engine.now <= 6.2
 
 
 def test_a_latency_that_keeps_falling_is_bounded_and_said_to_be_unsettled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.backends._gpu import Gpu
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.model.calibration import Method, Range, Ranges, collect_ranges, sessions
+from engineworks.model.calibration.device_counts import COUNTED, DeviceCounter
 from engineworks.model.calibration.histograms import MIN_EXPONENT, BinCounter, Histogram
 from engineworks.model.calibration.segments import plan_segments, tensor_types
-from engineworks.model.calibration.sessions import Device, choose_providers
+from engineworks.model.calibration.sessions import Device, Place, choose_providers
 from engineworks.model.calibration.thresholds import (
     LEVELS,
     MAX_CLIPPED,
@@ -32,6 +33,8 @@ from engineworks.model.calibration.thresholds import (
     mse_bin,
     percentile_bin,
 )
+from engineworks.model.calibration.values import DeviceValues, HostValues, Values
+from engineworks.model.lower.quantize import tensors_to_calibrate
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile", "mse", "moving_average")
@@ -98,9 +101,9 @@ def test_counts_do_not_depend_on_the_order_of_batches(order: str) -> None:
     batches = [random.standard_normal(40_000, dtype=np.float32) * np.float32(s) for s in (1e-3, 5.0, 0.2, 64.0)]
     if order != "as drawn":
         batches.sort(key=lambda b: float(np.abs(b).max()), reverse=order == "shrinking")
-    histogram = Histogram(BinCounter(1024))
+    histogram = Histogram(1024)
     for batch in batches:
-        histogram.add(batch, float(np.abs(batch).max()))
+        histogram.add(HostValues(batch, BinCounter(1024)), float(np.abs(batch).max()))
     everything = np.abs(np.concatenate(batches)).astype(np.float64)
     expected, _ = np.histogram(everything, 1024, range=(0, 1024 * histogram.bin_width))
     assert np.array_equal(histogram.counts, expected)
@@ -108,18 +111,18 @@ def test_counts_do_not_depend_on_the_order_of_batches(order: str) -> None:
 
 
 def test_a_magnitude_at_a_power_of_two_still_falls_into_a_bin() -> None:
-    histogram = Histogram(BinCounter(256))
-    histogram.add(np.array([-4.0, 0.0, 4.0], np.float32), 4.0)
+    histogram = Histogram(256)
+    histogram.add(HostValues(np.array([-4.0, 0.0, 4.0], np.float32), BinCounter(256)), 4.0)
     assert histogram.counts.sum() == 3
     assert histogram.counts[int(4.0 / histogram.bin_width)] == 2
 
 
 def test_magnitudes_near_the_limits_of_float32_are_counted() -> None:
-    histogram = Histogram(BinCounter(256))
+    histogram = Histogram(256)
     tiny, huge = np.float32(1e-45), np.finfo(np.float32).max
-    histogram.add(np.array([tiny], np.float32), float(tiny))
+    histogram.add(HostValues(np.array([tiny], np.float32), BinCounter(256)), float(tiny))
     assert histogram.exponent == MIN_EXPONENT
-    histogram.add(np.array([huge, -huge], np.float32), float(huge))
+    histogram.add(HostValues(np.array([huge, -huge], np.float32), BinCounter(256)), float(huge))
     assert histogram.counts[0] == 1
     assert histogram.counts[-1] == 2
 
@@ -128,11 +131,66 @@ def test_half_and_double_precision_are_counted_as_single_is() -> None:
     values = np.linspace(-3, 3, 1001).astype(np.float16)
     counts = []
     for dtype in (np.float16, np.float32, np.float64):
-        histogram = Histogram(BinCounter(512))
-        histogram.add(values.astype(dtype), 3.0)
+        histogram = Histogram(512)
+        histogram.add(HostValues(values.astype(dtype), BinCounter(512)), 3.0)
         counts.append(histogram.counts)
     assert np.array_equal(counts[0], counts[1])
     assert np.array_equal(counts[0], counts[2])
+
+
+# Counting where ONNX Runtime computes: here by its CPU provider
+
+
+def on_device(values: NDArray[Any], bins: int, device: Device = "cpu") -> Values:
+    counter = DeviceCounter(bins, choose_providers(device), device)
+    tensor = onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
+    return DeviceValues(tensor, COUNTED[tensor.data_type()], values.size, counter)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("every", [1, 31])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(3, 700, 11), (1024,), (1,), ()])
+def test_a_device_counts_what_the_host_counts(shape: tuple[int, ...], dtype: type, every: int, device: Device) -> None:
+    values = np.random.default_rng(1).standard_normal(shape).astype(dtype)
+    values = np.where(values > 1, np.zeros((), dtype), values)  # many zeros, as behind a ReLU
+    there, here = on_device(values, 512, device), HostValues(values, BinCounter(512))
+    assert there.size == here.size
+    assert there.extremes() == here.extremes()
+    assert np.array_equal(there.counts(3, every), here.counts(3, every))
+    assert there.counts(3, every).dtype == np.int64
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_device_sees_what_is_not_finite(bad: float, device: Device) -> None:
+    values = np.array([1.0, bad, -2.0], np.float32)
+    there, here = on_device(values, 512, device).extremes(), HostValues(values, BinCounter(512)).extremes()
+    np.testing.assert_equal(there, here)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_are_the_same_where_tensors_stay_on_the_device(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    path = recipes / "models" / "digits_cnn.onnx"
+    images = np.load(recipes / "data" / "digits_calib.npz")["x"][:24]
+    batches = [{"image": images[at : at + 5]} for at in range(0, 24, 5)]
+    names = tensors_to_calibrate(onnx.load(path))
+
+    def found() -> Ranges:
+        return collect_ranges(path, lambda: iter(batches), names, method=method, bins=512, samples=24)
+
+    expected = found()
+    counted: list[str] = []
+    count = DeviceCounter.extremes
+    monkeypatch.setattr(DeviceCounter, "extremes", lambda *a: counted.append("one") or count(*a))
+    device = Place("cpu", ("CPUExecutionProvider",))
+    monkeypatch.setattr(sessions, "_place", lambda sessions, providers: device)
+    assert found() == expected
+    assert len(counted) == (len(names) - 1) * len(batches)  # all but the input
 
 
 # Thresholds

@@ -15,7 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
 from engineworks.model.calibration import METHODS, Method, Range, Ranges, collect_ranges
-from engineworks.model.lower.quantize import Quantized, quantize, quantize_weight, tensors_to_calibrate
+from engineworks.model.lower.quantize import (
+    Quantized,
+    quantize,
+    quantize_weight,
+    raise_opset_for,
+    tensors_to_calibrate,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -199,10 +205,23 @@ def test_scales_are_fp32_initializers_with_predictable_names_and_biases_stay() -
     assert initializer(found.model, "c").dtype == np.float32
 
 
-def test_a_product_of_two_activations_is_quantized_on_both_sides() -> None:
+def product_of_activations() -> onnx.ModelProto:
     nodes = [node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), node("MatMul", ["x", "t"], ["y"])]
-    model = model_of(nodes, shape=["n", 4, 8], output=["n", 4, 4])
-    found = lower(model)
+    return model_of(nodes, shape=["n", 4, 8], output=["n", 4, 4])
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_products_of_two_activations_stay_unless_they_are_named(kind: str) -> None:
+    model = raise_opset_for(product_of_activations(), {kind: ["*"]})
+    kept = lower(model, globs={kind: ["*"]}).kept_nodes
+    assert [k.name for k in kept] == ["make_y"]
+    assert "two activations" in kept[0].reason
+    assert lower(model, globs={kind: ["op:MatMul"]}).quantized_nodes == ("make_y",)
+
+
+def test_a_product_of_two_activations_is_quantized_on_both_sides() -> None:
+    model = product_of_activations()
+    found = lower(model, globs={"int8": ["make_y"]})
     assert found.activations == ("x", "t")
     x = np.random.default_rng(0).uniform(-4, 4, (2, 4, 8)).astype(np.float32)
     assert cosine(run(model, {"x": x}), run(found.model, {"x": x})) > 0.999

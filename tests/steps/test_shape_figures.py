@@ -62,7 +62,8 @@ class FakeGpu:
 
 def figures(session: Session, sampling: Sampling = LAZY_KERNELS, streams: Sequence[int] = ()) -> dict[str, Any]:
     return measure_shape(
-        session, FEEDS, 4, sampling=sampling, streams=streams, look=lambda spacing_s: None, peak_mib=lambda: 7.0
+        session, FEEDS, 4, sampling=sampling, streams=streams, look=lambda spacing_s: None, peak_mib=lambda: 7.0,
+        at_work=lambda: False,
     )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def test_streams_give_throughputs_and_those_that_fail_a_note(monkeypatch: pytest
 def test_the_device_is_looked_at_before_between_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     session, looks = FakeGpu(monkeypatch), list[tuple[float, float]]()
     measure_shape(
-        session, FEEDS, 1, sampling=Sampling(), streams=(), peak_mib=lambda: 0.0,
+        session, FEEDS, 1, sampling=Sampling(), streams=(), peak_mib=lambda: 0.0, at_work=lambda: False,
         look=lambda spacing_s: looks.append((session.now, spacing_s)),
     )  # fmt: skip
     assert looks[0] == (0.0, 0.0)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import CalibrationError
-from engineworks.model.calibration.histograms import BinCounter, Histogram
+from engineworks.model.calibration.histograms import Histogram
 from engineworks.model.calibration.ranges import INT8_MAX, METHODS, Method, Range
 from engineworks.model.calibration.thresholds import entropy_bin, mse_bin, percentile_bin
+from engineworks.model.calibration.values import Values
 
 SAMPLED_EVERY = 31
 """Of how many values of a large tensor a moving average counts one, to say how many of them its range clips. Odd, so
@@ -62,21 +62,20 @@ class Settings:
 class Activation:
     """What was seen of one tensor: extremes always, a histogram where the method reads one."""
 
-    def __init__(self, name: str, settings: Settings, counter: BinCounter) -> None:
+    def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
-        self._histogram = Histogram(counter) if settings.method in _BINS else None
-        self._average = _Average(settings.averaging, counter) if settings.method == "moving_average" else None
+        self._histogram = Histogram(settings.bins) if settings.method in _BINS else None
+        self._average = _Average(settings.averaging, settings.bins) if settings.method == "moving_average" else None
         self._minimum, self._maximum = math.inf, -math.inf
         self._values = 0
 
-    def add(self, array: NDArray[Any]) -> None:
-        """Take in the tensor of one batch, of any shape. Raises `CalibrationError` if it is no float or not finite."""
-        if array.dtype.kind != "f":
-            raise CalibrationError(f"activation '{self._name}' is {array.dtype}, not a float", hint="leave it out")
-        if not array.size:
+    def add(self, values: Values) -> None:
+        """Take in the tensor of one batch. Raises `CalibrationError` if it is no float or not finite."""
+        if np.dtype(values.dtype).kind != "f":
+            raise CalibrationError(f"activation '{self._name}' is {values.dtype}, not a float", hint="leave it out")
+        if not values.size:
             return
-        values = array.reshape(-1)
-        minimum, maximum = float(values.min()), float(values.max())  # NaN wins in both
+        minimum, maximum = values.extremes()
         if not (math.isfinite(minimum) and math.isfinite(maximum)):
             what = "NaN" if math.isnan(minimum) else "infinity"
             raise CalibrationError(
@@ -137,20 +136,20 @@ class _Average:
     in ONNX Runtime's `merge_range`. A batch counts once, whatever its size.
     """
 
-    def __init__(self, constant: float | None, counter: BinCounter) -> None:
+    def __init__(self, constant: float | None, bins: int) -> None:
         self._constant = constant
         self._batches = self._every = 0
         self._minimum = self._maximum = 0.0
-        self.sampled = Histogram(counter)
+        self.sampled = Histogram(bins)
 
-    def add(self, values: NDArray[Any], minimum: float, maximum: float) -> None:
+    def add(self, values: Values, minimum: float, maximum: float) -> None:
         self._batches += 1
         weight = 1.0 if self._batches == 1 else self._constant or 1 / self._batches
         self._minimum += weight * (minimum - self._minimum)
         self._maximum += weight * (maximum - self._maximum)
         if not self._every:
             self._every = SAMPLED_EVERY if values.size > _LARGE else 1
-        self.sampled.add(values[:: self._every], max(-minimum, maximum))
+        self.sampled.add(values, max(-minimum, maximum), self._every)
 
     @property
     def amax(self) -> float:

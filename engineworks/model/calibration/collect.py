@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from engineworks.errors import SamplesError
 from engineworks.model.calibration.activations import Activation, Settings
 from engineworks.model.calibration.heap import settle_heap
-from engineworks.model.calibration.histograms import BinCounter
 from engineworks.model.calibration.ranges import Method, Ranges
 from engineworks.model.calibration.sessions import Device, SegmentedModel, open_segments
+from engineworks.model.calibration.tally import Tally
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -47,7 +47,7 @@ def collect_ranges(
     percentile: of |x|, in per cent, for method "percentile". averaging: weight of a new batch for "moving_average",
     None for the mean over all batches. bins: of each histogram, a power of two; at least half of them lie below the
     largest magnitude. threads: of ONNX Runtime, 0 for one per core. device: where the model runs, "auto" for a GPU
-    where ONNX Runtime has one; histograms are counted on the CPU. samples: how many there will be, so that the ranges
+    where ONNX Runtime has one; values are counted there, too. samples: how many there will be, so that the ranges
     after `EARLY` of them are noted. progress: called after each batch with the number of samples so far.
     Raises `SamplesError` for samples that do not fit the model or for none, `CalibrationError` for a tensor that the
     model does not have, that is no float or that holds NaN or infinity.
@@ -56,9 +56,9 @@ def collect_ranges(
     settings.check()
     settle_heap()
     runner = open_segments(model, tensors, threads, device)
-    counter = BinCounter(bins)
-    seen = {name: Activation(name, settings, counter) for name in tensors}
-    sample_count, early = _run_all(runner, batches(), seen, samples, progress)
+    tally = Tally(bins, runner)
+    seen = {name: Activation(name, settings) for name in tensors}
+    sample_count, early = _run_all(runner, batches(), tally, seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
     ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
@@ -68,6 +68,7 @@ def collect_ranges(
 def _run_all(
     runner: SegmentedModel,
     batches: Iterable[Batch],
+    tally: Tally,
     seen: Mapping[str, Activation],
     samples: int | None,
     progress: Callable[[int], None] | None,
@@ -80,7 +81,7 @@ def _run_all(
         if samples and not early and EARLY * samples <= sample_count:
             early = {name: activation.amax for name, activation in seen.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
-        runner.run(feeds, lambda name, value: seen[name].add(value))
+        runner.run(feeds, lambda name, value: seen[name].add(tally.values(value)))
         sample_count += len(feeds[axis0]) if axis0 else 1
         if progress:
             progress(sample_count)

@@ -7,10 +7,13 @@ split, so the result does not depend on the order or the size of the batches.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from engineworks.model.calibration.values import Values
 
 CHUNK = 1 << 15
 """Elements that are counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
@@ -50,19 +53,18 @@ class BinCounter:
 class Histogram:
     """Histogram of the magnitudes of one tensor over all samples; its range grows by powers of two."""
 
-    def __init__(self, counter: BinCounter) -> None:
-        self._counter = counter
+    def __init__(self, bins: int) -> None:
         self.exponent = MIN_EXPONENT
-        self.counts = np.zeros(counter.bins, np.int64)
+        self.counts = np.zeros(bins, np.int64)
 
     @property
     def bin_width(self) -> float:
         return math.ldexp(1.0, self.exponent) / self.counts.size
 
-    def add(self, values: NDArray[Any], amax: float) -> None:
-        """Count a flat float array; `amax`, finite, is its largest magnitude."""
+    def add(self, values: Values, amax: float, every: int = 1) -> None:
+        """Count every so manieth value; `amax`, finite, is the largest magnitude of all."""
         self._cover(amax)
-        self.counts += self._counter.count(values, self.exponent)
+        self.counts += values.counts(self.exponent, every)
 
     def _cover(self, amax: float) -> None:
         exponent = max(math.frexp(amax)[1], MIN_EXPONENT)  # amax < 2^exponent, also where amax is a power of two

@@ -6,9 +6,11 @@ import difflib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.backends._cpu import limit_threads
@@ -23,7 +25,23 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+    Tensor: TypeAlias = NDArray[Any] | onnxruntime.OrtValue
+
 Device = Literal["auto", "cpu", "cuda"]
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where tensors stay between segments: a device as ONNX Runtime calls it, "" for the host's memory, and the
+    execution providers that compute there."""
+
+    device: str
+    providers: tuple[Any, ...] = ()
+
+
+HOST = Place("")
 
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 """TF32 would round the reference itself; an exhaustive search would be made anew for every shape of ragged batches."""
@@ -44,16 +62,19 @@ class SegmentedModel:
         wanted: Sequence[str],
         segments: Sequence[Segment],
         sessions: Sequence[onnxruntime.InferenceSession],
+        place: Place = HOST,
     ) -> None:
         self.inputs = tuple(inputs)
         self.provider: str = sessions[0].get_providers()[0] if sessions else "CPUExecutionProvider"
+        self.place = place
         self._wanted = frozenset(wanted)
         self._steps = tuple(zip(segments, sessions, strict=True))
         self._last_use = {name: at for at, segment in enumerate(segments) for name in segment.inputs}
         self._runs = 0
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[str, NDArray[Any]], None]) -> None:
-        """Run one batch; `receive` gets every wanted tensor, which is freed as soon as no segment needs it.
+    def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[str, Tensor], None]) -> None:
+        """Run one batch; `receive` gets every wanted tensor, which is freed as soon as no segment needs it: an array,
+        or ONNX Runtime's own where they stay on a device.
 
         Raises `SamplesError` if the names of `feeds` are not the model's inputs, `CalibrationError` with what ONNX
         Runtime says if the model does not run on them.
@@ -62,11 +83,11 @@ class SegmentedModel:
         for name in feeds:
             if name in self._wanted:
                 receive(name, feeds[name])
-        alive = dict(feeds)
+        alive: dict[str, Tensor] = dict(feeds)
         for at, (segment, session) in enumerate(self._steps):
-            values = _run(session, segment, alive)
+            values = _run(session, segment, alive, self.place)
             values.reverse()
-            large = sum(value.nbytes for value in values) > _TRIM_ABOVE_BYTES
+            large = sum(value.nbytes for value in values if isinstance(value, np.ndarray)) > _TRIM_ABOVE_BYTES
             for name in segment.inputs:
                 if self._last_use[name] == at:
                     del alive[name]
@@ -118,7 +139,13 @@ def open_segments(path: Path, wanted: Sequence[str], threads: int, device: Devic
         del model
         providers = choose_providers(device)
         sessions = [_open(part, path, threads, providers) for part in parts]
-    return SegmentedModel(inputs, wanted, segments, sessions)
+    return SegmentedModel(inputs, wanted, segments, sessions, _place(sessions, providers))
+
+
+def _place(sessions: Sequence[onnxruntime.InferenceSession], providers: Sequence[Any]) -> Place:
+    """Where the sessions leave their tensors: on the GPU, unless ONNX Runtime fell back to the CPU."""
+    on_gpu = bool(sessions) and all(session.get_providers()[0] == CUDA_PROVIDER for session in sessions)
+    return Place("cuda", tuple(providers)) if on_gpu else HOST
 
 
 def _check_tensors(model: onnx.ModelProto, wanted: Sequence[str], given: set[str]) -> None:
@@ -147,13 +174,13 @@ def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
     """Execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" where there is none."""
     import onnxruntime
 
-    there = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and first_gpu() is not None
+    there = CUDA_PROVIDER in onnxruntime.get_available_providers() and first_gpu() is not None
     if device == "cuda" and not there:
         raise CalibrationError("calibration on CUDA: ONNX Runtime has no CUDA provider here, or there is no GPU")
     if device == "cpu" or not there:
         return ["CPUExecutionProvider"]
     onnxruntime.preload_dlls()
-    return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"]
+    return [(CUDA_PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"]
 
 
 def _open(
@@ -177,11 +204,25 @@ def _open(
 
 
 def _run(
-    session: onnxruntime.InferenceSession, segment: Segment, alive: Mapping[str, NDArray[Any]]
-) -> list[NDArray[Any]]:
+    session: onnxruntime.InferenceSession, segment: Segment, alive: Mapping[str, Tensor], place: Place
+) -> list[Tensor]:
+    """The segment's outputs, in its order, left where they are made."""
     with _runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
-        values: list[NDArray[Any]] = session.run(list(segment.outputs), {name: alive[name] for name in segment.inputs})
-    return values
+        if place == HOST:
+            values: list[Tensor] = session.run(list(segment.outputs), {name: alive[name] for name in segment.inputs})
+            return values
+        binding = session.io_binding()
+        for name in segment.inputs:
+            value = alive[name]
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in segment.outputs:
+            binding.bind_output(name, place.device)
+        session.run_with_iobinding(binding)
+        bound: list[Tensor] = binding.get_outputs()
+    return bound
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from engineworks.errors import PrecisionError
+from engineworks.model.lower.channel_scales import scale_channels_after_products
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_convert import convert, prepare
 from engineworks.model.lower.half_graph import HalfType
@@ -46,11 +47,14 @@ def halve_around(
     *,
     keep: Sequence[str] = (),
 ) -> tuple[onnx.ModelProto, HalfReport]:
-    """`quantized`, made of `fp32` with its nodes' names, in half precision wherever it is not quantized.
+    """`quantized`, made of `fp32` with its nodes' names, in half precision wherever it is not quantized. It is used
+    up: for fp16, its int8 products get one scale each (`scale_channels_after_products`).
 
     keep: names or globs of nodes that stay fp32. Raises what `lower_half` does for `fp32`, and `LoweringError` where
     the result is not finite, with the node, or noisier than the quantized model by more than `MORE_NOISE_DB`.
     """
+    if dtype == "float16":
+        scale_channels_after_products(quantized)
     limits = DEFAULT_LIMITS[dtype]
     samples = list(islice(feeds, limits.samples))
     with tempfile.TemporaryDirectory(prefix="around-") as folder:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 Version = tuple[int, ...]
 
@@ -216,6 +217,7 @@ def _concerns(refusal: Refusal, operators: Collection[str] | None, quantized: Co
     return refusal.assumed if present is None else not set(present).isdisjoint(refusal.operators)
 
 
+@lru_cache(maxsize=64)
 def _parsed(version: str) -> Version:
     """1.7.1.116 → (1, 7, 1, 116); what follows the digits of a part does not count (10.0.post1, 1.31.0rc1)."""
     parts = []

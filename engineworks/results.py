@@ -32,6 +32,10 @@ EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
 
 SIDECAR, ACCURACY, LATENCY, LOG = "engine.json", "accuracy.json", "latency.json", "log.txt"
 
+LONGEST_LIST = 64
+"""Longer lists of a report (raw samples) are told by their length where only its figures are wanted; the report's
+digest stands for them."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -211,12 +215,15 @@ def gravest(codes: Iterable[int]) -> int:
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
 
 
-def engine_result(plan: Plan, engine: PlannedEngine, store: Store, failures: Mapping[str, Failure]) -> EngineResult:
-    """Read an engine's reports from the store and judge it. `failures`: by key of the step that failed."""
+def engine_result(
+    plan: Plan, engine: PlannedEngine, store: Store, failures: Mapping[str, Failure], *, samples: bool = True
+) -> EngineResult:
+    """Read an engine's reports from the store and judge it. `failures`: by key of the step that failed. samples:
+    whether `latency` holds the raw samples, which neither the verdict nor `to_json` needs; else how many there are."""
     built = store.get(engine.steps["build"])
     failure = _failure_of(plan, engine, failures)
     accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
-    latency = _read(store.get(engine.steps["measure"]), LATENCY) if "measure" in engine.steps else None
+    latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
     duel = _read(store.get(engine.steps["duel"]), DUEL_FILE) if "duel" in engine.steps else None
     sidecar = built.read_json(SIDECAR) if built else {}
     verdict = _judge(plan, engine, accuracy, latency, duel)
@@ -277,6 +284,12 @@ def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failur
             found[key] = failures[key]
         pending.extend(plan.steps[key].inputs.values())
     return next((found[key] for key in plan.steps if key in found), None)
+
+
+def _latency(artifact: Artifact | None, samples: bool) -> Any:
+    if artifact is None or samples:
+        return _read(artifact, LATENCY)
+    return artifact.read_figures(LATENCY, LONGEST_LIST)
 
 
 def _read(artifact: Artifact | None, name: str) -> Any:

@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
+from engineworks.collector import collected_seldom
 from engineworks.errors import EngineworksError, StoreError, TrackingError
 from engineworks.execution.delivery import digest_in, read_body
 from engineworks.night import (
@@ -22,6 +23,7 @@ from engineworks.night import (
     night_of_result,
     night_without_result,
 )
+from engineworks.night.lookup import Lookup
 from engineworks.night.summary import summarize_night
 from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
@@ -53,10 +55,12 @@ def nightly(
     failed unless every engine passed, or has no hardware to be measured on.
     """
     settings, start = read_settings(), time.monotonic()
-    chosen = choose_recipes(Path(folder), globs=recipes or (), owner=owner, tag=tag, data_roots=settings.data_roots)
-    nights = list(_nights(chosen, settings, again=again, distributed=distributed))
-    for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start)):
-        get_run_logger().info(line)
+    with collected_seldom():
+        chosen = choose_recipes(Path(folder), globs=recipes or (), owner=owner, tag=tag, data_roots=settings.data_roots)
+        nights = list(_nights(chosen, settings, again=again, distributed=distributed))
+        logger = get_run_logger()
+        for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start)):
+            logger.info(line)
     words = count_words(nights)
     bad = [line for night in nights if not night.is_good for line in lines_of([night])]
     return ended("\n".join([words, *bad]), tuple(nights), good=not bad)
@@ -79,13 +83,13 @@ def _nights(
     """What happened to every recipe, in no order."""
     pools = {t.target.pool for one in chosen if one.loaded for t in one.loaded.targets}
     online = workers_online(sorted(pools)) if distributed else {}
-    to_do = []
+    lookup, to_do = Lookup(settings), []
     for one in chosen:
         if one.loaded is None:
             yield night_without_result(one, "refused", str(one.error))
             continue
         try:
-            known = find_unchanged(unseen(one), one.name, settings, online, again)
+            known = find_unchanged(unseen(one), one.name, lookup, online, again)
         except EngineworksError as error:
             yield night_without_result(one, "refused", str(error))
             continue

@@ -10,26 +10,26 @@ from prefect.cache_policies import NO_CACHE
 from engineworks.champion.lookup import find_champions
 from engineworks.execution.command import recorded_result
 from engineworks.execution.delivery import is_named, is_unfinished, was_asked, with_deliveries
-from engineworks.fingerprint import FileDigests
 from engineworks.night import Chosen
+from engineworks.night.lookup import Lookup
 from engineworks.plan import plan_recipe
 from engineworks.results import BuildResult
-from engineworks.settings import Settings
-from engineworks.store import open_store
 
 
 @task(name="look", task_run_name="{name}/look", cache_policy=NO_CACHE)
 def find_unchanged(
-    chosen: Chosen, name: str, settings: Settings, online: Mapping[str, frozenset[str]], again: str | None
+    chosen: Chosen, name: str, lookup: Lookup, online: Mapping[str, frozenset[str]], again: str | None
 ) -> BuildResult | None:
-    """online: the workers of every pool, by name: they may have hardware that this host has not."""
+    """lookup: what all recipes of the night are looked up in. online: the workers of every pool, by name: they may have
+    hardware that this host has not."""
     del name  # names the task run
     assert chosen.loaded is not None  # refused before
-    store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
+    settings, store, digests = lookup.settings, lookup.store, lookup.digests
     plan = plan_recipe(chosen.loaded, store, digests, champions=find_champions(chosen.loaded, settings))
     digests.save()
     plan = with_deliveries(plan, store, again=again)
     open_ = [e for e in plan.engines if is_unfinished(plan, e) and e.target.target.pool in online]
     if any(is_named(e, again) or not was_asked(store, plan, e, online[e.target.target.pool]) for e in open_):
         return None
-    return recorded_result(plan, settings)
+    checkout = lookup.checkout(chosen.loaded.root)
+    return recorded_result(plan, settings, store=store, checkout=checkout, finished=lookup.finished, samples=False)

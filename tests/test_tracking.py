@@ -195,6 +195,41 @@ def test_a_build_and_its_engines_are_recorded_whole(tracking: Tracking, tmp_path
     assert len(tracking.find_runs(recipe="whole", limit=1)) == 1
 
 
+def finished(tracking: Tracking, recipe: str, key: str, at: float) -> str:
+    """A finished build that began at this time."""
+    run = tracking.open_waiting(f"{recipe}-{key}-{at}", "", recipe, key, "", at)
+    run.finish()
+    return run.run_id
+
+
+def test_finished_builds_are_known_by_name_or_by_time_and_the_newest_of_a_key_counts(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engineworks.tracking import runs
+
+    old, other = finished(tracking, "seen", "k1", 1e9), finished(tracking, "seen", "k2", 1e9)
+    newer = finished(tracking, "seen", "k2", 3e9)
+    finished(tracking, "unnamed", "k3", 1e9)
+    with tracking.start_build("running", "k4", {}, {}) as running:
+        monkeypatch.setattr(runs, "NAMED_AT_ONCE", 2)
+        named = [old, other, running.run_id, "0" * 32, "waiting-1"]
+        assert tracking.finished_builds(named, 2.9e9) == {("seen", "k1"): old, ("seen", "k2"): newer}
+        assert tracking.finished_builds([], 2.9e9) == {("seen", "k2"): newer}
+        assert tracking.finished_builds([other], 3.1e9) == {("seen", "k2"): other}
+    tracking._connect().client.delete_run(newer)
+    assert tracking.finished_builds([other, newer], 2.9e9) == {("seen", "k2"): other}
+
+
+def test_where_too_much_was_built_since_nothing_is_known(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engineworks.tracking import runs
+
+    first, _ = finished(tracking, "busy", "k1", 4e9), finished(tracking, "busy", "k2", 4e9)
+    monkeypatch.setattr(runs, "MOST_LATER", 2)
+    assert len(tracking.finished_builds([first], 3.9e9)) == 2
+    monkeypatch.setattr(runs, "MOST_LATER", 1)
+    assert tracking.finished_builds([first], 3.9e9) == {}
+
+
 def test_a_series_is_recorded_by_step(tracking: Tracking) -> None:
     from mlflow import MlflowClient
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from engineworks.calibration_health import calibration_health
 from engineworks.errors import InputError, TrackingError
 from engineworks.execution.side_by_side import compare_with_peers
+from engineworks.git.state import Checkout
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data
@@ -17,6 +18,11 @@ from engineworks.release.passport import recipe_origin, with_passport
 from engineworks.results import BuildResult, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
 from engineworks.store import Store, open_store
+
+FinishedBuilds = Mapping[tuple[str, str], str]
+"""MLflow's runs of finished builds, by recipe and build key (`Tracking.finished_builds`)."""
+
+NOT_ASKED: FinishedBuilds = {}
 
 
 class Flows(Protocol):
@@ -38,26 +44,37 @@ def build_plans(plans: Sequence[Plan], settings: Settings, *, only: str | None =
     return [recorded[id(plan)] if id(plan) in recorded else next(built) for plan in plans]
 
 
-def recorded_result(plan: Plan, settings: Settings) -> BuildResult | None:
+def recorded_result(
+    plan: Plan,
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    checkout: Checkout | None = None,
+    finished: FinishedBuilds = NOT_ASKED,
+    samples: bool = True,
+) -> BuildResult | None:
     """The result of a build that needs no step and is on record, else None.
 
-    Every artifact is verified and judged again; only the record itself is taken from MLflow.
+    Every artifact is verified and judged again; only the record itself is taken from MLflow. Whoever asks for many
+    plans gives what serves all of them: the store, the repository's checkout, the finished builds that MLflow told of.
+    samples: as of `engine_result`.
     """
     if plan.to_do:
         return None
     start = time.monotonic()
-    store = open_store(settings)
+    store = store or open_store(settings)
     goals = {key for key in plan.goals if plan.steps[key].state == "cached"}
     if any(store.get(key) is None for key in goals):
         return None
     store.publish_waiting()
-    run, waits = _record_of(plan, settings)
+    run, waits = _record_of(plan, settings, finished)
     if run is None:
         return None
     reused = sum(1 for step in plan.steps.values() if step.state == "cached")
-    origin = recipe_origin(plan)
+    origin = recipe_origin(plan, checkout)
     report = settings.runs / run / "report.html"
-    engines = tuple(with_passport(plan, engine_result(plan, e, store, {}), store, origin) for e in plan.engines)
+    judged = (engine_result(plan, engine, store, {}, samples=samples) for engine in plan.engines)
+    engines = tuple(with_passport(plan, engine, store, origin) for engine in judged)
     calibration = calibration_health(plan, store)
     told = (sentence for health in calibration for sentence in health.warnings)
     doubts = (*notes_of_data(plan, store), *told, *waiver_notes(plan, engines))
@@ -81,7 +98,7 @@ def outage_of(store: Store) -> tuple[str, ...]:
     return (store.outage,) if store.outage else ()
 
 
-def _record_of(plan: Plan, settings: Settings) -> tuple[str | None, tuple[str, ...]]:
+def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tuple[str | None, tuple[str, ...]]:
     """The run that holds the record of this very build, None for none; where it still waits, one sentence says so.
 
     What waits from earlier builds is sent first.
@@ -93,6 +110,8 @@ def _record_of(plan: Plan, settings: Settings) -> tuple[str | None, tuple[str, .
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     try:
         send_waiting(tracking, settings.artifacts)
+        if known := finished.get((plan.recipe, plan.build_key)):
+            return known, ()
         found = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
     except TrackingError as error:
         waiting = finished_build(settings.artifacts, plan.build_key)

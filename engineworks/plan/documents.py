@@ -8,6 +8,7 @@ result goes beside it, into the step's `aside`: absolute paths, and the samples 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from engineworks.backends import backend_facts
@@ -50,6 +51,7 @@ class Documents:
         self._files, self._digests = loaded.files, digests
         self._prepare_keys: dict[int, str] = {}
         self._inputs = [s.to_json() for s in input_specs(self.recipe)]
+        self._profiles = [p.to_json() for p in profiles(self.recipe)]
 
     def export(self) -> tuple[Document, Aside]:
         source, kind = self.recipe.model.source.model_dump(exclude_none=True), self._files.kind
@@ -135,7 +137,7 @@ class Documents:
             "precision": precision,
             "computes": list(computes.parts),
             "target": target.to_json(),
-            "profiles": [p.to_json() for p in profiles(self.recipe)],
+            "profiles": self._profiles,
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
@@ -199,12 +201,8 @@ class Documents:
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
         """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
         data, performance = self._files.evaluation, self.recipe.performance
-        at = {
-            name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
-            for name, dims in performance.at.items()
-        }
         params = {
-            "at": at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
+            "at": self._at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
             "inputs": self._inputs, "samples": _samples(data), "target": target.to_json(),
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
@@ -261,6 +259,14 @@ class Documents:
 
     def _serving(self) -> Document:
         return self.recipe.performance.serving.model_dump(mode="json")
+
+    @cached_property
+    def _at(self) -> Document:
+        """The named shapes that are measured: the same for every engine of the recipe."""
+        return {
+            name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
+            for name, dims in self.recipe.performance.at.items()
+        }
 
     def _sweep(self) -> list[Document]:
         """One shape per batch: that of the named one, with another batch."""

@@ -17,7 +17,7 @@ from engineworks.backends import backend_facts
 from engineworks.champion import NONE, Champion, Champions
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, canonical_json, digest_of
-from engineworks.plan.documents import Documents
+from engineworks.plan.documents import Aside, Documents
 from engineworks.plan.duel import duel_document
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_operators, lower_id, refusal
@@ -176,14 +176,14 @@ def plan_recipe(
     chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
     if not chosen:
         raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
-    documents = Documents(loaded, digests)
+    documents, shared = Documents(loaded, digests), _Shared()
     operators = known_operators(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
     steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
-            engines.append(_plan_engine(documents, steps, engine_id, precision, target, champions, store))
+            engines.append(_plan_engine(documents, steps, shared, engine_id, precision, target, champions, store))
     if not engines:
         raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
     peers = plan_peers(documents, compare, partial(_add, steps))
@@ -236,6 +236,7 @@ def plan_recipes(
 def _plan_engine(
     documents: Documents,
     steps: dict[str, Step],
+    shared: _Shared,
     engine_id: str,
     precision: str,
     target: NamedTarget,
@@ -243,17 +244,17 @@ def _plan_engine(
     store: Store,
 ) -> PlannedEngine:
     """Add the engine's steps, and those they need, to `steps`."""
-    add = partial(_add, steps)
+    add, once = partial(_add, steps), partial(shared.add_once, steps)
     recipe, branch = documents.name, f"{documents.name}/{precision}"
-    export = add("export", f"{recipe}/export", *documents.export())
+    export = once("export", f"{recipe}/export", documents.export)
     for part, data in documents.prepared():
-        add("prepare", f"{recipe}/prepare-{part}", *documents.prepare(data))
-    fold = add("fold", f"{recipe}/fold", *documents.fold(export))
+        once("prepare", f"{recipe}/prepare-{part}", partial(documents.prepare, data))
+    fold = once("fold", f"{recipe}/fold", partial(documents.fold, export))
     computes = computation(documents.recipe, precision, target.target.backend)
     ranges = add("calibrate", f"{branch}/calibrate", *documents.calibrate(fold)) if computes.calibrated else None
     lower = add("lower", lower_id(branch, computes), *documents.lower(precision, computes, fold, ranges))
     build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
-    reference = add("reference", f"{recipe}/reference", *documents.reference(fold))
+    reference = once("reference", f"{recipe}/reference", partial(documents.reference, fold))
     chosen: dict[StepName, str] = {"build": build}
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference))
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
@@ -290,6 +291,20 @@ def _add(
     if key not in steps:
         steps[key] = Step(kind, name, key, document, {**document["inputs"], **aside.get("reads", {})}, aside)
     return key
+
+
+class _Shared:
+    """The keys of the steps that all engines of a recipe stand on, by step id: their documents are made once."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, str] = {}
+
+    def add_once(
+        self, steps: dict[str, Step], kind: StepName, name: str, make: Callable[[], tuple[Mapping[str, Any], Aside]]
+    ) -> str:
+        if name not in self._keys:
+            self._keys[name] = _add(steps, kind, name, *make())
+        return self._keys[name]
 
 
 def _limited(step: Step, limits: Mapping[str, float]) -> Step:

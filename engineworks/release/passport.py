@@ -22,19 +22,18 @@ from engineworks.backends.base import Serving
 from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE, check_files
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_file, digest_of, installed_version
-from engineworks.git.state import changed_files, commit_of
+from engineworks.git.state import Checkout
 from engineworks.plan import Plan
+from engineworks.plan.duel import DUEL_FILE
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.release.signing import SIGNATURE, Signer, Trust, read_signer
-from engineworks.results import EngineResult
+from engineworks.results import ACCURACY, LATENCY, LONGEST_LIST, EngineResult
 from engineworks.steps import StepName
 from engineworks.steps.engine_session import serving_from_json
 from engineworks.store import Artifact, Store
 
 VERSION = 1
 STEP = "passport"
-LONGEST_LIST = 64
-"""Longer lists of a report (raw samples) are told by their length; the report's digest stands for them."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,22 @@ class Passport:
         return f"{self.id}: the bytes are those of its passport, {signed}; verdict {word}"
 
 
-def recipe_origin(plan: Plan) -> dict[str, Any]:
-    """Where the recipe comes from: its text's digests and its git commit; `changed`: files that the commit lacks."""
+def recipe_origin(plan: Plan, checkout: Checkout | None = None) -> dict[str, Any]:
+    """Where the recipe comes from: its text's digests and its git commit; `changed`: files that the commit lacks.
+
+    checkout: of the recipe's repository, if it was looked at already.
+    """
     loaded = plan.loaded
     beside = (loaded.path, loaded.path.parent / DEFAULTS_FILE, loaded.path.parent / TARGETS_FILE)
     files = [file for file in beside if file.is_file()]
-    commit = commit_of(loaded.root)
+    git = checkout or Checkout(loaded.root)
     return {
         "name": loaded.name,
         "file": loaded.path.relative_to(loaded.root).as_posix(),
         "sha256": digest_file(loaded.path),
         "files": {file.name: digest_file(file) for file in files},
-        "commit": commit,
-        "changed": changed_files(loaded.root, files) if commit else [],
+        "commit": git.commit,
+        "changed": git.changed(files),
         "resolved_sha256": digest_of(loaded.recipe.model_dump(mode="json")),
     }
 
@@ -149,7 +151,7 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
         "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
         "profiles": engine.sidecar["profiles"],
         "serving": plan.loaded.recipe.performance.serving.model_dump(mode="json"),
-        "reports": {n: _shortened(a.read_json(n)) for a in reports for n in a.files if n.endswith(".json")},
+        "reports": {n: _shortened(_report(engine, a, n)) for a in reports for n in a.files if n.endswith(".json")},
         "report_digests": {n: f["sha256"] for a in reports for n, f in a.files.items() if n not in NOT_SHIPPED},
         "verdict": {
             "verdict": engine.verdict, "waived": list(engine.waived), "checks": [c.to_json() for c in engine.checks],
@@ -204,8 +206,18 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
     return [artifact for artifact in found if artifact is not None]
 
 
+def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
+    """What the file says, at most without raw samples. What the engine was judged by is known already."""
+    judged_by = {
+        ("compare", ACCURACY): engine.accuracy, ("measure", LATENCY): engine.latency, ("duel", DUEL_FILE): engine.duel,
+    }  # fmt: skip
+    known = judged_by.get((artifact.step.rpartition("/")[2], name))
+    return artifact.read_json(name) if known is None else known
+
+
 def _shortened(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    """Of what JSON gave: dicts and lists."""
+    if isinstance(value, dict):
         return {k: _shortened(v) for k, v in value.items()}
     if isinstance(value, list):
         return {"values": len(value)} if len(value) > LONGEST_LIST else [_shortened(v) for v in value]

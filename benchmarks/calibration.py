@@ -1,11 +1,12 @@
 """Calibration side by side with ONNX Runtime's own calibrator, on a ResNet-50 with random weights.
 
-    python benchmarks/calibration.py [--samples 512] [--onnxruntime-samples 48] [--batch 1] [--repeats 1]
+    python benchmarks/calibration.py [--samples 512] [--onnxruntime-samples 48] [--batch 1] [--rounds 5]
 
 Every run is a process of its own: same model, same images, same tensors (inputs and outputs of Conv and Gemm), same
-threads (one per core). Peak memory is the process's high-water mark, imports and loading included; time per sample
-is that of collecting and of the final thresholds, without loading. Of repeats the shortest time and the largest peak
-count; contenders take turns. Exit code 1 where a target is missed.
+threads (one per core). Peak memory is the process's high-water mark, imports and loading included, ours with all
+samples and with an eighth of them. Time per sample is that of collecting and of the final thresholds, without loading:
+both contenders with as many samples, one after the other, who is first changing from round to round; the median of the
+rounds' ratios counts, because a host's speed drifts by more than they differ. Exit code 1 where a target is missed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -197,31 +199,26 @@ def measure(contender: str, model: Path, method: str, samples: int, batch: int, 
     return found
 
 
-def best_of(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The shortest times and the largest peak of several runs."""
-    best = {key: min(run[key] for run in runs) for key in runs[0]}
-    return {**best, "peak_memory_mib": max(run["peak_memory_mib"] for run in runs)}
-
-
 def compare(model: Path, method: str, tensors: list[str], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Both contenders in turn, as often as asked for, and the ratios of their numbers."""
-    entries = {
-        "onnxruntime": ("onnxruntime", options.onnxruntime_samples),
-        "engineworks_few": ("engineworks", max(options.samples // 8, 1)),
-        "engineworks": ("engineworks", options.samples),
-    }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in entries}
-    for _ in range(options.repeats):
-        for name, (contender, samples) in entries.items():
-            runs[name].append(measure(contender, model, method, samples, options.batch, tensors))
-    found = {name: best_of(several) for name, several in runs.items()}
-    ours, theirs, few = found["engineworks"], found["onnxruntime"], found["engineworks_few"]
+    """Both contenders, and the ratios of their numbers."""
+    few = options.onnxruntime_samples
+    ours = measure("engineworks", model, method, options.samples, options.batch, tensors)
+    eighth = measure("engineworks", model, method, max(options.samples // 8, 1), options.batch, tensors)
+    rounds: list[dict[str, dict[str, float]]] = []
+    for turn in range(options.rounds):
+        order = sorted(CONTENDERS, reverse=bool(turn % 2))
+        rounds.append({name: measure(name, model, method, few, options.batch, tensors) for name in order})
+    theirs = {key: statistics.median(r["onnxruntime"][key] for r in rounds) for key in rounds[0]["onnxruntime"]}
+    same = {key: statistics.median(r["engineworks"][key] for r in rounds) for key in rounds[0]["engineworks"]}
     ratios = {
         "peak_memory": ours["peak_memory_mib"] / theirs["peak_memory_mib"],
-        "seconds_per_sample": ours["seconds_per_sample"] / theirs["seconds_per_sample"],
-        "cpu_seconds_per_sample": ours["cpu_seconds_per_sample"] / theirs["cpu_seconds_per_sample"],
-        "peak_memory_of_8_times_the_samples": ours["peak_memory_mib"] / few["peak_memory_mib"],
+        **{
+            name: statistics.median(r["engineworks"][name] / r["onnxruntime"][name] for r in rounds)
+            for name in ("seconds_per_sample", "cpu_seconds_per_sample")
+        },
+        "peak_memory_of_8_times_the_samples": ours["peak_memory_mib"] / eighth["peak_memory_mib"],
     }
+    found = {"onnxruntime": theirs, "engineworks_same": same, "engineworks_few": eighth, "engineworks": ours}
     print_method(method, found, ratios)
     return {**found, "ratios": ratios, "targets": TARGETS[method]}
 
@@ -266,7 +263,7 @@ def main() -> int:
     parser.add_argument("--onnxruntime-samples", type=int, default=48)
     parser.add_argument("--methods", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +274,7 @@ def main() -> int:
         tensors = list(dict.fromkeys(name for node in counted for name in (node.input[0], node.output[0])))
         del model
         results = {method: compare(path, method, tensors, options) for method in options.methods}
-    settings = {"batch": options.batch, "repeats": options.repeats, "tensors": len(tensors)}
+    settings = {"batch": options.batch, "rounds": options.rounds, "tensors": len(tensors)}
     record = {"machine": describe_machine(), "settings": settings, "results": results}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=2) + "\n")

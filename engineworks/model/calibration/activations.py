@@ -16,8 +16,8 @@ from engineworks.model.calibration.thresholds import entropy_bin, mse_bin, perce
 from engineworks.model.calibration.values import Values
 
 SAMPLED_EVERY = 31
-"""Of how many values of a large tensor a moving average counts one, to say how many of them its range clips. Odd, so
-that no column or channel of an activation is left out."""
+"""Of how many blocks of a large tensor a moving average counts one, to say how many of its values its range clips. Odd,
+so that no column or channel of an activation is left out."""
 
 _LARGE = 1 << 14
 

@@ -6,6 +6,7 @@ Memory does not grow with the number of samples: every activation is counted int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def collect_ranges(
     settings.check()
     settle_heap()
     runner = open_segments(model, tensors, threads, device)
-    tally = Tally(bins, runner)
     seen = {name: Activation(name, settings) for name in tensors}
-    sample_count, early = _run_all(runner, batches(), tally, seen, samples, progress)
+    with Tally(bins, runner, threads) as tally:
+        sample_count, early = _run_all(runner, batches(), tally, seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
     ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
@@ -81,7 +82,7 @@ def _run_all(
         if samples and not early and EARLY * samples <= sample_count:
             early = {name: activation.amax for name, activation in seen.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
-        runner.run(feeds, lambda name, value: seen[name].add(tally.values(value)))
+        runner.run(feeds, partial(tally.add, seen))
         sample_count += len(feeds[axis0]) if axis0 else 1
         if progress:
             progress(sample_count)

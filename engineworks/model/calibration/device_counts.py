@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.model.calibration.histograms import BLOCK
+
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
@@ -47,11 +49,14 @@ class DeviceCounter:
     def count(
         self, tensor: onnxruntime.OrtValue, dtype: str, size: int, exponent: int, every: int = 1
     ) -> NDArray[np.int64]:
-        """As `BinCounter.count`, of every so manieth of the tensor's `size` values."""
-        counted = -(-size // every)
-        padding = -counted % ROWS
+        """As `BinCounter.count`, of the tensor's `size` values or of some, see `Values.counts`."""
+        block = 1 if every == 1 else BLOCK
+        blocks = size // block
+        padding = -(-(-blocks // every) * block) % ROWS
         arrays = {
             "factor": np.float32(math.ldexp(self._bins, -exponent)),
+            "to": np.array([blocks * block], np.int64),
+            "blocks": np.array([-1, block], np.int64),
             "every": np.array([every], np.int64),
             "padding": np.array([0, padding], np.int64),
         }
@@ -116,7 +121,8 @@ class _Graphs:
         return _model(nodes, {"x": dtype}, {"least": "float32", "most": "float32", "finite": "float32"}, constants)
 
     def counts(self, dtype: str) -> onnx.ModelProto:
-        """x, factor f32[], every i64[1], padding i64[2] → f64[bins]: how many |x| · factor round down to each bin.
+        """x; to, every i64[1], blocks, padding i64[2], factor f32[] → f64[bins]: how many |x| · factor round down to
+        each bin.
 
         Sums of a row are exact in fp32 up to 2^24, and a row holds one value in 1024.
         """
@@ -125,8 +131,11 @@ class _Graphs:
         make = onnx.helper.make_node
         nodes = [
             make("Reshape", ["x", "flat"], ["all"]),
-            make("Slice", ["all", "from", "to", "axis", "every"], ["some"]),
-            make("Cast", ["some"], ["f"], to=onnx.TensorProto.FLOAT),
+            make("Slice", ["all", "from", "to"], ["whole"]),
+            make("Reshape", ["whole", "blocks"], ["lines"]),
+            make("Slice", ["lines", "from", "end", "axis", "every"], ["some"]),
+            make("Reshape", ["some", "flat"], ["counted"]),
+            make("Cast", ["counted"], ["f"], to=onnx.TensorProto.FLOAT),
             make("Pad", ["f", "padding"], ["padded"]),
             make("Reshape", ["padded", "rows"], ["table"]),
             make("Mul", ["table", "factor"], ["scaled"]),
@@ -142,17 +151,17 @@ class _Graphs:
         constants: dict[str, NDArray[Any]] = {
             "flat": np.array([-1], np.int64),
             "from": np.array([0], np.int64),
-            "to": np.array([np.iinfo(np.int64).max], np.int64),
+            "end": np.array([np.iinfo(np.int64).max], np.int64),
             "axis": np.array([0], np.int64),
             "rows": np.array([ROWS, -1], np.int64),
             "one": np.ones((1, 1), np.float32),
             "tables": np.array([ROWS, self._bins], np.int64),
         }
-        inputs = {"x": dtype, "factor": "float32", "every": "int64", "padding": "int64"}
+        inputs = {"x": dtype, "factor": "float32"} | dict.fromkeys(("to", "blocks", "every", "padding"), "int64")
         return _model(nodes, inputs, {"counts": "float64"}, constants)
 
 
-_RANKS = {"factor": 0, "every": 1, "padding": 1}
+_RANKS = {"factor": 0, "to": 1, "blocks": 1, "every": 1, "padding": 1}
 
 
 def _model(

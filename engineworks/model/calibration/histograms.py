@@ -7,6 +7,7 @@ split, so the result does not depend on the order or the size of the batches.
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,19 +19,27 @@ if TYPE_CHECKING:
 CHUNK = 1 << 15
 """Elements that are counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
 
+BLOCK = 16
+"""Values in a line of the cache: what is counted of some only skips whole lines, for a line is read as a whole."""
+
 MIN_EXPONENT = -100
 """Ranges do not get smaller than 2^-100: the factor from value to bin has to stay finite in float32."""
 
 
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.scaled = np.empty(CHUNK, np.float32)
+        self.indices = np.empty(CHUNK, np.intp)
+
+
 class BinCounter:
-    """Counts magnitudes into bins, a chunk at a time through two buffers of its own. Not thread-safe."""
+    """Counts magnitudes into bins, a chunk at a time through two buffers of each thread's own."""
 
     def __init__(self, bins: int) -> None:
         if bins < 2 or bins & (bins - 1):
             raise ValueError(f"bins must be a power of two, not {bins}")
         self.bins = bins
-        self._scaled = np.empty(CHUNK, np.float32)
-        self._indices = np.empty(CHUNK, np.intp)
+        self._buffers = _Buffers()
 
     def count(self, values: NDArray[Any], exponent: int) -> NDArray[np.int64]:
         """Counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
@@ -42,7 +51,7 @@ class BinCounter:
         counts = np.zeros(self.bins, np.int64)
         for start in range(0, values.size, CHUNK):
             chunk = values[start : start + CHUNK]
-            scaled, indices = self._scaled[: chunk.size], self._indices[: chunk.size]
+            scaled, indices = self._buffers.scaled[: chunk.size], self._buffers.indices[: chunk.size]
             np.multiply(chunk, factor, out=scaled, casting="same_kind")
             np.abs(scaled, out=scaled)
             np.copyto(indices, scaled, casting="unsafe")

@@ -72,31 +72,25 @@ class SegmentedModel:
         self._last_use = {name: at for at, segment in enumerate(segments) for name in segment.inputs}
         self._runs = 0
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[str, Tensor], None]) -> None:
-        """Run one batch; `receive` gets every wanted tensor, which is freed as soon as no segment needs it: an array,
-        or ONNX Runtime's own where they stay on a device.
+    def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Run one batch; `receive` gets the wanted tensors of one segment after the other, which are freed as soon as
+        no segment needs them: arrays, or ONNX Runtime's own where they stay on a device.
 
         Raises `SamplesError` if the names of `feeds` are not the model's inputs, `CalibrationError` with what ONNX
         Runtime says if the model does not run on them.
         """
         self._check_names(feeds)
-        for name in feeds:
-            if name in self._wanted:
-                receive(name, feeds[name])
+        receive({name: feeds[name] for name in feeds if name in self._wanted})
         alive: dict[str, Tensor] = dict(feeds)
         for at, (segment, session) in enumerate(self._steps):
-            values = _run(session, segment, alive, self.place)
-            values.reverse()
-            large = sum(value.nbytes for value in values if isinstance(value, np.ndarray)) > _TRIM_ABOVE_BYTES
+            values = dict(zip(segment.outputs, _run(session, segment, alive, self.place), strict=True))
+            large = sum(v.nbytes for v in values.values() if isinstance(v, np.ndarray)) > _TRIM_ABOVE_BYTES
             for name in segment.inputs:
                 if self._last_use[name] == at:
                     del alive[name]
-            for name in segment.outputs:
-                value = values.pop()
-                if name in self._wanted:
-                    receive(name, value)
-                if name in self._last_use:
-                    alive[name] = value
+            receive({name: value for name, value in values.items() if name in self._wanted})
+            alive.update((name, value) for name, value in values.items() if name in self._last_use)
+            del values
             if large:
                 trim_heap()
         self._runs += 1

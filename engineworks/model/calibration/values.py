@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.calibration.histograms import BinCounter
+from engineworks.model.calibration.histograms import BLOCK, CHUNK, BinCounter
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnxruntime
 
     from engineworks.model.calibration.device_counts import DeviceCounter
@@ -28,7 +28,8 @@ class Values(Protocol):
         """Smallest and largest value; NaN in both where one is NaN. Only of tensors that are not empty."""
 
     def counts(self, exponent: int, every: int = 1) -> NDArray[np.int64]:
-        """Magnitudes in bins that divide [0, 2^exponent) evenly, int64[bins]; of every so manieth value."""
+        """Magnitudes in bins that divide [0, 2^exponent) evenly, int64[bins]; of every so manieth block of `BLOCK`
+        values (the last, shorter one left out), or of all where `every` is 1."""
 
 
 class HostValues:
@@ -46,10 +47,18 @@ class HostValues:
         return self._values.size
 
     def extremes(self) -> tuple[float, float]:
-        return float(self._values.min()), float(self._values.max())  # NaN wins in both
+        chunks = [self._values[at : at + CHUNK] for at in range(0, self._values.size, CHUNK)]  # both from the cache
+        each = np.array([(chunk.min(), chunk.max()) for chunk in chunks])
+        return float(each[:, 0].min()), float(each[:, 1].max())  # NaN wins in all of them
 
     def counts(self, exponent: int, every: int = 1) -> NDArray[np.int64]:
-        return self._counter.count(self._values[::every], exponent)
+        return self._counter.count(_thinned(self._values, every), exponent)
+
+
+def _thinned(values: NDArray[Any], every: int) -> NDArray[Any]:
+    if every == 1:
+        return values
+    return values[: values.size // BLOCK * BLOCK].reshape(-1, BLOCK)[::every].reshape(-1)
 
 
 class DeviceValues:

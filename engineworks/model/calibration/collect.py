@@ -58,7 +58,7 @@ def collect_ranges(
     settle_heap()
     runner = open_segments(model, tensors, threads, device)
     seen = {name: Activation(name, settings) for name in tensors}
-    with Tally(bins, runner, threads) as tally:
+    with Tally(bins, runner) as tally:
         sample_count, early = _run_all(runner, batches(), tally, seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
@@ -80,10 +80,12 @@ def _run_all(
     sample_count = 0
     for batch in batches:
         if samples and not early and EARLY * samples <= sample_count:
+            tally.finish()
             early = {name: activation.amax for name, activation in seen.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
         runner.run(feeds, partial(tally.add, seen))
         sample_count += len(feeds[axis0]) if axis0 else 1
         if progress:
             progress(sample_count)
+    tally.finish()
     return sample_count, early

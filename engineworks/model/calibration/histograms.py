@@ -7,7 +7,6 @@ split, so the result does not depend on the order or the size of the batches.
 from __future__ import annotations
 
 import math
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,20 +25,15 @@ MIN_EXPONENT = -100
 """Ranges do not get smaller than 2^-100: the factor from value to bin has to stay finite in float32."""
 
 
-class _Buffers(threading.local):
-    def __init__(self) -> None:
-        self.scaled = np.empty(CHUNK, np.float32)
-        self.indices = np.empty(CHUNK, np.intp)
-
-
 class BinCounter:
-    """Counts magnitudes into bins, a chunk at a time through two buffers of each thread's own."""
+    """Counts magnitudes into bins, a chunk at a time through two buffers of its own. Not thread-safe."""
 
     def __init__(self, bins: int) -> None:
         if bins < 2 or bins & (bins - 1):
             raise ValueError(f"bins must be a power of two, not {bins}")
         self.bins = bins
-        self._buffers = _Buffers()
+        self._scaled = np.empty(CHUNK, np.float32)
+        self._indices = np.empty(CHUNK, np.intp)
 
     def count(self, values: NDArray[Any], exponent: int) -> NDArray[np.int64]:
         """Counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
@@ -51,7 +45,7 @@ class BinCounter:
         counts = np.zeros(self.bins, np.int64)
         for start in range(0, values.size, CHUNK):
             chunk = values[start : start + CHUNK]
-            scaled, indices = self._buffers.scaled[: chunk.size], self._buffers.indices[: chunk.size]
+            scaled, indices = self._scaled[: chunk.size], self._indices[: chunk.size]
             np.multiply(chunk, factor, out=scaled, casting="same_kind")
             np.abs(scaled, out=scaled)
             np.copyto(indices, scaled, casting="unsafe")

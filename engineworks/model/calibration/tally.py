@@ -1,16 +1,15 @@
-"""Tensors as a model's segments hand them out → what calibrators take in, several at a time."""
+"""Tensors as a model's segments hand them out → what calibrators take in, while the next segment runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engineworks.backends._cpu import usable_cores
 from engineworks.model.calibration.activations import Activation
 from engineworks.model.calibration.device_counts import COUNTED, DeviceCounter
 from engineworks.model.calibration.histograms import BinCounter
@@ -22,35 +21,41 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Counts tensors where they lie; one for a calibration. threads: on the host, 0 for one per core; NumPy lets others
-    run while it goes through an array, and every tensor has counts of its own."""
+    """Counts tensors where they lie: on a device at once, on the host in a thread of its own, one segment behind the
+    model; so no more than two segments' tensors are in memory. One for a calibration."""
 
-    def __init__(self, bins: int, runner: SegmentedModel, threads: int) -> None:
+    def __init__(self, bins: int, runner: SegmentedModel) -> None:
         self._host = BinCounter(bins)
         place = runner.place
         self._device = DeviceCounter(bins, place.providers, place.device) if place != HOST else None
-        self._threads = ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="calibration")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="calibration")
+        self._counting: Future[None] | None = None
 
     def __enter__(self) -> Tally:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._threads.shutdown()
+        self._thread.shutdown()
 
     def add(self, seen: Mapping[str, Activation], tensors: Mapping[str, Tensor]) -> None:
-        """Let each tensor's calibrator take it in. Raises what the first of them raises."""
+        """Let each tensor's calibrator take it in. Raises what one of them raises, or raised for the tensors before."""
+        self.finish()
+        if self._device:
+            self._add(seen, tensors)
+        elif tensors:
+            self._counting = self._thread.submit(self._add, seen, tensors)
 
-        def one(name: str) -> None:
-            seen[name].add(self.values(tensors[name]))
+    def finish(self) -> None:
+        """Wait until all that was added is counted. Raises what a calibrator raised."""
+        counting, self._counting = self._counting, None
+        if counting:
+            counting.result()
 
-        if self._device or len(tensors) < 2:
-            for name in tensors:
-                one(name)
-        else:
-            for _ in self._threads.map(one, tensors):
-                pass
+    def _add(self, seen: Mapping[str, Activation], tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            seen[name].add(self._values(tensor))
 
-    def values(self, tensor: Tensor) -> Values:
+    def _values(self, tensor: Tensor) -> Values:
         if isinstance(tensor, np.ndarray):
             return HostValues(tensor, self._host)
         dtype = COUNTED.get(tensor.data_type())

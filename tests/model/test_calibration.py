@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.backends._gpu import Gpu
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.model.calibration import Method, Range, Ranges, collect_ranges, sessions
+from engineworks.model.calibration.activations import Activation, Settings
 from engineworks.model.calibration.device_counts import COUNTED, DeviceCounter
 from engineworks.model.calibration.histograms import MIN_EXPONENT, BinCounter, Histogram
 from engineworks.model.calibration.segments import plan_segments, tensor_types
@@ -191,6 +192,16 @@ def test_ranges_are_the_same_where_tensors_stay_on_the_device(monkeypatch: pytes
     monkeypatch.setattr(sessions, "_place", lambda sessions, providers: device)
     assert found() == expected
     assert len(counted) == (len(names) - 1) * len(batches)  # all but the input
+
+
+def test_a_moving_average_samples_the_first_batches_and_then_some() -> None:
+    activation = Activation("t", Settings("moving_average", bins=512))
+    batch = HostValues(np.linspace(-1, 1, 10, dtype=np.float32), BinCounter(512))
+    for _ in range(64):
+        activation.add(batch)
+    assert activation._average is not None
+    assert activation._average.sampled.counts.sum() == 10 * (16 + 6)
+    assert activation.range().values == 640
 
 
 # Thresholds

@@ -19,6 +19,9 @@ SAMPLED_EVERY = 31
 """Of how many blocks of a large tensor a moving average counts one, to say how many of its values its range clips. Odd,
 so that no column or channel of an activation is left out."""
 
+SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 16, 8
+"""It looks at so many batches for that, then at one in so many: a histogram costs as much as both extremes do."""
+
 _LARGE = 1 << 14
 
 _CODES = 2 * INT8_MAX + 1
@@ -149,7 +152,8 @@ class _Average:
         self._maximum += weight * (maximum - self._maximum)
         if not self._every:
             self._every = SAMPLED_EVERY if values.size > _LARGE else 1
-        self.sampled.add(values, max(-minimum, maximum), self._every)
+        if self._batches <= SAMPLED_BATCHES or self._batches % SAMPLED_BATCHES_EVERY == 0:
+            self.sampled.add(values, max(-minimum, maximum), self._every)
 
     @property
     def amax(self) -> float:

@@ -105,11 +105,12 @@ class LatencyReport:
         return value
 
 
-def _nothing() -> bool:
+def never() -> bool:
+    """Of an engine that nothing makes faster while it runs."""
     return False
 
 
-def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work: AtWork = _nothing) -> LatencyReport:
+def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work: AtWork = never) -> LatencyReport:
     """Time a session. `batch`: samples per run, for the throughput (batch / median). at_work: as in `sample_runs`."""
     sampled = sample_runs(time_runs, sampling, at_work)
     samples = sampled.host_ms
@@ -143,7 +144,7 @@ def rounded(samples: Sequence[float]) -> list[float]:
     return [round(s, 6) for s in samples]
 
 
-def sample_runs(time_runs: TimeRuns, sampling: Sampling, at_work: AtWork = _nothing) -> Sampled:
+def sample_runs(time_runs: TimeRuns, sampling: Sampling, at_work: AtWork = never) -> Sampled:
     """Time windows of runs until the time has settled and the median is known, or the time is up.
 
     at_work: asked after every window. Until it has said no for `QUIET_S`, the time is to drop yet, however steady it

@@ -18,7 +18,7 @@ from engineworks.backends.base import MemoryMeter, Session
 from engineworks.engine_files import check_engine
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
-from engineworks.measure.latency import LAZY_KERNELS, Sampling
+from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
 from engineworks.samples import SampleFile, batch_axes, samples_from_json, samples_per_run
 from engineworks.steps import StepJob
 from engineworks.steps.background_work import BackgroundWork
@@ -151,7 +151,7 @@ class NamedShapes:
             streams=() if "batch" in at else self._job.params["streams"],
             look=partial(self._readings.take, name),
             peak_mib=self._meter.peak_mib,
-            at_work=BackgroundWork() if is_lazy(self._session.facts) else _never,
+            at_work=BackgroundWork() if is_lazy(self._session.facts) else never,
         )
         memory_mib = figures.pop("peak_mib") - self._before_mib
         return {**figures, "memory_mib": round(memory_mib, 2), "complaints": self._readings.complaints(name)}
@@ -165,10 +165,6 @@ def sampling_of(facts: Mapping[str, object], *, tail: bool) -> Sampling:
 def is_lazy(facts: Mapping[str, object]) -> bool:
     """Whether a session with such facts gets better kernels while it runs."""
     return facts.get("kernels") == "lazy"
-
-
-def _never() -> bool:
-    return False
 
 
 def _elements(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:

@@ -1,10 +1,10 @@
-"""INT8 products for fp16: one scale in Q/DQ, and what the channels differ by multiplied after the product.
+"""Int8 products for fp16: one scale in Q/DQ, and what the channels differ by multiplied after the product.
 
-TensorRT-RTX 1.6 rounds the int32 sums of a product to fp16 before it multiplies them by scales per channel. 127² × 768
-is no fp16: results are infinite, and once a layer norm or tanh saw them, plausible and wrong (seen on an NVIDIA H100;
-tests/backends/test_gpu_int8_products.py). With one scale it multiplies in time. Weights and their steps stay those of
-scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n] / s₀). It costs nothing: BERT-base was faster for it
-(0.74 ms against 0.83 at batch 1), the factor goes into the pass that adds the bias.
+With scales per channel TensorRT-RTX 1.6 gives infinities for large sums, and once a layer norm or tanh saw them,
+outputs that are plausible and wrong; with one scale, fp32 around, or small inputs it is right (seen on an NVIDIA H100;
+tests/backends/test_gpu_int8_products.py). So it seems to round int32 sums to fp16 first: 127² × 768 is no fp16.
+Weights and their steps stay those of scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n] / s₀). BERT-base was
+not slower for it (0.74 ms against 0.83 at batch 1).
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ EVERY_NODE = "*"
 """The pattern that means every node that is worth it. Depthwise convolutions are not: their few multiplications wait
 for memory whatever the type, and one scale for all channels of the input costs each of them most of its steps
 (PP-OCRv4 recognition: 9.4 dB with them, 13.7 dB without, for 6 % more bytes). Nor are products of two activations,
-those of attention: both operands have to be rounded at run time, and fused attention is lost for it (BERT-base on an
-H100: 4.52 ms without them in int8, 5.24 ms with, and more noise)."""
+those of attention: both operands have to be rounded at run time (BERT-base on an H100: 4.52 ms without them
+in int8, 5.24 ms with, and more noise)."""
 
 THIN_CHANNELS = 16
 """Convolutions with no more channels on one side stay out of fp8, as NVIDIA's ModelOpt leaves them (`_MIN_CHANNELS_FP8`

@@ -170,6 +170,7 @@ class FakeEngine:
         self.contexts: list[FakeContext] = []
         self.capturable = True
         self.strategies: list[object] = []
+        self.kernels: list[object] = []
         self.fails = False
         self.refuses_context: Callable[[], bool] = lambda: False
 
@@ -204,6 +205,7 @@ class FakeEngine:
         if self.fails or self.refuses_context():
             return None
         self.strategies.append(getattr(config, "cuda_graph_strategy", None))
+        self.kernels.append(getattr(config, "dynamic_shapes_kernel_specialization_strategy", None))
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
 

@@ -24,8 +24,9 @@ class Dialect(Protocol):
     captures: bool
     """Whether CUDA graphs are captured by us; otherwise a context for graphs replays by itself."""
 
-    def context(self, *, graphs: bool) -> Any:
-        """A new execution context; None if there is no memory for it: the vendor's logger knows."""
+    def context(self, *, graphs: bool, trial: bool) -> Any:
+        """A new execution context; None if there is no memory for it: the vendor's logger knows. trial: to see whether
+        a run can be captured, and to be dropped then."""
         ...
 
     def notes(self) -> tuple[str, ...]: ...
@@ -52,15 +53,18 @@ class RtxDialect:
         self._trt, self._engine, self._serving = trt, engine, serving
         self._file = cache / RUNTIME_CACHE_FILE if cache else None
         self._config = engine.create_runtime_config()
-        strategies = trt.DynamicShapesKernelSpecializationStrategy
-        self._config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, serving.kernels.upper())
         self._cache, self._use, self._before = None, "none", b""
         if self._file is not None:
             self._cache = self._config.create_runtime_cache()
             self._use = self._fill(self._file)
             self._config.set_runtime_cache(self._cache)
 
-    def context(self, *, graphs: bool) -> Any:
+    def context(self, *, graphs: bool, trial: bool) -> Any:
+        """A trial asks for no specialized kernels: those that are under way when its context goes are lost, and with a
+        runtime cache no later context asks for them again (1.6.1: an fp8 engine stayed four times slower for good)."""
+        kernels = self._trt.DynamicShapesKernelSpecializationStrategy
+        wanted = kernels.NONE if trial else getattr(kernels, self._serving.kernels.upper())
+        self._config.dynamic_shapes_kernel_specialization_strategy = wanted
         strategies = self._trt.CudaGraphStrategy
         self._config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
         return self._engine.create_execution_context(self._config)
@@ -100,7 +104,7 @@ class PlainDialect:
     def __init__(self, engine: Any, serving: Serving) -> None:
         self._engine, self._serving = engine, serving
 
-    def context(self, *, graphs: bool) -> Any:
+    def context(self, *, graphs: bool, trial: bool) -> Any:
         return self._engine.create_execution_context()
 
     def notes(self) -> tuple[str, ...]:

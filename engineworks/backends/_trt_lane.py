@@ -34,12 +34,12 @@ class Lane:
         self._outputs = [t for t in tensors if not t.is_input]
         self._profiles, self._profile = profiles, 0
         self.notes: list[str] = []
-        self.graphed = self._replays = False
+        self.graphed, self._tried = False, not graphs or dialect.captures
         self._graph: tuple[object, Graph] | None = None
         self._allocators: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._label = ""
-        self._context = self._new_context(graphs=False)
+        self._context = self._new_context(trial=not self._tried)
         self.stream = Stream()
         self._device = {t.name: DeviceBuffer() for t in tensors}
         self._pinned = {t.name: PinnedBuffer() for t in tensors}
@@ -193,8 +193,8 @@ class Lane:
                     raise allocator.error
             raise self.failure("failed")
 
-    def _new_context(self, *, graphs: bool) -> Any:
-        context = self._dialect.context(graphs=graphs)
+    def _new_context(self, *, graphs: bool = False, trial: bool = False) -> Any:
+        context = self._dialect.context(graphs=graphs, trial=trial)
         if context is None:
             raise self.failure("made no execution context")
         return context
@@ -205,19 +205,29 @@ class Lane:
         Whether it can is tried by capturing a run: TensorRT-RTX replays engines whose shapes depend on the data, and
         gives wrong outputs then (seen with 1.6.1: a Range grown by its input kept the old length's grid).
         """
-        if not self._graphs or self._replays:
-            return
+        if self._graphs and self._dialect.captures:
+            self._try_graph()
+        elif not self._tried:
+            self._try_graph()
+            self._drop_graph()
+            self._tried = True
+            self._replace_context(graphs=self.graphed)
+            self.place(arrays)
+
+    def _try_graph(self) -> None:
         why = "the shape of an output depends on the data" if self._allocators else self._capture()
         self.graphed = why is None
         if why is not None:
             note = f"no CUDA graph at {self._label}: {why}; runs without"
             if note not in self.notes:
                 self.notes.append(note)
-        elif not self._dialect.captures:
-            self._drop_graph()
-            self._context = None  # its memory first
-            self._context, self._profile, self._replays = self._new_context(graphs=True), 0, True
-            self.place(arrays)
+
+    def _replace_context(self, *, graphs: bool) -> None:
+        for allocator in self._allocators.values():
+            allocator.buffer.free()
+        self._allocators.clear()
+        self._context = None  # its memory first
+        self._context, self._profile = self._new_context(graphs=graphs), 0
 
     def _capture(self) -> str | None:
         """None, or why it can not be captured. A run before it lets the vendor do what it does only once per shape."""

@@ -42,7 +42,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "reference": StepKind(3, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(3, ("numpy",), engine=True),
-    "measure": StepKind(5, ("numpy",), engine=True),
+    "measure": StepKind(6, ("numpy",), engine=True),
     "duel": StepKind(3, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
     "sensitivity": StepKind(2, ("onnx", "onnxruntime", "numpy")),

@@ -49,7 +49,7 @@ def run(job: StepJob) -> None:
     before_mib = meter.peak_mib()
     readings.take(LOADING)
     start = time.perf_counter()
-    session = _load(job, _cache(job))
+    session = _load(job, None)  # figures do not depend on what sessions before it left in the device's cache
     load_ms = 1000 * (time.perf_counter() - start)
     readings.take(LOADING)
     try:

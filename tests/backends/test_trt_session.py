@@ -267,9 +267,34 @@ def test_what_can_not_be_captured_is_said_and_runs_without(cuda: FakeRuntime, st
 def test_outputs_of_unknown_size_are_not_captured(cuda: FakeRuntime, start: Callable[..., TrtSession]) -> None:
     engine = doubling(cuda, found_of="x")
     session = start(engine, Serving(cuda_graphs=True))
-    session.run(batch(2))
+    for size in (2, 64, 1):
+        found = session.run(batch(size))["found"]
+        assert np.array_equal(found, batch(size)["x"][batch(size)["x"] > 0])
     assert "whole graph" not in engine.strategies
-    assert "the shape of an output depends on the data" in session.notes[0]
+    assert session.notes
+    assert all("the shape of an output depends on the data" in note for note in session.notes)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_context_that_is_only_tried_asks_for_no_specialized_kernels(
+    cuda: FakeRuntime, start: Callable[..., TrtSession], vendor: Vendor, capturable: bool
+) -> None:
+    """What it asked for would be lost with it, and TensorRT-RTX would not compile it for the context that stays."""
+    engine = doubling(cuda)
+    engine.capturable = capturable
+    session = start(engine, Serving(cuda_graphs=True))
+    for size in (2, 4, 64):
+        session.run(batch(size))
+    assert engine.kernels == (["none", "lazy"] if vendor.rtx else [None])
+
+
+def test_without_graphs_the_first_context_stays(
+    cuda: FakeRuntime, start: Callable[..., TrtSession], vendor: Vendor
+) -> None:
+    engine = doubling(cuda)
+    session = start(engine, Serving(kernels="eager"))
+    session.run(batch(2))
+    assert engine.kernels == (["eager"] if vendor.rtx else [None])
 
 
 def test_an_engine_that_does_not_load_gives_the_vendors_reason(

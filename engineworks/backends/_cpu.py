@@ -74,14 +74,17 @@ def usable_cores() -> int:
     return min(cores, quota) if quota else cores
 
 
-def limit_threads(options: onnxruntime.SessionOptions, threads: int = 0) -> None:
-    """Threads for a session of ONNX Runtime that may have others beside it; `threads` 0: one per usable core.
+def limit_threads(options: onnxruntime.SessionOptions, threads: int = 0, spin_us: int = 0) -> None:
+    """Threads for a session of ONNX Runtime that may have others beside it; `threads` 0: one per usable core. spin_us:
+    microseconds that an idle one waits busily.
 
     Left alone it takes every core of the host, whatever the container's quota, and its idle threads spin: where several
     steps of a build run at once, each would take the cores from the others by waiting.
     """
     options.intra_op_num_threads = threads or usable_cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
 
 
 @cache

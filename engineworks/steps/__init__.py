@@ -37,7 +37,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "prepare": StepKind(1, ()),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(4, ("onnx", "onnxruntime", "numpy")),
+    "calibrate": StepKind(5, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(5, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(3, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +40,13 @@ def run(job: StepJob) -> None:
     the figures of `measure_shape`, memory_mib and the device's complaints; `serving`, and the session's notes and
     facts; load_complaints, `device` with every reading and the complaints of all shapes, and `loads`, with and without
     the device's cache where it has one; `disturbed_before`, the measurements before that were disturbed."""
+    with tempfile.TemporaryDirectory(prefix="cache-") as new:
+        report = _measure(job, Path(new) if _cache(job) else None)
+    job.write_json(LATENCY_FILE, report | {"loads": _loads(job)})
+
+
+def _measure(job: StepJob, cache: Path | None) -> dict[str, Any]:
+    """All but `loads`. cache: a new one, so that no figure depends on what sessions before this one left behind."""
     target = job.params["target"]
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
@@ -49,7 +57,7 @@ def run(job: StepJob) -> None:
     before_mib = meter.peak_mib()
     readings.take(LOADING)
     start = time.perf_counter()
-    session = _load(job, None)  # figures do not depend on what sessions before it left in the device's cache
+    session = _load(job, cache)
     load_ms = 1000 * (time.perf_counter() - start)
     readings.take(LOADING)
     try:
@@ -69,8 +77,7 @@ def run(job: StepJob) -> None:
         session.close()
     load_complaints = readings.complaints(LOADING)
     readings.take(AFTER)
-    report |= {"load_complaints": load_complaints, "device": readings.to_json(), "loads": _loads(job)}
-    job.write_json(LATENCY_FILE, report)
+    return report | {"load_complaints": load_complaints, "device": readings.to_json()}
 
 
 def _cache(job: StepJob) -> Path | None:

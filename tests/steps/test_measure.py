@@ -85,6 +85,7 @@ class FakeDevice:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.batch, self.used_mib, self.loaded = 0.0, 0, 500.0, dict[str, Any]()
+        self.caches: list[Path | None] = []
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(measure, "runner_of", lambda target: self)
@@ -92,6 +93,8 @@ class FakeDevice:
 
     def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None, checked: bool) -> FakeDevice:
         self.loaded = {"serving": serving, "cache": cache}
+        self.caches.append(cache)
+        assert cache is None or cache == Path("/c") or not any(cache.iterdir())
         self.used_mib += 100
         self.now += 0.02
         return self
@@ -174,6 +177,15 @@ def test_the_engine_is_served_as_the_recipe_says_with_the_cache_that_the_plan_gi
     step = job(tmp_path, at={"one": shape(1)}, sweep=[], serving={"cuda_graphs": True, "kernels": "eager"})
     measure.run(StepJob(step.id, step.params, step.inputs, {**step.aside, "cache": "/c"}, step.out, print))
     assert device.loaded == {"serving": Serving(cuda_graphs=True, kernels="eager"), "cache": Path("/c")}
+    new, *loads = device.caches
+    assert new not in (None, Path("/c")), "what earlier sessions left there is no part of the figures"
+    assert loads == [None, Path("/c"), Path("/c")]
+
+
+def test_a_backend_without_a_cache_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice(monkeypatch)
+    measure.run(job(tmp_path, at={"one": shape(1)}, sweep=[]))
+    assert device.caches == [None]
 
 
 def test_specialized_kernels_are_waited_for_only_where_they_come_later() -> None:

@@ -15,15 +15,6 @@ from engineworks.model.calibration.ranges import INT8_MAX, METHODS, Method, Rang
 from engineworks.model.calibration.thresholds import entropy_bin, mse_bin, percentile_bin
 from engineworks.model.calibration.values import Values
 
-SAMPLED_EVERY = 31
-"""Of how many blocks of a large tensor a moving average counts one, to say how many of its values its range clips. Odd,
-so that no column or channel of an activation is left out."""
-
-SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 16, 8
-"""It looks at so many batches for that, then at one in so many: a histogram costs as much as both extremes do."""
-
-_LARGE = 1 << 14
-
 _CODES = 2 * INT8_MAX + 1
 
 
@@ -72,8 +63,9 @@ class Activation:
         self._minimum, self._maximum = math.inf, -math.inf
         self._values = 0
 
-    def add(self, values: Values) -> None:
-        """Take in the tensor of one batch. Raises `CalibrationError` if it is no float or not finite."""
+    def add(self, values: Values, *, look: bool = True) -> None:
+        """Take in the tensor of one batch; `look`: whether a moving average samples it. Raises `CalibrationError` if
+        it is no float or not finite."""
         if np.dtype(values.dtype).kind != "f":
             raise CalibrationError(f"activation '{self._name}' is {values.dtype}, not a float", hint="leave it out")
         if not values.size:
@@ -88,9 +80,11 @@ class Activation:
         self._minimum, self._maximum = min(self._minimum, minimum), max(self._maximum, maximum)
         self._values += values.size
         if self._histogram:
-            self._histogram.add(values, max(-minimum, maximum))
+            self._histogram.add(values.counts, max(-minimum, maximum))
         if self._average:
-            self._average.add(values, minimum, maximum)
+            self._average.add(minimum, maximum)
+            if look:
+                self._average.sampled.add(values.sampled_counts, max(-minimum, maximum))
 
     @property
     def amax(self) -> float:
@@ -141,19 +135,15 @@ class _Average:
 
     def __init__(self, constant: float | None, bins: int) -> None:
         self._constant = constant
-        self._batches = self._every = 0
+        self._batches = 0
         self._minimum = self._maximum = 0.0
         self.sampled = Histogram(bins)
 
-    def add(self, values: Values, minimum: float, maximum: float) -> None:
+    def add(self, minimum: float, maximum: float) -> None:
         self._batches += 1
         weight = 1.0 if self._batches == 1 else self._constant or 1 / self._batches
         self._minimum += weight * (minimum - self._minimum)
         self._maximum += weight * (maximum - self._maximum)
-        if not self._every:
-            self._every = SAMPLED_EVERY if values.size > _LARGE else 1
-        if self._batches <= SAMPLED_BATCHES or self._batches % SAMPLED_BATCHES_EVERY == 0:
-            self.sampled.add(values, max(-minimum, maximum), self._every)
 
     @property
     def amax(self) -> float:

@@ -6,9 +6,9 @@ Memory does not grow with the number of samples: every activation is counted int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,42 @@ from engineworks.errors import SamplesError
 from engineworks.model.calibration.activations import Activation, Settings
 from engineworks.model.calibration.heap import settle_heap
 from engineworks.model.calibration.ranges import Method, Ranges
-from engineworks.model.calibration.sessions import Device, SegmentedModel, open_segments
+from engineworks.model.calibration.reductions import open_reductions
+from engineworks.model.calibration.runtime import CPU_PROVIDER, Device, choose_providers
+from engineworks.model.calibration.sessions import open_segments
 from engineworks.model.calibration.tally import Tally
+from engineworks.tensors import TensorSpec
 
 Batch = Mapping[str, NDArray[Any]]
 
 EARLY = 0.8
 """Share of the samples after which the ranges are looked at a first time: they should not move much any more."""
+
+SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 16, 8
+"""A moving average samples values of so many batches, then of one in so many, to say how many its range clips: a
+histogram costs as much as both extremes do."""
+
+
+class Passes(Protocol):
+    """Runs a model on one batch after the other and lets calibrators take in its tensors. A context manager."""
+
+    inputs: tuple[TensorSpec, ...]
+    provider: str
+    """ONNX Runtime's execution provider."""
+
+    def __enter__(self) -> Passes: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+    def run(self, feeds: Batch, seen: Mapping[str, Activation], *, look: bool) -> None:
+        """One batch. look: whether a moving average samples it. Raises `SamplesError` if the names of `feeds` are not
+        the model's inputs, `CalibrationError` with what ONNX Runtime says if the model does not run on them, and what
+        a calibrator raises, if need be only at the next batch."""
+
+    def finish(self) -> None:
+        """Wait until all is taken in. Raises what a calibrator raised."""
 
 
 def collect_ranges(
@@ -56,36 +85,44 @@ def collect_ranges(
     settings = Settings(method, percentile, averaging, bins)
     settings.check()
     settle_heap()
-    runner = open_segments(model, tensors, threads, device)
     seen = {name: Activation(name, settings) for name in tensors}
-    with Tally(bins, runner) as tally:
-        sample_count, early = _run_all(runner, batches(), tally, seen, samples, progress)
+    with _open(model, tensors, settings, threads, device) as passes:
+        sample_count, early = _run_all(passes, batches(), seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
     ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
-    return Ranges(method, sample_count, ranges, settings.parameters, runner.provider)
+    return Ranges(method, sample_count, ranges, settings.parameters, passes.provider)
+
+
+def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int, device: Device) -> Passes:
+    """Where extremes are enough the graph finds them itself; other methods, and GPUs, are handed the tensors."""
+    if settings.method in ("minmax", "moving_average") and choose_providers(device) == [CPU_PROVIDER]:
+        sample = settings.method == "moving_average"
+        reduced = open_reductions(model, tensors, threads, settings.bins, sample=sample)
+        if reduced:
+            return reduced
+    return Tally(open_segments(model, tensors, threads, device), settings.bins)
 
 
 def _run_all(
-    runner: SegmentedModel,
+    passes: Passes,
     batches: Iterable[Batch],
-    tally: Tally,
     seen: Mapping[str, Activation],
     samples: int | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[int, dict[str, float]]:
     """How many samples there were, and amax by tensor after `EARLY` of them (nothing if `samples` is not known)."""
     early: dict[str, float] = {}
-    axis0 = next((spec.name for spec in runner.inputs if spec.shape), None)
+    axis0 = next((spec.name for spec in passes.inputs if spec.shape), None)
     sample_count = 0
-    for batch in batches:
+    for at, batch in enumerate(batches, 1):
         if samples and not early and EARLY * samples <= sample_count:
-            tally.finish()
+            passes.finish()
             early = {name: activation.amax for name, activation in seen.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
-        runner.run(feeds, partial(tally.add, seen))
+        passes.run(feeds, seen, look=at <= SAMPLED_BATCHES or at % SAMPLED_BATCHES_EVERY == 0)
         sample_count += len(feeds[axis0]) if axis0 else 1
         if progress:
             progress(sample_count)
-    tally.finish()
+    passes.finish()
     return sample_count, early

@@ -7,13 +7,11 @@ split, so the result does not depend on the order or the size of the batches.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from engineworks.model.calibration.values import Values
 
 CHUNK = 1 << 15
 """Elements that are counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
@@ -64,10 +62,10 @@ class Histogram:
     def bin_width(self) -> float:
         return math.ldexp(1.0, self.exponent) / self.counts.size
 
-    def add(self, values: Values, amax: float, every: int = 1) -> None:
-        """Count every so manieth value; `amax`, finite, is the largest magnitude of all."""
+    def add(self, count: Callable[[int], NDArray[np.int64]], amax: float) -> None:
+        """`count` is asked for its values' counts at an exponent; `amax`, finite, is their largest magnitude."""
         self._cover(amax)
-        self.counts += values.counts(self.exponent, every)
+        self.counts += count(self.exponent)
 
     def _cover(self, amax: float) -> None:
         exponent = max(math.frexp(amax)[1], MIN_EXPONENT)  # amax < 2^exponent, also where amax is a power of two

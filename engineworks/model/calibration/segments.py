@@ -100,11 +100,16 @@ def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX element types by tensor name: those written in the model, and those that shape inference finds."""
+    return {name: found.elem_type for name, found in inferred_tensors(model).items()}
+
+
+def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Types, and shapes where they are known, by tensor name; those without an element type are left out."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(_without_weights(model))
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-    return {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type}
+    return {value.name: value.type.tensor_type for value in values if value.type.tensor_type.elem_type}
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engineworks.model.calibration.activations import Activation
 from engineworks.model.calibration.device_counts import COUNTED, DeviceCounter
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
 
 class Tally:
     """Counts tensors where they lie: on a device at once, on the host in a thread of its own, one segment behind the
-    model; so no more than two segments' tensors are in memory. One for a calibration."""
+    model; so no more than two segments' tensors are in memory. Satisfies `collect.Passes`."""
 
-    def __init__(self, bins: int, runner: SegmentedModel) -> None:
+    def __init__(self, runner: SegmentedModel, bins: int) -> None:
+        self.inputs, self.provider = runner.inputs, runner.provider
+        self._runner = runner
         self._host = BinCounter(bins)
         place = runner.place
         self._device = DeviceCounter(bins, place.providers, place.device) if place != HOST else None
@@ -37,13 +41,10 @@ class Tally:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._thread.shutdown()
 
-    def add(self, seen: Mapping[str, Activation], tensors: Mapping[str, Tensor]) -> None:
-        """Let each tensor's calibrator take it in. Raises what one of them raises, or raised for the tensors before."""
-        self.finish()
-        if self._device:
-            self._add(seen, tensors)
-        elif tensors:
-            self._counting = self._thread.submit(self._add, seen, tensors)
+    def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
+        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what one raises,
+        or raised for the tensors before."""
+        self._runner.run(feeds, partial(self._take, seen, look))
 
     def finish(self) -> None:
         """Wait until all that was added is counted. Raises what a calibrator raised."""
@@ -51,9 +52,16 @@ class Tally:
         if counting:
             counting.result()
 
-    def _add(self, seen: Mapping[str, Activation], tensors: Mapping[str, Tensor]) -> None:
+    def _take(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+        self.finish()
+        if self._device:
+            self._add(seen, look, tensors)
+        elif tensors:
+            self._counting = self._thread.submit(self._add, seen, look, tensors)
+
+    def _add(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            seen[name].add(self._values(tensor))
+            seen[name].add(self._values(tensor), look=look)
 
     def _values(self, tensor: Tensor) -> Values:
         if isinstance(tensor, np.ndarray):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.calibration.activations import Activation
-from engineworks.model.calibration.heap import trim_heap
+from engineworks.model.calibration.heap import TRIM_EVERY_RUNS, trim_heap
 from engineworks.model.calibration.histograms import BinCounter
 from engineworks.model.calibration.reduction_graph import (
     FROM,
@@ -33,7 +33,7 @@ from engineworks.model.calibration.runtime import (
     runtime_errors,
     write_part,
 )
-from engineworks.model.calibration.segments import Segment, inferred_tensors, plan_segments, segment_model
+from engineworks.model.calibration.segments import inferred_tensors, plan_segments
 from engineworks.model.calibration.values import HostValues, ReducedValues, Same
 from engineworks.model.onnx_files import graph_inputs, load_model
 from engineworks.tensors import TensorSpec
@@ -50,7 +50,6 @@ class ReducedModel:
     def __init__(
         self,
         inputs: Sequence[TensorSpec],
-        segment: Segment,
         session: onnxruntime.InferenceSession,
         reduced: Mapping[str, Reduced],
         derived: Mapping[str, tuple[str, Same]],
@@ -59,11 +58,11 @@ class ReducedModel:
         """reduced, derived: by wanted tensor; the latter's source is wanted, too."""
         self.inputs = tuple(inputs)
         self.provider: str = session.get_providers()[0]
-        self._segment, self._session = segment, session
-        self._reduced, self._derived = reduced, derived
+        self._session, self._reduced, self._derived = session, reduced, derived
         self._counter = BinCounter(bins)
         self._outputs = [value.name for value in session.get_outputs()]
         self._samples = any(names.sample for names in reduced.values())
+        self._runs = 0
 
     def __enter__(self) -> ReducedModel:
         return self
@@ -77,12 +76,15 @@ class ReducedModel:
         reduced = self._reduce(self._run(feeds, look=look))
         for name, activation in seen.items():
             activation.add(reduced.get(name) or HostValues(feeds[name], self._counter), look=look)
+        self._runs += 1
+        if self._runs % TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
+            trim_heap()
 
     def finish(self) -> None:
         """Nothing: all is counted when a run returns."""
 
     def _run(self, feeds: Mapping[str, NDArray[Any]], *, look: bool) -> dict[str, NDArray[Any]]:
-        given = {name: feeds[name] for name in self._segment.inputs}
+        given = dict(feeds)
         if self._samples:
             given[FROM] = np.zeros(1, np.int64) if look else NOWHERE
         with runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
@@ -123,16 +125,14 @@ def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, 
         return None
     derived = derivations(model, made)
     (segment,) = plan_segments(model, made, types, tensors_per_segment=len(made) + 1)
-    part = segment_model(model, segment, types)
+    del model.graph.node[segment.stop :], model.graph.value_info[:]
     ranks = {name: len(tensors[name].shape.dim) for name in made if name not in derived}
-    reduced = append_reductions(part, ranks, sample=sample)
-    del model
+    reduced = append_reductions(model, ranks, sample=sample)
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
-        written = write_part(part, Path(folder) / "reduced.onnx")
-        del part
+        written = write_part(model, Path(folder) / "reduced.onnx", beside=True)
+        del model
         session = open_session(written, path, threads, [CPU_PROVIDER], alone=True)
-    trim_heap()
-    return ReducedModel(inputs, segment, session, reduced, derived, bins)
+    return ReducedModel(inputs, session, reduced, derived, bins)
 
 
 def _all_floats(names: Sequence[str], types: Mapping[str, int]) -> bool:

@@ -44,15 +44,19 @@ def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
     return [(CUDA_PROVIDER, _CUDA_OPTIONS), CPU_PROVIDER]
 
 
-def write_part(part: onnx.ModelProto, file: Path) -> Path | bytes:
-    """The segment as ONNX Runtime is to load it: a file, or bytes where its weights lie beside the original file."""
+def write_part(part: onnx.ModelProto, file: Path, *, beside: bool = False) -> Path | bytes:
+    """A model as ONNX Runtime is to load it: a file, or bytes where its weights lie beside the original file.
+
+    beside: write weights beside the graph, one by one: a large file that holds them takes three times their size while
+    it is written. They stay mapped into memory then, beside what ONNX Runtime makes of them.
+    """
     import onnx
 
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in part.graph.initializer):
         serialized: bytes = part.SerializeToString()
         return serialized
-    # beside the graph and one by one: a file that holds them takes three times their size while it is written
-    onnx.save(part, str(file), save_as_external_data=True, location=f"{file.name}.weights", size_threshold=1 << 16)
+    weights = f"{file.name}.weights"
+    onnx.save(part, str(file), save_as_external_data=beside, location=weights, size_threshold=1 << 16)
     return file
 
 

@@ -15,6 +15,9 @@ from engineworks.model.calibration.ranges import INT8_MAX, METHODS, Method, Rang
 from engineworks.model.calibration.thresholds import entropy_bin, mse_bin, percentile_bin
 from engineworks.model.calibration.values import Values
 
+SAMPLE_BINS = 1024
+"""Bins for the sample of a moving average: it tells one share only, and bins cost more time than values."""
+
 _CODES = 2 * INT8_MAX + 1
 
 
@@ -46,6 +49,11 @@ class Settings:
             raise CalibrationError(f"calibration with {self.bins} bins", hint="choose a power of two, 256 at least")
 
     @property
+    def counted_bins(self) -> int:
+        """Bins in which values are counted."""
+        return min(self.bins, SAMPLE_BINS) if self.method == "moving_average" else self.bins
+
+    @property
     def parameters(self) -> dict[str, float]:
         """Those that the method reads, for the artifact."""
         read = {"percentile": ("percentile", "bins"), "moving_average": ("averaging",), "minmax": ()}
@@ -59,7 +67,7 @@ class Activation:
     def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
         self._histogram = Histogram(settings.bins) if settings.method in _BINS else None
-        self._average = _Average(settings.averaging, settings.bins) if settings.method == "moving_average" else None
+        self._average = _Average(settings.averaging, settings.counted_bins) if settings.method == "moving_average" else None
         self._minimum, self._maximum = math.inf, -math.inf
         self._values = 0
 

@@ -28,7 +28,7 @@ Batch = Mapping[str, NDArray[Any]]
 EARLY = 0.8
 """Share of the samples after which the ranges are looked at a first time: they should not move much any more."""
 
-SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 16, 8
+SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 8, 16
 """A moving average samples values of so many batches, then of one in so many, to say how many its range clips: a
 histogram costs as much as both extremes do."""
 
@@ -98,10 +98,10 @@ def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int,
     """Where extremes are enough the graph finds them itself; other methods, and GPUs, are handed the tensors."""
     if settings.method in ("minmax", "moving_average") and choose_providers(device) == [CPU_PROVIDER]:
         sample = settings.method == "moving_average"
-        reduced = open_reductions(model, tensors, threads, settings.bins, sample=sample)
+        reduced = open_reductions(model, tensors, threads, settings.counted_bins, sample=sample)
         if reduced:
             return reduced
-    return Tally(open_segments(model, tensors, threads, device), settings.bins)
+    return Tally(open_segments(model, tensors, threads, device), settings.counted_bins)
 
 
 def _run_all(

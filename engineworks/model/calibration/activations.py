@@ -67,7 +67,9 @@ class Activation:
     def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
         self._histogram = Histogram(settings.bins) if settings.method in _BINS else None
-        self._average = _Average(settings.averaging, settings.counted_bins) if settings.method == "moving_average" else None
+        self._average = (
+            _Average(settings.averaging, settings.counted_bins) if settings.method == "moving_average" else None
+        )
         self._minimum, self._maximum = math.inf, -math.inf
         self._values = 0
 

@@ -14,10 +14,6 @@ freed large blocks. Until then blocks lie now here, now there, and what is left 
 Pages of their own for all blocks from 2 MiB on would keep the peak to the MiB, but they have to be cleared each time:
 20 of 120 ms of processor time for each sample of a ResNet-50."""
 
-TRIM_EVERY_RUNS = 8
-"""How often freed memory is given back where no tensor is large: pages that come back have to be cleared, a fifth of a
-small batch's time."""
-
 
 def settle_heap() -> None:
     """Fix where blocks of which size go, for the rest of the process. Does nothing where the C library is another."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.calibration.activations import Activation
-from engineworks.model.calibration.heap import TRIM_EVERY_RUNS, trim_heap
+from engineworks.model.calibration.heap import trim_heap
 from engineworks.model.calibration.histograms import BinCounter
 from engineworks.model.calibration.reduction_graph import (
     FROM,
@@ -40,6 +40,9 @@ from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_TRIM_EVERY_RUNS = 32
+"""How often freed memory is given back: its pages have to be cleared again, a fifth of the next run's time."""
 
 _NO_SAMPLE = np.zeros(0, np.float32)
 
@@ -77,7 +80,7 @@ class ReducedModel:
         for name, activation in seen.items():
             activation.add(reduced.get(name) or HostValues(feeds[name], self._counter), look=look)
         self._runs += 1
-        if self._runs % TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
+        if self._runs % _TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
             trim_heap()
 
     def finish(self) -> None:

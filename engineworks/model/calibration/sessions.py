@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.calibration.heap import TRIM_EVERY_RUNS, trim_heap
+from engineworks.model.calibration.heap import trim_heap
 from engineworks.model.calibration.runtime import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -46,6 +46,9 @@ HOST = Place("")
 
 _TRIM_ABOVE_BYTES = 1 << 26
 """Tensors of one segment after which freed memory is given back at once."""
+
+_TRIM_EVERY_RUNS = 8
+"""How often it is given back otherwise: pages that come back have to be cleared, a fifth of a small batch's time."""
 
 
 class SegmentedModel:
@@ -89,7 +92,7 @@ class SegmentedModel:
             if large:
                 trim_heap()
         self._runs += 1
-        if self._runs % TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
+        if self._runs % _TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
             trim_heap()
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -194,6 +194,22 @@ def test_ranges_are_the_same_where_tensors_stay_on_the_device(monkeypatch: pytes
     monkeypatch.setattr(sessions, "_place", lambda sessions, providers: device)
     assert found() == expected
     assert len(counted) == (len(names) - 1) * len(batches)  # all but the input
+
+
+def test_a_moving_average_samples_the_first_batches_and_then_some() -> None:
+    looks: list[bool] = []
+
+    class Passes:
+        inputs, provider = (), "none"
+
+        def run(self, feeds: object, seen: object, *, look: bool) -> None:
+            looks.append(look)
+
+        def finish(self) -> None: ...
+
+    batches: list[dict[str, NDArray[Any]]] = [{}] * 40
+    assert collect._run_all(cast(collect.Passes, Passes()), batches, {}, None, None) == (40, {})
+    assert [at for at, look in enumerate(looks, 1) if look] == [*range(1, 9), 16, 32]
 
 
 def test_a_large_tensor_is_sampled_and_a_small_one_is_not() -> None:

@@ -13,7 +13,7 @@ from engineworks.errors import CalibrationError
 from engineworks.model.calibration.histograms import Histogram
 from engineworks.model.calibration.ranges import INT8_MAX, METHODS, Method, Range
 from engineworks.model.calibration.thresholds import entropy_bin, mse_bin, percentile_bin
-from engineworks.model.calibration.values import Values
+from engineworks.model.calibration.values import Counts, Values
 
 SAMPLE_BINS = 1024
 """Bins for the sample of a moving average: it tells one share only, and bins cost more time than values."""
@@ -49,9 +49,19 @@ class Settings:
             raise CalibrationError(f"calibration with {self.bins} bins", hint="choose a power of two, 256 at least")
 
     @property
+    def counts_all(self) -> bool:
+        """Whether every value is counted into a histogram."""
+        return self.method in _BINS
+
+    @property
+    def samples(self) -> bool:
+        """Whether some are, to say how many a range clips that is no quantile of them."""
+        return self.method == "moving_average"
+
+    @property
     def counted_bins(self) -> int:
         """Bins in which values are counted."""
-        return min(self.bins, SAMPLE_BINS) if self.method == "moving_average" else self.bins
+        return self.bins if self.counts_all else min(self.bins, SAMPLE_BINS)
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -62,20 +72,18 @@ class Settings:
 
 
 class Activation:
-    """What was seen of one tensor: extremes always, a histogram where the method reads one."""
+    """What was seen of one tensor: its extremes, and a histogram of what was counted."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
-        self._histogram = Histogram(settings.bins) if settings.method in _BINS else None
-        self._average = (
-            _Average(settings.averaging, settings.counted_bins) if settings.method == "moving_average" else None
-        )
+        self._histogram = Histogram(settings.counted_bins)
+        self._average = _Average(settings.averaging) if settings.samples else None
         self._minimum, self._maximum = math.inf, -math.inf
         self._values = 0
 
-    def add(self, values: Values, *, look: bool = True) -> None:
-        """Take in the tensor of one batch; `look`: whether a moving average samples it. Raises `CalibrationError` if
-        it is no float or not finite."""
+    def add(self, values: Values, count: Counts | None) -> None:
+        """Take in the tensor of one batch. count: counts the values that its histogram is to have, None for none.
+        Raises `CalibrationError` if the tensor is no float or not finite."""
         if np.dtype(values.dtype).kind != "f":
             raise CalibrationError(f"activation '{self._name}' is {values.dtype}, not a float", hint="leave it out")
         if not values.size:
@@ -89,12 +97,10 @@ class Activation:
             )
         self._minimum, self._maximum = min(self._minimum, minimum), max(self._maximum, maximum)
         self._values += values.size
-        if self._histogram:
-            self._histogram.add(values.counts, max(-minimum, maximum))
         if self._average:
             self._average.add(minimum, maximum)
-            if look:
-                self._average.sampled.add(values.sampled_counts, max(-minimum, maximum))
+        if count:
+            self._histogram.add(count, max(-minimum, maximum))
 
     @property
     def amax(self) -> float:
@@ -102,7 +108,7 @@ class Activation:
         largest = max(-self._minimum, self._maximum, 0.0)
         if self._average:
             return min(largest, self._average.amax)
-        if self._histogram and largest > 0:
+        if self._settings.counts_all and largest > 0:
             bins = _BINS[self._settings.method](self._histogram.counts, self._settings.percentile)
             return min(largest, bins * self._histogram.bin_width)
         return largest
@@ -114,10 +120,9 @@ class Activation:
                 f"activation '{self._name}' was empty in every sample", hint="keep the nodes that read it unquantized"
             )
         amax = self.amax
-        histogram = self._average.sampled if self._average else self._histogram
         reach = amax * (1 + 0.5 / INT8_MAX)  # what rounds to the last code is not clipped
         clips = reach < max(-self._minimum, self._maximum)
-        saturated = histogram.above(reach) if histogram and clips else 0.0
+        saturated = self._histogram.above(reach) if clips else 0.0
         return Range(amax, self._minimum, self._maximum, saturated, self._values, self._unused(amax), amax_early)
 
     def _unused(self, amax: float) -> float:
@@ -129,13 +134,13 @@ class Activation:
         reached = (codes >= round(max(self._minimum, -amax) / scale)) & (
             codes <= round(min(self._maximum, amax) / scale)
         )
-        if self._histogram:
+        if self._settings.counts_all:
             reached &= self._histogram.rounded(scale, INT8_MAX)[np.abs(codes)]
         return 1 - int(reached.sum()) / _CODES
 
 
 class _Average:
-    """The running mean of the batches' extremes, and a histogram of some of the values.
+    """The running mean of the batches' extremes.
 
     Without a constant the plain mean over all batches, as ONNX Runtime's MinMaxCalibrater with `moving_average` makes
     it of what it is given at once. With constant c: m ← m + c (x - m), beginning with the first batch: the exponential
@@ -143,11 +148,10 @@ class _Average:
     in ONNX Runtime's `merge_range`. A batch counts once, whatever its size.
     """
 
-    def __init__(self, constant: float | None, bins: int) -> None:
+    def __init__(self, constant: float | None) -> None:
         self._constant = constant
         self._batches = 0
         self._minimum = self._maximum = 0.0
-        self.sampled = Histogram(bins)
 
     def add(self, minimum: float, maximum: float) -> None:
         self._batches += 1

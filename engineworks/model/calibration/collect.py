@@ -96,12 +96,11 @@ def collect_ranges(
 
 def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int, device: Device) -> Passes:
     """Where extremes are enough the graph finds them itself; other methods, and GPUs, are handed the tensors."""
-    if settings.method in ("minmax", "moving_average") and choose_providers(device) == [CPU_PROVIDER]:
-        sample = settings.method == "moving_average"
-        reduced = open_reductions(model, tensors, threads, settings.counted_bins, sample=sample)
+    if not settings.counts_all and choose_providers(device) == [CPU_PROVIDER]:
+        reduced = open_reductions(model, tensors, threads, settings.counted_bins, sample=settings.samples)
         if reduced:
             return reduced
-    return Tally(open_segments(model, tensors, threads, device), settings.counted_bins)
+    return Tally(open_segments(model, tensors, threads, device), settings)
 
 
 def _run_all(

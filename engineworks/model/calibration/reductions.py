@@ -78,7 +78,8 @@ class ReducedModel:
         check_names(self.inputs, feeds)
         reduced = self._reduce(self._run(feeds, look=look))
         for name, activation in seen.items():
-            activation.add(reduced.get(name) or HostValues(feeds[name], self._counter), look=look)
+            values = reduced.get(name) or HostValues(feeds[name], self._counter)
+            activation.add(values, values.sampled_counts if look and self._samples else None)
         self._runs += 1
         if self._runs % _TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
             trim_heap()

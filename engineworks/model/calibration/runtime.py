@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engineworks.backends._cpu import limit_threads
 from engineworks.backends._gpu import first_gpu
+from engineworks.backends._ort_errors import ort_errors
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.tensors import TensorSpec
 
@@ -92,12 +93,7 @@ def open_session(
 @contextmanager
 def runtime_errors(what: str) -> Iterator[None]:
     """Raises `CalibrationError` with `what` and ONNX Runtime's words for its errors."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    kinds = (
-        state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
-        state.NoSuchFile, state.NotImplemented, state.RuntimeException, ValueError, TypeError,
-    )  # fmt: skip
+    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
     try:
         yield
     except kinds as error:

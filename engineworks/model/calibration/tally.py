@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.calibration.activations import Activation
+from engineworks.model.calibration.activations import Activation, Settings
 from engineworks.model.calibration.device_counts import COUNTED, DeviceCounter
 from engineworks.model.calibration.histograms import BinCounter
 from engineworks.model.calibration.sessions import HOST, SegmentedModel
-from engineworks.model.calibration.values import DeviceValues, HostValues, Values
+from engineworks.model.calibration.values import AllValues, DeviceValues, HostValues
 
 if TYPE_CHECKING:
     from engineworks.model.calibration.sessions import Tensor
@@ -26,10 +26,10 @@ class Tally:
     """Counts tensors where they lie: on a device at once, on the host in a thread of its own, one segment behind the
     model; so no more than two segments' tensors are in memory. Satisfies `collect.Passes`."""
 
-    def __init__(self, runner: SegmentedModel, bins: int) -> None:
+    def __init__(self, runner: SegmentedModel, settings: Settings) -> None:
         self.inputs, self.provider = runner.inputs, runner.provider
-        self._runner = runner
-        self._host = BinCounter(bins)
+        self._runner, self._settings = runner, settings
+        self._host = BinCounter(bins := settings.counted_bins)
         place = runner.place
         self._device = DeviceCounter(bins, place.providers, place.device) if place != HOST else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="calibration")
@@ -61,9 +61,11 @@ class Tally:
 
     def _add(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            seen[name].add(self._values(tensor), look=look)
+            values = self._values(tensor)
+            sampled = values.sampled_counts if look and self._settings.samples else None
+            seen[name].add(values, values.counts if self._settings.counts_all else sampled)
 
-    def _values(self, tensor: Tensor) -> Values:
+    def _values(self, tensor: Tensor) -> AllValues:
         if isinstance(tensor, np.ndarray):
             return HostValues(tensor, self._host)
         dtype = COUNTED.get(tensor.data_type())

@@ -28,8 +28,12 @@ SAMPLED_EVERY = 127
 """Of how many values, or blocks of values, a sample holds one. A prime, so that no column or channel is left out."""
 
 
+Counts = Callable[[int], NDArray[np.int64]]
+"""exponent → magnitudes in bins that divide [0, 2^exponent) evenly, int64[bins]."""
+
+
 class Values(Protocol):
-    """What a calibrator asks of a tensor. dtype: as numpy calls it. size: how many values there are."""
+    """What can be said of a tensor. dtype: as numpy calls it. size: how many values there are."""
 
     @property
     def dtype(self) -> str: ...
@@ -40,11 +44,15 @@ class Values(Protocol):
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest value; NaN in both where one is NaN. Only of tensors that are not empty."""
 
-    def counts(self, exponent: int) -> NDArray[np.int64]:
-        """Magnitudes in bins that divide [0, 2^exponent) evenly, int64[bins]."""
-
     def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
-        """About the same from a sample, if the tensor is large: counts of one in `SAMPLED_EVERY` times that."""
+        """`Counts` of all values, or of a sample if the tensor is large: of one in `SAMPLED_EVERY`, times that."""
+
+
+class AllValues(Values, Protocol):
+    """A tensor whose values are all at hand."""
+
+    def counts(self, exponent: int) -> NDArray[np.int64]:
+        """`Counts` of all values."""
 
 
 def sampled_every(size: int) -> int:
@@ -100,10 +108,6 @@ class ReducedValues:
         if math.isnan(self.total) and math.isfinite(least) and math.isfinite(most):
             return math.nan, math.nan
         return least, most
-
-    def counts(self, exponent: int) -> NDArray[np.int64]:
-        """Raises `NotImplementedError`: the values themselves never left the model."""
-        raise NotImplementedError("a method that counts every value needs the values")
 
     def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
         return self.counter.count(self.sample, exponent) * sampled_every(self.size)

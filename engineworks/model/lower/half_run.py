@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.backends._cpu import limit_threads
+from engineworks.backends._ort_errors import ort_errors
 from engineworks.errors import LoweringError
 from engineworks.model.lower.half_graph import whole_model
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
@@ -116,12 +117,7 @@ def _array(name: str, value: object) -> NDArray[Any]:
 
 @contextmanager
 def _runtime_errors(what: str) -> Iterator[None]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    kinds = (
-        state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel,
-        state.NoSuchFile, state.NotImplemented, state.RuntimeException, ValueError, TypeError,
-    )  # fmt: skip
+    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
     try:
         yield
     except kinds as error:

@@ -60,8 +60,8 @@ class RtxDialect:
             self._config.set_runtime_cache(self._cache)
 
     def context(self, *, graphs: bool, trial: bool) -> Any:
-        """A trial asks for no specialized kernels: those that are under way when its context goes are lost, and with a
-        runtime cache no later context asks for them again (1.6.1: an fp8 engine stayed four times slower for good)."""
+        """A trial asks for no specialized kernels: those that are under way when its context goes seem lost, and with a
+        runtime cache no later context asks for them (1.6.1: fp8 engines stayed four to seven times slower)."""
         kernels = self._trt.DynamicShapesKernelSpecializationStrategy
         wanted = kernels.NONE if trial else getattr(kernels, self._serving.kernels.upper())
         self._config.dynamic_shapes_kernel_specialization_strategy = wanted

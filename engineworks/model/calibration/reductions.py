@@ -1,5 +1,5 @@
 """A model whose graph finds the extremes of its tensors itself: where a method reads no more, no tensor leaves ONNX
-Runtime, which would cost a tenth of the time and memory for all of a batch's.
+Runtime, which took a fifth more of a ResNet-50's time.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_
 """TF32 would round the reference itself; an exhaustive search would be made anew for every shape of ragged batches."""
 
 _SPIN_US = 50
-"""Waiting so long before it sleeps saves a ResNet-50 some percent on two idle cores; with another process on one of them it
-costs a quarter, and ONNX Runtime's own setting, which is longer, a half."""
+"""Waiting so long before it sleeps saves a ResNet-50 some percent on two idle cores; with another process on one of
+them it costs a quarter, and ONNX Runtime's own setting, which is longer, a half."""
 
 
 def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:

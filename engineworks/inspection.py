@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engineworks.champion.lookup import which_engine
 from engineworks.errors import InputError, RunError
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.settings import Settings
@@ -26,7 +27,8 @@ def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
             f"{name}: neither a file nor an engine that was built here",
             hint="'engineworks list engines' shows those that were",
         )
-    return inspect_path(built.path)
+    facts = inspect_path(built.path)
+    return {"kind": facts["kind"], "which": which_engine(name, facts["sha256"], settings), **facts}
 
 
 def inspect_path(path: Path) -> dict[str, Any]:

@@ -83,9 +83,11 @@ def _engines(tracking: Tracking) -> Listing:
 def _champions(tracking: Tracking) -> Listing:
     found = tracking.champions() if tracking.exists() else []
     rows = [
-        (c.engine, f"{c.model}/{c.version}", c.alias, c.digest[:12], c.since, age(c.created_at)) for c in found
+        (c.engine, f"{c.model}/{c.version}", c.alias, c.digest[:12], c.since, age(c.created_at) if c.created_at else "",
+         f"missing: {c.lost}" if c.lost else "")
+        for c in found
     ]  # fmt: skip
-    headings = ("engine", "version", "alias", "digest", "champion since", "registered")
+    headings = ("engine", "version", "alias", "digest", "champion since", "registered", "note")
     return Listing("champions", headings, tuple(rows))
 
 

@@ -265,7 +265,7 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, duel:
     against_champion = regression_checks(
         recipe.performance.regression, engine.champion, duel=duel, latency=latency, accuracy=accuracy,
         compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
-        champion_unknown=engine.champion_unknown,
+        champion_unknown=engine.champion_unknown, champion_lost=engine.champion_lost,
     )  # fmt: skip
     return apply_waivers(with_checks(verdict, against_champion), recipe.waivers, engine.id, plan.today)
 

@@ -34,11 +34,6 @@ def champion_from_json(value: Mapping[str, Any]) -> Champion:
     return Champion(**value)
 
 
-def champion_alias(precision: str, target: str) -> str:
-    """As `tracking.aliases.Slot` names it: MLflow's aliases take no dots."""
-    return f"champion-{target.replace('.', '_')}-{precision}"
-
-
 @dataclass(frozen=True)
 class Champions:
     """Champions by engine id, and the places where their engines may be found (see `settings.Settings`)."""
@@ -49,6 +44,8 @@ class Champions:
     tracking_uri: str | None = None
     unknown_because: str = ""
     """Why nobody can tell who the champions are; '' where it is known."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """By engine, why its champion is missing in MLflow though the list of champions names one."""
 
     @property
     def places(self) -> dict[str, str | None]:

@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from engineworks.champion.champion import NONE, Champion, Champions, champion_alias
+from engineworks.champion.champion import NONE, Champion, Champions
 from engineworks.errors import RunError, TrackingError
 from engineworks.fingerprint import digest_file
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.settings import Settings
 from engineworks.store import open_store
-from engineworks.tracking import Tracking, open_tracking
+from engineworks.tracking import Slot, Tracking, open_tracking
 from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion
 
 SIDECAR = "engine.json"
@@ -46,16 +46,39 @@ def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
 
 def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-    found = {}
+    found, lost = {}, {}
     if tracking.exists():
-        aliases = {
-            champion_alias(precision, target.name): f"{loaded.name}/{precision}/{target.name}"
+        model = registered_model(loaded)
+        slots = {
+            Slot(model, target.name, precision): f"{loaded.name}/{precision}/{target.name}"
             for precision in loaded.recipe.precisions
             for target in loaded.targets
         }
-        versions = tracking.versions_behind(registered_model(loaded), aliases)
+        standings = tracking.standings(slots)
+        lost = {slots[slot]: standing.lost for slot, standing in standings.items() if standing.lost}
+        aliases = {slot.alias("champion"): engine for slot, engine in slots.items() if engine not in lost}
+        versions = tracking.versions_behind(model, aliases)
         found = {aliases[alias]: _champion(tracking, aliases[alias], v) for alias, v in versions.items()}
-    return Champions(found, str(settings.artifacts), settings.store, settings.tracking_uri)
+    return Champions(found, str(settings.artifacts), settings.store, settings.tracking_uri, lost=lost)
+
+
+def which_engine(engine: str, digest: str, settings: Settings) -> str:
+    """Whether the latest build of this id, an engine file with this sha256, is the champion too: one sentence."""
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    try:
+        listed = tracking.champions(engine.partition("/")[0]) if tracking.exists() else []
+    except TrackingError as error:
+        return f"the latest build; whether it is the champion is not known: {error.message}"
+    words = []
+    for one in (c for c in listed if c.engine == engine):
+        version = f"version {one.version} of {one.model}"
+        if one.lost:
+            words.append(f"the champion of {one.model} is missing: {one.lost}")
+        elif one.digest == digest:
+            words.append(f"it is the champion too, {version}")
+        else:
+            words.append(f"the champion is another engine: {version}, sha256 {one.digest[:12]}")
+    return "; ".join(["the latest build", *(words or ["it has no champion"])])
 
 
 def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Champion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,11 +22,17 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check digests and signature. Examples: engineworks verify digits/int8/cpu; engineworks verify models/"""
+    from engineworks.champion.lookup import which_engine
     from engineworks.release.verify import verify_anything
 
-    passports = verify_anything(what, read_settings())
+    settings = read_settings()
+    passports = verify_anything(what, settings)
+    which = "" if Path(what).exists() else which_engine(what, passports[0].body["engine"]["sha256"], settings)
     if as_json:
-        terminal.print_json({"engines": [{**p.body, "signed_by": p.signed_by or None} for p in passports]})
+        more = {"which": which} if which else {}
+        terminal.print_json({"engines": [{**p.body, "signed_by": p.signed_by or None, **more} for p in passports]})
     elif not quiet:
         for passport in passports:
             terminal.say(passport.sentence())
+        if which:
+            terminal.say(f"this is {which}")

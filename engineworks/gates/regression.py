@@ -24,6 +24,7 @@ def regression_checks(
     compare: Report | None = None,
     unmeasured_because: str = "",
     champion_unknown: str = "",
+    champion_lost: str = "",
 ) -> list[Check]:
     """The checks of `performance.regression`; none where the recipe does not ask.
 
@@ -34,6 +35,9 @@ def regression_checks(
     asked = [name for name in ("latency", "accuracy") if getattr(regression, name) is not None]
     if champion_unknown:
         word = f"Not compared: nobody can tell who the champion is ({champion_unknown})."
+        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+    if champion_lost:
+        word = f"Not compared: the champion is missing: {champion_lost}. {LOST}"
         return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
     if champion is None:
         word = "No champion yet: nothing to compare with."
@@ -94,6 +98,11 @@ def _history_check(
     said = f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}"
     return Check(name, found.verdict, f"{said} {WAY_OUT}" if found.verdict == "inconclusive" else said)
 
+
+LOST = (
+    "'engineworks rollback' goes back to the champion before it; where there is none, release once without "
+    "performance.regression."
+)
 
 WAY_OUT = (
     "If that can not be mended: 'engineworks rollback' to a champion that runs here, or release once without "

@@ -69,12 +69,15 @@ class PlannedEngine:
     computes: tuple[str, ...] = ()
     champion_unknown: str = ""
     """Why it can not be told whether there is a champion, or ''."""
+    champion_lost: str = ""
+    """Why the champion is missing in MLflow though its list of champions names one, or ''."""
 
     def to_json(self) -> dict[str, object]:
         return {
             "id": self.id, "precision": self.precision, "target": self.target.name,
             "computes": list(self.computes), "steps": dict(self.steps), "unmeasured_because": self.unmeasured_because,
             "champion": self.champion.to_json() if self.champion else None,
+            **({"champion_lost": self.champion_lost} if self.champion_lost else {}),
         }  # fmt: skip
 
 
@@ -120,6 +123,7 @@ class Plan:
         peers = {"peers": {p.id: p.step for p in self.peers}} if self.peers else {}
         champions = {e.id: e.champion.to_json() for e in self.engines if e.champion}
         unknown = {e.id: "unknown" for e in self.engines if e.champion_unknown}
+        unknown |= {e.id: e.champion_lost for e in self.engines if e.champion_lost}
         rivals = {"champions": champions | unknown} if champions or unknown else {}
         ladder = {"ladder": True} if self.loaded.auto else {}
         return digest_of(
@@ -268,7 +272,8 @@ def _plan_engine(
         chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
     parts, unknown = computes.parts, champions.unknown_because
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown)
+    lost = champions.lost.get(engine_id, "")
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown, lost)
 
 
 def _measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE
@@ -19,7 +20,7 @@ from engineworks.release.signing import SIGNATURE, Trust
 from engineworks.results import BuildResult, EngineResult
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import spec_from_json
-from engineworks.tracking import EngineModel, Registry, Slot, Tracking
+from engineworks.tracking import EngineModel, Registry, Slot, Standing, Tracking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,9 +103,10 @@ def release_engine(
     """Register an engine that passed and make it champion, if the champion is still the one from before. dropped: why
     the ladder of `precisions: auto` dropped it; then it is not registered."""
     slot = slot_of(plan.loaded, engine.id)
-    alias = slot.alias("champion")
+    alias, lost = slot.alias("champion"), registry.standings([slot])[slot].lost
     if dropped or engine.verdict != "pass":
         stays = f"{alias} stays at version {champion}" if champion else f"there is no {alias}"
+        stays = f"{alias} is missing: {lost}" if lost else stays
         why = f"dropped, {dropped}" if dropped else engine.verdict
         return EngineRelease(engine.id, "kept", None, champion, slot.uri(), f"{why}: {stays}")
     version = registry.register(engine_model(plan, engine, slot, _run_of(tracking, engine, run))).version
@@ -112,37 +114,54 @@ def release_engine(
     waived = f", waived: {'; '.join(engine.waived)}" if engine.waived else ""
     if move == "overtaken":
         words = f"version {version} passed, but another release moved {alias} meanwhile: run the release again"
+        words += f" ({lost})" if lost else ""
         return EngineRelease(engine.id, "overtaken", version, champion, slot.uri(), words)
     if move == "already":
         words = f"version {version} is {alias} already{waived}"
         return EngineRelease(engine.id, "already champion", version, champion, slot.uri(), words)
     came = f"moved from version {champion} to version {version}" if champion else f"is version {version}, the first"
+    came = f"is version {version}; before it, {lost}" if lost else came
     words = f"{alias} {came}{waived}"
     return EngineRelease(engine.id, "promoted", version, champion, slot.uri(), words)
 
 
 def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> list[EngineRelease]:
-    """Move champions back to the versions before them; one that has none before it is kept, and told. Raises
-    `InputError` where none has one."""
-    engines = select_engines(loaded, only)
-    slots = {engine: slot_of(loaded, engine) for engine in engines}
-    present = registry.versions_at("champion", list(slots.values()))
-    found: list[EngineRelease] = []
-    for engine, slot in slots.items():
-        now = present[slot]
-        if now is None:
-            continue
-        move = registry.rollback(slot)
-        if move is None:
-            words = f"{slot.alias('champion')} stays at version {now}: there is none before it"
-            found.append(EngineRelease(engine, "kept", None, now, slot.uri(), words))
-        else:
-            words = f"{slot.alias('champion')} moved back from version {move[0]} to version {move[1]}"
-            found.append(EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), words))
+    """Move champions back to the versions before them, by the list of champions; one that has none before it is kept,
+    with the reason, and so is one that was never released. Raises `InputError` where none is moved."""
+    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, only)}
+    if not registry.exists(registered_name(loaded)):
+        what = f"there is no registered model '{registered_name(loaded)}' in MLflow"
+        raise InputError(f"{what}: nothing was released, or it was deleted there", hint="nothing was changed")
+    standings = registry.standings(list(slots.values()))
+    found = [_roll_back(engine, slot, standings[slot], registry) for engine, slot in slots.items()]
     if all(one.action == "kept" for one in found):
         which = f" that '{only}' selects" if only else ""
-        raise InputError(f"no champion of {loaded.name}{which} has one before it", hint="nothing was changed")
+        notable = [f"{one.id}: {one.sentence}" for one in found if not one.sentence.endswith(NONE_BEFORE)]
+        why = ": " + "; ".join(notable) if notable else ""
+        raise InputError(f"no champion of {loaded.name}{which} has one before it{why}", hint="nothing was changed")
     return found
+
+
+NONE_BEFORE = "there is none before it"
+
+
+def _roll_back(engine: str, slot: Slot, standing: Standing, registry: Registry) -> EngineRelease:
+    alias, last = slot.alias("champion"), standing.last
+    move = registry.rollback(slot) if last else None
+    if move is not None:
+        lost = f"; {standing.lost}" if standing.lost else ""
+        skipped = takewhile(lambda version: version != move[1], reversed(standing.listed[:-1]))
+        lost += "".join(f"; passed over: {registry.why_unfit(slot, version)}" for version in skipped)
+        words = f"{alias} moved back from version {move[0]} to version {move[1]}{lost}"
+        return EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), words)
+    if last is None:
+        words = f"there is no {alias}: " + (standing.lost or "it was never released")
+        return EngineRelease(engine, "kept", None, None, slot.uri(), words)
+    unfit = [registry.why_unfit(slot, v) for v in reversed(standing.listed[:-1])]
+    words = f"{alias} is missing ({standing.lost})" if standing.lost else f"{alias} stays at version {last}"
+    words += f": no version before it is left ({'; '.join(unfit)})" if unfit else f": {NONE_BEFORE}"
+    words += "; run 'engineworks release'" if standing.lost else ""
+    return EngineRelease(engine, "kept", None, standing.current, slot.uri(), words)
 
 
 def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:

@@ -19,6 +19,8 @@ from engineworks.results import EngineResult, EngineWord, engine_result
 from engineworks.store import Store
 from engineworks.tracking import Registry
 
+WAY_OUT = "'engineworks rollback' goes back to the one before, 'engineworks release' makes a new one"
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -66,8 +68,14 @@ def champion_engines(
     """The champions of the registry, each fetched into a folder under `into` and verified. Raises `TrustError`."""
     packaged, left = [], []
     trust = read_trust()
-    for number, engine in enumerate(select_engines(loaded, only)):
-        champion = registry.get(slot_of(loaded, engine))
+    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, only)}
+    standings = registry.standings(list(slots.values()))
+    for number, (engine, slot) in enumerate(slots.items()):
+        standing = standings[slot]
+        if lost := standing.lost or (registry.why_unfit(slot, standing.current) if standing.current else ""):
+            left.append(LeftOut(engine, "champion missing", f"has lost its champion: {lost}; {WAY_OUT}"))
+            continue
+        champion = registry.get(slot)
         if champion is None:
             left.append(LeftOut(engine, "no champion", "has no champion: it was never released"))
             continue

@@ -54,7 +54,7 @@ class Before:
 class Background:
     """facts: where the build comes from, by name. passports: by engine. resolved: the whole recipe with its defaults.
     points: by engine, oldest first, this build's own last. runs: the engine's MLflow run. missing: sentences on what
-    could not be found out."""
+    could not be found out. lost: sentences on champions that are missing in MLflow."""
 
     at: float = 0.0
     description: str = ""
@@ -67,6 +67,7 @@ class Background:
     champions: Mapping[str, ChampionFigures] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 NOTHING = Background()

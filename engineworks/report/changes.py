@@ -26,7 +26,7 @@ from engineworks.results import BuildResult, EngineResult
 
 def changes_section(result: BuildResult, background: Background) -> Section:
     found = blocks_of(
-        [Words(sentence, tone="inconclusive") for sentence in background.missing],
+        [Words(sentence, tone="inconclusive") for sentence in (*background.missing, *background.lost)],
         _champions(result, background), _duels(result), list(_earlier(result)), list(_before(background)),
     )  # fmt: skip
     return Section("changes", "What changed", found, brief="Changes")

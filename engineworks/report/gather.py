@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engineworks.champion.champion import champion_alias
 from engineworks.errors import TrackingError
 from engineworks.night.summary import summarize_since
 from engineworks.recorded import engine_runs, read_json
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.results import BuildResult
-from engineworks.tracking import RunSummary, Tracking
+from engineworks.tracking import RunSummary, Slot, Tracking
 from engineworks.tracking.pages import view_key
 from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL
 from engineworks.why import Side, explain
@@ -67,6 +66,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
         before=_before(tracking, result, before, older, runs, known.resolved) if before else None,
         points=_points(tracking, result, runs),
         champions=_champions(tracking, result, plan),
+        lost=tuple(_lost(tracking, result, plan)),
         runs={engine: run.run_id for engine, run in runs.items()},
     )
 
@@ -133,14 +133,36 @@ def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any])
     planned = {e["id"]: e["champion"] for e in plan.get("engines", ()) if e.get("champion")}
     versions = {engine: (c["model"], c["version"], c["run"]) for engine, c in planned.items()}
     if not versions:
-        release = (plan.get("resolved") or {}).get("release") or {}
-        aliases = {champion_alias(*e.id.split("/")[1:]): e.id for e in result.engines}  # precision, target
-        found = tracking.versions_behind(str(release.get("model") or result.recipe), aliases)
-        versions = {aliases[alias]: (v.model, v.version, v.run) for alias, v in found.items()}
+        slots = {slot.alias("champion"): engine for slot, engine in _slots(result, plan).items()}
+        found = tracking.versions_behind(_registered(result, plan), slots)
+        listed = {slots[alias]: (v.model, v.version, v.run, v.engine) for alias, v in found.items()}
+        versions = {engine: known[:3] for engine, known in listed.items() if known[3] == engine}  # no smoke build's
     return {
         engine: ChampionFigures(model, version, _point_of_run(tracking, run))
         for engine, (model, version, run) in versions.items()
     }
+
+
+def _registered(result: BuildResult, plan: Mapping[str, Any]) -> str:
+    release = (plan.get("resolved") or {}).get("release") or {}
+    return str(release.get("model") or result.recipe)
+
+
+def _slots(result: BuildResult, plan: Mapping[str, Any]) -> dict[Slot, str]:
+    """The engines by their place in the registry."""
+    ids = [(e.id, *e.id.split("/")[1:]) for e in result.engines]
+    return {Slot(_registered(result, plan), target, precision): engine for engine, precision, target in ids}
+
+
+def _lost(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each champion that is missing in MLflow; none for a smoke build, which has no champion."""
+    if (plan.get("resolved") or {}).get("recipe", result.recipe).endswith("@smoke"):
+        return
+    planned = {e["id"]: e["champion_lost"] for e in plan.get("engines", ()) if e.get("champion_lost")}
+    if not planned:
+        slots = _slots(result, plan)
+        planned = {slots[slot]: standing.lost for slot, standing in tracking.standings(slots).items() if standing.lost}
+    yield from (f"{engine}: the champion is missing: {why}." for engine, why in planned.items())
 
 
 def _point_of_run(tracking: Tracking, run: str) -> Point | None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
+from engineworks.tracking.champion_list import Standing
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.lasting import LastingRun, start_lasting
 from engineworks.tracking.records import EngineRecord, RunSummary, Status
@@ -30,5 +31,5 @@ from engineworks.tracking.sending import Sent, send_waiting
 
 __all__ = [
     "BuildRun", "EngineModel", "EngineRecord", "EngineVersion", "LastingRun", "Registry", "RunSummary", "Sent", "Slot",
-    "Status", "Tracking", "open_tracking", "send_waiting", "start_lasting",
+    "Standing", "Status", "Tracking", "open_tracking", "send_waiting", "start_lasting",
 ]  # fmt: skip

@@ -42,13 +42,22 @@ class Slot:
 
 def champions_of(tags: Mapping[str, str], slot: Slot, current: int | None) -> list[int]:
     """The slot's champions in order, the present one last, also where someone moved the alias by hand."""
-    try:
-        listed = [int(v) for v in json.loads(tags.get(slot.history_tag, "[]"))]
-    except (ValueError, TypeError):
-        listed = []
+    listed = _listed(tags, slot) or []
     if current is None:
         return listed
     return listed if listed[-1:] == [current] else [*listed, current]
+
+
+def is_readable(tags: Mapping[str, str], slot: Slot) -> bool:
+    """Whether the slot's list of champions can be read; one that is not there can."""
+    return _listed(tags, slot) is not None
+
+
+def _listed(tags: Mapping[str, str], slot: Slot) -> list[int] | None:
+    try:
+        return [int(v) for v in json.loads(tags.get(slot.history_tag, "[]"))]
+    except (ValueError, TypeError):
+        return None
 
 
 def history_text(champions: Sequence[int]) -> str:

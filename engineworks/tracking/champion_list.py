@@ -1,19 +1,43 @@
-"""All champions of MLflow's registry: which version, of which engine, since when."""
+"""Champions in MLflow's registry: of one slot with its history and what is missing of it, and the list of all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from engineworks.tracking.aliases import HISTORY, Slot, champions_of, is_readable
 from engineworks.tracking.connection import Connection, refusals
+from engineworks.tracking.queries import quoted
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.tracking import MlflowClient
 
 ALIAS = "champion-"
 SINCE = "engineworks.champion_since"
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A slot's champions. listed: versions as recorded, oldest first, the present one last. current: the version that
+    the alias names. lost: a sentence on why the last one is not served; '' where it is, or where there never was one.
+    """
+
+    listed: tuple[int, ...] = ()
+    current: int | None = None
+    lost: str = ""
+
+    @property
+    def last(self) -> int | None:
+        return self.listed[-1] if self.listed else None
+
+
+@dataclass(frozen=True)
 class RegisteredChampion:
-    """One champion. since: as it was tagged, 'TIME by USER', '' where nobody did. created_at: seconds since 1970."""
+    """One champion. since: as it was tagged, 'TIME by USER', '' where nobody did. created_at: seconds since 1970, None
+    where the version is gone. lost: as of `Standing`."""
 
     model: str
     alias: str
@@ -22,27 +46,101 @@ class RegisteredChampion:
     digest: str
     run_id: str
     since: str
-    created_at: float
+    created_at: float | None
+    lost: str = ""
 
 
-def list_champions(link: Connection) -> list[RegisteredChampion]:
-    """Champions of the registered models that are ours, by engine. Raises `TrackingError` where MLflow refuses."""
+def standing_of(client: MlflowClient, model: RegisteredModel | None, slot: Slot) -> Standing:
+    """MLflow removes the alias of a version that is deleted, so that the list of champions is asked too."""
+    if model is None:
+        return Standing()
+    alias, tags = slot.alias("champion"), dict(model.tags)
+    named = model.aliases.get(alias)
+    current = None if named is None else int(named)
+    listed = tuple(champions_of(tags, slot, current))
+    if not listed:
+        unread = "" if is_readable(tags, slot) else f"its list of champions, tag {slot.history_tag}, cannot be read"
+        return Standing(lost=unread)
+    lost = why_unfit(client, slot, listed[-1])
+    if current is None and not lost:
+        lost = f"version {listed[-1]} has lost its alias {alias}"
+    return Standing(listed, current, lost)
+
+
+def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
+    """Why the version cannot be the slot's champion, '' where it can."""
+    known = _version_of(client, slot.model, version)
+    if known is None:
+        return f"version {version} was deleted in MLflow"
+    engine = dict(known.tags).get(ENGINE, "")
+    if engine.count("/") != 2:
+        return f"version {version} is no engine that Engineworks registered"
+    _, precision, target = engine.split("/")
+    own = Slot(slot.model, target, precision).name == slot.name
+    return "" if own else f"version {version} is {engine}, another engine"
+
+
+def _version_of(client: MlflowClient, model: str, version: int) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(model, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def standings(link: Connection, slots: Iterable[Slot]) -> dict[Slot, Standing]:
+    """Raises `TrackingError` where MLflow refuses."""
+    wanted = list(slots)
+    models = {name: find_model(link.client, name) for name in {slot.model for slot in wanted}}
+    with refusals("versions of registered models cannot be read"):
+        return {slot: standing_of(link.client, models[slot.model], slot) for slot in wanted}
+
+
+def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """Raises `TrackingError` where MLflow refuses."""
+    from mlflow.exceptions import MlflowException
+
+    with refusals(f"registered model '{name}' can not be read"):
+        try:
+            return client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def list_champions(link: Connection, recipe: str | None = None) -> list[RegisteredChampion]:
+    """Champions of the registered models that are ours (of this recipe's alone), those that are missing too, by engine.
+    Raises `TrackingError` where MLflow refuses."""
     found = []
+    query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
     with refusals("registered models can not be searched"):
-        models = link.client.search_registered_models(max_results=1000)
-        for model in models:
-            if RECIPE not in dict(model.tags):
-                continue
-            for alias, version in link.client.get_registered_model(model.name).aliases.items():
-                if alias.startswith(ALIAS):
-                    found.append(_champion(link, model.name, alias, str(version)))
+        for model in link.client.search_registered_models(query, max_results=1000):
+            if RECIPE in dict(model.tags):
+                whole = link.client.get_registered_model(model.name)
+                found += [_champion(link.client, whole, slot) for slot in _slots(whole)]
     return sorted(found, key=lambda c: c.engine)
 
 
-def _champion(link: Connection, model: str, alias: str, version: str) -> RegisteredChampion:
-    known = link.client.get_model_version(model, version)
-    tags = dict(known.tags)
+def _slots(model: RegisteredModel) -> Iterator[Slot]:
+    """Of the aliases, and of the lists of champions whose alias is gone."""
+    names = [alias.removeprefix(ALIAS) for alias in model.aliases if alias.startswith(ALIAS)]
+    names += [tag.removeprefix(HISTORY) for tag in model.tags if tag.startswith(HISTORY)]
+    for name in dict.fromkeys(names):
+        target, _, precision = name.rpartition("-")
+        yield Slot(model.name, target, precision)
+
+
+def _champion(client: MlflowClient, model: RegisteredModel, slot: Slot) -> RegisteredChampion:
+    standing, alias = standing_of(client, model, slot), slot.alias("champion")
+    known = None if standing.last is None else _version_of(client, model.name, standing.last)
+    tags: Mapping[str, str] = dict(known.tags) if known else {}
+    engine = tags.get(ENGINE) or f"{dict(model.tags)[RECIPE]}/{slot.precision}/{slot.target}"
+    run = tags.get(RUN) or (known.run_id if known else "") or ""
     return RegisteredChampion(
-        model, alias, version, tags.get(ENGINE, ""), tags.get(ENGINE_DIGEST, ""), tags.get(RUN) or known.run_id or "",
-        tags.get(SINCE, ""), (known.creation_timestamp or 0) / 1000,
+        model.name, alias, str(standing.last or ""), engine, tags.get(ENGINE_DIGEST, ""), run, tags.get(SINCE, ""),
+        (known.creation_timestamp or 0) / 1000 if known else None, standing.lost,
     )  # fmt: skip

@@ -58,7 +58,7 @@ def log_engine_model(client: MlflowClient, experiment_id: str, model: EngineMode
     """Write the MLflow model under the engine's run."""
     logged = client.create_logged_model(
         experiment_id,
-        name=model.engine.replace("/", "-"),
+        name=model.engine.replace("/", "-").replace(".", "_"),  # MLflow refuses both
         source_run_id=model.run_id,
         tags={"engineworks.engine": model.engine, "engineworks.engine_digest": model.digest},
         params={"precision": model.slot.precision, "target": model.slot.target},

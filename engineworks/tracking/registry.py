@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from engineworks.engine_files import PASSPORT_FILE, SIDECAR_FILE
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
+from engineworks.tracking.champion_list import SINCE, Standing, find_model, standings, why_unfit
 from engineworks.tracking.connection import Connection, refusals, user_name
 from engineworks.tracking.engine_model import FOLDER, EngineModel, log_engine_model
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PRECISION, TARGET, RUN = "engineworks.precision", "engineworks.target", "engineworks.run"
-SINCE, ENDED = "engineworks.champion_since", "engineworks.rolled_back"
+ENDED = "engineworks.rolled_back"
 TRIES = 3
 
 Move = Literal["moved", "already", "overtaken"]
@@ -53,6 +55,21 @@ class Registry:
         known = {model: self._aliases(self._find(model)) for model in {s.model for s in slots}}
         return {slot: known[slot.model].get(slot.alias(role)) for slot in slots}
 
+    def standings(self, slots: Sequence[Slot]) -> dict[Slot, Standing]:
+        """Each slot's champions as recorded, and what is missing of the present one."""
+        return standings(self._link, slots)
+
+    def why_unfit(self, slot: Slot, version: int) -> str:
+        """Why a champion of the past cannot be champion again, '' where it can."""
+        with refusals(f"version {version} of '{slot.model}' cannot be read"):
+            missing = f"the files of version {version} are missing in MLflow"
+            unfit = why_unfit(self._client, slot, version)
+            return unfit or ("" if self._has_files(slot.model, version) else missing)
+
+    def exists(self, model: str) -> bool:
+        """Whether there is a registered model of this name."""
+        return self._find(model) is not None
+
     def get(self, slot: Slot, role: Role = "champion") -> EngineVersion | None:
         """The engine at the slot's alias."""
         version = self.versions_at(role, [slot])[slot]
@@ -74,7 +91,9 @@ class Registry:
         """A version for the engine, the one it has if it was registered before; the candidate's alias names it."""
         slot = model.slot
         with self._alone(slot.model, model.recipe):
-            found = self._registered(model) or self._create(model)
+            found = self._registered(model)
+            if found is None or not self._has_files(slot.model, found.version):
+                found = self._create(model)
             with refusals(f"version {found.version} of '{slot.model}' can not be marked"):
                 for name, value in model.tags.items():
                     if found.tags.get(name) != value:
@@ -99,7 +118,8 @@ class Registry:
                     return "moved" if attempt else "already"
                 if current != expected:
                     return "overtaken"
-                self._move(slot, version, [*champions_of(tags, slot, current), version])
+                listed = champions_of(tags, slot, current)
+                self._move(slot, version, listed if listed[-1:] == [version] else [*listed, version])
                 tags, current = self._state(slot)
                 if current == version and tags.get(CLAIM) == claim:  # else another host went on beside us: look again
                     self._mark(slot, version, SINCE)
@@ -107,19 +127,19 @@ class Registry:
         return "overtaken"
 
     def rollback(self, slot: Slot) -> tuple[int, int] | None:
-        """Move the champion's alias back to the version before; (from, to), or None where there is none before."""
+        """Move the champion's alias back to the newest version before it that can be served; (from, to), or None where
+        there is none. It goes by the list of champions: the last one may have lost its alias, or be deleted."""
         with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} can not be moved"):
             tags, current = self._state(slot)
-            if current is None:
-                return None
-            before = champions_of(tags, slot, current)[:-1]
-            while before and not self._exists(slot.model, before[-1]):
+            *before, last = champions_of(tags, slot, current) or [0]
+            while before and self.why_unfit(slot, before[-1]):
                 before.pop()
             if not before:
                 return None
             self._move(slot, before[-1], before)
-            self._mark(slot, current, ENDED)
-            return current, before[-1]
+            if self._exists(slot.model, last):
+                self._mark(slot, last, ENDED)
+            return last, before[-1]
 
     def _alone(self, model: str, recipe: str | None = None) -> AbstractContextManager[str | None]:
         """Hold the registered model, made if it is missing and `recipe` says whose it is."""
@@ -146,15 +166,7 @@ class Registry:
                     raise
 
     def _find(self, model: str) -> RegisteredModel | None:
-        from mlflow.exceptions import MlflowException
-
-        with refusals(f"registered model '{model}' can not be read"):
-            try:
-                return self._client.get_registered_model(model)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
+        return find_model(self._client, model)
 
     @staticmethod
     def _aliases(model: RegisteredModel | None) -> dict[str, int]:
@@ -175,7 +187,21 @@ class Registry:
         self._client.set_model_version_tag(slot.model, str(version), tag, f"{now} by {user_name()}")
 
     def _exists(self, model: str, version: int) -> bool:
-        return any(v.version == version for v in self._search(model, f"version_number = {version}"))
+        return bool(self._client.search_model_versions(f"name = '{model}' AND version_number = {version}"))
+
+    def _has_files(self, model: str, version: int) -> bool:
+        """Whether MLflow still has the version's engine; its bytes are verified where it is loaded."""
+        from mlflow.artifacts import list_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            source = self._client.get_model_version_download_uri(model, str(version))
+            found = list_artifacts(artifact_uri=f"{source}/data/{FOLDER}", tracking_uri=self._link.uri)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # what the version was made of was deleted
+                raise
+            return False
+        return bool({PurePosixPath(file.path).name for file in found} - {SIDECAR_FILE, PASSPORT_FILE})
 
     def _version(self, model: str, version: int) -> EngineVersion | None:
         return next(self._search(model, f"version_number = {version}"), None)

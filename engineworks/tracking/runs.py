@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from engineworks.errors import TrackingError
+from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
-from engineworks.tracking.champion_list import RegisteredChampion, list_champions
+from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings
 from engineworks.tracking.connection import PARENT, Connection
 from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
 from engineworks.tracking.owner import current_owner, read_owner
@@ -233,9 +234,13 @@ class Tracking:
         """By alias: the versions of the registered model that these aliases name; those that name none are left out."""
         return self._connect().versions_behind(model, aliases)
 
-    def champions(self) -> list[RegisteredChampion]:
-        """Every champion of every registered model of ours."""
-        return list_champions(self._connect())
+    def standings(self, slots: Iterable[Slot]) -> dict[Slot, Standing]:
+        """Of each slot the champions as recorded, and what is missing of the present one."""
+        return standings(self._connect(), slots)
+
+    def champions(self, recipe: str | None = None) -> list[RegisteredChampion]:
+        """Every champion of every registered model of ours, or of this recipe's alone; those that are missing too."""
+        return list_champions(self._connect(), recipe)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """A run's artifact, or folder of artifacts, copied into `folder`; returns where it is."""

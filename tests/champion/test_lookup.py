@@ -13,6 +13,7 @@ from conftest import RECIPE
 from engineworks.champion import Champion, Champions
 from engineworks.champion.lookup import ChampionError, engine_of, find_champions, history_of
 from engineworks.fingerprint import FileDigests, digest_file, digest_of
+from engineworks.gates.regression import regression_checks
 from engineworks.plan import Plan, Step, plan_recipe
 from engineworks.plan.duel import conditions_of
 from engineworks.recipe.load import LoadedRecipe, load_recipe
@@ -92,6 +93,26 @@ def test_the_champion_is_found_by_its_alias_with_its_figures(
     champion = found.by_engine["found/int8/cpu"]
     assert (champion.run, champion.digest, champion.version) == (run, digest, "1")
     assert (champion.accuracy, champion.compare) == ({"metric": None}, {"params": {}})
+
+
+def test_a_champion_that_is_missing_is_not_no_champion(repository: Path, settings: Settings, tmp_path: Path) -> None:
+    """Where its version was deleted in MLflow, the alias is gone, but the list of champions names it."""
+    recipe = loaded(repository, "missing")
+    release(settings, tmp_path / "engine", "missing")
+    client = open_tracking(settings.artifacts)._connect().client
+    client.set_registered_model_tag("missing", "engineworks.champions.cpu-int8", "[1]")
+    assert find_champions(recipe, settings).lost == {}
+    client.delete_model_version("missing", "1")
+    champions = find_champions(recipe, settings)
+    assert champions.by_engine == {}
+    assert champions.lost == {"missing/int8/cpu": "version 1 was deleted in MLflow"}
+    planned_engines = {e.id: e for e in planned(repository, champions, open_store(settings)).engines}
+    engine = planned_engines["missing/int8/cpu"]
+    assert engine.champion_lost == "version 1 was deleted in MLflow"
+    checks = regression_checks(recipe.recipe.performance.regression, None, champion_lost=engine.champion_lost)
+    assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
+    assert "the champion is missing: version 1 was deleted in MLflow" in checks[0].sentence
+    assert planned_engines["missing/fp32/cpu"].champion_lost == ""
 
 
 def test_its_engine_comes_from_the_store_or_else_from_its_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -133,6 +134,97 @@ def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None
         roll_back(plan.loaded, tracking.registry(), "*/int9/*")
 
 
+def other_engine(result: BuildResult, letter: str) -> BuildResult:
+    """The same build, with other bytes by its sidecars: a version of its own."""
+    engines = (replace(e, sidecar={**e.sidecar, "sha256": letter * 64}) for e in result.engines)
+    return replace(result, engines=tuple(engines))
+
+
+def test_a_champion_that_was_deleted_is_rolled_back_and_never_called_the_first(world: Any) -> None:
+    built, result, tracking = world
+    plan, client = named(built, "deleted"), tracking._connect().client
+    release(plan, other_engine(result, "e"), tracking)
+    release(plan, other_engine(result, "f"), tracking)
+    client.delete_model_version("deleted", "4")
+    kept = release(plan, judged(result, "fail"), tracking).engines[1]
+    assert kept.sentence == "fail: champion-cpu-int8 is missing: version 4 was deleted in MLflow"
+    moved = roll_back(plan.loaded, tracking.registry(), "*/int8/*")
+    assert [(m.action, m.before, m.version, m.sentence) for m in moved] == [
+        ("promoted", 4, 2,
+         "champion-cpu-int8 moved back from version 4 to version 2; version 4 was deleted in MLflow")
+    ]  # fmt: skip
+    client.delete_model_version("deleted", "2")
+    both = roll_back(plan.loaded, tracking.registry(), None)
+    assert [(m.action, m.sentence) for m in both][1] == (
+        "kept",
+        "champion-cpu-int8 is missing (version 2 was deleted in MLflow): there is none before it; "
+        "run 'engineworks release'",
+    )
+    with pytest.raises(InputError, match=r"has one before it: tiny/int8/cpu: .* \(version 2 was deleted in MLflow\)"):
+        roll_back(plan.loaded, tracking.registry(), "*/int8/*")
+    found = release(plan, result, tracking).engines[1]
+    assert found.sentence == "champion-cpu-int8 is version 6; before it, version 2 was deleted in MLflow"
+    client.delete_model_version("deleted", "6")
+    words = "no version before it is left (version 2 was deleted in MLflow)"
+    with pytest.raises(InputError, match=r"no version before it is left \(version 2 was deleted in MLflow\)"):
+        roll_back(plan.loaded, tracking.registry(), "*/int8/*")
+    assert words in roll_back_words(plan, tracking)
+
+
+def roll_back_words(plan: Any, tracking: Tracking) -> str:
+    with pytest.raises(InputError) as caught:
+        roll_back(plan.loaded, tracking.registry(), "*/int8/*")
+    return str(caught.value)
+
+
+def test_where_nothing_was_released_or_the_model_was_deleted_a_rollback_says_so(world: Any) -> None:
+    built, result, tracking = world
+    plan = named(built, "model-gone")
+    assert "there is no registered model 'model-gone' in MLflow" in roll_back_words(plan, tracking)
+    release(plan, judged(result, "fail"), tracking)
+    assert "there is no champion-cpu-int8: it was never released" in roll_back_words(plan, tracking)
+    tracking._connect().client.delete_registered_model("model-gone")
+    assert "nothing was released, or it was deleted there" in roll_back_words(plan, tracking)
+
+
+def test_verify_and_inspect_say_whether_the_latest_build_is_the_champion(
+    world: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built, result, tracking = world
+    plan, client = named(built, "which"), tracking._connect().client
+
+    def said() -> str:
+        assert _run(["verify", "tiny/int8/cpu"]) == 0
+        verified = capsys.readouterr().out.splitlines()[-1].removeprefix("this is ")
+        assert verified.startswith("the latest build; ")
+        assert _run(["inspect", "tiny/int8/cpu", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["which"] == verified
+        assert _run(["verify", "tiny/int8/cpu", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["engines"][0]["which"] == verified
+        return verified
+
+    release(plan, other_engine(result, "e"), tracking)
+    release(plan, result, tracking)
+    assert "it is the champion too, version 4 of which" in said()
+    roll_back(plan.loaded, tracking.registry(), None)
+    assert f"the champion is another engine: version 2 of which, sha256 {'e' * 12}" in said()
+    client.delete_model_version("which", "2")
+    assert "the champion of which is missing: version 2 was deleted in MLflow" in said()
+
+
+def test_a_package_of_champions_says_which_are_missing(world: Any, tmp_path: Path) -> None:
+    built, result, tracking = world
+    plan = named(built, "lost")
+    release(plan, result, tracking)
+    tracking._connect().client.delete_model_version("lost", "2")
+    shutil.rmtree(stored_engine(tracking, "lost", "fp32").parent)
+    none, left = champion_engines(plan.loaded, tracking.registry(), None, tmp_path)
+    assert none == []
+    assert [one.exit_code for one in left] == [3, 3]
+    assert "the files of version 1 are missing in MLflow" in left[0].sentence
+    assert "version 2 was deleted in MLflow" in left[1].sentence
+
+
 def test_a_waived_pass_is_released_and_its_version_says_so(world: Any) -> None:
     built, result, tracking = world
     waiver = Waiver(check="cosine[logits]", owner="ana@x.org", reason="old camera", expires=date(2999, 1, 1))
@@ -166,8 +258,8 @@ def test_the_champion_is_an_mlflow_model_that_gives_the_engines_outputs(world: A
         model.predict({"image": feeds["image"].astype(np.float64)})
 
 
-def stored_engine(tracking: Tracking, model: str) -> Path:
-    version = tracking.registry().get(Slot(model, "cpu", "int8"))
+def stored_engine(tracking: Tracking, model: str, precision: str = "int8") -> Path:
+    version = tracking.registry().get(Slot(model, "cpu", precision))
     assert version is not None
     uri = tracking._connect().client.get_model_version_download_uri(model, str(version.version))
     return Path(uri.removeprefix("file://")) / "data" / "files" / "engine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -139,6 +140,98 @@ def test_rollback_steps_over_a_version_that_was_deleted(registry: Registry, mode
         before = version
     registry._client.delete_model_version(model.slot.model, "2")
     assert registry.rollback(model.slot) == (3, 1)
+
+
+@pytest.fixture
+def three(registry: Registry, model: EngineModel) -> EngineModel:
+    """Three versions, each champion after the one before it."""
+    before = None
+    for version in versions(registry, model, 3):
+        registry.promote(model.slot, version, expected=before)
+        before = version
+    return model
+
+
+def lost(registry: Registry, model: EngineModel) -> str:
+    return registry.standings([model.slot])[model.slot].lost
+
+
+def test_rollback_goes_by_the_list_where_the_champion_was_deleted(registry: Registry, three: EngineModel) -> None:
+    """MLflow removes the alias with its version."""
+    assert lost(registry, three) == ""
+    registry._client.delete_model_version(three.slot.model, "3")
+    assert champion(registry, three) is None
+    assert lost(registry, three) == "version 3 was deleted in MLflow"
+    assert registry.rollback(three.slot) == (3, 2)
+    assert (champion(registry, three), lost(registry, three)) == (2, "")
+    for version in "21":
+        registry._client.delete_model_version(three.slot.model, version)
+    assert registry.rollback(three.slot) is None
+    assert lost(registry, three) == "version 2 was deleted in MLflow"
+
+
+def test_rollback_goes_by_the_list_where_the_alias_was_removed(registry: Registry, three: EngineModel) -> None:
+    alias = three.slot.alias("champion")
+    registry._client.delete_registered_model_alias(three.slot.model, alias)
+    assert lost(registry, three) == f"version 3 has lost its alias {alias}"
+    assert registry.rollback(three.slot) == (3, 2)
+    found = registry._version(three.slot.model, 3)
+    assert found is not None
+    assert "engineworks.rolled_back" in found.tags
+
+
+def test_a_champion_that_gets_its_alias_back_is_once_in_the_list(registry: Registry, three: EngineModel) -> None:
+    registry._client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
+    assert registry.promote(three.slot, 3, expected=None) == "moved"
+    assert registry.rollback(three.slot) == (3, 2)
+
+
+def test_rollback_passes_over_a_version_that_cannot_be_served(registry: Registry, three: EngineModel) -> None:
+    """Its files are missing, or somebody let the alias name a version that is no engine of this slot."""
+    source = registry._client.get_model_version(three.slot.model, "2").source
+    shutil.rmtree(Path(str(source).removeprefix("file://")))
+    assert registry.why_unfit(three.slot, 2) == "the files of version 2 are missing in MLflow"
+    assert registry.rollback(three.slot) == (3, 1)
+
+
+def test_a_version_of_another_kind_is_no_champion(registry: Registry, three: EngineModel) -> None:
+    model, alias = three.slot.model, three.slot.alias("champion")
+    stranger = registry._client.create_model_version(model, source="runs:/x/y")
+    registry._client.set_registered_model_alias(model, alias, str(stranger.version))
+    assert lost(registry, three) == "version 4 is no engine that Engineworks registered"
+    other = registry.register(replace(three, slot=Slot(model, "sm8.9", "fp16"), engine=f"{model}/fp16/sm8.9"))
+    registry._client.set_registered_model_alias(model, alias, str(other.version))
+    assert lost(registry, three) == f"version 5 is {model}/fp16/sm8.9, another engine"
+    assert registry.promote(Slot(model, "sm8.9", "fp16"), other.version, expected=None) == "moved"
+    assert registry.standings([Slot(model, "sm8.9", "fp16")])[Slot(model, "sm8.9", "fp16")].lost == ""
+    assert registry.rollback(three.slot) == (5, 3)
+
+
+def test_an_engine_whose_files_are_gone_is_registered_again(registry: Registry, model: EngineModel) -> None:
+    first = registry.register(model)
+    source = registry._client.get_model_version(model.slot.model, str(first.version)).source
+    shutil.rmtree(Path(str(source).removeprefix("file://")))
+    assert registry.register(model).version == 2
+
+
+def test_a_list_of_champions_that_cannot_be_read_is_not_an_empty_one(registry: Registry, three: EngineModel) -> None:
+    registry._client.set_registered_model_tag(three.slot.model, three.slot.history_tag, "nonsense")
+    assert lost(registry, three) == ""
+    registry._client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
+    assert lost(registry, three) == f"its list of champions, tag {three.slot.history_tag}, cannot be read"
+
+
+def test_the_list_of_all_champions_has_those_that_are_missing(
+    registry: Registry, tracking: Tracking, three: EngineModel
+) -> None:
+    registry._client.delete_model_version(three.slot.model, "3")
+    (found,) = tracking.champions(three.recipe)
+    assert (found.engine, found.version, found.created_at) == (three.engine, "3", None)
+    assert found.lost == "version 3 was deleted in MLflow"
+    registry.rollback(three.slot)
+    (found,) = tracking.champions(three.recipe)
+    assert (found.version, found.digest, found.lost) == ("2", f"{1:064x}", "")
+    assert found in tracking.champions()
 
 
 def test_an_alias_that_was_moved_by_hand_is_part_of_the_history(registry: Registry, model: EngineModel) -> None:

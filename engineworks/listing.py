@@ -11,7 +11,7 @@ from engineworks.errors import RecipeError
 from engineworks.recipe.load import find_recipes, load_recipe, load_targets
 from engineworks.settings import Settings
 from engineworks.tracking import Tracking, open_tracking
-from engineworks.tracking.records import ENGINE_DIGEST, RunSummary
+from engineworks.tracking.records import ENGINE_DIGEST, NOT_SELECTED, RunSummary
 
 KINDS = ("recipes", "targets", "engines", "champions")
 MOST_RUNS = 2000
@@ -48,8 +48,10 @@ def _recipes(settings: Settings, tracking: Tracking, folder: Path) -> Listing:
         except RecipeError as error:
             rows.append((path.stem, str(path), "", f"{len(error.problems)} problems", ""))
             continue
-        last = builds.get(recipe.name)
+        last = builds.get(recipe.name) or _last_build(tracking, recipe.name)
         verdict = last.tags.get("engineworks.verdict", last.status.lower()) if last else "never built"
+        if last and (left_out := last.tags.get(NOT_SELECTED)):
+            verdict += f", {left_out} engines not part of it"
         engines = len(recipe.recipe.precisions) * len(recipe.targets)
         rows.append((recipe.name, str(path), str(engines), verdict, age(last.started_at) if last else ""))
     return Listing("recipes", ("recipe", "file", "engines", "last build", "age"), tuple(rows))
@@ -89,6 +91,12 @@ def _champions(tracking: Tracking) -> Listing:
     ]  # fmt: skip
     headings = ("engine", "version", "alias", "digest", "champion since", "registered", "note")
     return Listing("champions", headings, tuple(rows))
+
+
+def _last_build(tracking: Tracking, recipe: str) -> RunSummary | None:
+    """Of a recipe that was not built for so long that it is not among the newest runs."""
+    found = tracking.find_runs(recipe=recipe, kind="build", limit=1) if tracking.exists() else []
+    return found[0] if found else None
 
 
 def _newest(tracking: Tracking, kind: str) -> dict[str, RunSummary]:

@@ -94,8 +94,20 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         comparison=_comparison(read_json(tracking, build.run_id, "comparison.json")),
         calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, "calibration.json") or ()),
         ladder=tuple(ladder_from_json(one) for one in read_json(tracking, build.run_id, "ladder.json") or ()),
+        not_selected=left_out(plan),
         dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
     )
+
+
+def left_out(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids of the engines that `--only` left out of the build with this plan (JSON), also where an old plan does not
+    say so itself."""
+    if "not_selected" in plan:
+        return tuple(plan["not_selected"])
+    planned = {e["id"] for part in ("engines", "refused") for e in plan.get(part, ())}
+    precisions = (plan.get("resolved") or {}).get("precisions") or ()
+    ids = (f"{plan.get('recipe')}/{p}/{target}" for p in precisions for target in plan.get("targets") or ())
+    return tuple(i for i in ids if i not in planned)
 
 
 def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) -> EngineResult:

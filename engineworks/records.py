@@ -14,7 +14,7 @@ from engineworks.plan import Plan
 from engineworks.plan.duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
 from engineworks.step_facts import STEPS_FILE
-from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, EngineRecord
+from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, NOT_SELECTED, EngineRecord
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -26,6 +26,7 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
         "engineworks.host": platform.node(),
         "prefect.flow_run": flow_run,
         "mlflow.note.content": recipe.description,
+        NOT_SELECTED: str(len(plan.not_selected) or ""),
     }
     commit = commit_of(plan.loaded.root)
     return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}

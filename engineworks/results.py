@@ -141,7 +141,8 @@ class RanStep:
 @dataclass(frozen=True)
 class BuildResult:
     """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
-    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and what became of it."""
+    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and what became of it.
+    `not_selected`: ids of the recipe's engines that `--only` left out, which are not part of this build."""
 
     recipe: str
     run: str
@@ -156,6 +157,7 @@ class BuildResult:
     ran: tuple[RanStep, ...] = ()
     ladder: tuple[TargetLadder, ...] = ()
     dag: tuple[StepFact, ...] = ()
+    not_selected: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -163,6 +165,7 @@ class BuildResult:
             "run": self.run,
             "engines": [e.to_json() for e in self.engines],
             "refused": [r.to_json() for r in self.refused],
+            "not_selected": list(self.not_selected),
             "steps": self.steps.to_json(),
             "report": str(self.report) if self.report else None,
             "seconds": round(self.seconds, 3),

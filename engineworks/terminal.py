@@ -94,6 +94,8 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
             f"{result.recipe}: {many(steps.run, 'step')} run, {steps.reused} reused, {steps.failed} failed, "
             f"in {result.seconds:.1f} s"
         )
+        if result.not_selected:
+            say(f"{result.recipe}: {many(len(result.not_selected), 'engine')} not part of this run (--only)")
         for line in result.warnings:
             say(f"note: {line}")
         if result.report:

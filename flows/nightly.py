@@ -25,6 +25,7 @@ from engineworks.night import (
 )
 from engineworks.night.lookup import Lookup
 from engineworks.night.summary import summarize_night
+from engineworks.recipe.load import find_recipes
 from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
 from engineworks.store import open_store
@@ -59,19 +60,23 @@ def nightly(
         chosen = choose_recipes(Path(folder), globs=recipes or (), owner=owner, tag=tag, data_roots=settings.data_roots)
         nights = list(_nights(chosen, settings, again=again, distributed=distributed))
         logger = get_run_logger()
-        for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start)):
+        files = [str(path) for path in find_recipes(Path(folder))]
+        for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start, files)):
             logger.info(line)
-    words = count_words(nights)
+    words = count_words(nights, not_part=len(files) - len(chosen))
     bad = [line for night in nights if not night.is_good for line in lines_of([night])]
     return ended("\n".join([words, *bad]), tuple(nights), good=not bad)
 
 
-def _summarized(nights: Sequence[RecipeNight], settings: Settings, seconds: float) -> tuple[str, ...]:
-    """Publish the night's summary. Returns what could not be published: a night is not worse for that."""
-    results = [n.verdicts or {"recipe": n.recipe, "error": n.message} for n in nights]
+def _summarized(
+    nights: Sequence[RecipeNight], settings: Settings, seconds: float, files: Sequence[str]
+) -> tuple[str, ...]:
+    """Publish the night's summary. Returns what could not be published: a night is not worse for that. files: of all
+    recipes in the folder."""
+    results = [{**(n.verdicts or {"recipe": n.recipe, "error": n.message}), "file": n.file} for n in nights]
     try:
         tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-        summary = summarize_night(results, tracking, seconds=seconds)
+        summary = summarize_night(results, tracking, seconds=seconds, recipe_files=files)
         return publish_summary(unseen(summary), settings)
     except TrackingError as error:
         return (f"the summary of this night is not on record: {error}",)

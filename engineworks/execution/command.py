@@ -90,6 +90,7 @@ def recorded_result(
         warnings=(*doubts, *waits, *outage_of(store)),
         calibration=calibration,
         ladder=ladders(plan, engines, store),
+        not_selected=plan.not_selected,
     )
 
 

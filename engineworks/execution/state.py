@@ -85,7 +85,7 @@ class Build:
             comparison=compare_with_peers(self.plan, engines, self.results, self.failures),
             ran=tuple(self._ran()),
             ladder=ladders(self.plan, engines, self.results),
-            dag=step_facts(self.plan, self.outcomes, self.failures),
+            dag=step_facts(self.plan, self.outcomes, self.failures), not_selected=self.plan.not_selected,
         )  # fmt: skip
 
     def _ran(self) -> Iterator[RanStep]:

@@ -59,7 +59,7 @@ def finished_since_last_night(tracking: Tracking) -> FinishedBuilds:
     """Empty before the first night, and where its record can not be read. Raises `TrackingError`."""
     try:
         night = json.loads(tracking.last_night_text(NIGHT_JSON) or "null")
-        runs = [str(recipe["run"]) for recipe in night["recipes"] if recipe["run"]]
+        runs = [str(recipe["run"]) for recipe in (*night["recipes"], *night.get("absent", ())) if recipe["run"]]
         began = datetime.fromisoformat(night["at"]).timestamp() - float(night["seconds"])
     except (ValueError, KeyError, TypeError):
         return NOT_ASKED

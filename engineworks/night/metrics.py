@@ -84,13 +84,19 @@ def _add_night(registry: CollectorRegistry, night: Summary) -> None:
     engines = _gauge(registry, "engines", "Engines by what their night ended in.", ("verdict",))
     for word in ("pass", "fail", "failed", "inconclusive", "unmeasured", "refused"):
         engines.labels(word).set(night.counts.get(word, 0))
+    _gauge(registry, "engines_not_in_night", "Engines that the last night left out.").set(len(night.not_part))
 
 
 def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
     took = _gauge(registry, "recipe_duration_seconds", "What the build of a recipe took.", ("recipe",))
     steps = _gauge(registry, "recipe_steps", "Steps of a recipe by how they went.", ("recipe", "how"))
     error = _gauge(registry, "recipe_without_result", "1 where a recipe has no result.", ("recipe",))
+    part = _gauge(registry, "recipe_in_night", "0 where the last night left a recipe out: as it was last.", ("recipe",))
+    for one in night.absent:  # not mended by being left out
+        part.labels(one["recipe"]).set(0)
+        error.labels(one["recipe"]).set(bool(one["error"]))
     for one in night.recipes:
+        part.labels(one["recipe"]).set(1)
         took.labels(one["recipe"]).set(one["seconds"])
         error.labels(one["recipe"]).set(bool(one["error"]))
         for how in ("run", "reused", "failed"):
@@ -103,7 +109,8 @@ def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
 
 
 def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
-    verdict = _gauge(registry, "engine_verdict", "1 for the verdict that the engine has.", (*ENGINE, "verdict"))
+    words = "1 for the verdict that the engine has, or had last where it is not part of the night."
+    verdict = _gauge(registry, "engine_verdict", words, (*ENGINE, "verdict"))
     figures = {
         "latency_ms_p50": (
             _gauge(registry, "engine_latency_p50_seconds", "Median at the first named shape.", ENGINE),
@@ -113,7 +120,7 @@ def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
         "metric": (_gauge(registry, "engine_task_metric", "The recipe's metric on the evaluation data.", ENGINE), 1.0),
         "bytes": (_gauge(registry, "engine_size_bytes", "Size of the engine.", ENGINE), 1.0),
     }
-    for engine in night.engines:
+    for engine in (*night.not_part, *night.engines):
         names = engine["id"].split("/")
         verdict.labels(*names, engine["verdict"]).set(1)
         for key, (gauge, scale) in figures.items():

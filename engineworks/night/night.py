@@ -95,11 +95,12 @@ def night_without_result(chosen: Chosen, word: Word, message: str) -> RecipeNigh
     return RecipeNight(chosen.name, str(chosen.path), word, engines, message or word)
 
 
-def count_words(recipes: Iterable[RecipeNight]) -> str:
-    """'3 recipes (2 unchanged, 1 built), 60 engines (57 pass, 3 fail)'."""
+def count_words(recipes: Iterable[RecipeNight], *, not_part: int = 0) -> str:
+    """'3 recipes (2 unchanged, 1 built), 60 engines (57 pass, 3 fail); 2 recipes not part of this run'."""
     recipes = list(recipes)
     engines = [e.word for r in recipes for e in r.engines]
-    return f"{_counted('recipe', [r.word for r in recipes])}, {_counted('engine', engines)}"
+    words = f"{_counted('recipe', [r.word for r in recipes])}, {_counted('engine', engines)}"
+    return f"{words}; {not_part} recipe{'' if not_part == 1 else 's'} not part of this run" if not_part else words
 
 
 def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:

@@ -6,11 +6,12 @@ The night before comes from MLflow, as the JSON that this module made of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from engineworks.night.changes import changes_since, past_of, recipe_of
 from engineworks.report.background import Point
 from engineworks.results import BuildResult
 
@@ -23,10 +24,6 @@ WORDS = ("failed", "fail", "inconclusive", "unmeasured", "pass", "refused")
 SLOWEST = 10
 """Steps that are named as the slowest."""
 
-MOVED = 0.05
-"""Relative change of a median from which it is told. Between nights an unchanged engine is not measured again, so
-that what is told was measured anew; whether it is a regression is the gate's to say."""
-
 
 class Nights(Protocol):
     """Where nights are on record: `tracking.Tracking` is one."""
@@ -38,9 +35,15 @@ class Nights(Protocol):
 class Summary:
     """One night. at: its end, in UTC. seconds: what its builds took in all, or wall time where that was given.
 
-    recipes: name, run, seconds, steps, error ('' or why there is no result) of each. engines: id, verdict, why,
-    digest, p50 in ms, metric and bytes of each, gravest first. changes: sentences on what is not as it was the night
-    before; None on the first night. rebuilt: id, seconds, reason of every step that ran, slowest first.
+    recipes: name, file, run, seconds, steps, error ('' or why there is no result) of each. engines: id, verdict, why,
+    digest, p50 in ms, metric and bytes of each, gravest first. changes: sentences on what is not as it was when the
+    recipe was part of a night before; None on the first night. rebuilt: id, seconds, reason of every step that ran,
+    slowest first.
+
+    absent: recipes of nights before that are not part of this one, as they were in their last, with its end as `at`.
+    known: engines that this night has no result of (of such recipes, of recipes without a result, or left out by
+    `--only`), as they were when there was one. left_out: ids of engines that `--only` left out. rejoined: recipes that
+    the night before did not have, with the end of their last one.
     """
 
     at: datetime
@@ -50,6 +53,16 @@ class Summary:
     changes: tuple[str, ...] | None
     rebuilt: tuple[Mapping[str, Any], ...]
     before: str | None = None
+    absent: tuple[Mapping[str, Any], ...] = ()
+    known: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
+    rejoined: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def not_part(self) -> tuple[Mapping[str, Any], ...]:
+        """Engines that are not part of this night, as they were last; those of recipes without a result are part."""
+        absent, left_out = {r["recipe"] for r in self.absent}, set(self.left_out)
+        return tuple(e for e in self.known if recipe_of(e["id"]) in absent or e["id"] in left_out)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -75,6 +88,8 @@ class Summary:
             "changes": None if self.changes is None else list(self.changes),
             "recipes": [dict(r) for r in self.recipes], "engines": [dict(e) for e in self.engines],
             "rebuilt": [dict(s) for s in self.rebuilt], "slowest": [s["id"] for s in self.slowest],
+            "absent": [dict(r) for r in self.absent], "known": [dict(e) for e in self.known],
+            "left_out": list(self.left_out), "rejoined": [dict(r) for r in self.rejoined],
         }  # fmt: skip
 
     def to_json_text(self) -> str:
@@ -89,6 +104,8 @@ class Summary:
         wrong = {
             "recipes": float(len(self.recipes)),
             "recipes_failed": float(sum(1 for r in self.recipes if r["error"])),
+            "recipes_not_part": float(len(self.absent)),
+            "engines_not_part": float(len(self.not_part)),
         }
         return counts | steps | wrong | {"night_s": self.seconds, "changes": float(len(self.changes or ()))}
 
@@ -98,38 +115,55 @@ Result = BuildResult | Mapping[str, Any]
 
 
 def summarize_night(
-    results: Iterable[Result], tracking: Nights, *, at: datetime | None = None, seconds: float | None = None
-) -> Summary:
-    """The night that these builds were, beside the last one on record. at: its end, by default now. seconds: wall
-    time of the whole night, by default the sum of its builds.
+    results: Iterable[Result], tracking: Nights, *, at: datetime | None = None, seconds: float | None = None,
+    recipe_files: Sequence[str] = (),
+) -> Summary:  # fmt: skip
+    """The night that these builds were, beside the nights on record. at: its end, by default now. seconds: wall
+    time of the whole night, by default the sum of its builds. recipe_files: all of the folder, chosen or not: a recipe
+    of this folder whose file is not among them was removed.
 
     Raises `TrackingError` where MLflow does not answer; a record that can not be read counts as none.
     """
     text = tracking.last_night_text(NIGHT_JSON)
-    return summarize(results, _read(text), at=at or datetime.now(UTC), seconds=seconds)
+    return summarize(results, _read(text), at=at or datetime.now(UTC), seconds=seconds, recipe_files=recipe_files)
 
 
 def summarize(
-    results: Iterable[Result], before: Mapping[str, Any] | None, *, at: datetime, seconds: float | None = None
-) -> Summary:
+    results: Iterable[Result], before: Mapping[str, Any] | None, *, at: datetime, seconds: float | None = None,
+    recipe_files: Sequence[str] = (),
+) -> Summary:  # fmt: skip
     """The same with the night before as a value, None for the first night."""
     builds = [r.to_json() if isinstance(r, BuildResult) else r for r in results]
-    recipes = tuple(map(_recipe, builds))
+    past = past_of(before, recipe_files)
+    recipes = past.same_names([_recipe(build) for build in builds])
+    left_out = tuple(i for b in builds for i in b.get("not_selected", ()))
     engines = [_engine(e) for b in builds for e in b.get("engines", ())]
     engines += [_refused(r) for b in builds for r in b.get("refused", ())]
     engines.sort(key=lambda e: (WORDS.index(e["verdict"]), e["id"]))
     ran = sorted((s for b in builds for s in b.get("ran", ())), key=lambda s: -s["seconds"])
-    changes = None if before is None else tuple(_changes(before, recipes, engines))
+    changes = None if before is None else tuple(changes_since(past, recipes, engines, left_out))
     took = sum(r["seconds"] for r in recipes) if seconds is None else seconds
     since = None if before is None else str(before.get("at", ""))
-    return Summary(at, took, recipes, tuple(engines), changes, tuple(ran), since)
+    names, gone = {r["recipe"] for r in recipes}, past.gone(recipes)
+    earlier = [
+        {"recipe": name, "at": r["at"]} for name, r in past.recipes.items() if name in names and r["at"] != since
+    ]
+    return Summary(
+        at, took, recipes, tuple(engines), changes, tuple(ran), since,
+        absent=tuple(r for name, r in past.recipes.items() if name not in names and name not in gone),
+        known=past.still_known(recipes, engines, left_out),
+        left_out=left_out,
+        rejoined=tuple(earlier),
+    )  # fmt: skip
 
 
 def summarize_since(
-    result: BuildResult, before: Mapping[str, Point], refused: Mapping[str, str], shape: str
-) -> tuple[str, ...]:
+    result: BuildResult, before: Mapping[str, Point], refused: Mapping[str, str], shape: str,
+    left_out: Iterable[str] = (),
+) -> tuple[str, ...]:  # fmt: skip
     """Sentences on what is not as it was in an earlier build of the recipe, as a night tells them. before: by engine.
-    refused: by engine, why it was. shape: whose medians are compared."""
+    refused: by engine, why it was. shape: whose medians are compared. left_out: engines that `--only` left out of the
+    earlier build."""
     old = [
         {"id": engine, "verdict": p.verdict, "why": p.why, "digest": p.digest, "latency_ms_p50": p.p50_ms.get(shape),
          "metric": p.metric}
@@ -138,7 +172,8 @@ def summarize_since(
     old += [_refused({"id": engine, "sentence": sentence}) for engine, sentence in refused.items()]
     new = result.to_json()
     engines = [*map(_engine, new["engines"]), *map(_refused, new["refused"])]
-    return tuple(_changes({"engines": old}, [_recipe(new)], engines))
+    past = past_of({"engines": old, "left_out": left_out})
+    return tuple(changes_since(past, [_recipe(new)], engines, result.not_selected))
 
 
 def _read(text: str | None) -> Mapping[str, Any] | None:
@@ -151,7 +186,8 @@ def _read(text: str | None) -> Mapping[str, Any] | None:
 
 def _recipe(build: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "recipe": build["recipe"], "run": build.get("run", ""), "seconds": float(build.get("seconds", 0.0)),
+        "recipe": build["recipe"], "file": str(build.get("file") or ""), "run": build.get("run", ""),
+        "seconds": float(build.get("seconds", 0.0)),
         "steps": dict(build.get("steps", {})), "error": str(build.get("error") or ""),
     }  # fmt: skip
 
@@ -176,39 +212,3 @@ def _why(engine: Mapping[str, Any]) -> str:
 def _refused(engine: Mapping[str, Any]) -> dict[str, Any]:
     nothing = dict.fromkeys(("digest", "bytes", "latency_ms_p50", "throughput_per_s", "metric"))
     return {"id": engine["id"], "verdict": "refused", "waived": False, "why": engine["sentence"], **nothing}
-
-
-def _changes(
-    before: Mapping[str, Any], recipes: Iterable[Mapping[str, Any]], engines: Iterable[Mapping[str, Any]]
-) -> Iterable[str]:
-    """Sentences, those on verdicts first. Engines of a recipe without a result are not gone: nothing is known."""
-    old, new = {e["id"]: e for e in before["engines"]}, {e["id"]: e for e in engines}
-    unknown = {r["recipe"] for r in recipes if r["error"]}
-    was_wrong = {r["recipe"] for r in before.get("recipes", ()) if r.get("error")}
-    for recipe in recipes:
-        if recipe["error"] and recipe["recipe"] not in was_wrong:
-            yield f"{recipe['recipe']}: no result: {recipe['error'].splitlines()[0]}"
-    for name in sorted(was_wrong - unknown):
-        yield f"{name}: has results again"
-    both = [i for i in new if i in old]
-    for i in both:
-        if new[i]["verdict"] != old[i]["verdict"]:
-            why = f": {new[i]['why']}" if new[i]["why"] else ""
-            yield f"{i}: {old[i]['verdict']} → {new[i]['verdict']}{why}"
-    yield from (f"{i}: new, {new[i]['verdict']}" for i in new if i not in old and i.partition("/")[0] not in was_wrong)
-    yield from (
-        f"{i}: gone, was {old[i]['verdict']}" for i in old if i not in new and i.partition("/")[0] not in unknown
-    )
-    for i in both:
-        yield from _moved(i, old[i], new[i])
-
-
-def _moved(engine: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
-    if new["digest"] and old.get("digest") and new["digest"] != old["digest"]:
-        yield f"{engine}: another engine, sha256 {old['digest'][:12]} → {new['digest'][:12]}"
-    was, now = old.get("latency_ms_p50"), new["latency_ms_p50"]
-    if was and now and abs(now / was - 1) >= MOVED:
-        yield f"{engine}: median {was:.3g} → {now:.3g} ms ({now / was - 1:+.0%})"
-    was, now = old.get("metric"), new["metric"]
-    if was is not None and now is not None and was != now:
-        yield f"{engine}: metric {was:.6g} → {now:.6g}"

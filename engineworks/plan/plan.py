@@ -104,6 +104,8 @@ class Plan:
     steps: Mapping[str, Step] = field(default_factory=dict)
     peers: tuple[PlannedPeer, ...] = ()
     today: date = field(default_factory=lambda: datetime.now(UTC).date())
+    not_selected: tuple[str, ...] = ()
+    """Ids of the recipe's engines that `--only` left out."""
 
     @property
     def recipe(self) -> str:
@@ -157,6 +159,7 @@ class Plan:
             "targets": {t.name: t.to_json() for t in self.loaded.targets},
             "engines": [e.to_json() for e in self.engines],
             "refused": [r.to_json() for r in self.refused],
+            "not_selected": list(self.not_selected),
             "peers": [p.to_json() for p in self.peers],
             "steps": [s.to_json() for s in self.steps.values()],
         }
@@ -202,7 +205,8 @@ def plan_recipe(
         if peer.step:
             states.settle(peer.step, needed=True)
     refusals = tuple(Refused(i, s) for i, s in refused.items())
-    return Plan(loaded, tuple(engines), refusals, states.settled(), peers)
+    left_out = tuple(i for i in ids if i not in chosen)
+    return Plan(loaded, tuple(engines), refusals, states.settled(), peers, not_selected=left_out)
 
 
 def verify_stored(plan: Plan, store: Store) -> bool:

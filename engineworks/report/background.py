@@ -15,7 +15,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Point:
-    """One record of an engine. at: seconds since the epoch. p50_ms: by shape. versions: by name, of the libraries, with
+    """One record of an engine. at: seconds since the epoch. build: its build's run. p50_ms: by shape. versions: by name, of the libraries, with
     the hardware's facts and the model's digest."""
 
     run: str
@@ -28,6 +28,7 @@ class Point:
     bytes: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
+    build: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class ChampionFigures:
 @dataclass(frozen=True)
 class Before:
     """The build before this one. changes: sentences on what came out otherwise, [] for nothing. causes: what it was
-    made from otherwise."""
+    made from otherwise. apart: sentences on engines that are not part of both builds."""
 
     run: str
     at: float
     changes: tuple[str, ...]
     causes: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

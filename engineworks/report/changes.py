@@ -138,6 +138,7 @@ def _before(background: Background) -> Iterator[Block]:
         yield Bullets(tuple(Words(sentence, tone=_tone(sentence)) for sentence in before.changes))
     else:
         yield Words("Nothing came out otherwise: the same verdicts, engines, metrics, and medians within 5 %.")
+    yield from (Words(sentence, tone="muted") for sentence in before.apart)
     if before.causes:
         yield Words("", strong="What they were made from otherwise:")
         yield Bullets(tuple(Words(cause) for cause in before.causes))

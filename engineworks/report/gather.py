@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from engineworks.errors import TrackingError
 from engineworks.night.summary import summarize_since
-from engineworks.recorded import engine_runs, read_json
+from engineworks.recorded import engine_runs, left_out, read_json
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.results import BuildResult
 from engineworks.tracking import RunSummary, Slot, Tracking
@@ -111,7 +112,7 @@ def point_of(run: RunSummary) -> Point:
     return Point(
         run.run_id, run.started_at, run.tags.get("engineworks.verdict", run.status.lower()),
         run.tags.get(ENGINE_DIGEST, ""), p50, run.metrics.get("metric"), min(cosines, default=None),
-        run.metrics.get("engine_bytes"), versions, run.tags.get("engineworks.why", ""),
+        run.metrics.get("engine_bytes"), versions, run.tags.get("engineworks.why", ""), run.parent_run_id or "",
     )  # fmt: skip
 
 
@@ -176,16 +177,36 @@ def _before(
     tracking: Tracking, result: BuildResult, before: RunSummary, older: Mapping[str, RunSummary],
     runs: Mapping[str, RunSummary], resolved: Mapping[str, Any],
 ) -> Before:  # fmt: skip
-    shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
-    points = {engine: point_of(run) for engine, run in older.items()}
     plan = read_json(tracking, before.run_id, "plan.json") or {}
+    missed = {*left_out(plan), *(e["id"] for e in plan.get("engines", ()) if e["id"] not in older)}
+    rest = {e.id: found for e in result.engines if e.id in missed and (found := _newest(tracking, e.id, before))}
+    shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
+    points = {engine: point_of(run) for engine, run in {**rest, **older}.items()}
     refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
-    changes = summarize_since(result, points, refused, shape)
+    changes = summarize_since(result, points, refused, shape, missed)
     told = {change.partition(": ")[0] for change in changes}
     pairs = [(older[e.id], runs[e.id]) for e in result.engines if e.id in told and e.id in older and e.id in runs]
     recipes = (plan.get("resolved") or {}, resolved)
     causes = _causes(tracking, pairs[:EXPLAINED], recipes) if changes else ()
-    return Before(before.run_id, before.started_at, changes, causes)
+    return Before(before.run_id, before.started_at, changes, causes, tuple(_apart(result, missed, rest)))
+
+
+def _newest(tracking: Tracking, engine: str, build: RunSummary) -> RunSummary | None:
+    """The engine's newest run before this build, which it was not part of."""
+    found = tracking.find_runs(engine=engine, kind="engine", limit=50)
+    return next((run for run in found if run.started_at < build.started_at), None)
+
+
+def _apart(result: BuildResult, missed: Collection[str], rest: Mapping[str, RunSummary]) -> Iterator[str]:
+    """Which engines are not part of this build, and what those are compared with that the one before has not."""
+    if result.not_selected:
+        yield f"Not part of this run, for --only left them out: {', '.join(result.not_selected)}."
+    for engine in (e.id for e in result.engines if e.id in missed):
+        day = (
+            f" of {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(rest[engine].started_at))}" if engine in rest else ""
+        )
+        then = f"compared with its own last build{day}" if day else "there is nothing to compare it with"
+        yield f"{engine} was not part of the build before, or had no result: {then}."
 
 
 def _causes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from engineworks.night.changes import recipe_of
 from engineworks.report.figures import figure
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def render_night(night: Summary) -> str:
     wrong = [r for r in night.recipes if r["error"]]
     if wrong:
         lines += ["", "## Recipes without a result", "", *(f"- **{r['recipe']}**: {_cell(r['error'])}" for r in wrong)]
+    lines += _not_part(night)
     lines += ["", "## Changed since last night", "", *_changes(night)]
     lines += ["", "## Engines", "", *_table(HEADINGS, map(_engine, night.engines))]
     lines += ["", "## Rebuilt, and why", "", *_rebuilt(night)]
@@ -38,6 +40,19 @@ def render_night(night: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _not_part(night: Summary) -> list[str]:
+    """What the counts leave out, as it was last."""
+    lines = []
+    for recipe in night.absent:
+        words = [e["verdict"] for e in night.known if recipe_of(e["id"]) == recipe["recipe"]]
+        counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+        last = f"no result: {recipe['error'].splitlines()[0]}" if recipe["error"] else counts or "no engines"
+        lines.append(f"- **{recipe['recipe']}**: last on {recipe['at'][:10]}, {_cell(last)}")
+    if night.left_out:
+        lines.append(f"- {len(night.left_out)} engines that --only left out: {', '.join(night.left_out)}")
+    return ["", "## Not part of this run", "", *lines] if lines else []
+
+
 def _effort(night: Summary) -> str:
     run = sum(r["steps"].get("run", 0) for r in night.recipes)
     reused = sum(r["steps"].get("reused", 0) for r in night.recipes)
@@ -47,7 +62,9 @@ def _effort(night: Summary) -> str:
 def _changes(night: Summary) -> Iterable[str]:
     if night.changes is None:
         return ["No night before this one is on record."]
-    return [f"- {_cell(c)}" for c in night.changes] or [f"Nothing, since {night.before}."]
+    earlier = [f"{r['recipe']} (its last: {r['at'][:10]})" for r in night.rejoined]
+    note = ["", f"Not part of last night, so compared with their own last: {', '.join(earlier)}."] if earlier else []
+    return [*([f"- {_cell(c)}" for c in night.changes] or [f"Nothing, since {night.before}."]), *note]
 
 
 def _rebuilt(night: Summary) -> Iterable[str]:

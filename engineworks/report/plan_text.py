@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from engineworks.plan import Plan
 
+WORDS = {"elsewhere": "for other hardware"}
+
 SHOWN = 40
 """Steps of one recipe that are listed: a comment takes 65,536 characters on GitHub."""
 
@@ -21,7 +23,7 @@ def render_plans(plans: Sequence[Plan]) -> str:
 
 def _recipe(plan: Plan) -> Iterable[str]:
     states = [step.state for step in plan.steps.values()]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("to do", "cached", "elsewhere") if s in states)
+    counts = ", ".join(f"{states.count(s)} {WORDS.get(s, s)}" for s in ("to do", "cached", "elsewhere") if s in states)
     yield f"## {plan.recipe}: {counts or 'nothing'}"
     if plan.to_do:
         yield from ("", "| step | why |", "| --- | --- |")

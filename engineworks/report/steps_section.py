@@ -7,6 +7,9 @@ from engineworks.report.graph import graph_svg
 from engineworks.results import BuildResult
 
 STATES = ("run", "reused", "failed", "skipped", "elsewhere", "not needed")
+WORDS = {"elsewhere": "cannot run here"}
+"""A step for other hardware: whether another host runs it, this build does not know."""
+
 _TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "elsewhere": "unmeasured"}
 
 
@@ -25,7 +28,7 @@ def steps_section(result: BuildResult, *, plots: bool) -> Section | None:
 
 def _summary(result: BuildResult) -> Words:
     states = [s.state for s in result.dag]
-    counted = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
+    counted = ", ".join(f"{states.count(s)} {WORDS.get(s, s)}" for s in STATES if s in states)
     spent = sum(s.seconds for s in result.dag)
     return Words(f"{counted}; {spent:.1f} s of steps in {result.seconds:.1f} s.", strong=f"{len(states)} steps:")
 
@@ -34,7 +37,8 @@ def _table(result: BuildResult) -> Fold | None:
     longest = max(s.seconds for s in result.dag) or 1.0
     columns = [Column("step"), Column("state"), Column("seconds", number=True), Column("why")]
     rows = [
-        [Cell(s.id, code=True), Cell(s.state, tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
+        [Cell(s.id, code=True),
+         Cell(WORDS.get(s.state, s.state), tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
          number(s.seconds, 2, share=s.seconds / longest) if s.state == "run" else Cell(""),
          Cell(s.reason, tone="muted")]
         for s in result.dag

@@ -34,6 +34,7 @@ def summary(result: BuildResult) -> str:
     """What came of it, in one line."""
     words = [e.word for e in result.engines] + ["refused"] * len(result.refused)
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+    counts += f", {len(result.not_selected)} not part of this run" if result.not_selected else ""
     steps = result.steps
     return (
         f"{counts}. Steps: {steps.run} run, {steps.reused} reused, {steps.failed} failed, "

@@ -20,12 +20,13 @@ Row = Mapping[str, Any]
 class Past:
     """What the nights before left: the last record of every recipe by name and of every engine by id, each with the end
     of its night as `at`. left_out: engines that `--only` left out of their last night. files: recipe files that there
-    are now, () where nobody says."""
+    are now, () where nobody says. absent: names of recipes that were not part of the last night."""
 
     recipes: Mapping[str, Row]
     engines: Mapping[str, Row]
     left_out: frozenset[str] = frozenset()
     files: tuple[str, ...] = ()
+    absent: frozenset[str] = frozenset()
 
     def same_names(self, recipes: Sequence[Row]) -> tuple[Row, ...]:
         """A file that cannot be read hides its recipe's name: it keeps the one that it had."""
@@ -66,7 +67,7 @@ def past_of(before: Mapping[str, Any] | None, files: Sequence[str] = ()) -> Past
 
     return Past(
         {r["recipe"]: r for r in dated("absent", "recipes")}, {e["id"]: e for e in dated("known", "engines")},
-        frozenset(night.get("left_out", ())), tuple(files),
+        frozenset(night.get("left_out", ())), tuple(files), frozenset(r["recipe"] for r in night.get("absent", ())),
     )  # fmt: skip
 
 

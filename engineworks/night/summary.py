@@ -145,15 +145,13 @@ def summarize(
     took = sum(r["seconds"] for r in recipes) if seconds is None else seconds
     since = None if before is None else str(before.get("at", ""))
     names, gone = {r["recipe"] for r in recipes}, past.gone(recipes)
-    earlier = [
-        {"recipe": name, "at": r["at"]} for name, r in past.recipes.items() if name in names and r["at"] != since
-    ]
+    back = [name for name in past.recipes if name in names and name in past.absent]
     return Summary(
         at, took, recipes, tuple(engines), changes, tuple(ran), since,
         absent=tuple(r for name, r in past.recipes.items() if name not in names and name not in gone),
         known=past.still_known(recipes, engines, left_out),
         left_out=left_out,
-        rejoined=tuple(earlier),
+        rejoined=tuple({"recipe": name, "at": past.recipes[name]["at"]} for name in back),
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Point:
-    """One record of an engine. at: seconds since the epoch. build: its build's run. p50_ms: by shape. versions: by name, of the libraries, with
-    the hardware's facts and the model's digest."""
+    """One record of an engine. at: seconds since the epoch. p50_ms: by shape. versions: by name, of the libraries, with
+    the hardware's facts and the model's digest. build: its build's run."""
 
     run: str
     at: float

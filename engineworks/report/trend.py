@@ -71,8 +71,8 @@ def _target(
 
 
 def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:
-    """Points of one build together: engines of a build are recorded within seconds of each other, and each once. Two builds of some engines
-    each (`--only`) are two."""
+    """Points of one build together: its engines are recorded within seconds of each other, and each once. Two builds of
+    some engines each (`--only`) are two."""
     listed = sorted(((p.at, e, p) for e, points in engines.items() for p in points), key=lambda x: x[0])
     columns: list[dict[str, Point]] = []
     for _, engine, point in listed:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -110,6 +111,112 @@ def test_a_recipe_without_a_result_is_no_news_about_its_engines_and_fails_the_ni
     assert "- **q**: q.yaml:1:1: wrong" in render_night(second)
     third = night(build(engine("r/fp32/cpu")), build(engine("q/fp32/cpu"), recipe="q"), before=second)
     assert third.changes == ("q: has results again",)
+
+
+def broken(recipe: str, why: str = "bad") -> Mapping[str, Any]:
+    return {"recipe": recipe, "error": why, "file": f"recipes/{recipe}.yaml"}
+
+
+def filed(result: BuildResult) -> Mapping[str, Any]:
+    return {**result.to_json(), "file": f"recipes/{result.recipe}.yaml"}
+
+
+def test_a_recipe_that_is_not_in_a_night_is_neither_mended_nor_gone_nor_new_when_it_is_back() -> None:
+    r = filed(build(engine("r/fp32/cpu")))
+    q = filed(build(engine("q/fp32/cpu"), engine("q/int8/cpu", "fail"), recipe="q"))
+    first = night(r, q, broken("fashion"))
+    second = night(r, before=first)
+    assert second.changes == ()
+    assert second.verdict == "pass"
+    assert second.counts == {"pass": 1}
+    assert [(a["recipe"], a["error"], a["at"]) for a in second.absent] == [
+        ("q", "", AT.isoformat()), ("fashion", "bad", AT.isoformat())
+    ]  # fmt: skip
+    page = render_night(second)
+    assert "## Not part of this run" in page
+    assert "- **q**: last on 2026-11-21, 1 fail, 1 pass" in page
+    assert "- **fashion**: last on 2026-11-21, no result: bad" in page
+    assert (second.metrics()["recipes_not_part"], second.metrics()["engines_not_part"]) == (2.0, 2.0)
+    third = night(r, q, broken("fashion"), before=second)
+    assert third.changes == ()
+    assert third.absent == third.not_part == ()
+    assert "Not part of last night, so compared with their own last: q (its last: 2026-11-21)" in render_night(third)
+    worse = filed(build(engine("q/fp32/cpu", "fail"), engine("q/int8/cpu", "fail"), recipe="q"))
+    mended = filed(build(engine("fashion/fp32/cpu"), recipe="fashion"))
+    assert night(r, worse, mended, before=second).changes == (
+        "fashion: has results again",
+        "q/fp32/cpu: pass → fail: cosine .9 is below .99",
+    )
+
+
+def test_what_happened_while_a_recipe_had_no_result_is_told_when_it_has_one() -> None:
+    first = night(filed(build(engine("r/fp32/cpu"), engine("r/int8/cpu"))))
+    second = night(broken("r"), before=first)
+    assert second.not_part == ()
+    third = night(filed(build(engine("r/fp32/cpu", "fail"), engine("r/fp16/cpu"))), before=second)
+    assert third.changes == (
+        "r: has results again",
+        "r/fp32/cpu: pass → fail: cosine .9 is below .99",
+        "r/fp16/cpu: new, pass",
+        "r/int8/cpu: gone, was pass",
+    )
+
+
+def test_a_recipe_is_gone_only_when_its_file_is() -> None:
+    r, q = filed(build(engine("r/fp32/cpu"))), filed(build(engine("q/fp32/cpu"), recipe="q"))
+    first = json.loads(night(r, q).to_json_text())
+    there = summarize([r], first, at=AT, recipe_files=["recipes/q.yaml", "recipes/r.yaml"])
+    assert (there.changes, [a["recipe"] for a in there.absent]) == ((), ["q"])
+    elsewhere = summarize([r], first, at=AT, recipe_files=["other/x.yaml"])
+    assert (elsewhere.changes, [a["recipe"] for a in elsewhere.absent]) == ((), ["q"])
+    removed = summarize([r], first, at=AT, recipe_files=["recipes/r.yaml"])
+    assert removed.changes == ("q: gone with its 1 engines: recipes/q.yaml was removed",)
+    assert removed.absent == removed.known == ()
+    renamed = {**filed(build(engine("p/fp32/cpu"), recipe="p")), "file": "recipes/q.yaml"}
+    assert night(r, renamed, before=night(r, q)).changes == (
+        "q: gone with its 1 engines: recipes/q.yaml is recipe p now",
+        "p/fp32/cpu: new, pass",
+    )
+
+
+def test_a_file_that_cannot_be_read_keeps_its_recipes_name() -> None:
+    """The recipe in `q.yaml` is called `queue`: while the file is broken, only the file's name is known."""
+    queue = {**filed(build(engine("queue/fp32/cpu"), recipe="queue")), "file": "recipes/q.yaml"}
+    first = night(queue)
+    second = night(broken("q"), before=first)
+    assert second.changes == ("queue: no result: bad",)
+    assert night(queue, before=second).changes == ("queue: has results again",)
+    assert night(queue, before=night(broken("q"))).changes == (
+        "queue: has results again",
+        "queue/fp32/cpu: new, pass",
+    )
+
+
+def test_engines_that_only_left_out_are_neither_gone_nor_new() -> None:
+    both = build(engine("r/fp32/cpu"), engine("r/int8/cpu"))
+    some = replace(build(engine("r/int8/cpu", "fail")), not_selected=("r/fp32/cpu",))
+    second = night(some, before=night(both))
+    assert second.changes == ("r/int8/cpu: pass → fail: cosine .9 is below .99",)
+    assert [e["id"] for e in second.not_part] == ["r/fp32/cpu"]
+    assert "- 1 engines that --only left out: r/fp32/cpu" in render_night(second)
+    assert night(both, before=second).changes == ("r/int8/cpu: fail → pass",)
+    assert night(both, before=night(some)).changes == (
+        "r/int8/cpu: fail → pass",
+        "r/fp32/cpu: pass, not compared: not part of the run before",
+    )
+
+
+def test_metrics_of_what_a_night_leaves_out_are_those_of_its_last() -> None:
+    q = build(engine("q/fp32/cpu", "fail"), recipe="q")
+    second = night(build(engine("r/fp32/cpu")), before=night(build(engine("r/fp32/cpu")), q, broken("fashion")))
+    text = samples(metrics_text(second))
+    assert text["engineworks_recipe_without_result[('recipe', 'fashion')]"] == 1
+    assert text["engineworks_recipe_in_night[('recipe', 'fashion')]"] == 0
+    assert text["engineworks_recipe_in_night[('recipe', 'r')]"] == 1
+    where = "('precision', 'fp32'), ('recipe', 'q'), ('target', 'cpu')"
+    assert text[f"engineworks_engine_verdict[{where}, ('verdict', 'fail')]"] == 1
+    assert text["engineworks_engines[('verdict', 'fail')]"] == 0
+    assert text["engineworks_engines_not_in_night[]"] == 1
 
 
 def test_the_gravest_comes_first_and_a_refusal_is_no_failure() -> None:

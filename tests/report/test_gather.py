@@ -11,6 +11,7 @@ import pytest
 from engineworks.errors import TrackingError
 from engineworks.records import _headline
 from engineworks.report.gather import gather_background
+from engineworks.report.text import render_markdown
 from engineworks.results import BuildResult, EngineResult, StepCounts
 from engineworks.tracking import EngineRecord, Tracking, open_tracking
 from engineworks.tracking.pages import ALL_ENGINES, HEADLINE, VIEW_TAG, Pages, engines_view, recipe_view, view_key
@@ -86,6 +87,63 @@ def test_a_report_of_an_old_build_knows_nothing_of_later_ones(tracking: Tracking
     found = gather_background(first, plan("entropy"), tracking)
     assert found.before is None
     assert len(found.points["old/int8/cpu"]) == 1
+
+
+def several(tracking: Tracking, recipe: str, verdicts: dict[str, str], left_out: tuple[str, ...] = ()) -> BuildResult:
+    """A build of some of the recipe's engines, on record; `--only` left the others out."""
+    results = []
+    ids = {precision: f"{recipe}/{precision}/cpu" for precision in (*verdicts, *left_out)}
+    missed = tuple(ids[precision] for precision in left_out)
+    text = json.dumps({**plan("entropy"), "engines": [{"id": ids[p]} for p in verdicts], "not_selected": missed})
+    with tracking.start_build(recipe, f"{recipe}-{verdicts}", {}, {}) as run:
+        for precision, verdict in verdicts.items():
+            tags = {"engineworks.verdict": verdict}
+            run.record_engine(EngineRecord(ids[precision], tags=tags, engine_digest=f"{recipe}-{precision}"))
+            sidecar = {"sha256": f"{recipe}-{precision}", "bytes": 1}
+            results.append(EngineResult(ids[precision], verdict, (), sidecar=sidecar))  # type: ignore[arg-type]
+        run.finish(texts={"plan.json": text})
+        return BuildResult(recipe, run.run_id, tuple(results), (), StepCounts(), not_selected=missed)
+
+
+def test_engines_that_only_left_out_are_neither_gone_nor_new_and_are_compared_with_their_own_last(
+    tracking: Tracking,
+) -> None:
+    several(tracking, "only", {"fp32": "pass", "int8": "pass"})
+    some = several(tracking, "only", {"int8": "pass"}, ("fp32",))
+    found = gather_background(some, plan("entropy"), tracking).before
+    assert found is not None
+    assert found.changes == ()
+    assert found.apart == ("Not part of this run, for --only left them out: only/fp32/cpu.",)
+    every = several(tracking, "only", {"fp32": "fail", "int8": "pass", "fp16": "pass"})
+    found = gather_background(every, plan("entropy"), tracking).before
+    assert found is not None
+    assert found.changes == ("only/fp32/cpu: pass → fail", "only/fp16/cpu: new, pass")
+    assert len(found.apart) == 1
+    assert found.apart[0].startswith("only/fp32/cpu was not part of the build before")
+    text = render_markdown(some, gather_background(some, plan("entropy"), tracking))
+    assert "1 pass, 1 not part of this run." in text
+    assert "Not part of this run, for --only left them out: only/fp32/cpu." in text
+
+
+def test_the_first_build_of_an_engine_after_others_only_has_nothing_to_be_compared_with(tracking: Tracking) -> None:
+    several(tracking, "late", {"int8": "pass"}, ("fp32",))
+    both = several(tracking, "late", {"fp32": "pass", "int8": "pass"})
+    found = gather_background(both, plan("entropy"), tracking).before
+    assert found is not None
+    assert found.changes == ("late/fp32/cpu: pass, not compared: not part of the run before",)
+    assert "there is nothing to compare it with" in found.apart[0]
+
+
+def test_a_champion_that_is_missing_is_told(tracking: Tracking) -> None:
+    result = several(tracking, "bare", {"int8": "pass"})
+    client = tracking._connect().client
+    client.create_registered_model("bare", tags={"engineworks.champions.cpu-int8": "[4]"})
+    found = gather_background(result, plan("entropy"), tracking)
+    assert found.lost == ("bare/int8/cpu: the champion is missing: version 4 was deleted in MLflow.",)
+    assert found.lost[0] in render_markdown(result, found)
+    planned = {**plan("entropy"), "engines": [{"id": "bare/int8/cpu", "champion_lost": "version 3 was deleted"}]}
+    found = gather_background(result, planned, tracking)
+    assert found.lost == ("bare/int8/cpu: the champion is missing: version 3 was deleted.",)
 
 
 def test_a_limit_that_was_moved_is_a_cause_too(tracking: Tracking) -> None:

@@ -38,7 +38,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "prepare": StepKind(1, ()),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(5, ("onnx", "onnxruntime", "numpy")),
-    "lower": StepKind(5, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
+    "lower": StepKind(6, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(3, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(3, ("numpy",), engine=True),

@@ -133,8 +133,8 @@ class _Lowering:
         """
         reasons = self._out_of_range()
         attempt = self._prove_rules(convert(self._prepared, reasons), 0)
-        if attempt.failing and self._prepared.clamped:
-            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamp=False)
+        if attempt.failing and self._prepared.clamps:
+            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamps=())
             reasons = self._out_of_range()
             attempt = self._prove_rules(convert(self._prepared, reasons), 0)
         return self._repaired(attempt, reasons)
@@ -197,7 +197,7 @@ class _Lowering:
         )
         report = HalfReport(
             dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=converted, casts=_casts(made),
-            kept=kept, clamped=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
+            kept=kept, clamps=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
         )  # fmt: skip
         return self._proved(made, report)
 
@@ -205,7 +205,7 @@ class _Lowering:
         report = HalfReport(
             dtype=self._prepared.half.name, converter="engineworks", nodes=len(self._prepared.graph.nodes),
             converted=len(halved.converted_nodes), casts=_casts(halved.model), kept=halved.kept_nodes,
-            clamped=halved.clamped, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
+            clamps=halved.clamps, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
         )  # fmt: skip
         return self._proved(halved.model, report)
 

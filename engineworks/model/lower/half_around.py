@@ -61,7 +61,7 @@ def halve_around(
         bench = Bench(Path(folder))
         references = reference_outputs(bench, fp32, samples)
         _, plain = lower_half(fp32, dtype, samples, keep=keep, autocast=False, references=references)
-        prepared = prepare(quantized, dtype, keep)
+        prepared = prepare(quantized, dtype, keep, clamps=plain.clamps)
         halved = convert(prepared, plain.kept)
         proofs = prove(bench, halved.model, prepared.half, samples, references)
         before = _noise_of(bench, quantized, samples, references)

@@ -13,7 +13,7 @@ from engineworks.model.lower.half_graph import FORMATS, HalfFormat, HalfType, Ty
 from engineworks.model.lower.half_read import typed_graph
 from engineworks.model.lower.half_rewrite import rewrite
 from engineworks.model.lower.half_rules import kept_in_fp32
-from engineworks.model.lower.half_weights import WeightFacts, clamp_sentinels
+from engineworks.model.lower.half_weights import Clamp, WeightFacts, apply_clamps, clamp_sentinels, clamped_names
 from engineworks.model.lower.prove import check_well_formed
 
 if TYPE_CHECKING:
@@ -40,14 +40,19 @@ class WeightLoss:
 @dataclass(frozen=True)
 class Halved:
     """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of
-    those that stay fp32, each with the reason; `clamped`: constants that were cut to the type's range; `weights`:
+    those that stay fp32, each with the reason; `clamps`: constants that were cut to the type's range; `weights`:
     what rounding did to them."""
 
     model: onnx.ModelProto
     converted_nodes: tuple[str, ...]
     kept_nodes: Mapping[str, str]
-    clamped: tuple[str, ...]
+    clamps: tuple[Clamp, ...]
     weights: WeightLoss
+
+    @property
+    def clamped(self) -> tuple[str, ...]:
+        """Names of the constants that were cut."""
+        return clamped_names(self.clamps)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Prepared:
     half: HalfFormat
     facts: WeightFacts
     keep: tuple[str, ...]
-    clamped: tuple[str, ...]
+    clamps: tuple[Clamp, ...]
 
 
 def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = (), keep_io: bool = True) -> Halved:
@@ -77,8 +82,11 @@ def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = ()
     return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
 
 
-def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, clamp: bool = True) -> Prepared:
-    """Take the model apart, and with `clamp` cut its mask constants to the range of the type."""
+def prepare(
+    model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, clamps: Sequence[Clamp] | None = None
+) -> Prepared:
+    """Take the model apart, and cut its mask constants to the range of the type: those of `clamps` alone where they
+    are given, as they were decided on the model that this one was made of."""
     half = FORMATS[dtype]
     graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
     if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:
@@ -88,8 +96,11 @@ def prepare(model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, cla
         )
     _check_patterns(graph, keep)
     facts = WeightFacts(graph, half)
-    clamped = clamp_sentinels(graph, half, facts) if clamp else ()
-    return Prepared(graph, half, facts, tuple(keep), clamped)
+    if clamps is None:
+        clamps = clamp_sentinels(graph, half, facts)
+    else:
+        apply_clamps(graph, half, clamps)
+    return Prepared(graph, half, facts, tuple(keep), tuple(clamps))
 
 
 def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = True) -> Halved:
@@ -102,7 +113,7 @@ def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = 
         model=made.model,
         converted_nodes=made.converted,
         kept_nodes={graph.nodes[at].name: kept[at] for at in sorted(kept)},
-        clamped=prepared.clamped,
+        clamps=prepared.clamps,
         weights=WeightLoss(
             elements=sum(facts[name].elements for name in made.halved_weights),
             flushed=sum(facts[name].flushed for name in made.halved_weights),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,25 @@ class WeightFact:
     nonzero: int
     flushed: int
     subnormal: int
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """A constant that one use reads cut to ±limit. position: the input of the node of that name, or `FILLED` for the
+    value that a ConstantOfShape holds. tensor: the constant."""
+
+    node: str
+    position: int
+    tensor: str
+    limit: float
+
+
+FILLED = -1
+
+
+def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
+    """The constants, each once."""
+    return tuple(dict.fromkeys(clamp.tensor for clamp in clamps))
 
 
 class WeightFacts(Mapping[str, WeightFact]):
@@ -104,24 +123,39 @@ def half_tensor(tensor: onnx.TensorProto, half: HalfFormat, name: str) -> onnx.T
     return made
 
 
-def clamp_sentinels(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> tuple[str, ...]:
+def clamp_sentinels(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> tuple[Clamp, ...]:
     """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
 
     Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that end in a
     softmax by way of additions, masks and layout alone become an eighth of it: several of them added up, with
-    scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns the
-    names of the constants that were replaced.
+    scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns what
+    was done, for `apply_clamps` to do it to a model made of this one.
     """
-    clamped = []
+    found = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
+    apply_clamps(graph, half, found)
+    return tuple(found)
+
+
+def apply_clamps(graph: TypedGraph, half: HalfFormat, clamps: Sequence[Clamp]) -> None:
+    """Cut in `graph` what was decided on another that has the same nodes; uses that are no constants stay."""
+    nodes = {node.name: at for at, node in enumerate(graph.nodes)}
+    for clamp in clamps:
+        node = graph.nodes[nodes[clamp.node]] if clamp.node in nodes else None
+        if node is None:
+            continue
+        if clamp.position == FILLED:
+            _cut_filling(node, clamp.limit)
+        elif clamp.position < len(node.input) and graph.is_float(node.input[clamp.position]):
+            _use_clamped(graph, node, clamp, f"{clamp.tensor}_{half.suffix}_{clamp.limit:.4g}")
+    graph.forget_uses()
+
+
+def _far_constants(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> Iterator[Clamp]:
     for name in [n for n in facts if facts[n].max_abs >= half.max / 2]:
         for at, position in graph.consumers.get(name, ()):
             limit = _limit(graph, half, at, position, facts[name].max_abs)
             if limit is not None:
-                _use_clamped(graph, at, position, limit, f"{name}_{half.suffix}_{limit:.4g}")
-                clamped.append(name)
-    clamped += list(_clamp_filled_tensors(graph, half))
-    graph.forget_uses()
-    return tuple(dict.fromkeys(clamped))
+                yield Clamp(graph.nodes[at].name, position, name, limit)
 
 
 def _limit(graph: TypedGraph, half: HalfFormat, at: int, position: int, size: float) -> float | None:
@@ -155,27 +189,33 @@ def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
     return True
 
 
-def _use_clamped(graph: TypedGraph, at: int, position: int, limit: float, name: str) -> None:
-    node = graph.nodes[at]
+def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: str) -> None:
+    source = node.input[clamp.position]
+    if source not in graph.weights:
+        return
     if name not in graph.weights:
-        values = graph.values(node.input[position])
-        bounded = np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(np.float32)
-        made = _float_tensor(bounded, name)
-        graph.weights[name] = made
+        values = graph.values(source)
+        bounded = np.where(np.isfinite(values), np.clip(values, -clamp.limit, clamp.limit), values).astype(np.float32)
+        graph.weights[name] = _float_tensor(bounded, name)
         graph.types[name] = FLOAT
-    node.input[position] = name
+    node.input[clamp.position] = name
 
 
-def _clamp_filled_tensors(graph: TypedGraph, half: HalfFormat) -> Iterator[str]:
+def _far_fillings(graph: TypedGraph, half: HalfFormat) -> Iterator[Clamp]:
     """The same for ConstantOfShape, whose value is an attribute."""
     for node in graph.nodes:
         if node.op_type != "ConstantOfShape" or not node.attribute or node.attribute[0].t.data_type != FLOAT:
             continue
         value = float(tensor_values(node.attribute[0].t).item())
         if half.max / 2 <= abs(value) < math.inf and _ends_squashed(graph, node.output[0], set()):
-            bounded = np.asarray([math.copysign(half.max / _SENTINEL_SHARE, value)], dtype=np.float32)
-            node.attribute[0].t.CopyFrom(_float_tensor(bounded, node.attribute[0].t.name))
-            yield node.output[0]
+            yield Clamp(node.name, FILLED, node.output[0], half.max / _SENTINEL_SHARE)
+
+
+def _cut_filling(node: onnx.NodeProto, limit: float) -> None:
+    tensor = node.attribute[0].t
+    value = float(tensor_values(tensor).item())
+    bounded = np.asarray([max(-limit, min(limit, value))], dtype=np.float32)
+    tensor.CopyFrom(_float_tensor(bounded, tensor.name))
 
 
 def _float_tensor(values: NDArray[np.float32], name: str) -> onnx.TensorProto:

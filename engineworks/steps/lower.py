@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from engineworks.capabilities import GEMMS
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.as_is import check_as_is
+from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_around import halve_around
 from engineworks.model.lower.half_graph import FORMATS, HalfType, infer_types, split_model
@@ -63,11 +64,20 @@ def _float(job: StepJob) -> None:
         job.write_json(REPORT_FILE, {"precision": precision})
         return
     dtype = _DTYPES[around]
-    lowered, report = lower_half(model, dtype, _samples(job, model), keep=job.params.get("fp32", ()))
-    if not report.converted and report.kept and not _products(job)[dtype]:
-        raise _nothing_lowered(job, report.kept)
+    single, double = double_to_float(name_nodes(model))
+    lowered, report = lower_half(single, dtype, _samples(job, model), keep=job.params.get("fp32", ()), source=model)
+    kept = {**double, **report.kept}
+    if not report.converted and not _computes_in(lowered, dtype):
+        raise _nothing_lowered(job, kept)
     save_model(lowered, job.out / MODEL_FILE)
-    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json()})
+    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json(), "kept": kept})
+
+
+def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
+    """Whether a node of the main graph, casts aside, makes a tensor of this type."""
+    types = infer_types(*split_model(model))
+    wanted = FORMATS[dtype].elem_type
+    return any(types.get(o) == wanted for n in model.graph.node if n.op_type != "Cast" for o in n.output)
 
 
 def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
@@ -83,9 +93,11 @@ def proof_batch(weights: int) -> int:
 def _quantized(job: StepJob) -> None:
     globs, around, fp32 = job.params["quantized"], job.params["around"], job.params.get("fp32", ())
     ranges = read_ranges(job) if "ranges" in job.inputs else None
-    model = name_nodes(raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs))
+    source = name_nodes(load_model(job.inputs["fold"] / MODEL_FILE))
+    single, double = double_to_float(source)
+    model = name_nodes(raise_opset_for(single, globs))
     quantized = quantize(model, ranges, globs=globs, keep=job.params.get("keep", ()), fp32=fp32)
-    kept = {k.name: k.reason for k in quantized.kept_nodes}
+    kept = {**{k.name: k.reason for k in quantized.kept_nodes}, **double}
     for name in globs:
         if name not in quantized.formats.values():
             raise _nothing_lowered(job, kept, name)
@@ -95,7 +107,7 @@ def _quantized(job: StepJob) -> None:
     }  # fmt: skip
     lowered = quantized.model
     if around != "fp32":
-        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job, model), keep=fp32)
+        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job, model), keep=fp32, source=source)
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
     job.write_json(REPORT_FILE, report)
@@ -105,7 +117,8 @@ def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "
     """An engine must not be called by a precision in which nothing of it computes."""
     precision = format_name or job.params["precision"]
     shown = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:_SHOWN_NODES])
-    why = shown or "no convolution or matrix product stands outside of branches and loops"
+    missing = "convolution or matrix product" if format_name else "operator on floating-point numbers"
+    why = shown or f"no {missing} stands outside of branches and loops"
     return PrecisionError(
         f"{job.id}: no node can compute in {precision} ({why})",
         hint=f"remove {job.params['precision']} from precisions",

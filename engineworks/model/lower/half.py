@@ -43,6 +43,7 @@ def lower_half(
     limits: HalfLimits | None = None,
     autocast: bool | Literal["auto"] = "auto",
     references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
 
@@ -55,9 +56,10 @@ def lower_half(
     5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
        False never uses it, True uses nothing else.
 
-    references: the fp32 model's outputs on the samples, where the caller has them. `model` is left as it was. Raises
-    `SamplesError` without samples or for ones that do not fit, and `LoweringError` if no result passes, naming the
-    worst output, its figure and the limit, and the node where it stops being finite.
+    references: the fp32 model's outputs on the samples, where the caller has them. source: the model that those are of
+    where `model` was made of another (in double). `model` is left as it was. Raises `SamplesError` without samples or
+    for ones that do not fit, and `LoweringError` if no result passes, naming the worst output, its figure and the
+    limit, and the node where it stops being finite.
     """
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
@@ -69,7 +71,7 @@ def lower_half(
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
     with tempfile.TemporaryDirectory(prefix="half-") as folder:
         bench = Bench(Path(folder))
-        found = reference_outputs(bench, model, samples) if references is None else references
+        found = reference_outputs(bench, source or model, samples) if references is None else references
         lowering = _Lowering(bench, model, prepared, limits, samples, found)
         if autocast is True:
             return lowering.by_autocast().result(limits)
@@ -77,7 +79,7 @@ def lower_half(
         if attempt.failing and not reason:
             attempt = lowering.better(attempt)
         if attempt.failing:
-            lowering.check_repeatable()
+            lowering.check_repeatable(source or model)
         return attempt.result(limits, lowering.overflow_of(attempt))
 
 
@@ -162,9 +164,9 @@ class _Lowering:
             return attempt
         return attempt if second.failing else second
 
-    def check_repeatable(self) -> None:
-        """Raises `LoweringError` if the fp32 model gives two results on one sample: then there is nothing to prove."""
-        again = reference_outputs(self._bench, self._model, self._samples[:1])[0]
+    def check_repeatable(self, source: onnx.ModelProto) -> None:
+        """Raises `LoweringError` if `source` gives two results on one sample: then there is nothing to prove."""
+        again = reference_outputs(self._bench, source, self._samples[:1])[0]
         for name, value in self._references[0].items():
             if not np.array_equal(value, again[name]):
                 raise LoweringError(

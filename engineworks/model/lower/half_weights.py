@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.lower.half_graph import FLOAT, HalfFormat, TypedGraph, tensor_values
+from engineworks.model.lower.half_graph import FloatFormat, TypedGraph, tensor_values
 from engineworks.model.lower.half_patterns import integer_arithmetic
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _CARRIES = frozenset({
 
 @dataclass(frozen=True)
 class WeightFact:
-    """Of one fp32 weight: largest finite magnitude; counts of elements, of those that are not 0, of those that
+    """Of one weight: largest finite magnitude; counts of elements, of those that are not 0, of those that
     become 0 and of those that become subnormal in half precision."""
 
     max_abs: float
@@ -61,9 +61,9 @@ def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
 
 
 class WeightFacts(Mapping[str, WeightFact]):
-    """The facts of every float32 weight of a graph, each weight read once and only when it is asked for."""
+    """The facts of every float weight of a graph, each weight read once and only when it is asked for."""
 
-    def __init__(self, graph: TypedGraph, half: HalfFormat) -> None:
+    def __init__(self, graph: TypedGraph, half: FloatFormat) -> None:
         self._graph = graph
         self._half = half
         self._known: dict[str, tuple[onnx.TensorProto, WeightFact]] = {}
@@ -76,15 +76,15 @@ class WeightFacts(Mapping[str, WeightFact]):
         return known[1]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, tensor in self._graph.weights.items() if tensor.data_type == FLOAT)
+        return (name for name, tensor in self._graph.weights.items() if tensor.data_type == self._graph.wide)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-def weight_fact(values: NDArray[Any], half: HalfFormat) -> WeightFact:
+def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
     """Count what rounding to half precision does to the values; those that are not finite count as elements only."""
-    flat = np.asarray(values, dtype=np.float32).ravel()
+    flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
     largest, nonzero, flushed, small = 0.0, 0, 0, 0
     for start in range(0, flat.size, _CHUNK):  # what stays in the cache: twenty times faster than whole arrays
         size = np.abs(flat[start : start + _CHUNK])
@@ -99,7 +99,7 @@ def weight_fact(values: NDArray[Any], half: HalfFormat) -> WeightFact:
     return WeightFact(largest, flat.size, nonzero, flushed, small - flushed)
 
 
-def scale_error(scale: NDArray[Any], half: HalfFormat) -> float:
+def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
     """Largest relative change of a quantization scale by rounding; infinite where one overflows or becomes 0."""
     exact = np.asarray(scale, dtype=np.float64).ravel()
     exact = exact[exact != 0]
@@ -112,7 +112,7 @@ def scale_error(scale: NDArray[Any], half: HalfFormat) -> float:
     return float(np.max(np.abs(rounded - exact) / np.abs(exact)))
 
 
-def half_tensor(tensor: onnx.TensorProto, half: HalfFormat, name: str) -> onnx.TensorProto:
+def half_tensor(tensor: onnx.TensorProto, half: FloatFormat, name: str) -> onnx.TensorProto:
     """The weight rounded to the nearest half-precision value (ties to even), under another name."""
     import onnx
 
@@ -123,7 +123,7 @@ def half_tensor(tensor: onnx.TensorProto, half: HalfFormat, name: str) -> onnx.T
     return made
 
 
-def clamp_sentinels(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> tuple[Clamp, ...]:
+def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> tuple[Clamp, ...]:
     """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
 
     Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that end in a
@@ -136,7 +136,7 @@ def clamp_sentinels(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> 
     return tuple(found)
 
 
-def apply_clamps(graph: TypedGraph, half: HalfFormat, clamps: Sequence[Clamp]) -> None:
+def apply_clamps(graph: TypedGraph, half: FloatFormat, clamps: Sequence[Clamp]) -> None:
     """Cut in `graph` what was decided on another that has the same nodes; uses that are no constants stay."""
     nodes = {node.name: at for at, node in enumerate(graph.nodes)}
     for clamp in clamps:
@@ -150,7 +150,7 @@ def apply_clamps(graph: TypedGraph, half: HalfFormat, clamps: Sequence[Clamp]) -
     graph.forget_uses()
 
 
-def _far_constants(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> Iterator[Clamp]:
+def _far_constants(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> Iterator[Clamp]:
     for name in [n for n in facts if facts[n].max_abs >= half.max / 2]:
         for at, position in graph.consumers.get(name, ()):
             limit = _limit(graph, half, at, position, facts[name].max_abs)
@@ -158,7 +158,7 @@ def _far_constants(graph: TypedGraph, half: HalfFormat, facts: WeightFacts) -> I
                 yield Clamp(graph.nodes[at].name, position, name, limit)
 
 
-def _limit(graph: TypedGraph, half: HalfFormat, at: int, position: int, size: float) -> float | None:
+def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: float) -> float | None:
     """Where to cut a large constant at this use, None where its value may matter."""
     node = graph.nodes[at]
     if (node.op_type, position) in _BOUNDS:
@@ -195,16 +195,16 @@ def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: st
         return
     if name not in graph.weights:
         values = graph.values(source)
-        bounded = np.where(np.isfinite(values), np.clip(values, -clamp.limit, clamp.limit), values).astype(np.float32)
+        bounded = np.where(np.isfinite(values), np.clip(values, -clamp.limit, clamp.limit), values).astype(values.dtype)
         graph.weights[name] = _float_tensor(bounded, name)
-        graph.types[name] = FLOAT
+        graph.types[name] = graph.wide
     node.input[clamp.position] = name
 
 
-def _far_fillings(graph: TypedGraph, half: HalfFormat) -> Iterator[Clamp]:
+def _far_fillings(graph: TypedGraph, half: FloatFormat) -> Iterator[Clamp]:
     """The same for ConstantOfShape, whose value is an attribute."""
     for node in graph.nodes:
-        if node.op_type != "ConstantOfShape" or not node.attribute or node.attribute[0].t.data_type != FLOAT:
+        if node.op_type != "ConstantOfShape" or not node.attribute or node.attribute[0].t.data_type != graph.wide:
             continue
         value = float(tensor_values(node.attribute[0].t).item())
         if half.max / 2 <= abs(value) < math.inf and _ends_squashed(graph, node.output[0], set()):
@@ -213,12 +213,12 @@ def _far_fillings(graph: TypedGraph, half: HalfFormat) -> Iterator[Clamp]:
 
 def _cut_filling(node: onnx.NodeProto, limit: float) -> None:
     tensor = node.attribute[0].t
-    value = float(tensor_values(tensor).item())
-    bounded = np.asarray([max(-limit, min(limit, value))], dtype=np.float32)
+    value = tensor_values(tensor)
+    bounded = np.clip(value, -limit, limit).astype(value.dtype)
     tensor.CopyFrom(_float_tensor(bounded, tensor.name))
 
 
-def _float_tensor(values: NDArray[np.float32], name: str) -> onnx.TensorProto:
+def _float_tensor(values: NDArray[Any], name: str) -> onnx.TensorProto:
     import onnx
 
     return onnx.numpy_helper.from_array(values, name)

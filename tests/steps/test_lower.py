@@ -163,6 +163,58 @@ def test_a_half_model_without_products_is_taken_as_it_is(tmp_path: Path) -> None
     run(job_of(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "fp16"))
 
 
+def layers() -> onnx.ModelProto:
+    """y = relu(x @ w @ x): a product with a weight, one of two activations, one with a weight of a bad shape."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Transpose", ["x"], ["t"], name="turn"),
+        helper.make_node("MatMul", ["a", "t"], ["b"], name="attention"),
+        helper.make_node("Relu", ["b"], ["c"], name="relu"),
+        helper.make_node("Size", ["x"], ["elements"], name="count"),
+        helper.make_node("Add", ["elements", "elements"], ["size"], name="size"),
+        helper.make_node("MatMul", ["c", "c"], ["y"], name="square"),
+    ]
+    ends = (
+        [value("x", FLOAT, ["batch", 2])],
+        [value("y", FLOAT, ["batch", "batch"]), value("size", TensorProto.INT64, [])],
+    )
+    weights = [numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")]
+    graph = helper.make_graph(nodes, "g", *ends, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "more", "notes"),
+    [
+        ({"int8_weights": ["*"]}, {}, ["int8_weights is asked for attention, square, which cannot have it: none of"]),
+        ({"int8_weights": ["first", "relu"]}, {}, ["int8_weights is asked for 'relu' (Relu), which cannot have it: it is"]),
+        ({"int8_weights": ["worthwhile:*"]}, {}, []),
+        ({"int8_weights": ["first"]}, {"keep": ["op:Relu"]}, ["keep names 'op:Relu' (Relu) in vain"]),
+        ({"int8_weights": ["op:MatMul"]}, {"fp32": ["square", "size"]}, [
+            "int8_weights is asked for attention, which", "fp32 names 'size' (Add) in vain",
+        ]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["fp32", "fp16"])
+def test_what_is_named_in_vain_is_a_note(
+    tmp_path: Path, quantized: dict[str, list[str]], more: dict[str, list[str]], notes: list[str], around: str
+) -> None:
+    job = job_of(tmp_path, layers(), "int8_weights", around)
+    run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.aside, job.out, job.say))
+    found = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))["notes"]
+    assert len(found) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
+
+
+def test_nodes_that_stay_fp32_within_half_precision_may_be_named_by_operator(tmp_path: Path) -> None:
+    job = job_of(tmp_path, layers(), "fp16")
+    params = {**job.params, "fp32": ["op:Relu", "size"]}
+    run(StepJob(job.id, params, job.inputs, job.aside, job.out, job.say))
+    report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
+    assert report["kept"]["relu"] == "asked for by 'op:Relu'"
+    assert report["notes"] == ["fp32 names 'size' (Add) in vain: nothing of it would be lowered"]
+
+
 @pytest.mark.parametrize(("mib", "rows"), [(0, 8), (86, 8), (128, 8), (256, 4), (418, 2), (2700, 2)])
 def test_large_models_are_proved_on_fewer_rows_and_never_on_single_ones(mib: int, rows: int) -> None:
     assert proof_batch(mib << 20) == rows

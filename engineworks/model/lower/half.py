@@ -184,7 +184,7 @@ class _Lowering:
     def by_autocast(self) -> _Attempt:
         """AutoCast's conversion."""
         half = self._prepared.half
-        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node.name, self._prepared.keep)]
+        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node, self._prepared.keep)]
         made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
         check_well_formed(made, self._prepared.graph)
         graph = typed_graph(made)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from engineworks.errors import LoweringError
+from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.half_graph import FORMATS, HalfFormat, HalfType, TypedGraph
 from engineworks.model.lower.half_read import typed_graph
 from engineworks.model.lower.half_rewrite import rewrite
 from engineworks.model.lower.half_rules import kept_in_fp32
 from engineworks.model.lower.half_weights import Clamp, WeightFacts, apply_clamps, clamp_sentinels, clamped_names
 from engineworks.model.lower.prove import check_well_formed
+from engineworks.model.lower.quantizable import matches
 
 if TYPE_CHECKING:
     import onnx
@@ -70,9 +70,9 @@ def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = ()
     """Convert a model to strongly typed half precision; `model` is left as it was, and the same model gives the same.
 
     Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32: nodes named by
-    `keep` (names or glob patterns), operators that have no such type or lose by it (`half_rules`), nodes with
-    subgraphs, nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a
-    node have one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and
+    `keep` (`quantizable.matches`), operators that have no such type or lose by it (`half_rules`), nodes with subgraphs,
+    nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a node have
+    one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and
     DequantizeLinear get half scales. Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16,
     where the version converter can; what an opset does not allow stays fp32, between casts.
 
@@ -130,11 +130,10 @@ def _wanted_opset(model: onnx.ModelProto, half: HalfFormat) -> int:
 
 
 def _check_patterns(graph: TypedGraph, keep: Sequence[str]) -> None:
-    names = [node.name for node in graph.nodes]
     for pattern in keep:
-        if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
-            close = difflib.get_close_matches(pattern, names, n=1)
-            raise LoweringError(
+        if not any(matches(node, pattern) for node in graph.nodes):
+            close = difflib.get_close_matches(pattern, [node.name for node in graph.nodes], n=1)
+            raise PrecisionError(
                 f"'{pattern}' of keep matches no node of the model",
                 hint=f"did you mean '{close[0]}'?" if close else "see its node names with `engineworks inspect`",
             )

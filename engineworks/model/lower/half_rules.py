@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from engineworks.model.lower.half_graph import FLOAT, FloatFormat, HalfFormat, TypedGraph
 from engineworks.model.lower.half_patterns import LAYOUT, integer_arithmetic, normalizations
 from engineworks.model.lower.half_weights import WeightFacts, scale_error
+from engineworks.model.lower.quantizable import matches
+
+if TYPE_CHECKING:
+    import onnx
 
 EXACT = "computed from integers (positions, masks, sizes), which half precision would round"
 _SQUARES = "part of a normalization: squares and their mean overflow or vanish in half precision"
@@ -82,15 +86,15 @@ def kept_in_fp32(
 ) -> dict[int, str]:
     """Index of every node that stays fp32 → the reason. Nodes without a float32 tensor are in neither camp.
 
-    `keep` are names or glob patterns of nodes, `observed` reasons by node name; `float_io` tells whether the graph's
-    inputs and outputs stay fp32.
+    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io` tells whether the
+    graph's inputs and outputs stay fp32.
     """
     exact, squares = integer_arithmetic(graph), normalizations(graph)
     kept: dict[int, str] = {}
     for at, node in enumerate(graph.nodes):
         if not (graph.float_inputs(at) or graph.float_outputs(at) or at in graph.captured):
             continue
-        reason = asked_for(node.name, keep) or observed.get(node.name) or _unfit(graph, at, half)
+        reason = asked_for(node, keep) or observed.get(node.name) or _unfit(graph, at, half)
         reason = reason or weights_unfit(graph, at, half, facts) or (_SQUARES if at in squares else None)
         if not reason and at in exact and _dynamic(graph, at):
             reason = EXACT
@@ -99,9 +103,9 @@ def kept_in_fp32(
     return with_neighbours(graph, kept, float_io)
 
 
-def asked_for(name: str, keep: Sequence[str]) -> str | None:
-    """The reason to keep a node that the user named, by name or glob pattern; None for any other."""
-    pattern = next((p for p in keep if p == name or fnmatchcase(name, p)), None)
+def asked_for(node: onnx.NodeProto, keep: Sequence[str]) -> str | None:
+    """The reason to keep a node that the user named, by name, glob or operator; None for any other."""
+    pattern = next((p for p in keep if matches(node, p)), None)
     return None if pattern is None else f"asked for by '{pattern}'"
 
 

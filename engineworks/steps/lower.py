@@ -126,6 +126,8 @@ def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: 
     left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
     fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
     found = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
+    if job.params["around"] == "fp32":
+        return found
     return [*found, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
 
 

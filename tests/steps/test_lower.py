@@ -202,6 +202,8 @@ def test_what_is_named_in_vain_is_a_note(
     job = job_of(tmp_path, layers(), "int8_weights", around)
     run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.aside, job.out, job.say))
     found = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))["notes"]
+    if around == "fp32":  # there fp32 is what a node has anyway
+        notes = [note for note in notes if not note.startswith("fp32 ")]
     assert len(found) == len(notes)
     assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from engineworks.errors import LoweringError, PrecisionError
+from engineworks.errors import PatternError, PrecisionError
 from engineworks.model.lower.half_graph import FORMATS, HalfFormat, HalfType, TypedGraph
 from engineworks.model.lower.half_read import typed_graph
 from engineworks.model.lower.half_rewrite import rewrite
@@ -90,7 +90,7 @@ def prepare(
     half = FORMATS[dtype]
     graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
     if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:
-        raise LoweringError(
+        raise PrecisionError(
             f"opset {graph.opset()} has no bfloat16, and the version converter can not raise this model",
             hint=f"export it with opset {_OPSET_OF_BFLOAT16} or later",
         )
@@ -133,7 +133,7 @@ def _check_patterns(graph: TypedGraph, keep: Sequence[str]) -> None:
     for pattern in keep:
         if not any(matches(node, pattern) for node in graph.nodes):
             close = difflib.get_close_matches(pattern, [node.name for node in graph.nodes], n=1)
-            raise PrecisionError(
+            raise PatternError(
                 f"'{pattern}' of keep matches no node of the model",
                 hint=f"did you mean '{close[0]}'?" if close else "see its node names with `engineworks inspect`",
             )

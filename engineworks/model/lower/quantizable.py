@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from engineworks.errors import PrecisionError
+from engineworks.errors import PatternError
 from engineworks.model.graphs import names_read
 from engineworks.model.lower.formats import BLOCK_SIZES, FORMATS, Format, block_size
 
@@ -107,7 +107,7 @@ def plan_quantization(
 ) -> QuantizationPlan:
     """Which nodes become what. `keep` are left alone by formats that quantize activations, `fp32` by all.
 
-    Raises `PrecisionError` for a pattern that matches no node, and for a node that two formats name.
+    Raises `PatternError` for a pattern that matches no node, and for a node that two formats name.
     """
     kept_by, never = _match(model, keep, "keep"), _match(model, fp32, "fp32")
     wanted = {name: _match(model, patterns, name) for name, patterns in globs.items()}
@@ -154,7 +154,7 @@ def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Fo
         return None, ""
     if len(matched) > 1:
         (one, first), (other, second) = list(matched.items())[:2]
-        raise PrecisionError(
+        raise PatternError(
             f"node '{node_label(node)}' is to be {one} by '{first}' and {other} by '{second}'",
             hint="let one of the two globs name fewer nodes",
         )
@@ -172,7 +172,7 @@ def _match(model: onnx.ModelProto, patterns: Sequence[str], what: str) -> dict[i
             close = difflib.get_close_matches(pattern, dict.fromkeys(known), n=3, cutoff=0.5)
             names = " or ".join(f"'{name}'" for name in close)
             hint = f"did you mean {names}?" if close else "run inspect to see the names of its nodes"
-            raise PrecisionError(f"{what}: '{pattern}' matches no node of the model", hint=hint)
+            raise PatternError(f"{what}: '{pattern}' matches no node of the model", hint=hint)
         found |= {at: pattern for at in matched if at not in found}
     return found
 

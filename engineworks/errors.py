@@ -13,6 +13,7 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   ├── FoldError                 4
 │   ├── CalibrationError          4
 │   ├── LoweringError             4
+│   │   ├── PatternError          2  a pattern of the recipe names no node, or two formats name the same node
 │   │   └── PrecisionError        2  the model can not be computed in the precision that the recipe asks for
 │   ├── BuildError                4  the builder refused or crashed; `log` holds its last lines
 │   ├── RunError                  4  an engine that was built could not be loaded or run
@@ -141,8 +142,15 @@ class LoweringError(StepError):
     pass
 
 
+class PatternError(LoweringError):
+    """The recipe's to correct: unlike a `PrecisionError` it says nothing of the model."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
 class PrecisionError(LoweringError):
-    """It overflows, loses too much, is of too old an opset, or has no such node: the recipe's to change."""
+    """It overflows, loses too much, is of too old an opset, or has nothing to lower. `precisions: auto` drops such a
+    precision; otherwise the recipe is to change."""
 
     exit_code = EXIT_BAD_INPUT
 

@@ -1,7 +1,7 @@
 """What a precision's name means: the type in which a model computes, and which of its nodes are quantized to what.
 
-`int8` and its kin are shorthand: every node that can be is quantized, the rest is fp16 (fp32 on the CPU). A mixture of
-the recipe says for itself which nodes. Nothing here looks at a model.
+`int8` and its kin are shorthand: every node that is worth it is quantized, the rest is fp16 (fp32 on the CPU). A
+mixture of the recipe says for itself which nodes: '*' means all that can be. Nothing here looks at a model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from engineworks.recipe import AS_IS, CALIBRATED, FLOATS, FORMATS, Recipe
 
-ALL_NODES = ("*",)
+WORTHWHILE_NODES = ("worthwhile:*",)
+"""`quantizable.WORTHWHILE`, which a plan can say without ONNX."""
 
 _AROUND = {"onnxruntime": "fp32"}
 """What computes around quantized nodes where the recipe does not say. On a GPU int8 with fp32 around it is slower than
@@ -67,6 +68,6 @@ def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
     keep = recipe.calibration.keep
     mixture = recipe.mixtures.get(precision)
     if mixture is None:
-        return Computation(around, {precision: ALL_NODES}, keep)
+        return Computation(around, {precision: WORTHWHILE_NODES}, keep)
     quantized: dict[str, tuple[str, ...]] = {name: globs for name in FORMATS if (globs := getattr(mixture, name))}
     return Computation(mixture.default or around, quantized, keep, mixture.fp32)

@@ -39,12 +39,14 @@ digest stands for them."""
 
 @dataclass(frozen=True)
 class Failure:
-    """A step that failed: its id, the message for the user, the log for the record, and the error's exit code."""
+    """A step that failed: its id, the message for the user, the log for the record, and the error's exit code.
+    inapplicable: why the model cannot be computed in the engine's precision, where that is what failed."""
 
     step: str
     message: str
     log: str = ""
     exit_code: int = EXIT_STEP_FAILED
+    inapplicable: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from engineworks.child import default_pool
-from engineworks.errors import EXIT_DEFECT, EngineworksError
+from engineworks.errors import EXIT_DEFECT, EngineworksError, PrecisionError
 from engineworks.execution.memory_guard import available_mib, needs_of
 from engineworks.execution.progress import listener
 from engineworks.execution.schedule import Schedule
@@ -70,7 +70,9 @@ def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
         schedule.done(step.key)
         return
     if isinstance(result, EngineworksError):
-        failure = Failure(step.id, str(result), str(getattr(result, "log", "")), result.exit_code)
+        log = str(getattr(result, "log", ""))
+        inapplicable = result.message if isinstance(result, PrecisionError) else ""
+        failure = Failure(step.id, str(result), log, result.exit_code, inapplicable)
     else:
         failure = Failure(step.id, f"{step.id} ended without a result: {result}", exit_code=EXIT_DEFECT)
     build.failures[step.key] = failure

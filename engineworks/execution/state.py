@@ -17,7 +17,7 @@ from engineworks.execution.step import Outcome
 from engineworks.ladder import ladder_words
 from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
-from engineworks.plan.prepared import notes_of_data
+from engineworks.plan.prepared import notes_of_data, notes_of_lowering
 from engineworks.release.passport import recipe_origin
 from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, waiver_notes
 from engineworks.settings import Settings
@@ -78,7 +78,8 @@ class Build:
         seconds = time.monotonic() - self._started
         calibration = calibration_health(self.plan, self.results)
         told = (sentence for health in calibration for sentence in health.warnings)
-        warnings = (*notes_of_data(self.plan, self.results), *told)
+        notes = (*notes_of_data(self.plan, self.results), *notes_of_lowering(self.plan, self.results))
+        warnings = (*notes, *told)
         return BuildResult(
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
             seconds=seconds, warnings=(*warnings, *waiver_notes(self.plan, engines)), calibration=calibration,

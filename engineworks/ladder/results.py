@@ -80,7 +80,7 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
     bad = [c for c in failing if c.verdict == engine.verdict]
     return Rung(
         precision=planned.precision,
-        verdict=engine.verdict,
+        verdict="refused" if engine.failure and engine.failure.inapplicable else engine.verdict,
         engine=engine.id,
         computes=planned.computes,
         latency_ms=shape.get("latency_ms_p50"),
@@ -89,13 +89,21 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
         metric=metric.get("engine"),
         cosine=cosine,
         quality=ratio if ratio is not None else cosine,
-        why=engine.failure.message.splitlines()[0] if engine.failure else next((c.sentence for c in bad), ""),
+        why=_why(engine.failure) if engine.failure else next((c.sentence for c in bad), ""),
         inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in _ACCURACY for c in failing),
         forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),
     )  # fmt: skip
 
 
+def _why(failure: Failure) -> str:
+    """Its message; without the advice to leave the precision out, which `auto` has followed."""
+    return (failure.inapplicable or failure.message).splitlines()[0]
+
+
 def _impossible(failure: Failure | None) -> bool:
-    """Whether the model can not be had in this precision; what else fails (data, a defect) is no verdict on it."""
+    """Whether the model cannot be had in this precision; what else fails (data, a pattern of the recipe, a defect) is
+    no verdict on it."""
+    if failure is not None and failure.inapplicable:
+        return True
     kind = failure.step.rpartition("/")[2].partition("-")[0] if failure else ""
     return failure is not None and kind in ("lower", "build") and failure.exit_code == EXIT_STEP_FAILED

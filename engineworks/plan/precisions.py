@@ -6,7 +6,7 @@ from engineworks.backends import backend_facts
 from engineworks.capabilities import why_not
 from engineworks.fingerprint import digest_of
 from engineworks.plan.documents import Documents
-from engineworks.precisions import ALL_NODES, Computation, computation
+from engineworks.precisions import WORTHWHILE_NODES, Computation, computation
 from engineworks.recipe import Recipe
 from engineworks.store import Store
 from engineworks.targets import NamedTarget
@@ -38,7 +38,11 @@ def refusal(recipe: Recipe, precision: str, target: NamedTarget, operators: froz
 def _quantized_operators(computes: Computation, operators: frozenset[str] | None) -> frozenset[str] | None:
     """Those that are sure to be quantized somewhere; None where names of nodes decide."""
     globs = [glob for patterns in computes.quantized.values() for glob in patterns]
-    if operators is None or globs != list(ALL_NODES) or any(not k.startswith("op:") for k in computes.keep):
+    if (
+        operators is None
+        or globs not in (list(WORTHWHILE_NODES), ["*"])
+        or any(not k.startswith("op:") for k in computes.keep)
+    ):
         return None
     return operators - {k.removeprefix("op:") for k in computes.keep}
 

@@ -1,4 +1,4 @@
-"""What the `prepare` steps of a plan made: samples in the store, and what is to be said of them."""
+"""What the `prepare` and `lower` steps of a plan made: samples in the store, and what is to be said of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.samples import SampleFile
 from engineworks.settings import read_settings
 from engineworks.store import Store, open_store
+
+LOWERING_REPORT = "lowering.json"
 
 
 def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> SampleFile:
@@ -34,4 +36,15 @@ def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
         artifact = store.get(step.key) if step.kind == "prepare" else None
         if artifact is not None:
             found += artifact.read_json(REPORT_FILE)["notes"]
+    return tuple(dict.fromkeys(found))
+
+
+def notes_of_lowering(plan: Plan, store: Store) -> tuple[str, ...]:
+    """Sentences such as which nodes a precision's recipe names in vain, of every lowered model that the store has."""
+    found: list[str] = []
+    for step in plan.steps.values():
+        artifact = store.get(step.key) if step.kind == "lower" else None
+        if artifact is not None:
+            report = artifact.read_json(LOWERING_REPORT)
+            found += [f"{report['precision']}: {note}" for note in report.get("notes", ())]
     return tuple(dict.fromkeys(found))

@@ -37,15 +37,15 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "prepare": StepKind(1, ()),
     "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(5, ("onnx", "onnxruntime", "numpy")),
-    "lower": StepKind(5, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
+    "calibrate": StepKind(6, ("onnx", "onnxruntime", "numpy")),
+    "lower": StepKind(6, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(3, ("onnxruntime", "numpy")),
     "build": StepKind(2, (), engine=True),
     "compare": StepKind(3, ("numpy",), engine=True),
     "measure": StepKind(6, ("numpy",), engine=True),
     "duel": StepKind(3, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
-    "sensitivity": StepKind(2, ("onnx", "onnxruntime", "numpy")),
+    "sensitivity": StepKind(3, ("onnx", "onnxruntime", "numpy")),
 }
 
 

@@ -6,6 +6,8 @@ Ranges are found for every tensor that may become int8: which nodes are kept out
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from engineworks.errors import CalibrationError, SamplesError
@@ -13,8 +15,9 @@ from engineworks.fingerprint import digest_file
 from engineworks.model.calibration import Ranges, collect_ranges
 from engineworks.model.calibration.inputs import InputWatch
 from engineworks.model.calibration.trust import check_pairing, check_samples, digest_model, summary, warnings
+from engineworks.model.lower.double import double_to_float, holds_double
 from engineworks.model.lower.quantize import tensors_to_calibrate
-from engineworks.model.onnx_files import MODEL_FILE, load_model
+from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
 from engineworks.samples import SampleFile, batch_axes, fixed_batch, samples_from_json
 from engineworks.steps import StepJob
 
@@ -28,7 +31,8 @@ def run(job: StepJob) -> None:
     samples = samples_from_json(job.path("calibration"), job.params["samples"])
     data = {"sha256": _digest_in_use(job, samples), "samples": samples.count, "of": samples.total}
     watch = InputWatch(batch_axes(samples.specs), samples.count, refuse=f"calibration data {samples.path.name}")
-    ranges = _collect(job, samples, watch)
+    with TemporaryDirectory(dir=job.out) as scratch:
+        ranges = _collect(job, _in_float(model, Path(scratch)), samples, watch)
     statistics = watch.statistics()
     job.write_json(RANGES_FILE, {"model": digest_model(model), "data": data, "ranges": ranges.to_json()})
     told = warnings(ranges, statistics, repeated=watch.repeated)
@@ -38,9 +42,18 @@ def run(job: StepJob) -> None:
     job.write_json(REPORT_FILE, {**summary(ranges), "data": data, "warnings": list(told), "inputs": inputs})
 
 
-def _collect(job: StepJob, samples: SampleFile, watch: InputWatch) -> Ranges:
+def _in_float(model: Path, scratch: Path) -> Path:
+    """The model whose tensors are quantized: for one in double, its copy in float32."""
+    if not holds_double(load_model(model, weights=False)):
+        return model
+    single, _ = double_to_float(load_model(model))
+    save_model(single, scratch / MODEL_FILE)
+    return scratch / MODEL_FILE
+
+
+def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) -> Ranges:
     """Ranges over all samples, once the samples themselves were looked at: that reads them and runs nothing."""
-    model, settings = job.inputs["fold"] / MODEL_FILE, job.params["calibration"]
+    settings = job.params["calibration"]
     size = fixed_batch(samples.specs) or settings["batch"]
     for _ in watch.watch(samples.batches([size])):
         pass

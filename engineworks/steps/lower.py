@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from engineworks.capabilities import GEMMS
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.as_is import check_as_is
+from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_around import halve_around
 from engineworks.model.lower.half_graph import FORMATS, HalfType, infer_types, split_model
-from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
+from engineworks.model.lower.naming_notes import fp32_in_vain, kept_in_vain, not_quantized
+from engineworks.model.lower.quantizable import KEPT_BY, matches
+from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
 from engineworks.recipe import AS_IS
 from engineworks.samples import fixed_batch, samples_from_json
@@ -63,11 +66,22 @@ def _float(job: StepJob) -> None:
         job.write_json(REPORT_FILE, {"precision": precision})
         return
     dtype = _DTYPES[around]
-    lowered, report = lower_half(model, dtype, _samples(job, model), keep=job.params.get("fp32", ()))
-    if not report.converted and report.kept and not _products(job)[dtype]:
-        raise _nothing_lowered(job, report.kept)
+    single, double = double_to_float(name_nodes(model))
+    fp32 = _still_there(job.params.get("fp32", ()), model, single)
+    lowered, report = lower_half(single, dtype, _samples(job, model), keep=fp32, source=model)
+    kept = {**double, **report.kept}
+    if not report.converted and not _computes_in(lowered, dtype):
+        raise _nothing_lowered(job, kept)
     save_model(lowered, job.out / MODEL_FILE)
-    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json()})
+    notes = list(fp32_in_vain(model.graph.node, job.params.get("fp32", ()), report.kept))
+    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json(), "kept": kept, "notes": notes})
+
+
+def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
+    """Whether a node of the main graph, casts aside, makes a tensor of this type."""
+    types = infer_types(*split_model(model))
+    wanted = FORMATS[dtype].elem_type
+    return any(types.get(o) == wanted for n in model.graph.node if n.op_type != "Cast" for o in n.output)
 
 
 def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
@@ -81,31 +95,56 @@ def proof_batch(weights: int) -> int:
 
 
 def _quantized(job: StepJob) -> None:
-    globs, around, fp32 = job.params["quantized"], job.params["around"], job.params.get("fp32", ())
+    globs, around = job.params["quantized"], job.params["around"]
     ranges = read_ranges(job) if "ranges" in job.inputs else None
-    model = name_nodes(raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs))
-    quantized = quantize(model, ranges, globs=globs, keep=job.params.get("keep", ()), fp32=fp32)
-    kept = {k.name: k.reason for k in quantized.kept_nodes}
+    source = name_nodes(load_model(job.inputs["fold"] / MODEL_FILE))
+    single, double = double_to_float(source)
+    model = name_nodes(raise_opset_for(single, globs))
+    fp32, keep = (_still_there(job.params.get(name, ()), source, model) for name in ("fp32", "keep"))
+    quantized = quantize(model, ranges, globs=globs, keep=keep, fp32=fp32)
+    kept = {**{k.name: k.reason for k in quantized.kept_nodes}, **double}
     for name in globs:
         if name not in quantized.formats.values():
-            raise _nothing_lowered(job, kept, name)
+            named = {k.name: k.reason for k in quantized.kept_nodes if k.named == name}
+            raise _nothing_lowered(job, named or kept, name)
     job.say(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {around}")
     report: dict[str, object] = {
         "precision": job.params["precision"], "around": around, "formats": dict(quantized.formats), "kept": kept,
     }  # fmt: skip
     lowered = quantized.model
     if around != "fp32":
-        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job, model), keep=fp32)
+        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job, model), keep=fp32, source=source)
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
-    job.write_json(REPORT_FILE, report)
+    halves = half.kept if around != "fp32" else {}
+    job.write_json(REPORT_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
+
+
+def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: Collection[str]) -> list[str]:
+    """What the recipe names to no effect. halves: nodes that stay fp32 within fp16 or bf16."""
+    nodes = source.graph.node
+    left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
+    fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
+    found = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
+    if job.params["around"] == "fp32":
+        return found
+    return [*found, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
+
+
+def _still_there(patterns: Sequence[str], source: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
+    """The patterns but for those whose nodes the way from double to float32 took away: its casts."""
+    gone = {n.name for n in source.graph.node} - {n.name for n in made.graph.node}
+    missing = [n for n in source.graph.node if n.name in gone]
+    rest = made.graph.node
+    return [p for p in patterns if any(matches(n, p) for n in rest) or not any(matches(n, p) for n in missing)]
 
 
 def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "") -> PrecisionError:
     """An engine must not be called by a precision in which nothing of it computes."""
     precision = format_name or job.params["precision"]
     shown = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:_SHOWN_NODES])
-    why = shown or "no convolution or matrix product stands outside of branches and loops"
+    missing = "convolution or matrix product" if format_name else "operator on floating-point numbers"
+    why = shown or f"no {missing} stands outside of branches and loops"
     return PrecisionError(
         f"{job.id}: no node can compute in {precision} ({why})",
         hint=f"remove {job.params['precision']} from precisions",

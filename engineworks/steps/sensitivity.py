@@ -10,6 +10,7 @@ from typing import Any
 
 from engineworks.errors import LoweringError
 from engineworks.gates import Check, judge
+from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model
 from engineworks.recipe import Limits
@@ -27,7 +28,8 @@ def run(job: StepJob) -> None:
     start = time.perf_counter()
     globs, fp32 = job.params["quantized"], job.params.get("fp32", ())
     samples = samples_from_json(job.path("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
-    model = name_nodes(raise_opset_for(load_model(job.inputs["fold"] / MODEL_FILE), globs))
+    single, _ = double_to_float(name_nodes(load_model(job.inputs["fold"] / MODEL_FILE)))
+    model = name_nodes(raise_opset_for(single, globs))
     with TemporaryDirectory(dir=job.out) as scratch:
         trials = Trials(model, read_ranges(job), samples, job, globs=globs, fp32=fp32, scratch=Path(scratch))
         found = _measure(job, trials, samples.count)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from engineworks.errors import RecipeError
+from engineworks.errors import PatternError, PrecisionError, RecipeError
 from engineworks.fingerprint import FileDigests
 from engineworks.gates import Check
 from engineworks.ladder import Rung, TargetLadder, climb, ladder_words
@@ -24,6 +25,7 @@ from engineworks.report.text import render_markdown
 from engineworks.results import BuildResult, EngineResult, EngineWord, Failure, StepCounts
 from engineworks.store import Store
 from engineworks.targets import NamedTarget, Target
+from flows import local_steps
 
 CPU = NamedTarget("cpu", Target(backend="onnxruntime"))
 ADA = NamedTarget("rtx40", Target(backend="tensorrt_rtx", compute_capability=("8.9",)))
@@ -314,6 +316,37 @@ def test_a_model_that_can_not_be_had_in_a_precision_is_a_dropped_rung_other_fail
     found = result(plan(repository), fp16=broken)
     assert found.exit_code() == expected
     assert dropped(found.ladder[0])["fp16"] == "failed: it overflows"
+
+
+def test_a_precision_that_does_not_apply_to_the_model_is_dropped_with_its_reason(repository: Path) -> None:
+    edit(repository, AUTO)
+    why = "tiny/int4_weights/lower: no node can compute in int4_weights (fc: its weight 'w' has 6 rows)"
+    failure = Failure("tiny/int4_weights/lower", f"{why}; remove int4_weights from precisions", "", 2, why)
+    found = result(plan(repository), int4_weights=engine("tiny/int4_weights/cpu", "failed", failure))
+    assert found.exit_code(require_verdict=True) == 0
+    assert dropped(found.ladder[0])["int4_weights"] == f"can not be built: {why}"
+    assert "dropped: can not be built: tiny/int4_weights/lower: no node can compute in" in render_markdown(found)
+
+
+def test_where_no_precision_applies_the_build_fails_as_before(repository: Path) -> None:
+    edit(repository, AUTO)
+    names = {e.precision: e.id for e in plan(repository).engines}
+    failure = Failure(
+        "tiny/lower", "the model itself computes in float16", "", 2, "the model itself computes in float16"
+    )
+    every: dict[str, Any] = {p: engine(name, "failed", failure) for p, name in names.items()}
+    assert result(plan(repository), **every).exit_code() == 2
+
+
+def test_a_pattern_that_names_no_node_is_the_recipes_fault_and_drops_nothing(repository: Path) -> None:
+    edit(repository, AUTO)
+    build = SimpleNamespace(failures={})
+    schedule = SimpleNamespace(failed=lambda key: None)
+    step = SimpleNamespace(id="tiny/int8/lower", key="k")
+    for error, expected in ((PatternError("keep: 'x' matches no node"), 2), (PrecisionError("it overflows"), 0)):
+        local_steps._take(cast(Any, build), cast(Any, schedule), cast(Any, step), error)
+        found = result(plan(repository), int8=engine("tiny/int8/cpu", "failed", build.failures["k"]))
+        assert found.exit_code() == expected
 
 
 def test_what_only_left_out_is_no_rung_that_was_tried(repository: Path) -> None:

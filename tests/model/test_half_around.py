@@ -15,7 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import BuildError, LoweringError
 from engineworks.model.calibration import Range, Ranges, collect_ranges
+from engineworks.model.lower.half import lower_half
 from engineworks.model.lower.half_around import halve_around
+from engineworks.model.lower.half_run import Bench
+from engineworks.model.lower.prove import compare_outputs, reference_outputs
 from engineworks.model.lower.quantize import quantize, raise_opset_for, tensors_to_calibrate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -143,3 +146,74 @@ def test_half_precision_that_adds_noise_is_refused_with_figures(monkeypatch: pyt
     narrow = Ranges("minmax", 1, {"x": Range(0.1, -0.1, 0.1, 0, 1)})
     with pytest.raises(LoweringError, match=r"float16 around quantized nodes: output 'y' has a signal to noise ratio"):
         halve_around(quantize(growing(), narrow).model, growing(), "float16", feeds())
+
+
+def masked_attention(far: float) -> onnx.ModelProto:
+    """y = softmax(x @ w + (1 - mask) * far) @ v: where a row is masked as a whole, a far mask swallows the scores."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"], name="scores"),
+        helper.make_node("Cast", ["mask"], ["seen"], name="seen", to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "seen"], ["hidden"], name="hidden"),
+        helper.make_node("Mul", ["hidden", "far"], ["bias"], name="bias"),
+        helper.make_node("Add", ["scores", "bias"], ["sum"], name="add"),
+        helper.make_node("Softmax", ["sum"], ["p"], name="softmax", axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["y"], name="out"),
+    ]
+    rng = np.random.default_rng(5)
+    stored = {"w": rng.normal(size=(32, 32)), "v": rng.normal(size=(32, 8)), "one": 1.0, "far": far}
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g",
+        [value("x", TensorProto.FLOAT, ["n", 32]), value("mask", TensorProto.INT64, ["n", 32])],
+        [value("y", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in stored.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def mask_feeds(whole_rows: bool) -> list[dict[str, NDArray[Any]]]:
+    rng = np.random.default_rng(6)
+    found = []
+    for _ in range(4):
+        mask = (rng.uniform(size=(8, 32)) < 0.7).astype(np.int64)
+        mask[:, 0] = 1
+        if whole_rows:
+            mask[::2] = 0
+        found.append({"x": rng.normal(size=(8, 32)).astype(np.float32), "mask": mask})
+    return found
+
+
+@pytest.mark.parametrize("whole_rows", [True, False])
+@pytest.mark.parametrize("far", [-1e9, -3.4028234663852886e38])
+@pytest.mark.parametrize("globs", [{name: ["*"]} for name in FORMATS] + [{"int8": ["scores"], "int8_weights": ["out"]}])
+def test_masks_are_clamped_around_quantized_nodes_just_where_plain_fp16_clamps_them(
+    tmp_path: Path, globs: dict[str, list[str]], far: float, whole_rows: bool
+) -> None:
+    batches = mask_feeds(whole_rows)
+    onnx.save(masked_attention(far), str(tmp_path / "m.onnx"))
+    tensors = tensors_to_calibrate(masked_attention(far))
+    ranges = collect_ranges(tmp_path / "m.onnx", lambda: iter(batches), tensors, method="minmax")
+    source = raise_opset_for(masked_attention(far), globs)
+    plain = lower_half(source, "float16", batches, autocast=False)[1]
+    bench = Bench(tmp_path)
+    with_fp32 = reference_outputs(bench, quantize(source, ranges, globs=globs).model, batches)
+    (before,) = compare_outputs(reference_outputs(bench, source, batches), with_fp32)
+    made, report = halve_around(quantize(source, ranges, globs=globs).model, source, "float16", batches)
+    assert report.clamped == plain.clamped == (() if whole_rows else ("far",))
+    assert report.outputs[0].sqnr_db > before.sqnr_db - 1
+    onnx.checker.check_model(made, full_check=True)
+
+
+def test_a_mask_that_a_constant_of_shape_makes_is_clamped_as_well() -> None:
+    source = masked_attention(-1e9)
+    shape = helper.make_node("Shape", ["scores"], ["size"], name="size")
+    filling = numpy_helper.from_array(np.asarray([-1e9], np.float32))
+    nodes = list(source.graph.node)
+    filled = helper.make_node("ConstantOfShape", ["size"], ["far_rows"], name="filled", value=filling)
+    bias = helper.make_node("Mul", ["hidden", "far_rows"], ["bias"], name="bias")
+    nodes[3:4] = [shape, filled, bias]
+    del source.graph.node[:]
+    source.graph.node.extend(nodes)
+    batches = mask_feeds(whole_rows=False)
+    quantized = quantize(source, None, globs={"int8_weights": ["*"]}).model
+    assert halve_around(quantized, source, "float16", batches)[1].clamped == ("far_rows",)

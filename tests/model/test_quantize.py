@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
 from engineworks.model.calibration import METHODS, Method, Range, Ranges, collect_ranges
+from engineworks.model.lower.quantizable import WORTHWHILE
 from engineworks.model.lower.quantize import (
     Quantized,
     quantize,
@@ -213,10 +214,11 @@ def product_of_activations() -> onnx.ModelProto:
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_products_of_two_activations_stay_unless_they_are_named(kind: str) -> None:
     model = raise_opset_for(product_of_activations(), {kind: ["*"]})
-    kept = lower(model, globs={kind: ["*"]}).kept_nodes
+    kept = lower(model, globs={kind: [WORTHWHILE]}).kept_nodes
     assert [k.name for k in kept] == ["make_y"]
     assert "two activations" in kept[0].reason
-    assert lower(model, globs={kind: ["op:MatMul"]}).quantized_nodes == ("make_y",)
+    for pattern in ("op:MatMul", "make_y", "*"):
+        assert lower(model, globs={kind: [pattern]}).quantized_nodes == ("make_y",)
 
 
 def test_a_product_of_two_activations_is_quantized_on_both_sides() -> None:
@@ -252,6 +254,11 @@ def test_depthwise_convolutions_stay_unless_they_are_named() -> None:
     assert "depthwise" in found.kept_nodes[0].reason
     named = lower(depthwise_then_pointwise(), globs={"int8": ["depth*"]})
     assert named.quantized_nodes == ("depthwise",)
+    every = lower(depthwise_then_pointwise(), globs={"int8": ["*"]})
+    assert every.quantized_nodes == ("depthwise", "groups", "pointwise")
+    assert lower(depthwise_then_pointwise(), globs={"int8": ["*"]}, keep=["depth*"]).quantized_nodes == (
+        "groups", "pointwise",
+    )  # fmt: skip
 
 
 def test_depthwise_weights_alone_are_quantized() -> None:
@@ -263,9 +270,10 @@ def test_thin_convolutions_stay_out_of_fp8_unless_they_are_named() -> None:
     stored = [weight("w1", 32, 16, 1, 1), weight("w2", 17, 32, 1, 1)]
     model = model_of(nodes, stored, shape=["n", 16, 4, 4], output=["n", 17, 4, 4])
     model.opset_import[0].version = 19
-    found = lower(model, globs={"fp8": ["*"]})
+    found = lower(model, globs={"fp8": [WORTHWHILE]})
     assert found.quantized_nodes == ("wide",)
     assert "at most 16 channels" in found.kept_nodes[0].reason
+    assert lower(model, globs={"fp8": ["*"]}).quantized_nodes == ("thin", "wide")
     assert lower(model, globs={"fp8": ["op:Conv"]}).quantized_nodes == ("thin", "wide")
     assert lower(model, globs={"int8": ["*"]}).quantized_nodes == ("thin", "wide")
 

@@ -43,6 +43,7 @@ def lower_half(
     limits: HalfLimits | None = None,
     autocast: bool | Literal["auto"] = "auto",
     references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
 
@@ -55,9 +56,10 @@ def lower_half(
     5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
        False never uses it, True uses nothing else.
 
-    references: the fp32 model's outputs on the samples, where the caller has them. `model` is left as it was. Raises
-    `SamplesError` without samples or for ones that do not fit, and `LoweringError` if no result passes, naming the
-    worst output, its figure and the limit, and the node where it stops being finite.
+    references: the fp32 model's outputs on the samples, where the caller has them. source: the model that those are of
+    where `model` was made of another (in double). `model` is left as it was. Raises `SamplesError` without samples or
+    for ones that do not fit, and `LoweringError` if no result passes, naming the worst output, its figure and the
+    limit, and the node where it stops being finite.
     """
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
@@ -69,7 +71,7 @@ def lower_half(
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
     with tempfile.TemporaryDirectory(prefix="half-") as folder:
         bench = Bench(Path(folder))
-        found = reference_outputs(bench, model, samples) if references is None else references
+        found = reference_outputs(bench, source or model, samples) if references is None else references
         lowering = _Lowering(bench, model, prepared, limits, samples, found)
         if autocast is True:
             return lowering.by_autocast().result(limits)
@@ -77,7 +79,7 @@ def lower_half(
         if attempt.failing and not reason:
             attempt = lowering.better(attempt)
         if attempt.failing:
-            lowering.check_repeatable()
+            lowering.check_repeatable(source or model)
         return attempt.result(limits, lowering.overflow_of(attempt))
 
 
@@ -133,8 +135,8 @@ class _Lowering:
         """
         reasons = self._out_of_range()
         attempt = self._prove_rules(convert(self._prepared, reasons), 0)
-        if attempt.failing and self._prepared.clamped:
-            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamp=False)
+        if attempt.failing and self._prepared.clamps:
+            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamps=())
             reasons = self._out_of_range()
             attempt = self._prove_rules(convert(self._prepared, reasons), 0)
         return self._repaired(attempt, reasons)
@@ -162,9 +164,9 @@ class _Lowering:
             return attempt
         return attempt if second.failing else second
 
-    def check_repeatable(self) -> None:
-        """Raises `LoweringError` if the fp32 model gives two results on one sample: then there is nothing to prove."""
-        again = reference_outputs(self._bench, self._model, self._samples[:1])[0]
+    def check_repeatable(self, source: onnx.ModelProto) -> None:
+        """Raises `LoweringError` if `source` gives two results on one sample: then there is nothing to prove."""
+        again = reference_outputs(self._bench, source, self._samples[:1])[0]
         for name, value in self._references[0].items():
             if not np.array_equal(value, again[name]):
                 raise LoweringError(
@@ -182,7 +184,7 @@ class _Lowering:
     def by_autocast(self) -> _Attempt:
         """AutoCast's conversion."""
         half = self._prepared.half
-        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node.name, self._prepared.keep)]
+        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node, self._prepared.keep)]
         made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
         check_well_formed(made, self._prepared.graph)
         graph = typed_graph(made)
@@ -197,7 +199,7 @@ class _Lowering:
         )
         report = HalfReport(
             dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=converted, casts=_casts(made),
-            kept=kept, clamped=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
+            kept=kept, clamps=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
         )  # fmt: skip
         return self._proved(made, report)
 
@@ -205,7 +207,7 @@ class _Lowering:
         report = HalfReport(
             dtype=self._prepared.half.name, converter="engineworks", nodes=len(self._prepared.graph.nodes),
             converted=len(halved.converted_nodes), casts=_casts(halved.model), kept=halved.kept_nodes,
-            clamped=halved.clamped, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
+            clamps=halved.clamps, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
         )  # fmt: skip
         return self._proved(halved.model, report)
 

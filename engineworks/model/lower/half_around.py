@@ -46,12 +46,14 @@ def halve_around(
     feeds: Iterable[Arrays],
     *,
     keep: Sequence[str] = (),
+    source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """`quantized`, made of `fp32` with its nodes' names, in half precision wherever it is not quantized. It is used
     up: for fp16, its int8 products get one scale each (`scale_channels_after_products`).
 
-    keep: names or globs of nodes that stay fp32. Raises what `lower_half` does for `fp32`, and `LoweringError` where
-    the result is not finite, with the node, or noisier than the quantized model by more than `MORE_NOISE_DB`.
+    keep: names or globs of nodes that stay fp32. source: the model that `fp32` was made of (in double). Raises what
+    `lower_half` does for `fp32`, and `LoweringError` where the result is not finite, with the node, or noisier than
+    the quantized model by more than `MORE_NOISE_DB`.
     """
     if dtype == "float16":
         scale_channels_after_products(quantized)
@@ -59,9 +61,9 @@ def halve_around(
     samples = list(islice(feeds, limits.samples))
     with tempfile.TemporaryDirectory(prefix="around-") as folder:
         bench = Bench(Path(folder))
-        references = reference_outputs(bench, fp32, samples)
-        _, plain = lower_half(fp32, dtype, samples, keep=keep, autocast=False, references=references)
-        prepared = prepare(quantized, dtype, keep)
+        references = reference_outputs(bench, source or fp32, samples)
+        _, plain = lower_half(fp32, dtype, samples, keep=keep, autocast=False, references=references, source=source)
+        prepared = prepare(quantized, dtype, keep, clamps=plain.clamps)
         halved = convert(prepared, plain.kept)
         proofs = prove(bench, halved.model, prepared.half, samples, references)
         before = _noise_of(bench, quantized, samples, references)

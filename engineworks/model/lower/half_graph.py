@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 HalfType = Literal["float16", "bfloat16"]
 
-FLOAT = 1
-"""`onnx.TensorProto.FLOAT`, so that this module's users need not import onnx for a comparison."""
+FLOAT, DOUBLE = 1, 11
+"""`onnx.TensorProto.FLOAT` and `DOUBLE`, so that this module's users need not import onnx for a comparison."""
 
 _SHOWN_BYTES = 4096  # smaller tensors may be shapes, axes or scalars, which shape inference wants to see
 
 
 @dataclass(frozen=True)
-class HalfFormat:
-    """A 16-bit floating type: ONNX element type, largest finite value, smallest normal and smallest positive value."""
+class FloatFormat:
+    """A floating type: ONNX element type, largest finite value, smallest normal and smallest positive value."""
 
-    name: HalfType
+    name: str
     elem_type: int
     suffix: str
     max: float
@@ -44,8 +44,18 @@ class HalfFormat:
     def numpy(self) -> np.dtype[Any]:
         import ml_dtypes
 
-        return np.dtype(np.float16) if self.name == "float16" else np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(ml_dtypes.bfloat16 if self.name == "bfloat16" else self.name)
 
+
+@dataclass(frozen=True)
+class HalfFormat(FloatFormat):
+    """A 16-bit floating type."""
+
+    name: HalfType
+
+
+SINGLE = FloatFormat("float32", FLOAT, "fp32", (2 - 2.0**-23) * 2.0**127, 2.0**-126, 2.0**-149)
+"""What double becomes; every other model starts in it."""
 
 FORMATS: Mapping[HalfType, HalfFormat] = {
     "float16": HalfFormat("float16", 10, "fp16", 65504.0, 2.0**-14, 2.0**-24),
@@ -57,12 +67,14 @@ FORMATS: Mapping[HalfType, HalfFormat] = {
 class TypedGraph:
     """A model taken apart. `shell` is the model without the main graph's initializers, which are in `weights`
     together with its floating Constant nodes; `types` maps each tensor of the main graph whose type is known to its
-    ONNX element type. Nodes are in topological order and have names that differ.
+    ONNX element type. Nodes are in topological order and have names that differ. `wide`: the type that is converted,
+    float32, or double on its way to float32; what is said of "float" tensors here is said of tensors of that type.
     """
 
     shell: onnx.ModelProto
     weights: dict[str, onnx.TensorProto]
     types: dict[str, int] = field(default_factory=dict)
+    wide: int = FLOAT
 
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:
@@ -119,8 +131,8 @@ class TypedGraph:
         return frozenset(self.inputs)
 
     def is_float(self, name: str) -> bool:
-        """Whether the tensor is float32: the only type that is ever converted."""
-        return bool(name) and self.types.get(name) == FLOAT
+        """Whether the tensor is of the type that is converted."""
+        return bool(name) and self.types.get(name) == self.wide
 
     def float_inputs(self, at: int) -> list[tuple[int, str]]:
         return [(i, name) for i, name in enumerate(self.nodes[at].input) if self.is_float(name)]

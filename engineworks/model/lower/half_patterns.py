@@ -26,6 +26,9 @@ _AFTER_SQUARES = frozenset({
     "Unsqueeze",
 })  # fmt: skip
 
+_FLOATING = frozenset({1, 10, 11, 16})
+"""Element types: float32, float16, double, bfloat16."""
+
 
 def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
     """Nodes whose float values come from integers, vectors and scalars alone: positions, masks, sizes, their sines.
@@ -34,12 +37,17 @@ def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
     """
     exact: set[int] = set()
     for at, node in enumerate(graph.nodes):
-        if node.op_type not in _ARITHMETIC or not graph.float_outputs(at):
+        if node.op_type not in _ARITHMETIC or not graph.float_outputs(at) or _reads_other_floats(graph, at):
             continue
         sources = [name for _, name in graph.float_inputs(at)]
         if all(_is_vector(graph, n) if n in graph.weights else graph.producers.get(n) in exact for n in sources):
             exact.add(at)
     return frozenset(exact)
+
+
+def _reads_other_floats(graph: TypedGraph, at: int) -> bool:
+    """Whether an input is of a floating type that is not the graph's: what is made of it comes from no integers."""
+    return any(graph.types.get(n) in _FLOATING and not graph.is_float(n) for n in graph.nodes[at].input if n)
 
 
 def _is_vector(graph: TypedGraph, name: str) -> bool:

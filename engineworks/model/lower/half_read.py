@@ -91,7 +91,7 @@ def _set_constants_aside(shell: onnx.ModelProto, weights: dict[str, onnx.TensorP
     rest = []
     for node in shell.graph.node:
         tensor = _constant_tensor(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
-        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
+        if tensor is None or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
             rest.append(node)
             continue
         tensor.name = node.output[0]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from engineworks.model.lower.half_convert import WeightLoss
 from engineworks.model.lower.half_graph import HalfType
+from engineworks.model.lower.half_weights import Clamp, clamped_names
 from engineworks.model.lower.prove import OutputProof
 
 
@@ -39,7 +40,7 @@ How much accuracy a task may lose is for the recipe's own limits, on the engine 
 @dataclass(frozen=True)
 class HalfReport:
     """How a model was lowered. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
-    how often more nodes were kept after a failed proof. outputs: the proof."""
+    how often more nodes were kept after a failed proof. clamps: constants that were cut. outputs: the proof."""
 
     dtype: HalfType
     converter: Literal["engineworks", "autocast"]
@@ -47,14 +48,20 @@ class HalfReport:
     converted: int
     casts: int
     kept: Mapping[str, str]
-    clamped: tuple[str, ...]
+    clamps: tuple[Clamp, ...]
     weights: WeightLoss | None
     rounds: int
     samples: int
     outputs: tuple[OutputProof, ...]
 
+    @property
+    def clamped(self) -> tuple[str, ...]:
+        """Names of the constants that were cut."""
+        return clamped_names(self.clamps)
+
     def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "kept": dict(self.kept), "clamped": list(self.clamped)}
+        found = {k: v for k, v in asdict(self).items() if k != "clamps"}
+        return {**found, "kept": dict(self.kept), "clamped": list(self.clamped)}
 
 
 def failure(proof: OutputProof, limits: HalfLimits) -> str:

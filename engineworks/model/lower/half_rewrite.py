@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import subgraphs
-from engineworks.model.lower.half_graph import FLOAT, HalfFormat, TypedGraph, whole_model
+from engineworks.model.lower.half_graph import DOUBLE, FloatFormat, TypedGraph, whole_model
 from engineworks.model.lower.half_rules import FLOAT_PORTS, takes_any_type
 from engineworks.model.lower.half_weights import half_tensor
 
@@ -24,8 +24,9 @@ class Rewritten:
     halved_weights: tuple[str, ...]
 
 
-def rewrite(graph: TypedGraph, half: HalfFormat, kept: Mapping[int, str], *, float_io: bool) -> Rewritten:
-    """The model with every node that is not in `kept` computing in half precision.
+def rewrite(graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], *, float_io: bool) -> Rewritten:
+    """The model with every node that is not in `kept` computing in `half`: in half precision, or in float32 where the
+    graph's wide type is double.
 
     With `float_io` the graph's inputs and outputs keep their dtype. Weights are converted, both versions are stored
     where both are used. `graph` is left as it was.
@@ -34,9 +35,11 @@ def rewrite(graph: TypedGraph, half: HalfFormat, kept: Mapping[int, str], *, flo
 
 
 class _Rewriter:
-    def __init__(self, graph: TypedGraph, half: HalfFormat, kept: Mapping[int, str], float_io: bool) -> None:
+    def __init__(self, graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], float_io: bool) -> None:
         self._graph = graph
         self._half = half
+        self._wide = graph.wide
+        self._wide_suffix = "fp64" if graph.wide == DOUBLE else "fp32"
         self._kept = kept
         self._float_io = float_io
         self._taken = set(graph.types) | {n for node in graph.nodes for n in (*node.input, *node.output)}
@@ -78,25 +81,25 @@ class _Rewriter:
 
     def _outer_type(self, name: str) -> int:
         """The element type that a graph output is to have."""
-        return FLOAT if self._float_io or name in self._graph.weights else self._half.elem_type
+        return self._wide if self._float_io or name in self._graph.weights else self._half.elem_type
 
     def _start(self, shell: onnx.ModelProto) -> None:
         """Types and names of what is there before any node: inputs, and weights as they are."""
         for value in shell.graph.input:
             if self._graph.is_float(value.name):
-                elem_type = FLOAT if self._float_io else self._half.elem_type
+                elem_type = self._wide if self._float_io else self._half.elem_type
                 value.type.tensor_type.elem_type = elem_type
                 self._native[value.name] = elem_type
                 self._names[value.name, elem_type] = value.name
         for name, tensor in self._graph.weights.items():
-            if tensor.data_type != FLOAT:
+            if tensor.data_type != self._wide:
                 self._weights[name] = tensor
         self._float_weights = {
             n for n in self._graph.weights if n in self._graph.outputs or n in self._graph.captured_names
         }
         for at, node in enumerate(self._graph.nodes):
             for position, name in enumerate(node.input):
-                if name in self._graph.weights and self._wanted_type(at, position) == FLOAT:
+                if name in self._graph.weights and self._wanted_type(at, position) == self._wide:
                     self._float_weights.add(name)
 
     def _emit(self, at: int, node: onnx.NodeProto) -> None:
@@ -108,7 +111,7 @@ class _Rewriter:
             else:
                 node.input[position] = self._aliases.get(name, name)
         for name in self._graph.captured.get(at, ()):
-            new = self._name(name, FLOAT) if self._graph.is_float(name) else name
+            new = self._name(name, self._wide) if self._graph.is_float(name) else name
             for inner in subgraphs(node):
                 rename_reads(inner, name, {name: new}.__getitem__)
         if self._is_void_cast(at, node, half):
@@ -116,7 +119,7 @@ class _Rewriter:
         if half and self._graph.float_outputs(at):
             self._set_types(node)
         for position, name in self._graph.float_outputs(at):
-            self._native[name] = self._half.elem_type if half else FLOAT
+            self._native[name] = self._half.elem_type if half else self._wide
             node.output[position] = self._native_name(name)
         self._nodes.append(node)
 
@@ -124,9 +127,9 @@ class _Rewriter:
         """The element type in which a node takes a float32 input; None where it takes either."""
         node = self._graph.nodes[at]
         if at in self._kept or (node.op_type, position) in FLOAT_PORTS:
-            return FLOAT
+            return self._wide
         if takes_any_type(self._graph, at):
-            return FLOAT if node.input[position] in self._graph.weights else None
+            return self._wide if node.input[position] in self._graph.weights else None
         return self._half.elem_type
 
     def _is_void_cast(self, at: int, node: onnx.NodeProto, half: bool) -> bool:
@@ -153,12 +156,12 @@ class _Rewriter:
         import onnx
 
         if node.op_type == "ConstantOfShape":
-            value = node.attribute[0].t if node.attribute else onnx.helper.make_tensor("value", FLOAT, [1], [0.0])
+            value = node.attribute[0].t if node.attribute else onnx.helper.make_tensor("value", self._wide, [1], [0.0])
             made = half_tensor(value, self._half, value.name)
             del node.attribute[:]
             node.attribute.append(onnx.helper.make_attribute("value", made))
         for attribute in node.attribute:
-            if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == FLOAT:
+            if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == self._wide:
                 attribute.i = self._half.elem_type
 
     def _name(self, name: str, elem_type: int) -> str:
@@ -171,7 +174,7 @@ class _Rewriter:
         if name in self._graph.weights:
             return self._weight(name, elem_type)
         source = self._names[name, self._native[name]]
-        suffix = self._half.suffix if elem_type == self._half.elem_type else "fp32"
+        suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
         made = name if self._is_outer(name, elem_type) else self._unique(f"{name}_{suffix}")
         cast = onnx.helper.make_node("Cast", [source], [made], name=self._unique(f"{name}_to_{suffix}"), to=elem_type)
         self._nodes.append(cast)
@@ -180,7 +183,7 @@ class _Rewriter:
 
     def _weight(self, name: str, elem_type: int) -> str:
         tensor = self._graph.weights[name]
-        if elem_type == FLOAT:
+        if elem_type == self._wide:
             made, self._weights[name] = name, tensor
         else:
             made = self._unique(f"{name}_{self._half.suffix}") if name in self._float_weights else name
@@ -192,7 +195,7 @@ class _Rewriter:
     def _native_name(self, name: str) -> str:
         """What a node's output is called: as before, but for a graph output that the node makes in the other type."""
         elem_type = self._native[name]
-        suffix = self._half.suffix if elem_type == self._half.elem_type else "fp32"
+        suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
         renamed = name in self._graph.outputs and not self._is_outer(name, elem_type)
         made = self._unique(f"{name}_{suffix}") if renamed else name
         self._names[name, elem_type] = made

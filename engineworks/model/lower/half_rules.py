@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from engineworks.model.lower.half_graph import HalfFormat, TypedGraph
+from engineworks.model.lower.half_graph import FLOAT, FloatFormat, HalfFormat, TypedGraph
 from engineworks.model.lower.half_patterns import LAYOUT, integer_arithmetic, normalizations
 from engineworks.model.lower.half_weights import WeightFacts, scale_error
+from engineworks.model.lower.quantizable import matches
 
-_EXACT = "computed from integers (positions, masks, sizes), which half precision would round"
+if TYPE_CHECKING:
+    import onnx
+
+EXACT = "computed from integers (positions, masks, sizes), which half precision would round"
 _SQUARES = "part of a normalization: squares and their mean overflow or vanish in half precision"
-_BETWEEN = "lies between nodes that stay fp32"
+BETWEEN = "lies between nodes that stay fp32"
 _RANDOM = "another type would draw other random numbers"
 _SPECTRAL = "a spectrum spans more orders of magnitude than half precision"
 _SAMPLING = "sampling coordinates need more digits than half precision has"
@@ -82,26 +86,26 @@ def kept_in_fp32(
 ) -> dict[int, str]:
     """Index of every node that stays fp32 → the reason. Nodes without a float32 tensor are in neither camp.
 
-    `keep` are names or glob patterns of nodes, `observed` reasons by node name; `float_io` tells whether the graph's
-    inputs and outputs stay fp32.
+    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io` tells whether the
+    graph's inputs and outputs stay fp32.
     """
     exact, squares = integer_arithmetic(graph), normalizations(graph)
     kept: dict[int, str] = {}
     for at, node in enumerate(graph.nodes):
         if not (graph.float_inputs(at) or graph.float_outputs(at) or at in graph.captured):
             continue
-        reason = asked_for(node.name, keep) or observed.get(node.name) or _unfit(graph, at, half)
-        reason = reason or _weights_unfit(graph, at, half, facts) or (_SQUARES if at in squares else None)
+        reason = asked_for(node, keep) or observed.get(node.name) or _unfit(graph, at, half)
+        reason = reason or weights_unfit(graph, at, half, facts) or (_SQUARES if at in squares else None)
         if not reason and at in exact and _dynamic(graph, at):
-            reason = _EXACT
+            reason = EXACT
         if reason:
             kept[at] = reason
-    return _with_neighbours(graph, kept, float_io)
+    return with_neighbours(graph, kept, float_io)
 
 
-def asked_for(name: str, keep: Sequence[str]) -> str | None:
-    """The reason to keep a node that the user named, by name or glob pattern; None for any other."""
-    pattern = next((p for p in keep if p == name or fnmatchcase(name, p)), None)
+def asked_for(node: onnx.NodeProto, keep: Sequence[str]) -> str | None:
+    """The reason to keep a node that the user named, by name, glob or operator; None for any other."""
+    pattern = next((p for p in keep if matches(node, p)), None)
     return None if pattern is None else f"asked for by '{pattern}'"
 
 
@@ -120,10 +124,11 @@ def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
         return "ONNX Runtime has no half-precision scatter that reduces"
     if node.op_type == "LSTM" and len(node.input) > _PEEPHOLES and node.input[_PEEPHOLES]:
         return "TensorRT-RTX 1.7 builds no peepholes in half precision"
-    return _schema_refuses(graph, at, half)
+    return schema_refuses(graph, at, half)
 
 
-def _schema_refuses(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
+def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
+    """Why ONNX has no such operator of this type; None if it has."""
     import onnx
 
     node = graph.nodes[at]
@@ -136,7 +141,7 @@ def _schema_refuses(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
         schema = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
         return f"{node.op_type} is unknown to opset {version}"
-    wanted = f"tensor({half.name})"
+    wanted = "tensor(float)" if half.elem_type == FLOAT else f"tensor({half.name})"
     inputs = [(i, name) for i, name in graph.float_inputs(at) if (node.op_type, i) not in FLOAT_PORTS]
     for formals, used in ((schema.inputs, inputs), (schema.outputs, graph.float_outputs(at))):
         for position, _ in used:
@@ -145,7 +150,7 @@ def _schema_refuses(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
     return None
 
 
-def _weights_unfit(graph: TypedGraph, at: int, half: HalfFormat, facts: WeightFacts) -> str | None:
+def weights_unfit(graph: TypedGraph, at: int, half: FloatFormat, facts: WeightFacts) -> str | None:
     """Why the node's weights can not be half: values out of range, or all of them too small."""
     if is_quantizer(graph, at):
         scale = graph.nodes[at].input[1]
@@ -168,7 +173,7 @@ def _dynamic(graph: TypedGraph, at: int) -> bool:
     return any(name not in graph.weights for _, name in graph.float_inputs(at))
 
 
-def _with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> dict[int, str]:
+def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> dict[int, str]:
     """Add the light nodes that lie between fp32 nodes: casting around them would cost more than it saves."""
     wanted = _only_float_uses(graph, kept, float_io)
     made_float = {name for at in kept for _, name in graph.float_outputs(at)}
@@ -182,11 +187,11 @@ def _with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool)
             continue
         native = made_float | given_float if node.op_type in LAYOUT or ends_here else made_float
         if all(name in native for name in sources):
-            result[at] = _BETWEEN
+            result[at] = BETWEEN
             made_float.update(name for _, name in outputs)
     for at in range(len(graph.nodes) - 1, -1, -1):
         if at not in result and not _dynamic(graph, at) and _uses_are_float(graph, at, result, float_io):
-            result[at] = _BETWEEN
+            result[at] = BETWEEN
     return result
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from engineworks.errors import PrecisionError
+from engineworks.errors import PatternError
 from engineworks.model.graphs import names_read
 from engineworks.model.lower.formats import BLOCK_SIZES, FORMATS, Format, block_size
 
@@ -25,11 +25,13 @@ _PASSING = ("Identity", "Transpose")
 
 @dataclass(frozen=True)
 class KeptNode:
-    """A node of a quantizable type that stays in high precision, and why, as half a sentence."""
+    """A node of a quantizable type that stays in high precision, and why, as half a sentence. named: the format that
+    the recipe names it for, in vain; '' where it does not name it, or keeps it out."""
 
     name: str
     op_type: str
     reason: str
+    named: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,14 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What is quantized: nodes by their position, and those that could be but are not."""
+    """What is quantized: nodes by their position, and those that are of such an operator but are not."""
 
     nodes: Mapping[int, NodePlan]
     kept: tuple[KeptNode, ...]
+
+
+KEPT_BY = "kept by"
+"""How the reason of a node begins that the recipe keeps out."""
 
 
 class _NotQuantized(Exception):
@@ -81,19 +87,19 @@ class _NotQuantized(Exception):
 Globs = Mapping[str, Sequence[str]]
 """Format → names or globs of nodes, or `op:` and a type such as `op:MatMul`."""
 
-EVERY_NODE = "*"
-"""The pattern that means every node that is worth it. Depthwise convolutions are not: their few multiplications wait
-for memory whatever the type, and one scale for all channels of the input costs each of them most of its steps
-(PP-OCRv4 recognition: 9.4 dB with them, 13.7 dB without, for 6 % more bytes). Nor are products of two activations,
-those of attention: both operands have to be rounded at run time (BERT-base on an H100: 4.52 ms without them
-in int8, 5.24 ms with, and more noise)."""
+WORTHWHILE = "worthwhile:*"
+"""What a plain precision quantizes: every node that is worth it. Patterns of a recipe, '*' too, mean every node that
+they name. Depthwise convolutions are not worth it: their few multiplications wait for memory whatever the type, and
+one scale for all channels of the input costs each of them most of its steps (PP-OCRv4 recognition: 9.4 dB with them,
+13.7 dB without, for 6 % more bytes). Nor are products of two activations, those of attention: both operands have to
+be rounded at run time (BERT-base on an H100: 4.52 ms without them in int8, 5.24 ms with, and more noise)."""
 
 THIN_CHANNELS = 16
 """Convolutions with no more channels on one side stay out of fp8, as NVIDIA's ModelOpt leaves them (`_MIN_CHANNELS_FP8`
 of its ONNX graph_utils: their fp8 kernels are slower than fp16's). They hold little arithmetic, and much of the noise:
 Fashion's two and its classifier, 22.4 dB with them in fp8, 33.6 dB without."""
 
-EVERYTHING_INT8: Globs = {"int8": (EVERY_NODE,)}
+ALL_WORTHWHILE_INT8: Globs = {"int8": (WORTHWHILE,)}
 
 
 def plan_quantization(
@@ -101,7 +107,7 @@ def plan_quantization(
 ) -> QuantizationPlan:
     """Which nodes become what. `keep` are left alone by formats that quantize activations, `fp32` by all.
 
-    Raises `PrecisionError` for a pattern that matches no node, and for a node that two formats name.
+    Raises `PatternError` for a pattern that matches no node, and for a node that two formats name.
     """
     kept_by, never = _match(model, keep, "keep"), _match(model, fp32, "fp32")
     wanted = {name: _match(model, patterns, name) for name, patterns in globs.items()}
@@ -111,33 +117,44 @@ def plan_quantization(
     for at, node in enumerate(model.graph.node):
         if node.op_type not in op_types or node.domain not in ("", "ai.onnx"):
             continue
+        chosen, pattern = _chosen_format(node, {name: found[at] for name, found in wanted.items() if at in found})
+        stays = never.get(at) or (kept_by.get(at) if chosen and chosen.activations else None)
+        if chosen is None or stays is not None:
+            kept.append(
+                KeptNode(node_label(node), node.op_type, f"{KEPT_BY} '{stays}'" if chosen else "nothing names it")
+            )
+            continue
         try:
-            chosen, pattern = _chosen_format(node, {name: found[at] for name, found in wanted.items() if at in found})
-            stays = never.get(at) or (kept_by.get(at) if chosen.activations else None)
-            if stays is not None:
-                raise _NotQuantized(f"kept by '{stays}'")
-            if node.op_type not in chosen.operators:
-                raise _NotQuantized(f"{node.op_type} has no {chosen.name}")
-            if chosen.activations and pattern == EVERY_NODE and sources.is_depthwise(node):
-                raise _NotQuantized("a depthwise convolution loses more by it than it gains; name it to have it anyway")
-            if chosen.name == "fp8" and pattern == EVERY_NODE and sources.is_thin(node):
-                raise _NotQuantized(f"a convolution of at most {THIN_CHANNELS} channels; name it to have it anyway")
-            operands = sources.operands(node, chosen)
-            if pattern == EVERY_NODE and not any(isinstance(operand, Weight) for operand in operands):
-                raise _NotQuantized("a product of two activations is slower for it; name it to have it anyway")
-            nodes[at] = NodePlan(chosen, operands)
+            nodes[at] = NodePlan(chosen, _operands(sources, node, chosen, worthwhile=pattern == WORTHWHILE))
         except _NotQuantized as reason:
-            kept.append(KeptNode(node_label(node), node.op_type, str(reason)))
+            named = "" if pattern == WORTHWHILE else chosen.name
+            kept.append(KeptNode(node_label(node), node.op_type, str(reason), named))
     return QuantizationPlan(nodes, tuple(kept))
 
 
-def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Format, str]:
-    """The one format that names the node, and the pattern by which it does; `matched`: format → pattern."""
+def _operands(
+    sources: _Sources, node: onnx.NodeProto, chosen: Format, *, worthwhile: bool
+) -> tuple[Activation | Weight, ...]:
+    """What the format stores of the node. Raises `_NotQuantized`; with `worthwhile` also where it gains nothing."""
+    if node.op_type not in chosen.operators:
+        raise _NotQuantized(f"{node.op_type} has no {chosen.name}")
+    if worthwhile and chosen.activations and sources.is_depthwise(node):
+        raise _NotQuantized("a depthwise convolution loses more by it than it gains; name it to have it anyway")
+    if worthwhile and chosen.name == "fp8" and sources.is_thin(node):
+        raise _NotQuantized(f"a convolution of at most {THIN_CHANNELS} channels; name it to have it anyway")
+    operands = sources.operands(node, chosen)
+    if worthwhile and not any(isinstance(operand, Weight) for operand in operands):
+        raise _NotQuantized("a product of two activations is slower for it; name it to have it anyway")
+    return operands
+
+
+def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Format | None, str]:
+    """The one format that names the node, if any, and the pattern by which it does; `matched`: format → pattern."""
     if not matched:
-        raise _NotQuantized("nothing names it")
+        return None, ""
     if len(matched) > 1:
         (one, first), (other, second) = list(matched.items())[:2]
-        raise PrecisionError(
+        raise PatternError(
             f"node '{node_label(node)}' is to be {one} by '{first}' and {other} by '{second}'",
             hint="let one of the two globs name fewer nodes",
         )
@@ -149,18 +166,21 @@ def _match(model: onnx.ModelProto, patterns: Sequence[str], what: str) -> dict[i
     """Position of each node that a pattern matches → the first such pattern."""
     found: dict[int, str] = {}
     for pattern in patterns:
-        matched = [at for at, node in enumerate(model.graph.node) if _matches(node, pattern)]
+        matched = [at for at, node in enumerate(model.graph.node) if matches(node, pattern)]
         if not matched:
             known = [n for node in model.graph.node for n in (node_label(node), f"op:{node.op_type}")]
             close = difflib.get_close_matches(pattern, dict.fromkeys(known), n=3, cutoff=0.5)
             names = " or ".join(f"'{name}'" for name in close)
             hint = f"did you mean {names}?" if close else "run inspect to see the names of its nodes"
-            raise PrecisionError(f"{what}: '{pattern}' matches no node of the model", hint=hint)
+            raise PatternError(f"{what}: '{pattern}' matches no node of the model", hint=hint)
         found |= {at: pattern for at in matched if at not in found}
     return found
 
 
-def _matches(node: onnx.NodeProto, pattern: str) -> bool:
+def matches(node: onnx.NodeProto, pattern: str) -> bool:
+    """Whether a pattern of a recipe names the node: by its name, a glob, or `op:` and an operator."""
+    if pattern == WORTHWHILE:
+        return True
     if pattern.startswith("op:"):
         return fnmatchcase(node.op_type, pattern[3:])
     return node_label(node) == pattern or fnmatchcase(node_label(node), pattern)

@@ -27,7 +27,7 @@ from engineworks.model.lower.formats import (
     quantize_weight_int4,
 )
 from engineworks.model.lower.quantizable import (
-    EVERYTHING_INT8,
+    ALL_WORTHWHILE_INT8,
     QUANTIZABLE,
     Activation,
     Globs,
@@ -68,7 +68,7 @@ def quantize(
     model: onnx.ModelProto,
     ranges: Ranges | None,
     *,
-    globs: Globs = EVERYTHING_INT8,
+    globs: Globs = ALL_WORTHWHILE_INT8,
     keep: Sequence[str] = (),
     fp32: Sequence[str] = (),
     op_types: Sequence[str] = QUANTIZABLE,

@@ -1,0 +1,71 @@
+"""Double → float32, so that every precision below finds the type that it starts from.
+
+Graph inputs and outputs keep their type. What ONNX computes from integers alone (positions, counts, ticks of a clock),
+nodes with subgraphs, and nodes with constants that float32 cannot hold stay double: float32 would make other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from engineworks.model.graphs import all_nodes, all_tensors
+from engineworks.model.lower.half_graph import DOUBLE, SINGLE, TypedGraph
+from engineworks.model.lower.half_patterns import integer_arithmetic
+from engineworks.model.lower.half_read import typed_graph
+from engineworks.model.lower.half_rewrite import rewrite
+from engineworks.model.lower.half_rules import BETWEEN, schema_refuses, weights_unfit, with_neighbours
+from engineworks.model.lower.half_weights import WeightFacts, clamp_sentinels
+from engineworks.model.lower.prove import check_well_formed
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def double_to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """The model with its double tensors in float32, and the nodes that stay double → the reason.
+
+    A model without double in its main graph is given back as it is; another is left as it was.
+    """
+    if not holds_double(model):
+        return model, {}
+    graph = typed_graph(model)
+    graph.wide = DOUBLE
+    facts = WeightFacts(graph, SINGLE)
+    clamp_sentinels(graph, SINGLE, facts)
+    kept = _kept(graph, facts)
+    made = rewrite(graph, SINGLE, kept, float_io=True).model
+    check_well_formed(made, graph)
+    return made, {graph.nodes[at].name: reason for at, reason in sorted(kept.items())}
+
+
+def holds_double(model: onnx.ModelProto) -> bool:
+    """Whether a tensor of the model may be double: it enters as an input or a weight, or a node makes it."""
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    if any(v.type.tensor_type.elem_type == DOUBLE for v in values):
+        return True
+    nodes = (*all_nodes(model.graph), *(n for f in model.functions for n in f.node))
+    return any(t.data_type == DOUBLE for t in all_tensors(model)) or any(
+        a.name in ("to", "dtype", "output_dtype") and a.i == DOUBLE for node in nodes for a in node.attribute
+    )
+
+
+def _kept(graph: TypedGraph, facts: WeightFacts) -> dict[int, str]:
+    exact = integer_arithmetic(graph)
+    kept = {}
+    for at, node in enumerate(graph.nodes):
+        involved = [*graph.float_inputs(at), *graph.float_outputs(at)]
+        holds = any(graph.is_float(name) for name in graph.captured.get(at, ()))
+        if not involved and not holds:
+            continue
+        dynamic = any(name not in graph.weights for _, name in graph.float_inputs(at))
+        reason = "holds a subgraph, which stays as it is" if at in graph.captured else None
+        if not reason and any(n and n not in graph.types for n in (*node.input, *node.output)):
+            reason = "the type of a tensor is unknown"
+        reason = reason or schema_refuses(graph, at, SINGLE) or weights_unfit(graph, at, SINGLE, facts)
+        if not reason and at in exact and dynamic:
+            reason = "computed from integers, which float32 would round"
+        if reason:
+            kept[at] = reason
+    found = with_neighbours(graph, kept, float_io=True)
+    return {at: "lies between nodes that stay double" if why == BETWEEN else why for at, why in found.items()}

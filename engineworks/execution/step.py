@@ -132,7 +132,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
                 crashes.append(error.message)
                 if not BY_ITSELF.search(error.message) or len(crashes) == attempts_of(step):
                     if len(crashes) > 1:
-                        error.message += "; it crashed with fewer optimizations too"
+                        error.message += f"; this was attempt {len(crashes)}, each with fewer optimizations"
                     error.log = log_file.read_text(encoding="utf-8") + (
                         error.log if error.log.startswith("Traceback") else ""
                     )

@@ -203,7 +203,8 @@ def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
     with _TOOLS, POLYGRAPHY.verbosity(POLYGRAPHY.CRITICAL + 1):
         SURGEON.log = collect
         onnxruntime.set_default_logger_severity(_RUNTIME_FATAL)
-        newest, onnx.IR_VERSION = onnx.IR_VERSION, ir_version
+        newest = onnx.IR_VERSION
+        onnx.IR_VERSION = ir_version  # type: ignore[assignment]
         try:
             yield warnings
         finally:

@@ -29,7 +29,7 @@ GraphOf = Callable[..., onnx.ModelProto]
 
 WEIGHT: NDArray[Any] = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float16)
 FEEDS = {"x": np.random.default_rng(1).normal(size=(7, 3, 5)).astype(np.float32)}
-EXPECTED = FEEDS["x"].transpose(1, 0, 2) @ WEIGHT.astype(np.float32)
+EXPECTED: NDArray[Any] = FEEDS["x"].transpose(1, 0, 2) @ WEIGHT.astype(np.float32)
 CPU = {"backend": "onnxruntime", "compute_capability": [], "options": {}}
 
 SERVED = """

@@ -132,3 +132,21 @@ def test_training_mode_that_only_a_run_shows_is_told(tmp_path: Path) -> None:
     nodes = [node("Not", ["off"], ["t"]), node("Dropout", ["x", "ratio", "t"], ["y"])]
     with pytest.raises(ModelError, match=r"another output 'y' each time it runs on the same sample.*evaluation mode"):
         folded(tmp_path, model_of(nodes))
+
+
+def test_outputs_of_length_0_are_proved_like_others(tmp_path: Path) -> None:
+    """A detector that finds nothing."""
+    kept = [
+        node("NonZero", ["x"], ["at"]),
+        node("Transpose", ["at"], ["turned"]),
+        node("GatherND", ["x", "turned"], ["y"]),
+    ]
+    graph = helper.make_graph(kept, "g", [value("x", "n", 4)], [value("y", "k")])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(tmp_path / "m.onnx")
+    )
+    report = fold_model(
+        tmp_path / "m.onnx", tmp_path / "out.onnx", inputs=[TensorSpec("x", "float32", ("n", 4))],
+        outputs={"y": ("k",)}, minimum_opset=17, feeds=[{"x": np.zeros((2, 4), np.float32)}, FEED],
+    )  # fmt: skip
+    assert report.max_abs == {"y": 0.0}

@@ -248,6 +248,11 @@ def engine_result(
     )
 
 
+def build_notes(engines: Iterable[EngineResult]) -> tuple[str, ...]:
+    """What the builders noted of the engines that could not be made as usual."""
+    return tuple(f"{e.id}: {note}" for e in engines for note in e.sidecar.get("details", {}).get("notes", ()))
+
+
 def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
     """What is to be said of the recipe's waivers that let nothing through."""
     judged = [(e.id, e.checks) for e in engines if e.verdict not in ("failed", "unmeasured")]
@@ -307,6 +312,7 @@ __all__ = [
     "Failure",
     "RanStep",
     "StepCounts",
+    "build_notes",
     "engine_result",
     "waiver_notes",
     "worst_exit_code",

@@ -37,6 +37,11 @@ def runner(name: str) -> Runner | None:
     return module if isinstance(module, Runner) else None
 
 
+def attempts(name: str) -> int:
+    """In how many ways the backend can build an engine: after a crash the next is tried."""
+    return int(getattr(backend(name), "ATTEMPTS", 1))
+
+
 @dataclass(frozen=True)
 class BackendFacts:
     """What `plan` must know of a backend. libraries: distributions whose versions shape its engines; version: that of

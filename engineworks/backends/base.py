@@ -34,7 +34,7 @@ class BuildRequest:
     options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
     this device, driver and version, where the builder keeps what makes the next build faster.
     computes: the plain precisions that `precision` stands for where that is the name of a mixture, or int8 with fp16
-    around it: ("int8", "fp16").
+    around it: ("int8", "fp16"). crashes: how earlier attempts at this engine ended, a sentence each.
     """
 
     model: Path
@@ -45,6 +45,7 @@ class BuildRequest:
     options: Mapping[str, object] = field(default_factory=dict)
     cache: Path | None = None
     computes: tuple[str, ...] = ()
+    crashes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 Its engine is the graph as ONNX Runtime optimizes it, saved as ONNX: level EXTENDED, the last whose result does not
 depend on the processor (LAYOUT and ALL rewrite convolutions to the NCHWc layout of the vector width found here, and
 ONNX Runtime itself warns that such a file should only be used where it was made; a test looks for those nodes). Loading
-runs the rest of the optimizations for the processor at hand.
+runs the rest of the optimizations for the processor at hand. `_ort_forms` says what is done where that crashes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends import _cpu, _cpu_watch
 from engineworks.backends._ort_errors import ort_errors, what_failed
+from engineworks.backends._ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS, FORMS, LEVELS, Form, current, form_of, sign
+from engineworks.backends._ort_trial import run_once_per_profile
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, Serving, check_options
 from engineworks.capabilities import why_not, why_not_target
 from engineworks.errors import BuildError, RunError
@@ -31,6 +33,8 @@ TITLE = "ONNX Runtime"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 NEEDS_GPU_TO_BUILD = False
 IMPORTS = ("onnxruntime", "onnx")
+
+ATTEMPTS = len(FORMS)
 
 OPTIONS: Mapping[str, Option] = {
     "threads": Option(int, "threads within an operator; 0 or nothing: one for each core that may be used"),
@@ -70,7 +74,8 @@ def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
 
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """Optimize the model and save it as `engine`, weights above 1 GiB in `engine.data` beside it.
+    """Optimize the model, save it as `engine`, weights above 1 GiB in `engine.data` beside it, and run that once at the
+    shapes of every profile: where ONNX Runtime crashes, it is better done now, while the engine can be built again.
 
     Profiles do not shape the result: one engine serves all shapes. ONNX Runtime logs to standard error, which the
     child process that this runs in hands on. Raises `BuildError`, `TargetError` for an option that there is not.
@@ -78,11 +83,11 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     import onnxruntime as ort
 
     check_options(TITLE, request.options, OPTIONS)
-    start = time.perf_counter()
-    log(f"{TITLE} {ort.__version__}, level EXTENDED, {request.model.name}")
+    start, form = time.perf_counter(), current()
+    log(f"{TITLE} {ort.__version__}, {form.sentence()}, {request.model.name}")
     partial = request.out / (ENGINE_FILE + ".partial")
     options = session_options(request.options)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.saved])
     options.optimized_model_filepath = str(partial)
     options.log_severity_level = 1
     if sum(f.stat().st_size for f in model_files(request.model)) > EXTERNAL_ABOVE_BYTES:
@@ -91,23 +96,33 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
             "session.optimized_model_external_initializers_min_size_in_bytes", str(SMALLEST_EXTERNAL_BYTES)
         )
     try:
-        session = ort.InferenceSession(str(request.model), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(request.model), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(form.without)
+        )
     except ort_errors() as error:
         raise BuildError(
             f"{request.model.name}: {TITLE} {ort.__version__} {what_failed(error, request.model)}",
             hint=next((s for part in request.parts if (s := why_not("onnxruntime", ort.__version__, part, ()))), ""),
             log=str(error),
         ) from None
+    if form != FORMS[0]:
+        sign(partial, form)
     os.replace(partial, request.out / ENGINE_FILE)
-    return _report(request.out, session, time.perf_counter() - start)
+    report = _report(request, form, session, time.perf_counter() - start)
+    del session
+    run_once_per_profile(load(request.out / ENGINE_FILE, request.options), request.profiles, log)
+    return report
 
 
-def _report(out: Path, session: Any, seconds: float) -> BuildReport:
+def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> BuildReport:
     from engineworks.backends._ort_session import specs
 
-    details: dict[str, object] = {"optimization_level": "extended", "engine_bytes": (out / ENGINE_FILE).stat().st_size}
-    if (out / WEIGHTS_FILE).exists():
-        details["weights_bytes"] = (out / WEIGHTS_FILE).stat().st_size
+    engine, weights = request.out / ENGINE_FILE, request.out / WEIGHTS_FILE
+    details: dict[str, object] = {"optimization_level": form.saved, "engine_bytes": engine.stat().st_size}
+    if weights.exists():
+        details["weights_bytes"] = weights.stat().st_size
+    if form != FORMS[0]:
+        details |= {"load_level": form.loaded, "crashes": list(request.crashes), "notes": [crash_note(form)]}
     return BuildReport(
         file=ENGINE_FILE,
         inputs=specs(session.get_inputs()),
@@ -118,6 +133,11 @@ def _report(out: Path, session: Any, seconds: float) -> BuildReport:
     )
 
 
+def crash_note(form: Form) -> str:
+    """What the report says of an engine that is not in the first form."""
+    return f"{TITLE} crashed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
+
+
 def load(
     engine: Path,
     options: Mapping[str, object],
@@ -126,7 +146,8 @@ def load(
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. It keeps no cache and knows its tensors by itself.
+    """Load an engine, or any ONNX model, for the CPU. It keeps no cache and knows its tensors by itself, and how far it
+    may be optimized where the build found that (`_ort_forms`).
 
     Raises `RunError`, `TargetError` for an option that there is not.
     """
@@ -135,11 +156,17 @@ def load(
     from engineworks.backends._ort_session import OrtSession
 
     check_options(TITLE, options, OPTIONS)
+    form = form_of(engine)
+    notes = ["a CPU has no CUDA graphs: runs without"] if serving.cuda_graphs else []
+    if form != FORMS[0]:
+        notes.append(crash_note(form))
+    asked = session_options(options)
+    asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.loaded])
     try:
-        session = ort.InferenceSession(str(engine), session_options(options), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(engine), asked, providers=["CPUExecutionProvider"])
     except ort_errors() as error:
         raise RunError(f"{engine}: {TITLE} {ort.__version__} {what_failed(error, engine)}", log=str(error)) from None
-    return OrtSession(session, ("a CPU has no CUDA graphs: runs without",) if serving.cuda_graphs else ())
+    return OrtSession(session, tuple(notes))
 
 
 def memory_meter() -> ResidentMemory:
@@ -156,6 +183,9 @@ def session_options(options: Mapping[str, object]) -> Any:
     import onnxruntime as ort
 
     found = ort.SessionOptions()
+    found.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
+    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS):
+        found.add_session_config_entry(*entry)
     found.intra_op_num_threads = options.get("threads") or _cpu.usable_cores()
     found.inter_op_num_threads = options.get("inter_op_threads") or 1
     if not options.get("spinning", True):

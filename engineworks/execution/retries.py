@@ -19,6 +19,9 @@ FROM_OUTSIDE = re.compile(r" crashed with (SIGKILL|SIGTERM|SIGBUS)\b")
 """How `child` words the end of a child that somebody else brought about: the kernel for want of memory or disk, or an
 operator. A child that crashes by itself (SIGSEGV, SIGABRT) does so again."""
 
+BY_ITSELF = re.compile(r" crashed with (SIGSEGV|SIGABRT|SIGILL|SIGFPE)\b")
+"""How `child` words the crash of a library: worth another try only in another way (`step.attempts_of`)."""
+
 
 def is_worth_retrying(error: BaseException) -> bool:
     """Whether the same step may succeed if it is run again in a moment."""

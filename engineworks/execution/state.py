@@ -19,7 +19,16 @@ from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data, notes_of_lowering
 from engineworks.release.passport import recipe_origin
-from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, waiver_notes
+from engineworks.results import (
+    BuildResult,
+    EngineResult,
+    Failure,
+    RanStep,
+    StepCounts,
+    build_notes,
+    engine_result,
+    waiver_notes,
+)
 from engineworks.settings import Settings
 from engineworks.step_facts import step_facts
 from engineworks.store import open_store
@@ -79,10 +88,10 @@ class Build:
         calibration = calibration_health(self.plan, self.results)
         told = (sentence for health in calibration for sentence in health.warnings)
         notes = (*notes_of_data(self.plan, self.results), *notes_of_lowering(self.plan, self.results))
-        warnings = (*notes, *told)
+        doubts = (*notes, *told, *build_notes(engines))
         return BuildResult(
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
-            seconds=seconds, warnings=(*warnings, *waiver_notes(self.plan, engines)), calibration=calibration,
+            seconds=seconds, warnings=(*doubts, *waiver_notes(self.plan, engines)), calibration=calibration,
             comparison=compare_with_peers(self.plan, engines, self.results, self.failures),
             ran=tuple(self._ran()),
             ladder=ladders(self.plan, engines, self.results),

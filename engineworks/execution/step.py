@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
+from engineworks.backends import attempts
 from engineworks.child import ChildPool
 from engineworks.errors import (
     BuildError,
@@ -23,6 +25,7 @@ from engineworks.errors import (
     RunError,
     StepError,
 )  # fmt: skip
+from engineworks.execution.retries import BY_ITSELF
 from engineworks.execution.schedule import ALONE
 from engineworks.plan import Step
 from engineworks.steps import LOG_FILE, StepName
@@ -42,6 +45,9 @@ ERRORS: Mapping[StepName, type[StepError]] = {
 
 USER_CODE = ("torch", "huggingface", "mlflow_pytorch")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
+
+OPTIMIZING = ("reference", "calibrate", "lower", "sensitivity")
+"""Steps that let ONNX Runtime optimize a model, wherever the engine will run."""
 
 FRESH = ("measure", "peer")
 """Steps whose figures hold what their library takes for itself: another job's leavings would be in them, and theirs in
@@ -99,6 +105,14 @@ def _environment(step: Step) -> Mapping[str, str]:
     return {"ENGINEWORKS_CHILD": "runs engines"} if backend.startswith("tensorrt") and step.kind != "build" else {}
 
 
+def attempts_of(step: Step) -> int:
+    """In how many ways the step can be done: each crash of its own child leads to the next. An engine that was built is
+    run in one way only, the one it was tried in."""
+    if step.kind == "build":
+        return attempts(step.params["target"]["backend"])
+    return attempts("onnxruntime") if step.kind in OPTIMIZING else 1
+
+
 def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:
     payload = {
         "kind": step.kind,
@@ -108,22 +122,45 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
         "aside": {**_plain(step.aside), **cache},
         "out": str(out),
     }
-    log_file = out / LOG_FILE
+    log_file, crashes = out / LOG_FILE, list[str]()
     with log_file.open("w", encoding="utf-8", buffering=1) as log:
-        try:
-            pool.run(
-                STEP_FUNCTION,
-                payload,
-                time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
-                on_line=lambda line: log.write(line + "\n"),
-                fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
-                env=_environment(step),
-                what=step.id,
-                error=ERRORS[step.kind],
-            )
-        except StepError as error:
-            error.log = log_file.read_text(encoding="utf-8") + (error.log if error.log.startswith("Traceback") else "")
-            raise
+        while True:
+            try:
+                _run_once(step, {**payload, "crashes": crashes}, log, pool)
+                return
+            except StepError as error:
+                crashes.append(error.message)
+                if not BY_ITSELF.search(error.message) or len(crashes) == attempts_of(step):
+                    if len(crashes) > 1:
+                        error.message += f"; this was attempt {len(crashes)}, each with fewer optimizations"
+                    error.log = log_file.read_text(encoding="utf-8") + (
+                        error.log if error.log.startswith("Traceback") else ""
+                    )
+                    raise
+                log.write(f"{error.message}: trying again with fewer optimizations\n")
+            _clear(out)
+
+
+def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPool) -> None:
+    pool.run(
+        STEP_FUNCTION,
+        payload,
+        time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
+        on_line=lambda line: log.write(line + "\n"),
+        fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
+        env=_environment(step),
+        what=step.id,
+        error=ERRORS[step.kind],
+    )
+
+
+def _clear(out: Path) -> None:
+    """What a crashed attempt left is no part of the next one's result."""
+    for left in out.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != LOG_FILE:
+            left.unlink()
 
 
 def _plain(value: Any) -> Any:

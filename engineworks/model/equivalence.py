@@ -76,6 +76,17 @@ def first_shapes(
     return {name: tuple(value.shape) for name, value in outputs.items()}
 
 
+def check_same_twice(session: onnxruntime.InferenceSession, feed: Arrays, where: str) -> None:
+    """Raises `ModelError` if the model gives two results for one sample: then no rewritten one can equal it."""
+    first, second = _run(session, feed), _run(session, feed)
+    for name, value in first.items():
+        if difference(value, second[name])[1]:
+            raise ModelError(
+                f"{where}: the model gives another output '{name}' each time it runs on the same sample",
+                hint="export it in evaluation mode; is a Dropout in training mode, or a random number, in it?",
+            )
+
+
 def compare(
     original: onnxruntime.InferenceSession,
     candidate: onnxruntime.InferenceSession,

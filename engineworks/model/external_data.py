@@ -1,9 +1,9 @@
 """Which files an ONNX file keeps its weights in, read from the protobuf's wire format alone.
 
 `plan` needs the names for its digests and must not import ONNX. Format: protobuf.dev/programming-guides/encoding;
-field numbers: onnx.proto (ModelProto.graph 7, GraphProto.initializer 5, TensorProto.external_data 13,
-StringStringEntryProto.key 1, value 2). Weights in the attributes of nodes are small by nature and are not looked at;
-the export step compares with what ONNX itself finds.
+field numbers: onnx.proto (ModelProto.graph 7, ModelProto.metadata_props 14, GraphProto.initializer 5,
+TensorProto.external_data 13, StringStringEntryProto.key 1, value 2). Weights in the attributes of nodes are small by
+nature and are not looked at; the export step compares with what ONNX itself finds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from engineworks.errors import ModelError
 
 _GRAPH, _INITIALIZER, _EXTERNAL, _KEY, _VALUE = 7, 5, 13, 1, 2
+_METADATA = 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -27,6 +28,22 @@ def external_data_names(path: Path) -> tuple[str, ...]:
             return tuple(sorted(set(_locations(data))))
         except (IndexError, ValueError):
             raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse", hint=_hint(data[:64])) from None
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The model's own metadata (`metadata_props`). Raises `ValueError` if it is no protobuf."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return {
+                _text(data, entry, _KEY): _text(data, entry, _VALUE)
+                for entry in _messages(data, 0, len(data), _METADATA)
+            }
+        except IndexError:
+            raise ValueError(f"{path}: its protobuf does not parse") from None
+
+
+def _text(data: mmap.mmap, entry: tuple[int, int], field: int) -> str:
+    return b"".join(data[a:b] for a, b in _messages(data, *entry, field)).decode()
 
 
 def _hint(begin: bytes) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
 from engineworks.model import dims
-from engineworks.model.equivalence import compare, first_shapes, open_session
+from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
 from engineworks.model.folding import STRATEGIES, Strategy, tool_failures
 from engineworks.model.graphs import subgraphs
 from engineworks.model.inspect import Inventory, inventory
@@ -25,6 +25,7 @@ from engineworks.model.names import has_duplicate_node_names, name_nodes, name_t
 from engineworks.model.onnx_files import detach_weights, load_model, save_model
 from engineworks.model.opset import check_operators, opset_of
 from engineworks.model.preparation import Prepared, finish, prepare
+from engineworks.model.repeatable import check_repeatable
 from engineworks.model.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.tensors import TensorSpec
 
@@ -111,6 +112,7 @@ def fold_model(
         model = load_model(source, weights=False)
         nodes_before, opset_from = count_nodes(model.graph), opset_of(model)
         check_operators(model, str(source))
+        check_repeatable(model, str(source))
         dims.check_interface(model, inputs, outputs, str(source))
         model, reference = _detached(model, source, work)
         original = _open_original(reference, source, inputs, outputs or {}, feeds)
@@ -178,6 +180,7 @@ def _first_proven(
             continue
         _move(path, out)
         return strategy.name, tuple(fallbacks), folded, max_abs
+    check_same_twice(original.session, original.feeds[0], str(source))
     name, why = fallbacks[-1]
     raise FoldError(
         f"{source}: no way to fold gave an equal model; '{name}', the last: {why}",

@@ -74,7 +74,7 @@ def _polygraphy_pass(model: onnx.ModelProto, fold_shapes: bool, limit: int) -> o
         fold_known_shapes(model.graph)
         spell_out_limits(model.graph)
     _attach_foldable(model.graph, set(), {})
-    with _quiet_tools() as warnings:
+    with _quiet_tools(model.ir_version) as warnings:
         folded: onnx.ModelProto = fold_constants(
             model, num_passes=1, fold_shapes=fold_shapes, error_ok=False, size_threshold=limit,
             allow_onnxruntime_shape_inference=False,
@@ -111,7 +111,7 @@ def _graphsurgeon_pass(
 ) -> onnx.ModelProto:
     import onnx_graphsurgeon as gs
 
-    with _quiet_tools() as warnings:
+    with _quiet_tools(model.ir_version) as warnings:
         graph = gs.import_onnx(model)
         graph.fold_constants(
             fold_shapes=fold_shapes, partitioning=partitioning, flatten_subgraphs=False, size_threshold=limit
@@ -182,9 +182,14 @@ def _refuse_given_up(warnings: list[str]) -> None:
 
 
 @contextmanager
-def _quiet_tools() -> Iterator[list[str]]:
+def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
     """Collect graphsurgeon's warnings, which it would print to standard output, and silence Polygraphy's and ONNX
-    Runtime's. All three keep one logger per interpreter, hence the lock."""
+    Runtime's. All three keep one logger per interpreter, hence the lock.
+
+    graphsurgeon has the constants of a branch computed in a model of ONNX's newest IR version, which ONNX Runtime may
+    not read yet: `ir_version` stands in for it meanwhile.
+    """
+    import onnx
     import onnxruntime
     from onnx_graphsurgeon.logger.logger import G_LOGGER as SURGEON
     from polygraphy.logger import G_LOGGER as POLYGRAPHY
@@ -198,8 +203,11 @@ def _quiet_tools() -> Iterator[list[str]]:
     with _TOOLS, POLYGRAPHY.verbosity(POLYGRAPHY.CRITICAL + 1):
         SURGEON.log = collect
         onnxruntime.set_default_logger_severity(_RUNTIME_FATAL)
+        newest = onnx.IR_VERSION
+        onnx.IR_VERSION = ir_version  # type: ignore[assignment]
         try:
             yield warnings
         finally:
+            onnx.IR_VERSION = newest
             del SURGEON.log
             onnxruntime.set_default_logger_severity(_RUNTIME_DEFAULT_SEVERITY)

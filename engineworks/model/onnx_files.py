@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.model.graphs import all_tensors, inner_tensors
+from engineworks.model.sparse import make_dense
 from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 
@@ -28,7 +29,10 @@ _ALIGNMENT = 4096  # of a tensor in the data file: a page, so that it can be map
 
 
 def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
-    """Parse the ONNX file; with `weights`, external data is read in. Raises `ModelError` if it is not a model."""
+    """Parse the ONNX file; with `weights`, external data is read in. Sparse constants become dense.
+
+    Raises `ModelError` if it is not a model.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -40,6 +44,7 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         raise ModelError(f"{path}: the model or its external data can not be read: {error}") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
+    make_dense(model, str(path))
     return model
 
 

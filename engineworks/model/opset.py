@@ -12,10 +12,6 @@ if TYPE_CHECKING:
 
 _NAMED = 3  # of the offending nodes, before "and N more"
 
-_RANDOM_OPERATORS = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
-
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set (0 if the model imports none)."""
@@ -23,14 +19,13 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def check_operators(model: onnx.ModelProto, where: str) -> None:
-    """Raises `ModelError` naming the nodes whose operator neither ONNX nor ONNX Runtime nor the model itself defines,
-    or that draw random numbers (no two runs of such a model can be compared)."""
+    """Raises `ModelError` naming the nodes whose operator neither ONNX, ONNX Runtime nor the model itself defines."""
     from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
     versions = {_domain(o.domain): o.version for o in model.opset_import}
     runtime = {(_domain(schema.domain), schema.name) for schema in get_all_operator_schema()}
     own = {(_domain(f.domain), f.name) for f in model.functions}
-    unknown, random = [], []
+    unknown = []
     for node in (*all_nodes(model.graph), *(n for f in model.functions for n in f.node)):
         operator = (_domain(node.domain), node.op_type)
         if operator in own:
@@ -38,17 +33,10 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
         reason = _why_unsupported(*operator, versions.get(operator[0], 0), operator in runtime)
         if reason:
             unknown.append(f"'{node.op_type}' ({reason}) at {node_label(node)}")
-        elif node.op_type in _RANDOM_OPERATORS and not operator[0]:
-            random.append(f"'{node.op_type}' at {node_label(node)}")
     if unknown:
         raise ModelError(
-            f"{where}: unsupported operator {_shortened(unknown)}",
+            f"{where}: unsupported operator {shortened(unknown)}",
             hint="export the model with standard ONNX operators",
-        )
-    if random:
-        raise ModelError(
-            f"{where}: random numbers are drawn by {_shortened(random)}: no two runs could be compared",
-            hint="make the noise an input of the model",
         )
 
 
@@ -111,6 +99,7 @@ def _why_unsupported(domain: str, operator: str, version: int, in_runtime: bool)
     return None if in_runtime else f"domain {domain}"
 
 
-def _shortened(items: list[str]) -> str:
+def shortened(items: list[str]) -> str:
+    """The first few of them, and how many more there are."""
     more = len(items) - _NAMED
     return ", ".join(items[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -157,6 +157,7 @@ def _triton_model(
         warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch),
         options=first.passport.target["options"],
         cuda_graphs=first.passport.serving.cuda_graphs,
+        load_level=described["details"].get("load_level", ""),
     )
 
 

@@ -25,6 +25,10 @@ DATA_TYPES = {
 }  # fmt: skip
 
 
+GRAPH_LEVELS = {"basic": -1, "extended": 1, "none": 2}
+"""Our word for ONNX Runtime's level → that of Triton's ONNX Runtime backend."""
+
+
 @dataclass(frozen=True)
 class Word:
     """A bare word of the text format: the name of an enum's value."""
@@ -48,7 +52,8 @@ class WarmUp:
 class TritonModel:
     """One directory of a model repository. file: of the engine, where there is no other; capabilities: file by compute
     capability. max_batch: 0 where Triton can not batch. shapes: the named shapes, for CUDA graphs. profiles: how many
-    optimization profiles its engines have; options: of the target."""
+    optimization profiles its engines have; options: of the target. load_level: the level up to which ONNX Runtime may
+    optimize the engine when it loads it, '' for its own."""
 
     name: str
     backend: str
@@ -62,6 +67,7 @@ class TritonModel:
     warm_ups: Sequence[WarmUp] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
+    load_level: str = ""
 
     @property
     def on_gpu(self) -> bool:
@@ -95,6 +101,8 @@ def _config(model: TritonModel) -> dict[str, Any]:
     if model.backend == "tensorrt" and model.cuda_graphs:
         specs = [_graph(model, warm_up) for warm_up in model.warm_ups]
         fields["optimization"] = {"cuda": {"graphs": True, "graph_spec": specs}}
+    if model.load_level in GRAPH_LEVELS:
+        fields["optimization"] = {"graph": {"level": GRAPH_LEVELS[model.load_level]}}
     parameters = _parameters(model)
     if parameters:
         fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in parameters.items()]

@@ -36,11 +36,11 @@ class StepKind:
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "prepare": StepKind(1, ()),
-    "fold": StepKind(2, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
+    "fold": StepKind(3, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(6, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(6, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(3, ("onnxruntime", "numpy")),
-    "build": StepKind(2, (), engine=True),
+    "build": StepKind(3, (), engine=True),
     "compare": StepKind(3, ("numpy",), engine=True),
     "measure": StepKind(6, ("numpy",), engine=True),
     "duel": StepKind(3, ("numpy",), engine=True),
@@ -55,7 +55,7 @@ class StepJob:
 
     params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
     aside: what can not shape the result, absolute paths above all. out: an empty folder to fill. say: one line for
-    the step's log.
+    the step's log. crashes: how earlier attempts at this step ended, one sentence each.
     """
 
     id: str
@@ -64,6 +64,7 @@ class StepJob:
     aside: Mapping[str, Any]
     out: Path
     say: Callable[[str], None]
+    crashes: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
         """An absolute path from `aside`, or of the samples that a `prepare` step made for this role."""

@@ -31,6 +31,7 @@ def run(job: StepJob) -> None:
         options=target["options"],
         computes=tuple(job.params.get("computes", ())),
         cache=job.path("cache") if "cache" in job.aside else None,
+        crashes=job.crashes,
     )
     report = build.build(request, job.say)
     engine = job.out / report.file

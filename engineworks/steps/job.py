@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engineworks.backends._ort_forms import after_crashes
 from engineworks.errors import EngineworksError, StoreError
 from engineworks.steps import StepJob
 from engineworks.store import FULL
@@ -22,9 +23,11 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         aside=payload["aside"],
         out=Path(payload["out"]),
         say=_say,
+        crashes=tuple(payload.get("crashes", ())),
     )
     try:
-        importlib.import_module(f"engineworks.steps.{payload['kind']}").run(job)
+        with after_crashes(len(job.crashes)):
+            importlib.import_module(f"engineworks.steps.{payload['kind']}").run(job)
     except EngineworksError as error:
         if is_full(job.out):
             raise _no_space(job) from error

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engineworks.backends import attempts
 from engineworks.child import ChildPool, default_pool
-from engineworks.errors import ChildDefect, FoldError, StoreError, TimeLimitError
+from engineworks.errors import ChildDefect, FoldError, StepError, StoreError, TimeLimitError
 from engineworks.execution.step import Outcome, run_step
 from engineworks.fingerprint import digest_of
 from engineworks.plan import Step
-from engineworks.steps import STEP_KINDS
+from engineworks.steps import STEP_KINDS, StepName
 from engineworks.store import Store
 
 
@@ -43,6 +45,10 @@ def main(payload):
         raise ZeroDivisionError("oops")
     if act == "crash":
         os.kill(os.getpid(), 11)
+    if act == "crash twice" and len(payload["crashes"]) < 2:
+        os.kill(os.getpid(), 6)
+    if act == "killed":
+        os.kill(os.getpid(), 9)
     if act == "hang":
         time.sleep(60)
     (out / "half.txt").write_text("whole")
@@ -90,6 +96,35 @@ def test_a_failure_stores_nothing_and_is_told_in_one_message(
     assert ("working on tiny/fold" in log) or act == "defect"
     assert store.get(one.key) is None
     assert list((store.root / "partial").iterdir()) == []
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_build_that_crashes_is_tried_in_the_backends_other_ways(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    one = replace(step({"act": "crash twice", "target": {"backend": "onnxruntime"}}), kind="build")
+    assert run(store, one).how == "run"
+    log = store.require(one.key).file("log.txt").read_text()
+    assert log.count("crashed with SIGABRT") == log.count("trying again with fewer optimizations") == 2
+    assert log.splitlines().count("working on tiny/fold") == 3
+
+
+@pytest.mark.usefixtures("steps")
+@pytest.mark.parametrize(
+    ("act", "kind", "backend", "attempts"),
+    [
+        ("crash", "build", "onnxruntime", attempts("onnxruntime")),
+        ("crash", "lower", "tensorrt_rtx", attempts("onnxruntime")),
+        ("crash", "build", "tensorrt_rtx", 1),  # there is no other way
+        ("crash", "compare", "onnxruntime", 1),  # an engine is run as it was built, or not at all
+        ("killed", "build", "onnxruntime", 1),  # for want of memory, or by somebody
+    ],
+)
+def test_crashes_end_after_the_last_way(tmp_path: Path, act: str, kind: StepName, backend: str, attempts: int) -> None:
+    one = replace(step({"act": act, "target": {"backend": backend}}), kind=kind)
+    with pytest.raises(StepError) as caught:
+        run(Store(tmp_path / "store"), one)
+    assert caught.value.log.splitlines().count("working on tiny/fold") == attempts
+    assert ("each with fewer optimizations" in caught.value.message) == (attempts > 1)
 
 
 def test_an_input_that_is_gone_is_told(tmp_path: Path) -> None:

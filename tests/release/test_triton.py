@@ -109,3 +109,9 @@ def test_a_text_that_triton_would_not_read_is_a_defect_not_a_package() -> None:
     validate_config('name: "x"')
     with pytest.raises(EngineworksError, match="is not what Triton reads"):
         validate_config("nane: 3")
+
+
+def test_an_engine_that_must_not_be_optimized_further_says_so_to_triton() -> None:
+    assert not parse(MODEL).HasField("optimization")
+    assert parse(replace(MODEL, load_level="basic")).optimization.graph.level == -1
+    assert parse(replace(MODEL, load_level="none")).optimization.graph.level == 2

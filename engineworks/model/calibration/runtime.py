@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engineworks.backends._cpu import limit_threads
 from engineworks.backends._gpu import first_gpu
 from engineworks.backends._ort_errors import ort_errors
+from engineworks.backends._ort_forms import ort_level
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.tensors import TensorSpec
 
@@ -77,8 +78,7 @@ def open_session(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if alone else levels.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = ort_level("all" if alone else "extended")
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     limit_threads(options, threads, spin_us=_SPIN_US if alone else 0)

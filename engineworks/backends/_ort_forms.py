@@ -1,0 +1,107 @@
+"""How far ONNX Runtime optimizes a model: as a rule, and after it crashed.
+
+Some optimizations of ONNX Runtime end the process (SIGSEGV) instead of raising an error. A step whose child crashed is
+run again with the next of `FORMS` (`execution.step`). An engine made in another form than the first says so in its own
+metadata, so that every later load of it, wherever it is, takes the level that it was tried at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engineworks.model.external_data import metadata_of
+
+EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""ONNX Runtime fuses DequantizeLinear and MatMul of weights in int4 or int8 to MatMulNBits, which at its own level, 4,
+rounds the activations to int8 as well. Engines compute what their precision says: at level 1, fp32, they do."""
+
+EXACT_PRODUCTS = ("session.x64quantprecision", "1")
+"""Without VNNI, x86 kernels add two int8 products in int16, which saturates: errors of .6 were seen where operands are
+large. With this option such processors multiply uint8 by uint8; on others it changes nothing (ONNX Runtime's
+`kOrtSessionOptionsAvx2PrecisionMode`). So an int8 engine gives the same numbers on every host."""
+
+METADATA_KEY = "engineworks.form"
+
+LEVELS: Mapping[str, str] = {
+    "all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}  # fmt: skip
+"""Our word → ONNX Runtime's level, the highest first."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """saved: level of the saved engine. loaded: level at which it is loaded, and at which other models run.
+    without: optimizers that are off when the engine is made."""
+
+    saved: str
+    loaded: str
+    without: tuple[str, ...] = ()
+
+    def metadata(self) -> str:
+        """What is written into the engine."""
+        return json.dumps({"saved": self.saved, "loaded": self.loaded, "without": list(self.without)})
+
+    def sentence(self) -> str:
+        off = f" without {', '.join(self.without)}" if self.without else ""
+        return f"built at optimization level {self.saved}{off}, loaded at level {self.loaded}"
+
+
+FORMS: Sequence[Form] = (
+    Form("extended", "all"),
+    Form("extended", "basic", ("MatmulTransposeFusion",)),
+    Form("extended", "basic"),
+    Form("basic", "basic"),
+    Form("none", "none"),
+)
+"""Tried in this order. MatmulTransposeFusion of ONNX Runtime 1.31 leaves a broken graph where a Cast stands between a
+Transpose and a MatMul, as in every fp16 model on a CPU. From the second on the load runs no fusion: Triton's ONNX
+Runtime backend can set the level of a load, but switch no optimizer off."""
+
+_current: ContextVar[Form] = ContextVar("form", default=FORMS[0])
+
+
+@contextmanager
+def after_crashes(count: int) -> Iterator[None]:
+    """Within it, models are built and loaded in the form that comes after so many crashes."""
+    token = _current.set(FORMS[min(count, len(FORMS) - 1)])
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Form:
+    return _current.get()
+
+
+def form_of(engine: Path) -> Form:
+    """The form that the engine was made in; the current one for a model that says nothing."""
+    try:
+        found = json.loads(metadata_of(engine)[METADATA_KEY])
+    except (KeyError, OSError, ValueError):  # ONNX Runtime says what is wrong with the file
+        return current()
+    return Form(str(found["saved"]), str(found["loaded"]), tuple(found["without"]))
+
+
+def sign(engine: Path, form: Form) -> None:
+    """Add the form to the metadata of the engine's file: fields of a protobuf message may follow in any order."""
+    import onnx
+
+    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=form.metadata())
+    with engine.open("ab") as file:
+        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
+
+
+def ort_level(word: str) -> Any:
+    """ONNX Runtime's level; no higher than the current form's."""
+    import onnxruntime as ort
+
+    order = list(LEVELS)
+    return getattr(ort.GraphOptimizationLevel, LEVELS[max(word, current().loaded, key=order.index)])

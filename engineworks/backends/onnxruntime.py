@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends import _cpu, _cpu_watch
 from engineworks.backends._ort_errors import ort_errors, what_failed
-from engineworks.backends._ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS, FORMS, LEVELS, Form, current, form_of, sign
+from engineworks.backends._ort_forms import (
+    EXACT_ACTIVATIONS,
+    EXACT_PRODUCTS,
+    FORMS,
+    LEVELS,
+    Form,
+    current,
+    form_of,
+    sign,
+)
 from engineworks.backends._ort_trial import run_once_per_profile
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, Serving, check_options
 from engineworks.capabilities import why_not, why_not_target

@@ -18,6 +18,7 @@ from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
 from engineworks.commands.manual import manual
+from engineworks.commands.options import finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
@@ -183,7 +184,9 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")] = False,
-    keep_hours: Annotated[float, typer.Option("--keep-hours", help="Keep what is younger than this.")] = 24.0,
+    keep_hours: Annotated[
+        float, typer.Option("--keep-hours", callback=finite, help="Keep what is younger than this.")
+    ] = 24.0,
     as_json: Json = False,
 ) -> None:
     """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""

@@ -149,10 +149,11 @@ def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, 
 def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
     for name, target in targets.targets.items():
         module = backend(target.backend)
-        try:
-            check_options(module.TITLE, target.options, module.OPTIONS)
-        except TargetError as error:
-            yield Problem(node.key_place(("targets", name, "options")), error.message, error.hint)
+        for option, value in target.options.items():
+            try:
+                check_options(module.TITLE, {option: value}, module.OPTIONS)
+            except TargetError as error:
+                yield Problem(node.key_place(("targets", name, "options", option)), error.message, error.hint)
 
 
 def _unknown_targets(recipe: Recipe, node: Node, known: Mapping[str, Target]) -> Iterator[Problem]:
@@ -236,7 +237,8 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
         choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
         return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))
     place = node.key_place(tuple(s for s in loc if s != "[key]")) if "[key]" in loc else node.at(loc).place
-    hint = reason(kind, str(error["msg"]), context)
+    too_large = kind == "float_type" and isinstance(value, int) and not isinstance(value, bool)
+    hint = reason("finite_number" if too_large else kind, str(error["msg"]), context)
     if kind in ("model_type", "dict_type", "model_attributes_type", "tuple_type") and (example := _example(model, loc)):
         hint += f", e.g. {example}"
     return Problem(place, f"{where}: {shown} is not allowed", hint)

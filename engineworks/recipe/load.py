@@ -257,8 +257,12 @@ def _exists_or_last(node: Node, loc: Sequence[str | int], step: str | int) -> bo
     return False
 
 
+_BRANCHES = frozenset({"int", "str", "constrained-int", "constrained-str", "PythonMetric"})
+"""What pydantic calls the branches of unions."""
+
+
 def _plain_name(step: str | int) -> bool:
-    return isinstance(step, str) and "[" not in step and step not in ("int", "str", "constrained-str", "PythonMetric")
+    return isinstance(step, str) and "[" not in step and step not in _BRANCHES
 
 
 def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:

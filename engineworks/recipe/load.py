@@ -50,6 +50,11 @@ class LoadedRecipe:
     def name(self) -> str:
         return self.recipe.recipe
 
+    @property
+    def engine_ids(self) -> tuple[str, ...]:
+        """Of every precision on every target, also of those that their targets refuse."""
+        return tuple(f"{self.name}/{p}/{t.name}" for p in self.recipe.precisions for t in self.targets)
+
 
 def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     """Read one recipe. Raises `RecipeError` with all problems of the recipe, its defaults and its targets file."""

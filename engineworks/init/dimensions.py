@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from engineworks.init.draft import RawTensor
 from engineworks.tensors import Dim, TensorSpec
@@ -88,19 +89,35 @@ def name_outputs(
     by_values: bool = False,
 ) -> dict[str, tuple[Dim, ...]]:
     """Shapes of the outputs in the recipe's names. seen: of each trial run the lengths of the inputs' dimensions and
-    the outputs' shapes; without one the model's own claim stands. by_values: lengths may follow from values."""
+    the outputs' shapes; without one the model's own claim stands. Lengths of outputs that are no input's and were equal
+    in all runs, such as those of the caches of all layers, share a name. by_values: lengths may follow from values."""
     found: dict[str, tuple[Dim, ...]] = {}
+    shared: dict[tuple[int, ...], str] = {}
     for raw in outputs:
         shapes = [(lengths, made[raw.name]) for lengths, made in seen if raw.name in made]
         if not shapes:
             found[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
             continue
         rank = len(shapes[0][1])
-        found[raw.name] = tuple(
-            _observed(raw, axis, [(n, shape[axis]) for n, shape in shapes if len(shape) == rank], symbols, by_values)
-            for axis in range(rank)
-        )
+        dims = []
+        for axis in range(rank):
+            runs = [(n, shape[axis]) for n, shape in shapes if len(shape) == rank]
+            dim = _observed(raw, axis, runs, symbols, by_values)
+            if dim == _own_name(raw, axis) and len({length for _, length in runs}) > 1:
+                dim = shared.setdefault(tuple(length for _, length in runs), _sum_of(runs) or dim)
+            dims.append(dim)
+        found[raw.name] = tuple(dims)
     return found
+
+
+def _own_name(raw: RawTensor, axis: int) -> str:
+    return f"{_word(raw.name)}_{axis}"
+
+
+def _sum_of(runs: Sequence[tuple[Mapping[str, int], int]]) -> str:
+    """'past_and_sequence' where the length is the sum of two of the inputs' dimensions in every run, else ''."""
+    pairs = combinations(runs[0][0], 2)
+    return next((f"{a}_and_{b}" for a, b in pairs if all(n[a] + n[b] == length for n, length in runs)), "")
 
 
 def is_cache(name: str) -> bool:
@@ -185,7 +202,7 @@ def _claimed(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, s
         return dim
     if isinstance(dim, str) and dim in symbols:
         return symbols[dim]
-    return f"{_word(raw.name)}_{axis}"
+    return _own_name(raw, axis)
 
 
 def _observed(
@@ -209,4 +226,4 @@ def _observed(
     if found := [n for n in names if n in varied]:
         return found[0]
     settled = varied == runs[0][0].keys() and len(runs) > 1 and not by_values
-    return lengths.pop() if settled and len(lengths) == 1 and 0 not in lengths else f"{_word(raw.name)}_{axis}"
+    return lengths.pop() if settled and len(lengths) == 1 and 0 not in lengths else _own_name(raw, axis)

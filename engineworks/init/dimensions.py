@@ -68,11 +68,11 @@ def name_dims(inputs: Sequence[RawTensor], *, tie: bool = True) -> NamedDims:
         for dim in raw.dims:
             if isinstance(dim, str) and _is_sum(dim) and dim not in symbols:
                 parts = tuple(part.strip() for part in dim.split("+"))
-                known = all(part in symbols for part in parts)
+                all_known = all(part in symbols for part in parts)
                 symbols[dim] = _free(
-                    "_and_".join(symbols.get(p, "") for p in parts) if known else "total", taken, "all"
+                    "_and_".join(symbols.get(p, "") for p in parts) if all_known else "total", taken, "all"
                 )
-                if known:
+                if all_known:
                     sums[symbols[dim]] = tuple(symbols[p] for p in parts)
     named = []
     for raw in inputs:

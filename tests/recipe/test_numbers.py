@@ -159,7 +159,7 @@ TEXTS = {"text": "texts.csv", "max_length": 8}
 
 
 WHOLE = BASE | FULL
-TREES = [
+TREES: list[tuple[dict[str, Any], list[Path_]]] = [
     (WHOLE, list(leaves(WHOLE))),
     (WHOLE | {"data": {"evaluation": TEXTS}}, [("data", "evaluation", "max_length")]),
 ]

@@ -102,6 +102,8 @@ def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings)
     with checked_out(revision, folders, without=[settings.artifacts]) as tree:
         before = _before(tree, folders, paths if recipes else None, settings)
         _refuse_unknown(paths, before)
+        if not paths and not before:
+            raise InputError("there are no recipes in recipes/, now or then", hint="name the recipe files")
         found = [planner.compare(one, before.get(one.path), tree) for one in now]
         gone = [_gone(path, old) for path, old in before.items() if not path.is_file()]
         planner.save()
@@ -182,10 +184,11 @@ class _Planner:
         if before.loaded is None:
             return _all(now, after, "changed", before.why)
         old = self._plan(before.loaded)
+        if isinstance(after, str):
+            state: State = "unchanged" if old == after else "changed"
+            return RecipeChange(now.name, now.shown, state, (f"no engine of it can be built: {after}",), ())
         if isinstance(old, str):
             return _all(now, after, "changed", _at(old, tree))
-        if isinstance(after, str):
-            return RecipeChange(now.name, now.shown, "changed", (after,), ())
         return compare_plans(old, after)
 
     def _plan(self, loaded: LoadedRecipe) -> Plan | str:

@@ -18,6 +18,7 @@ from engineworks.commands.init import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
 from engineworks.commands.manual import manual
+from engineworks.commands.options import Once, Only, any_of, finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
@@ -45,10 +46,6 @@ Recipes = Annotated[
     typer.Argument(help="Recipe files; default: every recipe in recipes/.", autocompletion=recipe_files),
 ]
 OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
-Only = Annotated[
-    str | None,
-    typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.", autocompletion=engine_ids),
-]
 Compare = Annotated[
     str | None,
     typer.Option(
@@ -109,7 +106,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
-    plans = read_plans(read_settings(), recipes, only, compare, mode)
+    plans = read_plans(read_settings(), recipes, any_of(only), compare, mode)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
     elif markdown:
@@ -140,9 +137,9 @@ def build(
     from engineworks.results import worst_exit_code
 
     settings = read_settings()
-    plans = read_plans(settings, recipes, only, compare, mode)
+    plans = read_plans(settings, recipes, any_of(only), compare, mode)
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
-        results = build_plans(plans, settings, only=only)
+        results = build_plans(plans, settings, only=any_of(only))
     if as_json:
         values = [r.to_json() for r in results]
         terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})
@@ -183,7 +180,9 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; delete nothing.")] = False,
-    keep_hours: Annotated[float, typer.Option("--keep-hours", help="Keep what is younger than this.")] = 24.0,
+    keep_hours: Annotated[
+        float, typer.Option("--keep-hours", callback=finite, help="Keep what is younger than this.")
+    ] = 24.0,
     as_json: Json = False,
 ) -> None:
     """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""
@@ -210,6 +209,8 @@ app.command()(changed)
 app.command()(sensitivity)
 app.command()(deploy)
 app.command(hidden=True)(manual)
+for command in app.registered_commands:
+    command.cls = Once
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from engineworks.recipe import Name, Part
+from engineworks.recipe.numbers import Seconds
 
 
 def _number_as_text(value: object) -> object:
@@ -28,7 +29,7 @@ class Target(Part):
         (), description="such as [8.9]; several make one portable engine; empty for the CPU"
     )
     pool: str = Field("", description="Prefect work pool of its jobs")
-    time_limit_s: Annotated[float, Field(gt=0)] = Field(7200.0, description="a build that takes longer is stopped")
+    time_limit_s: Seconds = Field(7200.0, description="a build that takes longer is stopped")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the backend")
 
 

@@ -238,3 +238,27 @@ def test_a_glob_selects_what_changed_and_nothing_else_or_all_is_asked_for() -> N
     assert only_glob(changed("r/int8/gpu", "r/fp32/gpu", of=four)) == "r/*/gpu"
     assert only_glob(changed("r/int8/gpu", of=four)) == "r/int8/gpu"
     assert only_glob(changed("r/int8/gpu", "r/fp32/cpu", of=four)) is None
+
+
+def test_recipes_outside_of_recipes_are_named_or_it_says_so(
+    committed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move("recipes", "nets")
+    commit()
+    commit()
+    assert _run(["changed", "--since", "HEAD"]) == 2
+    assert "there are no recipes in recipes/, now or then; name the recipe files" in capsys.readouterr().err
+    assert _run(["changed", "--since", "HEAD", "nets/tiny.yaml", "nets/other.yaml"]) == 0
+    assert "0 of 2 recipes, 0 engines" in capsys.readouterr().out
+
+
+def test_a_recipe_that_its_targets_refuse_then_and_now_alike_is_unchanged(committed: Path) -> None:
+    Path("recipes/_targets.yaml").write_text(
+        "targets:\n  cpu: {backend: tensorrt_rtx, compute_capability: [7.0], pool: old}\n"
+    )
+    commit()
+    recipe = one(found())
+    assert (recipe.state, recipe.to_build) == ("unchanged", ())
+    assert "no engine of it can be built" in recipe.reasons[0]
+    edit("_targets.yaml", "{backend: tensorrt_rtx, compute_capability: [7.0], pool: old}", "{backend: onnxruntime}")
+    assert one(found()).state == "changed"

@@ -65,6 +65,10 @@ class BuildReport:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+LARGEST_OPTION = 2**31 - 1
+"""Largest number that an option may have: as MiB it still fits into 64 bits as bytes."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a backend's targets: the type of its value, what it does, and its allowed words if it is one."""
@@ -79,7 +83,9 @@ class Option:
             return "" if value in self.words else f"is {value!r}: one of {', '.join(self.words)}"
         if (self.type is not bool and isinstance(value, bool)) or not isinstance(value, self.type):
             return f"is {value!r}: {_KINDS[self.type]} is asked for"
-        return "" if not isinstance(value, int) or value >= 0 else f"is {value}: it can not be negative"
+        if not isinstance(value, int) or 0 <= value <= LARGEST_OPTION:
+            return ""
+        return f"is {value}: it cannot be negative" if value < 0 else f"is too large: at most {LARGEST_OPTION}"
 
 
 _KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str: "a word"}

@@ -6,15 +6,47 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from engineworks.commands.completion import engine_ids, recipe_files
+from engineworks.errors import InputError
+
+LARGEST_NUMBER = 1_000_000
+"""Of hours 114 years, of samples more than any search looks at."""
 
 OneRecipe = Annotated[Path, typer.Argument(help="Recipe file.", autocompletion=recipe_files)]
 OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
 Only = Annotated[
-    str | None,
-    typer.Option("--only", help="Glob over engine ids, e.g. '*/int8/*' or '*/*/cpu'.", autocompletion=engine_ids),
+    list[str] | None,
+    typer.Option(
+        "--only", help="Glob over engine ids, e.g. '*/int8/*'; repeated: any of them.", autocompletion=engine_ids
+    ),
 ]
+
+
+def any_of(only: list[str] | None) -> str | None:
+    """The globs of repeated options as the one text that `engineworks.selection` takes."""
+    return ",".join(only) if only else None
+
+
+def finite(value: float) -> float:
+    """Refuse 'inf' and 'nan', which are floats to the parser, and more hours than dates have."""
+    if not 0 <= value <= LARGEST_NUMBER:
+        raise typer.BadParameter(f"{value} is not a number from 0 to {LARGEST_NUMBER:,}")
+    return value
+
+
+class Once(TyperCommand):
+    """A command that refuses an option with a value that is given twice: the parser would take the last in silence."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            if isinstance(option, TyperOption) and not (option.multiple or option.is_flag) and given.count(option) > 1:
+                raise InputError(f"{option.opts[0]} is given {given.count(option)} times", hint="give it once")
+        return super().parse_args(ctx, args)
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]

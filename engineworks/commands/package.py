@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from engineworks import terminal
-from engineworks.commands.options import Json, OneRecipe, Only
+from engineworks.commands.options import Json, OneRecipe, Only, any_of
 from engineworks.settings import read_settings
 
 
@@ -40,9 +40,9 @@ def package(
         if champions:
             loaded = load_recipe(recipe, data_roots=settings.data_roots)
             registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
-            engines, left = champion_engines(loaded, registry, only, Path(folder))
+            engines, left = champion_engines(loaded, registry, any_of(only), Path(folder))
         else:
-            (plan,) = read_plans(settings, [recipe], only)
+            (plan,) = read_plans(settings, [recipe], any_of(only))
             loaded = plan.loaded
             engines, left = built_engines(plan, open_store(settings), unmeasured=unmeasured)
         require_some(engines, left, lambda one: f"{one.id} {one.sentence}")

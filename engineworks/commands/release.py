@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from engineworks import terminal
-from engineworks.commands.options import Json, OneOrMore, Only, Quiet, Verbose
+from engineworks.commands.options import Json, OneOrMore, Only, Quiet, Verbose, any_of
 from engineworks.settings import read_settings
 
 
@@ -26,9 +26,9 @@ def release(
 
     settings = read_settings()
     champions = champions_of_recipes(recipes, settings)  # before anything is planned against them
-    plans = read_plans(settings, recipes, only)
+    plans = read_plans(settings, recipes, any_of(only))
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
-        results = release_plans(plans, settings, champions, only=only)
+        results = release_plans(plans, settings, champions, only=any_of(only))
     if as_json:
         values = [r.to_json() for r in results]
         terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engineworks import terminal
-from engineworks.commands.options import Json, OneRecipe, Only
+from engineworks.commands.options import Json, OneRecipe, Only, any_of
 from engineworks.settings import read_settings
 
 
@@ -16,7 +16,7 @@ def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> Non
     settings = read_settings()
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
-    moved = roll_back(loaded, registry, only)
+    moved = roll_back(loaded, registry, any_of(only))
     if as_json:
         terminal.print_json({"recipe": loaded.name, "releases": [m.to_json() for m in moved]})
         return

@@ -9,7 +9,7 @@ import typer
 
 from engineworks import terminal
 from engineworks.commands.completion import precisions, target_names
-from engineworks.commands.options import Json, OneRecipe, Quiet, Verbose
+from engineworks.commands.options import LARGEST_NUMBER, Json, OneRecipe, Quiet, Verbose
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def sensitivity(
         typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names),
     ] = "cpu",
     samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="Search on so many evaluation samples; default: all.")
+        int | None,
+        typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Search on so many samples; default: all."),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the list into the recipe, not only the diff.")] = False,
     out: Annotated[

@@ -12,7 +12,6 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 from engineworks.errors import StoreError
@@ -21,6 +20,7 @@ from engineworks.execution.step import Outcome
 from engineworks.fingerprint import canonical_json, digest_of
 from engineworks.plan import Plan, PlannedEngine, Step
 from engineworks.results import Failure
+from engineworks.selection import selects
 from engineworks.steps import StepName
 from engineworks.store import Store
 
@@ -130,7 +130,7 @@ def prepare_keys(plan: Plan, engines: Sequence[PlannedEngine]) -> set[str]:
 
 def is_named(engine: PlannedEngine, glob: str | None) -> bool:
     """Whether the glob over ids, if there is one, is about this engine."""
-    return glob is not None and fnmatchcase(engine.id, glob)
+    return glob is not None and selects(glob, engine.id)
 
 
 def is_unfinished(plan: Plan, engine: PlannedEngine) -> bool:

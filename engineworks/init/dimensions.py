@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from engineworks.init.draft import RawTensor
 from engineworks.tensors import Dim, TensorSpec
@@ -38,28 +39,44 @@ class NamedDims:
         return tuple(dict.fromkeys(d for spec in self.inputs for d in spec.dynamic_dims))
 
 
-def name_dims(inputs: Sequence[RawTensor]) -> NamedDims:
-    """Name every dynamic dimension of the inputs."""
+def name_dims(inputs: Sequence[RawTensor], *, tie: bool = True) -> NamedDims:
+    """Name every dynamic dimension of the inputs. tie: caches of all layers have the same lengths, whatever symbols the
+    exporter made up for each, and the batch of the other inputs."""
     symbols: dict[str, str] = {}
     taken: set[str] = set()
+    ties: dict[tuple[str, int], tuple[str, str]] = {}
+    batch = "batch"
     for raw in sorted(inputs, key=lambda r: is_cache(r.name)):  # batch and sequence are named by what is no cache
         for axis, dim in enumerate(raw.dims):
-            if isinstance(dim, str) and dim not in NAMELESS and not _is_sum(dim) and dim not in symbols:
-                symbols[dim] = _free(_friendly(dim) or role(raw, axis), taken, raw.name)
+            if not isinstance(dim, str) or dim in NAMELESS or _is_sum(dim):
+                continue
+            key, pattern = (_family(raw.name), axis), re.sub(r"\d+", "#", dim)
+            if dim not in symbols:
+                name, known = ties.get(key, ("", ""))
+                if tie and is_cache(raw.name) and not _friendly(dim) and role(raw, axis) == "batch" and batch in taken:
+                    symbols[dim] = batch
+                elif tie and name and (not _friendly(dim) or pattern == known):
+                    symbols[dim] = name
+                else:
+                    symbols[dim] = _free(_friendly(dim) or role(raw, axis), taken, raw.name)
+            if is_cache(raw.name):
+                ties.setdefault(key, (symbols[dim], pattern))
+            elif axis == 0:
+                batch = symbols[dim] if batch not in taken else batch
     sums = {}
     for raw in inputs:
         for dim in raw.dims:
             if isinstance(dim, str) and _is_sum(dim) and dim not in symbols:
                 parts = tuple(part.strip() for part in dim.split("+"))
-                known = all(part in symbols for part in parts)
+                all_known = all(part in symbols for part in parts)
                 symbols[dim] = _free(
-                    "_and_".join(symbols.get(p, "") for p in parts) if known else "total", taken, "all"
+                    "_and_".join(symbols.get(p, "") for p in parts) if all_known else "total", taken, "all"
                 )
-                if known:
+                if all_known:
                     sums[symbols[dim]] = tuple(symbols[p] for p in parts)
     named = []
     for raw in inputs:
-        shape = [_named(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims)]
+        shape = [_named(raw, axis, dim, symbols, batch) for axis, dim in enumerate(raw.dims)]
         named.append(TensorSpec(raw.name, raw.dtype, tuple(shape)))
     return NamedDims(tuple(named), symbols, sums)
 
@@ -68,21 +85,39 @@ def name_outputs(
     outputs: Sequence[RawTensor],
     symbols: Mapping[str, str],
     seen: Sequence[tuple[Mapping[str, int], Mapping[str, Sequence[int]]]],
+    *,
+    by_values: bool = False,
 ) -> dict[str, tuple[Dim, ...]]:
     """Shapes of the outputs in the recipe's names. seen: of each trial run the lengths of the inputs' dimensions and
-    the outputs' shapes; without one the model's own claim stands."""
+    the outputs' shapes; without one the model's own claim stands. Lengths of outputs that are no input's and were equal
+    in all runs, such as those of the caches of all layers, share a name. by_values: lengths may follow from values."""
     found: dict[str, tuple[Dim, ...]] = {}
+    shared: dict[tuple[int, ...], str] = {}
     for raw in outputs:
         shapes = [(lengths, made[raw.name]) for lengths, made in seen if raw.name in made]
         if not shapes:
             found[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
             continue
         rank = len(shapes[0][1])
-        found[raw.name] = tuple(
-            _observed(raw, axis, [(lengths, shape[axis]) for lengths, shape in shapes if len(shape) == rank])
-            for axis in range(rank)
-        )
+        dims = []
+        for axis in range(rank):
+            runs = [(n, shape[axis]) for n, shape in shapes if len(shape) == rank]
+            dim = _observed(raw, axis, runs, symbols, by_values)
+            if dim == _own_name(raw, axis) and len({length for _, length in runs}) > 1:
+                dim = shared.setdefault(tuple(length for _, length in runs), _sum_of(runs) or dim)
+            dims.append(dim)
+        found[raw.name] = tuple(dims)
     return found
+
+
+def _own_name(raw: RawTensor, axis: int) -> str:
+    return f"{_word(raw.name)}_{axis}"
+
+
+def _sum_of(runs: Sequence[tuple[Mapping[str, int], int]]) -> str:
+    """'past_and_sequence' where the length is the sum of two of the inputs' dimensions in every run, else ''."""
+    pairs = combinations(runs[0][0], 2)
+    return next((f"{a}_and_{b}" for a, b in pairs if all(n[a] + n[b] == length for n, length in runs)), "")
 
 
 def is_cache(name: str) -> bool:
@@ -93,8 +128,8 @@ def is_cache(name: str) -> bool:
 def role(raw: RawTensor, axis: int) -> str:
     """What this axis of an input with this rank and dtype usually is."""
     rank, floating = len(raw.dims), raw.dtype.startswith(("float", "bfloat")) or raw.dtype == "uint8"
-    if is_cache(raw.name) and axis > 0 and rank >= 3:
-        return "past" if axis == rank - 2 else ("batch" if axis == 1 else f"{_word(raw.name)}_{axis}")
+    if is_cache(raw.name) and rank >= 3:
+        return _cache_role(raw, axis)
     if axis == 0:
         return "batch"
     if rank >= 4 and floating:
@@ -108,10 +143,32 @@ def role(raw: RawTensor, axis: int) -> str:
     return "length" if rank == 3 else f"{_word(raw.name)}_{axis}"
 
 
-def _named(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, str]) -> Dim:
+def _cache_role(raw: RawTensor, axis: int) -> str:
+    """Of [batch, heads, past, head_size], [layers, batch, heads, past, head_size] or [batch, past, size]: where but one
+    length besides the batch is open, that is the past."""
+    rank = len(raw.dims)
+    batch = 1 if rank == 5 else 0
+    if axis == batch:
+        return "batch"
+    others = [at for at, dim in enumerate(raw.dims) if not isinstance(dim, int) and at != batch]
+    if others == [axis] or axis == rank - 2:
+        return "past"
+    return {rank - 1: "head_size", rank - 3: "heads"}.get(axis, "layers")
+
+
+def _family(name: str) -> str:
+    """What the caches of all layers have in common: 'past.3.key' and 'past.12.value' are one family."""
+    words = re.split(r"[^A-Za-z]+", name)
+    return ".".join(word for word in words if word.lower() not in ("", "k", "v", "key", "keys", "value", "values"))
+
+
+def _named(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, str], batch: str) -> Dim:
     if isinstance(dim, int):
         return dim
-    return symbols[dim] if dim is not None and dim in symbols else role(raw, axis)
+    if dim is not None and dim in symbols:
+        return symbols[dim]
+    usual = role(raw, axis)
+    return batch if usual == "batch" and is_cache(raw.name) else usual
 
 
 def _friendly(symbol: str) -> str:
@@ -145,19 +202,28 @@ def _claimed(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, s
         return dim
     if isinstance(dim, str) and dim in symbols:
         return symbols[dim]
-    return f"{_word(raw.name)}_{axis}"
+    return _own_name(raw, axis)
 
 
-def _observed(raw: RawTensor, axis: int, runs: Sequence[tuple[Mapping[str, int], int]]) -> Dim:
-    """The dimension that has this axis's length in every run, else the length that never changed, else its own name."""
+def _observed(
+    raw: RawTensor,
+    axis: int,
+    runs: Sequence[tuple[Mapping[str, int], int]],
+    symbols: Mapping[str, str],
+    by_values: bool,
+) -> Dim:
+    """The length that the model claims or infers, the dimension that has this axis's length in every run, else the
+    length that never changed though all that it could depend on did, else its own name."""
     lengths = {length for _, length in runs}
     claim = raw.dims[axis] if axis < len(raw.dims) else None
     if isinstance(claim, int) and lengths == {claim}:
         return claim
     names = [n for n in runs[0][0] if all(bound[n] == length for bound, length in runs)]
-    varied = [n for n in names if len({bound[n] for bound, _ in runs}) > 1]
-    if varied:
-        return varied[0]
-    if len(lengths) == 1 and len(runs) > 1 and 0 not in lengths:
-        return next(iter(lengths))
-    return f"{_word(raw.name)}_{axis}"
+    varied = {n for n in runs[0][0] if len({bound[n] for bound, _ in runs}) > 1}
+    claimed = symbols.get(claim, "") if isinstance(claim, str) else ""
+    if claimed in names:
+        return claimed
+    if found := [n for n in names if n in varied]:
+        return found[0]
+    settled = varied == runs[0][0].keys() and len(runs) > 1 and not by_values
+    return lengths.pop() if settled and len(lengths) == 1 and 0 not in lengths else _own_name(raw, axis)

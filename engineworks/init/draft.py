@@ -27,7 +27,8 @@ class RawTensor:
 class ModelFacts:
     """What the model itself says. ranges: least and largest value of inputs that look up a table. quantized: it holds
     Q/DQ. half: inputs or weights are float16 or bfloat16. task: of a Hugging Face folder. limits: the longest length of
-    a dimension, by its name, where a config tells."""
+    a dimension, by its name, where a config tells. by_values: lengths of outputs may follow from values, as NonZero's.
+    """
 
     inputs: tuple[RawTensor, ...]
     outputs: tuple[RawTensor, ...]
@@ -36,6 +37,7 @@ class ModelFacts:
     half: bool = False
     task: str | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
+    by_values: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,16 @@ from engineworks.model.onnx_files import check_tensors, dtype_name, graph_inputs
 
 if TYPE_CHECKING:
     import onnx
+
+    from engineworks.tensors import Dim
+
+_SHAPED_BY_VALUES = frozenset({
+    "NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "Scan", "If", "SequenceAt", "ConcatFromSequence",
+    "StringSplit",
+})  # fmt: skip
+"""Operators whose outputs' lengths may follow from values: what a few runs gave says nothing of others."""
+
+_TAKE_SHAPES = frozenset({"Reshape", "Expand", "Tile", "Range", "Slice", "Pad", "ConstantOfShape", "Resize", "TopK"})
 
 _SAME_VALUES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten", "Transpose", "Expand"})
 """Operators whose output holds the values of their first input."""
@@ -28,11 +39,48 @@ def read_onnx(path: Path) -> ModelFacts:
     weights = {dtype_name(t.data_type) for t in model.graph.initializer if len(t.dims) > 1}
     return ModelFacts(
         inputs=inputs,
-        outputs=tuple(_raw(value) for value in model.graph.output),
+        outputs=_outputs(model),
         ranges=_table_ranges(model, {i.name for i in inputs if i.dtype in ("int64", "int32")}),
         quantized=bool(operators & {"QuantizeLinear", "DequantizeLinear"}),
         half=bool(halves & ({i.dtype for i in inputs} | weights)),
+        by_values=bool(operators & _SHAPED_BY_VALUES) or _shaped_by_inputs(model),
     )
+
+
+def _outputs(model: onnx.ModelProto) -> tuple[RawTensor, ...]:
+    """As the model declares them; where it gives no length, the one that ONNX's shape inference finds."""
+    import onnx
+
+    declared = tuple(_raw(value) for value in model.graph.output)
+    bare = onnx.ModelProto()
+    try:
+        bare.CopyFrom(model)
+        for value in bare.graph.output:
+            value.type.tensor_type.ClearField("shape")
+        made = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    except Exception:  # noqa: BLE001 - too large, or operators that it does not know: what is declared stands
+        return declared
+    inferred = {value.name: _raw(value).dims for value in made.graph.output}
+    return tuple(replace(one, dims=_filled(one.dims, inferred.get(one.name, ()))) for one in declared)
+
+
+def _filled(dims: tuple[Dim | None, ...], inferred: tuple[Dim | None, ...]) -> tuple[Dim | None, ...]:
+    if not dims:
+        return inferred
+    found = inferred if len(inferred) == len(dims) else dims
+    return tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in zip(dims, found))
+
+
+def _shaped_by_inputs(model: onnx.ModelProto) -> bool:
+    """Whether a shape, a number of repeats, or the bounds of a range or slice come straight from an input's values."""
+    values = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
+    for node in all_nodes(model.graph):  # in topological order
+        first = set(node.input[:1]) if node.op_type != "Range" else set()
+        if node.op_type in _TAKE_SHAPES and values & (set(node.input) - first):
+            return True
+        if node.op_type in (*_SAME_VALUES, "Concat", "Gather", "Slice") and values & set(node.input[:1]):
+            values.update(node.output)
+    return False
 
 
 def _raw(value: onnx.ValueInfoProto) -> RawTensor:

@@ -18,6 +18,9 @@ LABEL_COLUMNS = ("label", "labels")
 """What data sets call the column with the classes."""
 
 
+OTHER_LABELS = "for others leave --labels out, then write accuracy.metric and labels into the recipe"
+
+
 @dataclass(frozen=True)
 class OwnData:
     """file: for the recipe. lengths: of the dimensions that the arrays fix. classes: the labels are whole numbers."""
@@ -34,18 +37,23 @@ def match_samples(path: Path, named: str, specs: Sequence[TensorSpec], labels: s
     """
     headers = read_headers(path)
     if labels is not None and labels not in headers:
-        raise SamplesError(f"{path}: holds no array '{labels}'", hint=did_you_mean(labels, headers))
+        raise SamplesError(f"{path}: holds no array '{labels}' with the labels", hint=did_you_mean(labels, headers))
     axes = batch_axes(specs)
     arrays = {s.name: _array(path, s, axes[s.name], headers, labels) for s in specs}
     rest = [name for name in headers if name not in arrays.values()]
-    if labels is None and guess and len(rest) == 1 and _are_classes(headers[rest[0]]):
+    total = headers[next(iter(arrays.values()))].shape[0]
+    if labels is None and guess and len(rest) == 1 and _are_classes(headers[rest[0]], total):
         labels = rest[0]
+    if labels is not None and not _are_classes(headers[labels], total):
+        shape = f"{headers[labels].dtype}{list(headers[labels].shape)}"
+        hint = f"labels are one whole number for each of the {total} samples; {OTHER_LABELS}"
+        raise SamplesError(f"{path}: the labels '{labels}' are {shape}", hint=hint)
     lengths: dict[str, int] = {}
     for spec in specs:
         sample = [d for axis, d in enumerate(spec.shape) if axis != axes[spec.name]]
         lengths |= {d: n for d, n in zip(sample, headers[arrays[spec.name]].shape[1:]) if isinstance(d, str)}
     names = {i: a for i, a in arrays.items() if i != a}
-    return OwnData(DataFile(named, names, labels), lengths, labels is not None and _are_classes(headers[labels]))
+    return OwnData(DataFile(named, names, labels), lengths, labels is not None)
 
 
 def match_texts(path: Path, named: str, labels: str | None) -> OwnData:
@@ -67,12 +75,17 @@ def match_texts(path: Path, named: str, labels: str | None) -> OwnData:
     return OwnData(DataFile(named, labels=labels, kind="text", columns=texts), classes=labels is not None)
 
 
-def match_images(folder: Path, named: str) -> OwnData:
-    """A folder of images: a folder per class below it says the labels. Raises `SamplesError` where it holds none."""
+def match_images(folder: Path, named: str, labels: str | None) -> OwnData:
+    """A folder of images: a folder per class below it says the labels, else a .csv file. Raises `SamplesError` where it
+    holds none, or the labels are not there."""
     names = image_names(folder)
     if not names:
         raise SamplesError(f"{folder}: holds no images", hint="png, jpg, webp …")
     labelled = all("/" in name for name in names)
+    if labels is not None and labels != BY_FOLDER:
+        return OwnData(DataFile(named, labels=labels, kind="images"), classes=True)
+    if labels == BY_FOLDER and not labelled:
+        raise SamplesError(f"{folder}: not every image lies in a folder of its class", hint="name a .csv with --labels")
     return OwnData(DataFile(named, labels=BY_FOLDER if labelled else None, kind="images"), classes=labelled)
 
 
@@ -89,5 +102,5 @@ def _array(
     return fits[0]
 
 
-def _are_classes(header: ArrayHeader) -> bool:
-    return len(header.shape) == 1 and header.dtype.startswith(("int", "uint"))
+def _are_classes(header: ArrayHeader, total: int) -> bool:
+    return header.shape == (total,) and header.dtype.startswith(("int", "uint"))

@@ -17,6 +17,7 @@ from typing import Any
 from engineworks.init.draft import Range
 from engineworks.init.guesses import Candidates
 from engineworks.init.values import feeds
+from engineworks.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
 
 SECONDS = 40.0
@@ -70,15 +71,62 @@ def try_lengths(
     return Trials(triples, seen, found["error"], found["runs"], found["seconds"])
 
 
-def main(payload: Mapping[str, Any]) -> dict[str, Any]:
+def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]:
+    """Values of each output that are NaN or infinite when the model runs on the samples, so many rows at a time;
+    outputs without any are left out. Raises `StepError` where it does not run."""
+    from engineworks.child import ChildPool
+    from engineworks.errors import RunError
+
+    payload = {
+        "model": str(model), "data": str(data.path), "specs": [s.to_json() for s in data.specs], "rows": rows,
+    }  # fmt: skip
+    with ChildPool() as pool:
+        made = pool.run(
+            "engineworks.init.trials:run_samples", payload, time_limit_s=TIME_LIMIT_S, fresh=True,
+            what=f"running {model.name}", error=RunError,
+        )  # fmt: skip
+    return {str(name): int(count) for name, count in made["not_finite"].items()}
+
+
+def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Entry point of the child process."""
+    import numpy as np
+
+    from engineworks.errors import RunError
+    from engineworks.samples import open_samples
+
+    specs = [spec_from_json(s) for s in payload["specs"]]
+    started, found = time.monotonic(), dict[str, int]()
+    try:
+        session = _session(payload["model"])
+        names = [o.name for o in session.get_outputs()]
+        for feeds_ in open_samples(Path(payload["data"]), specs, {}, samples=None, labels=None).batches(
+            [payload["rows"]]
+        ):
+            for name, value in zip(names, session.run(names, dict(feeds_)), strict=True):
+                floating = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+                if floating and (count := int(value.size - np.isfinite(value).sum())):
+                    found[name] = found.get(name, 0) + count
+            if time.monotonic() - started > SECONDS:
+                break
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises what it likes; the user reads it
+        raise RunError(_first_line(error)) from None
+    return {"not_finite": found}
+
+
+def _session(model: str) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     ort.set_default_logger_severity(4)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def main(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Entry point of the child process."""
     try:
-        session = ort.InferenceSession(payload["model"], options, providers=["CPUExecutionProvider"])
+        session = _session(payload["model"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises what it likes; the user reads it
         return {"triples": {}, "seen": [], "error": _first_line(error), "runs": 0, "seconds": 0.0}
     specs = [spec_from_json(s) for s in payload["specs"]]
@@ -98,8 +146,10 @@ class _Search:
         self._outputs = [o.name for o in session.get_outputs()]
         self._seen: list[tuple[Lengths, dict[str, list[int]]]] = []
         self._error, self._runs, self._start = "", 0, time.monotonic()
+        self._said: set[str] = set()
 
     def find(self, wanted: Mapping[str, Candidates]) -> dict[str, Any]:
+        self._said = {d for d, c in wanted.items() if len(c.least) == len(c.opt) == len(c.largest) == 1}
         free = {d: c for d, c in wanted.items() if d not in self._sums}
         base = self._base(free)
         triples: dict[str, list[int]] = {}
@@ -138,10 +188,15 @@ class _Search:
         return base
 
     def _furthest(self, base: Lengths, dim: str, lengths: Sequence[int]) -> int:
+        if lengths and dim in self._said and self._too_large({**base, dim: lengths[0]}):
+            return lengths[0]
         return next((n for n in lengths if not self._late() and self._runs_at({**base, dim: n})), base[dim])
 
     def _together(self, base: Lengths, found: Lengths) -> Lengths:
-        """All of `found` at once; where that does not run, half of the way, then the base itself."""
+        """All of `found` at once; where that does not run, half of the way, then the base itself. What the user said
+        stays where it is too large to be tried."""
+        if all(n == base[d] or d in self._said for d, n in found.items()) and self._too_large(found):
+            return found
         halfway = {d: _round((base[d] + n) // 2) for d, n in found.items()}
         for lengths in (found, halfway):
             if lengths == base or (not self._late() and self._runs_at(lengths)):
@@ -153,7 +208,7 @@ class _Search:
 
     def _runs_at(self, lengths: Lengths) -> bool:
         bound = self._complete(lengths)
-        if sum(prod(s.concrete(bound)) for s in self._specs) > LARGEST_VALUES:
+        if self._too_large(lengths):
             return False
         self._runs += 1
         try:
@@ -163,6 +218,10 @@ class _Search:
             return False
         self._seen.append((bound, {name: list(value.shape) for name, value in zip(self._outputs, made)}))
         return True
+
+    def _too_large(self, lengths: Lengths) -> bool:
+        bound = self._complete(lengths)
+        return sum(prod(s.concrete(bound)) for s in self._specs) > LARGEST_VALUES
 
     def _late(self) -> bool:
         return time.monotonic() - self._start > SECONDS

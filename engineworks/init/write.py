@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engineworks.datasets.pictures import BY_FOLDER
 from engineworks.datasets.tables import SUFFIXES
 from engineworks.errors import InputError, StepError
 from engineworks.init.dimensions import NamedDims, is_cache, name_dims, name_outputs
 from engineworks.init.draft import DataFile, Draft, ModelFacts, Range, Wishes
 from engineworks.init.guesses import Candidates, candidates, decoding_candidates, value_ranges
 from engineworks.init.render import GUESS, render
-from engineworks.init.samples import OwnData, match_images, match_samples, match_texts
-from engineworks.init.trials import Trials, try_lengths
+from engineworks.init.samples import OTHER_LABELS, OwnData, match_images, match_samples, match_texts
+from engineworks.init.trials import Trials, count_not_finite, try_lengths
 from engineworks.init.values import write_stand_in
-from engineworks.recipe import PRECISIONS
+from engineworks.recipe import CALIBRATED, PRECISIONS
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
+from engineworks.samples import batch_dim
 from engineworks.settings import Settings, find_repository
 from engineworks.suggest import did_you_mean
+from engineworks.tensors import Dim
 
 SCHEMA = "recipe.schema.json"
 Say = Callable[[str], object]
@@ -57,7 +60,10 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
         files.append(path)
         notes.append(f"{path}: {count} samples that stand in for data: accuracy is agreement with fp32 on them")
     out.write_text(render(draft), encoding="utf-8")
-    return Written(out, (out, *files), tuple(notes), load_recipe(out, data_roots=settings.data_roots))
+    loaded = load_recipe(out, data_roots=settings.data_roots)
+    if model and made:
+        _say_not_finite(model, loaded, notes)
+    return Written(out, (out, *files), tuple(notes), loaded)
 
 
 def _check_wishes(wishes: Wishes, out: Path, settings: Settings) -> None:
@@ -133,17 +139,22 @@ def _draft(
     own = _own_data(wishes.evaluation, out, named, wishes.labels, guess=True)
     calibrating = _own_data(wishes.calibration, out, named, None, guess=False)
     wanted = _wanted(named, facts, wishes, own, notes)
-    tried = _try(model, named, ranges, wanted, notes)
+    tried = _try(model, named, ranges, wanted)
+    if tried.error and (untied := name_dims(facts.inputs, tie=False)) != named:
+        named, wanted = untied, _wanted(untied, facts, wishes, own, [])
+        tried = _try(model, named, ranges, wanted)
+    if tried.error:
+        notes.append(f"the model ran at none of the guessed lengths, correct them: {tried.error}")
     triples, why = _triples(named, wanted, tried, facts)
-    outputs = name_outputs(facts.outputs, named.symbols, tried.seen)
+    outputs = name_outputs(facts.outputs, named.symbols, tried.seen, by_values=facts.by_values)
     precisions = _precisions(wishes, facts, calibrating)
+    if not calibrating and any(p in CALIBRATED for p in precisions):
+        wishes, precisions = _without_calibrated(wishes, precisions, notes)
     targets, target_note = _targets(out.parent)
     stand_ins: list[tuple[str, int]] = []
     evaluation = own.file if own else _stand_in(out, "evaluation", 1, stand_ins)
     calibration = replace(calibrating.file, labels=None) if calibrating else None
-    if calibration is None and {"int8", "fp8"} & set(precisions):
-        calibration = _stand_in(out, "calibration", 2, stand_ins)
-        notes.append("int8 and fp8 are calibrated on numbers that stand in: their accuracy says nothing of real data")
+    _check_labels(wishes, own, outputs)
     first = next(iter(outputs.values()))
     metric = "top1" if own and own.classes and len(first) == 2 else None
     name = wishes.name or recipe_name(Path(wishes.model).stem if model else Path(wishes.model).name)
@@ -166,8 +177,29 @@ def _own_data(given: str | None, out: Path, named: NamedDims, labels: str | None
     if path.suffix in SUFFIXES:
         return match_texts(path, _relative(path, out), labels)
     if path.is_dir():
-        return match_images(path, _relative(path, out))
+        return match_images(path, _relative(path, out), _label_file(labels, out))
     return match_samples(path, _relative(path, out), named.inputs, labels, guess=guess)
+
+
+def _label_file(labels: str | None, out: Path) -> str | None:
+    """For images: 'folder', or a .csv file, as the recipe names it."""
+    if labels is None or labels == BY_FOLDER:
+        return labels
+    if not Path(labels).is_file():
+        raise InputError(f"--labels {labels}: no such file", hint="of images: 'folder', or a .csv with file and label")
+    return _relative(Path(labels).resolve(), out)
+
+
+def _check_labels(wishes: Wishes, own: OwnData | None, outputs: Mapping[str, Sequence[Dim]]) -> None:
+    """Raises `InputError` for labels that were asked for and have no use."""
+    if wishes.labels is None:
+        return
+    if own is None:
+        raise InputError(f"--labels {wishes.labels}: there is no data with labels", hint="name it with --evaluation")
+    name, shape = next(iter(outputs.items()))
+    if len(shape) != 2:
+        said = f"output '{name}' is [{', '.join(map(str, shape))}], and classes need [batch, classes]"
+        raise InputError(f"--labels {wishes.labels}: {said}", hint=OTHER_LABELS)
 
 
 def _stand_in(out: Path, what: str, seed: int, made: list[tuple[str, int]]) -> DataFile:
@@ -222,17 +254,34 @@ def _try(
     named: NamedDims,
     ranges: Mapping[str, Range],
     wanted: Mapping[str, Candidates],
-    notes: list[str],
 ) -> Trials:
     if model is None:
         return Trials()
     try:
         tried = try_lengths(model, named.inputs, ranges, wanted, named.sums)
+        if not tried.seen and not tried.error:  # what was asked for is too large for a trial; outputs are named by less
+            smaller = try_lengths(model, named.inputs, ranges, {d: candidates(d) for d in wanted}, named.sums)
+            return replace(tried, seen=smaller.seen)
+        return tried
     except StepError as error:
-        tried = Trials(error=error.message)
-    if tried.error:
-        notes.append(f"the model ran at none of the guessed lengths, correct them: {tried.error}")
-    return tried
+        return Trials(error=error.message)
+
+
+def _say_not_finite(model: Path, loaded: LoadedRecipe, notes: list[str]) -> None:
+    """Whether the model's own outputs are numbers on the samples that stand in."""
+    batch = batch_dim(loaded.files.evaluation.specs)
+    lengths = next(iter(loaded.recipe.shapes.values()), {})
+    rows = batch if isinstance(batch, int) else lengths[batch][1]
+    try:
+        found = count_not_finite(model, loaded.files.evaluation, rows)
+    except StepError as error:
+        notes.append(f"the model does not run on the samples that stand in: {error.message}")
+        return
+    for name, count in found.items():
+        notes.append(
+            f"output '{name}' of the model itself is NaN or infinite on the samples that stand in ({count} values); "
+            "no engine can be compared there: give real samples with --evaluation, or correct the inputs' range"
+        )
 
 
 def _triples(
@@ -257,8 +306,21 @@ def _triples(
     return triples, why
 
 
+def _without_calibrated(
+    wishes: Wishes, precisions: tuple[str, ...], notes: list[str]
+) -> tuple[Wishes, tuple[str, ...]]:
+    """Without int8 and fp8, which no made-up numbers calibrate. What was asked for by --precisions is refused."""
+    left_out = [p for p in precisions if p in CALIBRATED]
+    names = " and ".join(left_out)
+    if not wishes.kept:
+        raise InputError(f"{names}: calibration data is needed, real samples", hint="name it with --calibration")
+    notes.append(f"{names}: left out: calibration data is needed, name real samples with --calibration")
+    line = f"{names}: left out, for lack of calibration data; name real samples with --calibration"
+    return replace(wishes, dropped=(*wishes.dropped, line)), tuple(p for p in precisions if p not in left_out)
+
+
 def _sentence(tried: Trials) -> str:
-    if not tried.seen:
+    if not tried.runs:
         return ""
     return f"Tried: {tried.runs} runs of ONNX Runtime"
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError, SamplesError
+from engineworks.model.external_data import Declared, Outline, interface_problems
 from engineworks.model.graphs import all_graphs
-from engineworks.model.onnx_files import graph_inputs, known_dim
-from engineworks.suggest import did_you_mean
+from engineworks.model.onnx_files import dtype_name, known_dim
 from engineworks.tensors import Dim, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,20 +30,14 @@ def check_interface(
     model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Mapping[str, Shape] | None, where: str
 ) -> None:
     """Raises `ModelError` with every difference between the recipe's inputs and outputs and the model's."""
-    found = {spec.name: spec for spec in graph_inputs(model)}
-    values = {value.name: value for value in model.graph.input}
-    problems = [p for spec in inputs for p in _input_problems(spec, found, values)]
-    declared = {spec.name for spec in inputs}
-    for name, spec in found.items():
-        if name not in declared:
-            problems.append(f"the model has an input that the recipe does not declare: {spec}")
-    made = {value.name: value for value in model.graph.output}
-    for name in outputs or {}:
-        if name not in made:
-            problems.append(f"the model has no output '{name}'; {did_you_mean(name, made)}")
-    for name, value in made.items():
-        if value.type.WhichOneof("value") not in ("tensor_type", None):
-            problems.append(f"output '{name}' is no tensor but a {_kind(value)}; export the model with tensors only")
+    weights = {tensor.name for tensor in model.graph.initializer}
+    taken = tuple(_declared(value) for value in model.graph.input if value.name not in weights)
+    # Shapes of outputs are what a run gives, which `check_output_shapes` compares: a model's own claim may be stale.
+    made = tuple(replace(_declared(value), shape=None) for value in model.graph.output)
+    problems = [
+        f"{message}; {hint}" if hint else message
+        for _, message, hint in interface_problems(inputs, outputs or {}, Outline({}, taken, made))
+    ]
     if problems:
         raise ModelError("\n".join(f"{where}: {problem}" for problem in problems))
 
@@ -156,30 +151,11 @@ def check_output_shapes(
             )
 
 
-def _input_problems(
-    spec: TensorSpec, found: Mapping[str, TensorSpec], values: Mapping[str, onnx.ValueInfoProto]
-) -> list[str]:
-    if spec.name not in found:
-        return [f"the model has no input '{spec.name}'; {did_you_mean(spec.name, found)}"]
-    value, has = values[spec.name], found[spec.name]
-    if value.type.WhichOneof("value") != "tensor_type":
-        return [f"input '{spec.name}' is no tensor but a {_kind(value)}; export the model with tensors only"]
-    problems = []
-    if has.dtype != spec.dtype:
-        problems.append(f"input '{spec.name}' is {has.dtype} in the model, {spec.dtype} in the recipe")
-    if not value.type.tensor_type.HasField("shape"):
-        return problems
-    if len(has.shape) != len(spec.shape):
-        return [*problems, f"input '{spec.name}' has {len(has.shape)} dimensions in the model ({has}), "
-                           f"{len(spec.shape)} in the recipe ({spec})"]  # fmt: skip
-    for axis, (dim, declared) in enumerate(zip(has.shape, spec.shape, strict=True)):
-        if isinstance(dim, int) and dim != declared:
-            said = f"'{declared}'" if isinstance(declared, str) else declared
-            problems.append(
-                f"input '{spec.name}', axis {axis}: fixed to {dim} in the model, {said} in the recipe; "
-                f"write {dim}" + (", or export the model with a dynamic dimension" if isinstance(declared, str) else "")
-            )
-    return problems
+def _declared(value: onnx.ValueInfoProto) -> Declared:
+    tensor = value.type.tensor_type
+    kind = str(value.type.WhichOneof("value") or "").removesuffix("_type")
+    shape = tuple(known_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    return Declared(value.name, kind, dtype_name(tensor.elem_type), shape)
 
 
 def _translated(claim: Dim | None, symbols: Symbols) -> Dim | None:
@@ -205,7 +181,3 @@ def _write(dim: onnx.TensorShapeProto.Dimension, length_or_name: Dim) -> None:
         dim.dim_value = length_or_name
     else:
         dim.dim_param = length_or_name
-
-
-def _kind(value: onnx.ValueInfoProto) -> str:
-    return str(value.type.WhichOneof("value") or "value without a type").removesuffix("_type")

@@ -1,31 +1,72 @@
-"""Which files an ONNX file keeps its weights in, read from the protobuf's wire format alone.
+"""What an ONNX file says of itself, read from the protobuf's wire format alone: inputs, outputs, external data.
 
-`plan` needs the names for its digests and must not import ONNX. Format: protobuf.dev/programming-guides/encoding;
-field numbers: onnx.proto (ModelProto.graph 7, ModelProto.metadata_props 14, GraphProto.initializer 5,
-TensorProto.external_data 13, StringStringEntryProto.key 1, value 2). Weights in the attributes of nodes are small by
-nature and are not looked at; the export step compares with what ONNX itself finds.
+`validate` and `plan` need it and must not import ONNX. Tensors and nodes are skipped over, so that a file of any size
+takes few reads. Format: protobuf.dev/programming-guides/encoding; field numbers: onnx.proto. Weights in the attributes
+of nodes are small by nature and are not looked at; the export step compares with what ONNX itself finds.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.errors import ModelError
+from engineworks.suggest import did_you_mean
+from engineworks.tensors import Dim, TensorSpec
 
-_GRAPH, _INITIALIZER, _EXTERNAL, _KEY, _VALUE = 7, 5, 13, 1, 2
-_METADATA = 14
+_GRAPH, _OPSET, _METADATA = 7, 8, 14  # ModelProto
+_NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 1, 5, 11, 12, 15  # GraphProto
+_TENSOR_NAME, _EXTERNAL, _KEY, _ENTRY_VALUE = 8, 13, 1, 2  # TensorProto, StringStringEntryProto
+_SPARSE_VALUES = 1  # SparseTensorProto
+_VALUE_NAME, _TYPE, _TENSOR_TYPE = 1, 2, 1  # ValueInfoProto, TypeProto
+_ELEMENT, _SHAPE, _DIM, _LENGTH, _SYMBOL = 1, 2, 1, 1, 2  # TypeProto.Tensor, TensorShapeProto, its Dimension
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
+_KINDS: Mapping[int, str] = {1: "tensor", 4: "sequence", 5: "map", 8: "sparse_tensor", 9: "optional"}
+_DTYPES: Mapping[int, str] = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",
+    10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
+}  # fmt: skip
+"""TensorProto.DataType; others, such as float8, are no inputs that a recipe could declare."""
 
-def external_data_names(path: Path) -> tuple[str, ...]:
-    """Locations of external data, as written in the file, sorted. Raises `ModelError` if it is no protobuf."""
+Span = tuple[int, int]
+Where = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An input or output as the model declares it: kind is 'tensor' for all that a recipe can name, '' where no type
+    is given; dtype '' and shape None where the model does not say; None for a dimension without length or name."""
+
+    name: str
+    kind: str = "tensor"
+    dtype: str = ""
+    shape: tuple[Dim | None, ...] | None = None
+
+    def __str__(self) -> str:
+        dims = (f"{self.name}_{axis}" if dim is None else str(dim) for axis, dim in enumerate(self.shape or ()))
+        return f"{self.name}: {self.dtype or self.kind}[{', '.join(dims)}]"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """external: by the name of a file of external data, the number of bytes that the tensors in it need. inputs: those
+    that a caller feeds, without the initializers that older models list among them."""
+
+    external: Mapping[str, int]
+    inputs: tuple[Declared, ...]
+    outputs: tuple[Declared, ...]
+
+
+def read_outline(path: Path) -> Outline:
+    """The outline of the file. Raises `ModelError` for what is no ONNX model, or one that is cut short."""
     if path.stat().st_size == 0:
         raise ModelError(f"{path}: not an ONNX model: the file is empty", hint="copy it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return tuple(sorted(set(_locations(data))))
+            return _outline(data, path)
         except (IndexError, ValueError):
             raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse", hint=_hint(data[:64])) from None
 
@@ -34,51 +75,170 @@ def metadata_of(path: Path) -> dict[str, str]:
     """The model's own metadata (`metadata_props`). Raises `ValueError` if it is no protobuf."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return {
-                _text(data, entry, _KEY): _text(data, entry, _VALUE)
-                for entry in _messages(data, 0, len(data), _METADATA)
-            }
+            entries = _all(data, (0, len(data)), _METADATA)
+            return {_text(data, entry, _KEY): _text(data, entry, _ENTRY_VALUE) for entry in entries}
         except IndexError:
             raise ValueError(f"{path}: its protobuf does not parse") from None
 
 
-def _text(data: mmap.mmap, entry: tuple[int, int], field: int) -> str:
-    return b"".join(data[a:b] for a, b in _messages(data, *entry, field)).decode()
+def interface_problems(
+    inputs: Sequence[TensorSpec], outputs: Mapping[str, Sequence[Dim]], found: Outline
+) -> Iterator[tuple[Where, str, str]]:
+    """Every difference between the recipe's inputs and outputs and the model's: what of the recipe it is about, a
+    sentence, and what to do."""
+    known = {one.name: one for one in found.inputs}
+    for spec in inputs:
+        if spec.name in known:
+            yield from _input_problems(spec, known[spec.name])
+        else:
+            yield ("inputs", spec.name), f"the model has no input '{spec.name}'", did_you_mean(spec.name, known)
+    declared = {spec.name for spec in inputs}
+    for one in found.inputs:
+        if one.name not in declared:
+            yield ("inputs",), f"the model has an input that the recipe does not declare: {one}", ""
+    made = {one.name: one for one in found.outputs}
+    for name, shape in outputs.items():
+        if name not in made:
+            yield ("outputs", name), f"the model has no output '{name}'", did_you_mean(name, made)
+        else:
+            yield from _output_problems(name, shape, made[name])
+    for one in found.outputs:
+        if one.kind not in ("tensor", ""):
+            yield ("outputs",), f"output '{one.name}' is no tensor but a {one.kind}", _TENSORS_ONLY
+
+
+_TENSORS_ONLY = "export the model with tensors only"
+
+
+def _input_problems(spec: TensorSpec, has: Declared) -> Iterator[tuple[Where, str, str]]:
+    where, what = ("inputs", spec.name), f"input '{spec.name}'"
+    if has.kind != "tensor":
+        yield where, f"{what} is no tensor but a {has.kind or 'value without a type'}", _TENSORS_ONLY
+        return
+    if has.dtype != spec.dtype:
+        yield (*where, "dtype"), f"{what} is {has.dtype or 'undefined'} in the model, {spec.dtype} in the recipe", ""
+    if has.shape is None:
+        return
+    if len(has.shape) != len(spec.shape):
+        counts = f"{len(has.shape)} dimensions in the model ({has}), {len(spec.shape)} in the recipe ({spec})"
+        yield (*where, "shape"), f"{what} has {counts}", ""
+        return
+    for axis, (dim, declared) in enumerate(zip(has.shape, spec.shape, strict=True)):
+        if isinstance(dim, int) and dim != declared:
+            named = isinstance(declared, str)
+            wanted = f"'{declared}'" if named else declared
+            said = f"fixed to {dim} in the model, {wanted} in the recipe"
+            hint = f"write {dim}" + (", or export the model with a dynamic dimension" if named else "")
+            yield (*where, "shape", axis), f"{what}, axis {axis}: {said}", hint
+
+
+def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator[tuple[Where, str, str]]:
+    """Ranks and lengths only: a name of a dimension may stand for a length that the model claims from its export."""
+    if has.shape is None or has.kind != "tensor":
+        return
+    if len(has.shape) != len(shape):
+        said = f"[{', '.join(map(str, shape))}]"
+        counts = f"{len(has.shape)} dimensions in the model ({has}), {len(shape)} in the recipe ({said})"
+        yield ("outputs", name), f"output '{name}' has {counts}", "correct 'outputs' of the recipe"
+        return
+    for axis, (dim, declared) in enumerate(zip(has.shape, shape, strict=True)):
+        if isinstance(dim, int) and isinstance(declared, int) and dim != declared:
+            said = f"{dim} in the model, {declared} in the recipe"
+            yield ("outputs", name, axis), f"output '{name}', axis {axis}: {said}", f"write {dim}"
 
 
 def _hint(begin: bytes) -> str:
     if begin.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: run 'git lfs pull'"
-    return "is it another format, or a page that said why a download failed?"
+    return "is it another format, cut short, or a page that said why a download failed?"
 
 
-def _locations(data: mmap.mmap) -> Iterator[str]:
-    for graph_start, graph_end in _messages(data, 0, len(data), _GRAPH):
-        for start, end in _messages(data, graph_start, graph_end, _INITIALIZER):
-            for entry in _messages(data, start, end, _EXTERNAL):
-                key = b"".join(data[a:b] for a, b in _messages(data, *entry, _KEY))
-                if key == b"location":
-                    yield "".join(data[a:b].decode() for a, b in _messages(data, *entry, _VALUE))
+def _outline(data: mmap.mmap, path: Path) -> Outline:
+    external: dict[str, int] = {}
+    inputs: list[Declared] = []
+    outputs: list[Declared] = []
+    weights: set[str] = set()
+    whole = {_OPSET: False, _NODE: False}
+    for field, span in _fields(data, (0, len(data))):
+        whole[_OPSET] |= field == _OPSET
+        for part, inner in _fields(data, span) if field == _GRAPH else ():
+            whole[_NODE] |= part == _NODE
+            if part == _INPUT:
+                inputs.append(_declared(data, inner))
+            elif part == _OUTPUT:
+                outputs.append(_declared(data, inner))
+            elif part in (_INITIALIZER, _SPARSE):
+                for tensor in [inner] if part == _INITIALIZER else _all(data, inner, _SPARSE_VALUES):
+                    weights.add(_text(data, tensor, _TENSOR_NAME))
+                    _add_external(data, tensor, external)
+    if not all(whole.values()):
+        raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
+    return Outline(external, tuple(one for one in inputs if one.name not in weights), tuple(outputs))
 
 
-def _messages(data: mmap.mmap, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Start and end of every length-delimited field with this number between `at` and `end`."""
+def _add_external(data: mmap.mmap, tensor: Span, found: dict[str, int]) -> None:
+    entries = {_text(data, e, _KEY): _text(data, e, _ENTRY_VALUE) for e in _all(data, tensor, _EXTERNAL)}
+    if name := entries.get("location"):
+        end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+        found[name] = max(found.get(name, 0), end)
+
+
+def _declared(data: mmap.mmap, value: Span) -> Declared:
+    name, kind, dtype, shape = _text(data, value, _VALUE_NAME), "", "", None
+    for whole in _all(data, value, _TYPE):
+        for field, inner in _fields(data, whole):
+            kind = _KINDS.get(field, kind)
+            if field == _TENSOR_TYPE:
+                dtype = _DTYPES.get(_number(data, inner, _ELEMENT) or 0, dtype)
+                for dims in _all(data, inner, _SHAPE):
+                    shape = tuple(_dim(data, one) for one in _all(data, dims, _DIM))
+    return Declared(name, kind, dtype, shape)
+
+
+def _dim(data: mmap.mmap, dim: Span) -> Dim | None:
+    """Length or name; None for what exporters write in place of them: nothing, '?' or -1."""
+    length = _number(data, dim, _LENGTH)
+    if length is not None:
+        return length if length < 2**63 else None  # negative numbers have the highest bit
+    symbol = _text(data, dim, _SYMBOL)
+    return None if symbol in ("", "?", "-1", "None") else symbol
+
+
+def _text(data: mmap.mmap, message: Span, wanted: int) -> str:
+    return "".join(data[a:b].decode() for a, b in _all(data, message, wanted))
+
+
+def _number(data: mmap.mmap, message: Span, wanted: int) -> int | None:
+    found = None
+    for field, (at, end) in _fields(data, message):
+        if field == wanted and at < end:
+            found, _ = _varint(data, at)
+    return found
+
+
+def _all(data: mmap.mmap, message: Span, wanted: int) -> Iterator[Span]:
+    return (span for field, span in _fields(data, message) if field == wanted)
+
+
+def _fields(data: mmap.mmap, message: Span) -> Iterator[tuple[int, Span]]:
+    """Number, start and end of every field's value in the message; of a varint, the bytes that it is written in."""
+    at, end = message
     while at < end:
         tag, at = _varint(data, at)
         field, kind = tag >> 3, tag & 7
         if kind == _BYTES:
-            length, at = _varint(data, at)
-            if at + length > end:
-                raise ValueError("a field runs past its message")
-            if field == wanted:
-                yield at, at + length
-            at += length
+            length, start = _varint(data, at)
+            at = start + length
         elif kind == _VARINT:
+            start = at
             _, at = _varint(data, at)
         elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
+            start, at = at, at + (8 if kind == _FIXED64 else 4)
         else:
             raise ValueError(f"unknown wire type {kind}")
+        if at > end or not field:
+            raise ValueError("a field runs past its message, or has no number")
+        yield field, (start, at)
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:

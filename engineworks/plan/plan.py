@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from fnmatch import fnmatchcase
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 from engineworks.backends import backend_facts
@@ -24,9 +24,9 @@ from engineworks.plan.precisions import known_operators, lower_id, refusal
 from engineworks.plan.remeasure import measured_anew
 from engineworks.precisions import computation
 from engineworks.recipe.load import LoadedRecipe
+from engineworks.selection import refuse_unmatched, select
 from engineworks.steps import StepName
 from engineworks.store import Store
-from engineworks.suggest import did_you_mean
 from engineworks.targets import NamedTarget
 
 State = Literal["cached", "to do", "elsewhere", "not needed"]
@@ -174,15 +174,14 @@ def plan_recipe(
     compare: Sequence[str] = (),
     champions: Champions = NONE,
 ) -> Plan:
-    """The plan of one recipe. `only`: glob over engine ids; engines that it leaves out are not planned. `compare`:
+    """The plan of one recipe. `only`: globs over engine ids; engines that they leave out are not planned. `compare`:
     names of peers. `champions`: those that its engines are measured against, by `champion_lookup.find_champions`.
 
     Raises `TargetError` if `only` selects nothing, or only engines that their targets refuse.
     """
-    ids = {f"{loaded.name}/{p}/{t.name}": (p, t) for p in loaded.recipe.precisions for t in loaded.targets}
-    chosen = {i: pt for i, pt in ids.items() if only is None or fnmatchcase(i, only)}
-    if not chosen:
-        raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
+    pairs = product(loaded.recipe.precisions, loaded.targets)
+    ids = dict(zip(loaded.engine_ids, pairs, strict=True))
+    chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
     documents, shared = Documents(loaded, digests), _Shared()
     operators = known_operators(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
@@ -226,7 +225,9 @@ def plan_recipes(
     compare: Sequence[str] = (),
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
-    """Plans of several recipes; `only` must match in at least one."""
+    """Plans of several recipes; every glob of `only` must match in at least one of them."""
+    names = " and ".join(one.name for one in loaded)
+    refuse_unmatched(only, [engine for one in loaded for engine in one.engine_ids], names)
     plans, reasons = [], []
     for one in loaded:
         try:

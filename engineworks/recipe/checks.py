@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 
 from engineworks.errors import Problem
 from engineworks.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
+from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.recipe import AUTO, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
@@ -224,7 +226,34 @@ def _ranges_fit_their_types(recipe: Recipe, node: Node) -> Iterator[Problem]:
             least, largest = INTEGER_RANGES[declared.dtype]
             if low != int(low) or high != int(high) or low < least or high > largest:
                 yield Problem(place, f"{what} does not fit {declared.dtype}", f"whole numbers, {least} to {largest}")
+        elif max(-low, high) > FLOAT_LIMITS[declared.dtype]:
+            limit = FLOAT_LIMITS[declared.dtype]
+            yield Problem(place, f"{what} does not fit {declared.dtype}", f"values from {-limit:g} to {limit:g}")
 
+
+def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """Of every profile, the inputs and outputs at its largest shape; an output's own dimensions count as 1."""
+    if not _profiles_can_be_asked(recipe):
+        return
+    tensors = [(("inputs", name), one.shape, ITEM_BYTES[one.dtype]) for name, one in recipe.inputs.items()]
+    tensors += [(("outputs", name), shape, 1) for name, shape in recipe.outputs.items()]
+    for path, shape, item_bytes in tensors:
+        for profile, triples in (recipe.shapes or {"": {}}).items():
+            largest = {dim: triple[2] for dim, triple in triples.items()}
+            size = item_bytes * prod(largest.get(d, 1) if isinstance(d, str) else d for d in shape)
+            if size > LARGEST_TENSOR_BYTES:
+                where = ("shapes", profile) if largest.keys() & set(shape) else path
+                what = f"{path[0][:-1]} '{path[1]}' would have at least {size / 2**40:,.0f} TiB"
+                at = f" at the largest shape of profile '{profile}'" if profile else ""
+                yield Problem(node.key_place(where), what + at, "make its dimensions smaller")
+
+
+FLOAT_LIMITS = {"float16": 65504.0, "float32": 3.4028234663852886e38, "float64": 8.9e307}
+"""Largest absolute value of a range: of float64 a half, so that the difference of both ends is finite too."""
+
+ITEM_BYTES = {
+    "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
 
 INTEGER_RANGES = {
     "int64": (-(2**63), 2**63 - 1), "int32": (-(2**31), 2**31 - 1), "int8": (-128, 127), "uint8": (0, 255),
@@ -276,6 +305,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _metric_has_labels,
     _metric_limits_are_in_order,
     _ranges_fit_their_types,
+    _tensors_can_exist,
     _names_are_known,
     _regressions_have_something_to_compare,
     batching_fits,

@@ -60,4 +60,5 @@ def _of_elsewhere(problem: Problem, path: Path_) -> bool:
         return "need profiles under 'shapes'" in problem.message or "outside of every profile" in problem.message
     if path[:2] == ("accuracy", "metric"):
         return "needs accuracy.metric" in problem.message
-    return path[0] == "inputs" and len(path) > 1 and f"input '{path[1]}'" in problem.message
+    named = {"inputs": "input", "outputs": "output"}.get(str(path[0]))
+    return named is not None and len(path) > 1 and f"{named} '{path[1]}'" in problem.message

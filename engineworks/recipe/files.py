@@ -8,6 +8,8 @@ from pathlib import Path
 
 from engineworks.errors import Problem
 from engineworks.model.export_huggingface import source_files
+from engineworks.model.external_data import interface_problems
+from engineworks.profiles import input_specs
 from engineworks.recipe.data import find_samples
 from engineworks.recipe.finding import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric
@@ -42,6 +44,7 @@ def resolve_files(
     """Find every file, adding what is wrong to `problems`; the result is only whole if nothing was added."""
     finder = Finder(node, folder, roots, problems)
     found = _model_files(recipe, finder)
+    _compare_interface(recipe, finder)
     data = recipe.data
     evaluation = find_samples(finder, "evaluation", recipe, data.evaluation, found)
     calibrating = find_samples(finder, "calibration", recipe, data.calibration, found) if data.calibration else None
@@ -51,6 +54,15 @@ def resolve_files(
     return RecipeFiles(
         folder, found.path or folder, found.files, evaluation or empty, calibrating, code, found.kind, found.resolved
     )
+
+
+def _compare_interface(recipe: Recipe, finder: Finder) -> None:
+    """The inputs and outputs that an ONNX file declares, against the recipe's."""
+    if finder.outline is None:
+        return
+    for where, message, hint in interface_problems(input_specs(recipe), recipe.outputs, finder.outline):
+        place = finder.node.at(where).place if len(where) > 2 else finder.node.key_place(where)
+        finder.problems.append(Problem(place, message, hint))
 
 
 def _model_files(recipe: Recipe, finder: Finder) -> FoundModel:

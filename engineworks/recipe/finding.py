@@ -10,7 +10,7 @@ from typing import Literal
 
 from engineworks.errors import ModelError, Problem
 from engineworks.model.export_huggingface import find_folder, task_of
-from engineworks.model.external_data import external_data_names
+from engineworks.model.external_data import Outline, read_outline
 from engineworks.model.source_code import source_closure
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
@@ -35,10 +35,11 @@ class FoundModel:
 
 
 class Finder:
-    """Looks for files, and notes what is wrong at its place in the recipe."""
+    """Looks for files, and notes what is wrong at its place in the recipe. outline: of the ONNX file that was found."""
 
     def __init__(self, node: Node, folder: Path, roots: Sequence[Path], problems: list[Problem]) -> None:
         self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
+        self.outline: Outline | None = None
 
     def add(self, where: Where, message: str, hint: str = "") -> None:
         self.problems.append(Problem(self.node.at(where).place, message, hint))
@@ -68,12 +69,12 @@ class Finder:
     def onnx_files(self, where: Where, path: Path) -> dict[str, Path]:
         """The ONNX file and the files that hold its weights."""
         try:
-            names = external_data_names(path)
+            self.outline = read_outline(path)
         except ModelError as error:
             self.add(where, error.message.replace(str(path), f"'{path.name}'"), error.hint)
             return {}
         found = {path.name: path}
-        for name in names:
+        for name, size in sorted(self.outline.external.items()):
             file = (path.parent / name).resolve()
             if not file.is_relative_to(path.parent):
                 self.add(
@@ -83,6 +84,9 @@ class Finder:
                 self.add(
                     where, f"'{path.name}' keeps weights in '{name}', which is missing", "copy it beside the model"
                 )
+            elif file.stat().st_size < size:
+                has = f"needs {size:,} bytes of '{name}', which has only {file.stat().st_size:,}"
+                self.add(where, f"'{path.name}' {has}", "the file is cut short: copy it again")
             else:
                 found[name] = file
         return found

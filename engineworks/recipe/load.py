@@ -50,6 +50,11 @@ class LoadedRecipe:
     def name(self) -> str:
         return self.recipe.recipe
 
+    @property
+    def engine_ids(self) -> tuple[str, ...]:
+        """Of every precision on every target, also of those that their targets refuse."""
+        return tuple(f"{self.name}/{p}/{t.name}" for p in self.recipe.precisions for t in self.targets)
+
 
 def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     """Read one recipe. Raises `RecipeError` with all problems of the recipe, its defaults and its targets file."""
@@ -149,10 +154,11 @@ def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, 
 def _wrong_options(targets: Targets, node: Node) -> Iterator[Problem]:
     for name, target in targets.targets.items():
         module = backend(target.backend)
-        try:
-            check_options(module.TITLE, target.options, module.OPTIONS)
-        except TargetError as error:
-            yield Problem(node.key_place(("targets", name, "options")), error.message, error.hint)
+        for option, value in target.options.items():
+            try:
+                check_options(module.TITLE, {option: value}, module.OPTIONS)
+            except TargetError as error:
+                yield Problem(node.key_place(("targets", name, "options", option)), error.message, error.hint)
 
 
 def _unknown_targets(recipe: Recipe, node: Node, known: Mapping[str, Target]) -> Iterator[Problem]:
@@ -236,7 +242,8 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
         choices = [c.strip(" '") for c in str(context["expected"]).replace(" or ", ",").split(",")]
         return Problem(node.at(loc).place, f"{where}: {shown} is not a choice", did_you_mean(str(value), choices))
     place = node.key_place(tuple(s for s in loc if s != "[key]")) if "[key]" in loc else node.at(loc).place
-    hint = reason(kind, str(error["msg"]), context)
+    too_large = kind == "float_type" and isinstance(value, int) and not isinstance(value, bool)
+    hint = reason("finite_number" if too_large else kind, str(error["msg"]), context)
     if kind in ("model_type", "dict_type", "model_attributes_type", "tuple_type") and (example := _example(model, loc)):
         hint += f", e.g. {example}"
     return Problem(place, f"{where}: {shown} is not allowed", hint)
@@ -255,8 +262,12 @@ def _exists_or_last(node: Node, loc: Sequence[str | int], step: str | int) -> bo
     return False
 
 
+_BRANCHES = frozenset({"int", "str", "constrained-int", "constrained-str", "PythonMetric"})
+"""What pydantic calls the branches of unions."""
+
+
 def _plain_name(step: str | int) -> bool:
-    return isinstance(step, str) and "[" not in step and step not in ("int", "str", "constrained-str", "PythonMetric")
+    return isinstance(step, str) and "[" not in step and step not in _BRANCHES
 
 
 def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
+from engineworks.recipe.numbers import Extent, Length, Number
+
 Factory = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Average = Literal["macro", "micro", "binary"]
 Decoding = Literal["ids", "ctc"]
@@ -52,23 +54,23 @@ class _Part(BaseModel):
 
 
 class TopK(_Part):
-    top_k: Annotated[int, Field(ge=1, strict=True)] = Field(description="the label is among so many largest logits")
+    top_k: Length = Field(description="the label is among so many largest logits")
 
 
 class F1(_Part):
     f1: Average = Field(description="how the classes' scores are put together; binary: that of class 1")
-    threshold: float = Field(0.5, description="binary with one score per row: from here on it is class 1")
+    threshold: Number = Field(0.5, description="binary with one score per row: from here on it is class 1")
 
 
 class WordError(_Part):
     word_error: Decoding = Field(description="ids: the largest logit at each place; ctc: repeats and blanks left out")
-    blank: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="the blank of ctc")
-    space: int | None = Field(None, description="id that parts words; default: every id is a word")
+    blank: Extent = Field(0, description="the blank of ctc")
+    space: Extent | None = Field(None, description="id that parts words; default: every id is a word")
 
 
 class CharacterError(_Part):
     character_error: Decoding = Field(description="ids: the largest logit at each place; ctc: repeats, blanks left out")
-    blank: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="the blank of ctc")
+    blank: Extent = Field(0, description="the blank of ctc")
 
 
 class PythonMetric(_Part):

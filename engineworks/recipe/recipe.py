@@ -14,16 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.metric import Factory, Metric
+from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
-Length = Annotated[int, Field(ge=1, strict=True)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
 RegisteredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-Streams = Annotated[int, Field(ge=1, le=64, strict=True)]
-Extent = Annotated[int, Field(ge=0, strict=True)]
-"""A length that may be 0: an empty KV cache, say."""
 Triple = Annotated[tuple[Extent, ...], Field(min_length=3, max_length=3)]
 
 Float = Literal["fp32", "fp16", "bf16"]
@@ -92,7 +87,7 @@ class Source(Part):
 
 class Model(Part):
     source: Source = Field(description="where the model comes from")
-    opset: int = Field(18, ge=13, le=23, description="ONNX opset to export with; ONNX files keep theirs")
+    opset: Opset = Field(18, description="ONNX opset to export with; ONNX files keep theirs")
     files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
 
 
@@ -101,7 +96,7 @@ class Input(Part):
         description="type of the values, as the model declares it"
     )
     shape: tuple[Length | DimName, ...] = Field(description="lengths, and names for dynamic dimensions")
-    range: tuple[float, float] | None = Field(
+    range: tuple[Number, Number] | None = Field(
         None, description="[least, largest] value, for shapes that the evaluation data does not have"
     )
 
@@ -166,7 +161,7 @@ class Calibration(Part):
     method: Literal["minmax", "entropy", "percentile", "mse", "moving_average"] = Field(
         "entropy", description="how the range of an activation follows from its values"
     )
-    percentile: Annotated[float, Field(gt=50, le=100)] = Field(
+    percentile: Percentile = Field(
         99.99, description="of method percentile: so much of all values lies within the range"
     )
     averaging: Fraction | None = Field(
@@ -193,16 +188,18 @@ class Mixture(Part):
 class Limits(Part):
     """Limits of one precision; every one that is given is one check."""
 
-    metric: float | None = Field(
+    metric: Number | None = Field(
         None, description="smallest task metric of the engine; of error rates and perplexity the largest"
     )
     metric_ratio: Positive | None = Field(
         None, description="smallest quality relative to the fp32 reference; of error rates: the reference's / its own"
     )
     metric_delta: Positive | None = Field(None, description="largest |engine - reference| of the task metric")
-    metric_between: tuple[float, float] | None = Field(None, description="[lowest, highest] task metric of the engine")
+    metric_between: tuple[Number, Number] | None = Field(
+        None, description="[lowest, highest] task metric of the engine"
+    )
     cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
-    sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
+    sqnr_db: Number | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
     max_abs: Positive | None = Field(
         None, description="largest absolute difference from the reference, of every output"
     )
@@ -277,7 +274,7 @@ class Regression(Part):
 
     latency: Percent | None = Field(None, description="median latency at every named shape, e.g. 5%")
     accuracy: Percent | None = Field(None, description="task metric on the same evaluation data, e.g. 0.5%")
-    most_s: Positive | None = Field(
+    most_s: Seconds | None = Field(
         None, description="seconds that one measurement of both engines may take; default: by their speed, 20 to 300"
     )
 
@@ -293,9 +290,7 @@ class Performance(Part):
 
 class DynamicBatching(Part):
     preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
-    max_delay_us: Annotated[int, Field(ge=0, strict=True)] = Field(
-        0, description="microseconds that a request may wait for others"
-    )
+    max_delay_us: Extent = Field(0, description="microseconds that a request may wait for others")
 
 
 class Triton(Part):
@@ -326,17 +321,17 @@ class Waiver(Part):
 class TimeLimits(Part):
     """Seconds after which a step of a kind is killed; by default 7200, for builds what the target says."""
 
-    export: Positive | None = Field(None, description="of the export to ONNX")
-    prepare: Positive | None = Field(None, description="of turning texts or images into arrays")
-    fold: Positive | None = Field(None, description="of folding and checking the model")
-    calibrate: Positive | None = Field(None, description="of calibration")
-    lower: Positive | None = Field(None, description="of lowering to one precision")
-    build: Positive | None = Field(None, description="instead of the target's time_limit_s")
-    reference: Positive | None = Field(None, description="of the fp32 reference")
-    compare: Positive | None = Field(None, description="of comparing one engine")
-    measure: Positive | None = Field(None, description="of measuring one engine")
-    duel: Positive | None = Field(None, description="of measuring engine and champion side by side")
-    peer: Positive | None = Field(None, description="of measuring one peer (--compare)")
+    export: Seconds | None = Field(None, description="of the export to ONNX")
+    prepare: Seconds | None = Field(None, description="of turning texts or images into arrays")
+    fold: Seconds | None = Field(None, description="of folding and checking the model")
+    calibrate: Seconds | None = Field(None, description="of calibration")
+    lower: Seconds | None = Field(None, description="of lowering to one precision")
+    build: Seconds | None = Field(None, description="instead of the target's time_limit_s")
+    reference: Seconds | None = Field(None, description="of the fp32 reference")
+    compare: Seconds | None = Field(None, description="of comparing one engine")
+    measure: Seconds | None = Field(None, description="of measuring one engine")
+    duel: Seconds | None = Field(None, description="of measuring engine and champion side by side")
+    peer: Seconds | None = Field(None, description="of measuring one peer (--compare)")
 
 
 class Recipe(Part):

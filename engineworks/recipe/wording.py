@@ -16,6 +16,9 @@ PATTERNS = {
 }
 """What texts that fit a pattern of the schema look like, in words."""
 
+HUGE = 2**64
+"""Whole numbers from here on are not shown: Python may refuse to write them."""
+
 _WHY = {
     "string_type": "it should be text",
     "int_type": "it should be a whole number",
@@ -23,16 +26,17 @@ _WHY = {
     "int_from_float": "it should be a whole number",
     "float_type": "it should be a number",
     "float_parsing": "it should be a number",
+    "finite_number": "it should be a finite number, of at most 1.8e308",
     "bool_type": "it should be true or false",
     "bool_parsing": "it should be true or false",
     "tuple_type": "it should be a list, such as [a, b]",
     "dict_type": "it should be a mapping of names to values",
     "model_type": "it should be a mapping of keys to values",
     "model_attributes_type": "it should be a mapping of keys to values",
-    "greater_than_equal": "it should be at least {ge:g}",
-    "greater_than": "it should be more than {gt:g}",
-    "less_than": "it should be less than {lt:g}",
-    "less_than_equal": "it should be at most {le:g}",
+    "greater_than_equal": "it should be at least {ge:.10g}",
+    "greater_than": "it should be more than {gt:.10g}",
+    "less_than": "it should be less than {lt:.10g}",
+    "less_than_equal": "it should be at most {le:.10g}",
     "too_short": "it needs at least {min_length}",
     "too_long": "it takes at most {max_length}",
     "string_too_long": "at most {max_length} characters",
@@ -56,7 +60,8 @@ def given(value: object) -> str:
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    return repr(value)
+    text = repr(value) if not isinstance(value, int) or abs(value) < HUGE else ""
+    return text or "a whole number of more than 19 digits"
 
 
 def example_of(part: str, key: str) -> str:

@@ -271,9 +271,10 @@ class _Reader:
             if kind == "int":
                 return int(text.replace("_", ""), 0) if text.lstrip("+-")[:2].lower() in ("0x", "0o") else int(text)
             if kind == "float":
-                return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            self.problems.append(Problem(place, f"'{text}' is not a number that can be read"))
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            self.problems.append(Problem(place, f"'{shown}' is not a number that can be read"))
         return text
 
 

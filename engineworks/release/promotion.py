@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +17,7 @@ from engineworks.recipe.load import LoadedRecipe
 from engineworks.release.passport import read_passport
 from engineworks.release.signing import SIGNATURE, Trust
 from engineworks.results import BuildResult, EngineResult
-from engineworks.suggest import did_you_mean
+from engineworks.selection import refuse_unmatched, select
 from engineworks.tensors import spec_from_json
 from engineworks.tracking import EngineModel, Registry, Slot, Standing, Tracking
 
@@ -165,12 +164,9 @@ def _roll_back(engine: str, slot: Slot, standing: Standing, registry: Registry) 
 
 
 def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:
-    """Ids of the recipe's engines that the glob selects. Raises `InputError` if there are none."""
-    ids = [f"{loaded.name}/{p}/{t.name}" for p in loaded.recipe.precisions for t in loaded.targets]
-    chosen = [i for i in ids if only is None or fnmatchcase(i, only)]
-    if not chosen:
-        raise InputError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
-    return chosen
+    """Ids of the recipe's engines that the globs select. Raises `TargetError` for one that selects none."""
+    refuse_unmatched(only, loaded.engine_ids, loaded.name)
+    return select(only, loaded.engine_ids, loaded.name)
 
 
 def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> EngineModel:

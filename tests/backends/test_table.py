@@ -84,7 +84,7 @@ def test_options_that_a_backend_has_pass() -> None:
         ({"levl": 3}, "unknown option 'levl' of Test; did you mean 'level'"),
         ({"level": "3"}, "option 'level' of Test is '3': a whole number is asked for; how hard to try"),
         ({"level": True}, "option 'level' of Test is True: a whole number is asked for"),
-        ({"level": -1}, "option 'level' of Test is -1: it can not be negative"),
+        ({"level": -1}, "option 'level' of Test is -1: it cannot be negative"),
         ({"fast": 1}, "option 'fast' of Test is 1: true or false is asked for"),
         ({"mode": "odd"}, "option 'mode' of Test is 'odd': one of plain, fancy; the way"),
     ],

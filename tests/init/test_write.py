@@ -200,3 +200,135 @@ def test_a_huggingface_folder_with_texts_gets_them_as_data(repository: Path) -> 
     assert written.loaded.recipe.accuracy.metric == "top1"
     bare = write_recipe(Wishes(model=str(made)), repository / "recipes" / "bare.yaml", read_settings())
     assert "# texts: evaluation: {text: FILE.jsonl, labels: label}" in bare.recipe.read_text()
+
+
+def cache_model(path: Path, *, symbols: bool, layers: int = 14) -> Path:
+    """ids[b, s] and a key and a value of each layer [b, 2, past, 8], every one with symbols of its own or with none."""
+    node = helper.make_node
+    inputs: dict[str, tuple[int, Shape]] = {"ids": (INT, ["s0", "s1"] if symbols else [None, None])}
+    nodes = [
+        node("Cast", ["ids"], ["f"], to=FLOAT), node("Unsqueeze", ["f", "axes"], ["f4"]),
+        node("Mul", ["f4", "heads"], ["new"]),
+    ]  # fmt: skip
+    names = [f"past_key_values.{layer}.{what}" for layer in range(layers) for what in ("key", "value")]
+    for at, name in enumerate(names):
+        inputs[name] = (FLOAT, [f"s{2 * at + 2}", 2, f"s{2 * at + 3}", 8] if symbols else [None, 2, None, 8])
+        nodes.append(node("Concat", [name, "new"], [name.replace("past_key_values", "present")], axis=2))
+    presents = [n.output[0] for n in nodes[3:]]
+    nodes.append(node("Sum", presents, ["y"]))
+    save(path, nodes, inputs, {"axes": np.array([1, 3]), "heads": floats(1, 2, 1, 8)})
+    model = onnx.load(path)
+    model.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, [None] * 4) for name in presents)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("symbols", [True, False])
+def test_the_caches_of_all_layers_share_their_dimensions(repository: Path, symbols: bool) -> None:
+    recipe = written(cache_model(repository / "recipes/kv.onnx", symbols=symbols)).loaded.recipe
+    assert list(recipe.shapes["default"]) == ["batch", "sequence", "past"]
+    assert {one.shape for name, one in recipe.inputs.items() if name != "ids"} == {("batch", 2, "past", 8)}
+    own = {dim for shape in recipe.outputs.values() for dim in shape if isinstance(dim, str)}
+    assert own == {"batch", "sequence_and_past"}
+
+
+def test_caches_that_differ_in_length_are_not_tied(repository: Path) -> None:
+    """One is always a token longer than the other: equal lengths never run."""
+    path = repository / "recipes/odd.onnx"
+    nodes = [
+        helper.make_node("Concat", ["past.0.key", "pad"], ["longer"], axis=0),
+        helper.make_node("Concat", ["longer", "past.0.value"], ["y"], axis=1),
+    ]
+    inputs: dict[str, tuple[int, Shape]] = {"past.0.key": (FLOAT, ["s0", 4, 4]), "past.0.value": (FLOAT, ["s2", 4, 4])}
+    save(path, nodes, inputs, {"pad": floats(1, 4, 4)})
+    shapes = [one.shape[0] for one in written(path).loaded.recipe.inputs.values()]
+    assert len(set(shapes)) == 2
+
+
+def test_lengths_that_follow_from_values_are_not_frozen(repository: Path) -> None:
+    path = repository / "recipes/found.onnx"
+    node = helper.make_node
+    save(path, [node("NonZero", ["x"], ["at"]), node("Cast", ["at"], ["y"], to=FLOAT)], {"x": (FLOAT, ["n", 6])}, {})
+    rank, length = written(path).loaded.recipe.outputs["y"]
+    assert rank == 2
+    assert isinstance(length, str)
+    path = repository / "recipes/fixed_found.onnx"
+    save(path, [node("NonZero", ["x"], ["at"]), node("Cast", ["at"], ["y"], to=FLOAT)], {"x": (FLOAT, [4, 6])}, {})
+    assert isinstance(written(path).loaded.recipe.outputs["y"][1], str)
+
+
+def test_an_output_length_that_depends_on_an_input_that_did_not_vary_has_a_name(repository: Path) -> None:
+    path = repository / "recipes/strided.onnx"
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], strides=[4, 4])]
+    save(path, nodes, {"x": (FLOAT, ["n", 3, "h", "w_"])}, {"w": floats(2, 3, 4, 4)})
+    shape = (2, 3, 64, 64)
+    recipe = written(path, shapes={"x": (shape, shape, shape)}).loaded.recipe
+    assert recipe.outputs["y"] == ("n", 2, "y_2", "y_3")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kept"),
+    [
+        (((1, 3, 32, 32), (1, 3, 64, 64), (4, 3, 960, 960)), {"n": (1, 1, 4), "h": (32, 64, 960), "w": (32, 64, 960)}),
+        (((4, 3, 960, 960),) * 3, {"n": (4, 4, 4), "h": (960, 960, 960), "w": (960, 960, 960)}),
+    ],
+)
+def test_asked_shapes_that_are_too_large_to_be_tried_stay(repository: Path, shapes: Any, kept: dict[str, Any]) -> None:
+    path = repository / "recipes/large.onnx"
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], strides=[4, 4])]
+    save(path, nodes, {"x": (FLOAT, ["n", 3, "h", "w_"])}, {"w": floats(2, 3, 4, 4)})
+    recipe = written(path, shapes={"x": shapes}).loaded.recipe
+    assert recipe.shapes["default"] == kept
+    assert recipe.outputs["y"] == ("n", 2, "y_2", "y_3")
+
+
+@pytest.mark.parametrize(("operator", "bad"), [("Sqrt", True), ("Exp", False)])
+def test_a_model_whose_own_output_is_nan_is_noticed(repository: Path, operator: str, bad: bool) -> None:
+    path = repository / "recipes/root.onnx"
+    save(path, [helper.make_node(operator, ["x"], ["y"])], {"x": (FLOAT, ["n", 3])}, {})
+    notes = written(path).notes
+    assert any("output 'y' of the model itself is NaN or infinite" in note for note in notes) == bad
+    assert len(notes) == 1 + bad
+
+
+LABELS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing": ({}, "holds no array 'label' with the labels"),
+    "count": (
+        {"label": np.zeros(5, np.int64)},
+        r"the labels 'label' are int64\[5\]; labels are one whole number for each",
+    ),
+    "type": ({"label": np.zeros(24, np.float32)}, r"the labels 'label' are float32\[24\]"),
+    "rank": ({"label": np.zeros((24, 3), np.int64)}, r"the labels 'label' are int64\[24, 3\]"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_do_not_fit_are_refused_and_nothing_is_written(repository: Path, name: str) -> None:
+    onnx.save(tiny_model(), "recipes/new.onnx")
+    arrays, said = LABELS[name]
+    np.savez("recipes/own.npz", image=np.zeros((24, 1, 4, 4), np.float32), **arrays)
+    with pytest.raises(InputError, match=said):
+        written(Path("recipes/new.onnx"), evaluation="recipes/own.npz", labels="label")
+    assert not Path("recipes/new.yaml").exists()
+
+
+def test_labels_without_data_or_without_classes_are_refused(repository: Path) -> None:
+    onnx.save(tiny_model(), "recipes/new.onnx")
+    with pytest.raises(InputError, match="there is no data with labels; name it with --evaluation"):
+        written(Path("recipes/new.onnx"), labels="label")
+    tokens(repository / "recipes/tokens.onnx")
+    ids = np.zeros((8, 16), np.int64)
+    np.savez("recipes/ids.npz", ids=ids, mask=ids + 1, label=np.zeros(8, np.int64))
+    with pytest.raises(InputError, match=r"output 'y' is \[batch, sequence, 7\], and classes need"):
+        written(Path("recipes/tokens.onnx"), evaluation="recipes/ids.npz", labels="label")
+
+
+def test_calibration_data_is_never_made_up(repository: Path) -> None:
+    onnx.save(tiny_model(), "recipes/new.onnx")
+    with pytest.raises(InputError, match="int8: calibration data is needed, real samples; name it with --calibration"):
+        written(Path("recipes/new.onnx"), precisions=("fp32", "int8"))
+    made = written(Path("recipes/new.onnx"), precisions=("fp32", "int8"), kept=("translated from a command line",))
+    assert made.loaded.recipe.precisions == ("fp32",)
+    assert any(note.startswith("int8: left out: calibration data is needed") for note in made.notes)
+    assert "#   int8: left out, for lack of calibration data" in made.recipe.read_text()
+    assert made.loaded.recipe.data.calibration is None

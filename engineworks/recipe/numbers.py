@@ -1,0 +1,30 @@
+"""The numbers of recipes and targets files: finite, neither bool nor text, and no larger than what they count can be.
+
+Every numeric field takes its type from here; a test walks the schema and tries what is no usable number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+LARGEST_LENGTH = 2**31 - 1
+"""Longest dimension: the most that TensorRT takes. Counts end there too."""
+
+LONGEST_S = 1_000_000
+"""Longest time limit in seconds, 11 days: the operating system's timers end at 24 days."""
+
+LARGEST_TENSOR_BYTES = 2**40
+"""No host could hold a single input or output of this size."""
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+Fraction = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1)]
+Percentile = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=50, le=100)]
+Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_S)]
+Length = Annotated[int, Field(strict=True, ge=1, le=LARGEST_LENGTH)]
+Extent = Annotated[int, Field(strict=True, ge=0, le=LARGEST_LENGTH)]
+"""A length that may be 0: an empty KV cache, say. Counts that may be 0 have this type too."""
+Streams = Annotated[int, Field(strict=True, ge=1, le=64)]
+Opset = Annotated[int, Field(strict=True, ge=13, le=23)]

@@ -1,0 +1,29 @@
+"""Which engines `--only` means: globs over their ids, separated by commas; an engine that any of them fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from engineworks.errors import TargetError
+from engineworks.suggest import did_you_mean
+
+
+def selects(only: str | None, engine: str) -> bool:
+    """Whether the globs select this engine; without any, all are."""
+    return only is None or any(fnmatchcase(engine, glob) for glob in only.split(","))
+
+
+def select(only: str | None, engines: Sequence[str], recipe: str) -> list[str]:
+    """The ids that the globs select, in their order. Raises `TargetError` where there are none."""
+    chosen = [one for one in engines if selects(only, one)]
+    if not chosen:
+        refuse_unmatched(only, engines, recipe)
+    return chosen
+
+
+def refuse_unmatched(only: str | None, engines: Sequence[str], recipe: str) -> None:
+    """Raises `TargetError` for a glob that fits none of the ids."""
+    for glob in only.split(",") if only is not None else ():
+        if not any(selects(glob, one) for one in engines):
+            raise TargetError(f"--only '{glob}' matches no engine of {recipe}", hint=did_you_mean(glob, engines))

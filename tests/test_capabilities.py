@@ -3,6 +3,7 @@ real builds, in backends/test_trt_build.py and backends/test_onnxruntime.py."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,8 +141,8 @@ def test_the_tables_are_about_the_same_backends_precisions_and_capabilities() ->
         known = {c for n in NAMED if n.backend == refusal.backend for c in n.capabilities}
         assert set(refusal.capabilities) <= known
         said = refusal.say("1.7", "int8", "8.6")
-        assert "; use " in said
-        assert "{" not in said
+        assert re.search("; (use|replace|move|keep|train|leave) ", said), said
+        assert not re.search(r"{(title|version|precision|capability|found|operator)}", said)
 
 
 def test_asking_imports_nothing_heavy() -> None:

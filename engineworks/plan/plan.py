@@ -20,7 +20,7 @@ from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.plan.documents import Aside, Documents
 from engineworks.plan.duel import duel_document
 from engineworks.plan.peers import PlannedPeer, plan_peers
-from engineworks.plan.precisions import known_operators, lower_id, refusal
+from engineworks.plan.precisions import known_uses, lower_id, refusal
 from engineworks.plan.remeasure import measured_anew
 from engineworks.precisions import computation
 from engineworks.recipe.load import LoadedRecipe
@@ -177,8 +177,8 @@ def plan_recipe(
     if not chosen:
         raise TargetError(f"--only '{only}' matches no engine of {loaded.name}", hint=did_you_mean(only or "", ids))
     documents, shared = Documents(loaded, digests), _Shared()
-    operators = known_operators(documents, store)
-    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
+    uses = known_uses(documents, store)
+    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():

@@ -19,7 +19,7 @@ from engineworks.backends import _trt, tensorrt_rtx
 from engineworks.backends.base import BuildRequest
 from engineworks.capabilities import NAMED, why_not
 from engineworks.child import run_in_child
-from engineworks.errors import BuildError, TargetError, TimeLimitError
+from engineworks.errors import BuildError, TargetError, TimeLimitError, UnsupportedError
 from engineworks.model.lower.half import to_half
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
@@ -91,15 +91,16 @@ def test_every_node_that_is_not_supported_is_named(request_for: RequestFor, grap
     nodes = [
         helper.make_node("Bernoulli", ["x"], ["a"], name="coin"),
         helper.make_node("Det", ["a"], ["b"], name="determinant"),
-        helper.make_node("Special", ["b"], ["y"], name="ours", domain="acme"),
+        helper.make_node("Special", ["b"], ["c"], name="ours", domain="acme"),
+        helper.make_node("Special", ["c"], ["y"], name="ours too", domain="acme"),
     ]
     model = graph_of(nodes, [("x", ["n", 4])], [("y", ["n", 4])], domains=("acme",))
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(UnsupportedError) as caught:
         tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet)
     assert str(caught.value) == (
-        f"model.onnx: TensorRT-RTX {VERSION} can not parse it: Bernoulli (node 'coin') is not supported; "
-        "Det (node 'determinant') is not supported; "
-        "Special (node 'ours') is not supported"
+        f"model.onnx: TensorRT-RTX {VERSION} cannot parse it: it does not have Bernoulli (node 'coin'), "
+        "Det (node 'determinant'), Special (node 'ours', 2 nodes); "
+        "replace it in the model, or build the model for a CPU target (backend: onnxruntime)"
     )
 
 

@@ -33,7 +33,7 @@ from engineworks.backends._trt_config import (
 )
 from engineworks.backends._trt_dtypes import dtype_name
 from engineworks.backends._trt_log import Logger, logger_of
-from engineworks.backends._trt_parse import Interface, interface_of, parse, read_interface
+from engineworks.backends._trt_parse import Interface, interface_of, network_names, parse, read_interface
 from engineworks.backends._trt_profiles import add_profiles
 from engineworks.backends._trt_tf32 import environment, switched
 from engineworks.backends._trt_words import builder_sentence
@@ -126,7 +126,7 @@ def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
         network, _parser = parse(trt, title, builder, logger, request.model, model, plain)  # it owns the weights
         config = builder.create_builder_config()
         configure(trt, title, config, request.options)
-        add_profiles(builder, config, network, request.profiles, model.inputs)
+        add_profiles(builder, config, network, request.profiles, model.inputs, network_names(network))
         if vendor.rtx:
             name_capabilities(trt, title, config, request.compute_capabilities)
         timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
@@ -233,20 +233,22 @@ def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
 
 
 def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs with the engine's dtypes and the model's names of dimensions."""
+    """Inputs and outputs with the engine's dtypes and the model's names."""
     named = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
 
-    def spec(tensor: Any) -> TensorSpec:
-        given = named.get(tensor.name)
+    def spec(tensor: Any, name: str) -> TensorSpec:
+        given = named.get(name)
         names = given.shape if given is not None and len(given.shape) == len(tensor.shape) else ()
         shape = [
-            length if length >= 0 else (names[axis] if names else f"{tensor.name}_{axis}")
+            length if length >= 0 else (names[axis] if names else f"{name}_{axis}")
             for axis, length in enumerate(tensor.shape)
         ]
-        return TensorSpec(tensor.name, dtype_name(tensor.dtype.name), tuple(shape))
+        return TensorSpec(name, dtype_name(tensor.dtype.name), tuple(shape))
 
-    inputs = tuple(spec(network.get_input(i)) for i in range(network.num_inputs))
-    return inputs, tuple(spec(network.get_output(i)) for i in range(network.num_outputs))
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    names = network_names(network)
+    inputs = tuple(spec(network.get_input(i), name) for i, name in enumerate(names))
+    return inputs, tuple(spec(tensor, tensor.name) for tensor in outputs)
 
 
 def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.backends._trt_log import Logger
 from engineworks.backends._trt_reads import ignored_inputs
+from engineworks.backends._trt_tensors import given_names
 from engineworks.backends._trt_words import parser_sentence
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.model.node_uses import node_uses
@@ -80,7 +81,7 @@ def parse(
         said = parser_sentence(errors, model.graph, logger.reason())
         kind = UnsupportedError if said.known else BuildError
         raise kind(f"{path.name}: {title} cannot parse it: {said.text}", hint=said.hint, log=logger.text())
-    ignored = ignored_inputs(plain.graph if plain else model.graph, network)
+    ignored = ignored_inputs(plain.graph if plain else model.graph, network, network_names(network))
     if ignored:
         raise UnsupportedError(
             f"{path.name}: {title} would leave out without a word: {', '.join(ignored)}",
@@ -88,3 +89,9 @@ def parse(
             log=logger.text(),
         )
     return network, parser
+
+
+def network_names(network: Any) -> dict[str, str]:
+    """The model's name of every input → the network's."""
+    inputs = [network.get_input(i).name for i in range(network.num_inputs)]
+    return given_names(inputs, [network.get_output(i).name for i in range(network.num_outputs)])

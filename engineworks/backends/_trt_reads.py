@@ -10,7 +10,7 @@ Loop under other names) is asked only whether any layer reads its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engineworks.model.graphs import names_read, node_label, subgraphs
@@ -22,8 +22,9 @@ _SHAPE_READERS = frozenset({"Shape", "Size", "EyeLike", "RandomNormalLike", "Ran
 """Operators that read the shape of their input, not its values."""
 
 
-def ignored_inputs(graph: onnx.GraphProto, network: Any) -> list[str]:
-    """One phrase for each input of a node that no layer made for the node reads."""
+def ignored_inputs(graph: onnx.GraphProto, network: Any, names: Mapping[str, str]) -> list[str]:
+    """One phrase for each input of a node that no layer made for the node reads. names: the network's names of the
+    model's inputs."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {name: layer for layer in layers for name in _outputs(layer)}
     read = {name for layer in layers for name in _inputs(layer)} | {
@@ -35,12 +36,13 @@ def ignored_inputs(graph: onnx.GraphProto, network: Any) -> list[str]:
             own.setdefault(node_name, []).append(layer)
     there = makers.keys() | {network.get_input(i).name for i in range(network.num_inputs)}
     found = []
-    for node, index, name in _value_reads(graph):
+    for node, index, given in _value_reads(graph):
+        name = names.get(given, given)
         if name not in there:
             continue
         starts = own.get(node.name, []) if node.name and not any(subgraphs(node)) else []
         if name not in read or (starts and name not in _reached(starts, makers, node.name)):
-            found.append(f"{_input_name(node, index)}'{name}' of {node.op_type} ({node_label(node)})")
+            found.append(f"{_input_name(node, index)}'{given}' of {node.op_type} ({node_label(node)})")
     return found
 
 

@@ -34,6 +34,17 @@ def stored_uses(store: Store, fold: str) -> Uses | None:
     return uses
 
 
+def note_unsupported(store: Store, build: str, key: str, sentence: str) -> None:
+    """Remember on this host that the builder cannot do this step (its id, its key), and why: it would fail again."""
+    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": sentence})
+
+
+def known_unsupported(store: Store, build: str, key: str) -> str | None:
+    """What was noted of the same step."""
+    noted = store.latest(f"{build}/unsupported")
+    return str(noted["sentence"]) if noted and noted.get("key") == key else None
+
+
 def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
     """Why the target cannot do the precision; of a mixture, or of what lies around int8, why not that part."""
     facts = backend_facts(target.target.backend)

@@ -58,7 +58,7 @@ _PARSER: Sequence[tuple[re.Pattern[str], str, str]] = (
 )  # fmt: skip
 """(what the parser says, what is wrong with the node, what to do)."""
 
-_NO_KERNEL = re.compile(r"(?:node |^)(\S+?)(?:_\d+)? has no runners|any implementation for (?:node )?(\S+?)[.\s]")
+_NO_KERNEL = re.compile(r"(?:^|\s)(\S+) has no runners|any implementation for (?:node )?(\S+?)[.\s]")
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def builder_sentence(reason: str, graph: onnx.GraphProto | None) -> Sentence:
     match = _NO_KERNEL.search(reason)
     if match:
         name = (match[1] or match[2]).strip(".'")
+        name = name if name in nodes else re.sub(r"_\d+$", "", name)  # the parser numbers its layers
         where = f"{nodes[name]} (node '{name}')" if name in nodes else f"'{name}'"
         return Sentence(f"it has no kernel for {where}", _REPLACE, known=True)
     if "Attention operation was not supported by a dedicated kernel" in reason:

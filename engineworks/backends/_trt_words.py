@@ -27,7 +27,7 @@ _MISSING = re.compile(
 _PARSER: Sequence[tuple[re.Pattern[str], str, str]] = (
     (
         re.compile(r"mode than 1 outputs|nodes with one output"),
-        "only its first output is supported",
+        "is supported with its first output only",
         f"leave the others out of the model, {_ON_CPU}",
     ),
     (

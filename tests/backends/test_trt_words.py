@@ -30,7 +30,7 @@ def error(operator: str, name: str, text: str) -> SimpleNamespace:
         ),
         (
             "MaxPool", "This version of TensorRT doesn't support mode than 1 outputs for MaxPool nodes!",
-            "MaxPool (node 'n') only its first output is supported", "leave the others out",
+            "MaxPool (node 'n') is supported with its first output only", "leave the others out",
         ),
         (
             "QuantizeLinear", "Assertion failed: shiftIsAllZeros(zeroPoint): Non-zero zero point is not supported. Please …",

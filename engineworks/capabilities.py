@@ -140,7 +140,7 @@ REFUSALS = (
     ),
     Refusal(
         "tensorrt_rtx", (1, 7), END, ("fp16", "bf16"), (),
-        "{title} {version} has sequence lengths in fp32 only: {found}; keep it in fp32 by a mixture "
+        "{title} {version} has sequence lengths in fp32 only: {found}; use fp32, or keep the node in fp32 by a mixture "
         "(mixtures: {{mixed: {{default: {precision}, fp32: ['op:{operator}']}}}}), or int8 by calibration.around: fp32",
         operators=("LSTM:sequence_lens", "GRU:sequence_lens", "RNN:sequence_lens"), assumed=False,
     ),

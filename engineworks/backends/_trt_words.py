@@ -38,7 +38,7 @@ _PARSER: Sequence[tuple[re.Pattern[str], str, str]] = (
     (
         re.compile(r"\[Select\]: ISelectLayer must have .*of same types"),
         "is supported in fp32 only, in this form",
-        "keep the node in fp32 by a mixture (mixtures: {mixed: {default: fp16, fp32: ['op:OPERATOR']}})",
+        "use fp32, or keep the node in fp32 by a mixture (mixtures: {mixed: {default: fp16, fp32: ['op:OPERATOR']}})",
     ),
     (
         re.compile(r"must have same input types.*?is of type (\w+) and .*?is of type (\w+)"),

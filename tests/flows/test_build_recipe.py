@@ -283,8 +283,8 @@ def asymmetric_quantization() -> onnx.ModelProto:
     ]
     del model.graph.node[:]
     model.graph.node.extend([*nodes[:2], *quantizers, *nodes[2:]])
-    values = {"scale": np.array(0.05, np.float32), "zero": np.array(3, np.int8)}
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in values.items())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.05, np.float32), "scale"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(3, np.int8), "zero"))
     return model
 
 

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,8 +55,10 @@ PORTABLE_ONLY = ("9.0",)
 class Refusal:
     """What can not be built, and the sentence that says so and what to do instead.
 
-    precisions, capabilities: empty for all. operators: only models that have one of these; `assumed` while a model's
-    operators are not known. of_quantized: only if such an operator is quantized.
+    precisions, capabilities: empty for all. operators: only models that have one of these, or use it so
+    ('LSTM:sequence_lens', see `model/node_uses.py`); `assumed` while a model's operators are not known. of_quantized:
+    only if such an operator is quantized. but: only models that have an operator that is none of these. In the
+    sentence {found} are those operators, with their nodes.
     """
 
     backend: str
@@ -68,13 +70,82 @@ class Refusal:
     operators: tuple[str, ...] = ()
     of_quantized: bool = False
     assumed: bool = True
+    but: tuple[str, ...] = ()
 
-    def say(self, version: str, precision: str, capability: str) -> str:
-        words = {"version": _short(version), "precision": precision, "capability": capability}
+    def say(self, version: str, precision: str, capability: str, found: str = "") -> str:
+        words = {"version": _short(version), "precision": precision, "capability": capability, "found": found}
+        words["operator"] = found.partition(" ")[0]
         return self.sentence.format(title=TITLES[self.backend], **words)
 
 
+PARSED = (
+    "Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "Attention",
+    "AveragePool", "BatchNormalization", "BlackmanWindow", "Cast", "CastLike", "CausalConvWithState", "Ceil",
+    "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "Cosh", "CumSum",
+    "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand",
+    "EyeLike", "Flatten", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
+    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample",
+    "GroupNormalization", "GroupQueryAttention", "HammingWindow", "HannWindow", "HardSigmoid", "HardSwish",
+    "Hardmax", "Identity", "If", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM", "LayerNormalization",
+    "LeakyRelu", "Less", "LessOrEqual", "LinearAttention", "Log", "LogSoftmax", "Loop", "LpNormalization", "LpPool",
+    "MatMul", "Max", "MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg",
+    "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "QuantizeLinear",
+    "RMSNormalization", "RNN", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range",
+    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign",
+    "RotaryEmbedding", "Round", "STFT", "Scan", "Scatter", "ScatterElements", "ScatterND", "Selu", "Shape",
+    "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth",
+    "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "TensorScatter", "ThresholdedRelu", "Tile",
+    "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
+)  # fmt: skip
+"""Operators that the ONNX parser of TensorRT-RTX 1.7.1 says that it has, whatever their domain."""
+
+_ON_CPU = "or build the model for a CPU target (backend: onnxruntime)"
+_NO_KERNEL = "move it out of the model to before or after the engine, " + _ON_CPU
+_SYMMETRIC = "train with symmetric int8 (qscheme=torch.per_tensor_symmetric, dtype=qint8), " + _ON_CPU
+
+
+def _quantized_otherwise(backend: str, since: Version) -> tuple[Refusal, ...]:
+    """What TensorRT's parsers take of a model's own Q/DQ: signed, symmetric, and no biases."""
+    refused = {
+        "zero_point": ("{title} {version} has no quantization with a zero point that is not 0: {found}; ", _SYMMETRIC),
+        "unsigned": ("{title} {version} reads unsigned quantized values as int8: {found}; ", _SYMMETRIC),
+        "int32": (
+            "{title} {version} does not take biases quantized to int32: {found}; ",
+            "leave biases in floating point (QuantizeBias=False), " + _ON_CPU,
+        ),
+    }
+    return tuple(
+        Refusal(
+            backend, since, END, PRECISIONS, (), what + hint,
+            operators=(f"QuantizeLinear:{use}", f"DequantizeLinear:{use}"), assumed=False,
+        )
+        for use, (what, hint) in refused.items()
+    )  # fmt: skip
+
+
 REFUSALS = (
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, PRECISIONS, (), "{title} {version} does not have {found}; replace it, " + _ON_CPU,
+        but=PARSED, assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, PRECISIONS, (),
+        "{title} {version} cannot run {found}: how long its output is follows from the data; " + _NO_KERNEL,
+        operators=("NonZero", "NonMaxSuppression"), assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, PRECISIONS, (), "{title} {version} has no kernel for {found}; " + _NO_KERNEL,
+        operators=("RoiAlign", "MaxPool:indices", "ScatterND:reduction", "Resize:antialias"), assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, ("fp16", "bf16"), (),
+        "{title} {version} has sequence lengths in fp32 only: {found}; use fp32, or keep the node in fp32 by a mixture "
+        "(mixtures: {{mixed: {{default: {precision}, fp32: ['op:{operator}']}}}}), or int8 by calibration.around: fp32",
+        operators=("LSTM:sequence_lens", "GRU:sequence_lens", "RNN:sequence_lens"), assumed=False,
+    ),
+    *_quantized_otherwise("tensorrt_rtx", (1, 4)),
+    *_quantized_otherwise("tensorrt", (10,)),
     Refusal(
         "tensorrt_rtx", (1, 7), END, ("fp32",), ("7.5",),
         "{title} {version} has no fp32 matrix multiplication on compute capability 7.5; "
@@ -148,7 +219,8 @@ def why_not(
     """None if engines of this precision can be built for the target, otherwise the reason, as a sentence.
 
     version: the installed one; None where it is not known: then only what all versions refuse is refused.
-    operators, quantized: operator types of the model, and those of them that are quantized; None while not known.
+    operators, quantized: operator types of the model and how it uses them (with the names of the nodes, where it is a
+    mapping), and those of them that are quantized; None while not known.
     """
     if version is None:
         reasons = [
@@ -164,7 +236,7 @@ def why_not(
     for capability in compute_capabilities or ("",):
         for refusal in _about(backend, version, capability):
             if precision in refusal.precisions and _concerns(refusal, operators, quantized):
-                sentence = refusal.say(version, precision, capability)
+                sentence = refusal.say(version, precision, capability, _found(refusal, operators))
                 return sentence + (f", or leave {capability} out" if len(compute_capabilities) > 1 else "")
     return None
 
@@ -212,9 +284,32 @@ def _about(backend: str, version: str, capability: str) -> Iterator[Refusal]:
 def _concerns(refusal: Refusal, operators: Collection[str] | None, quantized: Collection[str] | None) -> bool:
     """Whether the model has an operator that the refusal is about."""
     present = quantized if refusal.of_quantized else operators
-    if not refusal.operators:
+    if not refusal.operators and not refusal.but:
         return True
-    return refusal.assumed if present is None else not set(present).isdisjoint(refusal.operators)
+    return refusal.assumed if present is None else bool(_concerned(refusal, present))
+
+
+def _concerned(refusal: Refusal, present: Collection[str]) -> list[str]:
+    """Those of the operators that the refusal is about; 'com.microsoft.Gelu' is parsed like Gelu."""
+    if refusal.but:
+        return sorted(o for o in present if ":" not in o and o.rpartition(".")[2] not in refusal.but)
+    return [o for o in refusal.operators if o in present]
+
+
+def _found(refusal: Refusal, operators: Collection[str] | None) -> str:
+    """The operators that the refusal is about, each with how many nodes it has and the first of them."""
+    found = []
+    for use in _concerned(refusal, operators or ()):
+        name, _, particular = use.partition(":")
+        nodes = operators[use] if isinstance(operators, Mapping) else ()
+        many = f", {len(nodes)} nodes" if len(nodes) > 1 else ""
+        named = f" (node '{nodes[0]}'{many})" if nodes else ""
+        found.append(name + named + (f" with {particular.replace('_', ' ')}" if particular in _SPOKEN else ""))
+    return ", ".join(found)
+
+
+_SPOKEN = ("indices", "reduction", "antialias")
+"""Uses that a refusal's sentence does not name itself."""
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   │   ├── PatternError          2  a pattern of the recipe names no node, or two formats name the same node
 │   │   └── PrecisionError        2  the model can not be computed in the precision that the recipe asks for
 │   ├── BuildError                4  the builder refused or crashed; `log` holds its last lines
+│   │   └── UnsupportedError      2  the builder cannot do what the model asks: building again changes nothing
 │   ├── RunError                  4  an engine that was built could not be loaded or run
 │   └── TimeLimitError            4  a child process outlived its limit and was killed
 ├── StoreError                    4  the store can not be read or written
@@ -157,6 +158,12 @@ class PrecisionError(LoweringError):
 
 class BuildError(StepError):
     pass
+
+
+class UnsupportedError(BuildError):
+    """A reason that is known, with what to do: the recipe's or the model's to change. `plan` remembers it."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 class RunError(StepError):

@@ -11,13 +11,16 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from engineworks.child import default_pool
-from engineworks.errors import EXIT_DEFECT, EngineworksError, PrecisionError
+from engineworks.errors import EXIT_DEFECT, EngineworksError, PrecisionError, UnsupportedError
 from engineworks.execution.memory_guard import available_mib, needs_of
 from engineworks.execution.progress import listener
 from engineworks.execution.schedule import Schedule
 from engineworks.execution.state import Build
 from engineworks.execution.step import Outcome
 from engineworks.plan import Step
+from engineworks.plan.plan import none_left
+from engineworks.plan.precisions import note_unsupported
+from engineworks.plan.refusals import refuse_folded
 from engineworks.results import Failure
 from tasks.run_steps import STEP_TASKS
 
@@ -68,6 +71,8 @@ def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
     if isinstance(result, Outcome):
         build.outcomes.append(result)
         schedule.done(step.key)
+        if step.kind == "fold":
+            _refuse_folded(build, schedule)
         return
     if isinstance(result, EngineworksError):
         log = str(getattr(result, "log", ""))
@@ -75,6 +80,20 @@ def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
         failure = Failure(step.id, str(result), log, result.exit_code, inapplicable)
     else:
         failure = Failure(step.id, f"{step.id} ended without a result: {result}", exit_code=EXIT_DEFECT)
+    if isinstance(result, UnsupportedError):
+        note_unsupported(build.store, step.id, step.key, failure.message)
     build.failures[step.key] = failure
     schedule.failed(step.key)
     listener().failed(step, failure.message)
+
+
+def _refuse_folded(build: Build, schedule: Schedule) -> None:
+    """Refuse what the folded model rules out before anything is lowered or built for it."""
+    before = len(build.plan.refused)
+    build.plan = refuse_folded(build.plan, build.store)
+    refused = build.plan.refused[before:]
+    for one in refused:
+        listener().say(f"{one.id}: refused: {one.sentence}")
+    if refused and not build.plan.engines:
+        raise none_left({one.id: one.sentence for one in build.plan.refused})
+    schedule.drop(build.plan)

@@ -3,6 +3,7 @@ real builds, in backends/test_trt_build.py and backends/test_onnxruntime.py."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.backends import BACKENDS
-from engineworks.capabilities import NAMED, PRECISIONS, REFUSALS, TITLES, TRIED, why_not, why_not_target
+from engineworks.capabilities import NAMED, PARSED, PRECISIONS, REFUSALS, TITLES, TRIED, why_not, why_not_target
 
 RTX = "tensorrt_rtx"
 
@@ -140,8 +141,8 @@ def test_the_tables_are_about_the_same_backends_precisions_and_capabilities() ->
         known = {c for n in NAMED if n.backend == refusal.backend for c in n.capabilities}
         assert set(refusal.capabilities) <= known
         said = refusal.say("1.7", "int8", "8.6")
-        assert "; use " in said
-        assert "{" not in said
+        assert re.search("; (use|replace|move|keep|train|leave) ", said), said
+        assert not re.search(r"{(title|version|precision|capability|found|operator)}", said)
 
 
 def test_asking_imports_nothing_heavy() -> None:
@@ -152,3 +153,33 @@ why_not("tensorrt_rtx", "1.7", "fp32", ("8.6",))
 sys.exit(", ".join({"numpy", "onnx", "pydantic", "tensorrt_rtx"} & set(sys.modules)) or 0)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_what_a_model_does_with_its_operators_is_refused_with_the_nodes() -> None:
+    uses = {
+        "NonZero": ["where"], "Det": ["d"], "Foo.Bar": ["a", "b"], "LSTM": ["l"], "LSTM:sequence_lens": ["l"],
+    }  # fmt: skip
+
+    def said(precision: str, *names: str) -> str | None:
+        return why_not(RTX, "1.7.1.116", precision, ("8.9",), operators={n: uses[n] for n in names})
+
+    assert "cannot run NonZero (node 'where')" in str(said("fp16", "NonZero"))
+    assert "does not have Det (node 'd'), Foo.Bar (node 'a', 2 nodes); " in str(said("fp32", "Foo.Bar", "Det"))
+    assert "LSTM (node 'l')" in str(said("fp16", "LSTM", "LSTM:sequence_lens"))
+    assert "{default: bf16, fp32: ['op:LSTM']}" in str(said("bf16", "LSTM", "LSTM:sequence_lens"))
+    assert said("fp32", "LSTM", "LSTM:sequence_lens") is None
+    assert said("fp16", "LSTM") is None
+
+
+def test_the_table_of_operators_is_what_the_installed_parser_says() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    if not trt.__version__.startswith("1.7."):
+        pytest.skip("the table is of TensorRT-RTX 1.7")
+    import onnx
+
+    from engineworks.backends._trt_log import logger_of
+
+    with logger_of(trt).sending(lambda _: None) as logger:
+        parser = trt.OnnxParser(trt.Builder(logger.vendor).create_network(0), logger.vendor)
+        names = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""} | set(PARSED)
+        assert {name for name in names if parser.supports_operator(name)} == set(PARSED)

@@ -18,11 +18,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engineworks.backends._gpu import first_gpu
+from engineworks.backends._trt_attention import written_out
 from engineworks.backends._trt_config import (
     configure,
     keep_timing_cache,
@@ -31,16 +32,20 @@ from engineworks.backends._trt_config import (
     use_timing_cache,
 )
 from engineworks.backends._trt_dtypes import dtype_name
-from engineworks.backends._trt_log import Logger, logger_of, telling
+from engineworks.backends._trt_log import Logger, logger_of
+from engineworks.backends._trt_parse import Interface, interface_of, network_names, parse, read_interface
 from engineworks.backends._trt_profiles import add_profiles
 from engineworks.backends._trt_tf32 import environment, switched
+from engineworks.backends._trt_words import builder_sentence
 from engineworks.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.capabilities import PORTABLE_ONLY, why_not
-from engineworks.errors import BuildError, RunError, TargetError
+from engineworks.errors import BuildError, RunError, TargetError, UnsupportedError
 from engineworks.fingerprint import installed_version
-from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
 from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -70,61 +75,73 @@ class Vendor:
             ) from None
 
 
-@dataclass(frozen=True)
-class Interface:
-    """What the ONNX file says of itself: its tensors with the names of their dimensions, and its operators."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    operators: frozenset[str]
-    quantized: frozenset[str]
-
-
 def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """Write `engine` under `request.out`. Raises `BuildError`, `TargetError` for an option that there is not."""
+    """Write `engine` under `request.out`. Raises `UnsupportedError` where the vendor cannot do what the model asks,
+    `BuildError`, `TargetError` for an option that there is not."""
     check_options(vendor.title, request.options, vendor.options)
     start = time.perf_counter()
     trt = vendor.load()
     title = f"{vendor.title} {trt.__version__}"
     log(f"{title}, {request.model.name} in {request.precision} for {', '.join(request.compute_capabilities) or 'here'}")
-    model = _read_interface(request.model)
+    model = read_interface(request.model)
+    job = _Job(vendor, trt, title, request, model, log)
+    try:
+        report = _build(job, None)
+    except BuildError as error:
+        plain = written_out(request.model) if "Attention (node" in error.message else None
+        if plain is None:
+            raise
+        log(f"{error}; once more with every Attention written out as smaller operators")
+        try:
+            report = _build(replace(job, model=interface_of(plain)), plain)
+        except BuildError:
+            raise error from None
+        report["attention"] = "written out as smaller operators"
+    said = {spec.name: spec.dtype for spec in model.outputs}
+    inputs, outputs = report.pop("inputs"), report.pop("outputs")
+    for spec in outputs:
+        if said.get(spec.name, spec.dtype) != spec.dtype:
+            log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
+    return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), report)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same while one engine is built."""
+
+    vendor: Vendor
+    trt: Any
+    title: str
+    request: BuildRequest
+    model: Interface
+    log: Callable[[str], None]
+
+
+def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
+    """Build the engine of the request's file, or of `plain`; its details, its `inputs` and its `outputs`."""
+    vendor, trt, title, request, model = job.vendor, job.trt, job.title, job.request, job.model
     wanted = environment(request.precision, rtx=vendor.rtx, tf32=bool(request.options.get("tf32")))
-    with switched(wanted), logger_of(trt).sending(log) as logger:
+    with switched(wanted), logger_of(trt).sending(job.log) as logger:
         builder = _create_builder(trt, title, logger)
-        network, _parser = _parse(trt, title, builder, logger, request.model)  # the parser owns the weights
+        network, _parser = parse(trt, title, builder, logger, request.model, model, plain)  # it owns the weights
         config = builder.create_builder_config()
         configure(trt, title, config, request.options)
-        add_profiles(builder, config, network, request.profiles, model.inputs)
+        add_profiles(builder, config, network, request.profiles, model.inputs, network_names(network))
         if vendor.rtx:
             name_capabilities(trt, title, config, request.compute_capabilities)
         timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
         partial = request.out / (ENGINE_FILE + ".partial")
-        built, less_mib = _write_or_retry(trt, builder, network, config, partial, logger, log)
+        built, less_mib = _write_or_retry(trt, builder, network, config, partial, logger, job.log)
         if not built:
-            raise _failure(vendor, title, request, model, logger, less_mib)
+            raise _failure(job, logger, less_mib)
         if timings is not None and request.cache:
             keep_timing_cache(timings, request.cache)
         inputs, outputs = _specs(trt, network, model)
     os.replace(partial, request.out / ENGINE_FILE)
-    said = {spec.name: spec.dtype for spec in model.outputs}
-    for spec in outputs:
-        if said.get(spec.name, spec.dtype) != spec.dtype:
-            log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
     details = _details(vendor, title, request) | ({"environment": dict(wanted)} if wanted else {})
     if less_mib is not None:
         details["workspace_mib_after_out_of_memory"] = less_mib
-    return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), details)
-
-
-def _read_interface(path: Path) -> Interface:
-    graph = load_model(path, weights=False)
-    dequantized = {o for n in graph.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    return Interface(
-        inputs=graph_inputs(graph),
-        outputs=graph_outputs(graph),
-        operators=frozenset(n.op_type for n in graph.graph.node),
-        quantized=frozenset(n.op_type for n in graph.graph.node if n.input and n.input[0] in dequantized),
-    )
+    return details | {"inputs": inputs, "outputs": outputs}
 
 
 def _create_builder(trt: Any, title: str, logger: Logger) -> Any:
@@ -132,32 +149,6 @@ def _create_builder(trt: Any, title: str, logger: Logger) -> Any:
         return trt.Builder(logger.vendor)
     except TypeError:  # pybind's word for a null pointer
         raise BuildError(f"{title} did not start: {logger.reason()}", log=logger.text()) from None
-
-
-def network_flags(trt: Any) -> int:
-    """The flag that makes a network strongly typed: in TensorRT 10 only, later there are no others."""
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
-
-
-def _parse(trt: Any, title: str, builder: Any, logger: Logger, model: Path) -> tuple[Any, Any]:
-    """The network of an ONNX file and its parser. Raises `BuildError` that names every node that was refused."""
-    network = builder.create_network(network_flags(trt))
-    parser = trt.OnnxParser(network, logger.vendor)
-    if parser.parse_from_file(str(model)):
-        return network, parser
-    errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    found = list(dict.fromkeys(_parser_complaint(e) for e in errors)) or [logger.reason()]
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    raise BuildError(f"{model.name}: {title} can not parse it: {'; '.join(found[:5])}{more}", log=logger.text())
-
-
-def _parser_complaint(error: Any) -> str:
-    where = f"{error.node_operator()} (node '{error.node_name()}')" if error.node_operator() else ""
-    text = error.desc()
-    if where and (text == "false" or re.search(r"Plugin not found|Op type \w+ is not supported", text)):
-        return f"{where} is not supported"
-    text = telling(text.removeprefix(f"Invalid Node - {error.node_name()}\n")).removeprefix(f"{error.node_name()}: ")
-    return f"{where}: {text}" if where else text
 
 
 def _write_or_retry(
@@ -213,10 +204,9 @@ INTERNAL_CHECK = re.compile(r"\bCHECK\(|Exception: \S+\.(cpp|h):\d+")
 """A vendor's reason that names nothing but a line of its own source."""
 
 
-def _failure(
-    vendor: Vendor, title: str, request: BuildRequest, model: Interface, logger: Logger, less_mib: int | None
-) -> BuildError:
+def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
     """less_mib: the workspace of a second try, after the first ran out of memory."""
+    vendor, title, request, model = job.vendor, job.title, job.request, job.model
     (request.out / (ENGINE_FILE + ".partial")).unlink(missing_ok=True)
     where, reason = ", ".join(request.compute_capabilities), logger.reason()
     if logger.out_of_memory():
@@ -229,35 +219,36 @@ def _failure(
     version = next(iter(vendor.versions().values()), None)
     refused = (
         why_not(
-            vendor.name, version, part, request.compute_capabilities,
-            operators=model.operators, quantized=model.quantized,
+            vendor.name, version, part, request.compute_capabilities, operators=model.uses, quantized=model.quantized
         )
         for part in request.parts
-    )  # fmt: skip
+    )
     known = next((sentence for sentence in refused if sentence), None)
     built_none = f"{request.model.name}: {title} built no engine for {where}"
-    if known and INTERNAL_CHECK.search(reason):
-        return BuildError(f"{built_none}: {known}", log=logger.text())
-    return BuildError(
-        f"{built_none}: {reason}", hint=known or "the whole of what it said is in the build's log", log=logger.text()
-    )
+    said = builder_sentence(reason, model.graph)
+    if known and INTERNAL_CHECK.search(reason) and not said.known:
+        return UnsupportedError(f"{built_none}: {known}", log=logger.text())
+    kind = UnsupportedError if known or said.known else BuildError
+    return kind(f"{built_none}: {said.text}", hint=known or said.hint, log=logger.text())
 
 
 def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs with the engine's dtypes and the model's names of dimensions."""
+    """Inputs and outputs with the engine's dtypes and the model's names."""
     named = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
 
-    def spec(tensor: Any) -> TensorSpec:
-        given = named.get(tensor.name)
+    def spec(tensor: Any, name: str) -> TensorSpec:
+        given = named.get(name)
         names = given.shape if given is not None and len(given.shape) == len(tensor.shape) else ()
         shape = [
-            length if length >= 0 else (names[axis] if names else f"{tensor.name}_{axis}")
+            length if length >= 0 else (names[axis] if names else f"{name}_{axis}")
             for axis, length in enumerate(tensor.shape)
         ]
-        return TensorSpec(tensor.name, dtype_name(tensor.dtype.name), tuple(shape))
+        return TensorSpec(name, dtype_name(tensor.dtype.name), tuple(shape))
 
-    inputs = tuple(spec(network.get_input(i)) for i in range(network.num_inputs))
-    return inputs, tuple(spec(network.get_output(i)) for i in range(network.num_outputs))
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    names = network_names(network)
+    inputs = tuple(spec(network.get_input(i), name) for i, name in enumerate(names))
+    return inputs, tuple(spec(tensor, tensor.name) for tensor in outputs)
 
 
 def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:

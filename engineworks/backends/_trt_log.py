@@ -28,7 +28,7 @@ def telling(text: str) -> str:
     /_src/…)' → 'Cannot compile …'.
     """
     lines = [line for line in text.splitlines() if line.strip() and not WITHOUT_GPU.search(line)] or text.splitlines()
-    line = lines[0] if lines else ""
+    line = " ".join(line.strip() for line in lines)
     line = re.sub(r"^.*?Error Code \d+: (?:[\w ]+ \()?", "", line)
     line = re.sub(r"\[[\w./]+:\d+: \w+\]\s*", "", line)
     line = re.sub(r"\s*\(?In \w+ at /\S+.*$", "", line)

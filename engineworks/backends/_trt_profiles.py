@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engineworks.errors import BuildError
@@ -42,9 +42,15 @@ def _check_range(profile: Profile, spec: TensorSpec, given: InputRange, dims: di
 
 
 def add_profiles(
-    builder: Any, config: Any, network: Any, profiles: Sequence[Profile], inputs: Sequence[TensorSpec]
+    builder: Any,
+    config: Any,
+    network: Any,
+    profiles: Sequence[Profile],
+    inputs: Sequence[TensorSpec],
+    names: Mapping[str, str],
 ) -> None:
-    """Add the profiles to the vendor's configuration; a model with fixed shapes needs none. Raises `BuildError`."""
+    """Add the profiles to the vendor's configuration; a model with fixed shapes needs none. names: the network's names
+    of the inputs, by the model's. Raises `BuildError`."""
     dynamic = [spec for spec in inputs if spec.dynamic_dims]
     for profile in profiles:
         check_profile(profile, inputs)
@@ -60,6 +66,6 @@ def add_profiles(
     for profile in profiles if dynamic else ():
         added = builder.create_optimization_profile()
         for name, given in profile.inputs.items():
-            added.set_shape(name, given.min, given.opt, given.max)
+            added.set_shape(names.get(name, name), given.min, given.opt, given.max)
         if config.add_optimization_profile(added) < 0:
             raise BuildError(f"profile '{profile.name}' was refused")

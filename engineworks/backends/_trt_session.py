@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from engineworks.backends._feeds import checked_feeds
 from engineworks.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.backends._trt_lane import Lane
 from engineworks.backends._trt_log import RunErrors
-from engineworks.backends._trt_tensors import Array, engine_profiles, engine_tensors
+from engineworks.backends._trt_tensors import Array, engine_profiles, engine_tensors, given_names
 from engineworks.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.tensors import TensorSpec
@@ -37,8 +38,10 @@ class TrtSession:
         self._engine: Any = engine
         self._tensors = engine_tensors(trt, engine, known)
         self._profiles = engine_profiles(engine, self._tensors)
-        self._inputs = tuple(t.spec for t in self._tensors if t.is_input)
         self._outputs = tuple(t.spec for t in self._tensors if not t.is_input)
+        specs = {t.name: t.spec for t in self._tensors if t.is_input}
+        self._names = given_names(specs, [spec.name for spec in self._outputs])
+        self._inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
         self._lane: Lane | None = self._new_lane()
 
     @property
@@ -62,7 +65,7 @@ class TrtSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name. Raises `RunError`."""
         with self._at_work() as lane:
-            lane.place(checked_feeds(self._inputs, feeds))
+            lane.place(self._arrays(feeds))
             lane.copy_in()
             lane.launch()
             lane.copy_out()
@@ -74,7 +77,7 @@ class TrtSession:
         run that is not timed comes first. Copies go from and to page-locked memory. Raises `RunError`."""
         host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
-            lane.place(checked_feeds(self._inputs, feeds))
+            lane.place(self._arrays(feeds))
             lane.copy_in()
             lane.launch()
             lane.copy_out()
@@ -87,7 +90,7 @@ class TrtSession:
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
         """Runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread; inputs
         and outputs stay on the GPU. Raises `RunError`."""
-        arrays = checked_feeds(self._inputs, feeds)
+        arrays = self._arrays(feeds)
         with self._at_work() as first:
             lanes, more = [first], list[Lane]()
             try:
@@ -110,6 +113,10 @@ class TrtSession:
             self._dialect.save()
             self._lane.close()
             self._lane = self._engine = self._runtime = None
+
+    def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The feeds, checked, by the engine's own names of its inputs."""
+        return {self._names[name]: array for name, array in checked_feeds(self._inputs, feeds).items()}
 
     def _new_lane(self) -> Lane:
         return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._errors, graphs=self._graphs)

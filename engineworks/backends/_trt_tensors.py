@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,16 @@ def _tensor(trt: Any, engine: Any, name: str, named: Mapping[str, TensorSpec]) -
         is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
         on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
     )
+
+
+def given_names(inputs: Iterable[str], outputs: Collection[str]) -> dict[str, str]:
+    """The model's name of an input → the engine's. They differ for an input that is an output too: the vendor's parser
+    calls the input of such a pair '__x', for an engine has each name once."""
+    engine = list(inputs)
+    return {
+        name[2:] if name.startswith("__") and name[2:] in outputs and name[2:] not in engine else name: name
+        for name in engine
+    }
 
 
 def engine_profiles(engine: Any, tensors: Sequence[EngineTensor]) -> tuple[Profile, ...]:

@@ -78,6 +78,11 @@ class Schedule:
         self.done(key)
         self._lost.add(key)
 
+    def drop(self, plan: Plan) -> None:
+        """Do not start what is not to do any more in this later version of the plan."""
+        for key in [k for k in self._waiting if plan.steps[k].state != "to do"]:
+            del self._waiting[key]
+
     @property
     def finished(self) -> bool:
         self._drop_lost()

@@ -12,6 +12,7 @@ from engineworks.capabilities import (
     REFUSALS,
     TITLES,
     TRIED,
+    Refusal,
     Version,
     why_not,
     why_not_target,
@@ -74,13 +75,18 @@ def _named(name: str, version: str) -> tuple[str, ...]:
 def _sentences() -> Iterator[str]:
     yield "## Refusals, as `plan` says them\n"
     rows = (
-        (TITLES[r.backend], _between(r.since, r.until), refused, ", ".join(r.operators) or "any", r.sentence)
+        (TITLES[r.backend], _between(r.since, r.until), refused, _models_with(r), r.say("N", "P", "C", "O (node 'n')"))
         for r in REFUSALS
         for refused in [", ".join(f"`{p}`" for p in r.precisions) or "all"]
     )
     head = ("backend", "versions", "precisions", "of models with", "sentence")
-    filled = ((*row[:4], row[4].format(title=row[0], version="N", capability="C")) for row in rows)
-    yield markdown_table(head, filled) + "\n"
+    yield markdown_table(head, rows) + "\n"
+
+
+def _models_with(refusal: Refusal) -> str:
+    """What a model must have for the refusal to concern it: 'LSTM: sequence lens'."""
+    uses = ", ".join(use.replace(":", ": ").replace("_", " ") for use in refusal.operators)
+    return uses or ("an operator that its parser lacks" if refusal.but else "any")
 
 
 def _between(since: Version, until: Version) -> str:

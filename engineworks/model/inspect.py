@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import all_nodes, all_tensors
+from engineworks.model.node_uses import node_uses, operator_name
 from engineworks.model.onnx_files import dtype_name, graph_inputs, graph_outputs
 from engineworks.model.opset import opset_of
 from engineworks.model.tensor_storage import tensor_bytes
@@ -24,11 +25,13 @@ _NOT_PARAMETERS = frozenset({"int64", "int32", "bool", "string"})
 class Inventory:
     """operators: how often each operator occurs, branches and bodies included, as 'Conv' or 'com.microsoft.Gelu'.
 
+    uses: names of nodes, of every operator and of every use of one that a target may not have (`node_uses`).
     parameters: elements of all stored tensors but those of int64, int32, bool and string, which hold shapes, indices
     and switches. bytes_by_dtype: bytes of all stored tensors; weight_bytes is their sum.
     """
 
     operators: Mapping[str, int]
+    uses: Mapping[str, tuple[str, ...]]
     parameters: int
     weight_bytes: int
     bytes_by_dtype: Mapping[str, int]
@@ -45,6 +48,7 @@ class Inventory:
         return {
             "nodes": self.nodes,
             "operators": dict(self.operators),
+            "uses": {use: list(nodes) for use, nodes in self.uses.items()},
             "parameters": self.parameters,
             "weight_bytes": self.weight_bytes,
             "bytes_by_dtype": dict(self.bytes_by_dtype),
@@ -57,10 +61,7 @@ class Inventory:
 
 def inventory(model: onnx.ModelProto) -> Inventory:
     """Count the model's parts. Weights need not be loaded: sizes come from shapes and dtypes."""
-    operators = Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        for node in all_nodes(model.graph)
-    )
+    operators = Counter(map(operator_name, all_nodes(model.graph)))
     sizes: Counter[str] = Counter()
     parameters = 0
     for tensor in all_tensors(model):
@@ -70,6 +71,7 @@ def inventory(model: onnx.ModelProto) -> Inventory:
             parameters += math.prod(tensor.dims)
     return Inventory(
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        uses=node_uses(model),
         parameters=parameters,
         weight_bytes=sum(sizes.values()),
         bytes_by_dtype=dict(sorted(sizes.items())),

@@ -13,6 +13,7 @@ from engineworks.model.opset import inline_functions, raise_opset, tidy_domains
 from engineworks.model.shapes import infer_shapes
 from engineworks.model.tidy import (
     constants_to_initializers,
+    copy_constant_outputs,
     drop_inputs_with_values,
     drop_unused,
     hoist_initializers,
@@ -67,6 +68,7 @@ def finish(folded: onnx.ModelProto, prepared: Prepared) -> onnx.ModelProto:
     del folded.metadata_props[:]
     folded.metadata_props.extend(prepared.model.metadata_props)
     hoist_initializers(folded.graph)  # before names: graphsurgeon's copies still have the one name
+    copy_constant_outputs(folded.graph)
     return _standardized(folded)
 
 

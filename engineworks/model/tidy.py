@@ -63,6 +63,22 @@ def drop_unused(graph: onnx.GraphProto) -> None:
             del graph.sparse_initializer[index]
 
 
+def copy_constant_outputs(graph: onnx.GraphProto) -> None:
+    """Give every output that is an initializer an Identity of its own, for some builders want outputs to be made by a
+    node. An output that is an input as well stays: an ONNX graph cannot call the two otherwise."""
+    import onnx
+
+    outputs = {value.name for value in graph.output}
+    for tensor in [t for t in graph.initializer if t.name in outputs]:
+        name = tensor.name
+        tensor.name = f"{name}/constant"
+        for node in all_nodes(graph):
+            for index, read in enumerate(node.input):
+                if read == name:
+                    node.input[index] = tensor.name
+        graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [name], name=f"{name}/output"))
+
+
 def drop_inputs_with_values(graph: onnx.GraphProto) -> None:
     """Before IR version 4 every initializer was listed as an input too, where a caller could override it."""
     weights = {tensor.name for tensor in graph.initializer}

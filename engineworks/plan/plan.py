@@ -20,7 +20,7 @@ from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.plan.documents import Aside, Documents
 from engineworks.plan.duel import duel_document
 from engineworks.plan.peers import PlannedPeer, plan_peers
-from engineworks.plan.precisions import known_operators, lower_id, refusal
+from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
 from engineworks.plan.remeasure import measured_anew
 from engineworks.precisions import computation
 from engineworks.recipe.load import LoadedRecipe
@@ -183,15 +183,20 @@ def plan_recipe(
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
     documents, shared = Documents(loaded, digests), _Shared()
-    operators = known_operators(documents, store)
-    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, operators)) is not None}
+    uses = known_uses(documents, store)
+    refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     steps: dict[str, Step] = {}
     engines = []
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
-            engines.append(_plan_engine(documents, steps, shared, engine_id, precision, target, champions, store))
+            engine = _plan_engine(documents, steps, shared, engine_id, precision, target, champions, store)
+            if sentence := known_unsupported(store, f"{engine_id}/build", engine.steps["build"]):
+                refused[engine_id] = sentence
+            else:
+                engines.append(engine)
     if not engines:
-        raise TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
+        raise none_left(refused)
+    steps = _needed(steps, engines)
     peers = plan_peers(documents, compare, partial(_add, steps))
     elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
     limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
@@ -206,6 +211,23 @@ def plan_recipe(
     refusals = tuple(Refused(i, s) for i, s in refused.items())
     left_out = tuple(i for i in ids if i not in chosen)
     return Plan(loaded, tuple(engines), refusals, states.settled(), peers, not_selected=left_out)
+
+
+def none_left(refused: Mapping[str, str]) -> TargetError:
+    """What to raise where every engine is refused: their sentences, by id."""
+    return TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
+
+
+def _needed(steps: dict[str, Step], engines: Sequence[PlannedEngine]) -> dict[str, Step]:
+    """Without the steps of engines that are refused."""
+    pending, needed = [key for e in engines for key in e.steps.values()], set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in needed:
+            needed.add(key)
+            pending.extend(steps[key].inputs.values())
+    prepared = {key for key, step in steps.items() if step.kind == "prepare"}
+    return {key: step for key, step in steps.items() if key in needed | prepared}
 
 
 def verify_stored(plan: Plan, store: Store) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
 from engineworks.backends import backend_facts
 from engineworks.capabilities import why_not
 from engineworks.fingerprint import digest_of
@@ -14,25 +17,59 @@ from engineworks.targets import NamedTarget
 FOLD_REPORT = "fold.json"
 
 
-def known_operators(documents: Documents, store: Store) -> frozenset[str] | None:
-    """The folded model's operator types, if it was folded before; None while they are not known."""
+Uses = Mapping[str, Sequence[str]]
+"""How a model uses its operators, with the names of the nodes (`model/node_uses.py`)."""
+
+
+def known_uses(documents: Documents, store: Store) -> Uses | None:
+    """How the folded model uses its operators, if it was folded before; None while that is not known."""
     fold = digest_of(documents.fold(digest_of(documents.export()[0]))[0])
+    return stored_uses(store, fold)
+
+
+def stored_uses(store: Store, fold: str) -> Uses | None:
+    """The same by the key of the fold step."""
     report = store.peek_json(fold, FOLD_REPORT)
-    return frozenset(report["inventory"]["operators"]) if report else None
+    uses: Uses | None = report["inventory"]["uses"] if report else None
+    return uses
 
 
-def refusal(recipe: Recipe, precision: str, target: NamedTarget, operators: frozenset[str] | None) -> str | None:
-    """Why the target can not do the precision; of a mixture, or of what lies around int8, why not that part."""
+def note_unsupported(store: Store, build: str, key: str, sentence: str) -> None:
+    """Remember on this host that the builder cannot do this step (its id, its key), and why: it would fail again."""
+    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": sentence})
+
+
+def known_unsupported(store: Store, build: str, key: str) -> str | None:
+    """What was noted of the same step."""
+    noted = store.latest(f"{build}/unsupported")
+    return str(noted["sentence"]) if noted and noted.get("key") == key else None
+
+
+def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
+    """Why the target cannot do the precision; of a mixture, or of what lies around int8, why not that part."""
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
+    quantized = _quantized_operators(computes, frozenset(uses) if uses is not None else None)
     for part in computes.parts:
         sentence = why_not(
             target.target.backend, facts.version, part, target.target.compute_capability,
-            operators=operators, quantized=_quantized_operators(computes, operators),
+            operators=_uses_in(part, computes, uses), quantized=quantized,
         )  # fmt: skip
         if sentence is not None:
             return sentence if part == precision or part in computes.quantized else f"{part} around it: {sentence}"
     return None
+
+
+def _uses_in(part: str, computes: Computation, uses: Uses | None) -> Uses | None:
+    """Without the particular uses of nodes that stay in fp32 (operators as such count wherever they compute)."""
+    if uses is None or part not in ("fp16", "bf16") or not computes.fp32:
+        return uses
+    left = {use: [n for n in nodes if not _is_kept(n, use, computes.fp32)] for use, nodes in uses.items() if ":" in use}
+    return {use: left.get(use, nodes) for use, nodes in uses.items() if left.get(use, nodes)}
+
+
+def _is_kept(node: str, use: str, globs: Sequence[str]) -> bool:
+    return any(glob == f"op:{use.partition(':')[0]}" or fnmatchcase(node, glob) for glob in globs)
 
 
 def _quantized_operators(computes: Computation, operators: frozenset[str] | None) -> frozenset[str] | None:

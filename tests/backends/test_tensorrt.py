@@ -11,8 +11,8 @@ import pytest
 
 from engineworks.backends import _gpu, tensorrt
 from engineworks.backends._gpu import Gpu
-from engineworks.backends._trt import network_flags
 from engineworks.backends._trt_config import configure
+from engineworks.backends._trt_parse import network_flags
 from engineworks.errors import TargetError
 
 USED = {
@@ -23,9 +23,9 @@ USED = {
         "create_timing_cache", "set_timing_cache",
     ],
     "ITimingCache": ["serialize"],
-    "OnnxParser": ["parse_from_file", "num_errors", "get_error"],
+    "OnnxParser": ["parse_from_file", "parse", "num_errors", "get_error"],
     "ParserError": ["desc", "code", "node_name", "node_operator"],
-    "INetworkDefinition": ["num_inputs", "get_input", "num_outputs", "get_output"],
+    "INetworkDefinition": ["num_inputs", "get_input", "num_outputs", "get_output", "num_layers", "get_layer"],
     "ITensor": ["name", "shape", "dtype", "is_shape_tensor"],
     "IOptimizationProfile": ["set_shape"],
     "MemoryPoolType": ["WORKSPACE"],
@@ -64,6 +64,8 @@ CALLS = {
     ("IBuilderConfig", "set_memory_pool_limit"): "pool pool_size",
     ("IOptimizationProfile", "set_shape"): "input min opt max",
     ("Builder", "build_serialized_network"): "network config",
+    ("OnnxParser", "parse"): "model path",
+    ("INetworkDefinition", "get_layer"): "index",
 }
 """The arguments that we give, all by position, by their names in the vendor's signatures."""
 

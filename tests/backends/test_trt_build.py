@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from engineworks.backends import _trt, tensorrt_rtx
 from engineworks.backends.base import BuildRequest
 from engineworks.capabilities import NAMED, why_not
 from engineworks.child import run_in_child
-from engineworks.errors import BuildError, TargetError, TimeLimitError
+from engineworks.errors import BuildError, TargetError, TimeLimitError, UnsupportedError
 from engineworks.model.lower.half import to_half
+from engineworks.model.node_uses import node_uses
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx")
@@ -91,15 +93,16 @@ def test_every_node_that_is_not_supported_is_named(request_for: RequestFor, grap
     nodes = [
         helper.make_node("Bernoulli", ["x"], ["a"], name="coin"),
         helper.make_node("Det", ["a"], ["b"], name="determinant"),
-        helper.make_node("Special", ["b"], ["y"], name="ours", domain="acme"),
+        helper.make_node("Special", ["b"], ["c"], name="ours", domain="acme"),
+        helper.make_node("Special", ["c"], ["y"], name="ours too", domain="acme"),
     ]
     model = graph_of(nodes, [("x", ["n", 4])], [("y", ["n", 4])], domains=("acme",))
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(UnsupportedError) as caught:
         tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet)
     assert str(caught.value) == (
-        f"model.onnx: TensorRT-RTX {VERSION} can not parse it: Bernoulli (node 'coin') is not supported; "
-        "Det (node 'determinant') is not supported; "
-        "Special (node 'ours') is not supported"
+        f"model.onnx: TensorRT-RTX {VERSION} cannot parse it: it does not have Bernoulli (node 'coin'), "
+        "Det (node 'determinant'), Special (node 'ours', 2 nodes); "
+        "replace it in the model, or build the model for a CPU target (backend: onnxruntime)"
     )
 
 
@@ -113,6 +116,98 @@ def test_types_that_do_not_agree_are_told_by_node(request_for: RequestFor, graph
     with pytest.raises(BuildError, match=r"Add \(node 'mixed'\): .*same input types") as caught:
         tensorrt_rtx.build(request_for(model, "fp32", ("8.6",)), quiet)
     assert "CUDA" not in str(caught.value)
+
+
+def attention(graph_of: GraphOf, dtype: int, head: int, *more: str) -> onnx.ModelProto:
+    """y = Attention(q, k, v) over what inner nodes make; more: optional inputs of the operator, by their place."""
+    shape = ["n", 4, 16, head]
+    nodes = [helper.make_node("Relu", [name], [f"{name}_made"], name=f"make_{name}") for name in "qkv"]
+    nodes.append(helper.make_node("Attention", ["q_made", "k_made", "v_made", *more], ["y"], name="heads"))
+    inputs = [(name, shape) for name in "qkv"] + [(name, ["n"]) for name in more if name]
+    types = dict.fromkeys("qkvy", dtype) | dict.fromkeys(more, TensorProto.INT64)
+    model = graph_of(nodes, inputs, [("y", shape)], types=types)
+    model.opset_import[0].version = 24
+    return model
+
+
+@pytest.mark.parametrize(("precision", "head"), [("fp32", 64), ("fp16", 8)])
+def test_attention_without_a_kernel_is_built_from_smaller_operators(
+    request_for: RequestFor, graph_of: GraphOf, precision: str, head: int
+) -> None:
+    lines: list[str] = []
+    dtype = TensorProto.FLOAT if precision == "fp32" else TensorProto.FLOAT16
+    report = tensorrt_rtx.build(request_for(attention(graph_of, dtype, head), precision, ("8.9",)), lines.append)
+    assert report.details["attention"] == "written out as smaller operators"
+    assert [spec.name for spec in report.inputs] == ["q", "k", "v"]
+    assert any("it has no kernel for Attention (node 'heads')" in line for line in lines)
+
+
+def test_attention_with_a_kernel_is_left_whole(request_for: RequestFor, graph_of: GraphOf) -> None:
+    report = tensorrt_rtx.build(request_for(attention(graph_of, TensorProto.FLOAT16, 64), "fp16", ("8.9",)), quiet)
+    assert "attention" not in report.details
+
+
+def test_an_input_that_the_parser_drops_is_refused_by_name(request_for: RequestFor, graph_of: GraphOf) -> None:
+    model = attention(graph_of, TensorProto.FLOAT16, 64, "", "", "", "lengths")
+    with pytest.raises(UnsupportedError) as caught:
+        tensorrt_rtx.build(request_for(model, "fp16", ("8.9",)), quiet)
+    assert "would leave out without a word: nonpad_kv_seqlen 'lengths' of Attention (node 'heads')" in str(caught.value)
+
+
+def test_an_output_that_is_an_input_or_a_constant_is_built(request_for: RequestFor, graph_of: GraphOf) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"], name="relu")]
+    constants = [helper.make_tensor("c", TensorProto.FLOAT, [2], [1, 2])]
+    model = graph_of(nodes, [("x", ["n", 4])], [("y", ["n", 4]), ("c", [2]), ("x", ["n", 4])], constants)
+    report = tensorrt_rtx.build(request_for(model, "fp32", ("8.9",)), quiet)
+    assert [(s.name, s.shape) for s in report.inputs] == [("x", ("n", 4))]
+    assert [s.name for s in report.outputs] == ["y", "c", "x"]
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_sequence_lengths_are_refused_in_half_as_the_table_says(
+    request_for: RequestFor, graph_of: GraphOf, operator: str
+) -> None:
+    import numpy as np
+
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
+    for precision, kind in (("fp32", np.float32), ("fp16", np.float16)):
+        weights = [numpy_helper.from_array(np.ones((1, 8 * gates, w), kind), n) for n, w in (("w", 5), ("r", 8))]
+        node = helper.make_node(operator, ["x", "w", "r", "", "len"], ["y"], name="cells", hidden_size=8)
+        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        types = {"x": dtype, "y": dtype, "len": TensorProto.INT32}
+        model = graph_of([node], [("x", [6, "n", 5]), ("len", ["n"])], [("y", [6, 1, "n", 8])], weights, types=types)
+        request = request_for(model, precision, ("8.9",))
+        said = why_not("tensorrt_rtx", VERSION, precision, ("8.9",), operators=node_uses(model))
+        if precision == "fp32":
+            assert said is None
+            tensorrt_rtx.build(request, quiet)
+        else:
+            assert f"{operator} (node 'cells')" in str(said)
+            with pytest.raises(UnsupportedError, match=rf"{operator} \(node 'cells'\) is supported in fp32 only"):
+                tensorrt_rtx.build(request, quiet)
+
+
+def test_operators_whose_output_follows_from_the_data_are_refused_as_the_table_says(
+    request_for: RequestFor, graph_of: GraphOf
+) -> None:
+    import numpy as np
+
+    values = {"m": np.array([5]), "i": np.array([0.5], np.float32), "s": np.array([0.1], np.float32)}
+    constants = [numpy_helper.from_array(v, n) for n, v in values.items()]
+    suppress = helper.make_node("NonMaxSuppression", ["b", "x", "m", "i", "s"], ["y"], name="nms")
+    where = helper.make_node("NonZero", ["x"], ["y"], name="where")
+    types = {"y": TensorProto.INT64}
+    models = {
+        "NonMaxSuppression (node 'nms')": graph_of(
+            [suppress], [("b", [1, 10, 4]), ("x", [1, 3, 10])], [("y", ["k", 3])], constants, types=types
+        ),
+        "NonZero (node 'where')": graph_of([where], [("x", ["n", 4])], [("y", [2, "k"])], types=types),
+    }
+    for named, model in models.items():
+        said = why_not("tensorrt_rtx", VERSION, "fp32", ("8.9",), operators=node_uses(model))
+        assert f"cannot run {named}" in str(said)
+        with pytest.raises(UnsupportedError, match=re.escape(named)):
+            tensorrt_rtx.build(request_for(model, "fp32", ("8.9",)), quiet)
 
 
 def test_an_input_that_holds_a_shape_is_refused(request_for: RequestFor, graph_of: GraphOf) -> None:

@@ -418,3 +418,11 @@ class TestTf32:
             with switched({SWITCH: "0"}):
                 assert os.environ[SWITCH] == "0"
             assert os.environ.get(SWITCH) == before
+
+
+def test_an_input_that_is_an_output_too_keeps_the_models_name() -> None:
+    """The parser calls it '__x'; an input that the model itself calls so stays."""
+    from engineworks.backends._trt_tensors import given_names
+
+    assert given_names(["__x", "z"], ["y", "x"]) == {"x": "__x", "z": "z"}
+    assert given_names(["__x"], ["y"]) == {"__x": "__x"}

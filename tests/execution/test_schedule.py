@@ -115,3 +115,14 @@ def test_without_any_memory_steps_run_one_by_one_and_the_schedule_still_ends() -
         order.append(one.id)
         s.done(one.key)
     assert order == ["a", "b", "c"]
+
+
+def test_what_a_later_plan_does_not_need_is_not_started() -> None:
+    s = schedule(step("fold"), step("lower", "fold"), step("other", "fold"))
+    s.ready(1)
+    s.done("fold")
+    later = SimpleNamespace(steps={"lower": step("lower", "fold", state="not needed"), "other": step("other", "fold")})
+    s.drop(cast(Plan, later))
+    assert names(s.ready(2)) == ["other"]
+    s.done("other")
+    assert s.finished

@@ -272,6 +272,40 @@ def test_engines_without_hardware_are_built_and_unmeasured(settings: Settings) -
     assert engine.sidecar["details"]["header"]["compute_capabilities"] == ["8.9"]
 
 
+def asymmetric_quantization() -> onnx.ModelProto:
+    """The tiny model with Q/DQ of zero point 3 behind its Relu."""
+    model = tiny_model()
+    nodes = list(model.graph.node)
+    nodes[2].input[0] = "rd"
+    quantizers = [
+        onnx.helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["rq"], name="quantize"),
+        onnx.helper.make_node("DequantizeLinear", ["rq", "scale", "zero"], ["rd"], name="dequantize"),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:2], *quantizers, *nodes[2:]])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.05, np.float32), "scale"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(3, np.int8), "zero"))
+    return model
+
+
+def test_what_the_folded_model_rules_out_is_refused_before_it_is_lowered_or_built(settings: Settings) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    onnx.save(asymmetric_quantization(), "recipes/tiny.onnx")
+    edit("targets: [cpu]", "targets: [cpu, rtx40]")
+    edit("[fp32, int8]", "[as_is]")
+    edit("fp32: {cosine: 0.9999}", "as_is: {cosine: 0.99}")
+    edit("    int8: {cosine: 0.98}\n", "")
+    edit("performance:\n  at: {one: {batch: 1}}\n", "")
+    assert plan(settings).refused == ()  # nobody knows yet
+    result = build(settings)
+    assert [(e.id, e.verdict) for e in result.engines] == [("tiny/as_is/cpu", "pass")]
+    assert [r.id for r in result.refused] == ["tiny/as_is/rtx40"]
+    assert "a zero point that is not 0: QuantizeLinear (node 'quantize')" in result.refused[0].sentence
+    assert "tiny/as_is/rtx40/build" not in {step.id for step in result.ran}
+    assert result.exit_code() == 0
+    assert plan(settings).refused == result.refused
+
+
 def test_digits_calibrated_on_near_black_images_are_caught(settings: Settings) -> None:
     """The recipe that must fail: a calibration set that says nothing about the data."""
     recipes = settings.artifacts.parent / "recipes"

@@ -9,9 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from engineworks.capabilities import why_not
 from engineworks.errors import EXIT_BAD_INPUT, ModelError
 from engineworks.model.fold import fold_model
 from engineworks.model.lower.as_is import check_as_is
+from engineworks.model.node_uses import node_uses
 from engineworks.tensors import TensorSpec
 
 FLOAT = TensorProto.FLOAT
@@ -63,39 +65,36 @@ def test_a_model_without_any_passes() -> None:
     assert check_as_is(model, "m").quantize_nodes == 0
 
 
-@pytest.mark.parametrize(
-    ("model", "message", "hint"),
-    [
-        (quantized(zero=3), r"node 'quantize_x', node 'dequantize_x' has a zero point that is not 0", "symmetric int8"),
-        (quantized(np.uint8), r"node 'quantize_x', node 'dequantize_x' stores uint8", "symmetric int8"),
-        (quantized(bias=True), r"node 'dequantize_b' makes a bias of int32", "QuantizeBias=False"),
-        (quantized(opset=12), r"opset 12, its Q/DQ need 13 \(node 'quantize_x'\)", "opset 13 or later"),
-        (quantized(dynamic=True), r"node 'quantize_x', .* has a scale 'dynamic_scale' that is computed", "QDQ format"),
-    ],
-    ids=["asymmetric", "uint8", "int32 bias", "old opset", "dynamic scale"],
-)
-def test_what_tensorrt_refuses_is_told_with_the_node_and_what_to_do(
-    model: onnx.ModelProto, message: str, hint: str
-) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        check_as_is(model, "tiny/as_is/lower")
-    assert hint in caught.value.hint
+def test_an_opset_without_scales_per_channel_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"opset 12, its Q/DQ need 13 \(node 'quantize_x'\)") as caught:
+        check_as_is(quantized(opset=12), "tiny/as_is/lower")
+    assert "opset 13 or later" in caught.value.hint
     assert caught.value.exit_code == EXIT_BAD_INPUT
 
 
-def test_a_type_that_no_zero_point_states_is_uint8_by_the_standard() -> None:
-    model = quantized()
-    for n in model.graph.node[:2]:
-        n.input.pop()
-    with pytest.raises(ModelError, match="stores uint8"):
-        check_as_is(model, "m")
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (quantized(zero=3), "a zero point that is not 0: QuantizeLinear (node 'quantize_x'), DequantizeLinear (node 'd"),
+        (quantized(np.uint8), "reads unsigned quantized values as int8: QuantizeLinear (node 'quantize_x')"),
+        (quantized(bias=True), "does not take biases quantized to int32: DequantizeLinear (node 'dequantize_b')"),
+    ],
+    ids=["asymmetric", "uint8", "int32 bias"],
+)
+@pytest.mark.parametrize(("backend", "version"), [("tensorrt_rtx", "1.7.1.116"), ("tensorrt", "10.13")])
+def test_the_cpu_takes_what_tensorrt_refuses_with_the_node(
+    model: onnx.ModelProto, sentence: str, backend: str, version: str
+) -> None:
+    assert check_as_is(model, "m").quantize_nodes == 1
+    uses = node_uses(model)
+    assert why_not("onnxruntime", "1.31.1", "as_is", (), operators=uses) is None
+    for precision in ("as_is", "fp16", "int8"):
+        assert sentence in str(why_not(backend, version, precision, ("8.9",), operators=uses))
 
 
-def test_operators_that_compute_on_integers_are_told() -> None:
-    model = quantized()
-    model.graph.node.append(helper.make_node("MatMulInteger", ["xq", "w"], ["i"], name="integers"))
-    with pytest.raises(ModelError, match=r"node 'integers' computes on integers by itself \(MatMulInteger\)"):
-        check_as_is(model, "m")
+def test_scales_that_are_computed_pass() -> None:
+    """TensorRT-RTX 1.7 builds them too."""
+    assert why_not("tensorrt_rtx", "1.7.1.116", "as_is", ("8.9",), operators=node_uses(quantized(dynamic=True))) is None
 
 
 def test_folding_leaves_weights_quantized(tmp_path: Path) -> None:

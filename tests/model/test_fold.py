@@ -760,3 +760,31 @@ def test_a_branch_that_does_not_take_the_recipes_length_is_found_by_folding(tmp_
     with pytest.raises(FoldError, match="Dimension of input 1 must be 1 instead of 3") as caught:
         Folded(tmp_path / "fixed", model, feeds, inputs=[TensorSpec("x", "float32", ("n", 3)), flag])
     assert "axis 1: 'm' in the model, now fixed to 3" in caught.value.hint
+
+
+def test_an_output_that_is_a_constant_is_made_by_an_identity(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="relu"), helper.make_node("Add", ["x", "c"], ["z"], name="add")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2]),
+            helper.make_tensor_value_info("c", TensorProto.FLOAT, [3, 2]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [3, 2]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2]),
+        ],
+        [numpy_helper.from_array(values, "c")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    fold_model(
+        tmp_path / "model.onnx", tmp_path / "folded.onnx", inputs=(TensorSpec("x", "float32", ("n", 2)),),
+        outputs=None, minimum_opset=13, feeds=[{"x": np.ones((1, 2), np.float32)}],
+    )  # fmt: skip
+    folded = onnx.load(str(tmp_path / "folded.onnx")).graph
+    made = {name: node.op_type for node in folded.node for name in node.output}
+    assert made["c"] == "Identity"
+    assert [value.name for value in folded.output] == ["y", "c", "z", "x"]
+    found = onnxruntime.InferenceSession(str(tmp_path / "folded.onnx")).run(["c"], {"x": np.ones((3, 2), np.float32)})
+    assert np.array_equal(found[0], values)

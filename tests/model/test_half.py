@@ -123,6 +123,15 @@ def test_a_kept_node_stays_between_one_cast_on_either_side(keep: str) -> None:
     assert_strongly_typed(made.model)
 
 
+def test_nodes_are_kept_by_their_operator_too() -> None:
+    operators = {n.op_type for n in mlp().graph.node}
+    operator = sorted(operators)[0]
+    named = [n.name for n in mlp().graph.node if n.op_type == operator]
+    by_operator = to_half(mlp(), "float16", keep=[f"op:{operator}"])
+    assert by_operator.model == to_half(mlp(), "float16", keep=named).model
+    assert by_operator.model != to_half(mlp(), "float16").model
+
+
 def test_a_pattern_that_names_no_node_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(LoweringError, match=r"'n_aa' of keep .* did you mean 'n_a'"):
         to_half(mlp(), "float16", keep=["n_aa"])

@@ -14,6 +14,8 @@ from conftest import tiny_model
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan import Plan, changes, plan_recipe, verify_stored
+from engineworks.plan.precisions import note_unsupported
+from engineworks.plan.refusals import refuse_folded
 from engineworks.recipe.load import load_recipe
 from engineworks.store import Store
 
@@ -293,3 +295,47 @@ def test_every_step_of_a_build_can_have_a_time_limit() -> None:
     from engineworks.steps import STEP_KINDS
 
     assert TimeLimits.model_fields.keys() == STEP_KINDS.keys() - {"sensitivity"}
+
+
+def folded(repository: Path, uses: dict[str, list[str]]) -> Store:
+    """A store that has the fold step's report, and it names these uses of operators."""
+    store, first = Store(repository / "artifacts" / "store"), plan(repository)
+    fold = next(s for s in first.steps.values() if s.kind == "fold")
+    with store.writing(fold.key, fold.document, fold.id) as writing:
+        (writing.folder / "fold.json").write_text(json.dumps({"inventory": {"uses": uses}}))
+    return store
+
+
+def test_once_the_model_is_folded_its_operators_are_asked(repository: Path) -> None:
+    edit(repository, "targets: [cpu]", "targets: [cpu, rtx40]")
+    before = plan(repository)
+    assert before.refused == ()
+    store = folded(repository, {"NonZero": ["where"], "MatMul": ["m"]})
+    sentence = "cannot run NonZero (node 'where')"
+    straight = refuse_folded(before, store)
+    for found in (plan(repository), straight):
+        assert [r.id for r in found.refused] == ["tiny/fp32/rtx40", "tiny/int8/rtx40"]
+        assert all(sentence in r.sentence for r in found.refused)
+        assert {e.target.name for e in found.engines} == {"cpu"}
+    states = {s.id: s.state for s in straight.steps.values()}
+    assert states["tiny/fp32/rtx40/build"] == "not needed"
+    assert states["tiny/fp32/lower"] == states["tiny/fp32/cpu/build"] == "to do"
+
+
+def test_what_stays_in_fp32_is_not_refused_in_fp16(repository: Path) -> None:
+    edit(repository, "targets: [cpu]", "targets: [cpu, rtx40]")
+    edit(repository, "[fp32, int8]", "[fp32, fp16, mixed]\nmixtures: {mixed: {default: fp16, fp32: ['op:LSTM']}}")
+    edit(repository, "int8: {cosine", "mixed: {cosine: 0.9}\n    fp16: {cosine")
+    folded(repository, {"LSTM": ["l"], "LSTM:sequence_lens": ["l"]})
+    assert [r.id for r in plan(repository).refused] == ["tiny/fp16/rtx40"]
+
+
+def test_after_a_build_that_its_builder_can_not_do_the_plan_says_so(repository: Path) -> None:
+    store, first = Store(repository / "artifacts" / "store"), plan(repository)
+    engine = first.engines[0]
+    note_unsupported(store, f"{engine.id}/build", engine.steps["build"], "it has no kernel for Det (node 'd')")
+    later = plan(repository)
+    assert [(r.id, r.sentence) for r in later.refused] == [(engine.id, "it has no kernel for Det (node 'd')")]
+    assert engine.steps["build"] not in later.steps
+    onnx.save(tiny_model(seed=1), str(repository / "recipes" / "tiny.onnx"))
+    assert plan(repository).refused == ()

@@ -1,0 +1,30 @@
+"""Engines that turn out to be beyond their target once the model is folded, or once their builder has said so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engineworks.plan.plan import Plan, Refused
+from engineworks.plan.precisions import refusal, stored_uses
+from engineworks.store import Store
+
+
+def refuse_folded(plan: Plan, store: Store) -> Plan:
+    """The plan without the engines that the folded model's operators rule out, for the store has its inventory now.
+    What only those needed is not needed any more."""
+    fold = next((key for key, step in plan.steps.items() if step.kind == "fold"), "")
+    uses = stored_uses(store, fold)
+    said = {e.id: refusal(plan.loaded.recipe, e.precision, e.target, uses) for e in plan.engines}
+    refused = tuple(Refused(engine, sentence) for engine, sentence in said.items() if sentence)
+    if not refused:
+        return plan
+    engines = tuple(e for e in plan.engines if not said[e.id])
+    left = replace(plan, engines=engines, refused=(*plan.refused, *refused))
+    needed = left.stands_on(left.goals)
+    steps = {
+        key: step
+        if key in needed or step.state != "to do"
+        else replace(step, state="not needed", reason="the engine that needs it is refused")
+        for key, step in plan.steps.items()
+    }
+    return replace(left, steps=steps)

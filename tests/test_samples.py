@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engineworks.errors import SamplesError
-from engineworks.samples import fixed_batch, open_samples, read_headers, samples_from_json, samples_per_run
+from engineworks.npz import read_headers
+from engineworks.samples import fixed_batch, open_samples, samples_from_json, samples_per_run
 from engineworks.tensors import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 2))

@@ -71,7 +71,7 @@ def _float(job: StepJob) -> None:
 
 
 def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
-    samples = samples_from_json(job.path("samples"), job.params["samples"])
+    samples = samples_from_json(job.paths("samples"), job.params["samples"])
     return samples.batches([fixed_batch(samples.specs) or proof_batch(weight_bytes(model))])
 
 

@@ -24,7 +24,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """A model that is newer than ONNX Runtime reads, lowered by ONNX's converter, and what was done; others as they are.
+    """A model newer than ONNX Runtime reads, lowered by ONNX's converter, and what was done; others as they are.
 
     Raises `ModelError` where the converter can not lower it.
     """

@@ -10,7 +10,6 @@ and no batch holds samples of two files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -163,16 +162,16 @@ class SampleFile:
         return None if parts is None else stacked(parts, NO_LABEL)
 
 
-def stacked(arrays: Sequence[NDArray[Any]], fill: float | None = None) -> NDArray[Any]:
-    """Arrays [rows, …] → all rows as one array. Shorter rows are filled up with `fill`, of floats with NaN; without a
-    `fill` with 0."""
+def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
+    """Arrays [rows, …] → all rows as one array, shorter ones filled up with `fill` (unsigned types become signed for a
+    negative one)."""
     import numpy as np
 
     shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
     if all(a.shape[1:] == shape for a in arrays):
         return np.concatenate(arrays)
-    value = 0 if fill is None else fill if arrays[0].dtype.kind in "iu" else math.nan
-    found = np.full((sum(map(len, arrays)), *shape), value, arrays[0].dtype)
+    dtype = np.result_type(arrays[0].dtype, np.int16) if fill < 0 else arrays[0].dtype
+    found = np.full((sum(map(len, arrays)), *shape), fill, dtype)
     start = 0
     for array in arrays:
         found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array

@@ -164,7 +164,12 @@ def _join(parts: Sequence[Rows]) -> dict[str, Array]:
     leaves out (-100, NaN), all others (values, masks) with 0."""
     if not parts:
         return {}
-    return {name: stacked([p[name] for p in parts], None if name else NO_LABEL) for name in parts[0]}
+    found = {}
+    for name in parts[0]:
+        arrays = [p[name] for p in parts]
+        fill = 0 if name else NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan
+        found[name] = stacked(arrays, fill)
+    return found
 
 
 def _json_number(value: float) -> float | None:

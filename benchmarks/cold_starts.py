@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+COMMAND = "import sys; from engineworks.cli import main; sys.exit(main())"
 
 
 def build(recipe: str) -> tuple[bool, float, str]:

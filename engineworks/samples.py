@@ -262,8 +262,8 @@ def open_samples(
             )
     if labels is not None and more:
         _check_label_kinds((path, *more), labels)
-    several = {"more": tuple(more), "totals": totals} if more else {}
-    return replace(SampleFile(path, tuple(specs), found[0][0], labels, total, count), **several)
+    one = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
+    return replace(one, more=tuple(more), totals=totals) if more else one
 
 
 def _open_file(

@@ -1,16 +1,20 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Both begin with `make setup`, which does nothing twice.
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# The Python of .venv, once there is one. Another PYTHON makes .venv again: make test PYTHON=python3.12
+PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+VERSION := import sys; print(sys.version.split()[0])
+WANTED := $(shell $(PYTHON) -c '$(VERSION)')
+STAMP := $(VENV)/.installed-$(WANTED)
 
 .PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0])'
+	@test "$$($(BIN)/python -c '$(VERSION)' 2>/dev/null)" = "$(WANTED)" || \
+	  { echo "making $(VENV) with Python $(WANTED)"; $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)

@@ -11,15 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from engineworks.backends.base import Serving
+from engineworks.npz import read_arrays
 from engineworks.steps.engine_session import load_engine, runner_of
 
 
 def main(folder: str, target_json: str, feeds_file: str, kernels: str, cache: str | None = None) -> None:
     """load_ms: until there is a session; the CUDA context is made before. first_run_ms: with copies."""
-    target, feeds = json.loads(target_json), dict(np.load(feeds_file))
+    target, feeds = json.loads(target_json), read_arrays(Path(feeds_file))
     runner_of(target).memory_meter().reset()
     start = time.perf_counter()
     session = load_engine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,15 @@ LIBRARIES = {
 }
 
 TOO_NEW = {
-    "onnx": ((1, 23), "writes IR 14, which ONNX Runtime 1.31 does not read", "onnx<1.23"),
-    "fastapi": ((0, 151), "breaks the import of Prefect 3.8's server", "fastapi<0.151"),
-    "prefect": ((3, 9), "was not tried", "prefect<3.9"),
+    "onnx": ((1, 24), "was not tried", "onnx<1.24"),
+    "onnxruntime": ((1, 32), "was not tried", "onnxruntime<1.32"),
+    "prefect": ((3, 10), "was not tried", "prefect<3.10"),
     "mlflow": ((3, 18), "was not tried", "mlflow<3.18"),
 }
-"""Distributions whose newer versions are known to break: first bad version, why, what to install."""
+"""Distributions whose newer versions break, or were not tried: first such version, why, what to install."""
+
+PYTHONS = ("3.11", "3.12", "3.13")
+"""The versions of Python that the tests were run on: those of pyproject's classifiers."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,21 @@ class Findings:
     conflicts: tuple[str, ...]
     gpu: Gpu | None = None
     gpu_says: str = ""
+    python: str = platform.python_version()
+
+    @property
+    def python_says(self) -> str:
+        """The running Python and the supported ones, in one line; a warning where it is none of them."""
+        versions = ", ".join(PYTHONS)
+        if ".".join(self.python.split(".")[:2]) in PYTHONS:
+            return f"Python {self.python}; supported: {versions}"
+        return f"warning: Python {self.python} is not supported, tests were run on {versions} only: use one of these"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "gpu": {**self.gpu.to_json(), "memory_mib": self.gpu.memory_mib} if self.gpu else None,
             "gpu_says": self.gpu_says,
+            "python": {"version": self.python, "supported": list(PYTHONS)},
             "libraries": {lib.name: lib.version for lib in self.libraries},
             "targets": [vars(t) for t in self.targets],
             "conflicts": list(self.conflicts),

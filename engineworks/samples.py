@@ -3,20 +3,27 @@
 Axis 0 of every array counts the samples; one sample has the shape of the model's input without its batch dimension.
 The batch dimension is the name of axis 0 of the first input that has a name there; rows are stacked along the axis
 where each input has that name, so [samples, layers, …] in the file feeds an input [layers, batch, …].
+
+Samples may lie in several files, each of one length of a named dimension: they count as one sequence, file after file,
+and no batch holds samples of two files.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from engineworks.datasets.preparation import LENGTHS, Preparation, Ragged
 from engineworks.errors import SamplesError
+from engineworks.npz import ArrayHeader, NpzReader, RowReader, read_headers
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec, spec_from_json
+
+NO_LABEL = -100
+"""Padding of labels: metrics leave it out (`measure.task_metrics`)."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,21 +33,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ArrayHeader:
-    """dtype and shape of one array of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    fortran: bool
-
-
-@dataclass(frozen=True)
 class SampleFile:
-    """Samples of a model: which arrays of which file feed which input.
+    """Samples of a model: which arrays of which files feed which input.
 
     arrays: input → array name. labels: name of the label array. count: how many samples are used, evenly spread over
     `total`, so that a file sorted by class still gives every class. ragged: rows have lengths of their own, and batches
-    are cut to the longest. preparation: set where `path` is no .npz but what one is made of.
+    are cut to the longest. preparation: set where `path` is no .npz but what one is made of. more: further files after
+    `path`; totals: how many samples each file holds, `path` first, where there are several.
     """
 
     path: Path
@@ -51,38 +50,91 @@ class SampleFile:
     count: int
     ragged: Ragged | None = None
     preparation: Preparation | None = None
+    more: tuple[Path, ...] = ()
+    totals: tuple[int, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.more)
+
+    @property
+    def title(self) -> str:
+        """What messages call the data: 'lines.npz', or 'lines32.npz and 2 more files'."""
+        rest = len(self.more)
+        return self.path.name + (f" and {rest} more file{'s' if rest > 1 else ''}" if rest else "")
 
     @property
     def sources(self) -> tuple[Path, ...]:
         """Every file that shapes the samples."""
-        return tuple(self.preparation.read()) if self.preparation else (self.path,)
+        return tuple(self.preparation.read()) if self.preparation else self.paths
 
     @property
     def rows(self) -> list[int]:
-        return [i * self.total // self.count for i in range(self.count)]
+        """Indices of the samples in use; those of a further file follow the last of the file before."""
+        found, start = [], 0
+        for total, count in zip(self._totals, self.counts, strict=True):
+            found += [start + i * total // count for i in range(count)]
+            start += total
+        return found
+
+    @property
+    def _totals(self) -> tuple[int, ...]:
+        return self.totals or (self.total,)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many samples of each file are used: by its share of all, in whole runs where the batch is fixed."""
+        step = fixed_batch(self.specs) or 1 if self.more else 1
+        picks, units = self.count // step, self.total // step
+        found, start = [], 0
+        for total in self._totals:
+            end = start + total // step
+            # Of the picks j · units // picks, those that lie in [start, end).
+            found.append((-(-end * picks // units) - -(-start * picks // units)) * step)
+            start = end
+        return tuple(found) if self.more else (self.count,)
+
+    def by_file(self) -> Iterator[SampleFile]:
+        """The samples in use, file by file: each of one length. A single file is itself."""
+        for path, total, count in zip(self.paths, self._totals, self.counts, strict=True):
+            if count:
+                yield replace(self, path=path, total=total, count=count, more=(), totals=()) if self.more else self
+
+    def of_one_length(self) -> SampleFile:
+        """The samples of the file of which most are used: rows that can be stacked into one batch."""
+        return replace(max(self.by_file(), key=lambda one: one.count), ragged=None)
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
-        """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory."""
-        import numpy as np
+        """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory, and none has samples of
+        two files."""
+        turn = 0
+        for one in self.by_file():
+            for feeds in one._batches(sizes, turn):
+                yield feeds
+                turn += 1
 
-        axes = batch_axes(self.specs)
-        names = {spec.name: self.arrays[spec.name] for spec in self.specs}
-        with zipfile.ZipFile(self.path) as archive:
-            lengths = [LENGTHS] if self.ragged else []
-            readers = {name: _RowReader(archive, name) for name in {*names.values(), *lengths}}
-            done, turn = 0, 0
-            rows = self.rows
+    def _batches(self, sizes: Sequence[int], turn: int) -> Iterator[Arrays]:
+        """Those of a single file; `turn`: how many batches were before."""
+        names = {*self.arrays.values(), *([LENGTHS] if self.ragged else [])}
+        with ExitStack() as open_files:
+            readers = {n: open_files.enter_context(closing(RowReader(self.path, n))) for n in sorted(names)}
+            done, rows = 0, self.rows
             while done < len(rows):
                 take = rows[done : done + max(1, sizes[turn % len(sizes)])]
-                read = {name: reader.rows(take) for name, reader in readers.items()}
-                feeds: Arrays = {}
-                for spec in self.specs:
-                    axis = axes[spec.name]
-                    block = self._cut(spec, axis, read[names[spec.name]], read.get(LENGTHS))
-                    sample = block[0] if axis is None else np.moveaxis(block, 0, axis)
-                    feeds[spec.name] = np.asarray(sample, order="C")  # ascontiguousarray makes a scalar one-dimensional
-                yield feeds
+                yield self._feeds({name: reader.rows(take) for name, reader in readers.items()})
                 done, turn = done + len(take), turn + 1
+
+    def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Rows by array name, [samples, …] → inputs in the model's own layout."""
+        import numpy as np
+
+        axes, feeds = batch_axes(self.specs), dict[str, Any]()
+        for spec in self.specs:
+            axis = axes[spec.name]
+            block = self._cut(spec, axis, read[self.arrays[spec.name]], read.get(LENGTHS) if self.ragged else None)
+            sample = block[0] if axis is None else np.moveaxis(block, 0, axis)
+            feeds[spec.name] = np.asarray(sample, order="C")  # ascontiguousarray makes a scalar one-dimensional
+        return feeds
 
     def _cut(
         self, spec: TensorSpec, axis: int | None, block: NDArray[Any], lengths: NDArray[Any] | None
@@ -94,23 +146,47 @@ class SampleFile:
         own = [d for at, d in enumerate(spec.shape) if at != axis]
         return block[(slice(None), *(slice(width) if d == self.ragged.dim else slice(None) for d in own))]
 
-    def read_labels(self) -> NDArray[np.generic] | None:
-        """The labels of the samples in use, in their order; None if there are none."""
+    def label_parts(self) -> list[NDArray[np.generic]] | None:
+        """The labels of the samples in use, in their order, one array per file; None if there are none."""
         if self.labels is None:
             return None
-        import numpy as np
+        found = []
+        for one in self.by_file():
+            with NpzReader(one.path) as archive:
+                found.append(archive.read(self.labels)[one.rows])
+        return found
 
-        with np.load(self.path, allow_pickle=False) as archive:
-            labels: NDArray[np.generic] = archive[self.labels]
-        return labels[self.rows]
+    def read_labels(self) -> NDArray[np.generic] | None:
+        """The labels of the samples in use, in their order; shorter ones are filled up with what metrics leave out."""
+        parts = self.label_parts()
+        return None if parts is None else stacked(parts, NO_LABEL)
 
 
-def samples_from_json(path: Path, value: Mapping[str, Any]) -> SampleFile:
-    """The samples that a plan describes, in the file that was found when it was made."""
+def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
+    """Arrays [rows, …] → all rows as one array, shorter ones filled up with `fill` (unsigned types become signed for a
+    negative one)."""
+    import numpy as np
+
+    shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
+    if all(a.shape[1:] == shape for a in arrays):
+        return np.concatenate(arrays)
+    dtype = np.result_type(arrays[0].dtype, np.int16) if fill < 0 else arrays[0].dtype
+    found = np.full((sum(map(len, arrays)), *shape), fill, dtype)
+    start = 0
+    for array in arrays:
+        found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
+        start += len(array)
+    return found
+
+
+def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[str, Any]) -> SampleFile:
+    """The samples that a plan describes, in the files that were found when it was made."""
+    path, *more = map(Path, [paths] if isinstance(paths, Path | str) else paths)
     specs = tuple(spec_from_json(s) for s in value["specs"])
     ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
-    total, count = int(value["total"]), int(value["count"])
-    return SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
+    total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
+    found = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
+    return replace(found, more=tuple(more), totals=totals)
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
@@ -159,9 +235,41 @@ def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int
 
 
 def open_samples(
-    path: Path, specs: Sequence[TensorSpec], names: Mapping[str, str], *, samples: int | None, labels: str | None
+    paths: Path | Sequence[Path],
+    specs: Sequence[TensorSpec],
+    names: Mapping[str, str],
+    *,
+    samples: int | None,
+    labels: str | None,
 ) -> SampleFile:
-    """Check the file's headers against the model's inputs. Raises `SamplesError` for the first thing that is wrong."""
+    """Check the files' headers against the model's inputs. Raises `SamplesError` for the first thing that is wrong."""
+    path, *more = [paths] if isinstance(paths, Path) else paths
+    found = [_open_file(one, specs, names, labels) for one in (path, *more)]
+    totals = tuple(total for _, total in found)
+    total, fixed = sum(totals), fixed_batch(specs)
+    what = "the files have" if more else "the file has"
+    if samples is not None and samples > total:
+        raise SamplesError(f"{path}: {samples} samples are asked for, {what} {total}", hint=f"samples: {total} at most")
+    count = samples or total
+    if fixed and count % fixed:
+        whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
+        raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
+    for one, held in zip((path, *more), totals, strict=True):
+        if fixed and more and held % fixed:
+            raise SamplesError(
+                f"{one}: {held} samples, and the model takes {fixed} at a time, all of one file",
+                hint=f"give this file a multiple of {fixed} samples",
+            )
+    if labels is not None and more:
+        _check_label_kinds((path, *more), labels)
+    one = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
+    return replace(one, more=tuple(more), totals=totals) if more else one
+
+
+def _open_file(
+    path: Path, specs: Sequence[TensorSpec], names: Mapping[str, str], labels: str | None
+) -> tuple[dict[str, str], int]:
+    """Input → array name, and how many samples the file holds."""
     headers = read_headers(path)
     arrays = {spec.name: _array_name(path, spec, names, headers) for spec in specs}
     totals = {a: headers[a].shape[0] if headers[a].shape else 0 for a in arrays.values()}
@@ -175,85 +283,7 @@ def open_samples(
         raise SamplesError(f"{path}: holds no samples", hint="axis 0 of every array counts them")
     if labels is not None:
         _check_labels(path, labels, headers, total)
-    if samples is not None and samples > total:
-        raise SamplesError(
-            f"{path}: {samples} samples are asked for, the file has {total}", hint=f"samples: {total} at most"
-        )
-    count, fixed = samples or total, fixed_batch(specs)
-    if fixed and count % fixed:
-        whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
-        raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
-    return SampleFile(path, tuple(specs), arrays, labels, total, count)
-
-
-def read_headers(path: Path) -> dict[str, ArrayHeader]:
-    """dtype and shape of every array, without reading their contents. Pickled arrays are refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [n for n in archive.namelist() if n.endswith(".npy")]
-            found = {n.removesuffix(".npy"): _read_header(path, archive, n) for n in members}
-    except FileNotFoundError:
-        raise SamplesError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, OSError) as error:
-        raise SamplesError(
-            f"{path}: is not a .npz file that can be read ({error})", hint="write it with numpy.savez"
-        ) from None
-    if not found:
-        raise SamplesError(f"{path}: holds no arrays", hint="write it with numpy.savez")
-    return found
-
-
-def _read_header(path: Path, archive: zipfile.ZipFile, member: str) -> ArrayHeader:
-    with archive.open(member) as file:
-        dtype, shape, fortran = _parse_header(path, member, file)
-    return ArrayHeader(dtype.name, shape, fortran)
-
-
-def _parse_header(path: Path, member: str, file: IO[bytes]) -> tuple[Any, tuple[int, ...], bool]:
-    from numpy.lib import format as npy
-
-    try:
-        version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except ValueError as error:
-        raise SamplesError(f"{path}: '{member}' does not parse: {error}") from None
-    if dtype.hasobject:
-        raise SamplesError(
-            f"{path}: '{member.removesuffix('.npy')}' holds pickled Python objects, which could run code",
-            hint="save plain numbers: numpy.savez of arrays with a numeric dtype",
-        )
-    return dtype, shape, fortran
-
-
-class _RowReader:
-    """Rows of one array of the archive in rising order, without holding the array."""
-
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        import math
-
-        self._file = archive.open(f"{name}.npy")
-        self._dtype, shape, fortran = _parse_header(Path(str(archive.filename)), f"{name}.npy", self._file)
-        self._shape = shape[1:]
-        self._row_bytes = self._dtype.itemsize * math.prod(self._shape)
-        self._start = self._file.tell()
-        self._whole: NDArray[np.generic] | None = None
-        if fortran:  # rare, and its rows are not contiguous: read it whole
-            import numpy as np
-
-            self._whole = np.load(str(archive.filename))[name]
-
-    def rows(self, indices: Sequence[int]) -> NDArray[np.generic]:
-        import numpy as np
-
-        if self._whole is not None:
-            return self._whole[list(indices)]
-        block = np.empty((len(indices), *self._shape), self._dtype)
-        for slot, index in enumerate(indices):
-            self._file.seek(self._start + index * self._row_bytes)
-            raw = self._file.read(self._row_bytes)
-            block[slot] = np.frombuffer(raw, self._dtype).reshape(self._shape)
-        return block
+    return arrays, total
 
 
 def _array_name(path: Path, spec: TensorSpec, names: Mapping[str, str], headers: Mapping[str, ArrayHeader]) -> str:
@@ -291,3 +321,16 @@ def _check_labels(path: Path, labels: str, headers: Mapping[str, ArrayHeader], t
     if not shape or shape[0] != total:
         count = shape[0] if shape else 0
         raise SamplesError(f"{path}: {count} labels in '{labels}' for {total} samples", hint="one label per sample")
+
+
+def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
+    """Labels of all files are used as one array: they need one type, and as many dimensions."""
+    first = read_headers(paths[0])[labels]
+    for path in paths[1:]:
+        header = read_headers(path)[labels]
+        if (header.dtype, len(header.shape)) != (first.dtype, len(first.shape)):
+            raise SamplesError(
+                f"{path}: '{labels}' is {header.dtype} {list(header.shape)}, in {paths[0].name} {first.dtype} "
+                f"{list(first.shape)}",
+                hint="write the labels of every file with one type and number of dimensions",
+            )

@@ -184,6 +184,7 @@ def print_findings(findings: Findings) -> None:
     for target in findings.targets:
         table.add_row(target.name, _escape(target.build or "yes"), _escape(_run_and_measure(target)))
     console.print(table)
+    say(findings.python_says)
     say(_gpu_line(findings))
     for conflict in findings.conflicts:
         say(f"conflict: {conflict}")

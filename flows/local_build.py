@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 from engineworks.backends import backend
 from engineworks.child import default_pool
+from engineworks.collector import not_collected
 from engineworks.errors import EngineworksError, StepError
 from engineworks.plan import Plan
 from engineworks.release.promotion import ReleaseResult
@@ -30,7 +30,7 @@ def build_recipes(
     """Run `build_recipe`, or `release`, for every plan, one after the other; a failed one does not stop the others."""
     with prefect_api(settings.artifacts / "prefect") as prefect, _places(settings):
         default_pool().prestart(_imports(plans), count=2)
-        with _no_garbage_collection():
+        with not_collected():
             prefect.load()
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
             tracking.prestart()  # after Prefect's import: two imports at once take turns and help nobody
@@ -38,17 +38,6 @@ def build_recipes(
         if release:
             return [_release(plan, only) for plan in plans]
         return [_build(plan, only) for plan in plans]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Imports make a million objects that stay: looking through them for garbage costs a fifth of their time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _imports(plans: Sequence[Plan]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,35 @@ def test_a_target_that_runs_unwatched_says_why_its_figures_are_not_to_be_trusted
     out = capsys.readouterr().out
     assert "yes, but the GPU's clocks can not be watched" in out
     assert "yes, but no" not in out
+
+
+def test_doctor_names_the_supported_versions_of_python_and_warns_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = replace(found(tmp_path, monkeypatch, None), python="3.12.1")
+    terminal.print_findings(findings)
+    assert "Python 3.12.1; supported: 3.11, 3.12, 3.13" in capsys.readouterr().out
+    other = replace(findings, python="3.14.0")
+    terminal.print_findings(other)
+    assert "warning: Python 3.14.0 is not supported" in capsys.readouterr().out.replace("\n", " ")
+    assert not other.conflicts
+    assert other.to_json()["python"] == {"version": "3.14.0", "supported": ["3.11", "3.12", "3.13"]}
+
+
+def test_the_supported_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    prefix = "Programming Language :: Python :: "
+    named = [c.removeprefix(prefix) for c in project["classifiers"] if c.startswith(prefix)]
+    assert tuple(named) == doctor.PYTHONS
+
+
+def test_no_version_that_the_package_itself_asks_for_is_a_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first version that doctor refuses of a library is the one where pyproject's own range ends."""
+    assert found(tmp_path, monkeypatch, None).conflicts == ()
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    for name, (bad, _, instead) in doctor.TOO_NEW.items():
+        (wanted,) = (r for r in project["dependencies"] if re.match(rf"{name}[<>=]", r))
+        assert f"<{'.'.join(map(str, bad))}" in wanted.replace(f"{name}", "")
+        assert instead == f"{name}<{'.'.join(map(str, bad))}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engineworks.errors import SamplesError
-from engineworks.samples import fixed_batch, open_samples, read_headers, samples_from_json, samples_per_run
+from engineworks.npz import read_headers
+from engineworks.samples import fixed_batch, open_samples, samples_from_json, samples_per_run
 from engineworks.tensors import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 2))
@@ -120,3 +122,86 @@ def test_headers_are_read_without_the_contents(tmp_path: Path) -> None:
     headers = read_headers(write(tmp_path / "a.npz", a=np.zeros((3, 2), np.int64), b=np.zeros((), np.float16)))
     assert (headers["a"].dtype, headers["a"].shape) == ("int64", (3, 2))
     assert headers["b"].shape == ()
+
+
+LINE = TensorSpec("line", "float32", ("batch", "width"))
+
+
+def lines(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
+    """One file for each (count, width); values count on from file to file, labels have the rows' width."""
+    found, start = [], 0
+    for count, width in sizes:
+        line = np.arange(start, start + count * width, dtype=np.float32).reshape(count, width)
+        found.append(write(folder / f"{len(found)}.npz", line=line, y=line.astype(np.uint8) % 7))
+        start += count * width
+    return found
+
+
+def test_no_batch_has_samples_of_two_files(tmp_path: Path) -> None:
+    files = lines(tmp_path, (5, 3), (4, 8), (1, 2))
+    samples = open_samples(files, [LINE], {}, samples=None, labels=None)
+    shapes = [b["line"].shape for b in samples.batches([1, 3])]
+    assert shapes == [(1, 3), (3, 3), (1, 3), (3, 8), (1, 8), (1, 2)]
+    assert samples.rows == list(range(10))
+    values = np.concatenate([b["line"].reshape(-1) for b in samples.batches([2])])
+    assert np.array_equal(values, np.arange(5 * 3 + 4 * 8 + 2, dtype=np.float32))
+
+
+@pytest.mark.parametrize("count", range(1, 11))
+def test_fewer_samples_take_of_every_file_its_share(tmp_path: Path, count: int) -> None:
+    samples = open_samples(lines(tmp_path, (6, 3), (3, 8), (1, 2)), [LINE], {}, samples=count, labels=None)
+    assert sum(samples.counts) == count
+    assert all(abs(used - count * held / 10) < 1 for used, held in zip(samples.counts, (6, 3, 1), strict=True))
+    assert sum(len(b["line"]) for b in samples.batches([4])) == count
+
+
+def test_labels_go_with_their_samples_and_shorter_ones_are_filled_with_what_metrics_leave_out(tmp_path: Path) -> None:
+    samples = open_samples(lines(tmp_path, (4, 2), (4, 5)), [LINE], {}, samples=4, labels="y")
+    parts, labels = samples.label_parts(), samples.read_labels()
+    assert parts is not None
+    assert labels is not None
+    fed = [b["line"] for b in samples.batches([2])]
+    for part, lines_ in zip(parts, fed, strict=True):
+        assert np.array_equal(part, lines_ % 7)
+    assert labels[:2].tolist() == [[*row, -100, -100, -100] for row in parts[0].tolist()]
+    assert np.array_equal(labels[2:], parts[1])
+
+
+def test_a_model_of_one_batch_size_gets_whole_batches_of_every_file(tmp_path: Path) -> None:
+    fixed = TensorSpec("line", "float32", (2, "width"))
+    files = lines(tmp_path, (6, 3), (2, 8))
+    samples = open_samples(files, [fixed], {}, samples=4, labels=None)
+    assert samples.counts == (4, 0)
+    whole = open_samples(files, [fixed], {}, samples=None, labels=None)
+    assert [b["line"].shape for b in whole.batches([2])] == [(2, 3), (2, 3), (2, 3), (2, 8)]
+    with pytest.raises(SamplesError, match=r"0\.npz: 5 samples, and the model takes 2 at a time, all of one file"):
+        open_samples(lines(tmp_path, (5, 3), (3, 8)), [fixed], {}, samples=None, labels=None)
+
+
+def test_rows_that_can_be_stacked_are_those_of_one_file(tmp_path: Path) -> None:
+    samples = open_samples(lines(tmp_path, (2, 3), (5, 8)), [LINE], {}, samples=None, labels=None)
+    assert {b["line"].shape for b in samples.of_one_length().batches([5])} == {(5, 8)}
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"other": np.zeros((2, 4), np.float32)}, "1.npz: holds no array 'line' for input 'line'"),
+        ({"line": np.zeros((2, 4), np.float64), "y": np.zeros((2, 4), np.uint8)}, "1.npz: 'line' is float64"),
+        ({"line": np.zeros((2, 4), np.float32)}, "1.npz: holds no array 'y' with the labels"),
+        ({"line": np.zeros((2, 4), np.float32), "y": np.zeros(2, np.uint8)}, "1.npz: 'y' is uint8 [2], in 0.npz uint8 [3, 3]"),
+    ],
+)  # fmt: skip
+def test_every_file_must_fit(tmp_path: Path, second: dict[str, np.ndarray], message: str) -> None:
+    (first,) = lines(tmp_path, (3, 3))
+    with pytest.raises(SamplesError, match=re.escape(message)):
+        open_samples([first, write(tmp_path / "1.npz", **second)], [LINE], {}, samples=None, labels="y")
+
+
+def test_what_a_plan_keeps_of_several_files_is_enough_to_read_again(tmp_path: Path) -> None:
+    from engineworks.plan.documents import _samples
+
+    samples = open_samples(lines(tmp_path, (5, 3), (4, 8)), [LINE], {}, samples=6, labels=None)
+    again = samples_from_json([str(p) for p in samples.paths], _samples(samples))
+    for one, other in zip(samples.batches([1, 2]), again.batches([1, 2]), strict=True):
+        assert np.array_equal(one["line"], other["line"])

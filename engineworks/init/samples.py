@@ -10,7 +10,8 @@ from engineworks.datasets.pictures import BY_FOLDER, image_names
 from engineworks.datasets.tables import look_at
 from engineworks.errors import SamplesError
 from engineworks.init.draft import DataFile
-from engineworks.samples import ArrayHeader, batch_axes, read_headers
+from engineworks.npz import ArrayHeader, read_headers
+from engineworks.samples import batch_axes
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 

@@ -23,7 +23,7 @@ from engineworks.model.graphs import subgraphs
 from engineworks.model.inspect import Inventory, inventory
 from engineworks.model.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.onnx_files import detach_weights, load_model, save_model
-from engineworks.model.opset import check_operators, opset_of
+from engineworks.model.opset import check_operators, lower_to_limits, opset_of
 from engineworks.model.preparation import Prepared, finish, prepare
 from engineworks.model.repeatable import check_repeatable
 from engineworks.model.tidy import constants_to_initializers, count_nodes, hoist_initializers
@@ -111,10 +111,11 @@ def fold_model(
         work = Path(folder)
         model = load_model(source, weights=False)
         nodes_before, opset_from = count_nodes(model.graph), opset_of(model)
+        model, lowered = lower_to_limits(model, str(source))
         check_operators(model, str(source))
         check_repeatable(model, str(source))
         dims.check_interface(model, inputs, outputs, str(source))
-        model, reference = _detached(model, source, work)
+        model, reference = _detached(model, source, work, as_it_is=not lowered)
         original = _open_original(reference, source, inputs, outputs or {}, feeds)
         prepared = prepare(model, inputs, minimum_opset)
         strategy, fallbacks, folded, max_abs = _first_proven(prepared, original, work, out, source)
@@ -127,19 +128,19 @@ def fold_model(
         opset_to=opset_of(folded),
         max_abs=max_abs,
         samples=len(feeds),
-        notes=prepared.notes,
+        notes=(*lowered, *prepared.notes),
         inventory=inventory(folded),
     )
 
 
-def _detached(model: onnx.ModelProto, source: Path, work: Path) -> tuple[onnx.ModelProto, Path]:
+def _detached(model: onnx.ModelProto, source: Path, work: Path, *, as_it_is: bool) -> tuple[onnx.ModelProto, Path]:
     """The model with its weights left on disk, and the file to compare with: the source itself, or a copy of it with
-    unique node names where ONNX Runtime would refuse the source."""
+    unique node names where ONNX Runtime would refuse the source. as_it_is: whether the model still is the source's."""
     constants_to_initializers(model.graph)
     name_tensors(model.graph)
     hoist_initializers(model.graph)
     model = detach_weights(model, source.resolve(), work / "weights")
-    if not has_duplicate_node_names(model.graph):
+    if as_it_is and not has_duplicate_node_names(model.graph):
         return model, source
     name_nodes(model.graph)
     reference = work / "original.onnx"

@@ -24,6 +24,9 @@ EXTERNAL_ABOVE_BYTES = 1 << 30
 IR_VERSION = 10
 """Newest IR version that every tool of the pipeline reads (ONNX Runtime 1.31 ≤ 13, TensorRT-RTX 1.7 ≤ 10 tested)."""
 
+MOST_IR_VERSION, MOST_OPSET = 13, 26
+"""Newest that ONNX Runtime 1.31 reads; onnx 1.23 itself writes IR 14 and opset 28 unless it is told otherwise."""
+
 _DETACHED_FROM_BYTES = 4096  # smaller tensors may be shapes or axes, which shape inference wants to see
 _ALIGNMENT = 4096  # of a tensor in the data file: a page, so that it can be mapped into memory
 
@@ -93,12 +96,15 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write the model to `path`, its weights to `<path>.data` when they are large; the same model gives the same bytes.
 
     `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
-    they go beside the file. Raises `ModelError` if the rest does not fit into one message.
+    they go beside the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
+    Runtime does not read.
     """
     from google.protobuf.message import EncodeError
 
     shell = _without_initializers(model)
     shell.ir_version = ir_version_for(model)
+    if is_too_new(shell):
+        raise ModelError(f"{path}: the model would be opset {default_opset(shell)}, above {MOST_OPSET}")
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     if weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
@@ -120,6 +126,16 @@ def model_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file and every external data file that it names. Raises `ModelError` for one that is missing or that
     lies outside the model's own folder."""
     return _external_files(path, load_model(path, weights=False))
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """Version of the default operator set (0 if the model imports none)."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def is_too_new(model: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime refuses the file for its IR version or opset."""
+    return model.ir_version > MOST_IR_VERSION or default_opset(model) > MOST_OPSET
 
 
 def ir_version_for(model: onnx.ModelProto) -> int:

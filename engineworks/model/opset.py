@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
 from engineworks.model.graphs import all_graphs, all_nodes, node_label
+from engineworks.model.onnx_files import MOST_OPSET, default_opset, ir_version_for, is_too_new
 
 if TYPE_CHECKING:
     import onnx
@@ -15,7 +16,49 @@ _NAMED = 3  # of the offending nodes, before "and N more"
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set (0 if the model imports none)."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return default_opset(model)
+
+
+def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A model newer than ONNX Runtime reads, lowered by ONNX's converter, and what was done; others as they are.
+
+    Raises `ModelError` where the converter can not lower it.
+    """
+    if not is_too_new(model):
+        return model, ()
+    before, opset = f"IR {model.ir_version}, opset {opset_of(model)}", opset_of(model)
+    if opset > MOST_OPSET:
+        if model.functions:
+            model = inline_functions(model)
+        try:
+            model = _converted(model, MOST_OPSET)
+        except ConversionError as error:
+            raise ModelError(
+                f"{where}: opset {opset} is newer than ONNX Runtime reads ({MOST_OPSET}), and ONNX's version converter "
+                f"can not lower it: {error}",
+                hint=f"export the model with opset {MOST_OPSET} or older",
+            ) from None
+    model.ir_version = ir_version_for(model)
+    return model, (f"{before} lowered to IR {model.ir_version}, opset {opset_of(model)}, which ONNX Runtime reads",)
+
+
+class ConversionError(Exception):
+    """The reason of ONNX's version converter, in one line; log: all that it said."""
+
+    def __init__(self, reason: str, log: str) -> None:
+        super().__init__(reason)
+        self.log = log
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+    except (onnx.version_converter.ConvertError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        # Its messages begin with a C++ assertion: '/project/…h:67: adapter_lookup: Assertion `false` failed: '.
+        raise ConversionError(str(error).rpartition("failed: ")[2].strip(), str(error)) from None
+    return converted
 
 
 def check_operators(model: onnx.ModelProto, where: str) -> None:
@@ -42,22 +85,17 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
     """The model with at least this opset; never lowered. Raises `FoldError` if ONNX's converter can not do it."""
-    import onnx
-
     found = opset_of(model)
     if found >= minimum:
         return model
     try:
-        raised: onnx.ModelProto = onnx.version_converter.convert_version(model, minimum)
-    except (onnx.version_converter.ConvertError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        # Its messages begin with a C++ assertion: '/project/…h:67: adapter_lookup: Assertion `false` failed: '.
-        reason = str(error).rpartition("failed: ")[2].strip()
+        return _converted(model, minimum)
+    except ConversionError as error:
         raise FoldError(
-            f"opset {found} could not be raised to {minimum}: ONNX's version converter says: {reason}",
+            f"opset {found} could not be raised to {minimum}: ONNX's version converter says: {error}",
             hint=f"export the model with opset {minimum} or newer",
-            log=str(error),
+            log=error.log,
         ) from None
-    return raised
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:

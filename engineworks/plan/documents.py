@@ -31,7 +31,7 @@ MINIMUM_OPSET = 13
 """Older models are raised to this: the first opset with per-channel Q/DQ and bf16, so that one fold serves all."""
 
 PROOF_SAMPLES = 4
-"""Samples on which a rewritten graph is compared with the one before it."""
+"""Samples of each file on which a rewritten graph is compared with the one before it."""
 
 PEER_TIME_LIMIT_S = 1800.0
 """Seconds after which a peer is given up: it is only there to be compared with."""
@@ -95,6 +95,9 @@ class Documents:
             key = self._prepare_keys.get(id(data.preparation)) or digest_of(self.prepare(data)[0])
             self._prepare_keys[id(data.preparation)] = key
             return {role: key}, {}, {}
+        if data.more:
+            tree = {str(index): path for index, path in enumerate(data.paths)}  # their order counts, their names do not
+            return {}, {role: self._digests.digest_tree(tree)}, {role: list(data.paths)}
         return {}, {role: self._digests.digest(data.path)}, {role: data.path}
 
     def fold(self, export: str) -> tuple[Document, Aside]:
@@ -102,7 +105,7 @@ class Documents:
         outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
         params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
         data = self._files.evaluation
-        count = fixed_batch(data.specs) or min(PROOF_SAMPLES, data.count)
+        count = fixed_batch(data.specs) or min(PROOF_SAMPLES * len(data.paths), data.count)
         made, _, place = self._data("samples", data)
         aside = {**place, "proof": _samples(data) | {"count": count}, "reads": made}
         return self._document("fold", params, {"export": export}, {}), aside
@@ -316,9 +319,10 @@ def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = 
 
 
 def _samples(data: SampleFile) -> Document:
-    """How samples are read from the file: all that `SampleFile` needs but the path."""
+    """How samples are read from their files: all that `SampleFile` needs but the paths."""
     return {
         "arrays": dict(data.arrays), "count": data.count, "total": data.total,
         "specs": [s.to_json() for s in data.specs],
         **({"ragged": data.ragged.to_json()} if data.ragged else {}),
+        **({"totals": list(data.totals)} if data.more else {}),
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,11 @@ from engineworks.datasets.pictures import BY_FOLDER, plan_images
 from engineworks.datasets.tables import SUFFIXES
 from engineworks.datasets.text import plan_text
 from engineworks.errors import SamplesError
+from engineworks.npz import read_headers
 from engineworks.profiles import input_specs
 from engineworks.recipe.finding import Finder, FoundModel, Where
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
-from engineworks.samples import SampleFile, batch_axes, open_samples, read_headers
+from engineworks.samples import SampleFile, batch_axes, open_samples
 
 
 def find_samples(
@@ -30,19 +32,51 @@ def find_samples(
 
 
 def _arrays(
-    finder: Finder, where: Where, recipe: Recipe, samples: Samples, npz: str, labels: str | None
+    finder: Finder, where: Where, recipe: Recipe, samples: Samples, npz: Sequence[str], labels: str | None
 ) -> SampleFile | None:
-    path = finder.file((*where, "npz"), npz)
-    if path is None:
+    files = _npz_files(finder, (*where, "npz"), npz)
+    if files is None:
         return None
     try:
-        found = open_samples(path, input_specs(recipe), samples.names, samples=samples.samples, labels=labels)
-        for message in _outside_profiles(recipe, found):
-            finder.add((*where, "npz"), message, "widen a profile under 'shapes', or change the data")
+        found = open_samples(list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels)
+        for path, message in _outside_profiles(recipe, found):
+            place, shown = files[path]
+            named = f"'{shown}': {message}" if found.more else message
+            finder.add(place, named, "widen a profile under 'shapes', or change the data")
         return found
     except SamplesError as error:
-        finder.add((*where, "npz"), error.message.replace(str(path), npz), error.hint)
+        path = next((one for one in files if error.message.startswith(f"{one}: ")), next(iter(files)))
+        place, shown = files[path]
+        finder.add(place, error.message.replace(str(path), shown), error.hint)
         return None
+
+
+def _npz_files(finder: Finder, where: Where, npz: Sequence[str]) -> dict[Path, tuple[Where, str]] | None:
+    """Every file, each with its place in the recipe and the name that messages give it; None where one is missing."""
+    files: dict[Path, tuple[Where, str]] = {}
+    whole = True
+    for index, pattern in enumerate(npz):
+        place = (*where, index) if len(npz) > 1 else where
+        for name in _matching(finder, place, pattern):
+            path = finder.file(place, name)
+            whole = whole and path is not None
+            if path in files:
+                finder.add(place, f"duplicate file '{name}' in npz", "remove one")
+                whole = False
+            elif path is not None:
+                files[path] = (place, name)
+    return files if whole and files else None
+
+
+def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
+    """The files that a glob names, sorted; what is no glob is its own only match."""
+    if not has_magic(pattern) or (finder.folder / pattern).exists():
+        return [pattern]
+    found = sorted(glob(str(Path(pattern).expanduser()), root_dir=finder.folder, recursive=True))  # noqa: PTH207 - '../x'
+    if not found:
+        hint = finder.fetch_hint((finder.folder / pattern).resolve()) or "paths are relative to the recipe"
+        finder.add(where, f"'{pattern}': no file matches", hint)
+    return found
 
 
 def _text(
@@ -102,13 +136,15 @@ def _config(model: FoundModel) -> Path | None:
     return model.path if model.kind == "huggingface" else None
 
 
-def _outside_profiles(recipe: Recipe, found: SampleFile) -> Iterator[str]:
-    """Lengths of the data (all but the batch) that no profile allows."""
-    headers, axes = read_headers(found.path), batch_axes(found.specs)
-    for spec in found.specs:
-        array = found.arrays[spec.name]
-        dims = [d for axis, d in enumerate(spec.shape) if axis != axes[spec.name]]
-        for dim, length in zip(dims, headers[array].shape[1:], strict=True):
-            ranges = [triples[dim] for triples in recipe.shapes.values() if isinstance(dim, str) and dim in triples]
-            if ranges and not any(low <= length <= high for low, _, high in ranges):
-                yield f"'{array}' has {dim} {length}, which no profile allows"
+def _outside_profiles(recipe: Recipe, found: SampleFile) -> Iterator[tuple[Path, str]]:
+    """Lengths of the data (all but the batch) that no profile allows, each with its file."""
+    axes = batch_axes(found.specs)
+    for path in found.paths:
+        headers = read_headers(path)
+        for spec in found.specs:
+            array = found.arrays[spec.name]
+            dims = [d for axis, d in enumerate(spec.shape) if axis != axes[spec.name]]
+            for dim, length in zip(dims, headers[array].shape[1:], strict=True):
+                ranges = [triples[dim] for triples in recipe.shapes.values() if isinstance(dim, str) and dim in triples]
+                if ranges and not any(low <= length <= high for low, _, high in ranges):
+                    yield path, f"'{array}' has {dim} {length}, which no profile allows"

@@ -113,11 +113,21 @@ def _columns_schema(schema: dict[str, Any]) -> None:
     schema.update(anyOf=[{"type": "string"}, listed], **words)
 
 
+def _npz_schema(schema: dict[str, Any]) -> None:
+    """Editors take both: a file and a list of files."""
+    listed = next(choice for choice in schema.pop("anyOf") if choice.get("type") == "array")
+    schema["anyOf"] = [{"type": "string"}, listed, {"type": "null"}]
+
+
 class Samples(Part):
     """Samples of the model's inputs: exactly one of npz, text, images."""
 
-    npz: str | None = Field(
-        None, description=".npz file of arrays by name, axis 0 counts the samples; pickled arrays are refused"
+    npz: Annotated[tuple[str, ...] | None, BeforeValidator(_columns)] = Field(
+        None,
+        min_length=1,
+        json_schema_extra=_npz_schema,
+        description=".npz file of arrays by name, axis 0 counts the samples; pickled arrays are refused. Or a list of "
+        "files, globs among them: each file may have another length of a named dimension",
     )
     text: str | None = Field(None, description=".jsonl, .csv or .parquet file with texts, which are tokenized")
     images: str | None = Field(None, description="folder of images, which the model's processor makes inputs of")

@@ -70,6 +70,11 @@ class StepJob:
         """An absolute path from `aside`, or of the samples that a `prepare` step made for this role."""
         return find_made(self.inputs[name]) if name in self.inputs else Path(self.aside[name])
 
+    def paths(self, name: str) -> tuple[Path, ...]:
+        """As `path`, of samples, which may lie in several files."""
+        several = () if name in self.inputs else self.aside[name]
+        return tuple(map(Path, several)) if several and isinstance(several, list | tuple) else (self.path(name),)
+
     def write_json(self, name: str, value: object) -> None:
         """Write a result beside the others. NaN is not JSON: a figure that is none is null."""
         (self.out / name).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engineworks.errors import CalibrationError, SamplesError
-from engineworks.fingerprint import digest_file
+from engineworks.fingerprint import FileDigests, digest_file
 from engineworks.model.calibration import Ranges, collect_ranges
 from engineworks.model.calibration.inputs import InputWatch
 from engineworks.model.calibration.trust import check_pairing, check_samples, digest_model, summary, warnings
@@ -28,9 +28,9 @@ REPORT_FILE = "report.json"
 
 def run(job: StepJob) -> None:
     model = job.inputs["fold"] / MODEL_FILE
-    samples = samples_from_json(job.path("calibration"), job.params["samples"])
+    samples = samples_from_json(job.paths("calibration"), job.params["samples"])
     data = {"sha256": _digest_in_use(job, samples), "samples": samples.count, "of": samples.total}
-    watch = InputWatch(batch_axes(samples.specs), samples.count, refuse=f"calibration data {samples.path.name}")
+    watch = InputWatch(batch_axes(samples.specs), samples.count, refuse=f"calibration data {samples.title}")
     with TemporaryDirectory(dir=job.out) as scratch:
         ranges = _collect(job, _in_float(model, Path(scratch)), samples, watch)
     statistics = watch.statistics()
@@ -57,7 +57,7 @@ def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) 
     size = fixed_batch(samples.specs) or settings["batch"]
     for _ in watch.watch(samples.batches([size])):
         pass
-    check_samples(watch.statistics(), samples.path.name)
+    check_samples(watch.statistics(), samples.title)
     return collect_ranges(
         model,
         lambda: samples.batches([size]),
@@ -71,10 +71,11 @@ def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) 
 
 
 def _digest_in_use(job: StepJob, samples: SampleFile) -> str:
-    """sha256 of the data file, which must be what it was when the plan was made."""
-    digest = digest_file(samples.path)
+    """Digest of the data, which must be what it was when the plan was made: the file's sha256, or that of all files."""
+    files = {str(index): path for index, path in enumerate(samples.paths)}
+    digest = FileDigests(None).digest_tree(files) if samples.more else digest_file(samples.path)
     if digest != job.aside.get("sha256", digest):
-        raise SamplesError(f"calibration data {samples.path.name} changed since the plan was made", hint="build again")
+        raise SamplesError(f"calibration data {samples.title} changed since the plan was made", hint="build again")
     return digest
 
 

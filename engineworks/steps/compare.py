@@ -21,7 +21,7 @@ ACCURACY_FILE = "accuracy.json"
 
 
 def run(job: StepJob) -> None:
-    samples = samples_from_json(job.path("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
+    samples = samples_from_json(job.paths("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
     session = _load(job)
     served: dict[str, Any] | None = None
     try:

@@ -60,7 +60,7 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
         payload = {
             "folders": {"champion": str(folder), "candidate": str(job.inputs["build"])},
             "params": {**job.params, "most_s": job.aside["most_s"]},
-            "evaluation": str(job.path("evaluation")),
+            "evaluation": [str(path) for path in job.paths("evaluation")],
         }
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
         with ChildPool() as pool:
@@ -109,7 +109,7 @@ def attempt(
     can not be loaded or run here, `RunError` where the candidate can not."""
     params = payload["params"]
     specs = tuple(spec_from_json(s) for s in params["inputs"])
-    samples = samples_from_json(Path(payload["evaluation"]), params["samples"])
+    samples = samples_from_json(payload["evaluation"], params["samples"])
     feeds = {name: feeds_at(specs, samples, at["dims"]) for name, at in params["at"].items()}
     run = runner_of(params["target"])
     with tempfile.TemporaryDirectory(prefix="engineworks-duel-") as caches:

@@ -96,7 +96,7 @@ def _loads(job: StepJob) -> dict[str, dict[str, float]]:
     if cache is None or at is None:
         return {}
     specs = tuple(spec_from_json(s) for s in job.params["inputs"])
-    feeds = feeds_at(specs, samples_from_json(job.path("evaluation"), job.params["samples"]), at["dims"])
+    feeds = feeds_at(specs, samples_from_json(job.paths("evaluation"), job.params["samples"]), at["dims"])
     return measure_loads(partial(_load, job), feeds, cache)
 
 
@@ -115,7 +115,7 @@ class NamedShapes:
         self._job, self._session, self._meter = job, session, meter
         self._before_mib, self._readings = before_mib, readings
         self._specs = tuple(spec_from_json(s) for s in job.params["inputs"])
-        self._samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+        self._samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
         self._done: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def measure(self) -> dict[str, dict[str, Any]]:

@@ -72,7 +72,7 @@ def _model(job: StepJob) -> PeerModel:
 
 def _accuracy(job: StepJob, session: Session) -> dict[str, Any]:
     """All evaluation samples, in the batches of the reference."""
-    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     axes = output_axes(samples.specs, session.outputs)
     found = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
     runs = samples.batches(job.params["batches"])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engineworks.backends import onnxruntime as backend
 from engineworks.model.calibration.inputs import InputWatch
 from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.npz import NpzReader
 from engineworks.samples import batch_axes, output_axes, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.served_rows import ServedRows
@@ -30,7 +31,7 @@ depends on the other's file, and yet the two can be compared."""
 
 def run(job: StepJob) -> None:
     """Writes the outputs run by run under `<run>/<output>`: one run is held in memory."""
-    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     session = backend.load(job.inputs["fold"] / MODEL_FILE, {"spinning": False})  # other steps run beside it
     watch = InputWatch(batch_axes(samples.specs), samples.count)
     size: dict[str, tuple[float, int]] = {}
@@ -62,10 +63,10 @@ def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple
 def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
     """The reference outputs, run by run, in the order in which they were written."""
     runs = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["runs"]
-    with np.load(folder / OUTPUTS_FILE, allow_pickle=False) as archive:
+    with NpzReader(folder / OUTPUTS_FILE) as archive:
         names: dict[int, list[str]] = {}
-        for member in archive.files:
+        for member in archive.names:
             run, _, name = member.partition("/")
             names.setdefault(int(run), []).append(name)
         for run in range(runs):
-            yield {name: archive[f"{run}/{name}"] for name in names[run]}
+            yield {name: archive.read(f"{run}/{name}") for name in names[run]}

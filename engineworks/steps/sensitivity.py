@@ -27,7 +27,7 @@ SENSITIVITY_FILE = "sensitivity.json"
 def run(job: StepJob) -> None:
     start = time.perf_counter()
     globs, fp32 = job.params["quantized"], job.params.get("fp32", ())
-    samples = samples_from_json(job.path("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
+    samples = samples_from_json(job.paths("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
     single, _ = double_to_float(name_nodes(load_model(job.inputs["fold"] / MODEL_FILE)))
     model = name_nodes(raise_opset_for(single, globs))
     with TemporaryDirectory(dir=job.out) as scratch:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from engineworks.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, Lengths, Visit, row_errors, row_picks, visit_from_json
+from engineworks.npz import NpzReader
 from engineworks.steps.served_figures import Places, keep_worst, row_figures
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import (
@@ -48,7 +49,7 @@ class ServedReference:
 
     def __init__(self, folder: Path) -> None:
         report: dict[str, Any] = json.loads((folder / SHAPES_FILE).read_text(encoding="utf-8"))
-        self._arrays = np.load(folder / SHAPES_OUTPUTS_FILE, allow_pickle=False)
+        self._arrays = NpzReader(folder / SHAPES_OUTPUTS_FILE)
         self.axes: dict[str, int | None] = report["axes"]
         self.scale: dict[str, float] = report["scale"]
         self.by_rows: bool = report["mode"] == "rows"
@@ -65,9 +66,9 @@ class ServedReference:
         found = {}
         for name, axis in self.axes.items():
             if self.by_rows:
-                found[name] = np.take(self._arrays[f"pool{pool}/{name}"], picks, axis=axis)
+                found[name] = np.take(self._arrays.read(f"pool{pool}/{name}"), picks, axis=axis)
             else:
-                found[name] = self._arrays[f"visit{visit}/{run}/{name}"]
+                found[name] = self._arrays.read(f"visit{visit}/{run}/{name}")
         return found
 
     def close(self) -> None:

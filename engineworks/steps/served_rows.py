@@ -31,7 +31,7 @@ class ServedRows:
     """Pools of rows for any lengths. ranges: input → [least, largest] as the recipe declares it."""
 
     def __init__(self, samples: SampleFile, ranges: Mapping[str, Sequence[float]]) -> None:
-        self._samples, self._ranges = replace(samples, ragged=None), ranges  # rows of one length, to stack them
+        self._samples, self._ranges = samples.of_one_length(), ranges  # rows of one length, to stack them
         self._specs, self._axes = samples.specs, batch_axes(samples.specs)
         self._batch = batch_dim(samples.specs)
         self._source: list[Arrays] = []

@@ -11,10 +11,10 @@ import numpy as np
 
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
-from engineworks.measure.task_metrics import NO_LABEL, TaskMetric, dead_classes, ratio_to_reference, task_metric
+from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.model.source_code import load_function, user_failure
 from engineworks.recipe.metric import is_lower_better
-from engineworks.samples import SampleFile, batch_axes
+from engineworks.samples import NO_LABEL, SampleFile, batch_axes, stacked
 from engineworks.steps import StepJob
 
 Rows = Mapping[str, Array]
@@ -32,7 +32,8 @@ class TaskComparison:
     def __init__(self, job: StepJob, samples: SampleFile, axes: Mapping[str, int | None]) -> None:
         self._job, self._samples, self._axes = job, samples, axes
         self._settings: Mapping[str, Any] | None = job.params["metric"]
-        self._labels = samples.read_labels() if self._settings else None
+        self._parts = samples.label_parts() if self._settings else None
+        self._labels = None if self._parts is None else stacked(self._parts, NO_LABEL)
         self._rows: dict[str, list[Rows]] = {"inputs": [], "engine": [], "reference": []}
         self._done = 0
         name = self._settings["name"] if self._settings else None
@@ -100,10 +101,14 @@ class TaskComparison:
         return np.stack(found, axis=-1) if spans else found[0]
 
     def _labels_of(self, start: int, rows: Array) -> Array | None:
-        """The labels of these rows; those of tokens as long as the rows are in this batch."""
-        if self._labels is None:
+        """The labels of these rows, which are of one file; those of tokens as long as the rows are in this batch."""
+        if self._parts is None:
             return None
-        labels = self._labels[start : start + len(rows)]
+        for part in self._parts:
+            if start < len(part):
+                break
+            start -= len(part)
+        labels = part[start : start + len(rows)]
         return labels[:, : rows.shape[1]] if self._per_token else labels
 
     @property
@@ -155,21 +160,15 @@ def _rows_first(array: Array, axis: int | None) -> Array:
 
 
 def _join(parts: Sequence[Rows]) -> dict[str, Array]:
-    return {name: _stacked([p[name] for p in parts], reduced=not name) for name in parts[0]} if parts else {}
-
-
-def _stacked(arrays: Sequence[Array], *, reduced: bool) -> Array:
-    """All rows as one array. Batches that were padded to different lengths are filled up: what a metric made of rows
-    with what it leaves out (-100, NaN), all others (values, masks) with 0."""
-    shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
-    if all(a.shape[1:] == shape for a in arrays):
-        return np.concatenate(arrays)
-    fill = 0 if not reduced else (NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan)
-    found = np.full((sum(map(len, arrays)), *shape), fill, arrays[0].dtype)
-    start = 0
-    for array in arrays:
-        found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
-        start += len(array)
+    """Runs as one. Batches of different lengths are filled up: what a metric made of rows (named '') with what it
+    leaves out (-100, NaN), all others (values, masks) with 0."""
+    if not parts:
+        return {}
+    found = {}
+    for name in parts[0]:
+        arrays = [p[name] for p in parts]
+        fill = 0 if name else NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan
+        found[name] = stacked(arrays, fill)
     return found
 
 

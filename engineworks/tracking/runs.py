@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from engineworks.collector import collect_apart
 from engineworks.errors import TrackingError
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
@@ -103,6 +104,7 @@ class Tracking:
         """
         with self._lock:
             if self._opening is None:
+                collect_apart()  # the thread parses, and so does who goes on meanwhile
                 pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
                 self._opening = pool.submit(connect, self._artifacts, self.uri, self._experiment)
                 pool.shutdown(wait=False)

@@ -433,3 +433,69 @@ def test_new_evaluation_data_calibrates_nothing_anew(settings: Settings) -> None
         np.savez("recipes/test.npz", image=test["image"] + 0.25, label=test["label"])
     states = {s.kind: s.state for s in plan(settings).steps.values()}
     assert (states["reference"], states["calibrate"], states["lower"]) == ("to do", "cached", "cached")
+
+
+LINES = """\
+recipe: lines
+model: {source: {onnx: lines.onnx}}
+inputs: {image: {dtype: float32, shape: [batch, 1, 4, width]}}
+outputs: {logits: [batch, width, 3]}
+shapes: {default: {batch: [1, 2, 4], width: [8, 12, 24]}}
+precisions: [fp32, int8]
+data:
+  calibration: {npz: "lines/calib*.npz", samples: 10}
+  evaluation: {npz: [lines/short.npz, lines/long.npz], labels: places}
+accuracy:
+  metric: top1
+  limits: {fp32: {cosine: 0.9999, metric: 1.0}, int8: {cosine: 0.9}}
+targets: [cpu]
+"""
+
+
+def line_model() -> onnx.ModelProto:
+    """image f32[batch,1,4,width] → Conv over the whole height, Squeeze, Transpose → logits f32[batch,width,3]: one class
+    a place, whatever the width."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).normal(0, 0.5, (3, 1, 4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w"], ["c"], name="conv", pads=[0, 1, 0, 1]),
+            helper.make_node("Squeeze", ["c", "axes"], ["s"], name="squeeze"),
+            helper.make_node("Transpose", ["s"], ["logits"], name="transpose", perm=[0, 2, 1]),
+        ],
+        "lines",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 4, "width"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "width", 3])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([2], np.int64), "axes")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def test_data_of_several_lengths_is_built_and_compared_without_padding(settings: Settings) -> None:
+    """Labels of every place come from fp32 itself: one that was paired with another line would not be hit."""
+    import onnxruntime
+
+    recipes, model = Path("recipes"), line_model()
+    onnx.save(model, recipes / "lines.onnx")
+    (recipes / "lines").mkdir()
+    (recipes / "lines.yaml").write_text(LINES, encoding="utf-8")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(1)
+    for name, count, width in (("short", 7, 9), ("long", 5, 20), ("calib1", 8, 10), ("calib2", 6, 24)):
+        images = random.normal(0, 1, (count, 1, 4, width)).astype(np.float32)
+        places = session.run(None, {"image": images})[0].argmax(axis=-1)
+        np.savez(recipes / "lines" / f"{name}.npz", image=images, places=places)
+    result = build(settings, "recipes/lines.yaml")
+    assert {e.id: e.verdict for e in result.engines} == {"lines/fp32/cpu": "pass", "lines/int8/cpu": "pass"}
+    made = plan(settings, "recipes/lines.yaml")
+    store = open_store(settings)
+    steps = {
+        step.kind: store.require(step.key) for step in made.steps.values() if step.kind in ("reference", "calibrate")
+    }
+    assert steps["reference"].read_json("reference.json") == {"samples": 12, "runs": 6}  # 1 2 4 | 1 2 2, none of both
+    assert steps["calibrate"].read_json("report.json")["data"]["samples"] == 10
+    (recipes / "lines" / "long.npz").write_bytes((recipes / "lines" / "calib2.npz").read_bytes())
+    again = plan(settings, "recipes/lines.yaml")
+    changed = {step.kind for key, step in again.steps.items() if key not in made.steps}
+    assert changed == {"reference", "compare"}

@@ -75,7 +75,10 @@ def test_an_opset_without_scales_per_channel_is_refused() -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (quantized(zero=3), "a zero point that is not 0: QuantizeLinear (node 'quantize_x'), DequantizeLinear (node 'd"),
+        (
+            quantized(zero=3),
+            "a zero point that is not 0: QuantizeLinear (node 'quantize_x'), DequantizeLinear (node 'd",
+        ),
         (quantized(np.uint8), "reads unsigned quantized values as int8: QuantizeLinear (node 'quantize_x')"),
         (quantized(bias=True), "does not take biases quantized to int32: DequantizeLinear (node 'dequantize_b')"),
     ],

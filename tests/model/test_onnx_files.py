@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.errors import ModelError
 from engineworks.model import onnx_files
 from engineworks.model.onnx_files import (
+    MOST_IR_VERSION,
+    MOST_OPSET,
+    default_opset,
     detach_weights,
     dtype_name,
     graph_inputs,
@@ -170,3 +174,71 @@ def test_weights_that_are_listed_as_inputs_are_not_fed(model: onnx.ModelProto) -
 )  # fmt: skip
 def test_dtypes_have_our_names(element: str, name: str) -> None:
     assert dtype_name(TensorProto.DataType.Value(element)) == name
+
+
+def newer(opset: int, ir_version: int, operator: str = "Relu", **attributes: int) -> onnx.ModelProto:
+    """x f32[n, 4] → MatMul with a weight, `operator` → y, as a newer ONNX writes it."""
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "w"], ["h"]),
+            onnx.helper.make_node(operator, ["h"], ["y"], **attributes),
+        ],
+        "newer",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])],
+        [onnx.numpy_helper.from_array(np.arange(16, dtype=np.float32).reshape(4, 4) - 8, "w")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(17, 14), (26, 14), (27, 13), (28, 14)])
+def test_a_model_newer_than_onnx_runtime_reads_is_lowered_when_it_is_folded(
+    tmp_path: Path, opset: int, ir_version: int
+) -> None:
+    import onnxruntime
+
+    from engineworks.model.fold import fold_model
+
+    onnx.save(newer(opset, ir_version), tmp_path / "new.onnx")
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    report = fold_model(
+        tmp_path / "new.onnx", tmp_path / "model.onnx", inputs=[TensorSpec("x", "float32", ("n", 4))],
+        outputs={"y": ("n", 4)}, minimum_opset=13, feeds=[{"x": x}],
+    )  # fmt: skip
+    written = onnx.load(tmp_path / "model.onnx")
+    assert (written.ir_version <= MOST_IR_VERSION, default_opset(written)) == (True, min(opset, MOST_OPSET))
+    assert report.opset_from == opset
+    assert f"IR {ir_version}, opset {opset} lowered to IR" in report.notes[0]
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    weight = np.arange(16, dtype=np.float32).reshape(4, 4) - 8
+    assert np.allclose(session.run(None, {"x": x})[0], np.maximum(x @ weight, 0), atol=1e-5)
+
+
+def test_a_newer_model_that_can_not_be_lowered_says_what_to_do() -> None:
+    from engineworks.model.opset import lower_to_limits
+
+    with pytest.raises(
+        ModelError, match=r"m\.onnx: opset 28 is newer than ONNX Runtime reads \(26\), and ONNX's version"
+    ) as e:
+        lower_to_limits(newer(28, 14, "SwiGLU"), "m.onnx")
+    assert e.value.hint == "export the model with opset 26 or older"
+
+
+def test_no_model_beyond_what_onnx_runtime_reads_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the model would be opset 27, above 26"):
+        save_model(newer(27, 13), tmp_path / "m.onnx")
+    save_model(newer(26, 14), tmp_path / "m.onnx")
+    assert onnx.load(tmp_path / "m.onnx").ir_version <= MOST_IR_VERSION
+
+
+def test_every_model_that_is_made_names_its_ir_version() -> None:
+    """ONNX's own default is IR 14, which ONNX Runtime refuses."""
+    repository, unnamed, named = Path(__file__).parents[2], [], 0
+    for folder in ("engineworks", "flows", "tasks", "benchmarks", "recipes", "tests"):
+        for path in (repository / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("helper.make_model"):
+                    named += 1
+                    if "ir_version" not in {keyword.arg for keyword in node.keywords}:
+                        unnamed.append(f"{path}:{node.lineno}")
+    assert (unnamed, named > 20) == ([], True)

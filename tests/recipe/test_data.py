@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TARGETS
 from text_model import RECIPE, mood_model, write_moods  # noqa: F401
 
 from engineworks.errors import RecipeError
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.plan.documents import Documents
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 
 Edit = tuple[str, str]
@@ -111,3 +115,60 @@ def test_the_models_own_class_names_are_used(moods: Path) -> None:
     assert label_numbers(folder) == {"happy": 0, "angry": 1}
     (folder / "config.json").write_text(json.dumps({"label2id": {"LABEL_0": 0}}))
     assert label_numbers(folder) == {}
+
+
+def several(repository: Path, npz: str) -> LoadedRecipe:
+    """A recipe whose images may have any height, with data in `npz`: files of heights 4, 6 and 9."""
+    folder = repository / "recipes"
+    for name, height in (("h4", 4), ("h6", 6), ("h9", 9)):
+        np.savez(folder / f"{name}.npz", image=np.zeros((3, 1, height, 4), np.float32), label=np.zeros(3, np.int64))
+    text = (folder / "tiny.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        ("shape: [batch, 1, 4, 4]", "shape: [batch, 1, height, 4]"),
+        ("batch: [1, 4, 16]", "batch: [1, 4, 16], height: [2, 4, 8]"),
+        ("one: {batch: 1}", "one: {batch: 1, height: 4}"),
+        ("{npz: test.npz, labels: label}", f"{{npz: {npz}, labels: label}}"),
+        ("{npz: calib.npz}", "{npz: [calib.npz]}"),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
+    return load_recipe(folder / "tiny.yaml")
+
+
+def test_data_may_be_a_list_of_files_and_globs(repository: Path) -> None:
+    evaluation = several(repository, "[test.npz, 'h[46].npz']").files.evaluation
+    assert [p.name for p in evaluation.paths] == ["test.npz", "h4.npz", "h6.npz"]
+    assert (evaluation.totals, evaluation.total, evaluation.title) == ((16, 3, 3), 22, "test.npz and 2 more files")
+    assert list(evaluation.sources) == list(evaluation.paths)
+
+
+def test_one_file_is_the_same_in_every_spelling(repository: Path) -> None:
+    keys = []
+    for npz in ("test.npz", "[test.npz]", "tes?.npz"):
+        text = (repository / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+        (repository / "recipes" / "tiny.yaml").write_text(
+            re.sub(r"\{npz: [^,}]*, labels", f"{{npz: {npz}, labels", text)
+        )
+        documents = Documents(load_recipe(repository / "recipes" / "tiny.yaml"), FileDigests(None))
+        keys.append(digest_of(documents.reference("f" * 64)[0]))
+    assert len(set(keys)) == 1
+
+
+@pytest.mark.parametrize(
+    ("npz", "message"),
+    [
+        ("[test.npz, h5.npz]", "13:32: 'h5.npz': no such file"),
+        ("[test.npz, 'g*.npz']", "13:32: 'g*.npz': no file matches; paths are relative to the recipe"),
+        ("[test.npz, 'h[4].npz', h4.npz]", "13:44: duplicate file 'h4.npz' in npz; remove one"),
+        ("[test.npz, h9.npz]", "13:32: 'h9.npz': 'image' has height 9, which no profile allows"),
+        ("[test.npz, ../../../etc/x.npz]", "13:32: '../../../etc/x.npz' leaves the repository"),
+        ("[]", "13:21: data.evaluation.npz: a list of 0 is not allowed; it needs at least 1"),
+        ("[test.npz, 3]", "13:32: data.evaluation.npz: 3 is not allowed"),
+        ("[test.npz, tiny.onnx]", "13:32: tiny.onnx: is not a .npz file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_one_of_several_files_has_its_place(repository: Path, npz: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        several(repository, npz)
+    assert message in "\n".join(map(str, caught.value.problems))

@@ -94,7 +94,6 @@ def prepare(
             f"opset {graph.opset()} has no bfloat16, and the version converter can not raise this model",
             hint=f"export it with opset {_OPSET_OF_BFLOAT16} or later",
         )
-    keep = _without_operators(graph, keep)
     _check_patterns(graph, keep)
     facts = WeightFacts(graph, half)
     if clamps is None:
@@ -128,16 +127,6 @@ def _wanted_opset(model: onnx.ModelProto, half: HalfFormat) -> int:
         return _OPSET_OF_BFLOAT16
     quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
     return _OPSET_OF_HALF_SCALES if quantized else _OPSET
-
-
-def _without_operators(graph: TypedGraph, keep: Sequence[str]) -> tuple[str, ...]:
-    """The patterns, with the names of the nodes in place of 'op:LSTM', where there are such nodes."""
-    found: list[str] = []
-    for pattern in keep:
-        operator = pattern.removeprefix("op:")
-        named = [n.name for n in graph.nodes if operator != pattern and fnmatchcase(n.op_type, operator)]
-        found += named or [pattern]
-    return tuple(found)
 
 
 def _check_patterns(graph: TypedGraph, keep: Sequence[str]) -> None:

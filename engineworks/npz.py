@@ -1,0 +1,212 @@
+"""Reading .npz files: the one place that does, so that no open member can disturb another.
+
+Python 3.12 and 3.13 have a fault in their first releases (python/cpython#127847): `ZipExtFile.seek` of a stored member
+moves relative to the position that another open member of the same archive left, and what is read then are other
+bytes of the file. Here whole arrays are read from start to end, without a seek, and an array that is read by rows has
+a file handle of its own. Pickled arrays are refused: reading them could run code.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from engineworks.errors import SamplesError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SUFFIX = ".npy"
+REASONS = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError)
+"""What `zipfile` raises for a file that is damaged or packed in a way that it does not know."""
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """dtype and shape of one array of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+
+
+class NpzReader:
+    """An open .npz file. Raises `SamplesError` for a file that can not be read, and for pickled arrays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _readable(path):
+            self._archive = zipfile.ZipFile(path)
+        self.names = [n.removesuffix(SUFFIX) for n in self._archive.namelist() if n.endswith(SUFFIX)]
+
+    def __enter__(self) -> NpzReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def header(self, name: str) -> ArrayHeader:
+        with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
+            dtype, shape, fortran = _parse_header(self.path, name, file)
+        return ArrayHeader(dtype.name, shape, fortran)
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        """The whole array. Raises `KeyError` where the file has none of this name."""
+        from numpy.lib import format as npy
+
+        self.header(name)  # says what is wrong with it in our words
+        with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
+            array: NDArray[np.generic] = npy.read_array(file, allow_pickle=False)
+        return array
+
+    def rows(self, name: str) -> RowReader:
+        """The array row by row, until the reader that is returned is closed."""
+        return RowReader(self.path, name)
+
+
+class RowReader:
+    """Rows of one array (its first axis) in rising order, without holding the array; its file handle is its own."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        self._whole: NDArray[np.generic] | None = None
+        with _readable(path):
+            self._file = _open_member(path, f"{name}{SUFFIX}")
+        self._dtype, shape, fortran = _parse_header(path, name, self._file)
+        self._shape = shape[1:]
+        self._row_bytes = self._dtype.itemsize * math.prod(self._shape)
+        self._next = 0
+        if fortran:  # rare, and its rows are not contiguous: read it whole
+            with NpzReader(path) as whole:
+                self._whole = whole.read(name)
+
+    def rows(self, indices: Sequence[int]) -> NDArray[np.generic]:
+        """[rows, …] of these indices, which rise, also from call to call."""
+        import numpy as np
+
+        if self._whole is not None:
+            return self._whole[list(indices)]
+        block = np.empty((len(indices), *self._shape), self._dtype)
+        with _readable(self._path):
+            for slot, index in enumerate(indices):
+                if index < self._next:
+                    raise ValueError(f"row {index} comes after row {self._next - 1}")
+                _skip(self._file, (index - self._next) * self._row_bytes)
+                raw = self._file.read(self._row_bytes)
+                if len(raw) < self._row_bytes:
+                    raise EOFError(f"'{self._name}' ends in row {index}")
+                block[slot] = np.frombuffer(raw, self._dtype).reshape(self._shape)
+                self._next = index + 1
+        return block
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Stored(io.RawIOBase):
+    """The bytes of a member that is not compressed, by a handle of its own."""
+
+    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
+        self._file = path.open("rb")
+        self._file.seek(info.header_offset + _NAME_LENGTHS_AT)
+        name, extra = struct.unpack("<HH", self._file.read(4))
+        self._file.seek(name + extra, os.SEEK_CUR)
+        self._end = self._file.tell() + info.file_size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._end - self._file.tell())
+        return self._file.read(left if size < 0 else min(size, left))
+
+    def skip(self, size: int) -> None:
+        self._file.seek(size, os.SEEK_CUR)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+_NAME_LENGTHS_AT = 26
+"""Where a local header of a zip file has the lengths of the name and of the extra field after it, before the data
+(PKWARE's APPNOTE.TXT, 4.3.7)."""
+
+_ENCRYPTED = 1
+
+_PIECE = 1 << 20
+
+
+def _open_member(path: Path, member: str) -> IO[bytes] | _Stored:
+    """A member with a file handle of its own, from which nothing needs `ZipExtFile.seek`."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED:
+            return _Stored(path, info)
+        return archive.open(info)  # keeps the archive's handle until it is closed itself
+
+
+def _skip(file: IO[bytes] | _Stored, size: int) -> None:
+    """Go forward by so many bytes."""
+    if isinstance(file, _Stored):
+        return file.skip(size)
+    while size > 0 and (piece := file.read(min(size, _PIECE))):
+        size -= len(piece)
+    return None
+
+
+def read_headers(path: Path) -> dict[str, ArrayHeader]:
+    """dtype and shape of every array, without reading their contents."""
+    with NpzReader(path) as archive:
+        found = {name: archive.header(name) for name in archive.names}
+    if not found:
+        raise SamplesError(f"{path}: holds no arrays", hint="write it with numpy.savez")
+    return found
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """All arrays of a file that fits into memory."""
+    with NpzReader(path) as archive:
+        return {name: archive.read(name) for name in archive.names}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise SamplesError(f"{path}: no such file") from None
+    except REASONS as error:
+        raise SamplesError(
+            f"{path}: is not a .npz file that can be read ({error})", hint="write it with numpy.savez"
+        ) from None
+
+
+def _parse_header(path: Path, name: str, file: IO[bytes] | _Stored) -> tuple[Any, tuple[int, ...], bool]:
+    from numpy.lib import format as npy
+
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except ValueError as error:
+        raise SamplesError(f"{path}: '{name}{SUFFIX}' does not parse: {error}") from None
+    if dtype.hasobject:
+        raise SamplesError(
+            f"{path}: '{name}' holds pickled Python objects, which could run code",
+            hint="save plain numbers: numpy.savez of arrays with a numeric dtype",
+        )
+    return dtype, shape, fortran

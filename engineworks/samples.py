@@ -51,6 +51,8 @@ class SampleFile:
     count: int
     ragged: Ragged | None = None
     preparation: Preparation | None = None
+    chosen: tuple[int, ...] = ()
+    """Rows of the file to read instead, `count` of them."""
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -59,7 +61,7 @@ class SampleFile:
 
     @property
     def rows(self) -> list[int]:
-        return [i * self.total // self.count for i in range(self.count)]
+        return list(self.chosen) or [i * self.total // self.count for i in range(self.count)]
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
         """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory."""

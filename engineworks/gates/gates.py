@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engineworks.measure.served_checks import served_findings
+from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import enough_for
 from engineworks.recipe import Budget, Limits
 
@@ -95,6 +95,9 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
     if report.get("served") is not None:
         for found in served_findings(report["served"], limits.cosine):
             yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+        if limits.synthetic_cosine is not None:
+            for found in synthetic_findings(report["served"], limits.synthetic_cosine):
+                yield Check(found.name, "pass" if found.good else "fail", found.sentence)
 
 
 _OUTPUT_LIMITS = {

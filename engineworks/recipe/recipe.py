@@ -202,6 +202,11 @@ class Limits(Part):
     metric_delta: Positive | None = Field(None, description="largest |engine - reference| of the task metric")
     metric_between: tuple[float, float] | None = Field(None, description="[lowest, highest] task metric of the engine")
     cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
+    synthetic_cosine: Fraction | None = Field(
+        None,
+        description="smallest cosine similarity to the reference of a made-up row, at shapes of the profiles that the "
+        "evaluation data has no sample of; without it such a loss is a warning",
+    )
     sqnr_db: float | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
     max_abs: Positive | None = Field(
         None, description="largest absolute difference from the reference, of every output"
@@ -333,6 +338,7 @@ class TimeLimits(Part):
     lower: Positive | None = Field(None, description="of lowering to one precision")
     build: Positive | None = Field(None, description="instead of the target's time_limit_s")
     reference: Positive | None = Field(None, description="of the fp32 reference")
+    lowered_reference: Positive | None = Field(None, description="of the lowered model's own outputs")
     compare: Positive | None = Field(None, description="of comparing one engine")
     measure: Positive | None = Field(None, description="of measuring one engine")
     duel: Positive | None = Field(None, description="of measuring engine and champion side by side")

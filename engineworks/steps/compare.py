@@ -13,7 +13,8 @@ from engineworks.samples import SampleFile, output_axes, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.steps.reference import read_reference
-from engineworks.steps.served import ServedComparison, ServedReference
+from engineworks.steps.served import ServedComparison
+from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.task_metric import TaskComparison
 
@@ -46,11 +47,11 @@ def _load(job: StepJob) -> Session:
 
 def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> dict[str, Any]:
     plan = job.params["shapes"]
-    reference = ServedReference(job.inputs["reference"])
+    reference = ServedReference(job.inputs["reference"], job.inputs["lowered"])
     try:
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
-        report = ServedComparison(reference, rows, plan["batch"], device=device).follow(session, job.say)
+        report = ServedComparison(reference, rows, device=device).follow(session, job.say)
     finally:
         reference.close()
     return {"precision": read_sidecar(job.inputs["build"])["precision"], **report}

@@ -15,7 +15,7 @@ from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin, with_passport
-from engineworks.results import BuildResult, StepCounts, engine_result, waiver_notes
+from engineworks.results import BuildResult, StepCounts, engine_result, synthetic_notes, waiver_notes
 from engineworks.settings import Settings
 from engineworks.store import Store, open_store
 
@@ -77,7 +77,7 @@ def recorded_result(
     engines = tuple(with_passport(plan, engine, store, origin) for engine in judged)
     calibration = calibration_health(plan, store)
     told = (sentence for health in calibration for sentence in health.warnings)
-    doubts = (*notes_of_data(plan, store), *told, *waiver_notes(plan, engines))
+    doubts = (*notes_of_data(plan, store), *told, *synthetic_notes(plan, engines), *waiver_notes(plan, engines))
     return BuildResult(
         recipe=plan.recipe,
         run=run,

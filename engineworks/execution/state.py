@@ -19,7 +19,7 @@ from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin
-from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, waiver_notes
+from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, synthetic_notes, waiver_notes
 from engineworks.settings import Settings
 from engineworks.step_facts import step_facts
 from engineworks.store import open_store
@@ -78,7 +78,7 @@ class Build:
         seconds = time.monotonic() - self._started
         calibration = calibration_health(self.plan, self.results)
         told = (sentence for health in calibration for sentence in health.warnings)
-        warnings = (*notes_of_data(self.plan, self.results), *told)
+        warnings = (*notes_of_data(self.plan, self.results), *told, *synthetic_notes(self.plan, engines))
         return BuildResult(
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
             seconds=seconds, warnings=(*warnings, *waiver_notes(self.plan, engines)), calibration=calibration,

@@ -55,12 +55,16 @@ def _outputs(compared: list[EngineResult]) -> Block | None:
             worst = output.get("worst_row_cosine")
             at = output.get("worst_row")
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name, code=True), number(output["cosine"], 6),
+                Cell(short(engine.id), code=True), Cell(name, code=True), _cosine(output["cosine"]),
                 number(output["sqnr_db"], 1), _scientific(output["max_abs"]), _scientific(output["mean_abs"]),
                 Cell(str(output["nonfinite"]), tone="fail" if output["nonfinite"] else ""),
                 Cell(f"{worst:.5f} (sample {at})", sort=worst) if worst is not None else Cell(""),
             ])  # fmt: skip
     return table(columns, rows, title="every output, against the fp32 reference on the evaluation data")
+
+
+def _cosine(value: float | None) -> Cell:
+    return Cell("nan", tone="fail") if value is None else number(value, 6)
 
 
 def _scientific(value: float | None) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -110,7 +111,7 @@ def point_of(run: RunSummary) -> Point:
         versions["model"] = run.tags[MODEL][:8]
     return Point(
         run.run_id, run.started_at, run.tags.get("engineworks.verdict", run.status.lower()),
-        run.tags.get(ENGINE_DIGEST, ""), p50, run.metrics.get("metric"), min(cosines, default=None),
+        run.tags.get(ENGINE_DIGEST, ""), p50, run.metrics.get("metric"), min(cosines, default=None) if not any(map(math.isnan, cosines)) else None,
         run.metrics.get("engine_bytes"), versions, run.tags.get("engineworks.why", ""),
     )  # fmt: skip
 

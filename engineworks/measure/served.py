@@ -36,7 +36,7 @@ POOL_ROWS = 13
 WARM_RUNS = 14
 """Runs of a visit: the first, and those by turns on different rows after it."""
 
-POOL_VALUES, RUN_VALUES = 2**23, 2**25
+POOL_VALUES, RUN_VALUES = 2**23, 2**24
 """Of inputs and outputs: of all rows of a pool, and of one run."""
 
 ROW_OPERATIONS, POOL_OPERATIONS = 2**40, 2**35
@@ -47,6 +47,9 @@ REFERENCE_RUN_OPERATIONS = 2**36
 
 RUN_OPERATIONS, VISIT_OPERATIONS, CPU_OPERATIONS = 2**34, 2**34, 2**40
 """Of an engine on this CPU: of one run, of one visit's runs, of all (20 s). A device has no such limits."""
+
+COMPARISON = 256
+"""Operations that comparing one value takes."""
 
 EXACT_DTYPES = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "bool")
 """Of these, values are names or counts: near is not right. (int8 and uint8 are pictures and quantized values.)"""
@@ -184,9 +187,9 @@ def stops(
             fewer, again = cut_batch(visit, batch, RUN_OPERATIONS // max(1, pool.operations), why)
             visit, cut = fewer, again or cut
         picks = tuple(map(tuple, row_picks(visit, len(pool.rows))))
-        cost = max(1, pool.operations * visit.batch)
+        cost = visit.batch * (pool.operations + COMPARISON * pool.values)
         least = len(picks) + 1
-        runs = max(least, WARM_RUNS if device else min(WARM_RUNS, VISIT_OPERATIONS // cost))
+        runs = max(least, WARM_RUNS if device else min(WARM_RUNS, VISIT_OPERATIONS // max(1, cost)))
         spent += runs * cost
         if found and not device and spent > CPU_OPERATIONS:
             left = len(visits) - number

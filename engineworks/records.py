@@ -221,11 +221,11 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
     first: Mapping[str, Any] = next(iter(shapes.values()), {})
     outputs = (engine.accuracy or {}).get("outputs", {})
-    size = engine.sidecar.get("bytes")
+    cosine, size = worst_cosine(outputs), engine.sidecar.get("bytes")
     figures = {
         "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
         "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
-        "worst_cosine": worst_cosine(outputs) if worst_cosine(outputs) is not None or not outputs else math.nan, "engine_mib": size / 2**20 if size else None,
+        "worst_cosine": math.nan if outputs and cosine is None else cosine, "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
     return {name: float(value) for name, value in figures.items() if value is not None}
 

@@ -19,7 +19,16 @@ from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data
 from engineworks.release.passport import recipe_origin
-from engineworks.results import BuildResult, EngineResult, Failure, RanStep, StepCounts, engine_result, synthetic_notes, waiver_notes
+from engineworks.results import (
+    BuildResult,
+    EngineResult,
+    Failure,
+    RanStep,
+    StepCounts,
+    engine_result,
+    synthetic_notes,
+    waiver_notes,
+)
 from engineworks.settings import Settings
 from engineworks.step_facts import step_facts
 from engineworks.store import open_store

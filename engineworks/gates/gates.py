@@ -122,7 +122,9 @@ def _other_dtype(name: str, engine: str, reference: str) -> Check:
 
 def _other_shape(name: str, misshapen: Mapping[str, Any]) -> Check:
     """Of an output whose length depends on the data, such as the number of detections."""
-    sentence = f"{name}: {misshapen['why']} (run {misshapen['run']}; {misshapen['runs']} of {misshapen['of']} runs differ)."
+    sentence = (
+        f"{name}: {misshapen['why']} (run {misshapen['run']}; {misshapen['runs']} of {misshapen['of']} runs differ)."
+    )
     return Check(f"shape[{name}]", "fail", sentence)
 
 
@@ -137,7 +139,12 @@ def _finite(name: str, output: Mapping[str, Any]) -> Check:
 def _output_check(name: str, field: str, words: tuple[str, bool], output: Mapping[str, Any], limit: float) -> Check:
     text, smallest = words
     value = output[field]
-    if field == "sqnr_db" and value is None and output["max_abs"] == 0 and not (output["nonfinite"] or "misshapen" in output):
+    if (
+        field == "sqnr_db"
+        and value is None
+        and output["max_abs"] == 0
+        and not (output["nonfinite"] or "misshapen" in output)
+    ):
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"

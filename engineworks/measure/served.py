@@ -183,7 +183,7 @@ def stops(
         why = f"inputs and outputs of more than {RUN_VALUES:,} values are not tried"
         visit, cut = cut_batch(given, batch, RUN_VALUES // max(1, pool.values), why)
         if not device:
-            why = f"a sample takes about {pool.operations:.1e} operations, and a run on a CPU may take {RUN_OPERATIONS:.1e}"
+            why = f"a sample takes {pool.operations:.1e} operations, and a run on a CPU may take {RUN_OPERATIONS:.1e}"
             fewer, again = cut_batch(visit, batch, RUN_OPERATIONS // max(1, pool.operations), why)
             visit, cut = fewer, again or cut
         picks = tuple(map(tuple, row_picks(visit, len(pool.rows))))

@@ -8,16 +8,16 @@ A row may be off by
   answers have rounded on their own. Where the fp32 model's own rows depend on each other a little (up to .05, as with
   ranges that are found at run time), three times that is allowed.
 
-ρ follows from the precision (ROUNDED). Where one rounding more moves the lowered model's own row by m, 4 m is allowed for
-both: what is quantized, or compared with a threshold, may tip, and no kernel is to blame for it.
+ρ follows from the precision (ROUNDED). Where one rounding more moves the lowered model's own row by m, 4 m is
+allowed for both: what is quantized, or compared with a threshold, may tip, and no kernel is to blame for it.
 
 Where ONNX Runtime can not run the lowered model, the engine is compared with fp32 and the error of the precision itself
-is allowed for: with the recipe's `cosine` limit c for it (USUAL_COSINE where it has none), θ = √(2(1 − c)) is the relative
-error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ, at most by
+is allowed for: with the recipe's `cosine` limit c for it (USUAL_COSINE where it has none), θ = √(2(1 − c)) is the
+relative error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ, at most by
 .7, from fp32; by θ, at most .25, from itself; by 1.5 θ, at most .35, where the precision quantizes.
 
-Of int32, int64 and bool outputs, where one rounding may tip a class, a precision below fp32 may change EXCUSED_SAMPLES of
-its samples against the reference and one against itself; fp32 none. Samples that one rounding more tips do not count.
+Of int32, int64 and bool outputs, where one rounding may tip a class, a precision below fp32 may change EXCUSED_SAMPLES
+of its samples against the reference and one against itself; fp32 none. Samples that one rounding more tips do not count.
 """
 
 from __future__ import annotations
@@ -141,11 +141,13 @@ def synthetic_warnings(served: Mapping[str, Any], cosine: float | None) -> Itera
         if not bad:
             continue
         worst = max(bad, key=lambda one: (one["nonfinite"] > 0, one["error"]))
-        size = f"{worst['nonfinite']} values are NaN or infinite" if worst["nonfinite"] else f"error {worst['error']:.3g}"
+        size = (
+            f"{worst['nonfinite']} values are NaN or infinite" if worst["nonfinite"] else f"error {worst['error']:.3g}"
+        )
         more = f", and at {len(bad) - 1} other shape{'s' * (len(bad) > 2)}" if len(bad) > 1 else ""
         yield (
-            f"{output}: at {_shape(worst['lengths'])} the lowered model is far from fp32 on made-up rows ({size}, cosine "
-            f"{worst['cosine']:.3g}){more}; the evaluation data has no sample of this shape"
+            f"{output}: at {_shape(worst['lengths'])} the lowered model is far from fp32 on made-up rows ({size}, "
+            f"cosine {worst['cosine']:.3g}){more}; the evaluation data has no sample of this shape"
         )
 
 
@@ -159,7 +161,9 @@ def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Find
             yield Finding(name, True, f"{output}: no row was made up, or none could differ: {why}.")
             continue
         good = not worst["nonfinite"] and worst["cosine"] >= limit
-        figure = f"{worst['nonfinite']} values that are NaN or infinite" if worst["nonfinite"] else f"{worst['cosine']:.6g}"
+        figure = (
+            f"{worst['nonfinite']} values that are NaN or infinite" if worst["nonfinite"] else f"{worst['cosine']:.6g}"
+        )
         sentence = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst['lengths'])}"
         yield Finding(name, good, f"{sentence}, limit at least {limit:.6g}.")
 
@@ -205,9 +209,7 @@ def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
     return f"{also}; right before that at {_few(before)}" if before else f"{also}; right at no shape"
 
 
-def _wrong(
-    output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]
-) -> Iterator[tuple[str, str] | None]:
+def _wrong(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> Iterator[tuple[str, str] | None]:
     """Per visit: phase and what is wrong in words, None where nothing is."""
     pools: dict[str, set[int]] = {}
     against = _compared_with(served)

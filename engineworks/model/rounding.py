@@ -18,10 +18,22 @@ FLOAT, FLOAT16, DOUBLE, BFLOAT16 = 1, 10, 11, 16
 
 ROUNDING = {FLOAT: 2.0**-20, DOUBLE: 2.0**-20, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
 """By ONNX element type: half a unit in the last place; of float32 sixteen, for its sums are long, and every kernel adds
-them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the error of a sum of n grows
-with √n)."""
+them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the error of a sum of n
+grows with √n)."""
 
-_KINDS = ("Conv", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention", "Normalization", "Softmax", "ReduceMean")
+_KINDS = (
+    "Conv",
+    "MatMul",
+    "Gemm",
+    "Einsum",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Attention",
+    "Normalization",
+    "Softmax",
+    "ReduceMean",
+)
 
 
 def graph_with_rounding(path: Path) -> tuple[bytes, int]:

@@ -146,7 +146,8 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "expires": "2027-03-31",
     },
     "TimeLimits": {
-        "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800", "lowered_reference": "1800",
+        "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
+        "lowered_reference": "1800",
         "compare": "1800", "measure": "900", "duel": "900", "peer": "900", "prepare": "600",
     },
 }  # fmt: skip

@@ -11,8 +11,8 @@ from html import escape
 
 from engineworks.step_facts import StepFact
 
-ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure", "duel",
-         "peer")  # fmt: skip
+ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
+         "duel", "peer")  # fmt: skip
 COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "lowered_reference": 4, "build": 5,
            "compare": 6, "measure": 7, "duel": 8, "peer": 6}  # fmt: skip
 OF_ENGINE = ("build", "compare", "measure", "duel")

@@ -2,7 +2,7 @@
 written, in ONNX Runtime; once per lowering, for all targets.
 
 Beside them: how far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`),
-from which the engine's tolerance follows; and how far the lowered model is from the fp32 model on rows that are made up.
+from which the engine's tolerance follows; and how far the lowered model is from fp32 on rows that are made up.
 Where ONNX Runtime can not run the lowered model, the file says so, and engines are compared with fp32.
 """
 

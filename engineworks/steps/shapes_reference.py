@@ -101,9 +101,7 @@ class ShapesReference:
         with tempfile.TemporaryDirectory() as folder:
             counted = _CountedSession(self._model, Path(folder))
             for visit in self._visits:
-                stands_in = visit.role == "odd multiple" and any(
-                    odd.get(n) == visit.profile for n in counted.lengths
-                )
+                stands_in = visit.role == "odd multiple" and any(odd.get(n) == visit.profile for n in counted.lengths)
                 if visit.lengths in seen or stands_in:
                     continue
                 seen.add(visit.lengths)
@@ -152,7 +150,7 @@ class ShapesReference:
                 del self._pools[pool.lengths]
                 continue
             piece = stacked(runs, self._axes)
-            self._axes |= {name: None for name in self._axes.keys() - piece.keys()}
+            self._axes |= dict.fromkeys(self._axes.keys() - piece.keys())
             pieces.append(piece)
         self._visits = [v for v in self._visits if v.lengths in self._pools]
         return None if None in self._axes.values() or not pieces else pieces

@@ -576,7 +576,9 @@ def tiled(folder: Path, values: int) -> Path:
     """y: 4 numbers a row, over and over."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["p"]),
-        helper.make_node("Constant", [], ["times"], value=numpy_helper.from_array(np.array([1, values // 4], np.int64))),
+        helper.make_node(
+            "Constant", [], ["times"], value=numpy_helper.from_array(np.array([1, values // 4], np.int64))
+        ),
         helper.make_node("Tile", ["p", "times"], ["y"]),
     ]
     return linear(folder, nodes=nodes, outs=[helper.make_tensor_value_info("y", FLOAT, ["batch", values // 4 * 4])])
@@ -592,9 +594,7 @@ def test_outputs_of_any_size_pass_against_themselves(bench: Bench, values: int, 
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_models_of_any_cost_pass_against_themselves(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_models_of_any_cost_pass_against_themselves(bench: Bench, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Every limit, from one that cuts all that can be cut to one that cuts nothing."""
     random = np.random.default_rng(seed)
     for name in ("POOL_OPERATIONS", "RUN_OPERATIONS", "VISIT_OPERATIONS", "CPU_OPERATIONS"):

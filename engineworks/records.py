@@ -225,7 +225,8 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     figures = {
         "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
         "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
-        "worst_cosine": math.nan if outputs and cosine is None else cosine, "engine_mib": size / 2**20 if size else None,
+        "worst_cosine": math.nan if outputs and cosine is None else cosine,
+        "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
     return {name: float(value) for name, value in figures.items() if value is not None}
 

@@ -13,11 +13,11 @@ allowed for both: what is quantized, or compared with a threshold, may tip, and 
 
 Where ONNX Runtime can not run the lowered model, the engine is compared with fp32 and the error of the precision itself
 is allowed for: with the recipe's `cosine` limit c for it (USUAL_COSINE where it has none), θ = √(2(1 − c)) is the
-relative error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ, at most by
-.7, from fp32; by θ, at most .25, from itself; by 1.5 θ, at most .35, where the precision quantizes.
+relative error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ,
+at most by .7, from fp32; by θ, at most .25, from itself; by 1.5 θ, at most .35, where the precision quantizes.
 
 Of int32, int64 and bool outputs, where one rounding may tip a class, a precision below fp32 may change EXCUSED_SAMPLES
-of its samples against the reference and one against itself; fp32 none. Samples that one rounding more tips do not count.
+of its samples against the reference and one against itself; fp32 none. Samples that one rounding tips do not count.
 """
 
 from __future__ import annotations

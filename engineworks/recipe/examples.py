@@ -102,6 +102,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "metric_between": "[0.9, 1.0]",
         "cosine": "0.9999",
         "sqnr_db": "30",
+        "synthetic_cosine": "0.9",
         "max_abs": "0.01",
         "mean_abs": "0.001",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from engineworks.comparison import comparison_metrics
 from engineworks.engine_files import NOT_SHIPPED
 from engineworks.git.state import commit_of
+from engineworks.measure.accuracy import worst_cosine
 from engineworks.plan import Plan
 from engineworks.plan.duel import conditions_of
 from engineworks.results import BuildResult, EngineResult
@@ -219,13 +221,13 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     the recipe's first named shape, and the smallest cosine of the outputs. See `tracking.pages.HEADLINE`."""
     shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
     first: Mapping[str, Any] = next(iter(shapes.values()), {})
-    outputs = (engine.accuracy or {}).get("outputs", {}).values()
-    cosines = [o["cosine"] for o in outputs if o["cosine"] is not None]
-    size = engine.sidecar.get("bytes")
+    outputs = (engine.accuracy or {}).get("outputs", {})
+    cosine, size = worst_cosine(outputs), engine.sidecar.get("bytes")
     figures = {
         "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
         "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
-        "worst_cosine": min(cosines, default=None), "engine_mib": size / 2**20 if size else None,
+        "worst_cosine": math.nan if outputs and cosine is None else cosine,
+        "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
     return {name: float(value) for name, value in figures.items() if value is not None}
 

@@ -19,6 +19,7 @@ from engineworks.errors import (
 from engineworks.gates import Check, Verdict, judge, with_checks
 from engineworks.gates.regression import regression_checks
 from engineworks.ladder import TargetLadder
+from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan import Plan, PlannedEngine, Refused
 from engineworks.plan.duel import DUEL_FILE, summary
@@ -259,6 +260,19 @@ def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]
     return tuple(idle_waivers(plan.loaded.recipe.waivers, judged, plan.today))
 
 
+def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
+    """What lowering costs on made-up rows, where the recipe sets no limit for it: once per lowering."""
+    precisions, limits = {e.id: e.precision for e in plan.engines}, plan.loaded.recipe.accuracy.limits
+    found = []
+    for engine in engines:
+        given = next((v for k, v in limits.items() if k == precisions[engine.id]), None)
+        served = (engine.accuracy or {}).get("served")
+        if served and (given is None or given.synthetic_cosine is None):
+            name = f"{plan.recipe}/{precisions[engine.id]}"
+            found += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
+    return tuple(dict.fromkeys(found))
+
+
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     """Chosen when it is read, not when it was measured: another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
@@ -314,6 +328,7 @@ __all__ = [
     "StepCounts",
     "build_notes",
     "engine_result",
+    "synthetic_notes",
     "waiver_notes",
     "worst_exit_code",
 ]

@@ -52,6 +52,8 @@ class SampleFile:
     preparation: Preparation | None = None
     more: tuple[Path, ...] = ()
     totals: tuple[int, ...] = ()
+    chosen: tuple[int, ...] = ()
+    """Rows of the file to read instead, `count` of them; only of a single file."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -71,6 +73,8 @@ class SampleFile:
     @property
     def rows(self) -> list[int]:
         """Indices of the samples in use; those of a further file follow the last of the file before."""
+        if self.chosen:
+            return list(self.chosen)
         found, start = [], 0
         for total, count in zip(self._totals, self.counts, strict=True):
             found += [start + i * total // count for i in range(count)]
@@ -262,8 +266,8 @@ def open_samples(
             )
     if labels is not None and more:
         _check_label_kinds((path, *more), labels)
-    one = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
-    return replace(one, more=tuple(more), totals=totals) if more else one
+    first = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
+    return replace(first, more=tuple(more), totals=totals) if more else first
 
 
 def _open_file(

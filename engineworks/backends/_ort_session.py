@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from engineworks.backends._feeds import Array, checked_feeds, shapes_of
@@ -96,6 +97,10 @@ class OrtSession:
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
         return done / (time.monotonic() - start)
+
+    def end_profile(self) -> Path:
+        """The file with the profile of all runs so far, of a session that was loaded for one; it keeps none after."""
+        return Path(self._open().end_profiling())
 
     def close(self) -> None:
         self._session = None

@@ -178,6 +178,30 @@ def load(
     return OrtSession(session, tuple(notes))
 
 
+def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:
+    """Load a model as it is written: every node by itself in the order of the graph, nothing fused or rearranged.
+
+    graph: another graph for the same file's weights. profile: prefix of the file that tells of the first runs, until
+    `end_profile`. Raises `RunError`.
+    """
+    import onnxruntime as ort
+
+    from engineworks.backends._ort_session import OrtSession
+
+    options = session_options({"spinning": False})  # other steps run beside it
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    try:
+        session = ort.InferenceSession(graph or str(model), options, providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise RunError(f"{model}: {TITLE} {ort.__version__} {what_failed(error, model)}", log=str(error)) from None
+    return OrtSession(session)
+
+
 def memory_meter() -> ResidentMemory:
     """The resident memory of this process."""
     return ResidentMemory()

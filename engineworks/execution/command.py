@@ -15,7 +15,7 @@ from engineworks.ladder.results import ladders
 from engineworks.plan import Plan
 from engineworks.plan.prepared import notes_of_data, notes_of_lowering
 from engineworks.release.passport import recipe_origin, with_passport
-from engineworks.results import BuildResult, StepCounts, build_notes, engine_result, waiver_notes
+from engineworks.results import BuildResult, StepCounts, build_notes, engine_result, synthetic_notes, waiver_notes
 from engineworks.settings import Settings
 from engineworks.store import Store, open_store
 
@@ -78,7 +78,7 @@ def recorded_result(
     calibration = calibration_health(plan, store)
     told = (sentence for health in calibration for sentence in health.warnings)
     notes = (*notes_of_data(plan, store), *notes_of_lowering(plan, store), *told, *build_notes(engines))
-    doubts = (*notes, *waiver_notes(plan, engines))
+    doubts = (*notes, *synthetic_notes(plan, engines), *waiver_notes(plan, engines))
     return BuildResult(
         recipe=plan.recipe,
         run=run,

@@ -29,7 +29,7 @@ VERSION = 1
 
 _DIGEST = re.compile(r"\b(?P<kind>delivery|verdicts) (?P<key>[0-9a-f]{64})\b")
 
-PREPARE = ("export", "prepare", "fold", "calibrate", "lower", "reference")
+PREPARE = ("export", "prepare", "fold", "calibrate", "lower", "reference", "lowered_reference")
 """Steps that need no GPU and are shared by engines: run once, by the parent, on the CPU pool."""
 
 

@@ -27,6 +27,7 @@ from engineworks.results import (
     StepCounts,
     build_notes,
     engine_result,
+    synthetic_notes,
     waiver_notes,
 )
 from engineworks.settings import Settings
@@ -88,7 +89,7 @@ class Build:
         calibration = calibration_health(self.plan, self.results)
         told = (sentence for health in calibration for sentence in health.warnings)
         notes = (*notes_of_data(self.plan, self.results), *notes_of_lowering(self.plan, self.results))
-        doubts = (*notes, *told, *build_notes(engines))
+        doubts = (*notes, *told, *build_notes(engines), *synthetic_notes(self.plan, engines))
         return BuildResult(
             self.plan.recipe, run_id, engines, self.plan.refused, self.counts(),
             seconds=seconds, warnings=(*doubts, *waiver_notes(self.plan, engines)), calibration=calibration,

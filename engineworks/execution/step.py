@@ -38,7 +38,7 @@ TIME_LIMIT_S = 7200.0
 
 ERRORS: Mapping[StepName, type[StepError]] = {
     "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
-    "build": BuildError, "reference": RunError, "compare": RunError, "measure": RunError,
+    "build": BuildError, "reference": RunError, "lowered_reference": RunError, "compare": RunError, "measure": RunError,
     "peer": RunError, "duel": RunError, "sensitivity": RunError, "prepare": PreparationError,
 }  # fmt: skip
 """What a crash of a step's child is."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engineworks.measure.served_checks import served_findings
+from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import enough_for
 from engineworks.recipe import Budget, Limits
 
@@ -80,6 +80,8 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
     for name, output in report["outputs"].items():
         if "dtypes" in output:
             yield _other_dtype(name, *output["dtypes"])
+        if "misshapen" in output:
+            yield _other_shape(name, output["misshapen"])
         yield _finite(name, output)
         for field, words in _OUTPUT_LIMITS.items():
             limit = getattr(limits, field)
@@ -95,6 +97,9 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
     if report.get("served") is not None:
         for found in served_findings(report["served"], limits.cosine):
             yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+        if limits.synthetic_cosine is not None:
+            for found in synthetic_findings(report["served"], limits.synthetic_cosine):
+                yield Check(found.name, "pass" if found.good else "fail", found.sentence)
 
 
 _OUTPUT_LIMITS = {
@@ -115,6 +120,14 @@ def _other_dtype(name: str, engine: str, reference: str) -> Check:
     return Check(f"dtype[{name}]", word, f"{name}: the engine gives {engine}, the model {reference}.")
 
 
+def _other_shape(name: str, misshapen: Mapping[str, Any]) -> Check:
+    """Of an output whose length depends on the data, such as the number of detections."""
+    sentence = (
+        f"{name}: {misshapen['why']} (run {misshapen['run']}; {misshapen['runs']} of {misshapen['of']} runs differ)."
+    )
+    return Check(f"shape[{name}]", "fail", sentence)
+
+
 def _finite(name: str, output: Mapping[str, Any]) -> Check:
     bad, total = output["nonfinite"], output["elements"] + output["nonfinite"]
     if bad:
@@ -126,7 +139,12 @@ def _finite(name: str, output: Mapping[str, Any]) -> Check:
 def _output_check(name: str, field: str, words: tuple[str, bool], output: Mapping[str, Any], limit: float) -> Check:
     text, smallest = words
     value = output[field]
-    if field == "sqnr_db" and value is None and output["max_abs"] == 0:
+    if (
+        field == "sqnr_db"
+        and value is None
+        and output["max_abs"] == 0
+        and not (output["nonfinite"] or "misshapen" in output)
+    ):
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.errors import EXIT_STEP_FAILED
 from engineworks.gates import METRIC_LIMITS
 from engineworks.ladder.ladder import Rung, TargetLadder, climb
+from engineworks.measure.accuracy import worst_cosine
 
 if TYPE_CHECKING:
     from engineworks.plan import Plan, PlannedEngine
@@ -74,7 +75,7 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
     shape: Mapping[str, Any] = next(iter(shapes.values()), {})
     outputs = (engine.accuracy or {}).get("outputs", {})
     metric = (engine.accuracy or {}).get("metric") or {}
-    cosine = min((o["cosine"] for o in outputs.values() if o["cosine"] is not None), default=None)
+    cosine = worst_cosine(outputs)
     ratio = metric.get("ratio")
     failing = [c for c in engine.checks if c.verdict != "pass" and not c.waived]
     bad = [c for c in failing if c.verdict == engine.verdict]

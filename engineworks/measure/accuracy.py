@@ -3,7 +3,8 @@
 Formulas, over all elements of an output (r: reference, e: engine), in float64:
 
     max_abs  = max |e - r|            mean_abs = mean |e - r|
-    cosine   = Σ e·r / (‖e‖ ‖r‖)      (Salton & McGill 1983; 1.0 where both are all zero, 0.0 where one is)
+    cosine   = Σ e·r / (‖e‖ ‖r‖)      (Salton & McGill 1983; 1.0 where both are all zero or empty, 0.0 where one is
+                                       all zero, not a number where values are finite on one side only)
     sqnr_db  = 10 log10(Σ r² / Σ (e - r)²)   (signal-to-quantization-noise ratio: Oppenheim & Schafer,
                                               Discrete-Time Signal Processing, 4.8.3; None where the outputs are equal)
 """
@@ -25,7 +26,7 @@ Metric = Callable[[Mapping[str, Array], Array | None, Mapping[str, Array]], floa
 @dataclass(frozen=True)
 class OutputAccuracy:
     """One output over all samples. `nonfinite`: elements that are NaN or Inf in the engine's output but not in the
-    reference's, or the other way round; the figures are over the others."""
+    reference's, or the other way round; the differences are over the others, cosine and sqnr_db are no numbers then."""
 
     max_abs: float
     mean_abs: float
@@ -45,7 +46,7 @@ class OutputComparison:
 
     def __init__(self, batch_axis: int | None) -> None:
         self._axis = batch_axis
-        self._elements = self._nonfinite = self._rows = 0
+        self._elements = self._skipped = self._nonfinite = self._rows = 0
         self._max = self._sum_abs = self._noise = self._dot = self._ee = self._rr = 0.0
         self._worst_row, self._worst_cosine = 0, math.inf
 
@@ -60,6 +61,7 @@ class OutputComparison:
         e, r = np.where(good, e, 0.0), np.where(good, r, 0.0)
         difference = np.abs(e - r)
         self._elements += int(good.sum())
+        self._skipped += int((~good).sum())
         self._max = max(self._max, float(difference.max(initial=0.0)))
         self._sum_abs += float(difference.sum())
         self._noise += float(np.square(difference).sum())
@@ -69,11 +71,13 @@ class OutputComparison:
         self._note_worst_row(e, r)
 
     def result(self) -> OutputAccuracy:
+        known = not self._nonfinite and (self._elements > 0 or not self._skipped)
+        ratio = self._rr / self._noise if known and self._noise > 0 else 0.0
         return OutputAccuracy(
             max_abs=self._max,
-            mean_abs=self._sum_abs / self._elements if self._elements else math.nan,
-            cosine=cosine(self._dot, self._ee, self._rr) if self._elements else math.nan,
-            sqnr_db=10 * math.log10(self._rr / self._noise) if self._noise > 0 and self._rr > 0 else None,
+            mean_abs=self._sum_abs / max(1, self._elements) if self._elements or not self._skipped else math.nan,
+            cosine=cosine(self._dot, self._ee, self._rr) if known else math.nan,
+            sqnr_db=10 * math.log10(ratio) if 0 < ratio < math.inf else None,
             nonfinite=self._nonfinite,
             elements=self._elements,
             worst_row=self._worst_row,
@@ -94,10 +98,19 @@ class OutputComparison:
 
 
 def cosine(dot: float, ee: float, rr: float) -> float:
-    """Cosine from the sums Σer, Σee, Σrr, within [-1, 1]."""
+    """Cosine from the sums Σer, Σee, Σrr, within [-1, 1]; not a number where one of them is not finite."""
+    if not (math.isfinite(dot) and math.isfinite(ee) and math.isfinite(rr)):
+        return math.nan
     if ee == 0.0 or rr == 0.0:
         return 1.0 if ee == rr else 0.0
     return max(-1.0, min(1.0, dot / math.sqrt(ee) / math.sqrt(rr)))
+
+
+def worst_cosine(outputs: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The smallest of the outputs; None where one of them is not a number, or there are no outputs. outputs: as
+    `OutputAccuracy.to_json` has them."""
+    cosines = [o["cosine"] for o in outputs.values()]
+    return None if None in cosines else min(cosines, default=None)
 
 
 def _number(value: float | int | None) -> float | int | None:

@@ -7,6 +7,10 @@ the dynamic dimensions without the batch.
 The sequence leads through every profile: min, opt, max, an odd size, the largest batch of the shortest rows, and the
 lengths of the evaluation data; then back through the profiles in reverse order: max, min, opt and odd again.
 
+What it costs is limited by counts alone, never by a clock, so that the same model and data give the same rows, visits
+and runs on every host: of values (elements of inputs and outputs) and of *operations*, about as long as one
+multiply-add of a convolution each (`steps.operations` counts them). The limits stand for seconds on two cores.
+
 The error of a row (r: reference, e: engine) is ‖e − r‖ / max(‖r‖, scale · √n): relative, but never to less than the
 usual size of this output (scale: its root mean square over the evaluation data; n: the row's elements), so that a row
 which is all but zero is not blamed for rounding. A cosine of c between equally long rows is an error of √(2(1 − c)).
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,24 @@ Triple = Sequence[int]
 Lengths = tuple[tuple[str, int], ...]
 
 POOL_ROWS = 13
+
+WARM_RUNS = 14
+"""Runs of a visit: the first, and those by turns on different rows after it."""
+
+POOL_VALUES, RUN_VALUES = 2**23, 2**24
+"""Of inputs and outputs: of all rows of a pool, and of one run."""
+
+ROW_OPERATIONS, POOL_OPERATIONS = 2**40, 2**35
+"""Lengths at which a row takes more are left out (20 s); a pool has as many rows as these allow, 2 at least (1 s)."""
+
+REFERENCE_RUN_OPERATIONS = 2**36
+"""Of one run of the reference where rows depend on each other (2 s)."""
+
+RUN_OPERATIONS, VISIT_OPERATIONS, CPU_OPERATIONS = 2**34, 2**34, 2**40
+"""Of an engine on this CPU: of one run, of one visit's runs, of all (20 s). A device has no such limits."""
+
+COMPARISON = 256
+"""Operations that comparing one value takes."""
 
 EXACT_DTYPES = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "bool")
 """Of these, values are names or counts: near is not right. (int8 and uint8 are pictures and quantized values.)"""
@@ -94,6 +116,95 @@ def row_picks(visit: Visit, pool: int) -> list[list[int]]:
     return [p for i, p in enumerate(picks) if p not in picks[:i]]
 
 
+@dataclass(frozen=True)
+class PoolFacts:
+    """Rows of one length. rows: of the data file, or numbers of made ones (data: "evaluation" or "seeded"). values,
+    operations: of one row."""
+
+    lengths: Lengths
+    rows: tuple[int, ...]
+    data: str
+    values: int
+    operations: int
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"lengths": [list(pair) for pair in self.lengths]}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A visit as an engine makes it. number: its place in the whole sequence. pool: index of its rows. picks: the
+    pool's rows of each feed. runs: over the feeds by turns."""
+
+    number: int
+    visit: Visit
+    pool: int
+    picks: tuple[tuple[int, ...], ...]
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"visit": self.visit.to_json()}
+
+
+def pool_from_json(value: Mapping[str, Any]) -> PoolFacts:
+    """The inverse of `PoolFacts.to_json`."""
+    return PoolFacts(**{**value, "lengths": tuple((str(d), int(n)) for d, n in value["lengths"])})
+
+
+def stop_from_json(value: Mapping[str, Any]) -> Stop:
+    """The inverse of `Stop.to_json`."""
+    return Stop(**{**value, "visit": visit_from_json(value["visit"]), "picks": tuple(map(tuple, value["picks"]))})
+
+
+def rows_of_a_pool(values: int, operations: int) -> int:
+    """How many rows of so many values and operations each."""
+    return max(2, min(POOL_ROWS, POOL_VALUES // max(1, values), POOL_OPERATIONS // max(1, operations)))
+
+
+def cut_batch(visit: Visit, batch: str | None, most: int, why: str) -> tuple[Visit, list[str]]:
+    """The visit with no more than `most` rows, and a note of it. Its smallest batch is never cut."""
+    if batch is None or visit.batch <= most or visit.alone:
+        return visit, []
+    dims = {**visit.dims, batch: max(1, most)}
+    note = f"{shown(visit.dims)} (profile {visit.profile}): compared at {batch} {dims[batch]}: {why}"
+    return replace(visit, dims=dims, batch=dims[batch]), [note]
+
+
+def stops(
+    visits: Sequence[Visit], pools: Sequence[PoolFacts], batch: str | None, *, device: bool
+) -> tuple[list[Stop], list[str]]:
+    """The sequence for an engine on a device, or on the CPU at hand; and what of it is not tried."""
+    index = {p.lengths: i for i, p in enumerate(pools)}
+    found: list[Stop] = []
+    notes: list[str] = []
+    spent = 0
+    for number, given in enumerate(visits):
+        pool = pools[index[given.lengths]]
+        why = f"inputs and outputs of more than {RUN_VALUES:,} values are not tried"
+        visit, cut = cut_batch(given, batch, RUN_VALUES // max(1, pool.values), why)
+        if not device:
+            why = f"a sample takes {pool.operations:.1e} operations, and a run on a CPU may take {RUN_OPERATIONS:.1e}"
+            fewer, again = cut_batch(visit, batch, RUN_OPERATIONS // max(1, pool.operations), why)
+            visit, cut = fewer, again or cut
+        picks = tuple(map(tuple, row_picks(visit, len(pool.rows))))
+        cost = visit.batch * (pool.operations + COMPARISON * pool.values)
+        least = len(picks) + 1
+        runs = max(least, WARM_RUNS if device else min(WARM_RUNS, VISIT_OPERATIONS // max(1, cost)))
+        spent += runs * cost
+        if found and not device and spent > CPU_OPERATIONS:
+            left = len(visits) - number
+            notes.append(f"the last {left} visits were left out: {CPU_OPERATIONS:.1e} operations were spent")
+            break
+        notes += cut
+        found.append(Stop(number, visit, index[given.lengths], picks, runs))
+    return found, list(dict.fromkeys(notes))
+
+
+def shown(dims: Mapping[str, int]) -> str:
+    """A shape in words: 'batch 8, sequence 128'."""
+    return ", ".join(f"{d} {n}" for d, n in dims.items()) or "the fixed shape"
+
+
 def _from_one(triple: Triple) -> tuple[int, ...]:
     """A batch of no rows shows nothing."""
     return tuple(max(1, n) for n in triple)
@@ -152,7 +263,10 @@ class RowErrors:
     cosine: NDArray[np.float64]
     nonfinite: NDArray[np.int64]
 
-    def worst(self) -> int:
+    def worst(self) -> int | None:
+        """The row that is furthest off; None where there is none."""
+        if not len(self.error):
+            return None
         return int(np.argmax(np.where(self.nonfinite > 0, np.inf, self.error)))
 
 

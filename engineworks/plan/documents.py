@@ -159,6 +159,15 @@ class Documents:
         made, digests, aside = self._data("evaluation", data)
         return self._document("reference", params, {"fold": fold, **made}, digests), aside
 
+    def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Aside]:
+        """folded: the lowered model is the folded one, which the reference has run already."""
+        data = self._files.evaluation
+        folded = not computes.quantized and computes.around == "fp32"
+        params = {"samples": _samples(data), "ranges": self._shapes()["ranges"], "folded": folded}
+        made, digests, aside = self._data("evaluation", data)
+        inputs = {"lower": lower, "reference": reference, **made}
+        return self._document("lowered_reference", params, inputs, digests), aside
+
     def sensitivity(
         self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
     ) -> tuple[Document, Aside]:
@@ -181,7 +190,7 @@ class Documents:
             document["libraries"] |= self._imports(own)
         return document, {**place, "folder": self._files.folder}
 
-    def compare(self, target: NamedTarget, build: str, reference: str) -> tuple[Document, Aside]:
+    def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Aside]:
         data, accuracy = self._files.evaluation, self.recipe.accuracy
         metric = accuracy.metric
         params = {
@@ -194,7 +203,7 @@ class Documents:
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
         facts = backend_facts(target.target.backend)
         libraries = (*facts.libraries, *(LIBRARIES.get(metric_name(metric), ()) if metric else ()))
-        inputs = {"build": build, "reference": reference, **made}
+        inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
         document = self._document("compare", params, inputs, digests, libraries)
         document["hardware"] = facts.hardware()
         if own := python_metric(metric):

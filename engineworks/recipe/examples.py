@@ -102,6 +102,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "metric_between": "[0.9, 1.0]",
         "cosine": "0.9999",
         "sqnr_db": "30",
+        "synthetic_cosine": "0.9",
         "max_abs": "0.01",
         "mean_abs": "0.001",
     },
@@ -147,6 +148,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "TimeLimits": {
         "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
+        "lowered_reference": "1800",
         "compare": "1800", "measure": "900", "duel": "900", "peer": "900", "prepare": "600",
     },
 }  # fmt: skip

@@ -209,6 +209,11 @@ class Limits(Part):
         None, description="[lowest, highest] task metric of the engine"
     )
     cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
+    synthetic_cosine: Fraction | None = Field(
+        None,
+        description="smallest cosine similarity to the reference of a made-up row, at shapes of the profiles that the "
+        "evaluation data has no sample of; without it such a loss is a warning",
+    )
     sqnr_db: Number | None = Field(None, description="smallest signal-to-quantization-noise ratio, of every output")
     max_abs: Positive | None = Field(
         None, description="largest absolute difference from the reference, of every output"
@@ -338,6 +343,7 @@ class TimeLimits(Part):
     lower: Seconds | None = Field(None, description="of lowering to one precision")
     build: Seconds | None = Field(None, description="instead of the target's time_limit_s")
     reference: Seconds | None = Field(None, description="of the fp32 reference")
+    lowered_reference: Seconds | None = Field(None, description="of the lowered model's own outputs")
     compare: Seconds | None = Field(None, description="of comparing one engine")
     measure: Seconds | None = Field(None, description="of measuring one engine")
     duel: Seconds | None = Field(None, description="of measuring engine and champion side by side")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.measure.served_checks import tolerance
+from engineworks.measure.served_checks import row_tolerance
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Section, Words, blocks_of, number, significant, table
 from engineworks.report.figures import dims_text
@@ -55,12 +55,16 @@ def _outputs(compared: list[EngineResult]) -> Block | None:
             worst = output.get("worst_row_cosine")
             at = output.get("worst_row")
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name, code=True), number(output["cosine"], 6),
+                Cell(short(engine.id), code=True), Cell(name, code=True), _cosine(output["cosine"]),
                 number(output["sqnr_db"], 1), _scientific(output["max_abs"]), _scientific(output["mean_abs"]),
                 Cell(str(output["nonfinite"]), tone="fail" if output["nonfinite"] else ""),
                 Cell(f"{worst:.5f} (sample {at})", sort=worst) if worst is not None else Cell(""),
             ])  # fmt: skip
     return table(columns, rows, title="every output, against the fp32 reference on the evaluation data")
+
+
+def _cosine(value: float | None) -> Cell:
+    return Cell("nan", tone="fail") if value is None else number(value, 6)
 
 
 def _scientific(value: float | None) -> Cell:
@@ -83,7 +87,7 @@ def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Bl
             for profile, dims in places
         ]
         limits = ", ".join(
-            f"{short(e.id)} {_limit(e, background):.3g}" for e in engines if not _exact(served[e.id], output)
+            f"{short(e.id)} {_limits(e, output, background)}" for e in engines if not _exact(served[e.id], output)
         )
         below = "Largest relative error of a row, at first and after warm-up, there and back."
         below += f" Limits: {limits}." if limits else " Samples whose answer differs."
@@ -99,11 +103,17 @@ def _place(visit: Mapping[str, Any]) -> tuple[str, str]:
     return str(visit["profile"]), dims_text(visit["dims"]) or "fixed"
 
 
-def _limit(engine: EngineResult, background: Background) -> float:
+def _limit(engine: EngineResult, output: str, visit: Mapping[str, Any], background: Background) -> float:
     limits = (background.resolved.get("accuracy") or {}).get("limits") or {}
-    precision = precision_of(engine.id)
-    served = (engine.accuracy or {})["served"]
-    return tolerance(served["precision"], (limits.get(precision) or {}).get("cosine")).reference
+    cosine = (limits.get(precision_of(engine.id)) or {}).get("cosine")
+    return row_tolerance((engine.accuracy or {})["served"], visit, output, cosine).reference
+
+
+def _limits(engine: EngineResult, output: str, background: Background) -> str:
+    """The limit, or the smallest and largest where it differs by shape."""
+    visits = (engine.accuracy or {})["served"]["sequence"]
+    found = dict.fromkeys(f"{n:.3g}" for n in sorted(_limit(engine, output, v, background) for v in visits))
+    return " to ".join([*found][:: max(1, len(found) - 1)])
 
 
 def _exact(served: Mapping[str, Any], output: str) -> bool:
@@ -131,7 +141,8 @@ def _error(engine: EngineResult, output: str, place: tuple[str, str], background
             (str(v["lengths"]), s) for v in visits for one in _records(v, output) for s in one.get("wrong_samples", ())
         }
         return Cell(f"{len(changed)} differ" if changed else "0", sort=len(changed), heat=min(1.0, len(changed) / 4))
-    worst, limit = max(one["most"] for one in records), _limit(engine, background)
+    worst = max(one["most"] for one in records)
+    limit = min(_limit(engine, output, v, background) for v in visits)
     tone = "fail" if worst > limit else ""
     return Cell(
         "0" if not worst else f"{worst:.2e}" if worst < 1e-3 else f"{worst:.4f}",

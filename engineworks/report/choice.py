@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from engineworks.ladder import TargetLadder
+from engineworks.measure.accuracy import worst_cosine
 from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Table, Words, blocks_of
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.palette import by_target, colors, precision_of
@@ -82,8 +83,8 @@ def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | Non
     """Latency in ms, quality, bytes."""
     latency = (shapes_of(engine).get(shape) or {}).get("latency_ms_p50")
     metric = (engine.accuracy or {}).get("metric") or {}
-    cosines = [o["cosine"] for o in (engine.accuracy or {}).get("outputs", {}).values() if o["cosine"] is not None]
-    quality = metric.get("ratio") if metric.get("ratio") is not None else min(cosines, default=None)
+    cosine = worst_cosine((engine.accuracy or {}).get("outputs", {}))
+    quality = metric.get("ratio") if metric.get("ratio") is not None else cosine
     size = engine.sidecar.get("bytes")
     return (latency, quality, float(size)) if latency and quality is not None and size else None
 

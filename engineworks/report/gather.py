@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -104,6 +105,7 @@ def point_of(run: RunSummary) -> Point:
     """What a trend needs of an engine's run."""
     p50 = {name.partition("/")[2]: v for name, v in run.metrics.items() if name.startswith("latency_ms_p50/")}
     cosines = [v for name, v in run.metrics.items() if name.startswith("cosine/")]
+    worst = None if any(map(math.isnan, cosines)) else min(cosines, default=None)
     versions = {k.removeprefix("versions."): v for k, v in run.params.items() if k.startswith("versions.")}
     hardware = json.loads(run.tags.get(HARDWARE, "{}"))
     versions |= {str(k): str(v) for k, v in hardware.items() if v not in (None, "")}
@@ -111,7 +113,7 @@ def point_of(run: RunSummary) -> Point:
         versions["model"] = run.tags[MODEL][:8]
     return Point(
         run.run_id, run.started_at, run.tags.get("engineworks.verdict", run.status.lower()),
-        run.tags.get(ENGINE_DIGEST, ""), p50, run.metrics.get("metric"), min(cosines, default=None),
+        run.tags.get(ENGINE_DIGEST, ""), p50, run.metrics.get("metric"), worst,
         run.metrics.get("engine_bytes"), versions, run.tags.get("engineworks.why", ""), run.parent_run_id or "",
     )  # fmt: skip
 

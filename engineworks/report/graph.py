@@ -11,9 +11,10 @@ from html import escape
 
 from engineworks.step_facts import StepFact
 
-ORDER = ("export", "fold", "calibrate", "reference", "lower", "build", "compare", "measure", "duel", "peer")
-COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "build": 4, "compare": 5, "measure": 6,
-           "duel": 7, "peer": 5}  # fmt: skip
+ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
+         "duel", "peer")  # fmt: skip
+COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "lowered_reference": 4, "build": 5,
+           "compare": 6, "measure": 7, "duel": 8, "peer": 6}  # fmt: skip
 OF_ENGINE = ("build", "compare", "measure", "duel")
 """Kinds of steps that belong to one engine, in its row."""
 
@@ -74,7 +75,7 @@ def _wishes(steps: Sequence[StepFact]) -> dict[str, float]:
         if step.kind in OF_ENGINE or step.kind == "peer":
             name = "/".join(step.id.split("/")[:3]) if step.kind in OF_ENGINE else step.id
             wish[step.key] = rows.setdefault(name, float(len(rows)))
-    for kind in ("reference", "lower", "calibrate", "fold", "export"):
+    for kind in ("reference", "lowered_reference", "lower", "calibrate", "fold", "export"):
         for step in (s for s in steps if s.kind == kind):
             readers = [wish[s.key] for s in steps if step.key in s.inputs and s.key in wish and s.kind != "reference"]
             wish[step.key] = float(len(rows)) if kind == "reference" or not readers else sum(readers) / len(readers)
@@ -105,7 +106,7 @@ def _short(step: StepFact) -> str:
 
 
 def _variant(last: str, kind: str) -> str:
-    rest = last.removeprefix(kind).strip("-").replace("-", " ")
+    rest = last.removeprefix(kind.replace("_", "-")).strip("-").replace("-", " ")
     return f" {rest}" if rest else ""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.ladder import ladder_words
+from engineworks.measure.accuracy import worst_cosine
 from engineworks.report.figures import figure
 from engineworks.results import BuildResult, EngineResult
 
@@ -40,14 +41,14 @@ def _cells(engine: EngineResult, ladder: str | None) -> tuple[str, ...]:
     accuracy, latency = engine.accuracy or {}, engine.latency or {}
     metric: Mapping[str, Any] = accuracy.get("metric") or {}
     outputs: Mapping[str, Any] = accuracy.get("outputs") or {}
-    cosines = [o["cosine"] for o in outputs.values() if o["cosine"] is not None]
+    cosine = worst_cosine(outputs)
     shape: Mapping[str, Any] = next(iter(latency.get("shapes", {}).values()), {})
     size = engine.sidecar.get("bytes")
     return (
         engine.id,
         engine.word,
         figure(metric.get("engine"), 4),
-        figure(min(cosines, default=None), 5),
+        "nan" if outputs and cosine is None else figure(cosine, 5),
         figure(shape.get("latency_ms_p50"), 3),
         figure(shape.get("latency_ms_p99"), 3),
         figure(shape.get("throughput_per_s"), 0),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engineworks.measure.accuracy import worst_cosine
 from engineworks.sensitivity.groups import Group
 
 CHANCE_SAMPLES = 4
@@ -33,12 +34,11 @@ class Trial:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        outputs = self.report["outputs"].values()
         return {
             "name": self.group.name, "nodes": list(self.group.nodes),
             "noise": self.noise if math.isfinite(self.noise) else None,
             "sqnr_db": -10 * math.log10(self.noise) if 0 < self.noise < math.inf else None,
-            "cosine": min((o["cosine"] for o in outputs if o["cosine"] is not None), default=None),
+            "cosine": worst_cosine(self.report["outputs"]),
             "metric": (self.report["metric"] or {}).get("engine"),
             "loss": self.loss if self.loss is not None and math.isfinite(self.loss) else None,
             "seconds": self.seconds,

@@ -18,8 +18,8 @@ LOG_FILE = "log.txt"
 """What a step printed, in its own artifact."""
 
 StepName = Literal[
-    "export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer",
-    "sensitivity",
+    "export", "prepare", "fold", "calibrate", "lower", "build", "reference", "lowered_reference", "compare", "measure",
+    "duel", "peer", "sensitivity",
 ]  # fmt: skip
 
 
@@ -39,9 +39,10 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "fold": StepKind(4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(6, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
-    "reference": StepKind(3, ("onnxruntime", "numpy")),
+    "reference": StepKind(4, ("onnxruntime", "numpy")),
+    "lowered_reference": StepKind(1, ("onnx", "onnxruntime", "numpy")),
     "build": StepKind(4, (), engine=True),
-    "compare": StepKind(3, ("numpy",), engine=True),
+    "compare": StepKind(4, ("numpy",), engine=True),
     "measure": StepKind(6, ("numpy",), engine=True),
     "duel": StepKind(3, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),

@@ -13,7 +13,8 @@ from engineworks.samples import SampleFile, output_axes, samples_from_json
 from engineworks.steps import StepJob
 from engineworks.steps.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.steps.reference import read_reference
-from engineworks.steps.served import ServedComparison, ServedReference
+from engineworks.steps.served import ServedComparison
+from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.task_metric import TaskComparison
 
@@ -46,11 +47,11 @@ def _load(job: StepJob) -> Session:
 
 def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> dict[str, Any]:
     plan = job.params["shapes"]
-    reference = ServedReference(job.inputs["reference"])
+    reference = ServedReference(job.inputs["reference"], job.inputs["lowered"])
     try:
         rows = ServedRows(samples, plan["ranges"])
         device = bool(job.params["target"]["compute_capability"])
-        report = ServedComparison(reference, rows, plan["batch"], device=device).follow(session, job.say)
+        report = ServedComparison(reference, rows, device=device).follow(session, job.say)
     finally:
         reference.close()
     return {"precision": read_sidecar(job.inputs["build"])["precision"], **report}
@@ -62,13 +63,17 @@ def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> 
     dtypes: dict[str, Any] = {}
     task = TaskComparison(job, samples, axes)
     feeds = samples.batches(job.params["batches"])
-    for given, wanted in zip(feeds, read_reference(job.inputs["reference"]), strict=True):
+    misshapen: dict[str, dict[str, Any]] = {}
+    for run, (given, wanted) in enumerate(zip(feeds, read_reference(job.inputs["reference"]), strict=True), 1):
         got = session.run(given)
-        _compare(comparisons, got, wanted)
+        _compare(comparisons, got, wanted, run, misshapen)
         dtypes |= _other_dtypes(got, wanted)
         task.add(given, got, wanted)
+    outputs = {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()}
+    for name, found in misshapen.items():  # figures over the other runs would hide it
+        outputs[name] |= {"misshapen": {**found, "of": run}, "cosine": None, "sqnr_db": None}
     return {
-        "outputs": {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()},
+        "outputs": outputs,
         "metric": task.result(),
         "samples": samples.count,
         "batches": job.params["batches"],
@@ -82,10 +87,15 @@ def _other_dtypes(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict
 
 
 def _compare(
-    comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array]
-) -> None:
+    comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array], run: int,
+    misshapen: dict[str, dict[str, Any]],
+) -> None:  # fmt: skip
+    """misshapen: the first run at which an output has another shape, why, and how many of them there are."""
     for name, comparison in comparisons.items():
+        if name not in got or name not in wanted:
+            raise RunError(f"output '{name}' cannot be compared: {'the engine' if name in wanted else 'fp32'} lacks it")
         try:
             comparison.add(got[name], wanted[name])
-        except (ValueError, KeyError) as error:
-            raise RunError(f"output '{name}' can not be compared with the reference: {error}") from None
+        except ValueError as error:
+            found = misshapen.setdefault(name, {"run": run, "why": str(error), "runs": 0})
+            found["runs"] += 1

@@ -48,9 +48,10 @@ def run(job: StepJob) -> None:
         plan = job.params["shapes"]
         scale = {name: math.sqrt(squares / max(1, count)) for name, (squares, count) in size.items()}
         axes = output_axes(samples.specs, session.outputs)
-        shapes = ShapesReference(session, ServedRows(samples, plan["ranges"]), plan, axes)
+        session.close()  # one copy of the weights at a time
+        model = job.inputs["fold"] / MODEL_FILE
+        shapes = ShapesReference(model, ServedRows(samples, plan["ranges"]), plan, axes)
         job.write_json(SHAPES_FILE, shapes.write(job.out / SHAPES_OUTPUTS_FILE, scale, job.say))
-    session.close()
 
 
 def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple[float, int]:
@@ -66,7 +67,7 @@ def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
     with NpzReader(folder / OUTPUTS_FILE) as archive:
         names: dict[int, list[str]] = {}
         for member in archive.names:
-            run, _, name = member.partition("/")
-            names.setdefault(int(run), []).append(name)
+            index, _, name = member.partition("/")
+            names.setdefault(int(index), []).append(name)
         for run in range(runs):
             yield {name: archive.read(f"{run}/{name}") for name in names[run]}

@@ -56,6 +56,7 @@ class Places:
             return None  # a row of another shape: told as misshapen against the reference
         exact = got.dtype.name in EXACT_DTYPES
         figures = row_figures(errors, [picks[p] for p in places], run, exact=exact)
+        assert figures is not None  # there is a row
         sample = picks[places[figures["row"]]]
         return figures | {"row": places[figures["row"]], "against": self._seen[name, pool, sample][1]}
 
@@ -74,22 +75,27 @@ class Places:
         return found
 
 
-def row_figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: bool) -> dict[str, Any]:
+def row_figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: bool) -> dict[str, Any] | None:
+    """Of the row that is furthest off; None where the output holds no row."""
     row = errors.worst()
+    if row is None:
+        return None
     found: dict[str, Any] = {
         "error": float(errors.error[row]), "row": row, "sample": picks[row] if row < len(picks) else 0,
         "cosine": float(errors.cosine[row]), "nonfinite": int(errors.nonfinite[row]), "run": run,
     }  # fmt: skip
     if exact:
         found["wrong_samples"] = sorted(
-            {picks[i] for i in np.flatnonzero(errors.error > 0.01).tolist() if i < len(picks)}
+            {picks[i] for i in np.flatnonzero(errors.error > SAME_SHARE).tolist() if i < len(picks)}
         )
     return found
 
 
-def keep_worst(figures: dict[str, Any], phase: str, new: dict[str, Any]) -> None:
+def keep_worst(figures: dict[str, Any], phase: str, new: dict[str, Any] | None) -> None:
     """A phase is the list of its records: each twice as bad as the one before, so that the run at which it went wrong
     is known whatever the limit is. `most`: the largest error until the next record. Wrong samples are gathered."""
+    if new is None:
+        return
     records: list[dict[str, Any]] = figures.setdefault(phase, [])
     last = records[-1] if records else None
     fresh = set(new.get("wrong_samples", ())) - set(last.get("wrong_samples", ()) if last else ())

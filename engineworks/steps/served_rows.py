@@ -43,7 +43,7 @@ class ServedRows:
 
     def data_lengths(self) -> dict[str, int]:
         """The lengths of the evaluation data's dynamic dimensions, without the batch."""
-        first, found = self._rows(1)[0], {}
+        first, found = self._rows(self._spread(1))[0], {}
         for spec in self._specs:
             for dim, length in zip(self._row_shape(spec), first[spec.name].shape, strict=True):
                 if isinstance(dim, str):
@@ -54,12 +54,18 @@ class ServedRows:
         """Elements of one row of all inputs."""
         return sum(math.prod(self._shape(s, lengths)) for s in self._specs)
 
-    def pool(self, lengths: Lengths, count: int) -> tuple[list[Arrays], str]:
-        """`count` rows of these lengths, and where they come from: "evaluation" (then no more than there are) or
-        "seeded"."""
+    def choose(self, lengths: Lengths, count: int) -> tuple[tuple[int, ...], str]:
+        """Rows of these lengths, and where they come from: "evaluation" (rows of the file, no more than are used,
+        evenly spread) or "seeded" (numbers of made rows)."""
         if dict(lengths) == {d: n for d, n in self.data_lengths().items() if d in dict(lengths)}:
-            return self._rows(min(count, self._samples.count)), "evaluation"
-        return [{s.name: self._made(s, lengths, i) for s in self._specs} for i in range(count)], "seeded"
+            return self._spread(count), "evaluation"
+        return tuple(range(count)), "seeded"
+
+    def read(self, lengths: Lengths, rows: Sequence[int], data: str) -> list[Arrays]:
+        """The rows that `choose` named."""
+        if data == "evaluation":
+            return self._rows(rows)
+        return [{s.name: self._made(s, lengths, i) for s in self._specs} for i in rows]
 
     def feeds(self, pool: Sequence[Arrays], picks: Sequence[int]) -> Arrays:
         """These rows of the pool as one run's inputs. Inputs that have no batch dimension get the first row's, or,
@@ -82,9 +88,15 @@ class ServedRows:
         known = {str(self._batch): 1, **dict(lengths)}
         return tuple(known[d] if isinstance(d, str) else d for d in self._row_shape(spec))
 
-    def _rows(self, count: int) -> list[Arrays]:
-        """Real samples, evenly spread."""
-        few = replace(self._samples, count=min(count, self._samples.count))
+    def _spread(self, count: int) -> tuple[int, ...]:
+        """So many of the used samples, or all, evenly spread."""
+        used = self._samples.rows
+        count = min(count, len(used))
+        return tuple(used[i * len(used) // count] for i in range(count))
+
+    def _rows(self, rows: Sequence[int]) -> list[Arrays]:
+        """Real samples."""
+        few = replace(self._samples, count=len(rows), chosen=tuple(rows))
         return [{name: self._first(name, value) for name, value in feeds.items()} for feeds in few.batches([1])]
 
     def _first(self, name: str, value: Array) -> Array:
@@ -98,7 +110,7 @@ class ServedRows:
         declared = self._ranges.get(spec.name)
         if declared is not None:
             return _spread(random, spec.dtype, shape, declared)
-        self._source = self._source or self._rows(SOURCE_ROWS)
+        self._source = self._source or self._rows(self._spread(SOURCE_ROWS))
         # All inputs of a row take the same real samples, so that a mask goes with its tokens.
         order = np.random.default_rng([index, *(n for _, n in lengths)]).permutation(len(self._source))
         return _mosaic([self._source[i][spec.name] for i in order], shape)

@@ -1,47 +1,51 @@
-"""Folded fp32 ONNX at the shapes of every profile → reference outputs, by ONNX Runtime: a part of the reference step.
+"""Folded fp32 ONNX at the shapes of every profile → what is compared there, and what the model gives, as it is written,
+in ONNX Runtime: a part of the reference step. Engines, and the lowered models beside them, are run with exactly the
+rows, visits and runs that stand in SHAPES_FILE.
 
 Two modes. "rows": every row of a pool is run alone, and what a batch should give is put together from them; cheap even
 where the largest batch would take minutes on a CPU, and right only if the model takes rows one by one, which is shown
 on a batch of a few. "runs", for all other models (rows that depend on each other, outputs without a batch, a fixed
 batch): every run of the sequence as it is.
 
-What is limited, and how: a pool has as many rows as ONNX Runtime does in POOL_SECONDS, 2 at least, and no more than
-fit in POOL_ELEMENTS; lengths at which one row takes longer than ROW_SECONDS are left out; batches are cut down to
-RUN_ELEMENTS and, in mode "runs", to what ONNX Runtime does in RUN_SECONDS. Seconds are of
-processor time on all cores. Each cut is told in a note.
+What is limited, and how, stands in `measure.served`. Each cut is told in a note.
 """
 
 from __future__ import annotations
 
-import os
+import tempfile
 import textwrap
-import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.backends import onnxruntime as backend
 from engineworks.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import (
     POOL_ROWS,
+    POOL_VALUES,
+    REFERENCE_RUN_OPERATIONS,
+    ROW_OPERATIONS,
     Lengths,
+    PoolFacts,
     Visit,
+    cut_batch,
     row_errors,
     row_picks,
+    rows_of_a_pool,
+    shown,
+    stops,
     visit_sequence,
     without_spare_odds,
 )
+from engineworks.steps.operations import profiled_operations
 from engineworks.steps.served_rows import Arrays, ServedRows
 
 SHAPES_FILE, SHAPES_OUTPUTS_FILE = "shapes.json", "shapes.npz"
-
-POOL_SECONDS, ROW_SECONDS, RUN_SECONDS = 1.0, 20.0, 2.0
-POOL_ELEMENTS, RUN_ELEMENTS = 2**23, 2**25
 
 ALIKE = 1e-3
 """Largest error of a row in a batch against the same row alone for which the fp32 model takes rows one by one."""
@@ -49,134 +53,147 @@ ALIKE = 1e-3
 Axes = dict[str, int | None]
 
 
-@dataclass
-class Pool:
-    """Rows of one length: outputs, stacked along each output's batch axis (mode "rows"); seconds, and elements of
-    inputs and outputs, per row."""
-
-    lengths: Lengths
-    rows: list[Arrays]
-    data: str
-    seconds: float = 0.0
-    elements: int = 0
-    outputs: dict[str, NDArray[np.generic]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "lengths": [list(pair) for pair in self.lengths], "rows": len(self.rows), "data": self.data,
-            "seconds_per_row": self.seconds, "elements_per_row": self.elements,
-        }  # fmt: skip
-
-
 class ShapesReference:
-    """Runs the reference at the sequence's shapes and writes what it gave. axes: where outputs have the batch."""
+    """Chooses what is compared at the sequence's shapes, runs the reference there and writes what it gave. axes: where
+    outputs have the batch."""
 
-    def __init__(self, session: Session, rows: ServedRows, plan: Mapping[str, Any], axes: Axes) -> None:
-        self._session, self._rows, self._axes = session, rows, dict(axes)
+    def __init__(self, model: Path, rows: ServedRows, plan: Mapping[str, Any], axes: Axes) -> None:
+        self._model, self._rows, self._axes = model, rows, dict(axes)
         self._batch: str | None = plan["batch"]
         self._visits = visit_sequence(plan["profiles"], self._batch, rows.data_lengths(), plan["fixed_batch"])
         self._notes: list[str] = []
-        self._pools: dict[Lengths, Pool] = {}
+        self._pools: dict[Lengths, PoolFacts] = {}
+        self._firsts: dict[Lengths, Arrays] = {}
+        self._mixed: dict[str, float] = {}
 
     def write(self, outputs: Path, scale: Mapping[str, float], say: Callable[[str], None]) -> dict[str, Any]:
         """Write all outputs into one file and return what SHAPES_FILE holds. scale: root mean square of every output
         on the evaluation data."""
-        self._fill_pools()
+        session = self._choose_pools()
         self._visits = without_spare_odds([v for v in self._visits if v.lengths in self._pools])
-        mixing = self._mixing(scale)
+        pieces = self._rows_alone(session)
+        by_rows = pieces is not None and self._rows_are_alike(session, pieces, scale)
         with zipfile.ZipFile(outputs, "w") as archive:
-            if mixing is None:
-                self._write_runs(archive, say)
+            if pieces is not None and by_rows:
+                for index, piece in enumerate(pieces):
+                    write_arrays(archive, pool_key(index), piece)
             else:
-                for index, pool in enumerate(self._pools.values()):
-                    write_arrays(archive, f"pool{index}", pool.outputs)
+                self._write_runs(session, archive, say)
+        session.close()
+        return self._report(by_rows, scale)
+
+    def _report(self, by_rows: bool, scale: Mapping[str, float]) -> dict[str, Any]:
+        pools = list(self._pools.values())
+        notes = list(dict.fromkeys(self._notes))
+        found: dict[str, Any] = {}
+        for place, device in (("cpu", False), ("device", True)):
+            made, cuts = stops(self._visits, pools, self._batch if by_rows else None, device=device)
+            found[place] = {"stops": [s.to_json() for s in made], "notes": [*notes, *cuts]}
         return {
-            "mode": "runs" if mixing is None else "rows",
-            "axes": self._axes,
-            "scale": dict(scale),
-            "mixing": self._mixed,
-            "pools": [p.to_json() for p in self._pools.values()],
-            "visits": [v.to_json() for v in self._visits],
-            "notes": list(dict.fromkeys(self._notes)),
-        }
+            "mode": "rows" if by_rows else "runs", "axes": self._axes, "scale": dict(scale), "mixing": self._mixed,
+            "pools": [p.to_json() for p in pools], **found,
+        }  # fmt: skip
 
-    def _fill_pools(self) -> None:
+    def _choose_pools(self) -> Session:
+        """The rows of every length, by what the first of them costs; and the session that ran these."""
         odd = {v.lengths: v.profile for v in self._visits if v.role == "odd"}
+        seen: set[Lengths] = set()
+        with tempfile.TemporaryDirectory() as folder:
+            counted = _CountedSession(self._model, Path(folder))
+            for visit in self._visits:
+                stands_in = visit.role == "odd multiple" and any(odd.get(n) == visit.profile for n in counted.lengths)
+                if visit.lengths in seen or stands_in:
+                    continue
+                seen.add(visit.lengths)
+                try:
+                    self._firsts[visit.lengths] = counted.run(visit.lengths, self._first_feeds(visit))
+                except RunError as error:
+                    self._refused(dict(visit.lengths) or visit.dims, error)
+            operations = counted.operations()
         for visit in self._visits:
-            stands_in = visit.role == "odd multiple" and any(odd.get(n) == visit.profile for n in self._pools)
-            if visit.lengths in self._pools or stands_in:
-                continue
-            most = max(2, min(POOL_ROWS, POOL_ELEMENTS // max(1, self._rows.elements(visit.lengths))))
-            rows, data = self._rows.pool(visit.lengths, most)
-            pool = Pool(visit.lengths, rows, data)
-            try:
-                self._run_pool(pool, visit)
-            except RunError as error:
-                self._refused(dict(visit.lengths), error)
-                continue
-            if pool.seconds > ROW_SECONDS and self._pools:
-                why = f"one row takes the fp32 reference {pool.seconds:.0f} s, more than {ROW_SECONDS:.0f}"
-                self._note(f"{shown(dict(visit.lengths))}: not compared, {why}")
-                continue
-            self._pools[visit.lengths] = pool
+            if visit.lengths in operations and visit.lengths not in self._pools:
+                self._choose_pool(visit, operations[visit.lengths])
+        return counted.session
 
-    def _run_pool(self, pool: Pool, visit: Visit) -> None:
-        """Every row alone; or one whole run where a batch is fixed or there is none."""
-        single = 1 if self._batch else visit.batch
-        picks = [[(i + j) % len(pool.rows) for j in range(single)] for i in range(len(pool.rows))]
-        start = work_seconds()
-        first = self._session.run(self._rows.feeds(pool.rows, picks[0]))
-        pool.seconds = (work_seconds() - start) / single
-        pool.elements = self._rows.elements(visit.lengths) + sum(v.size for v in first.values()) // single
-        if self._batch is None:
+    def _first_feeds(self, visit: Visit) -> Arrays:
+        """One row; or one whole run where a batch is fixed or there is none."""
+        rows = self._rows.read(visit.lengths, *self._rows.choose(visit.lengths, 1 if self._batch else POOL_ROWS))
+        return self._rows.feeds(rows, [i % len(rows) for i in range(self._single(visit))])
+
+    def _single(self, visit: Visit) -> int:
+        return 1 if self._batch else visit.batch
+
+    def _choose_pool(self, visit: Visit, operations: int) -> None:
+        single, lengths = self._single(visit), visit.lengths
+        values = self._rows.elements(lengths) + sum(v.size for v in self._firsts[lengths].values()) // single
+        operations //= single
+        if operations > ROW_OPERATIONS and self._pools:
+            why = f"one row takes {operations:.1e} operations, more than {ROW_OPERATIONS:.1e}"
+            self._notes.append(f"{shown(dict(lengths))}: not compared, {why}")
             return
-        enough = max(2, min(int(POOL_SECONDS / max(pool.seconds, 1e-9)), POOL_ELEMENTS // max(1, pool.elements)))
-        pool.rows = pool.rows[:enough]
-        runs = [first, *(self._session.run(self._rows.feeds(pool.rows, p)) for p in picks[1:enough])]
-        for name, axis in self._axes.items():
-            if axis is None or any(r[name].shape[axis : axis + 1] != (1,) for r in runs):
-                self._axes[name] = None
-            elif all(r[name].shape == runs[0][name].shape for r in runs):
-                pool.outputs[name] = np.concatenate([r[name] for r in runs], axis=axis)
-            else:
-                self._axes[name] = None
+        rows, data = self._rows.choose(lengths, rows_of_a_pool(values, operations if self._batch else 0))
+        self._pools[lengths] = PoolFacts(lengths, rows, data, values, operations)
 
-    def _mixing(self, scale: Mapping[str, float]) -> dict[str, float] | None:
-        """How far rows in a batch are from the same rows alone, per output; None where the mode must be "runs"."""
-        self._mixed: dict[str, float] = {}
-        real = [p for p in self._pools.values() if len(p.rows) > 1]
-        if self._batch is None or not real or None in self._axes.values():
+    def _rows_alone(self, session: Session) -> list[Arrays] | None:
+        """What every row of every pool gives alone, stacked along each output's batch axis; None where outputs can not
+        be stacked."""
+        if self._batch is None:
             return None
-        pool = min(real, key=lambda p: (p.seconds, p.data))
+        pieces = []
+        for pool in list(self._pools.values()):
+            rows = self._rows.read(pool.lengths, pool.rows, pool.data)
+            runs = [self._firsts.pop(pool.lengths)]
+            try:
+                runs += [session.run(self._rows.feeds(rows, [i])) for i in range(1, len(rows))]
+            except RunError as error:
+                self._refused(dict(pool.lengths), error)
+                del self._pools[pool.lengths]
+                continue
+            piece = stacked(runs, self._axes)
+            self._axes |= dict.fromkeys(self._axes.keys() - piece.keys())
+            pieces.append(piece)
+        self._visits = [v for v in self._visits if v.lengths in self._pools]
+        return None if None in self._axes.values() or not pieces else pieces
+
+    def _rows_are_alike(self, session: Session, pieces: Sequence[Arrays], scale: Mapping[str, float]) -> bool:
+        """Whether rows in a batch are as the same rows alone; how far they are off is kept per output."""
+        pools = list(self._pools.values())
+        real = [i for i, p in enumerate(pools) if len(p.rows) > 1]
+        if not real:
+            return False
+        index = min(real, key=lambda i: (pools[i].operations, pools[i].data))
+        pool = pools[index]
         picks = list(range(min(5, len(pool.rows))))
+        rows = self._rows.read(pool.lengths, pool.rows, pool.data)
         try:
-            together = self._session.run(self._rows.feeds(pool.rows, picks))
+            together = session.run(self._rows.feeds(rows, picks))
         except RunError as error:
-            self._note(f"the fp32 reference does not run at batch {len(picks)}: {error}")
-            return None
+            self._notes.append(f"the fp32 reference does not run at batch {len(picks)}: {error}")
+            return False
         for name, axis in self._axes.items():
             assert axis is not None
-            wanted = np.take(pool.outputs[name], picks, axis=axis)
+            wanted = np.take(pieces[index][name], picks, axis=axis)
             try:
                 errors = row_errors(together[name], wanted, axis, scale.get(name, 0.0))
             except ValueError:
                 self._axes[name] = None
-                return None
-            self._mixed[name] = 1.0 if errors.nonfinite.any() else float(errors.error.max())
-        return self._mixed if max(self._mixed.values()) <= ALIKE else None
+                return False
+            self._mixed[name] = 1.0 if errors.nonfinite.any() else float(errors.error.max(initial=0.0))
+        return max(self._mixed.values()) <= ALIKE
 
-    def _write_runs(self, archive: zipfile.ZipFile, say: Callable[[str], None]) -> None:
+    def _write_runs(self, session: Session, archive: zipfile.ZipFile, say: Callable[[str], None]) -> None:
         kept: list[Visit] = []
         for given in self._visits:
             pool = self._pools[given.lengths]
             visit = self._cut(given, pool)
+            rows = self._rows.read(pool.lengths, pool.rows, pool.data)
             try:
-                runs = [self._session.run(self._rows.feeds(pool.rows, p)) for p in row_picks(visit, len(pool.rows))]
+                runs = [session.run(self._rows.feeds(rows, p)) for p in row_picks(visit, len(rows))]
             except RunError as error:
                 self._refused(visit.dims, error)
                 continue
             for index, outputs in enumerate(runs):
-                write_arrays(archive, f"visit{len(kept)}/{index}", outputs)
+                write_arrays(archive, run_key(len(kept), index), outputs)
             self._check_axes(visit, runs)
             kept.append(visit)
             say(f"reference at {shown(visit.dims)}")
@@ -187,39 +204,73 @@ class ShapesReference:
             if axis is not None and any(r[name].shape[axis : axis + 1] != (visit.batch,) for r in runs):
                 self._axes[name] = None
 
-    def _cut(self, visit: Visit, pool: Pool) -> Visit:
-        if self._batch is None:
-            return visit
-        most = max(1, min(int(RUN_SECONDS / max(pool.seconds, 1e-9)), RUN_ELEMENTS // max(1, pool.elements)))
-        why = f"the fp32 reference, whose rows depend on each other, takes {pool.seconds:.2g} s a row"
-        return cut_batch(visit, self._batch, most, why, self._note)
+    def _cut(self, visit: Visit, pool: PoolFacts) -> Visit:
+        most = min(REFERENCE_RUN_OPERATIONS // max(1, pool.operations), POOL_VALUES // max(1, pool.values))
+        why = "in the fp32 reference rows depend on each other, and its runs are limited"
+        cut, notes = cut_batch(visit, self._batch, most, why)
+        self._notes += notes
+        return cut
 
     def _refused(self, dims: Mapping[str, int], error: RunError) -> None:
         why = textwrap.shorten(error.message, 160, placeholder=" …")
-        self._note(f"{shown(dims)}: not compared, the fp32 reference does not run there: {why}")
-
-    def _note(self, line: str) -> None:
-        self._notes.append(line)
+        self._notes.append(f"{shown(dims)}: not compared, the fp32 reference does not run there: {why}")
 
 
-def work_seconds() -> float:
-    """Processor time that this process has used, by its cores: what is limited by it does not depend on who else uses
-    them."""
-    return time.process_time() / len(os.sched_getaffinity(0))
+class _CountedSession:
+    """Runs a model as it is written, and counts the operations of its runs. A run that fails may or may not be in the
+    profile, so that the next one gets a session of its own."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self._counts: dict[Lengths, int] = {}
+        self._pending: list[Lengths] = []
+        self._open()
+
+    @property
+    def lengths(self) -> list[Lengths]:
+        """Those that ran."""
+        return [*self._counts, *self._pending]
+
+    def run(self, lengths: Lengths, feeds: Arrays) -> Arrays:
+        try:
+            outputs = self.session.run(feeds)
+        except RunError:
+            self.operations()
+            self.session.close()
+            self._open()
+            raise
+        self._pending.append(lengths)
+        return outputs
+
+    def operations(self) -> dict[Lengths, int]:
+        """By lengths. After it the session is there for runs that are not counted."""
+        profile = self.session.end_profile()
+        self._counts |= dict(zip(self._pending, profiled_operations(profile), strict=False))
+        self._pending = []
+        return self._counts
+
+    def _open(self) -> None:
+        self.session = backend.load_as_written(self._model, profile=self._folder / "profile")
 
 
-def cut_batch(visit: Visit, batch: str, most: int, why: str, note: Callable[[str], None]) -> Visit:
-    """The visit with no more than `most` rows, and a note of it. Its smallest batch is never cut."""
-    if visit.batch <= most or visit.alone:
-        return visit
-    dims = {**visit.dims, batch: most}
-    note(f"{shown(visit.dims)} (profile {visit.profile}): compared at {batch} {most}: {why}")
-    return replace(visit, dims=dims, batch=most)
+def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
+    """Rows that were run alone as one array per output, along its batch axis; without outputs that can not be."""
+    found = {}
+    for name, axis in axes.items():
+        shapes = {r[name].shape for r in runs}
+        if axis is not None and len(shapes) == 1 and next(iter(shapes))[axis : axis + 1] == (1,):
+            found[name] = np.concatenate([r[name] for r in runs], axis=axis)
+    return found
 
 
-def shown(dims: Mapping[str, int]) -> str:
-    """A shape in words: 'batch 8, sequence 128'."""
-    return ", ".join(f"{d} {n}" for d, n in dims.items()) or "the fixed shape"
+def pool_key(pool: int) -> str:
+    """Where the outputs of a pool's rows are, in mode "rows"."""
+    return f"pool{pool}"
+
+
+def run_key(visit: int, run: int) -> str:
+    """Where the outputs of a visit's feed are, in mode "runs"."""
+    return f"visit{visit}/{run}"
 
 
 def write_arrays(archive: zipfile.ZipFile, folder: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:

@@ -36,6 +36,7 @@ class TaskComparison:
         self._labels = None if self._parts is None else stacked(self._parts, NO_LABEL)
         self._rows: dict[str, list[Rows]] = {"inputs": [], "engine": [], "reference": []}
         self._done = 0
+        self._misfit = False
         name = self._settings["name"] if self._settings else None
         self._metric: TaskMetric | None = None
         if self._settings and name not in ("python", "cosine"):
@@ -55,6 +56,8 @@ class TaskComparison:
             self._keep("engine", {"cosine": row_cosines(got, wanted)})
             self._keep("reference", {"cosine": row_cosines(wanted, wanted)})
             return
+        if got.shape != wanted.shape:  # another number of detections, say: a verdict of its own, and no metric
+            self._misfit, got = True, wanted
         labels = self._labels_of(self._done, wanted)
         self._done += len(wanted)
         self._keep("engine", {"": self._metric.reduce(got, labels)})
@@ -84,6 +87,7 @@ class TaskComparison:
         elif self._per_token:
             labels = labels[:, : wanted.shape[1]]
         engine, reference = (self._metric.score(joined[part][""], labels) for part in ("engine", "reference"))
+        engine = math.nan if self._misfit else engine
         figures = self._figures(self._metric.name, kind, engine, reference)
         if self._settings["name"] in CLASSIFIES:
             figures["dead_classes"] = dead_classes(joined["engine"][""], joined["reference"][""], labels)
@@ -131,8 +135,11 @@ class TaskComparison:
 
 
 def row_cosines(engine: Array, reference: Array) -> Array:
-    """Cosine of every row with the reference's, f64[rows]: 1 where both are all zero, 0 where one is."""
-    e, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (engine, reference))
+    """Cosine of every row with the reference's, f64[rows]: 1 where both are all zero or empty, 0 where one is. Outputs
+    of different shapes are one row, unlike."""
+    if engine.shape != reference.shape:
+        return np.zeros(1)
+    e, r = (np.asarray(a, np.float64).reshape(len(a), math.prod(a.shape[1:])) for a in (engine, reference))
     norms = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
     both_zero = ~e.any(axis=1) & ~r.any(axis=1)
     return np.where(norms > 0, (e * r).sum(axis=1) / np.where(norms > 0, norms, 1), np.where(both_zero, 1.0, 0 * norms))

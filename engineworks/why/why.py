@@ -12,7 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ORDER = ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel")
+ORDER = (
+    "export",
+    "prepare",
+    "fold",
+    "calibrate",
+    "lower",
+    "build",
+    "reference",
+    "lowered_reference",
+    "compare",
+    "measure",
+    "duel",
+)
 
 MODEL_STEPS = frozenset({"export"})
 DATA_STEPS = frozenset({"prepare", "calibrate", "reference"})

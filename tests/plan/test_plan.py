@@ -48,7 +48,8 @@ def fake_artifact(store: Store, plan: Plan, step_id: str) -> str:
     return step.key
 
 
-PREPARE = {"export", "fold", "reference", "int8/calibrate", "fp32/lower", "int8/lower"}
+LOWERED = {"fp32/lowered-reference", "int8/lowered-reference"}
+PREPARE = {"export", "fold", "reference", "int8/calibrate", "fp32/lower", "int8/lower"} | LOWERED
 ENGINES = {f"{p}/cpu/{s}" for p in ("fp32", "int8") for s in ("build", "compare", "measure")}
 ALL = PREPARE | ENGINES
 
@@ -92,7 +93,7 @@ def test_weights_in_a_file_of_their_own_count_too(repository: Path) -> None:
         ("owner: tests", "owner: others", set()),
         ("int8: {cosine: 0.98}", "int8: {cosine: 0.97}", set()),
         ("npz: calib.npz", "npz: calib.npz, samples: 8", {s for s in ALL if s.startswith("int8")}),
-        ("batch: [1, 4, 16]", "batch: [1, 4, 32]", {"reference"} | ENGINES),
+        ("batch: [1, 4, 16]", "batch: [1, 4, 32]", {"reference"} | LOWERED | ENGINES),
         ("metric: top1", "metric: top1\n  output: logits", {s for s in ENGINES if s.endswith("compare")}),
         ("one: {batch: 1}", "one: {batch: 2}", {s for s in ENGINES if s.endswith("measure")}),
     ],

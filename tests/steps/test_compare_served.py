@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,10 @@ from engineworks.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
 from engineworks.gates import Check, judge
+from engineworks.measure import served as served_limits
+from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.recipe import Limits
-from engineworks.steps import StepJob, compare, reference
+from engineworks.steps import StepJob, compare, lowered_reference, reference
 from engineworks.tensors import TensorSpec
 
 Array = NDArray[Any]
@@ -98,17 +101,17 @@ class Bench:
         self, spoil: Any = healthy, *, model: Path | None = None, dims: Sequence[int | str] = ("batch", WIDTH),
         profiles: Mapping[str, Any] = PROFILES, precision: str = "fp32", data: Sequence[int] = (),
         capability: Sequence[str] = (), engine: Path | None = None, ranges: Mapping[str, Any] | None = None,
-        limits: Limits | None = None,
+        limits: Limits | None = None, lowered: Path | None = None, count: int = 40,
     ) -> list[Check]:  # fmt: skip
         model = model or linear(self.folder / "fold", dims)
         self._register(engine or model, spoil)
         shape = tuple(data) or tuple(d for d in dims[1:] if isinstance(d, int))
-        np.savez(self.folder / "data.npz", x=np.random.default_rng(1).normal(size=(40, *shape)).astype(np.float32))
+        np.savez(self.folder / "data.npz", x=np.random.default_rng(1).normal(size=(count, *shape)).astype(np.float32))
         batch = dims[0] if isinstance(dims[0], str) else None
         samples = {
             "arrays": {"x": "x"},
-            "count": 40,
-            "total": 40,
+            "count": count,
+            "total": count,
             "specs": [TensorSpec("x", "float32", tuple(dims)).to_json()],
         }
         plan = {
@@ -129,7 +132,13 @@ class Bench:
         (build / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
         aside = {"evaluation": str(self.folder / "data.npz")}
         reference.run(StepJob("t/reference", params, {"fold": model}, aside, self.folder, lambda _: None))
-        inputs = {"build": build, "reference": self.folder}
+        own = self.folder / "lowered"
+        own.mkdir(exist_ok=True)
+        folded = lowered is None
+        params |= {"ranges": plan["ranges"], "folded": folded}
+        inputs = {"lower": model if folded else lowered, "reference": self.folder}
+        lowered_reference.run(StepJob("t/lowered-reference", params, inputs, aside, own, lambda _: None))
+        inputs = {"build": build, "reference": self.folder, "lowered": own}
         compare.run(StepJob("t/compare", params, inputs, aside, self.folder, lambda _: None))
         self.report = json.loads((self.folder / "accuracy.json").read_text(encoding="utf-8"))
         return list(judge(self.report, None, limits or Limits(), {}).checks)
@@ -272,7 +281,7 @@ def test_right_at_first_wrong_once_warm_on_a_device(bench: Bench) -> None:
     def spoil(s: FakeSession, feeds: Any, y: Any) -> Any:
         return {"y": -y["y"]} if s.timed else y
 
-    assert "1st shape, run 29)" in bench.failures(spoil, capability=["8.9"])["shapes[y]"]
+    assert "1st shape, run 15 after warm-up)" in bench.failures(spoil, capability=["8.9"])["shapes[y]"]
     assert bench.failures(spoil) == {}  # a CPU has no such kernels: no timed runs
 
 
@@ -561,3 +570,161 @@ def test_outputs_that_are_all_zero_pass_and_noise_in_their_place_fails(bench: Be
 def test_a_batch_whose_least_is_zero_is_tried_from_one_on(bench: Bench) -> None:
     assert bench.failures(profiles={"none": {"batch": [0, 2, 8]}}) == {}
     assert bench.report["served"]["sequence"][0]["dims"] == {"batch": 1}
+
+
+def tiled(folder: Path, values: int) -> Path:
+    """y: 4 numbers a row, over and over."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node(
+            "Constant", [], ["times"], value=numpy_helper.from_array(np.array([1, values // 4], np.int64))
+        ),
+        helper.make_node("Tile", ["p", "times"], ["y"]),
+    ]
+    return linear(folder, nodes=nodes, outs=[helper.make_tensor_value_info("y", FLOAT, ["batch", values // 4 * 4])])
+
+
+@pytest.mark.parametrize(
+    ("values", "count"), [(12, 40), (800_000, 16), pytest.param(10_000_000, 5, marks=pytest.mark.slow)]
+)
+def test_outputs_of_any_size_pass_against_themselves(bench: Bench, values: int, count: int) -> None:
+    """The fewer rows a pool has, the other ones they are: both sides read them from the reference."""
+    model = tiled(bench.folder / "tiled", values)
+    assert bench.failures(model=model, profiles={"one": {"batch": [1, 1, 2]}}, count=count) == {}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_models_of_any_cost_pass_against_themselves(bench: Bench, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Every limit, from one that cuts all that can be cut to one that cuts nothing."""
+    random = np.random.default_rng(seed)
+    for name in ("POOL_OPERATIONS", "RUN_OPERATIONS", "VISIT_OPERATIONS", "CPU_OPERATIONS"):
+        monkeypatch.setattr(served_limits, name, int(2 ** random.uniform(17, 27)))
+    for name in ("POOL_VALUES", "RUN_VALUES"):
+        monkeypatch.setattr(served_limits, name, int(2 ** random.uniform(4, 12)))
+    assert bench.failures() == {}
+    rows = {len(v["pool_rows"]) for v in bench.report["served"]["sequence"]}
+    assert rows <= set(range(2, 14))
+
+
+@pytest.mark.parametrize("capability", [[], ["8.9"]], ids=["cpu", "device"])
+def test_the_clock_decides_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch, capability: list[str]) -> None:
+    clocks = {n: getattr(time, n) for n in ("monotonic", "perf_counter", "process_time", "thread_time", "time")}
+    found = []
+    for factor in (1.0, 100.0, 0.01):
+        for name, clock in clocks.items():
+            monkeypatch.setattr(time, name, lambda clock=clock, factor=factor: clock() * factor)
+        checks = bench.compare(capability=capability, dims=("batch", "length", WIDTH), profiles=TEXT, data=(8, WIDTH))
+        served = {k: v for k, v in bench.report["served"].items() if "seconds" not in k}
+        found.append(((bench.folder / "shapes.json").read_bytes(), served, checks))
+    assert found[0] == found[1] == found[2]
+    assert {c.verdict for c in found[0][2]} == {"pass"}
+
+
+def test_what_is_compared_is_written_down(bench: Bench) -> None:
+    """Rows of the file by number, evenly spread; made ones by theirs; which of them stand in which run."""
+    bench.compare(dims=("batch", "length", WIDTH), profiles=TEXT, data=(8, WIDTH))
+    plan = json.loads((bench.folder / "shapes.json").read_text(encoding="utf-8"))
+    pools = {p["lengths"][0][1]: p for p in plan["pools"]}
+    assert pools[8]["rows"] == [i * 40 // 13 for i in range(13)]
+    assert (pools[2]["data"], pools[2]["rows"]) == ("seeded", list(range(13)))
+    visits = [(v["dims"], v["picks"]) for v in bench.report["served"]["sequence"]]
+    assert visits == [(s["visit"]["dims"], s["picks"]) for s in plan["cpu"]["stops"]]
+
+
+def coarse(folder: Path, dims: Sequence[int | str] = ("batch", WIDTH)) -> Path:
+    """int8 with a scale so large that a third of the signal is lost."""
+    constants = {"s": np.array(1.0, np.float32), "z": np.array(0, np.int8)}
+    nodes = [helper.make_node("Constant", [], [n], value=numpy_helper.from_array(v)) for n, v in constants.items()]
+    nodes += [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    ]
+    return linear(folder, dims, nodes=nodes)
+
+
+def _mixed(s: FakeSession, feeds: Any, y: Any) -> Any:
+    return {"y": np.roll(y["y"], 1, axis=0) if len(y["y"]) == 16 else y["y"]}
+
+
+def _at_one_shape(s: FakeSession, feeds: Any, y: Any) -> Any:
+    return {"y": y["y"] * np.float32(1.3) if len(y["y"]) == 40 else y["y"]}
+
+
+def _after_ten_runs(s: FakeSession, feeds: Any, y: Any) -> Any:
+    return {"y": y["y"] * np.float32(0.7) if len(s.log) > 10 else y["y"]}
+
+
+def _only_row_0(s: FakeSession, feeds: Any, y: Any) -> Any:
+    return {"y": np.concatenate([y["y"][:1], y["y"][:1].repeat(len(y["y"]) - 1, axis=0)])}
+
+
+@pytest.mark.parametrize("spoil", [_mixed, _at_one_shape, _after_ten_runs, _only_row_0])
+def test_int8_engines_are_held_to_their_own_lowered_model(bench: Bench, spoil: Any) -> None:
+    """What the precision itself loses is no fault of the engine, and hides none."""
+    model = coarse(bench.folder / "coarse")
+    limits = Limits(cosine=0.5)
+    assert bench.failures(lowered=model, engine=model, precision="int8", limits=limits) == {}
+    assert "shapes[y]" in bench.failures(spoil, lowered=model, engine=model, precision="int8", limits=limits)
+
+
+def test_an_int8_engine_that_is_not_what_was_lowered(bench: Bench) -> None:
+    """It is nearer to fp32 than the lowered model is, and yet another model."""
+    failures = bench.failures(lowered=coarse(bench.folder / "coarse"), precision="int8")
+    assert "differs from the lowered model in ONNX Runtime" in failures["shapes[y]"]
+
+
+def test_loss_on_made_rows_is_a_warning_and_fails_by_its_limit(bench: Bench) -> None:
+    dims = ("batch", "length", WIDTH)
+    model = coarse(bench.folder / "coarse", dims)
+    options: dict[str, Any] = {"dims": dims, "profiles": TEXT, "data": (8, WIDTH), "precision": "int8"}
+    assert bench.failures(lowered=model, engine=model, **options) == {}
+    assert list(synthetic_warnings(bench.report["served"], 0.98)) == []  # within what a row may lose
+    (line,) = synthetic_warnings(bench.report["served"], 0.9999)
+    assert "the lowered model is far from fp32 on made-up rows (error 0.4" in line
+    assert "length" in line
+    failures = bench.failures(lowered=model, engine=model, limits=Limits(synthetic_cosine=0.99), **options)
+    assert list(failures) == ["synthetic_cosine[y]"]
+    assert bench.failures(lowered=model, engine=model, limits=Limits(synthetic_cosine=0.8), **options) == {}
+
+
+def test_a_lowered_model_that_onnx_runtime_can_not_run(bench: Bench) -> None:
+    """Then fp32 is what the engine is compared with, and the check says so."""
+    b16 = TensorProto.BFLOAT16
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=b16),
+        helper.make_node("Cast", ["w"], ["v"], to=b16),
+        helper.make_node("MatMul", ["h", "v"], ["p"]),
+        helper.make_node("Cast", ["p"], ["y"], to=FLOAT),
+    ]
+    checks = bench.compare(lowered=linear(bench.folder / "bf16", nodes=nodes), precision="bf16")
+    shapes = next(c for c in checks if c.name == "shapes[y]")
+    assert shapes.verdict == "pass"
+    assert "Compared with fp32, for ONNX Runtime cannot run the lowered model" in shapes.sentence
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_outputs_whose_length_the_data_decides(bench: Bench, found: float) -> None:
+    """A detector that finds nothing, or not always as much."""
+    constants = {"least": np.array(1e9 if not found else 0.5, np.float32), "all": np.array([-1], np.int64)}
+    nodes = [helper.make_node("Constant", [], [n], value=numpy_helper.from_array(v)) for n, v in constants.items()]
+    nodes += [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Greater", ["p", "least"], ["hits"]),
+        helper.make_node("Compress", ["p", "flat"], ["y"]),
+        helper.make_node("Reshape", ["hits", "all"], ["flat"]),
+    ]
+    nodes[-1], nodes[-2] = nodes[-2], nodes[-1]
+    model = linear(bench.folder / "hits", nodes=nodes, outs=[helper.make_tensor_value_info("y", FLOAT, ["n"])])
+    assert bench.failures(model=model, limits=Limits(cosine=0.99999, sqnr_db=60, mean_abs=0.1, max_abs=0.1)) == {}
+    output = bench.report["outputs"]["y"]
+    assert output["cosine"] == 1.0
+    assert (output["elements"] > 0) == bool(found)
+
+    def one_more(s: FakeSession, feeds: Any, y: Any) -> Any:
+        return {"y": np.concatenate([y["y"], np.ones(1, np.float32)])}
+
+    failures = bench.failures(one_more, model=model, limits=Limits(cosine=0.99999))
+    assert "the output has shape" in failures["shape[y]"]
+    assert "not a number" in failures["cosine[y]"]
+    assert "shapes[y]" in failures

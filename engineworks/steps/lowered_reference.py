@@ -1,0 +1,154 @@
+"""Lowered ONNX at the shapes of every profile → what an engine made of it should give: its own outputs, as it is
+written, in ONNX Runtime; once per lowering, for all targets.
+
+Beside them: how far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`),
+from which the engine's tolerance follows; and how far the lowered model is from fp32 on rows that are made up.
+Where ONNX Runtime can not run the lowered model, the file says so, and engines are compared with fp32.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engineworks.backends import onnxruntime as backend
+from engineworks.backends.base import Session
+from engineworks.errors import RunError
+from engineworks.measure.served import EXACT_DTYPES, RowErrors, row_errors
+from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.model.rounding import graph_with_rounding
+from engineworks.samples import samples_from_json
+from engineworks.steps import StepJob
+from engineworks.steps.served_figures import SAME_SHARE
+from engineworks.steps.served_reference import LOWERED_FILE, Piece, ShapesPlan, StoredOutputs
+from engineworks.steps.served_rows import Arrays, ServedRows
+from engineworks.steps.shapes_reference import SHAPES_OUTPUTS_FILE, stacked, write_arrays
+
+MOST_MOVED = 1.0
+"""Where one rounding changes even the shape of an output."""
+
+
+def run(job: StepJob) -> None:
+    plan = ShapesPlan(job.inputs["reference"])
+    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    rows = ServedRows(samples, job.params["ranges"])
+    model = job.inputs["lower"] / MODEL_FILE
+    found: dict[str, Any] = {"stored": False, "why": "", "moved": [], "lost": []}
+    try:
+        if not job.params["folded"]:  # else it is the model that the reference ran
+            _store(plan, rows, model, job.out)
+            found["stored"] = True
+            found["lost"] = _lost(plan, job.out, job.inputs["reference"])
+    except RunError as error:
+        (job.out / SHAPES_OUTPUTS_FILE).unlink(missing_ok=True)
+        found["why"] = _short(error, model)
+        job.say(f"engines are compared with fp32: {found['why']}")
+    if not found["why"]:
+        own = StoredOutputs(plan, job.out if found["stored"] else job.inputs["reference"])
+        try:
+            found["moved"] = _moved(plan, rows, model, own)
+        except RunError as error:
+            job.say(f"how far one rounding moves the outputs is not known: {_short(error, model)}")
+        own.close()
+    job.write_json(LOWERED_FILE, found)
+
+
+def _short(error: RunError, model: Path) -> str:
+    return textwrap.shorten(error.message.replace(str(model), "the lowered model"), 200, placeholder=" …")
+
+
+def _store(plan: ShapesPlan, rows: ServedRows, model: Path, out: Path) -> None:
+    session = backend.load_as_written(model)
+    with zipfile.ZipFile(out / SHAPES_OUTPUTS_FILE, "w") as archive:
+        for piece, outputs in _run(plan, rows, session):
+            if outputs.keys() != plan.axes.keys():
+                raise RunError(f"{model}: its outputs have other shapes than those of the fp32 model")
+            write_arrays(archive, piece.key, outputs)
+    session.close()
+
+
+def _run(plan: ShapesPlan, rows: ServedRows, session: Session) -> Iterator[tuple[Piece, Arrays]]:
+    """Every piece, with what the session gives."""
+    held: tuple[int, list[Arrays]] = (-1, [])
+    for piece in plan.pieces():
+        if held[0] != piece.pool:
+            held = (piece.pool, plan.rows(rows, piece.pool))
+        runs = [session.run(rows.feeds(held[1], picks)) for picks in piece.picks]
+        yield piece, stacked(runs, plan.axes) if plan.by_rows else runs[0]
+
+
+def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) -> list[dict[str, Any]]:
+    """Per pool and output: the largest error of a row after one rounding more, against the model's own; of outputs that
+    are exact the samples whose answer changed."""
+    found: list[dict[str, Any]] = [{} for _ in plan.pools]
+    graph, values = graph_with_rounding(model)
+    if values:
+        session = backend.load_as_written(model, graph=graph)
+        for piece, outputs in _run(plan, rows, session):
+            wanted = own.piece(piece.key)
+            for name, axis in plan.axes.items():
+                seen = found[piece.pool].setdefault(name, {"error": 0.0, "samples": []})
+                _add_moved(seen, outputs.get(name), wanted[name], axis, plan.scale.get(name, 0.0), _samples(piece))
+        session.close()
+    return found
+
+
+def _samples(piece: Piece) -> list[int]:
+    return [row for picks in piece.picks for row in picks]
+
+
+def _add_moved(
+    seen: dict[str, Any], got: np.ndarray[Any, Any] | None, wanted: np.ndarray[Any, Any], axis: int | None,
+    scale: float, samples: list[int],
+) -> None:  # fmt: skip
+    try:
+        errors = None if got is None else row_errors(got, wanted, axis, scale)
+    except ValueError:
+        errors = None
+    if errors is None or errors.nonfinite.any():
+        seen["error"], seen["samples"] = MOST_MOVED, sorted({*seen["samples"], *samples})
+    elif wanted.dtype.name in EXACT_DTYPES:
+        tipped = np.flatnonzero(errors.error > SAME_SHARE).tolist()
+        seen["samples"] = sorted({*seen["samples"], *(samples[i] for i in tipped if i < len(samples))})
+    else:
+        seen["error"] = max(seen["error"], float(errors.error.max(initial=0.0)))
+
+
+def _lost(plan: ShapesPlan, lowered_folder: Path, reference: Path) -> list[dict[str, Any]]:
+    """Per output and pool of made rows: the row on which the lowered model is furthest from the fp32 model."""
+    own, fp32 = StoredOutputs(plan, lowered_folder), StoredOutputs(plan, reference)
+    worst: dict[tuple[str, int], dict[str, Any]] = {}
+    for piece in plan.pieces():
+        pool = plan.pools[piece.pool]
+        if pool.data != "seeded":
+            continue
+        lowered, wanted = own.piece(piece.key), fp32.piece(piece.key)
+        for name, axis in plan.axes.items():
+            figures = _worst(lowered, wanted, name, axis, plan.scale.get(name, 0.0))
+            before = worst.get((name, piece.pool))
+            if figures and (before is None or figures["error"] > before["error"]):
+                worst[name, piece.pool] = {"output": name, "lengths": dict(pool.lengths), **figures}
+    own.close()
+    fp32.close()
+    return list(worst.values())
+
+
+def _worst(
+    lowered: Mapping[str, Any], wanted: Mapping[str, Any], name: str, axis: int | None, scale: float
+) -> dict[str, Any] | None:
+    try:
+        errors: RowErrors = row_errors(lowered[name], wanted[name], axis, scale)
+    except ValueError:
+        return {"error": MOST_MOVED, "cosine": 0.0, "nonfinite": 0}
+    row = errors.worst()
+    if row is None:
+        return None
+    return {
+        "error": float(errors.error[row]), "cosine": float(errors.cosine.min()),
+        "nonfinite": int(errors.nonfinite[row]),
+    }  # fmt: skip

@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 
 from engineworks.backends.base import Session
 from engineworks.errors import RunError
-<<<<<<< HEAD
-from engineworks.measure.served import EXACT_DTYPES, Lengths, Visit, row_errors, row_picks, visit_from_json
-from engineworks.npz import NpzReader
-=======
 from engineworks.measure.served import EXACT_DTYPES, WARM_RUNS, Stop, row_errors, shown
->>>>>>> verdicts
 from engineworks.steps.served_figures import Places, keep_worst, row_figures
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import Arrays, ServedRows
@@ -35,40 +30,6 @@ MOST_RAISED = 3
 """Shapes at which an engine may refuse to run before the rest is not tried."""
 
 
-<<<<<<< HEAD
-class ServedReference:
-    """What the reference step wrote of the shapes."""
-
-    def __init__(self, folder: Path) -> None:
-        report: dict[str, Any] = json.loads((folder / SHAPES_FILE).read_text(encoding="utf-8"))
-        self._arrays = NpzReader(folder / SHAPES_OUTPUTS_FILE)
-        self.axes: dict[str, int | None] = report["axes"]
-        self.scale: dict[str, float] = report["scale"]
-        self.by_rows: bool = report["mode"] == "rows"
-        self.mixing: dict[str, float] = report["mixing"]
-        self.notes: list[str] = report["notes"]
-        self.visits = [visit_from_json(v) for v in report["visits"]]
-        self.pools = [(tuple((d, n) for d, n in p["lengths"]), p) for p in report["pools"]]
-
-    def pool(self, lengths: Lengths) -> tuple[int, Mapping[str, Any]]:
-        return next((i, p) for i, (known, p) in enumerate(self.pools) if known == lengths)
-
-    def outputs(self, visit: int, pool: int, run: int, picks: Sequence[int]) -> dict[str, Array]:
-        """What a run of these rows should give."""
-        found = {}
-        for name, axis in self.axes.items():
-            if self.by_rows:
-                found[name] = np.take(self._arrays.read(f"pool{pool}/{name}"), picks, axis=axis)
-            else:
-                found[name] = self._arrays.read(f"visit{visit}/{run}/{name}")
-        return found
-
-    def close(self) -> None:
-        self._arrays.close()
-
-
-=======
->>>>>>> verdicts
 class ServedComparison:
     """Leads a session through the sequence. device: whether it runs on one, not on this CPU."""
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.accuracy import OutputComparison, cosine, worst_cosine
 
 
 def compare(engine: np.ndarray, reference: np.ndarray, parts: int = 1, axis: int | None = 0) -> OutputComparison:
@@ -81,3 +81,16 @@ def test_zero_against_something_is_no_likeness() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \[1, 2\], the reference \[1, 3\]"):
         OutputComparison(0).add(np.ones((1, 2)), np.ones((1, 3)))
+
+
+def test_a_cosine_that_is_no_number_is_never_one() -> None:
+    assert math.isnan(cosine(math.nan, 1.0, 1.0))
+    assert math.isnan(cosine(math.inf, math.inf, 1.0))
+    assert worst_cosine({"a": {"cosine": 1.0}, "b": {"cosine": None}}) is None
+    assert worst_cosine({"a": {"cosine": 1.0}, "b": {"cosine": 0.5}}) == 0.5
+    assert worst_cosine({}) is None
+
+
+def test_empty_outputs_are_equal() -> None:
+    result = compare(np.zeros((0, 3)), np.zeros((0, 3))).result()
+    assert (result.cosine, result.mean_abs, result.max_abs, result.elements) == (1.0, 0.0, 0.0, 0)

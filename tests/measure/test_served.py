@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineworks.measure.served import odd_multiple, odd_size, row_errors, row_picks, visit_from_json, visit_sequence
-from engineworks.measure.served_checks import served_findings, tolerance
+from engineworks.measure.served_checks import rounding_tolerance, served_findings, tolerance
 
 TEXT = {"batch": (1, 4, 8), "length": (2, 16, 64)}
 TRIPLE = st.lists(st.integers(0, 300), min_size=3, max_size=3).map(sorted)
@@ -150,3 +150,14 @@ def test_the_tolerance_follows_from_the_cosine_limit(
 
 def test_nothing_was_tried_says_nothing() -> None:
     assert list(served_findings({"precision": "fp32", "sequence": [], "rows": {}, "reference": {}}, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "moved", "reference", "itself"),
+    [("fp32", 0.0, 0.0135, 0.0045), ("int8", 0.0, 0.15, 0.15), ("int8", 0.1, 0.4, 0.4), ("fp16", 1.0, 0.7, 0.5)],
+)
+def test_against_the_lowered_model_the_precision_decides(
+    precision: str, moved: float, reference: float, itself: float
+) -> None:
+    found = rounding_tolerance(precision, moved)
+    assert (found.reference, found.itself) == (pytest.approx(reference), pytest.approx(itself))

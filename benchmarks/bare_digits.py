@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from polygraphy.backend.onnx import fold_constants
 
-from engineworks.backends.base import RunTimes
+from engineworks.engines.backends.base import RunTimes
 from engineworks.measure.latency import Sampling, measure_latency
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -1,4 +1,4 @@
-"""How much memory a build takes, by backend and size of the model: what `execution/memory_guard.py` estimates with.
+"""How much memory a build takes, by backend and size of the model: what `builds/memory_guard.py` estimates with.
 
 Every build runs in a fresh child; the figure is the peak of its resident memory. The model is a chain of square
 MatMuls, nearly all of it weights. Run: python benchmarks/build_memory.py [--mib 16 128 512] [--backends onnxruntime …]
@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.child import ChildPool
 from engineworks.errors import EngineworksError
+from engineworks.host.child import ChildPool
 
 WIDTH = 2048
 CAPABILITIES = {"onnxruntime": [], "tensorrt_rtx": ["8.9"]}

@@ -136,7 +136,7 @@ class Clock:
 
 def run_engineworks(model: Path, method: str, samples: int, batch: int, tensors: list[str]) -> dict[str, float]:
     sys.path.insert(0, str(ROOT))
-    from engineworks.model.calibration import collect_ranges
+    from engineworks.model.calibrate.collect import collect_ranges
 
     clock = Clock()
 

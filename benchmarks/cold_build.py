@@ -41,7 +41,7 @@ with prefect_api(Path(sys.argv[1]) / "prefect") as prefect:
 EMPTY_RUN = """
 import sys
 from pathlib import Path
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 with open_tracking(Path(sys.argv[1]), None).start_build("empty", "0", {}, {}):
     pass
 """

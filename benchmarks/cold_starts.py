@@ -3,8 +3,8 @@
     python benchmarks/cold_starts.py [--runs 30] [--busy 2] [RECIPE]
 
 Python 3.11's parser fails where the garbage collector interrupts it and another thread parses (python/cpython#106905):
-about one of 50 first builds ended so before `engineworks.collector.collect_apart`. Prints one line a run and how many
-failed; exit code 1 where any did. A run takes half a minute on two cores.
+about one of 50 first builds ended so before `engineworks.host.collector.collect_apart`. Prints one line a run and how
+many failed; exit code 1 where any did. A run takes half a minute on two cores.
 """
 
 from __future__ import annotations

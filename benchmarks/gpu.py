@@ -29,15 +29,16 @@ from typing import Any
 import numpy as np
 from gpu_candidates import Arrays, Candidate, engine, independent_gpu, onnxruntime, pytorch
 
+from engineworks.engines.engine_session import runner_of
 from engineworks.fingerprint import FileDigests, installed_version
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.plan import Plan, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipes
-from engineworks.samples import samples_from_json
+from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.settings import read_settings
-from engineworks.steps.engine_session import runner_of
-from engineworks.steps.measure import LATENCY_FILE, feeds_at
-from engineworks.store import Store, open_store
+from engineworks.steps.measure import LATENCY_FILE
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
 from engineworks.tensors import spec_from_json
 
 ROOT = Path(__file__).parents[1]
@@ -266,7 +267,7 @@ def judge(results: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, 
 def host_facts(target: Mapping[str, Any]) -> dict[str, Any]:
     libraries = ("tensorrt-rtx", "tensorrt", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "onnx",
                  "cuda-bindings", "numpy")  # fmt: skip
-    from engineworks.backends import backend_facts
+    from engineworks.engines.backends import backend_facts
 
     return {
         "hardware": dict(backend_facts(str(target["backend"])).hardware()),

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.backends.base import RunTimes, Serving
-from engineworks.steps.engine_session import load_engine
+from engineworks.engines.backends.base import RunTimes, Serving
+from engineworks.engines.engine_session import load_engine
 
 Arrays = Mapping[str, np.ndarray]
 RECIPES = Path(__file__).parents[1] / "recipes"

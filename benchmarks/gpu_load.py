@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from engineworks.backends.base import Serving
-from engineworks.npz import read_arrays
-from engineworks.steps.engine_session import load_engine, runner_of
+from engineworks.engines.backends.base import Serving
+from engineworks.engines.engine_session import load_engine, runner_of
+from engineworks.recipe.npz import read_arrays
 
 
 def main(folder: str, target_json: str, feeds_file: str, kernels: str, cache: str | None = None) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.fingerprint import digest_of
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

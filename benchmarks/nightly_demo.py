@@ -30,9 +30,9 @@ NEVER = "0 0 29 2 *"
 NIGHT_LIMIT_S = 600
 READ_NIGHTS = """
 import json
-from engineworks.night.summary import NIGHT_JSON, NIGHT_PAGE
+from engineworks.report.night.summary import NIGHT_JSON, NIGHT_PAGE
 from engineworks.settings import read_settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 settings = read_settings()
 tracking = open_tracking(settings.artifacts, settings.tracking_uri)
 print(json.dumps([tracking.last_night_text(NIGHT_PAGE), tracking.last_night_text(NIGHT_JSON)]))

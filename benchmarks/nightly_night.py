@@ -19,13 +19,13 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from engineworks.execution.delivery import delivery_of, is_unfinished, note_delivery, order_of, publish_body
-from engineworks.execution.state import Build
+from engineworks.builds.delivery import delivery_of, is_unfinished, note_delivery, order_of, publish_body
+from engineworks.builds.state import Build
 from engineworks.fingerprint import FileDigests
-from engineworks.plan import plan_recipe
+from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import find_recipes, load_recipe
 from engineworks.settings import read_settings
-from engineworks.store import open_store
+from engineworks.store.open import open_store
 from flows.local_prefect import drain
 from flows.nightly import nightly
 

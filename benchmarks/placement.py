@@ -27,20 +27,20 @@ import numpy as np
 from precision import has_modelopt, quantize_by_modelopt, quantize_by_onnxruntime, versions
 from precision_cases import Arrays, Case, folded
 
-from engineworks.backends import tensorrt_rtx
-from engineworks.backends._gpu import first_gpu
-from engineworks.backends.base import BuildRequest, Serving
+from engineworks.engines.backends import tensorrt_rtx
+from engineworks.engines.backends.base import BuildRequest, Serving
 from engineworks.errors import EngineworksError
 from engineworks.fingerprint import FileDigests, installed_version
-from engineworks.model.calibration import Ranges, collect_ranges
-from engineworks.model.lower.half import lower_half
-from engineworks.model.lower.half_around import halve_around
+from engineworks.host.gpu import first_gpu
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.ranges import Ranges
+from engineworks.model.lower.half.around import halve_around
+from engineworks.model.lower.half.half import lower_half
 from engineworks.model.lower.quantize import name_nodes, quantize, tensors_to_calibrate
-from engineworks.plan import plan_recipe
+from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
-from engineworks.samples import samples_from_json
-from engineworks.steps.measure import feeds_at
-from engineworks.store import Store
+from engineworks.recipe.samples import feeds_at, samples_from_json
+from engineworks.store.store import Store
 from engineworks.tensors import Profile, profile_from_json, spec_from_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ OPERATORS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 def quantize_ours(case: Case, method: str, out: Path, keep: tuple[str, ...] = (), kind: str = "int8") -> None:
     import onnx
 
-    from engineworks.model.calibration import collect_ranges
+    from engineworks.model.calibrate.collect import collect_ranges
     from engineworks.model.lower.quantize import quantize, raise_opset_for, tensors_to_calibrate
 
     globs = {kind: ("*",)}

@@ -43,9 +43,9 @@ def load_case(name: str, folder: Path, largest: int = LARGEST_EVALUATION) -> Cas
 
 def _of_recipe(name: str, folder: Path, largest: int) -> Case:
     from engineworks.fingerprint import FileDigests
-    from engineworks.plan import plan_recipe
+    from engineworks.plan.plan import plan_recipe
     from engineworks.recipe.load import load_recipe
-    from engineworks.store import Store
+    from engineworks.store.store import Store
 
     loaded = load_recipe(ROOT / "recipes" / f"{name}.yaml")
     store = Store(folder / "store")
@@ -81,8 +81,8 @@ def _of_recipe(name: str, folder: Path, largest: int) -> Case:
 
 def folded(plan: Any, store: Any) -> Path:
     """Export and fold as a build does, each in a child."""
-    from engineworks.child import ChildPool
-    from engineworks.execution.step import run_step
+    from engineworks.builds.step import run_step
+    from engineworks.host.child import ChildPool
 
     with ChildPool() as pool:
         for step in plan.steps.values():

@@ -33,15 +33,15 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.backends import onnxruntime
-from engineworks.backends._cpu import describe
-from engineworks.backends.base import BuildRequest, Serving, Session
-from engineworks.child import ChildPool
-from engineworks.execution.step import alone_on_this_host
+from engineworks.builds.step import alone_on_this_host
+from engineworks.engines.backends import onnxruntime
+from engineworks.engines.backends.base import BuildRequest, Serving, Session
 from engineworks.fingerprint import digest_file
+from engineworks.host.child import ChildPool
+from engineworks.host.cpu import describe
 from engineworks.measure.interleave import Side
 from engineworks.measure.regression import CONFIDENCE
-from engineworks.samples import open_samples
+from engineworks.recipe.samples import open_samples
 from engineworks.steps.duel import attempt, duel
 from engineworks.tensors import TensorSpec
 

@@ -10,24 +10,26 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from engineworks import errors, terminal
+from engineworks import errors
+from engineworks.commands import doctor_text
 from engineworks.commands.changed import changed
 from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
-from engineworks.commands.init import init
+from engineworks.commands.init.command import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
-from engineworks.commands.manual import manual
+from engineworks.commands.manual.command import manual
 from engineworks.commands.options import Once, Only, any_of, finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
 from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
-from engineworks.commands.sensitivity import sensitivity
+from engineworks.commands.sensitivity.command import sensitivity
 from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
 from engineworks.commands.why import why
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 app = typer.Typer(
@@ -133,8 +135,8 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Build, compare, measure, gate and record the engines. Example: engineworks build recipes/digits.yaml"""
-    from engineworks.execution.command import build_plans
-    from engineworks.results import worst_exit_code
+    from engineworks.builds.command import build_plans
+    from engineworks.builds.results import worst_exit_code
 
     settings = read_settings()
     plans = read_plans(settings, recipes, any_of(only), compare, mode)
@@ -159,7 +161,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what an engine is. Example: engineworks inspect recipes/models/digits_cnn.onnx"""
-    from engineworks.inspection import inspect_engine
+    from engineworks.commands.inspect import inspect_engine
 
     facts = inspect_engine(engine, read_settings())
     terminal.print_json(facts) if as_json else terminal.print_facts(facts)
@@ -168,11 +170,11 @@ def inspect(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what can be built and run here, what conflicts. Example: engineworks doctor"""
-    from engineworks.doctor import examine
+    from engineworks.commands.doctor import examine
 
     settings = read_settings()
     findings = examine(settings, Path("recipes"))
-    terminal.print_json(findings.to_json()) if as_json else terminal.print_findings(findings)
+    terminal.print_json(findings.to_json()) if as_json else doctor_text.print_findings(findings)
     if findings.conflicts:
         raise typer.Exit(errors.EXIT_BAD_INPUT)
 
@@ -186,7 +188,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""
-    from engineworks.store.collect import collect_garbage
+    from engineworks.commands.garbage import collect_garbage
 
     freed = collect_garbage(read_settings(), keep_hours=keep_hours, dry_run=dry_run)
     if as_json:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from engineworks.collector import collect_apart
+from engineworks.host.collector import collect_apart
 
 collect_apart()  # in every process that runs a flow, threads of Prefect and of MLflow parse beside each other

@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from engineworks.builds.delivery import delivery_of, publish_body, unprepared
+from engineworks.builds.progress import listener
+from engineworks.builds.state import Build
 from engineworks.errors import StepError
-from engineworks.execution.delivery import delivery_of, publish_body, unprepared
-from engineworks.execution.progress import listener
-from engineworks.execution.state import Build
 from engineworks.recipe.smoke import Mode
 from engineworks.settings import read_settings
 from flows.local_steps import RUNNER, run_steps

@@ -14,14 +14,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from engineworks.builds.delivery import publish_body, with_deliveries
+from engineworks.builds.progress import listener
+from engineworks.builds.results import BuildResult
+from engineworks.builds.state import Build
 from engineworks.errors import InputError, StoreError
-from engineworks.execution.delivery import publish_body, with_deliveries
-from engineworks.execution.progress import listener
-from engineworks.execution.state import Build
 from engineworks.recipe.smoke import Mode
-from engineworks.results import BuildResult
 from engineworks.settings import read_settings
-from engineworks.tracking import LastingRun
+from engineworks.tracking.spooled import LastingRun
 from flows.distributed_steps import run_distributed
 from flows.ends import ended
 from flows.local_steps import RUNNER, run_steps

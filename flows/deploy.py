@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engineworks.errors import InputError, StepError
-from engineworks.targets import Target
+from engineworks.recipe.targets import Target
 from flows.deployments import CRON, HEARTBEAT_S, Pool, pools, prefect_yaml
 from flows.local_prefect import check_answers
 from flows.local_prefect_child import NO_TELEMETRY

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.targets import Target
+from engineworks.recipe.targets import Target
 from flows.local_prefect_child import NO_TELEMETRY
 
 PREPARE_POOL = "cpu"

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from prefect.logging import get_run_logger
 
-from engineworks.errors import EXIT_STEP_FAILED, StoreError
-from engineworks.execution.delivery import (
+from engineworks.builds.delivery import (
     Delivery,
     digest_in,
     is_named,
@@ -19,9 +18,10 @@ from engineworks.execution.delivery import (
     take_delivery,
     was_asked,
 )
-from engineworks.execution.state import Build
-from engineworks.plan import PlannedEngine
-from engineworks.results import Failure
+from engineworks.builds.results import Failure
+from engineworks.builds.state import Build
+from engineworks.errors import EXIT_STEP_FAILED, StoreError
+from engineworks.plan.plan import PlannedEngine
 from flows.dispatch import Ended, Order, started, workers_online
 from flows.local_steps import run_steps
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from engineworks.backends import backend
-from engineworks.child import default_pool
-from engineworks.collector import not_collected
+from engineworks.builds.results import BuildResult
+from engineworks.engines.backends import backend
 from engineworks.errors import EngineworksError, StepError
-from engineworks.plan import Plan
+from engineworks.host.child import default_pool
+from engineworks.host.collector import not_collected
+from engineworks.plan.plan import Plan
 from engineworks.release.promotion import ReleaseResult
-from engineworks.results import BuildResult
 from engineworks.settings import Settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
 
 R = TypeVar("R")

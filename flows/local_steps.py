@@ -10,18 +10,17 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engineworks.child import default_pool
+from engineworks.builds.memory_guard import available_mib, needs_of
+from engineworks.builds.progress import listener
+from engineworks.builds.results import Failure
+from engineworks.builds.schedule import Schedule
+from engineworks.builds.state import Build
+from engineworks.builds.step import Outcome
 from engineworks.errors import EXIT_DEFECT, EngineworksError, PrecisionError, UnsupportedError
-from engineworks.execution.memory_guard import available_mib, needs_of
-from engineworks.execution.progress import listener
-from engineworks.execution.schedule import Schedule
-from engineworks.execution.state import Build
-from engineworks.execution.step import Outcome
-from engineworks.plan import Step
-from engineworks.plan.plan import none_left
+from engineworks.host.child import default_pool
+from engineworks.plan.plan import Step, none_left
 from engineworks.plan.precisions import note_unsupported
 from engineworks.plan.refusals import refuse_folded
-from engineworks.results import Failure
 from tasks.run_steps import STEP_TASKS
 
 ROOM = 2

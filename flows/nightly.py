@@ -11,10 +11,20 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
-from engineworks.collector import collected_seldom
+from engineworks.builds.delivery import digest_in, read_body
+from engineworks.builds.results import BuildResult
 from engineworks.errors import EngineworksError, StoreError, TrackingError
-from engineworks.execution.delivery import digest_in, read_body
-from engineworks.night import (
+from engineworks.host.collector import collected_seldom
+from engineworks.recipe.load import find_recipes
+from engineworks.report.night.summary import summarize_night
+from engineworks.settings import Settings, read_settings
+from engineworks.store.open import open_store
+from engineworks.tracking.runs import open_tracking
+from flows.build_recipe import build_recipe
+from flows.deployments import PREPARE_POOL
+from flows.dispatch import Ended, Order, started, workers_online
+from flows.ends import ended, unseen
+from tasks.night import (
     Chosen,
     RecipeNight,
     choose_recipes,
@@ -23,17 +33,7 @@ from engineworks.night import (
     night_of_result,
     night_without_result,
 )
-from engineworks.night.lookup import Lookup
-from engineworks.night.summary import summarize_night
-from engineworks.recipe.load import find_recipes
-from engineworks.results import BuildResult
-from engineworks.settings import Settings, read_settings
-from engineworks.store import open_store
-from engineworks.tracking import open_tracking
-from flows.build_recipe import build_recipe
-from flows.deployments import PREPARE_POOL
-from flows.dispatch import Ended, Order, started, workers_online
-from flows.ends import ended, unseen
+from tasks.night_lookup import Lookup
 from tasks.plan_night import find_unchanged
 from tasks.publish_summary import publish_summary
 

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from engineworks.changed import Changes, RecipeChange, only_glob
+from engineworks.plan.changed import Changes, RecipeChange, only_glob
 from flows.build_recipe import build_recipe
 from flows.ends import ended
 from tasks.find_changed import find_changed

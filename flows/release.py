@@ -9,9 +9,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
-from engineworks.execution.progress import listener
-from engineworks.execution.state import Build
-from engineworks.release.promotion import ReleaseResult, registered_name
+from engineworks.builds.progress import listener
+from engineworks.builds.state import Build
+from engineworks.recipe.load import registered_name
+from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import read_settings
 from flows.build_recipe import build_and_judge
 from flows.ends import ended

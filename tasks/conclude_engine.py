@@ -10,15 +10,15 @@ from dataclasses import replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from engineworks.builds.passport import with_passport
+from engineworks.builds.results import EngineResult, Failure, engine_result
+from engineworks.builds.state import Build
+from engineworks.builds.to_mlflow import engine_record
 from engineworks.errors import StoreError, TrackingError
-from engineworks.execution.state import Build
-from engineworks.records import engine_record
-from engineworks.release.passport import with_passport
-from engineworks.report import HTML_FILE
 from engineworks.report.summary import engine_note
-from engineworks.results import EngineResult, Failure, engine_result
-from engineworks.tracking import LastingRun
+from engineworks.report.write import HTML_FILE
 from engineworks.tracking.records import NOTE
+from engineworks.tracking.spooled import LastingRun
 
 
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.changed import Changes, find_changes
+from engineworks.plan.changed import Changes, find_changes
 from engineworks.settings import read_settings
 
 

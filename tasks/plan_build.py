@@ -7,15 +7,15 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.champion.lookup import find_champions
-from engineworks.execution.state import Build
+from engineworks.builds.state import Build
+from engineworks.engines.peers import read_names
 from engineworks.fingerprint import FileDigests
-from engineworks.peers import read_names
-from engineworks.plan import plan_recipe, verify_stored
+from engineworks.plan.champion_lookup import find_champions
+from engineworks.plan.plan import plan_recipe, verify_stored
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.smoke import Mode, in_mode
 from engineworks.settings import Settings
-from engineworks.store import open_store
+from engineworks.store.open import open_store
 
 
 @task(name="plan", task_run_name="{recipe.stem}/plan", cache_policy=NO_CACHE)

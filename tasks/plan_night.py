@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.champion.lookup import find_champions
-from engineworks.execution.command import recorded_result
-from engineworks.execution.delivery import is_named, is_unfinished, was_asked, with_deliveries
-from engineworks.night import Chosen
-from engineworks.night.lookup import Lookup
-from engineworks.plan import plan_recipe
-from engineworks.results import BuildResult
+from engineworks.builds.command import recorded_result
+from engineworks.builds.delivery import is_named, is_unfinished, was_asked, with_deliveries
+from engineworks.builds.results import BuildResult
+from engineworks.plan.champion_lookup import find_champions
+from engineworks.plan.plan import plan_recipe
+from tasks.night import Chosen
+from tasks.night_lookup import Lookup
 
 
 @task(name="look", task_run_name="{name}/look", cache_policy=NO_CACHE)

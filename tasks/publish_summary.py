@@ -6,11 +6,11 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.night.publish import publish_metrics, record_summary
-from engineworks.night.summary import Summary
-from engineworks.report.night import render_night
+from engineworks.report.night.page import render_night
+from engineworks.report.night.publish import publish_metrics, record_summary
+from engineworks.report.night.summary import Summary
 from engineworks.settings import Settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 
 ARTIFACT = "nightly-summary"
 """Key of the Prefect artifact: its page shows every night."""

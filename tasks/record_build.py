@@ -10,15 +10,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.urls import url_for
 
+from engineworks.builds.results import BuildResult
+from engineworks.builds.state import Build
+from engineworks.builds.to_mlflow import build_tags, plan_params, result_metrics, result_tags, result_texts
 from engineworks.errors import TrackingError
-from engineworks.execution.state import Build
-from engineworks.records import build_tags, plan_params, result_metrics, result_tags, result_texts
-from engineworks.report import HTML_FILE, MARKDOWN_FILE
 from engineworks.report.background import Link
 from engineworks.report.summary import NOTE_CHARS, verdict_table
-from engineworks.results import BuildResult
-from engineworks.tracking import LastingRun, start_lasting
+from engineworks.report.write import HTML_FILE, MARKDOWN_FILE
 from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE
+from engineworks.tracking.spooled import LastingRun, start_lasting
 
 
 @task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)

@@ -8,13 +8,13 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.execution.state import Build
+from engineworks.builds.results import EngineResult
+from engineworks.builds.state import Build
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import EngineRelease, champions_before
 from engineworks.release.promotion import release_engine as release_one
-from engineworks.results import EngineResult
 from engineworks.settings import Settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 
 
 @task(name="champions", task_run_name="{recipe.stem}/champions", cache_policy=NO_CACHE)

@@ -9,12 +9,12 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from engineworks.execution.state import Build
-from engineworks.report import write_report
+from engineworks.builds.results import BuildResult
+from engineworks.builds.state import Build
 from engineworks.report.background import Background
 from engineworks.report.gather import gather_background
 from engineworks.report.summary import verdict_table
-from engineworks.results import BuildResult
+from engineworks.report.write import write_report
 
 
 @task(name="report", task_run_name="{recipe}/report", cache_policy=NO_CACHE)

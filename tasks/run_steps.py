@@ -13,12 +13,12 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from engineworks.child import default_pool
-from engineworks.execution.progress import listener
-from engineworks.execution.retries import DELAYS_S, is_worth_retrying
-from engineworks.execution.state import Build
-from engineworks.execution.step import Outcome, run_step
-from engineworks.steps import STEP_KINDS, StepName
+from engineworks.builds.progress import listener
+from engineworks.builds.retries import DELAYS_S, is_worth_retrying
+from engineworks.builds.state import Build
+from engineworks.builds.step import Outcome, run_step
+from engineworks.host.child import default_pool
+from engineworks.plan.kinds import STEP_KINDS, StepName
 
 
 def execute_step(build: Build, step_id: str, key: str) -> Outcome:

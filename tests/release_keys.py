@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.release.signing import Trust, read_trust, write_key_pair
+from engineworks.engines.signing import Trust, read_trust, write_key_pair
 
 
 def trust_mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trust:

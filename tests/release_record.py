@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engineworks.records import engine_record
-from engineworks.results import BuildResult, StepCounts
-from engineworks.tracking import open_tracking
+from engineworks.builds.results import BuildResult, StepCounts
+from engineworks.builds.to_mlflow import engine_record
+from engineworks.tracking.runs import open_tracking
 
 
 def record(built: Any) -> BuildResult:

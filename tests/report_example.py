@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.calibration_health import CalibrationHealth
-from engineworks.comparison import Comparison, ComparisonRow
-from engineworks.gates import Check
-from engineworks.ladder import Rung, TargetLadder
+from engineworks.builds.calibration_health import CalibrationHealth
+from engineworks.builds.comparison import Comparison, ComparisonRow
+from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
+from engineworks.builds.step_facts import StepFact
+from engineworks.measure.gates.gates import Check
+from engineworks.measure.ladder.ladder import Rung, TargetLadder
 from engineworks.measure.sweep import Recommendation
-from engineworks.plan import Refused
+from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
-from engineworks.results import BuildResult, EngineResult, Failure, StepCounts
-from engineworks.step_facts import StepFact
 
 NOW = 1_795_200_000.0
 P50 = {"fp32": 0.182, "fp16": 0.097, "int8": 0.071}

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from engineworks.errors import TrackingError
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 
 pytestmark = [pytest.mark.postgres, pytest.mark.xdist_group("postgres")]
 for library in ("psycopg2", "asyncpg", "mlflow", "prefect"):
@@ -62,7 +62,8 @@ def python(code: str, *arguments: object, **environ: str) -> subprocess.Popen[st
 RECORD = """
     import sys
     from pathlib import Path
-    from engineworks.tracking import EngineRecord, open_tracking
+    from engineworks.tracking.records import EngineRecord
+    from engineworks.tracking.runs import open_tracking
     artifacts, uri, worker, engines = sys.argv[1:]
     tracking = open_tracking(Path(artifacts), uri)
     for build in range(3):

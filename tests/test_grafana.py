@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engineworks.night.metrics import metrics_text
-from engineworks.night.summary import summarize
+from engineworks.report.night.metrics import metrics_text
+from engineworks.report.night.summary import summarize
 
 FILE = Path(__file__).parents[1] / "docs" / "grafana" / "engineworks-nightly.json"
 WIDTH = 24

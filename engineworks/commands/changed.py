@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineworks import errors, terminal
+from engineworks import errors
 from engineworks.commands.options import Json, Quiet
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
-    from engineworks.changed import Changes, EngineChange
+    from engineworks.plan.changed import Changes, EngineChange
 
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 Since = Annotated[str, typer.Option("--since", help="A git revision: a commit, branch or tag.")]
@@ -25,7 +26,7 @@ def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet:
 
     With -q: only the files of the recipes that there is something to build of, one a line.
     """
-    from engineworks.changed import find_changes
+    from engineworks.plan.changed import find_changes
 
     named = [path for path in recipes or [] if not path.name.startswith("_")]
     found = find_changes(since, named or None, read_settings())

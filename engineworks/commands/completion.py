@@ -46,13 +46,13 @@ def target_names(incomplete: str) -> list[str]:
 
 
 def precisions(incomplete: str) -> list[str]:
-    from engineworks.recipe import PRECISIONS
+    from engineworks.recipe.recipe import PRECISIONS
 
     return [name for name in PRECISIONS if name.startswith(incomplete)]
 
 
 def peers(incomplete: str) -> list[str]:
-    from engineworks.peers import PEERS
+    from engineworks.engines.peers import PEERS
 
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in PEERS if name.startswith(last)]

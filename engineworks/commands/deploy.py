@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.options import Json, Quiet
+from engineworks.report import terminal
 
 
 def deploy(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.options import Json
+from engineworks.report import terminal
 
 
 def keygen(
@@ -17,7 +17,7 @@ def keygen(
     as_json: Json = False,
 ) -> None:
     """Make an ed25519 key pair to sign and verify engines with. Example: engineworks keygen ~/.engineworks"""
-    from engineworks.release.signing import write_key_pair
+    from engineworks.engines.signing import write_key_pair
 
     private, public, key_id = write_key_pair(folder, name)
     if as_json:

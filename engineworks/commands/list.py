@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.completion import one_of
 from engineworks.commands.options import Json
 from engineworks.errors import InputError
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 from engineworks.suggest import did_you_mean
 
@@ -26,7 +26,7 @@ def list_things(
     as_json: Json = False,
 ) -> None:
     """Show recipes, targets, engines and champions with their ages. Example: engineworks list engines"""
-    from engineworks.listing import KINDS, make_listing
+    from engineworks.commands.listing import KINDS, make_listing
 
     if what is not None and what not in KINDS:
         raise InputError(f"'{what}' can not be listed", hint=did_you_mean(what, KINDS))

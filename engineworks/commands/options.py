@@ -25,7 +25,7 @@ Only = Annotated[
 
 
 def any_of(only: list[str] | None) -> str | None:
-    """The globs of repeated options as the one text that `engineworks.selection` takes."""
+    """The globs of repeated options as the one text that `engineworks.recipe.selection` takes."""
     return ",".join(only) if only else None
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.options import Json, OneRecipe, Only, any_of
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
@@ -27,13 +27,13 @@ def package(
 
     Exits 1 or 3 if an engine was left out because it failed or could not be judged.
     """
+    from engineworks.builds.results import gravest
     from engineworks.commands.plans import read_plans
+    from engineworks.package.package import write_package
     from engineworks.recipe.load import load_recipe
-    from engineworks.release.package import write_package
     from engineworks.release.sources import built_engines, champion_engines, require_some
-    from engineworks.results import gravest
-    from engineworks.store import open_store
-    from engineworks.tracking import open_tracking
+    from engineworks.store.open import open_store
+    from engineworks.tracking.runs import open_tracking
 
     settings = read_settings()
     with TemporaryDirectory(prefix="engineworks-") as folder:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engineworks.plan import Plan
+    from engineworks.plan.plan import Plan
     from engineworks.recipe.smoke import Mode
     from engineworks.settings import Settings
 
@@ -17,13 +17,13 @@ def read_plans(
     settings: Settings, recipes: Sequence[Path], only: str | None, compare: str | None = None, mode: Mode = "full"
 ) -> list[Plan]:
     """Plans of the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
-    from engineworks.champion.lookup import find_champions
+    from engineworks.engines.peers import read_names
     from engineworks.fingerprint import FileDigests
-    from engineworks.peers import read_names
-    from engineworks.plan import plan_recipes
+    from engineworks.plan.champion_lookup import find_champions
+    from engineworks.plan.plan import plan_recipes
     from engineworks.recipe.load import load_recipes
     from engineworks.recipe.smoke import in_mode
-    from engineworks.store import open_store
+    from engineworks.store.open import open_store
 
     peers = read_names(compare)
     loaded = [in_mode(one, mode) for one in load_recipes(recipes, data_roots=settings.data_roots)]

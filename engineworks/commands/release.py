@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.options import Json, OneOrMore, Only, Quiet, Verbose, any_of
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
@@ -20,9 +20,9 @@ def release(
 
     Exits 1 if a gate failed, 3 if an engine could not be judged here or another release was faster.
     """
+    from engineworks.builds.results import gravest
     from engineworks.commands.plans import read_plans
     from engineworks.release.command import champions_of_recipes, release_plans
-    from engineworks.results import gravest
 
     settings = read_settings()
     champions = champions_of_recipes(recipes, settings)  # before anything is planned against them

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.completion import recorded_names
 from engineworks.commands.options import Json
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
@@ -26,9 +26,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the page of a recorded build anew, and say where it is. Example: engineworks report digits"""
-    from engineworks.recorded import build_of, find_run, read_build, read_json, recorded
-    from engineworks.report import MARKDOWN_FILE, write_report
+    from engineworks.builds.from_mlflow import build_of, find_run, read_build, read_json, recorded
     from engineworks.report.gather import gather_background
+    from engineworks.report.write import MARKDOWN_FILE, write_report
 
     settings = read_settings()
     tracking = recorded(settings)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engineworks import terminal
 from engineworks.commands.options import Json, OneRecipe, Only, any_of
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
@@ -11,7 +11,7 @@ def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> Non
     """Move champions back to the versions before. Example: engineworks rollback recipes/digits.yaml --only '*/cpu'"""
     from engineworks.recipe.load import load_recipe
     from engineworks.release.promotion import roll_back
-    from engineworks.tracking import open_tracking
+    from engineworks.tracking.runs import open_tracking
 
     settings = read_settings()
     loaded = load_recipe(recipe, data_roots=settings.data_roots)

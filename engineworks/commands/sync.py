@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from engineworks import errors, terminal
+from engineworks import errors
 from engineworks.commands.options import Json, Quiet
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
 def sync(as_json: Json = False, quiet: Quiet = False) -> None:
     """Send what waits for MLflow and the store; the next build does it too. Example: engineworks sync"""
-    from engineworks.store import open_store
-    from engineworks.tracking import open_tracking, send_waiting
+    from engineworks.store.open import open_store
+    from engineworks.tracking.runs import open_tracking
+    from engineworks.tracking.sending import send_waiting
 
     settings = read_settings()
     store = open_store(settings)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from engineworks import terminal
 from engineworks.commands.completion import engine_ids
 from engineworks.commands.options import Json, Quiet
+from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 
@@ -22,8 +22,8 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check digests and signature. Examples: engineworks verify digits/int8/cpu; engineworks verify models/"""
-    from engineworks.champion.lookup import which_engine
-    from engineworks.release.verify import verify_anything
+    from engineworks.commands.verification import verify_anything
+    from engineworks.plan.champion_lookup import which_engine
 
     settings = read_settings()
     passports = verify_anything(what, settings)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engineworks import terminal
-from engineworks.ages import age
 from engineworks.commands.completion import recorded_names
 from engineworks.commands.options import Json
+from engineworks.report import terminal
+from engineworks.report.ages import age
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
-    from engineworks.why import Explanation
+    from engineworks.report.why.why import Explanation
 
 Name = "Run id of a build or an engine, an engine's id, or a recipe's name (both: the newest run)."
 
@@ -26,7 +26,7 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Say which input of two runs or engines differs, and what came of it. Example: engineworks why digits/int8/cpu"""
-    from engineworks.why.runs import explain_runs
+    from engineworks.report.why.runs import explain_runs
 
     found = explain_runs(first, second, read_settings())
     if as_json:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.model.fold.sparse import make_dense
 from engineworks.model.graphs import all_tensors, inner_tensors
-from engineworks.model.sparse import make_dense
 from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from engineworks.backends import backend_facts
+from engineworks.engines.backends import backend_facts
+from engineworks.engines.peers import peer
 from engineworks.fingerprint import FileDigests, digest_of, installed_versions
-from engineworks.model.export import Interface
-from engineworks.model.source_code import imported_distributions
-from engineworks.peers import peer
-from engineworks.precisions import Computation
-from engineworks.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
+from engineworks.model.export.interface import Interface
+from engineworks.model.export.source_code import imported_distributions
+from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
-from engineworks.samples import SampleFile, batch_dim, fixed_batch
-from engineworks.steps import STEP_KINDS, StepName
-from engineworks.targets import NamedTarget
+from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
+from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.recipe.targets import NamedTarget
 
 Document = dict[str, Any]
 Aside = Mapping[str, Any]

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engineworks.champion import Champion, Champions
 from engineworks.fingerprint import digest_of
+from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.regression import confidence_of
-from engineworks.steps import STEP_KINDS
-from engineworks.store import Store
+from engineworks.plan.kinds import STEP_KINDS
+from engineworks.store.store import Store
 
 DUEL_FILE = "duel.json"
 

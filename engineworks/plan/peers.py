@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.peers import peer
+from engineworks.engines.peers import peer
 from engineworks.plan.documents import Documents
-from engineworks.precisions import Computation
-from engineworks.steps import StepName
+from engineworks.plan.kinds import StepName
+from engineworks.recipe.computation import Computation
 
 Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
 """Kind, id, document, aside → the step's key, after it was put into the plan."""

@@ -13,21 +13,21 @@ from functools import partial
 from itertools import product
 from typing import Any, Literal
 
-from engineworks.backends import backend_facts
-from engineworks.champion import NONE, Champion, Champions
+from engineworks.engines.backends import backend_facts
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, canonical_json, digest_of
+from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.documents import Aside, Documents
 from engineworks.plan.duel import duel_document
+from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
 from engineworks.plan.remeasure import measured_anew
-from engineworks.precisions import computation
+from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.selection import refuse_unmatched, select
-from engineworks.steps import StepName
-from engineworks.store import Store
-from engineworks.targets import NamedTarget
+from engineworks.recipe.selection import refuse_unmatched, select
+from engineworks.recipe.targets import NamedTarget
+from engineworks.store.store import Store
 
 State = Literal["cached", "to do", "elsewhere", "not needed"]
 

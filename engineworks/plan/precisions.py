@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from engineworks.backends import backend_facts
-from engineworks.capabilities import why_not
+from engineworks.engines.backends import backend_facts
+from engineworks.engines.capabilities import why_not
 from engineworks.fingerprint import digest_of
 from engineworks.plan.documents import Documents
-from engineworks.precisions import WORTHWHILE_NODES, Computation, computation
-from engineworks.recipe import Recipe
-from engineworks.store import Store
-from engineworks.targets import NamedTarget
+from engineworks.recipe.computation import WORTHWHILE_NODES, Computation, computation
+from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.targets import NamedTarget
+from engineworks.store.store import Store
 
 FOLD_REPORT = "fold.json"
 
 
 Uses = Mapping[str, Sequence[str]]
-"""How a model uses its operators, with the names of the nodes (`model/node_uses.py`)."""
+"""How a model uses its operators, with the names of the nodes (`model/fold/node_uses.py`)."""
 
 
 def known_uses(documents: Documents, store: Store) -> Uses | None:

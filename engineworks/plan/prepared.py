@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engineworks.datasets.preparation import REPORT_FILE, find_made
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan.documents import Documents
 from engineworks.plan.plan import Plan
+from engineworks.recipe.datasets.preparation import REPORT_FILE, find_made
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.samples import SampleFile
+from engineworks.recipe.samples import SampleFile
 from engineworks.settings import read_settings
-from engineworks.store import Store, open_store
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
 
 LOWERING_REPORT = "lowering.json"
 

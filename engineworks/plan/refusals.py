@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from engineworks.plan.plan import Plan, Refused
 from engineworks.plan.precisions import refusal, stored_uses
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 
 def refuse_folded(plan: Plan, store: Store) -> Plan:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engineworks.fingerprint import digest_of
-from engineworks.gates import disturbed_budgets
-from engineworks.recipe import Budget
-from engineworks.store import Store
+from engineworks.measure.gates.gates import disturbed_budgets
+from engineworks.recipe.recipe import Budget
+from engineworks.store.store import Store
 
 LATENCY_FILE = "latency.json"
 

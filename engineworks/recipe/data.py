@@ -7,15 +7,15 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
-from engineworks.datasets.pictures import BY_FOLDER, plan_images
-from engineworks.datasets.tables import SUFFIXES
-from engineworks.datasets.text import plan_text
 from engineworks.errors import SamplesError
-from engineworks.npz import read_headers
-from engineworks.profiles import input_specs
-from engineworks.recipe.finding import Finder, FoundModel, Where
+from engineworks.recipe.datasets.pictures import BY_FOLDER, plan_images
+from engineworks.recipe.datasets.tables import SUFFIXES
+from engineworks.recipe.datasets.text import plan_text
+from engineworks.recipe.file_lookup import Finder, FoundModel, Where
+from engineworks.recipe.npz import read_headers
+from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
-from engineworks.samples import SampleFile, batch_axes, open_samples
+from engineworks.recipe.samples import SampleFile, batch_axes, open_samples
 
 
 def find_samples(

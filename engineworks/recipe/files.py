@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engineworks.errors import Problem
-from engineworks.model.export_huggingface import source_files
+from engineworks.model.export.from_huggingface import source_files
 from engineworks.model.external_data import interface_problems
-from engineworks.profiles import input_specs
 from engineworks.recipe.data import find_samples
-from engineworks.recipe.finding import Finder, FoundModel, SourceKind
+from engineworks.recipe.file_lookup import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric
 from engineworks.recipe.mlflow_source import find_mlflow
+from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.yaml_nodes import Node
-from engineworks.samples import SampleFile
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from engineworks.backends import backend
-from engineworks.backends.base import check_options
+from engineworks.engines.backends import backend
+from engineworks.engines.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe.auto import Auto, expand
+from engineworks.recipe.cascading_errors import is_echo, meant_key, without_echoes
 from engineworks.recipe.checks import check_recipe
-from engineworks.recipe.echoes import is_echo, meant_key, without_echoes
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
 from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
 from engineworks.settings import find_repository
 from engineworks.suggest import did_you_mean
-from engineworks.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
 
 DEFAULTS_FILE = "_defaults.yaml"
 TARGETS_FILE = "_targets.yaml"
@@ -313,3 +313,7 @@ def _first_model(kind: Any) -> Any:
         if isinstance(choice, type) and issubclass(choice, BaseModel) and not hasattr(kind, "__origin__"):
             return choice
     return kind
+
+
+def registered_name(loaded: LoadedRecipe) -> str:
+    return loaded.recipe.release.model or loaded.name

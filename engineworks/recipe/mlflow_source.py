@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engineworks.errors import ModelError, TrackingError
-from engineworks.model.export_huggingface import find_folder, source_files, task_of
-from engineworks.recipe.finding import Finder, FoundModel
+from engineworks.model.export.from_huggingface import find_folder, source_files, task_of
+from engineworks.recipe.file_lookup import Finder, FoundModel
 from engineworks.settings import read_settings
 
 PYTORCH_PARTS = ("data", "code")

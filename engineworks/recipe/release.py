@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from engineworks.errors import Problem
-from engineworks.profiles import input_specs
 from engineworks.recipe.auto import named_precisions
+from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
-from engineworks.samples import batch_dim
 
 
 def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Literal
 
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.samples import SampleFile, batch_dim
-from engineworks.targets import NamedTarget
+from engineworks.recipe.samples import SampleFile, batch_dim
+from engineworks.recipe.targets import NamedTarget
 
 Mode = Literal["full", "smoke"]
 

@@ -1,8 +1,7 @@
-"""What happens to an engine that was judged: waivers, passports and signatures, promotion, packages.
+"""What happens to an engine that was judged.
 
-waivers     named failures that a recipe lets through until a day (pure)
-passport    what is known of an engine, in one signed file that travels with its bytes
-signing     ed25519 keys: by path or environment
-promotion   which engines become champions, and what is said of each
-package     engines as a Triton model repository; triton, warmup: its parts
+promotion      which engines become champions, and what is said of each
+command        `engineworks release`: the build where something is to do, then what was released of it
+sources        where the engines of a package come from: what was built here, or the champions
+triton_python  TensorRT-RTX in Triton's Python backend: packages name this module, so it keeps its name
 """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engineworks.execution.command import load_flows, recorded_result
-from engineworks.plan import Plan
+from engineworks.builds.command import load_flows, recorded_result
+from engineworks.plan.plan import Plan
 from engineworks.recipe.load import load_recipes
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build
 from engineworks.settings import Settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 
 ByEngine = Mapping[str, int | None]
 

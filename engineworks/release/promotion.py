@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
-from engineworks.engine_files import NOT_SHIPPED, PASSPORT_FILE
+from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
+from engineworks.engines.passport import read_passport
+from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.fingerprint import installed_version
-from engineworks.plan import Plan
 from engineworks.plan.documents import Documents
+from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
-from engineworks.recipe.load import LoadedRecipe
-from engineworks.release.passport import read_passport
-from engineworks.release.signing import SIGNATURE, Trust
-from engineworks.results import BuildResult, EngineResult
-from engineworks.selection import refuse_unmatched, select
+from engineworks.recipe.load import LoadedRecipe, registered_name
+from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.tensors import spec_from_json
-from engineworks.tracking import EngineModel, Registry, Slot, Standing, Tracking
+from engineworks.tracking.aliases import Slot
+from engineworks.tracking.champion_list import Standing
+from engineworks.tracking.engine_model import EngineModel
+from engineworks.tracking.registry import Registry
+from engineworks.tracking.runs import Tracking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,10 +67,6 @@ class ReleaseResult:
         code = self.build.exit_code(require_verdict=True)
         overtaken = any(e.action == "overtaken" for e in self.engines)
         return EXIT_INCONCLUSIVE if code == EXIT_PASSED and overtaken else code
-
-
-def registered_name(loaded: LoadedRecipe) -> str:
-    return loaded.recipe.release.model or loaded.name
 
 
 def slot_of(loaded: LoadedRecipe, engine: str) -> Slot:

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engineworks.builds.ladders import ladders
+from engineworks.builds.passport import recipe_origin, with_passport
+from engineworks.builds.results import EngineResult, EngineWord, engine_result
+from engineworks.engines.passport import read_passport, verify_files, verify_folder
+from engineworks.engines.signing import Trust, read_trust
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
-from engineworks.ladder import ladder_words
-from engineworks.ladder.results import ladders
-from engineworks.plan import Plan
+from engineworks.measure.ladder.ladder import ladder_words
+from engineworks.package.package import PackagedEngine
+from engineworks.plan.plan import Plan
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.release.package import PackagedEngine
-from engineworks.release.passport import read_passport, recipe_origin, verify_files, verify_folder, with_passport
 from engineworks.release.promotion import select_engines, slot_of
-from engineworks.release.signing import Trust, read_trust
-from engineworks.results import EngineResult, EngineWord, engine_result
-from engineworks.store import Store
-from engineworks.tracking import Registry
+from engineworks.store.store import Store
+from engineworks.tracking.registry import Registry
 
 WAY_OUT = "'engineworks rollback' goes back to the one before, 'engineworks release' makes a new one"
 

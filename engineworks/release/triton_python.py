@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import EngineworksError
-from engineworks.release.triton_engines import open_packaged
+from engineworks.package.triton_engines import open_packaged
 
 
 class TritonPythonModel:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.served_checks import row_tolerance
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Section, Words, blocks_of, number, significant, table
 from engineworks.report.figures import dims_text
 from engineworks.report.palette import precision_of, short
-from engineworks.results import BuildResult, EngineResult
 
 LOUD = 0.6
 """Part of the limit from which an error stands out."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.calibration_health import CalibrationHealth
+from engineworks.builds.calibration_health import CalibrationHealth
+from engineworks.builds.results import BuildResult
 from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Words, blocks_of, number, table
-from engineworks.results import BuildResult
 
 
 def calibration_section(result: BuildResult) -> Section | None:

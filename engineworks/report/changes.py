@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.ages import age
+from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.report.ages import age
 from engineworks.report.background import Background, ChampionFigures, Point
 from engineworks.report.blocks import (
     Block,
@@ -21,7 +22,6 @@ from engineworks.report.blocks import (
     table,
 )
 from engineworks.report.palette import short
-from engineworks.results import BuildResult, EngineResult
 
 
 def changes_section(result: BuildResult, background: Background) -> Section:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from engineworks.ladder import TargetLadder
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.accuracy import worst_cosine
+from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Table, Words, blocks_of
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.palette import by_target, colors, precision_of
 from engineworks.report.plots import Choice, pareto_plot
 from engineworks.report.speed import shapes_of
-from engineworks.results import BuildResult, EngineResult
 
 CAPTION = "area: size of the engine; hollow: its gate did not pass; line: nothing that passed is better in all three"
 

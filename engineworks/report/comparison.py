@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from engineworks.comparison import Comparison, ComparisonRow
+from engineworks.builds.comparison import Comparison, ComparisonRow
 
 
 @dataclass(frozen=True)

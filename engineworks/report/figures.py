@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.results import EngineResult
+from engineworks.builds.results import EngineResult
 
 
 @dataclass(frozen=True)

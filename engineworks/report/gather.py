@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
+from engineworks.builds.results import BuildResult
 from engineworks.errors import TrackingError
-from engineworks.night.summary import summarize_since
-from engineworks.recorded import engine_runs, left_out, read_json
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
-from engineworks.results import BuildResult
-from engineworks.tracking import RunSummary, Slot, Tracking
+from engineworks.report.night.summary import summarize_since
+from engineworks.report.why.why import Side, explain
+from engineworks.tracking.aliases import Slot
 from engineworks.tracking.pages import view_key
-from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL
-from engineworks.why import Side, explain
+from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL, RunSummary
+from engineworks.tracking.runs import Tracking
 
 POINTS = 30
 """Records of an engine that a trend shows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from engineworks.step_facts import StepFact
+from engineworks.builds.step_facts import StepFact
 
 ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
          "duel", "peer")  # fmt: skip

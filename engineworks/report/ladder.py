@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engineworks.ladder import Rung, TargetLadder
-from engineworks.ladder import estimate as ladder_estimate
+from engineworks.measure.ladder import estimate as ladder_estimate
+from engineworks.measure.ladder.ladder import Rung, TargetLadder
 from engineworks.report.figures import figure
 
 

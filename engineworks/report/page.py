@@ -6,11 +6,11 @@ import base64
 import hashlib
 from importlib import resources
 
+from engineworks.builds.results import BuildResult
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.changes import day
 from engineworks.report.sections import sections
 from engineworks.report.verdict_section import anchor, counts
-from engineworks.results import BuildResult
 
 
 def render_html(result: BuildResult, background: Background = NOTHING) -> str:

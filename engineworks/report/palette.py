@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from engineworks.results import BuildResult, EngineResult
+from engineworks.builds.results import BuildResult, EngineResult
 
 
 def colors(result: BuildResult) -> dict[str, int]:

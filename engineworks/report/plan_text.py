@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engineworks.plan import Plan
+from engineworks.plan.plan import Plan
 
 WORDS = {"elsewhere": "for other hardware"}
 

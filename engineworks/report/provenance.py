@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, number, table
 from engineworks.report.changes import day
-from engineworks.results import BuildResult
 
 
 def provenance_section(result: BuildResult, background: Background) -> Section:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engineworks.results import EngineResult
+from engineworks.builds.results import EngineResult
 
 
 @dataclass(frozen=True)

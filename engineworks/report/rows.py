@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engineworks.ladder import ladder_words
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.accuracy import worst_cosine
+from engineworks.measure.ladder.ladder import ladder_words
 from engineworks.report.figures import figure
-from engineworks.results import BuildResult, EngineResult
 
 HEADINGS = ("engine", "verdict", "metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB", "why")
 """p50, p99 and samples/s are at the recipe's first named shape; MiB is the size of the engine."""

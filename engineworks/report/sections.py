@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engineworks.builds.results import BuildResult
 from engineworks.report.accuracy import accuracy_section
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.blocks import Cell, Column, Section, Table, blocks_of
@@ -14,7 +15,6 @@ from engineworks.report.speed import latency_section, memory_section, sweep_sect
 from engineworks.report.steps_section import steps_section
 from engineworks.report.trend import trend_section
 from engineworks.report.verdict_section import verdict_section
-from engineworks.results import BuildResult
 
 _TEXTS = {"framework", "precision", "note"}
 

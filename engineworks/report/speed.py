@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.report.background import Background
 from engineworks.report.blocks import (
     Block,
@@ -23,7 +24,6 @@ from engineworks.report.figures import Table as Figures
 from engineworks.report.figures import dims_text, latency_table, remarks, streams_table, sweep_table
 from engineworks.report.palette import by_target, colors, precision_of, short, target_of
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
-from engineworks.results import BuildResult, EngineResult
 
 Shapes = Mapping[str, Mapping[str, Any]]
 

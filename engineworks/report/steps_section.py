@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from engineworks.builds.results import BuildResult
 from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Words, blocks_of, number, table
 from engineworks.report.graph import graph_svg
-from engineworks.results import BuildResult
 
 STATES = ("run", "reused", "failed", "skipped", "elsewhere", "not needed")
 WORDS = {"elsewhere": "cannot run here"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.report.background import Link
 from engineworks.report.rows import HEADINGS, rows
 from engineworks.report.text import summary
-from engineworks.results import BuildResult, EngineResult
 
 NOTE_CHARS = 4800
 """A description in MLflow takes 5000; what is left of the table is counted."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from html import escape
 
+from engineworks.builds.results import BuildResult
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Words
 from engineworks.report.sections import sections
-from engineworks.results import BuildResult
 
 FOLDED = ("latency", "sweep", "accuracy", "calibration", "memory", "trend", "steps", "provenance")
 """Sections that are folded in Markdown: a reviewer wants the verdicts first."""

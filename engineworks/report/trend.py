@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background, Point
 from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, table
 from engineworks.report.palette import colors, precision_of, short, target_of
 from engineworks.report.plots import Mark, Panel, Track, trend_plot
-from engineworks.results import BuildResult
 
 LEAST = 2
 """Builds from which there is a trend."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engineworks.ladder import ladder_words
+from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.measure.ladder.ladder import ladder_words
 from engineworks.report.blocks import (
     Block,
     Bullets,
@@ -22,7 +23,6 @@ from engineworks.report.blocks import (
 from engineworks.report.palette import short
 from engineworks.report.raw import attachments
 from engineworks.report.rows import HEADINGS, notes_of, rows
-from engineworks.results import BuildResult, EngineResult
 
 NUMBERS = {"metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB"}
 

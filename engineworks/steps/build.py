@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from engineworks.backends import builder
-from engineworks.backends.base import BuildRequest
+from engineworks.engines.backends import builder
+from engineworks.engines.backends.base import BuildRequest
+from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.errors import BuildError
 from engineworks.fingerprint import digest_file
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.steps import LOG_FILE, StepJob
+from engineworks.steps.step_job import LOG_FILE, StepJob
 from engineworks.tensors import profile_from_json
-
-SIDECAR_FILE = "engine.json"
 
 
 def run(job: StepJob) -> None:

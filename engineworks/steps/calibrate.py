@@ -12,14 +12,15 @@ from typing import Any
 
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.fingerprint import FileDigests, digest_file
-from engineworks.model.calibration import Ranges, collect_ranges
-from engineworks.model.calibration.inputs import InputWatch
-from engineworks.model.calibration.trust import check_pairing, check_samples, digest_model, summary, warnings
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.inputs import InputWatch
+from engineworks.model.calibrate.ranges import Ranges
+from engineworks.model.calibrate.trust import check_pairing, check_samples, digest_model, summary, warnings
 from engineworks.model.lower.double import double_to_float, holds_double
 from engineworks.model.lower.quantize import tensors_to_calibrate
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
-from engineworks.samples import SampleFile, batch_axes, fixed_batch, samples_from_json
-from engineworks.steps import StepJob
+from engineworks.recipe.samples import SampleFile, batch_axes, fixed_batch, samples_from_json
+from engineworks.steps.step_job import StepJob
 
 RANGES_FILE = "ranges.json"
 REPORT_FILE = "report.json"

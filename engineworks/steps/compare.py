@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engineworks.backends.base import Session
+from engineworks.engines.backends.base import Session
+from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, OutputComparison
-from engineworks.samples import SampleFile, output_axes, samples_from_json
-from engineworks.steps import StepJob
-from engineworks.steps.engine_session import load_engine, read_sidecar, serving_from_json
+from engineworks.recipe.samples import SampleFile, output_axes, samples_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
 from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
+from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 
 ACCURACY_FILE = "accuracy.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from engineworks.backends.base import DeviceWatch
+from engineworks.engines.backends.base import DeviceWatch
 
 
 class DeviceReadings:

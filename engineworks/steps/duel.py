@@ -16,20 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends.base import Session
-from engineworks.champion import Champion, champion_from_json
-from engineworks.champion.lookup import ChampionError, engine_of, history_of
-from engineworks.child import ChildPool
+from engineworks.engines.backends.base import Session
+from engineworks.engines.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.errors import RunError, TrustError
 from engineworks.fingerprint import digest_of
+from engineworks.host.child import ChildPool
 from engineworks.measure.accuracy import Array
+from engineworks.measure.champion import Champion, champion_from_json
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, comparison_from_json, confirm
+from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
 from engineworks.plan.duel import DUEL_FILE
-from engineworks.samples import samples_from_json
-from engineworks.steps import StepJob
-from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
-from engineworks.steps.measure import feeds_at
+from engineworks.recipe.samples import feeds_at, samples_from_json
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
 
 ATTEMPT = "engineworks.steps.duel:attempt_in_child"

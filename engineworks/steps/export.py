@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engineworks.errors import ModelError
-from engineworks.model.export import ExportReport, export_onnx, interface_from_json, require_packages
+from engineworks.model.export.interface import ExportReport, export_onnx, interface_from_json, require_packages
 from engineworks.model.onnx_files import model_files
-from engineworks.steps import StepJob
+from engineworks.steps.step_job import StepJob
 
 
 def run(job: StepJob) -> None:
@@ -24,21 +24,21 @@ def _onnx(job: StepJob) -> ExportReport:
 
 
 def _torch(job: StepJob) -> ExportReport:
-    from engineworks.model.export_torch import export_torch
+    from engineworks.model.export.from_torch import export_torch
 
     interface = interface_from_json(job.params["interface"])
     return export_torch(job.params["factory"], job.path("folder"), interface, job.out, files=_declared(job))
 
 
 def _huggingface(job: StepJob) -> ExportReport:
-    from engineworks.model.export_huggingface import export_huggingface
+    from engineworks.model.export.from_huggingface import export_huggingface
 
     interface = interface_from_json(job.params["interface"])
     return export_huggingface(str(job.path("source")), job.path("folder"), interface, job.out, task=job.params["task"])
 
 
 def _mlflow_pytorch(job: StepJob) -> ExportReport:
-    from engineworks.model.torch_onnx import TORCH_PACKAGES, write_onnx
+    from engineworks.model.export.torch_onnx import TORCH_PACKAGES, write_onnx
     from engineworks.tracking.sources import load_pytorch
 
     require_packages(TORCH_PACKAGES, extra="torch", doing="a PyTorch model from MLflow")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engineworks.model.fold import fold_model
+from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.samples import fixed_batch, samples_from_json
-from engineworks.steps import StepJob
+from engineworks.recipe.samples import fixed_batch, samples_from_json
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends._ort_forms import after_crashes
 from engineworks.errors import EngineworksError, StoreError
-from engineworks.steps import StepJob
-from engineworks.store import FULL
+from engineworks.model.ort_forms import after_crashes
+from engineworks.steps.step_job import StepJob
+from engineworks.store.store import FULL
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:

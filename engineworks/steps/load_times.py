@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engineworks.backends.base import Session
+from engineworks.engines.backends.base import Session
 from engineworks.measure.accuracy import Array
 
 Load = Callable[[Path | None], Session]

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from engineworks.capabilities import GEMMS
+from engineworks.engines.capabilities import GEMMS
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.double import double_to_float
-from engineworks.model.lower.half import lower_half
-from engineworks.model.lower.half_around import halve_around
-from engineworks.model.lower.half_graph import FORMATS, HalfType, infer_types, split_model
+from engineworks.model.lower.half.around import halve_around
+from engineworks.model.lower.half.graph import FORMATS, HalfType, infer_types, split_model
+from engineworks.model.lower.half.half import lower_half
 from engineworks.model.lower.naming_notes import fp32_in_vain, kept_in_vain, not_quantized
 from engineworks.model.lower.quantizable import KEPT_BY, matches
 from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
-from engineworks.recipe import AS_IS
-from engineworks.samples import fixed_batch, samples_from_json
-from engineworks.steps import StepJob
+from engineworks.recipe.recipe import AS_IS
+from engineworks.recipe.samples import fixed_batch, samples_from_json
 from engineworks.steps.calibrate import read_ranges
+from engineworks.steps.step_job import StepJob
 
 if TYPE_CHECKING:
     import onnx

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.backends import onnxruntime as backend
-from engineworks.backends.base import Session
+from engineworks.engines.backends import onnxruntime as backend
+from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, RowErrors, row_errors
+from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.model.rounding import graph_with_rounding
-from engineworks.samples import samples_from_json
-from engineworks.steps import StepJob
+from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.served_figures import SAME_SHARE
 from engineworks.steps.served_reference import LOWERED_FILE, Piece, ShapesPlan, StoredOutputs
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_OUTPUTS_FILE, stacked, write_arrays
+from engineworks.steps.step_job import StepJob
 
 MOST_MOVED = 1.0
 """Where one rounding changes even the shape of an output."""

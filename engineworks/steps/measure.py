@@ -12,21 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engineworks.backends import backend
-from engineworks.backends.base import MemoryMeter, Session
-from engineworks.engine_files import check_engine
+from engineworks.engines.backends import backend
+from engineworks.engines.backends.base import MemoryMeter, Session
+from engineworks.engines.engine_files import check_engine
+from engineworks.engines.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.errors import RunError
-from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
-from engineworks.samples import SampleFile, batch_axes, samples_from_json, samples_per_run
-from engineworks.steps import StepJob
+from engineworks.recipe.samples import feeds_at, samples_from_json, samples_per_run
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
-from engineworks.steps.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec, spec_from_json
 
 LATENCY_FILE = "latency.json"
@@ -176,25 +173,3 @@ def is_lazy(facts: Mapping[str, object]) -> bool:
 
 def _elements(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
     return sum(math.prod(spec.concrete(dims)) for spec in specs)
-
-
-def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:
-    """Feeds of exactly this shape, made of real samples: repeated where they are too few or short, cut where too long.
-
-    Real values keep token ids within the vocabulary, and data-dependent kernels at their usual speed.
-    """
-    axes = batch_axes(specs)
-    batch = samples_per_run(specs, dims)
-    one = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
-    return {spec.name: _fit(one[spec.name], spec.concrete(dims)) for spec in specs}
-
-
-def _fit(array: Array, shape: tuple[int, ...]) -> Array:
-    for axis, length in enumerate(shape):
-        have = array.shape[axis]
-        if have == 0 or length == 0:
-            array = np.zeros((*array.shape[:axis], length, *array.shape[axis + 1 :]), array.dtype)
-        elif have != length:
-            tiled = np.concatenate([array] * math.ceil(length / have), axis=axis)
-            array = np.take(tiled, range(length), axis=axis)
-    return np.asarray(array, order="C")

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engineworks.backends.base import Session
+from engineworks.engines.backends.base import Session
+from engineworks.engines.peers import peer
+from engineworks.engines.peers.base import Origin, PeerModel
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import OutputComparison
-from engineworks.model.export import interface_from_json
+from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.peers import peer
-from engineworks.peers.base import Origin, PeerModel
-from engineworks.samples import output_axes, samples_from_json
-from engineworks.steps import StepJob
+from engineworks.recipe.samples import output_axes, samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.measure import LATENCY_FILE, NamedShapes
 from engineworks.steps.reference import read_reference
+from engineworks.steps.step_job import StepJob
+from engineworks.tracking.sources import load_pytorch
 
 
 def run(job: StepJob) -> None:
@@ -66,6 +67,7 @@ def _model(job: StepJob) -> PeerModel:
         factory=params["factory"],
         task=params["task"],
         interface=interface_from_json(params["interface"]),
+        open_logged=load_pytorch,
     )
     return PeerModel(precision, origin=origin)
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.datasets.labels import as_array, in_order, is_name, number_of
-from engineworks.datasets.pictures import class_of, image_names, read_label_file
-from engineworks.datasets.preparation import LABELS, LENGTHS, REPORT_FILE
-from engineworks.datasets.rows import ArchiveWriter
-from engineworks.datasets.see import see
-from engineworks.datasets.tables import read_rows
-from engineworks.datasets.tokenize import IGNORED, Tokenized, load_tokenizer, padded, padding_id, tokenize
 from engineworks.errors import SamplesError
-from engineworks.steps import StepJob
+from engineworks.recipe.datasets.labels import as_array, in_order, is_name, number_of
+from engineworks.recipe.datasets.pictures import class_of, image_names, read_label_file
+from engineworks.recipe.datasets.preparation import LABELS, LENGTHS, REPORT_FILE
+from engineworks.recipe.datasets.preprocess_images import see
+from engineworks.recipe.datasets.rows import ArchiveWriter
+from engineworks.recipe.datasets.tables import read_rows
+from engineworks.recipe.datasets.tokenize import IGNORED, Tokenized, load_tokenizer, padded, padding_id, tokenize
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
 
 

@@ -9,17 +9,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from engineworks.errors import LoweringError
-from engineworks.gates import Check, judge
+from engineworks.measure.gates.gates import Check, judge
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model
-from engineworks.recipe import Limits
-from engineworks.samples import samples_from_json
-from engineworks.sensitivity.groups import Group, group_nodes, keep_patterns, single_nodes
-from engineworks.sensitivity.ranking import Trial, metric_loss, rank, shortest_list, to_split, worst_noise
-from engineworks.sensitivity.trials import Report, Trials
-from engineworks.steps import StepJob
+from engineworks.recipe.recipe import Limits
+from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.calibrate import read_ranges
+from engineworks.steps.partial_quantization.groups import Group, group_nodes, keep_patterns, single_nodes
+from engineworks.steps.partial_quantization.ranking import (
+    Trial,
+    metric_loss,
+    rank,
+    shortest_list,
+    to_split,
+    worst_noise,
+)
+from engineworks.steps.partial_quantization.trials import Report, Trials
+from engineworks.steps.step_job import StepJob
 
 SENSITIVITY_FILE = "sensitivity.json"
 

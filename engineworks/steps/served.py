@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.backends.base import Session
+from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import EXACT_DTYPES, WARM_RUNS, Stop, row_errors, shown
 from engineworks.steps.served_figures import Places, keep_worst, row_figures

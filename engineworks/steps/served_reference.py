@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.measure.served import Stop, pool_from_json, stop_from_json
-from engineworks.npz import NpzReader
+from engineworks.recipe.npz import NpzReader
 from engineworks.steps.served_rows import Arrays, ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, pool_key, run_key
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.measure.served import Lengths
-from engineworks.samples import SampleFile, batch_axes, batch_dim
+from engineworks.recipe.samples import SampleFile, batch_axes, batch_dim
 from engineworks.tensors import TensorSpec
 
 Array = NDArray[np.generic]

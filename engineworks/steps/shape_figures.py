@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engineworks.backends.base import RunTimes, Session
+from engineworks.engines.backends.base import RunTimes, Session
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array
 from engineworks.measure.latency import (

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.backends import onnxruntime as backend
-from engineworks.backends.base import Session
+from engineworks.engines.backends import onnxruntime as backend
+from engineworks.engines.backends.base import Session
 from engineworks.errors import RunError
 from engineworks.measure.served import (
     POOL_ROWS,

@@ -12,10 +12,10 @@ import numpy as np
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
-from engineworks.model.source_code import load_function, user_failure
+from engineworks.model.export.source_code import load_function, user_failure
 from engineworks.recipe.metric import is_lower_better
-from engineworks.samples import NO_LABEL, SampleFile, batch_axes, stacked
-from engineworks.steps import StepJob
+from engineworks.recipe.samples import NO_LABEL, SampleFile, batch_axes, stacked
+from engineworks.steps.step_job import StepJob
 
 Rows = Mapping[str, Array]
 

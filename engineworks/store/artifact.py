@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.fingerprint import RACY_SECONDS, digest_of
-from engineworks.json_files import read_figures, read_json_file
+from engineworks.store.json_files import read_figures, read_json_file
 
 MANIFEST = "manifest.json"
 

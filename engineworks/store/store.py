@@ -26,8 +26,8 @@ from typing import Any
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
-from engineworks.json_files import read_json_file
 from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
+from engineworks.store.json_files import read_json_file
 
 LOCK_POLL_S = 0.05
 

@@ -7,29 +7,12 @@
     postgresql   MLflow's tables in PostgreSQL, made by one process at a time
     connection   what is written and searched once it is open
     runs         `Tracking` and `BuildRun`, in terms of the above
-    spool        records that wait for MLflow; sending: how they get there; lasting: a build's record with both
+    spool        records that wait for MLflow; sending: how they get there; spooled: a build's record with both
     aliases      names in the model registry; registry_lock: one release at a time
-    engine_model an engine as an MLflow model, and its loader
+    engine_model an engine as an MLflow model, and its loader: stored models name this module, so it keeps its name
     sources      models in MLflow that recipes are made of
     registry     versions, candidates, champions and their history
 
 mlflow is imported inside functions. Only explicit run ids are used, never
 MLflow's active run (which is thread-local), so any thread may record.
 """
-
-from __future__ import annotations
-
-from engineworks.tracking.aliases import Slot
-from engineworks.tracking.build_run import BuildRun
-from engineworks.tracking.champion_list import Standing
-from engineworks.tracking.engine_model import EngineModel
-from engineworks.tracking.lasting import LastingRun, start_lasting
-from engineworks.tracking.records import EngineRecord, RunSummary, Status
-from engineworks.tracking.registry import EngineVersion, Registry
-from engineworks.tracking.runs import Tracking, open_tracking
-from engineworks.tracking.sending import Sent, send_waiting
-
-__all__ = [
-    "BuildRun", "EngineModel", "EngineRecord", "EngineVersion", "LastingRun", "Registry", "RunSummary", "Sent", "Slot",
-    "Standing", "Status", "Tracking", "open_tracking", "send_waiting", "start_lasting",
-]  # fmt: skip

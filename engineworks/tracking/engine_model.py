@@ -133,6 +133,6 @@ class LoadedEngine:
 
 def _load_pyfunc(path: str) -> LoadedEngine:
     """MLflow calls this with the folder of the engine. Raises `TrustError`, or `RunError` where this host can not."""
-    from engineworks.release.loading import open_engine
+    from engineworks.engines.loading import open_engine
 
     return LoadedEngine(open_engine(Path(path)))

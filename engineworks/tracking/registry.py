@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from engineworks.engine_files import PASSPORT_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
 from engineworks.tracking.champion_list import SINCE, Standing, find_model, standings, why_unfit

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from engineworks.collector import collect_apart
 from engineworks.errors import TrackingError
+from engineworks.host.collector import collect_apart
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings

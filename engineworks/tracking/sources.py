@@ -85,7 +85,7 @@ def load_pytorch(folder: Path) -> torch.nn.Module:
     logged it, so only in a child process. One that was traced (pt2) stays as it was traced. Leaves PyTorch with one
     thread. Raises `ModelError` where it can not be loaded."""
     prepare_environment()
-    from engineworks.model.export_torch import use_one_thread
+    from engineworks.model.export.from_torch import use_one_thread
 
     use_one_thread()
     import mlflow.pytorch

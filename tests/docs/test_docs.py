@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import RecipeError
-from engineworks.recipe import Recipe
 from engineworks.recipe.load import load_recipe, load_targets
+from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
 
 REPOSITORY = Path(__file__).parents[2]
@@ -215,7 +215,7 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
         assert (REPOSITORY / path).exists() or "fetched" in path or path in MADE, f"{page.name}: {path}"
 
 
-MADE = {"engineworks/backends/reference.py", "tasks.publish_summary"}
+MADE = {"engineworks/engines/backends/reference.py", "tasks.publish_summary"}
 """Files that the reader is to write."""
 
 

@@ -18,8 +18,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from conftest import TARGETS
 
-from engineworks.store import Store
-from engineworks.tracking import Tracking, open_tracking
+from engineworks.store.store import Store
+from engineworks.tracking.runs import Tracking, open_tracking
 from flows.local_prefect_child import NO_TELEMETRY
 
 CHECKOUT = Path(__file__).parents[2]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from faults.plant import Site
 
+from engineworks.commands.garbage import collect_garbage
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
-from engineworks.store import Store
-from engineworks.store.collect import collect_garbage
-from engineworks.tracking import EngineRecord, open_tracking
+from engineworks.store.store import Store
+from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.runs import open_tracking
 
 pytestmark = pytest.mark.xdist_group("faults")
 RIGHT = time.time

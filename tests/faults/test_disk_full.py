@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.child import ChildPool
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
-from engineworks.store import Store
+from engineworks.host.child import ChildPool
+from engineworks.store.store import Store
 
 pytestmark = pytest.mark.xdist_group("faults")
 PROGRAM = Path(sys.executable).parent / "engineworks"

@@ -16,11 +16,15 @@ from pathlib import Path
 import pytest
 
 import engineworks.errors
+from engineworks.commands.garbage import collect_garbage
 from engineworks.errors import TrackingError
 from engineworks.settings import Settings
-from engineworks.store import Store
-from engineworks.store.collect import collect_garbage
-from engineworks.tracking import EngineRecord, LastingRun, Tracking, open_tracking, send_waiting, spool, start_lasting
+from engineworks.store.store import Store
+from engineworks.tracking import spool
+from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.runs import Tracking, open_tracking
+from engineworks.tracking.sending import send_waiting
+from engineworks.tracking.spooled import LastingRun, start_lasting
 
 pytestmark = pytest.mark.xdist_group("faults")
 PROGRAM = Path(sys.executable).parent / "engineworks"
@@ -121,7 +125,9 @@ def test_sending_fails_as_a_whole_while_mlflow_is_down_and_loses_nothing(tmp_pat
 KILLED_SENDER = """
 import os, signal, sys
 from pathlib import Path
-from engineworks.tracking import connection, open_tracking, send_waiting
+from engineworks.tracking import connection
+from engineworks.tracking.runs import open_tracking
+from engineworks.tracking.sending import send_waiting
 method, left = sys.argv[2], int(sys.argv[3])
 right = getattr(connection.Connection, method)
 def killed(*arguments, **options):

@@ -12,15 +12,15 @@ import onnx
 import pytest
 from conftest import tiny_model
 
-from engineworks.execution.command import build_plans
+from engineworks.builds.command import build_plans
+from engineworks.builds.results import BuildResult
+from engineworks.engines.peers import PEERS
 from engineworks.fingerprint import FileDigests
-from engineworks.peers import PEERS
-from engineworks.plan import Plan, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
-from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
-from engineworks.store import open_store
-from engineworks.tracking import open_tracking
+from engineworks.store.open import open_store
+from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
 
 pytestmark = pytest.mark.xdist_group("flows")

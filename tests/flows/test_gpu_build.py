@@ -15,11 +15,11 @@ import pytest
 from conftest import tiny_model
 from onnx import helper, numpy_helper
 
-from engineworks.backends._gpu import first_gpu
+from engineworks.builds.results import BuildResult
+from engineworks.host.gpu import first_gpu
 from engineworks.release.promotion import ReleaseResult
-from engineworks.results import BuildResult
 from engineworks.settings import Settings, read_settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("flows"), pytest.mark.timeout(600)]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.store import Store
-from engineworks.tracking import open_tracking
+from engineworks.store.store import Store
+from engineworks.tracking.runs import open_tracking
 
 pytestmark = pytest.mark.xdist_group("interruption")
 PROGRAM = Path(sys.executable).parent / "engineworks"

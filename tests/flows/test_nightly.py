@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
 
 pytestmark = pytest.mark.xdist_group("flows")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.night.summary import NIGHT_JSON, summarize_night
-from engineworks.results import BuildResult
+from engineworks.builds.results import BuildResult
+from engineworks.report.night.summary import NIGHT_JSON, summarize_night
 from engineworks.settings import read_settings
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
 
 pytestmark = pytest.mark.xdist_group("flows")

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from engineworks.fingerprint import FileDigests
-from engineworks.plan import plan_recipe
+from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.release.promotion import ReleaseResult
 from engineworks.release.sources import built_engines
 from engineworks.settings import read_settings
-from engineworks.store import open_store
-from engineworks.tracking import Slot, open_tracking
+from engineworks.store.open import open_store
+from engineworks.tracking.aliases import Slot
+from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
 
 pytestmark = pytest.mark.xdist_group("flows")

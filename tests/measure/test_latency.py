@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from engineworks.backends.base import RunTimes
+from engineworks.engines.backends.base import RunTimes
 from engineworks.measure import latency as room
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, measure_latency
 from engineworks.measure.statistics import enough_for

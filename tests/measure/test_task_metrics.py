@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from engineworks.errors import ModelError
 from engineworks.measure.task_metrics import ratio_to_reference, task_metric
-from engineworks.recipe import Accuracy
 from engineworks.recipe.metric import metric_settings
+from engineworks.recipe.recipe import Accuracy
 
 NAN = float("nan")
 

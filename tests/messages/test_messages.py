@@ -17,15 +17,15 @@ from types import ModuleType
 import pytest
 from conftest import RECIPE
 
-from engineworks.child import default_pool
+from engineworks.builds.step import run_step
 from engineworks.cli import _run
-from engineworks.engine_files import check_engine
+from engineworks.engines.engine_files import check_engine
 from engineworks.errors import EngineworksError, TrustError
-from engineworks.execution.step import run_step
 from engineworks.fingerprint import FileDigests, digest_of
-from engineworks.plan import plan_recipe
+from engineworks.host.child import default_pool
+from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden" / "messages.txt"

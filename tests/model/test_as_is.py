@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.capabilities import why_not
+from engineworks.engines.capabilities import why_not
 from engineworks.errors import EXIT_BAD_INPUT, ModelError
-from engineworks.model.fold import fold_model
+from engineworks.model.fold.fold import fold_model
+from engineworks.model.fold.node_uses import node_uses
 from engineworks.model.lower.as_is import check_as_is
-from engineworks.model.node_uses import node_uses
 from engineworks.tensors import TensorSpec
 
 FLOAT = TensorProto.FLOAT

@@ -18,15 +18,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.backends._gpu import Gpu
 from engineworks.errors import CalibrationError, SamplesError
-from engineworks.model.calibration import Method, Range, Ranges, collect, collect_ranges, runtime, sessions
-from engineworks.model.calibration.device_counts import COUNTED, DeviceCounter
-from engineworks.model.calibration.histograms import MIN_EXPONENT, BinCounter, Histogram
-from engineworks.model.calibration.runtime import Device, choose_providers
-from engineworks.model.calibration.segments import plan_segments, tensor_types
-from engineworks.model.calibration.sessions import Place
-from engineworks.model.calibration.thresholds import (
+from engineworks.host.gpu import Gpu
+from engineworks.model.calibrate import collect, runtime, sessions
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.device_counts import COUNTED, DeviceCounter
+from engineworks.model.calibrate.histograms import MIN_EXPONENT, BinCounter, Histogram
+from engineworks.model.calibrate.ranges import Method, Range, Ranges
+from engineworks.model.calibrate.runtime import Device, choose_providers
+from engineworks.model.calibrate.segments import plan_segments, tensor_types
+from engineworks.model.calibrate.sessions import Place
+from engineworks.model.calibrate.thresholds import (
     LEVELS,
     MAX_CLIPPED,
     _divergences,
@@ -34,7 +36,7 @@ from engineworks.model.calibration.thresholds import (
     mse_bin,
     percentile_bin,
 )
-from engineworks.model.calibration.values import LARGE, DeviceValues, HostValues, Values
+from engineworks.model.calibrate.values import LARGE, DeviceValues, HostValues, Values
 from engineworks.model.lower.quantize import tensors_to_calibrate
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -596,7 +598,7 @@ def test_memory_does_not_grow_with_samples(tmp_path: Path) -> None:
     path = save(tmp_path, *chain(8), outputs=["t8"], shape=("n", "length"))
     script = f"""
 import sys, pathlib, numpy as np
-from engineworks.model.calibration import collect_ranges
+from engineworks.model.calibrate.collect import collect_ranges
 values = np.linspace(-1, 1, 1 << 19, dtype=np.float32)[None]
 batches = lambda: ({{"x": values[:, (at * 7919 * 64) % (1 << 18):]}} for at in range(int(sys.argv[1])))
 tensors = [f"t{{at}}" for at in range(1, 9)]
@@ -616,7 +618,7 @@ def test_holes_in_the_heap_are_given_back() -> None:
     """Freed tensors of 3 MiB with blocks of 1 MiB between them: 120 MiB of holes."""
     script = """
 import numpy as np
-from engineworks.model.calibration.heap import settle_heap, trim_heap
+from engineworks.model.calibrate.heap import settle_heap, trim_heap
 
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) // 1024

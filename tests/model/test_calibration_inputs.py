@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
-from engineworks.model.calibration.inputs import DRAWN, InputStatistics, InputWatch, drift, ks_critical, ks_distance
-from engineworks.model.calibration.trust import check_samples, constant_integers
+from engineworks.model.calibrate.inputs import DRAWN, InputStatistics, InputWatch, drift, ks_critical, ks_distance
+from engineworks.model.calibrate.trust import check_samples, constant_integers
 
 
 def look(array: NDArray[np.generic], sizes: Sequence[int] = (7,), refuse: str | None = None) -> InputWatch:

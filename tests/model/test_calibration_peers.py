@@ -21,7 +21,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.model.calibration import Method, collect_ranges
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.ranges import Method
 
 Arrays = Mapping[str, NDArray[Any]]
 TENSORS = ("x", "hidden", "y")

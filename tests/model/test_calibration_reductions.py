@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import CalibrationError
-from engineworks.model.calibration import Method, Ranges, collect, collect_ranges
-from engineworks.model.calibration.reduction_graph import DERIVED
-from engineworks.model.calibration.reductions import open_reductions
-from engineworks.model.calibration.values import LARGE
+from engineworks.model.calibrate import collect
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.ranges import Method, Ranges
+from engineworks.model.calibrate.reduction_graph import DERIVED
+from engineworks.model.calibrate.reductions import open_reductions
+from engineworks.model.calibrate.values import LARGE
 
 node = helper.make_node
 METHODS: tuple[Method, ...] = ("minmax", "moving_average")

@@ -10,9 +10,9 @@ import pytest
 from conftest import tiny_model
 
 from engineworks.errors import ModelError, SamplesError
-from engineworks.model.calibration import Range, Ranges
-from engineworks.model.calibration.inputs import InputStatistics
-from engineworks.model.calibration.trust import check_pairing, digest_model, summary, warnings
+from engineworks.model.calibrate.inputs import InputStatistics
+from engineworks.model.calibrate.ranges import Range, Ranges
+from engineworks.model.calibrate.trust import check_pairing, digest_model, summary, warnings
 
 FINE = Range(1.0, -1.0, 1.0, 0.001, 1000, 0.1, 0.99)
 PIXELS = InputStatistics("float32", 64, 0.0, 1.0, 0.5, 0.2, 0, (0.0, 1.0))

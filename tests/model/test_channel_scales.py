@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.model.calibration import Range, Ranges
-from engineworks.model.lower.channel_scales import scale_channels_after_products
-from engineworks.model.lower.half_around import halve_around
+from engineworks.model.calibrate.ranges import Range, Ranges
+from engineworks.model.lower.half.around import halve_around
+from engineworks.model.lower.half.channel_scales import scale_channels_after_products
 from engineworks.model.lower.quantize import quantize, tensors_to_calibrate
 
 ROWS, INNER, COLUMNS = 5, 64, 6

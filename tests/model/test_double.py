@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.model.lower.double import double_to_float, holds_double
-from engineworks.model.lower.half import lower_half
-from engineworks.model.lower.half_graph import infer_types, split_model
+from engineworks.model.lower.half.graph import infer_types, split_model
+from engineworks.model.lower.half.half import lower_half
 
 FLOAT, DOUBLE, HALF, INT64, BOOL = (
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL,

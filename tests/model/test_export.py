@@ -12,14 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
-from engineworks.model.export import (
+from engineworks.model.export.interface import (
     Interface,
     export_onnx,
     export_report_from_json,
     interface_from_json,
     require_packages,
 )
-from engineworks.model.export_trials import difference_of, trial_inputs
+from engineworks.model.export.trials import difference_of, trial_inputs
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
 WEIGHT = np.arange(4096, dtype=np.float32).reshape(64, 64)
@@ -136,13 +136,12 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch
     )
 
 
-@pytest.mark.parametrize("module", ["export_torch", "export_huggingface"])
-def test_the_exporters_tell_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+@pytest.mark.parametrize("extra", ["torch", "huggingface"])
+def test_the_exporters_tell_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    found = importlib.import_module(f"engineworks.model.{module}")
-    extra = module.removeprefix("export_")
+    found = importlib.import_module(f"engineworks.model.export.from_{extra}")
     with pytest.raises(ModelError, match=rf"pip install 'engineworks\[{extra}\]'"):
-        getattr(found, module)("a.b:c", tmp_path, interface(), tmp_path)
+        getattr(found, f"export_{extra}")("a.b:c", tmp_path, interface(), tmp_path)
 
 
 def interface() -> Interface:

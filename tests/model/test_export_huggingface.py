@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 
 from engineworks.errors import ModelError
-from engineworks.model.export import Interface
-from engineworks.model.export_huggingface import export_huggingface, find_folder, source_files, task_of
+from engineworks.model.export.from_huggingface import export_huggingface, find_folder, source_files, task_of
+from engineworks.model.export.interface import Interface
 from engineworks.tensors import Dim, InputRange, Profile, TensorSpec
 
 SIZES: dict[str, Any] = {

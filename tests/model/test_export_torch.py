@@ -18,8 +18,8 @@ import pytest
 from onnx import numpy_helper
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.model.export import ExportReport, Interface
-from engineworks.model.export_torch import export_torch, torch_payload
+from engineworks.model.export.from_torch import export_torch, torch_payload
+from engineworks.model.export.interface import ExportReport, Interface
 from engineworks.tensors import Dim, InputRange, Profile, TensorSpec
 
 pytestmark = pytest.mark.torch
@@ -147,7 +147,7 @@ def test_the_same_factory_gives_the_same_bytes_in_every_process(bench: Bench, tm
         bench.export(CNN, images(opset))
         digests.add(hashlib.sha256((bench.out / "model.onnx").read_bytes()).hexdigest())
     payload = torch_payload("net:factory", bench.root, images(opset), bench.out)
-    code = "import json,sys; from engineworks.model.export_torch import main; main(json.loads(sys.argv[1]))"
+    code = "import json,sys; from engineworks.model.export.from_torch import main; main(json.loads(sys.argv[1]))"
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     subprocess.run(
         [sys.executable, "-c", code, json.dumps(payload)], check=True, env=env, cwd=tmp_path, capture_output=True
@@ -291,7 +291,7 @@ def factory(): return torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.BatchN
 
 
 def test_large_weights_go_beside_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engineworks.model.torch_onnx.EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr("engineworks.model.onnx_files.EXTERNAL_ABOVE_BYTES", 1000)
     source = "import torch\ndef factory(): return torch.nn.Linear(64, 64)\n"
     report = bench.export(source, interface({"x": ("n", 64)}, {"y": ("n", 64)}, {"n": (1, 2, 4)}))
     assert report.files == ("model.onnx", "model.onnx.data")

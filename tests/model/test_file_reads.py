@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.model.file_reads import recorded_reads, undeclared_reads
+from engineworks.model.export.file_reads import recorded_reads, undeclared_reads
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_library_beside_the_recipe_that_is_installed_does_not_count() -> None:
     """A virtual environment inside of the recipe's folder."""
     code = """
         import sys, pathlib, numpy
-        from engineworks.model.file_reads import undeclared_reads
+        from engineworks.model.export.file_reads import undeclared_reads
         print(undeclared_reads({pathlib.Path(numpy.__file__)}, pathlib.Path(sys.prefix).parent, []))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import FoldError, ModelError, SamplesError
-from engineworks.model import fold, folding, large_constants, onnx_files
-from engineworks.model.fold import FoldReport, fold_model
-from engineworks.model.folding import Strategy
+from engineworks.model import onnx_files
+from engineworks.model.fold import fold, folding, large_constants
+from engineworks.model.fold.fold import FoldReport, fold_model
+from engineworks.model.fold.folding import Strategy
 from engineworks.tensors import TensorSpec
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -674,7 +675,7 @@ def test_the_same_model_gives_the_same_bytes_in_any_process(tmp_path: Path, know
     known_branch.opset_import.extend([helper.make_opsetid(d, 1) for d in ("com.microsoft", "ai.onnx.ml")])
     onnx.save(known_branch, str(tmp_path / "m.onnx"))
     code = (
-        "import sys, numpy as np; from pathlib import Path; from engineworks.model.fold import fold_model;"
+        "import sys, numpy as np; from pathlib import Path; from engineworks.model.fold.fold import fold_model;"
         "from engineworks.tensors import TensorSpec as S;"
         "fold_model(Path(sys.argv[1]), Path(sys.argv[2]), inputs=[S('x', 'float32', ('batch', 3, 4))], outputs=None,"
         "minimum_opset=17, feeds=[{'x': np.ones((2, 3, 4), np.float32)}])"
@@ -690,7 +691,7 @@ _FOLD_LARGE = """
 import resource, sys, threading, time
 from pathlib import Path
 import numpy as np
-from engineworks.model.fold import fold_model
+from engineworks.model.fold.fold import fold_model
 from engineworks.tensors import TensorSpec
 folder, width = Path(sys.argv[1]), int(sys.argv[2])
 feeds = [{"x": np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width)}]

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError, ModelError
-from engineworks.model.lower.half import to_half
+from engineworks.model.lower.half.convert import to_half
 from engineworks.model.onnx_files import detach_weights, save_model
 
 F32, F16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16

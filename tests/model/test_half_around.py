@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import BuildError, LoweringError
-from engineworks.model.calibration import Range, Ranges, collect_ranges
-from engineworks.model.lower.half import lower_half
-from engineworks.model.lower.half_around import halve_around
-from engineworks.model.lower.half_run import Bench
-from engineworks.model.lower.prove import compare_outputs, reference_outputs
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.ranges import Range, Ranges
+from engineworks.model.lower.half.around import halve_around
+from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.prove import compare_outputs, reference_outputs
+from engineworks.model.lower.half.run import Bench
 from engineworks.model.lower.quantize import quantize, raise_opset_for, tensors_to_calibrate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -74,9 +75,9 @@ def test_tensorrt_rtx_builds_it(
     lowered: dict[str, onnx.ModelProto], tmp_path: Path, name: str, capabilities: tuple[str, ...]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from engineworks.backends import tensorrt_rtx
-    from engineworks.backends.base import BuildRequest
-    from engineworks.capabilities import why_not
+    from engineworks.engines.backends import tensorrt_rtx
+    from engineworks.engines.backends.base import BuildRequest
+    from engineworks.engines.capabilities import why_not
     from engineworks.tensors import InputRange, Profile
 
     version = next(iter(tensorrt_rtx.versions().values()))
@@ -140,9 +141,9 @@ def test_noise_of_int8_itself_is_no_reason_to_keep_anything() -> None:
 
 
 def test_half_precision_that_adds_noise_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engineworks.model.lower import half_around
+    from engineworks.model.lower.half import around
 
-    monkeypatch.setattr(half_around, "MORE_NOISE_DB", -60.0)
+    monkeypatch.setattr(around, "MORE_NOISE_DB", -60.0)
     narrow = Ranges("minmax", 1, {"x": Range(0.1, -0.1, 0.1, 0, 1)})
     with pytest.raises(LoweringError, match=r"float16 around quantized nodes: output 'y' has a signal to noise ratio"):
         halve_around(quantize(growing(), narrow).model, growing(), "float16", feeds())

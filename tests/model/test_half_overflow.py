@@ -10,10 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import PrecisionError
-from engineworks.model.lower.half import HalfLimits, lower_half, to_half
-from engineworks.model.lower.half_graph import FORMATS
-from engineworks.model.lower.half_overflow import first_overflow
-from engineworks.model.lower.half_run import Bench
+from engineworks.model.lower.half.convert import to_half
+from engineworks.model.lower.half.graph import FORMATS
+from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.overflow import first_overflow
+from engineworks.model.lower.half.report import HalfLimits
+from engineworks.model.lower.half.run import Bench
 
 FLOAT = TensorProto.FLOAT
 

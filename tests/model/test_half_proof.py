@@ -15,10 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError, SamplesError
-from engineworks.model.lower.half import HalfLimits, lower_half, to_half
-from engineworks.model.lower.half_graph import FORMATS
-from engineworks.model.lower.half_run import Bench
-from engineworks.model.lower.prove import cosine, prove, reference_outputs
+from engineworks.model.lower.half.convert import to_half
+from engineworks.model.lower.half.graph import FORMATS
+from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.prove import cosine, prove, reference_outputs
+from engineworks.model.lower.half.report import HalfLimits
+from engineworks.model.lower.half.run import Bench
 
 F32 = TensorProto.FLOAT
 DTYPES = ["float16", "bfloat16"]

@@ -12,12 +12,12 @@ import pytest
 from conftest import TARGETS
 from text_model import WORDS, write_tokenizer
 
-from engineworks.child import default_pool
-from engineworks.execution.step import run_step
+from engineworks.builds.step import run_step
 from engineworks.fingerprint import FileDigests
+from engineworks.host.child import default_pool
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 pytestmark = pytest.mark.torch
 

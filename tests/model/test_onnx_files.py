@@ -197,7 +197,7 @@ def test_a_model_newer_than_onnx_runtime_reads_is_lowered_when_it_is_folded(
 ) -> None:
     import onnxruntime
 
-    from engineworks.model.fold import fold_model
+    from engineworks.model.fold.fold import fold_model
 
     onnx.save(newer(opset, ir_version), tmp_path / "new.onnx")
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)

@@ -14,15 +14,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError
-from engineworks.model.calibration import METHODS, Method, Range, Ranges, collect_ranges
+from engineworks.model.calibrate.collect import collect_ranges
+from engineworks.model.calibrate.ranges import METHODS, Method, Range, Ranges
+from engineworks.model.lower.formats import quantize_weight
 from engineworks.model.lower.quantizable import WORTHWHILE
-from engineworks.model.lower.quantize import (
-    Quantized,
-    quantize,
-    quantize_weight,
-    raise_opset_for,
-    tensors_to_calibrate,
-)
+from engineworks.model.lower.quantize import Quantized, quantize, raise_opset_for, tensors_to_calibrate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
-from engineworks.model.fold import FoldReport, fold_model
-from engineworks.model.repeatable import check_repeatable
+from engineworks.model.fold.fold import FoldReport, fold_model
+from engineworks.model.fold.repeatable import check_repeatable
 from engineworks.tensors import TensorSpec
 
 node = helper.make_node

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.model.source_code import imported_distributions, load_function, source_closure
+from engineworks.model.export.source_code import imported_distributions, load_function, source_closure
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
-from engineworks.model.fold import fold_model
+from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import load_model
 from engineworks.tensors import TensorSpec
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.execution.schedule import Schedule
+from engineworks.builds.schedule import Schedule
+from engineworks.engines.peers import ort_cpu, ort_cuda
 from engineworks.fingerprint import FileDigests
-from engineworks.peers import ort_cpu, ort_cuda
-from engineworks.plan import Plan, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 GPU = {"gpu": "NVIDIA Test", "driver": "600.1"}
 
@@ -123,7 +123,7 @@ def test_a_peers_key_holds_its_hardware_and_versions(repository: Path, monkeypat
 def test_a_torch_source_is_in_the_peers_key_with_all_that_shapes_it(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engineworks.peers.pytorch.why_not", lambda source, precision: None)
+    monkeypatch.setattr("engineworks.engines.peers.pytorch.why_not", lambda source, precision: None)
     edit(repository, "{onnx: tiny.onnx}", "{torch: 'net:factory'}")
     net = repository / "recipes" / "net.py"
     net.write_text("import torch\ndef factory(): return torch.nn.ReLU()\n")

@@ -13,11 +13,11 @@ from conftest import tiny_model
 
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
-from engineworks.plan import Plan, changes, plan_recipe, verify_stored
+from engineworks.plan.plan import Plan, changes, plan_recipe, verify_stored
 from engineworks.plan.precisions import note_unsupported
 from engineworks.plan.refusals import refuse_folded
 from engineworks.recipe.load import load_recipe
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 
 def plan(repository: Path, only: str | None = None) -> Plan:
@@ -292,8 +292,8 @@ def test_a_time_limit_of_the_recipe_is_in_no_key_and_wins_over_the_target_s(repo
 
 
 def test_every_step_of_a_build_can_have_a_time_limit() -> None:
+    from engineworks.plan.kinds import STEP_KINDS
     from engineworks.recipe.recipe import TimeLimits
-    from engineworks.steps import STEP_KINDS
 
     assert TimeLimits.model_fields.keys() == STEP_KINDS.keys() - {"sensitivity"}
 

@@ -10,11 +10,11 @@ import pytest
 from conftest import RECIPE
 
 from engineworks.fingerprint import FileDigests
-from engineworks.plan import Plan, plan_recipe
 from engineworks.plan.duel import conditions_of
+from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.remeasure import measured_anew
 from engineworks.recipe.load import load_recipe
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 BUDGET = "  budget: {one: {p50_ms: 3, p99_ms: 9}}\n"
 

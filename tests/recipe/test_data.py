@@ -110,7 +110,7 @@ def test_texts_are_counted_and_cut_to_what_tokenizer_and_profiles_allow(moods: P
 def test_the_models_own_class_names_are_used(moods: Path) -> None:
     folder = moods.parent / "tokenizer"
     (folder / "config.json").write_text(json.dumps({"label2id": {"happy": 0, "angry": 1}}))
-    from engineworks.datasets.labels import label_numbers
+    from engineworks.recipe.datasets.labels import label_numbers
 
     assert label_numbers(folder) == {"happy": 0, "angry": 1}
     (folder / "config.json").write_text(json.dumps({"label2id": {"LABEL_0": 0}}))

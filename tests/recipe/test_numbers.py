@@ -19,7 +19,7 @@ from engineworks.errors import RecipeError
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.metric import F1, CharacterError, TopK, WordError
 from engineworks.recipe.recipe import Recipe
-from engineworks.targets import Targets
+from engineworks.recipe.targets import Targets
 
 BASE = YAML(typ="safe").load(RECIPE)
 FULL: dict[str, Any] = {

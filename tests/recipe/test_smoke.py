@@ -8,11 +8,11 @@ import pytest
 
 from engineworks.errors import RecipeError
 from engineworks.fingerprint import FileDigests
-from engineworks.plan import Plan, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.recipe.smoke import SAMPLES, Mode, in_mode
 from engineworks.settings import read_settings
-from engineworks.store import open_store
+from engineworks.store.open import open_store
 
 
 def plan(mode: Mode) -> Plan:

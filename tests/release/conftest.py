@@ -13,15 +13,15 @@ import pytest
 from conftest import RECIPE, TARGETS, tiny_labels, tiny_model
 from release_record import record
 
-from engineworks.child import default_pool
-from engineworks.execution.step import run_step
+from engineworks.builds.passport import recipe_origin, with_passport
+from engineworks.builds.results import BuildResult, EngineResult, engine_result
+from engineworks.builds.step import run_step
 from engineworks.fingerprint import FileDigests
-from engineworks.plan import Plan, plan_recipe
+from engineworks.host.child import default_pool
+from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipe
-from engineworks.release.passport import recipe_origin, with_passport
-from engineworks.results import BuildResult, EngineResult, engine_result
 from engineworks.settings import Settings
-from engineworks.store import Store
+from engineworks.store.store import Store
 
 TWO_OUTPUTS = "release: {triton: {dynamic_batching: {preferred: [8, 16], max_delay_us: 500}, instances: 2}}\n"
 

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from fake_gpu import FakeEngine, FakeRuntime, FakeTensor, FakeVendor
 
-from engineworks.backends import _cuda, _trt_host, _trt_load, _trt_log
-from engineworks.backends._gpu import Gpu
-from engineworks.backends._trt import Vendor
+from engineworks.engines.backends import _cuda, _trt_host, _trt_load, _trt_log
+from engineworks.engines.backends._trt import Vendor
 from engineworks.errors import RunError, TrustError
+from engineworks.host.gpu import Gpu
 from engineworks.release.promotion import requirements
 from engineworks.tensors import TensorSpec
-from engineworks.tracking import EngineModel, EngineRecord, Slot, Tracking, open_tracking
+from engineworks.tracking.aliases import Slot
+from engineworks.tracking.engine_model import EngineModel
+from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.runs import Tracking, open_tracking
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

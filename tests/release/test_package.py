@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from release_keys import trust_mine
 
-from engineworks.backends import onnxruntime
 from engineworks.cli import _run
+from engineworks.engines.backends import onnxruntime
+from engineworks.engines.passport import Passport, read_passport
+from engineworks.engines.signing import Trust
 from engineworks.errors import InputError, RunError, TrustError
-from engineworks.release.package import PackagedEngine, verify_package, write_package
-from engineworks.release.passport import Passport, read_passport
-from engineworks.release.signing import Trust
-from engineworks.release.triton_engines import open_packaged
+from engineworks.package.package import PackagedEngine, verify_package, write_package
+from engineworks.package.triton_engines import open_packaged
 
 
 def packaged(built: Any, name: str = "tiny/int8/cpu") -> PackagedEngine:

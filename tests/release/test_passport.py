@@ -12,13 +12,13 @@ import pytest
 from release_keys import trust_mine
 
 from engineworks.cli import _run
-from engineworks.engine_files import check_engine
+from engineworks.commands.verification import verify_anything
+from engineworks.engines.engine_files import check_engine
+from engineworks.engines.engine_session import load_engine
+from engineworks.engines.passport import read_passport, verify_folder
+from engineworks.engines.signing import Trust
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_file
-from engineworks.release.passport import read_passport, verify_folder
-from engineworks.release.signing import Trust
-from engineworks.release.verify import verify_anything
-from engineworks.steps.engine_session import load_engine
 
 
 def folder_with_passport(built: Any, to: Path) -> Path:

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from release_keys import trust_mine
 
+from engineworks.builds.results import BuildResult, EngineResult, EngineWord
 from engineworks.cli import _run
 from engineworks.errors import InputError, RunError, TrustError
-from engineworks.gates import Check, Verdict
-from engineworks.recipe import Waiver
-from engineworks.release.package import write_package
+from engineworks.measure.gates.gates import Check, Verdict
+from engineworks.measure.waivers import apply_waivers
+from engineworks.package.package import write_package
+from engineworks.recipe.recipe import Waiver
 from engineworks.release.promotion import ReleaseResult, champions_before, example_feeds, release_build, roll_back
 from engineworks.release.sources import champion_engines
-from engineworks.release.waivers import apply_waivers
-from engineworks.results import BuildResult, EngineResult, EngineWord
-from engineworks.tracking import Slot, Tracking, open_tracking
+from engineworks.tracking.aliases import Slot
+from engineworks.tracking.runs import Tracking, open_tracking
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -244,7 +245,7 @@ def test_the_champion_is_an_mlflow_model_that_gives_the_engines_outputs(world: A
     model = load("models:/runs@champion-cpu-int8", tracking)
     feeds = example_feeds(built.plan)
     assert feeds["image"].shape == (2, 1, 4, 4)
-    from engineworks.backends import onnxruntime
+    from engineworks.engines.backends import onnxruntime
 
     session = onnxruntime.load(result.engines[1].path, {})
     np.testing.assert_array_equal(model.predict(feeds)["logits"], session.run(feeds)["logits"])
@@ -297,7 +298,7 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
 def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built, result, tracking = world
     release(named(built, "elsewhere"), result, tracking)
-    monkeypatch.setattr("engineworks.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
+    monkeypatch.setattr("engineworks.engines.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
     with pytest.raises(RunError) as caught:
         load("models:/elsewhere@champion-cpu-int8", tracking)
     assert str(caught.value) == (

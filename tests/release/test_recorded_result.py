@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from release_record import record
 
-from engineworks.execution.command import recorded_result
-from engineworks.git.state import Checkout
-from engineworks.results import LONGEST_LIST
-from engineworks.store import Store
-from engineworks.tracking import Tracking
+from engineworks.builds.command import recorded_result
+from engineworks.builds.results import LONGEST_LIST
+from engineworks.host.git.state import Checkout
+from engineworks.store.store import Store
+from engineworks.tracking.runs import Tracking
 
 
 def told(result: Any) -> Any:

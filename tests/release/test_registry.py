@@ -21,9 +21,12 @@ import pytest
 import engineworks.errors
 from engineworks.errors import InputError
 from engineworks.tensors import TensorSpec
-from engineworks.tracking import EngineModel, EngineRecord, Registry, Slot, Tracking, open_tracking
-from engineworks.tracking.aliases import champions_of
+from engineworks.tracking.aliases import Slot, champions_of
+from engineworks.tracking.engine_model import EngineModel
+from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.registry import Registry
 from engineworks.tracking.registry_lock import CLAIM, _is_free
+from engineworks.tracking.runs import Tracking, open_tracking
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -274,7 +277,7 @@ def test_a_dot_in_a_targets_name_is_an_underscore_in_its_alias() -> None:
 RACER = """
 import json, sys
 from pathlib import Path
-from engineworks.tracking import open_tracking
+from engineworks.tracking.runs import open_tracking
 sys.path.insert(0, sys.argv[3])
 from test_registry import race
 tracking = open_tracking(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from report_example import example
 
-from engineworks.report import write_report
+from engineworks.report.write import write_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

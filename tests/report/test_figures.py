@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from engineworks.builds.results import BuildResult, EngineResult, StepCounts
+from engineworks.builds.to_mlflow import _metrics, _series
 from engineworks.measure.sweep import Recommendation
-from engineworks.records import _metrics, _series
 from engineworks.report.figures import has_device_figures, latency_table, remarks, streams_table, sweep_table, warnings
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
-from engineworks.results import BuildResult, EngineResult, StepCounts
 
 SHAPE = {
     "dims": {"batch": 1}, "latency_ms_p50": 0.2, "latency_ms_p90": 0.21, "latency_ms_p99": 0.3,
@@ -92,8 +92,8 @@ def test_a_terminal_shows_one_complaint_and_counts_the_rest() -> None:
 
 
 def test_the_terminal_prints_the_tables_after_the_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
+    from engineworks.report.terminal import print_results
     from engineworks.settings import read_settings
-    from engineworks.terminal import print_results
 
     print_results([BuildResult("r", "run1", (engine(),), (), StepCounts())], read_settings(), quiet=True)
     shown = capsys.readouterr().out

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from engineworks.builds.results import BuildResult, EngineResult, StepCounts
+from engineworks.builds.to_mlflow import _headline
 from engineworks.errors import TrackingError
-from engineworks.records import _headline
 from engineworks.report.gather import gather_background
 from engineworks.report.text import render_markdown
-from engineworks.results import BuildResult, EngineResult, StepCounts
-from engineworks.tracking import EngineRecord, Tracking, open_tracking
 from engineworks.tracking.pages import ALL_ENGINES, HEADLINE, VIEW_TAG, Pages, engines_view, recipe_view, view_key
+from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.runs import Tracking, open_tracking
 
 pytest.importorskip("mlflow")
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 import pytest
 from report_example import HOSTILE, NOW, example
 
+from engineworks.builds.results import BuildResult, EngineResult, StepCounts
+from engineworks.builds.step_facts import StepFact, step_fact_from_json
 from engineworks.report.background import Before, Point
 from engineworks.report.graph import graph_svg
 from engineworks.report.page import render_html
@@ -18,8 +20,6 @@ from engineworks.report.summary import NOTE_CHARS, engine_note, verdict_table
 from engineworks.report.text import render_markdown
 from engineworks.report.trend import trend_section
 from engineworks.report.verdict_section import anchor
-from engineworks.results import BuildResult, EngineResult, StepCounts
-from engineworks.step_facts import StepFact, step_fact_from_json
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import gzip
 import json
 import re
 
-from engineworks.gates import Check
+from engineworks.builds.results import BuildResult, EngineResult, StepCounts
+from engineworks.measure.gates.gates import Check
 from engineworks.report.page import render_html
 from engineworks.report.raw import attachments
-from engineworks.results import BuildResult, EngineResult, StepCounts
 
 DUEL = {"method": "history", "why": "gone", "history": {"one": [["d", 1.0]]}, "earlier": [], "limit": 0.05}
 ENGINE = EngineResult(

@@ -18,15 +18,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks import backends
-from engineworks.backends.base import RunTimes
+from engineworks.engines import backends
+from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
-from engineworks.gates import Check, judge
 from engineworks.measure import served as served_limits
+from engineworks.measure.gates.gates import Check, judge
 from engineworks.measure.served_checks import synthetic_warnings
-from engineworks.recipe import Limits
-from engineworks.steps import StepJob, compare, lowered_reference, reference
+from engineworks.recipe.recipe import Limits
+from engineworks.steps import compare, lowered_reference, reference
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
 Array = NDArray[Any]
@@ -147,7 +148,7 @@ class Bench:
         return {c.name: c.sentence for c in self.compare(spoil, **options) if c.verdict != "pass"}
 
     def _register(self, model: Path, spoil: Any) -> None:
-        from engineworks.backends import onnxruntime
+        from engineworks.engines.backends import onnxruntime
 
         def load(engine: Path, options: Any, *, serving: Any = None, cache: Any = None, known: Any = ()) -> FakeSession:
             self.sessions.append(FakeSession(onnxruntime.load(model / "model.onnx", {}), spoil))

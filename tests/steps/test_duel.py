@@ -13,14 +13,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.backends import onnxruntime
-from engineworks.backends.base import Serving
-from engineworks.champion import Champion
-from engineworks.champion.lookup import ChampionError
+from engineworks.engines.backends import onnxruntime
+from engineworks.engines.backends.base import Serving
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
+from engineworks.measure.champion import Champion
 from engineworks.measure.regression import CONFIDENCE, LOOKS
-from engineworks.steps import StepJob, duel
+from engineworks.plan.champion_lookup import ChampionError
+from engineworks.steps import duel
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
 X, Y = TensorSpec("x", "float32", ("batch", 64)), TensorSpec("y", "float32", ("batch", 4))
@@ -152,7 +153,7 @@ def test_too_little_time_is_inconclusive(tmp_path: Path, at_hand: Any) -> None:
 
 
 def test_the_second_measurement_is_in_another_process(tmp_path: Path) -> None:
-    from engineworks.child import ChildPool
+    from engineworks.host.child import ChildPool
 
     champion = engine(tmp_path / "champion", 64)
     one = job(tmp_path, champion, champion, most_s=0.001)

@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError, PrecisionError
-from engineworks.model.calibration.trust import digest_model
-from engineworks.recipe import FORMATS
-from engineworks.steps import StepJob
+from engineworks.model.calibrate.trust import digest_model
+from engineworks.recipe.recipe import FORMATS
 from engineworks.steps.calibrate import run as calibrate
 from engineworks.steps.lower import proof_batch, run
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
 FLOAT, HALF, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BOOL
@@ -226,7 +226,8 @@ def test_large_models_are_proved_on_fewer_rows_and_never_on_single_ones(mib: int
 def test_the_fp32_model_runs_once_for_all_that_is_held_against_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    from engineworks.model.lower import half, half_around
+    from engineworks.model.lower.half import around as half_around
+    from engineworks.model.lower.half import half
 
     ran: list[str] = []
     for module in (half, half_around):

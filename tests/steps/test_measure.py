@@ -13,15 +13,16 @@ import onnx
 import pytest
 from conftest import tiny_model
 
-from engineworks.backends.base import RunTimes, Serving
+from engineworks.engines.backends.base import RunTimes, Serving
 from engineworks.errors import RunError
 from engineworks.fingerprint import digest_file
-from engineworks.steps import StepJob, measure
+from engineworks.steps import measure
 from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from engineworks.backends.base import Arrays
+    from engineworks.engines.backends.base import Arrays
 
 INPUT = TensorSpec("image", "float32", ("batch", 1, 4, 4))
 CPU = {"backend": "onnxruntime", "compute_capability": [], "options": {"threads": 1}}

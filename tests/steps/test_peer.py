@@ -11,11 +11,12 @@ import onnx
 import pytest
 from conftest import tiny_model
 
+from engineworks.engines.peers import ort_cpu
+from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import InputError, RunError
 from engineworks.measure.latency import Sampling
-from engineworks.peers import ort_cpu
-from engineworks.peers.base import PeerModel
-from engineworks.steps import StepJob, measure, peer, reference
+from engineworks.steps import measure, peer, reference
+from engineworks.steps.step_job import StepJob
 
 SPEC = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 4, 4]}
 SAMPLES = {"arrays": {"image": "image"}, "count": 10, "total": 10, "specs": [SPEC]}

@@ -10,10 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from engineworks.backends import onnxruntime
-from engineworks.samples import open_samples, output_axes
-from engineworks.steps import StepJob, reference
-from engineworks.steps.measure import feeds_at
+from engineworks.engines.backends import onnxruntime
+from engineworks.recipe.samples import feeds_at, open_samples, output_axes
+from engineworks.steps import reference
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
 IMAGE, RATE = TensorSpec("image", "float32", ("batch", 2)), TensorSpec("rate", "float32", ())

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from engineworks.backends.base import RunTimes, Session
+from engineworks.engines.backends.base import RunTimes, Session
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from engineworks.backends.base import Arrays
+    from engineworks.engines.backends.base import Arrays
 
 FEEDS = {"x": np.zeros((4, 2), np.float32)}
 

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from engineworks.errors import EngineworksError, ModelError
-from engineworks.gates import judge
+from engineworks.measure.gates.gates import judge
 from engineworks.measure.task_metrics import dead_classes
-from engineworks.recipe import Limits
-from engineworks.samples import open_samples
-from engineworks.steps import StepJob
+from engineworks.recipe.recipe import Limits
+from engineworks.recipe.samples import open_samples
+from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
 from engineworks.tensors import TensorSpec
 

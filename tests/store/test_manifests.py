@@ -10,7 +10,8 @@ import pytest
 
 import engineworks.store.artifact as artifacts
 from engineworks.fingerprint import digest_of
-from engineworks.store import MANIFEST, Store
+from engineworks.store.artifact import MANIFEST
+from engineworks.store.store import Store
 
 DOCUMENT = {"step": "fold", "params": {"a": 1}}
 KEY = digest_of(DOCUMENT)

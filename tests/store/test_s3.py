@@ -19,10 +19,10 @@ import pytest
 from engineworks.cli import _run
 from engineworks.errors import EXIT_STEP_FAILED, StoreError
 from engineworks.fingerprint import digest_of
-from engineworks.store import Store
 from engineworks.store.remote import RemoteStore
 from engineworks.store.service import Service
 from engineworks.store.shared import SharedStore
+from engineworks.store.store import Store
 
 pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("s3")]
 for library in ("moto", "s3fs", "boto3"):

@@ -17,7 +17,8 @@ import pytest
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
-from engineworks.store import Store, open_store
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
 
 DOCUMENT = {"step": "fold", "params": {"a": 1}}
 KEY = digest_of(DOCUMENT)
@@ -112,7 +113,7 @@ def test_kill_9_of_the_builder_frees_the_lock_and_leaves_no_half(tmp_path: Path)
     script = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from engineworks.store import Store
+        from engineworks.store.store import Store
         with Store(Path({str(tmp_path)!r})).writing({KEY!r}, {DOCUMENT!r}, "tiny/fold") as writing:
             (writing.folder / "half").write_text("half")
             print("ready", flush=True)

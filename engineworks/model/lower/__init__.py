@@ -1,0 +1,1 @@
+"""ONNX in fp32 → ONNX in a precision."""

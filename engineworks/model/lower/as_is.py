@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
+from engineworks.model.fold.node_uses import stored_type
 from engineworks.model.graphs import all_nodes, node_label
-from engineworks.model.node_uses import stored_type
 from engineworks.model.opset import opset_of
 
 if TYPE_CHECKING:

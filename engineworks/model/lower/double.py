@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import all_nodes, all_tensors
-from engineworks.model.lower.half_graph import DOUBLE, SINGLE, TypedGraph
-from engineworks.model.lower.half_patterns import integer_arithmetic
-from engineworks.model.lower.half_read import typed_graph
-from engineworks.model.lower.half_rewrite import rewrite
-from engineworks.model.lower.half_rules import BETWEEN, schema_refuses, weights_unfit, with_neighbours
-from engineworks.model.lower.half_weights import WeightFacts, clamp_sentinels
-from engineworks.model.lower.prove import check_well_formed
+from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph
+from engineworks.model.lower.half.patterns import integer_arithmetic
+from engineworks.model.lower.half.prove import check_well_formed
+from engineworks.model.lower.half.read import typed_graph
+from engineworks.model.lower.half.rewrite import rewrite
+from engineworks.model.lower.half.rules import BETWEEN, schema_refuses, weights_unfit, with_neighbours
+from engineworks.model.lower.half.weights import WeightFacts, clamp_sentinels
 
 if TYPE_CHECKING:
     import onnx

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
-from engineworks.model.calibration.ranges import INT8_MAX, SCALE_OF_ZERO, Range
+from engineworks.model.calibrate.ranges import INT8_MAX, SCALE_OF_ZERO, Range
 
 if TYPE_CHECKING:
     import onnx

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError
-from engineworks.model.calibration.ranges import Ranges
+from engineworks.model.calibrate.ranges import Ranges
 from engineworks.model.graphs import names_read
 from engineworks.model.lower.formats import (
     FORMATS,
@@ -104,8 +104,8 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
     """
     import onnx
 
-    from engineworks.model.lower.half_graph import whole_model
-    from engineworks.model.lower.half_read import typed_graph
+    from engineworks.model.lower.half.graph import whole_model
+    from engineworks.model.lower.half.read import typed_graph
     from engineworks.model.opset import opset_of
 
     needed = max((FORMATS[name].opset for name in globs), default=0)

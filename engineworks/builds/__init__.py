@@ -1,0 +1,1 @@
+"""Carries out a plan, holds its result and records it."""

@@ -1,0 +1,152 @@
+"""Builds and engines as MLflow recorded them, read back: for reports of old runs, and to say why two differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.builds.calibration_health import CalibrationHealth
+from engineworks.builds.comparison import Comparison, ComparisonRow
+from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
+from engineworks.builds.step_facts import STEPS_FILE, step_fact_from_json
+from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.errors import InputError, TrackingError
+from engineworks.measure.gates.gates import Check
+from engineworks.measure.ladder.ladder import ladder_from_json
+from engineworks.measure.sweep import Recommendation, recommend, sweep_point
+from engineworks.plan.plan import Refused
+from engineworks.settings import Settings
+from engineworks.tracking.records import KIND, RunSummary
+from engineworks.tracking.runs import Tracking, open_tracking
+
+HINT = "`engineworks list engines` shows what was recorded"
+
+
+def recorded(settings: Settings) -> Tracking:
+    """The record. Raises `InputError` where nothing was ever recorded."""
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    if not tracking.exists():
+        raise InputError(f"nothing was recorded in {settings.artifacts}", hint="run 'engineworks build' first")
+    return tracking
+
+
+def find_run(tracking: Tracking, name: str) -> RunSummary:
+    """The run of this id; of an engine's id (recipe/precision/target) or a recipe's name the newest. Raises
+    `InputError` where there is none."""
+    if name.count("/") == 2:
+        found = tracking.find_runs(engine=name, kind="engine", limit=1)
+    elif len(name) == 32 and all(c in "0123456789abcdef" for c in name):
+        found = _by_id(tracking, name)
+    else:
+        found = tracking.find_runs(recipe=Path(name).name.removesuffix(".yaml"), kind="build", limit=1)
+    if not found:
+        raise InputError(f"'{name}': no run, engine or recipe of this name was recorded", hint=HINT)
+    return found[0]
+
+
+def _by_id(tracking: Tracking, run_id: str) -> list[RunSummary]:
+    try:
+        run = tracking.get_run(run_id)
+    except TrackingError:
+        return []
+    return [run] if run.tags.get(KIND) in ("build", "engine") else []
+
+
+def build_of(tracking: Tracking, run: RunSummary) -> RunSummary:
+    """The build's run: this one, or the parent of an engine's."""
+    return tracking.get_run(run.parent_run_id) if run.parent_run_id else run
+
+
+def engine_runs(tracking: Tracking, build: RunSummary) -> list[RunSummary]:
+    """Runs of the build's engines, by engine."""
+    found = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
+    return sorted(found, key=lambda run: run.engine or "")
+
+
+def read_json(tracking: Tracking, run_id: str, path: str) -> Any:
+    """A recorded JSON file, None where there is none."""
+    text = read_text(tracking, run_id, path)
+    return json.loads(text) if text is not None else None
+
+
+def read_text(tracking: Tracking, run_id: str, path: str) -> str | None:
+    try:
+        return tracking.read_text(run_id, path)
+    except TrackingError:
+        return None
+
+
+def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
+    """The result of the build as it was recorded; engines have no path, for their files are MLflow's now."""
+    plan = read_json(tracking, build.run_id, "plan.json") or {}
+    order = {e["id"]: i for i, e in enumerate(plan.get("engines", ()))}
+    runs = sorted(engine_runs(tracking, build), key=lambda run: order.get(run.engine or "", len(order)))
+    metrics, warnings = build.metrics, build.tags.get("engineworks.warnings", "")
+    return BuildResult(
+        recipe=build.recipe,
+        run=build.run_id,
+        engines=tuple(_engine(tracking, run, plan.get("resolved", {})) for run in runs),
+        refused=tuple(Refused(r["id"], r["sentence"]) for r in plan.get("refused", ())),
+        steps=StepCounts(*(int(metrics.get(f"steps_{k}", 0)) for k in ("run", "reused", "failed"))),
+        seconds=metrics.get("build_s", 0.0),
+        warnings=tuple(warnings.splitlines()),
+        comparison=_comparison(read_json(tracking, build.run_id, "comparison.json")),
+        calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, "calibration.json") or ()),
+        ladder=tuple(ladder_from_json(one) for one in read_json(tracking, build.run_id, "ladder.json") or ()),
+        not_selected=left_out(plan),
+        dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
+    )
+
+
+def left_out(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids of the engines that `--only` left out of the build with this plan (JSON), also where an old plan does not
+    say so itself."""
+    if "not_selected" in plan:
+        return tuple(plan["not_selected"])
+    planned = {e["id"] for part in ("engines", "refused") for e in plan.get(part, ())}
+    precisions = (plan.get("resolved") or {}).get("precisions") or ()
+    ids = (f"{plan.get('recipe')}/{p}/{target}" for p in precisions for target in plan.get("targets") or ())
+    return tuple(i for i in ids if i not in planned)
+
+
+def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) -> EngineResult:
+    def read(path: str) -> Any:
+        return read_json(tracking, run.run_id, path)
+
+    error, latency = read_text(tracking, run.run_id, "error.txt"), read("latency.json")
+    failure = Failure("", error, read_text(tracking, run.run_id, "error.log") or "") if error else None
+    word: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
+    return EngineResult(
+        id=run.engine or run.name,
+        verdict=word,
+        checks=tuple(Check(**check) for check in read("verdict.json") or ()),
+        sidecar=read(SIDECAR_FILE) or {},
+        accuracy=read("accuracy.json"),
+        latency=latency,
+        duel=read("duel.json"),
+        log=read_text(tracking, run.run_id, "build.log") or "",
+        failure=failure,
+        recommendation=_recommendation(latency, resolved),
+    )
+
+
+def _recommendation(latency: Any, resolved: Mapping[str, Any]) -> Recommendation | None:
+    sweep = (resolved.get("performance") or {}).get("sweep")
+    if not sweep or not latency:
+        return None
+    points = [sweep_point(point) for point in latency["sweep"]]
+    return recommend(points, latency_ms=sweep.get("latency_ms"), memory_total_mib=latency["memory_total_mib"])
+
+
+def _comparison(value: Any) -> Comparison | None:
+    if not value:
+        return None
+    rows = tuple(ComparisonRow(**row) for row in value["rows"])
+    return Comparison(value["over"], tuple(dict.fromkeys(row.shape for row in rows)), rows)
+
+
+def _health(value: Mapping[str, Any]) -> CalibrationHealth:
+    figures = {k: v for k, v in value.items() if k not in ("step", "warnings")}
+    return CalibrationHealth(value["step"], figures, tuple(value["warnings"]))

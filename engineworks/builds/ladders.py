@@ -1,0 +1,110 @@
+"""Engines' results → the rungs of `precisions: auto`, and one ladder per target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from engineworks.errors import EXIT_STEP_FAILED
+from engineworks.measure.accuracy import worst_cosine
+from engineworks.measure.gates.gates import METRIC_LIMITS
+from engineworks.measure.ladder.ladder import Rung, TargetLadder, climb
+
+if TYPE_CHECKING:
+    from engineworks.builds.results import EngineResult, Failure
+    from engineworks.plan.plan import Plan, PlannedEngine
+    from engineworks.recipe.targets import NamedTarget
+    from engineworks.store.store import Store
+
+_ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *METRIC_LIMITS)
+"""Names of the checks that another precision, or keeping nodes out of it, may mend."""
+
+
+def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
+    """One ladder per target, in the recipe's order; none where the recipe does not say `auto`. store: has the lowered
+    models, whose sizes an estimate needs."""
+    if plan.loaded.auto is None:
+        return ()
+    results = {e.id: e for e in engines}
+    rungs = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
+    inaccurate: dict[str, str] = {}
+    passed: dict[str, str] = {}
+    for target, found in rungs.items():
+        for rung in found:
+            if rung.inaccurate:
+                inaccurate.setdefault(rung.precision, f"failed on {target}: {rung.why}")
+            if rung.verdict == "pass":
+                passed.setdefault(rung.precision, target)
+    shape = next(iter(plan.loaded.recipe.performance.at), "")
+    return tuple(
+        climb(t, rungs[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed)
+        for t in plan.loaded.targets
+        if any(r.verdict != "not tried" for r in rungs[t.name])
+    )
+
+
+def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Rung]:
+    """Every precision of `auto` on this target, whatever became of it."""
+    auto = plan.loaded.auto
+    assert auto is not None
+    planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}
+    found = []
+    for precision in auto.tried:
+        engine = f"{plan.recipe}/{precision}/{target.name}"
+        if engine in results:
+            rung = _rung_of(planned[engine], results[engine])
+            lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
+            found.append(
+                replace(rung, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
+            )
+        elif engine in refused:
+            found.append(Rung(precision, "refused", why=refused[engine]))
+        else:
+            found.append(Rung(precision, "not tried", why="--only left it out"))
+    return found + [Rung(p, "not tried", why=why) for p, why in auto.untried.items()]
+
+
+def _model_size(store: Store, key: str) -> int | None:
+    """Bytes of a lowered model with its weights; None where it is not here."""
+    return sum(f.stat().st_size for f in store.place(key).glob("model.onnx*")) or None
+
+
+def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
+    shapes = (engine.latency or {}).get("shapes", {})
+    shape: Mapping[str, Any] = next(iter(shapes.values()), {})
+    outputs = (engine.accuracy or {}).get("outputs", {})
+    metric = (engine.accuracy or {}).get("metric") or {}
+    cosine = worst_cosine(outputs)
+    ratio = metric.get("ratio")
+    failing = [c for c in engine.checks if c.verdict != "pass" and not c.waived]
+    bad = [c for c in failing if c.verdict == engine.verdict]
+    return Rung(
+        precision=planned.precision,
+        verdict="refused" if engine.failure and engine.failure.inapplicable else engine.verdict,
+        engine=engine.id,
+        computes=planned.computes,
+        latency_ms=shape.get("latency_ms_p50"),
+        doubt=next(iter(shape.get("complaints", ())), ""),
+        bytes=engine.sidecar.get("bytes"),
+        metric=metric.get("engine"),
+        cosine=cosine,
+        quality=ratio if ratio is not None else cosine,
+        why=_why(engine.failure) if engine.failure else next((c.sentence for c in bad), ""),
+        inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in _ACCURACY for c in failing),
+        forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),
+    )  # fmt: skip
+
+
+def _why(failure: Failure) -> str:
+    """Its message; without the advice to leave the precision out, which `auto` has followed."""
+    return (failure.inapplicable or failure.message).splitlines()[0]
+
+
+def _impossible(failure: Failure | None) -> bool:
+    """Whether the model cannot be had in this precision; what else fails (data, a pattern of the recipe, a defect) is
+    no verdict on it."""
+    if failure is not None and failure.inapplicable:
+        return True
+    kind = failure.step.rpartition("/")[2].partition("-")[0] if failure else ""
+    return failure is not None and kind in ("lower", "build") and failure.exit_code == EXIT_STEP_FAILED

@@ -1,0 +1,96 @@
+"""What a build is expected to need, and what this host still has: numbers for `schedule`, all in MiB.
+
+The factors were measured by `benchmarks/build_memory.py` (results/build-memory-cpu.json): the peak of resident memory
+of a child that builds, as base + factor × the lowered model with its weights, rounded up. They are of models that are
+nearly all weights; activations of large profiles come on top and are not foreseen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from engineworks.plan.plan import Step
+from engineworks.store.store import Store
+
+MIB = 2**20
+LIMIT = "ENGINEWORKS_MEMORY_MIB"
+"""Environment variable: no more than this counts as available, as on a host that is shared."""
+
+
+class Need(NamedTuple):
+    """Memory of a build: `base` MiB, and `factor` MiB for each MiB of the model."""
+
+    base: float
+    factor: float
+
+
+NEEDS: Mapping[str, Need] = {
+    "onnxruntime": Need(150.0, 3.5),
+    "tensorrt_rtx": Need(400.0, 3.0),
+    "tensorrt": Need(1500.0, 3.0),
+}
+"""By backend. tensorrt was never measured: its libraries load more, its builder works as that of tensorrt_rtx."""
+
+
+def needs_of(store: Store) -> Callable[[Step], float]:
+    """For the schedule: what a step whose inputs are stored will need. Only builds are foreseen, others are 0."""
+
+    def need(step: Step) -> float:
+        if step.kind != "build":
+            return 0.0
+        base, factor = NEEDS[step.params["target"]["backend"]]
+        return base + factor * store.size_of(step.inputs["lower"]) / MIB
+
+    return need
+
+
+def available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+    """The least of what the host, every cgroup that we are in, and `ENGINEWORKS_MEMORY_MIB` leave; infinite where
+    none of them says anything."""
+    found = [*_of_host(proc), *_of_cgroups(proc, cgroups)]
+    limit = os.environ.get(LIMIT, "")
+    if limit.replace(".", "", 1).isdigit():
+        found.append(float(limit))
+    return min(found, default=float("inf"))
+
+
+def _of_host(proc: Path) -> Iterator[float]:
+    """/proc/meminfo, MemAvailable in KiB: proc(5)."""
+    for line in _read(proc / "meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            yield int(rest.split()[0]) / 1024
+
+
+def _of_cgroups(proc: Path, root: Path) -> Iterator[float]:
+    """Limit − usage of our cgroup and of those above it, version 2 or 1 (kernel: Documentation/admin-guide/cgroup-v2,
+    cgroup-v1/memory). Pages of files that can be dropped do not count as used."""
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield from _up(root, path, "memory.max", "memory.current")
+            yield from _up(root / "unified", path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            yield from _up(root / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _up(root: Path, path: str, limit: str, usage: str) -> Iterator[float]:
+    folder = root / path.lstrip("/")
+    for place in (folder, *folder.parents):
+        if not place.is_relative_to(root):
+            return
+        most, used = _read(place / limit).strip(), _read(place / usage).strip()
+        if most.isdigit() and used.isdigit():
+            stat = dict(line.split(None, 1) for line in _read(place / "memory.stat").splitlines() if " " in line)
+            droppable = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
+            yield max(0.0, (int(most) - int(used) + droppable) / MIB)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,145 @@
+"""Passports: what is known of one engine, in one file that travels with its bytes and can be signed.
+
+    {"passport": 1, "engine": {id, precision, target, sha256, files, …}, "recipe": {file, sha256, commit, …},
+     "digests": {step: {file: sha256}}, "steps": {step: key}, "versions": …, "hardware": …, "profiles": …,
+     "reports": {file: …}, "report_digests": {file: sha256}, "verdict": {…, checks}, "issued_at": …, "signature": …}
+
+A passport is a result like others: it lies in the store under the digest of all that it says (but the hour), so that
+the same engine with the same verdict has one passport.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from engineworks.builds.results import ACCURACY, LATENCY, LONGEST_LIST, EngineResult
+from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
+from engineworks.engines.passport import STEP, VERSION
+from engineworks.engines.signing import Signer, read_signer
+from engineworks.fingerprint import digest_file, digest_of, installed_version
+from engineworks.host.git.state import Checkout
+from engineworks.plan.duel import DUEL_FILE
+from engineworks.plan.kinds import StepName
+from engineworks.plan.plan import Plan
+from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
+from engineworks.store.artifact import Artifact
+from engineworks.store.store import Store
+
+
+def recipe_origin(plan: Plan, checkout: Checkout | None = None) -> dict[str, Any]:
+    """Where the recipe comes from: its text's digests and its git commit; `changed`: files that the commit lacks.
+
+    checkout: of the recipe's repository, if it was looked at already.
+    """
+    loaded = plan.loaded
+    beside = (loaded.path, loaded.path.parent / DEFAULTS_FILE, loaded.path.parent / TARGETS_FILE)
+    files = [file for file in beside if file.is_file()]
+    git = checkout or Checkout(loaded.root)
+    return {
+        "name": loaded.name,
+        "file": loaded.path.relative_to(loaded.root).as_posix(),
+        "sha256": digest_file(loaded.path),
+        "files": {file.name: digest_file(file) for file in files},
+        "commit": git.commit,
+        "changed": git.changed(files),
+        "resolved_sha256": digest_of(loaded.recipe.model_dump(mode="json")),
+    }
+
+
+def issue_passport(
+    plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any], signer: Signer | None
+) -> Artifact:
+    """Write the engine's passport into the store, signed if there is a key; the artifact holds `passport.json`.
+
+    engine: one that was built. origin: of `recipe_origin`.
+    """
+    body = passport_body(plan, engine, store, origin)
+    document = {
+        "step": STEP, "version": VERSION, "params": body, "inputs": {"build": engine.keys["build"]},
+        "signed_by": signer.key_id if signer else "",
+    }  # fmt: skip
+    with store.writing(digest_of(document), document, f"{engine.id}/{STEP}") as writing:
+        if writing.hit is not None:
+            store.note_latest(f"{engine.id}/{STEP}", document)
+            return writing.hit
+        issued = {**body, "issued_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        text = json.dumps(signer.sign(issued) if signer else issued, indent=1, allow_nan=False)
+        (writing.folder / PASSPORT_FILE).write_text(text + "\n", encoding="utf-8")
+    assert writing.published is not None
+    return writing.published
+
+
+def with_passport(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> EngineResult:
+    """The engine with its passport, signed if the environment names a key; one that was not built gets none."""
+    if engine.path is None:
+        return engine
+    artifact = issue_passport(plan, engine, store, origin, read_signer())
+    return replace(engine, passport=artifact.file(PASSPORT_FILE))
+
+
+def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a passport says but the hour and the signature, as JSON."""
+    built = store.require(engine.keys["build"])
+    _, precision, target = engine.id.split("/")
+    reports = _reports(engine, store)
+    return {
+        "passport": VERSION,
+        "engine": {
+            "id": engine.id, "precision": precision,
+            "target": {"name": target, **engine.sidecar["target"]},
+            "sha256": engine.sidecar["sha256"],
+            "files": {n: dict(f) for n, f in built.files.items() if n not in NOT_SHIPPED},
+            **{k: engine.sidecar[k] for k in ("inputs", "outputs", "details", "model_sha256")},
+        },
+        "recipe": dict(origin),
+        "digests": {kind: dict(d) for kind, document in _documents(plan, engine) if (d := document["digests"])},
+        "steps": dict(engine.keys),
+        "versions": {"engineworks": installed_version("engineworks"), **engine.sidecar["versions"]},
+        "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
+        "profiles": engine.sidecar["profiles"],
+        "serving": plan.loaded.recipe.performance.serving.model_dump(mode="json"),
+        "reports": {n: _shortened(_report(engine, a, n)) for a in reports for n in a.files if n.endswith(".json")},
+        "report_digests": {n: f["sha256"] for a in reports for n, f in a.files.items() if n not in NOT_SHIPPED},
+        "verdict": {
+            "verdict": engine.verdict, "waived": list(engine.waived), "checks": [c.to_json() for c in engine.checks],
+        },
+    }  # fmt: skip
+
+
+def _documents(plan: Plan, engine: EngineResult) -> list[tuple[StepName, Mapping[str, Any]]]:
+    """The documents of all steps that the engine stands on, in the plan's order."""
+    pending, seen = [*engine.keys.values()], set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in seen:
+            seen.add(key)
+            pending.extend(plan.steps[key].inputs.values())
+    return [(step.kind, step.document) for key, step in plan.steps.items() if key in seen]
+
+
+def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
+    """The artifacts of the steps that ran the engine; none of an engine that nothing here could run."""
+    found = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
+    return [artifact for artifact in found if artifact is not None]
+
+
+def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
+    """What the file says, at most without raw samples. What the engine was judged by is known already."""
+    judged_by = {
+        ("compare", ACCURACY): engine.accuracy, ("measure", LATENCY): engine.latency, ("duel", DUEL_FILE): engine.duel,
+    }  # fmt: skip
+    known = judged_by.get((artifact.step.rpartition("/")[2], name))
+    return artifact.read_json(name) if known is None else known
+
+
+def _shortened(value: Any) -> Any:
+    """Of what JSON gave: dicts and lists."""
+    if isinstance(value, dict):
+        return {k: _shortened(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return {"values": len(value)} if len(value) > LONGEST_LIST else [_shortened(v) for v in value]
+    return value

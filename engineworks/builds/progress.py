@@ -1,0 +1,53 @@
+"""Who is told of a build's progress: the command line sets a listener, a worker's log needs none."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engineworks.plan.plan import Plan, Step
+
+
+class Listener(Protocol):
+    """Called from several threads."""
+
+    def planned(self, plan: Plan) -> None: ...
+
+    def started(self, step: Step) -> None: ...
+
+    def finished(self, step: Step, seconds: float) -> None: ...
+
+    def failed(self, step: Step, message: str) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+class Silent:
+    """The listener where nobody listens."""
+
+    def planned(self, plan: Plan) -> None:
+        pass
+
+    def started(self, step: Step) -> None:
+        pass
+
+    def finished(self, step: Step, seconds: float) -> None:
+        pass
+
+    def failed(self, step: Step, message: str) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+
+_listener: Listener = Silent()
+
+
+def listen(listener: Listener) -> None:
+    """Tell `listener` of every build of this process from now on."""
+    global _listener
+    _listener = listener
+
+
+def listener() -> Listener:
+    return _listener

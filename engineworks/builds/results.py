@@ -1,0 +1,335 @@
+"""What a build came to: one frozen value per engine and one for the build, as JSON and as an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from engineworks.builds.calibration_health import CalibrationHealth
+from engineworks.builds.comparison import Comparison
+from engineworks.builds.step_facts import StepFact
+from engineworks.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_GATE_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_PASSED,
+    EXIT_STEP_FAILED,
+)
+from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
+from engineworks.measure.gates.regression import regression_checks
+from engineworks.measure.ladder.ladder import TargetLadder
+from engineworks.measure.served_checks import synthetic_warnings
+from engineworks.measure.sweep import Recommendation, recommend, sweep_point
+from engineworks.measure.waivers import apply_waivers, idle_waivers
+from engineworks.plan.duel import DUEL_FILE, summary
+from engineworks.plan.kinds import StepName
+from engineworks.plan.plan import Plan, PlannedEngine, Refused
+from engineworks.store.artifact import Artifact
+from engineworks.store.store import Store
+
+EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
+"""A verdict's word, or `failed`: a step of the engine failed, so that there is nothing to judge."""
+
+SIDECAR, ACCURACY, LATENCY, LOG = "engine.json", "accuracy.json", "latency.json", "log.txt"
+
+LONGEST_LIST = 64
+"""Longer lists of a report (raw samples) are told by their length where only its figures are wanted; the report's
+digest stands for them."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that failed: its id, the message for the user, the log for the record, and the error's exit code.
+    inapplicable: why the model cannot be computed in the engine's precision, where that is what failed."""
+
+    step: str
+    message: str
+    log: str = ""
+    exit_code: int = EXIT_STEP_FAILED
+    inapplicable: str = ""
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built, and then
+    there is no `passport` either: a file in the store, in a folder named by its key."""
+
+    id: str
+    verdict: EngineWord
+    checks: tuple[Check, ...]
+    path: Path | None = None
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None
+    duel: Mapping[str, Any] | None = None
+    log: str = ""
+    keys: Mapping[StepName, str] = field(default_factory=dict)
+    failure: Failure | None = None
+    recommendation: Recommendation | None = None
+    passport: Path | None = None
+
+    @property
+    def waived(self) -> tuple[str, ...]:
+        """What was let through: the name of each waived check and the waiver's words."""
+        return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
+
+    @property
+    def word(self) -> str:
+        """The verdict as people read it: a pass that needed a waiver does not look like any other."""
+        return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
+
+    def to_json(self) -> dict[str, Any]:
+        shapes: Mapping[str, Mapping[str, Any]] = self.latency["shapes"] if self.latency else {}
+        first: Mapping[str, Any] = next(iter(shapes.values()), {})
+        return {
+            "id": self.id,
+            "path": str(self.path) if self.path else None,
+            "passport": str(self.passport) if self.passport else None,
+            "digest": self.sidecar.get("sha256"),
+            "bytes": self.sidecar.get("bytes"),
+            "verdict": self.verdict,
+            "waived": list(self.waived),
+            "checks": [c.to_json() for c in self.checks],
+            "accuracy": self.accuracy or {},
+            **{k: first.get(k) for k in _HEADLINE},
+            "champion": summary(self.duel) if self.duel else None,
+            "load_ms": self.latency["load_ms"] if self.latency else None,
+            "latency": {name: _without_samples(s) for name, s in shapes.items()},
+            "sweep": self._sweep(),
+            "serving": self.latency.get("serving") if self.latency else None,
+            "facts": dict(self.latency.get("facts", {})) if self.latency else {},
+            "notes": list(self.latency.get("notes", ())) if self.latency else [],
+            "complaints": list(self.latency.get("device", {}).get("complaints", ())) if self.latency else [],
+            "error": self.failure.message if self.failure else None,
+        }
+
+    def _sweep(self) -> dict[str, Any] | None:
+        if self.recommendation is None or self.latency is None:
+            return None
+        points = [_without_samples(point) for point in self.latency["sweep"]]
+        return {**self.recommendation.to_json(), "points": points}
+
+
+def _without_samples(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the lists of raw samples: those are in the record."""
+    return {k: v for k, v in figures.items() if not k.endswith("samples")}
+
+
+_HEADLINE = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    run: int = 0
+    reused: int = 0
+    failed: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return {"run": self.run, "reused": self.reused, "failed": self.failed}
+
+
+@dataclass(frozen=True)
+class RanStep:
+    """A step that this build ran: how long it took, and why the store did not have its result."""
+
+    id: str
+    seconds: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "seconds": round(self.seconds, 3), "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
+    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and what became of it.
+    `not_selected`: ids of the recipe's engines that `--only` left out, which are not part of this build."""
+
+    recipe: str
+    run: str
+    engines: tuple[EngineResult, ...]
+    refused: tuple[Refused, ...]
+    steps: StepCounts
+    report: Path | None = None
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+    calibration: tuple[CalibrationHealth, ...] = ()
+    ran: tuple[RanStep, ...] = ()
+    ladder: tuple[TargetLadder, ...] = ()
+    dag: tuple[StepFact, ...] = ()
+    not_selected: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "run": self.run,
+            "engines": [e.to_json() for e in self.engines],
+            "refused": [r.to_json() for r in self.refused],
+            "not_selected": list(self.not_selected),
+            "steps": self.steps.to_json(),
+            "report": str(self.report) if self.report else None,
+            "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
+            "comparison": self.comparison.to_json() if self.comparison else None,
+            "calibration": [c.to_json() for c in self.calibration],
+            "ran": [s.to_json() for s in self.ran],
+            "ladder": [one.to_json() for one in self.ladder] if self.ladder else None,
+        }
+
+    @property
+    def decisive(self) -> tuple[EngineResult, ...]:
+        """The engines whose words count: a rung that a ladder dropped fails no build."""
+        dropped = {engine for one in self.ladder for engine in one.forgiven}
+        return tuple(e for e in self.engines if e.id not in dropped)
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
+        return {r.engine: r.dropped for one in self.ladder for r in one.rungs if r.engine and r.dropped}
+
+    @property
+    def verdict(self) -> EngineWord:
+        """The gravest of the engines' words."""
+        order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")
+        words = {e.verdict for e in self.decisive}
+        return next((word for word in order if word in words), "pass")
+
+    def exit_code(self, *, require_verdict: bool = False) -> int:
+        """A failed step outranks a failed gate: the gate of that engine never spoke."""
+        failures = [e.failure.exit_code for e in self.decisive if e.failure]
+        words = {e.verdict for e in self.decisive}
+        if failures:
+            return EXIT_STEP_FAILED if EXIT_STEP_FAILED in failures else max(failures)
+        if "fail" in words:
+            return EXIT_GATE_FAILED
+        if "inconclusive" in words or (require_verdict and "unmeasured" in words):
+            return EXIT_INCONCLUSIVE
+        return EXIT_PASSED
+
+
+def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = False) -> int:
+    """One exit code for several builds: the gravest."""
+    return gravest(r.exit_code(require_verdict=require_verdict) for r in results)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The one exit code that says the worst of several."""
+    order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
+    return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
+
+
+def engine_result(
+    plan: Plan, engine: PlannedEngine, store: Store, failures: Mapping[str, Failure], *, samples: bool = True
+) -> EngineResult:
+    """Read an engine's reports from the store and judge it. `failures`: by key of the step that failed. samples:
+    whether `latency` holds the raw samples, which neither the verdict nor `to_json` needs; else how many there are."""
+    built = store.get(engine.steps["build"])
+    failure = _failure_of(plan, engine, failures)
+    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
+    latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
+    duel = _read(store.get(engine.steps["duel"]), DUEL_FILE) if "duel" in engine.steps else None
+    sidecar = built.read_json(SIDECAR) if built else {}
+    verdict = _judge(plan, engine, accuracy, latency, duel)
+    return EngineResult(
+        id=engine.id,
+        verdict="failed" if failure else verdict.verdict,
+        checks=() if failure else verdict.checks,
+        path=built.file(sidecar["engine"]) if built else None,
+        sidecar=sidecar,
+        accuracy=accuracy,
+        latency=latency,
+        duel=duel,
+        log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
+        keys=engine.steps,
+        failure=failure,
+        recommendation=_recommend(plan, latency),
+    )
+
+
+def build_notes(engines: Iterable[EngineResult]) -> tuple[str, ...]:
+    """What the builders noted of the engines that could not be made as usual."""
+    return tuple(f"{e.id}: {note}" for e in engines for note in e.sidecar.get("details", {}).get("notes", ()))
+
+
+def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
+    """What is to be said of the recipe's waivers that let nothing through."""
+    judged = [(e.id, e.checks) for e in engines if e.verdict not in ("failed", "unmeasured")]
+    return tuple(idle_waivers(plan.loaded.recipe.waivers, judged, plan.today))
+
+
+def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
+    """What lowering costs on made-up rows, where the recipe sets no limit for it: once per lowering."""
+    precisions, limits = {e.id: e.precision for e in plan.engines}, plan.loaded.recipe.accuracy.limits
+    found = []
+    for engine in engines:
+        given = next((v for k, v in limits.items() if k == precisions[engine.id]), None)
+        served = (engine.accuracy or {}).get("served")
+        if served and (given is None or given.synthetic_cosine is None):
+            name = f"{plan.recipe}/{precisions[engine.id]}"
+            found += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
+    return tuple(dict.fromkeys(found))
+
+
+def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
+    """Chosen when it is read, not when it was measured: another latency budget measures nothing again."""
+    sweep = plan.loaded.recipe.performance.sweep
+    if sweep is None or not latency:
+        return None
+    points = [sweep_point(point) for point in latency["sweep"]]
+    return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
+
+
+def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, duel: Any) -> Verdict:
+    recipe = plan.loaded.recipe
+    limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
+    verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
+    against_champion = regression_checks(
+        recipe.performance.regression, engine.champion, duel=duel, latency=latency, accuracy=accuracy,
+        compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
+        champion_unknown=engine.champion_unknown, champion_lost=engine.champion_lost,
+    )  # fmt: skip
+    return apply_waivers(with_checks(verdict, against_champion), recipe.waivers, engine.id, plan.today)
+
+
+def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:
+    """The first failed step among those that the engine stands on."""
+    pending = [*engine.steps.values()]
+    seen: set[str] = set()
+    found: dict[str, Failure] = {}
+    while pending:
+        key = pending.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        if key in failures:
+            found[key] = failures[key]
+        pending.extend(plan.steps[key].inputs.values())
+    return next((found[key] for key in plan.steps if key in found), None)
+
+
+def _latency(artifact: Artifact | None, samples: bool) -> Any:
+    if artifact is None or samples:
+        return _read(artifact, LATENCY)
+    return artifact.read_figures(LATENCY, LONGEST_LIST)
+
+
+def _read(artifact: Artifact | None, name: str) -> Any:
+    return artifact.read_json(name) if artifact else None
+
+
+__all__ = [
+    "BuildResult",
+    "EngineResult",
+    "Failure",
+    "RanStep",
+    "StepCounts",
+    "build_notes",
+    "engine_result",
+    "synthetic_notes",
+    "waiver_notes",
+    "worst_exit_code",
+]

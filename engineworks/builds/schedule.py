@@ -1,0 +1,116 @@
+"""In which order steps may run: pure, so that any executor can follow it.
+
+A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps wait until
+nothing else is left, and then run one at a time: anything beside them would be in their figures. A step that would not
+fit into the memory that is left waits while others run; one that does not fit at all runs alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+
+from engineworks.plan.plan import Plan, Step
+
+ALONE = ("measure", "duel", "peer")
+"""Steps that must have the machine for themselves."""
+
+
+def _nothing(_: Step) -> float:
+    return 0.0
+
+
+class Schedule:
+    """Hands out the steps that are to do; tell it what became of each.
+
+    keys: hand out these alone. lost: what has failed before. need: the memory in MiB that a step is expected to take;
+    asked only of steps whose inputs are done.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        keys: Container[str] | None = None,
+        *,
+        lost: Iterable[str] = (),
+        need: Callable[[Step], float] = _nothing,
+    ) -> None:
+        self._need = need
+        self._needs: dict[str, float] = {}
+        self._large: str | None = None
+        self._steps: Mapping[str, Step] = plan.steps
+        gone = set(lost)
+        self._lost: set[str] = {key for key in self._steps if gone & plan.stands_on([key])} if gone else gone
+        chosen = [s for s in plan.to_do if keys is None or s.key in keys]
+        self._waiting: dict[str, Step] = {s.key: s for s in chosen if s.key not in self._lost}
+        self._running: dict[str, Step] = {}
+        self.skipped: list[Step] = []
+
+    def ready(self, room: int, available_mib: float = math.inf) -> Sequence[Step]:
+        """Steps to start now, at most `room` beside those that run; each is handed out once.
+
+        available_mib: memory that is free now. What the running steps are expected to need is taken off it whole,
+        although they have some of it by now: better one step too few than the kernel's choice of whom to kill.
+        """
+        self._drop_lost()
+        if self._large or any(s.kind in ALONE for s in self._running.values()):
+            return ()
+        free = [s for s in self._waiting.values() if not self._blocked(s)]
+        shared = self._fitting([s for s in free if s.kind not in ALONE], room, available_mib)
+        alone = [s for s in free if s.kind in ALONE][:1]
+        chosen = shared
+        if not shared and not self._running and all(s.kind in ALONE for s in self._waiting.values()):
+            chosen = alone
+        for step in chosen:
+            self._running[step.key] = self._waiting.pop(step.key)
+        return tuple(chosen)
+
+    @property
+    def large(self) -> tuple[Step, float] | None:
+        """The step that runs alone because it does not fit into memory, and what it is expected to need, in MiB."""
+        return (self._running[self._large], self._needs[self._large]) if self._large else None
+
+    def done(self, key: str) -> None:
+        self._running.pop(key, None)
+        self._large = None if key == self._large else self._large
+
+    def failed(self, key: str) -> None:
+        self.done(key)
+        self._lost.add(key)
+
+    def drop(self, plan: Plan) -> None:
+        """Do not start what is not to do any more in this later version of the plan."""
+        for key in [k for k in self._waiting if plan.steps[k].state != "to do"]:
+            del self._waiting[key]
+
+    @property
+    def finished(self) -> bool:
+        self._drop_lost()
+        return not self._waiting and not self._running
+
+    def _fitting(self, steps: Sequence[Step], room: int, available_mib: float) -> list[Step]:
+        """Those that fit beside what runs and beside each other; where nothing runs and none fits, the first alone."""
+        left = available_mib - sum(self._needs.get(key, 0.0) for key in self._running)
+        chosen: list[Step] = []
+        for step in steps:
+            if len(chosen) + len(self._running) >= room:
+                break
+            need = self._needs[step.key] = self._need(step)
+            if need <= max(0.0, left):
+                chosen.append(step)
+                left -= need
+        if steps and not chosen and not self._running:
+            chosen = [steps[0]]
+            self._large = steps[0].key
+        return chosen
+
+    def _blocked(self, step: Step) -> bool:
+        return any(k in self._waiting or k in self._running for k in step.inputs.values())
+
+    def _drop_lost(self) -> None:
+        """Skip what can never run, and what stands on that."""
+        while lost := [s for s in self._waiting.values() if self._lost & set(s.inputs.values())]:
+            for step in lost:
+                del self._waiting[step.key]
+                self._lost.add(step.key)
+                self.skipped.append(step)

@@ -1,0 +1,113 @@
+"""Engines and their peers side by side, read from what their steps left in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engineworks.builds.comparison import Comparison, ComparisonRow
+from engineworks.builds.results import EngineResult, Failure
+from engineworks.engines.backends import backend
+from engineworks.plan.peers import PlannedPeer
+from engineworks.plan.plan import Plan
+from engineworks.store.store import Store
+
+BASES = ("pytorch-fp32", "ort-cpu-fp32")
+"""What speed-ups are over: the first of these that ran and is right."""
+
+LEAST_COSINE = 0.99
+"""A peer further from the reference is wrong: it gets no speed-up and is no base."""
+
+LATENCY_FILE = "latency.json"
+
+
+def compare_with_peers(
+    plan: Plan, engines: Sequence[EngineResult], store: Store, failures: Mapping[str, Failure]
+) -> Comparison | None:
+    """The comparison that the plan asks for, None where it asks for none. Engines that were not measured have no row:
+    they run elsewhere."""
+    if not plan.peers:
+        return None
+    shapes = tuple(plan.loaded.recipe.performance.at) or ("",)
+    rows = [row for peer in plan.peers for row in _peer_rows(plan, peer, shapes, store, failures)]
+    rows += [row for engine in engines for row in _engine_rows(plan, engine, shapes)]
+    base = next((name for name in BASES if any(r.name == name and r.right for r in rows)), "")
+    over = next((f"{r.framework} {r.precision}" for r in rows if r.name == base), "")
+    order = {shape: i for i, shape in enumerate(shapes)}
+    rows.sort(key=lambda row: (order[row.shape], row.latency_ms_p50 is None))
+    return Comparison(over, shapes, tuple(_with_speedup(row, rows, base) for row in rows))
+
+
+def _peer_rows(
+    plan: Plan, peer: PlannedPeer, shapes: Sequence[str], store: Store, failures: Mapping[str, Failure]
+) -> Iterator[ComparisonRow]:
+    name = f"{peer.name}-{peer.precision}"
+    artifact = store.get(peer.step) if peer.step else None
+    if artifact is None:
+        for shape in shapes:
+            yield ComparisonRow(name, peer.title, peer.precision, shape, note=_why_not(plan, peer, failures))
+        return
+    report = artifact.read_json(LATENCY_FILE)
+    right = _is_right(report["outputs"])
+    device = report["facts"].get("device") if "," not in peer.title else None
+    title = f"{peer.title}, {str(device).upper()}" if device else peer.title
+    notes = list(report["notes"]) if right else ["its outputs differ from the fp32 reference: no speed-up is given"]
+    row = ComparisonRow(name, title, peer.precision, "", right=right, note="; ".join(notes))
+    yield from _at_shapes(row, report, report["outputs"], shapes)
+
+
+def _engine_rows(plan: Plan, engine: EngineResult, shapes: Sequence[str]) -> Iterator[ComparisonRow]:
+    if not engine.latency:
+        return
+    planned = next(e for e in plan.engines if e.id == engine.id)
+    title = f"{backend(planned.target.target.backend).TITLE} engine, {planned.target.name}"
+    row = ComparisonRow(
+        f"{planned.precision}/{planned.target.name}", title, planned.precision, "", engine=True,
+        right=engine.verdict not in ("fail", "failed"),
+        note="" if engine.verdict == "pass" else f"verdict: {engine.verdict}",
+    )  # fmt: skip
+    yield from _at_shapes(row, engine.latency, (engine.accuracy or {}).get("outputs", {}), shapes)
+
+
+def _at_shapes(
+    row: ComparisonRow, report: Mapping[str, Any], outputs: Mapping[str, Any], shapes: Sequence[str]
+) -> Iterator[ComparisonRow]:
+    for shape in shapes:
+        figures = report["shapes"].get(shape)
+        if figures:
+            yield replace(
+                row,
+                shape=shape,
+                note="; ".join([*filter(None, [row.note]), *figures.get("complaints", ())]),
+                load_ms=report["load_ms"],
+                cosine={name: output["cosine"] for name, output in outputs.items()},
+                **{field: figures.get(field) for field in _FIGURES},
+            )
+
+
+_FIGURES = (
+    "dims", "latency_ms_p50", "latency_ms_p99", "throughput_per_s", "memory_mib", "first_run_ms", "device_ms_p50",
+)  # fmt: skip
+
+
+def _is_right(outputs: Mapping[str, Any]) -> bool:
+    return all(
+        not o["nonfinite"] and o["cosine"] is not None and o["cosine"] >= LEAST_COSINE for o in outputs.values()
+    )  # fmt: skip
+
+
+def _why_not(plan: Plan, peer: PlannedPeer, failures: Mapping[str, Failure]) -> str:
+    """The sentence of the plan, or of the step that failed: the peer's, or the first of those that it stands on."""
+    if peer.step is None:
+        return peer.why_not
+    needed = plan.stands_on([peer.step])
+    failure = next((failures[key] for key in plan.steps if key in needed and key in failures), None)
+    return failure.message if failure else "it was not run"
+
+
+def _with_speedup(row: ComparisonRow, rows: Sequence[ComparisonRow], base: str) -> ComparisonRow:
+    over = next((r.latency_ms_p50 for r in rows if r.name == base and r.shape == row.shape), None)
+    if not (over and row.latency_ms_p50 and row.right):
+        return row
+    return replace(row, speedup=over / row.latency_ms_p50)

@@ -1,0 +1,60 @@
+"""What became of every step of a plan: how long it took, what was reused, and on what it stands. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from engineworks.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from engineworks.builds.step import Outcome
+
+STEPS_FILE = "steps.json"
+"""The artifact of a build's run that holds them."""
+
+StepState = Literal["run", "reused", "failed", "skipped", "elsewhere", "not needed"]
+
+
+@dataclass(frozen=True)
+class StepFact:
+    """One step. seconds: of this build, 0 where nothing was run. reason: why it was run. inputs: keys of the steps that
+    it reads."""
+
+    id: str
+    kind: str
+    key: str
+    state: StepState
+    seconds: float
+    reason: str
+    inputs: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "seconds": round(self.seconds, 3), "inputs": list(self.inputs)}
+
+
+def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -> tuple[StepFact, ...]:
+    """In the plan's order. failed: keys of the steps that failed."""
+    ended, lost = {o.key: o for o in outcomes}, set(failed)
+    found = []
+    for step in plan.steps.values():
+        outcome = ended.get(step.key)
+        state: StepState
+        if step.key in lost:
+            state = "failed"
+        elif outcome is not None:
+            state = outcome.how
+        elif step.state in ("elsewhere", "not needed"):
+            state = step.state
+        else:
+            state = "reused" if step.state == "cached" else "skipped"
+        seconds = outcome.seconds if outcome else 0.0
+        found.append(
+            StepFact(step.id, step.kind, step.key, state, seconds, step.reason, tuple(step.inputs.values()))
+        )  # fmt: skip
+    return tuple(found)
+
+
+def step_fact_from_json(value: Mapping[str, Any]) -> StepFact:
+    return StepFact(**{**value, "inputs": tuple(value["inputs"])})

@@ -1,0 +1,249 @@
+"""Plans and results → what MLflow is told: params, metrics, tags and texts. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from engineworks.builds.comparison import comparison_metrics
+from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.builds.step_facts import STEPS_FILE
+from engineworks.engines.engine_files import NOT_SHIPPED, SIDECAR_FILE
+from engineworks.host.git.state import commit_of
+from engineworks.measure.accuracy import worst_cosine
+from engineworks.plan.duel import conditions_of
+from engineworks.plan.plan import Plan
+from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, NOT_SELECTED, EngineRecord
+
+
+def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
+    """Where the build comes from: recipe file, git commit, host, Prefect flow run."""
+    recipe = plan.loaded.recipe
+    tags = {
+        "engineworks.file": plan.loaded.shown,
+        "engineworks.owner_of_recipe": recipe.owner,
+        "engineworks.host": platform.node(),
+        "prefect.flow_run": flow_run,
+        "mlflow.note.content": recipe.description,
+        NOT_SELECTED: str(len(plan.not_selected) or ""),
+    }
+    commit = commit_of(plan.loaded.root)
+    return {k: v for k, v in (tags | {"mlflow.source.git.commit": commit}).items() if v}
+
+
+def plan_params(plan: Plan) -> dict[str, str]:
+    """The resolved recipe, one param per leaf, so that MLflow's comparison shows which line differs."""
+    resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner", "tags"})
+    return flatten(resolved)
+
+
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Nested mappings as dotted names; lists as JSON."""
+    if isinstance(value, Mapping):
+        found: dict[str, str] = {}
+        for key, inner in value.items():
+            found |= flatten(inner, f"{path}.{key}" if path else str(key))
+        return found
+    return {path: value if isinstance(value, str) else json.dumps(value)}
+
+
+def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineRecord:
+    """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself. ladder:
+    what that of `precisions: auto` says of it, '' where there is none."""
+    failure = engine.failure
+    texts = {"verdict.json": json.dumps([c.to_json() for c in engine.checks], indent=1)}
+    texts |= {f"fingerprints/{kind}.json": _document(plan, key) for kind, key in engine.keys.items()}
+    texts["fingerprints/steps.json"] = _documents(plan, engine)
+    if engine.sidecar:
+        texts[SIDECAR_FILE] = json.dumps(engine.sidecar, indent=1)
+    if engine.accuracy:
+        texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
+    if engine.latency:
+        texts["latency.json"] = json.dumps(engine.latency)
+    if engine.duel:
+        texts["duel.json"] = json.dumps(engine.duel)
+    if engine.log:
+        texts["build.log"] = engine.log
+    if engine.passport:
+        texts["passport.json"] = engine.passport.read_text(encoding="utf-8")
+    if failure:
+        texts |= {"error.txt": failure.message, "error.log": failure.log}
+    folder = engine.path.parent if engine.path else None
+    files = [f for f in folder.iterdir() if f.name not in NOT_SHIPPED] if folder else []
+    return EngineRecord(
+        id=engine.id,
+        status="FAILED" if failure else "FINISHED",
+        params=_engine_params(plan, engine),
+        metrics=_metrics(engine),
+        tags=_engine_tags(engine)
+        | _model_tag(plan, engine)
+        | _condition_tags(plan, engine)
+        | ({LADDER: ladder} if ladder else {}),
+        texts=texts,
+        files={f"engine/{f.name}": f for f in files},
+        engine_digest=engine.sidecar.get("sha256"),
+        store_keys=(*_closure(plan, engine), *([engine.passport.parent.name] if engine.passport else [])),
+        series=_series(engine),
+    )
+
+
+def result_metrics(result: BuildResult) -> dict[str, float]:
+    words = [e.verdict for e in result.engines]
+    counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
+    steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
+    notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
+    return counts | steps | notes | {"build_s": result.seconds} | comparison_metrics(result.comparison)
+
+
+def result_tags(result: BuildResult) -> dict[str, str]:
+    """The verdict of all engines together, and what is doubtful about them."""
+    tags: dict[str, str] = {"engineworks.verdict": result.verdict}
+    if result.ladder:
+        tags[LADDER] = "\n".join(one.sentence for one in result.ladder)
+    return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
+
+
+def result_texts(result: BuildResult) -> dict[str, str]:
+    """Files of the build's run that come from its result."""
+    health = [c.to_json() for c in result.calibration]
+    texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    if result.ladder:
+        texts["ladder.json"] = json.dumps([one.to_json() for one in result.ladder], indent=1)
+    if result.dag:
+        texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
+    if result.comparison:
+        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+    return texts
+
+
+def _document(plan: Plan, key: str) -> str:
+    return json.dumps({"key": key, **plan.steps[key].document}, indent=1)
+
+
+def _documents(plan: Plan, engine: EngineResult) -> str:
+    """Every step that the engine stands on, by kind: `why` finds there which input of which step another run has."""
+    steps = [plan.steps[key] for key in _closure(plan, engine)]
+    return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
+
+
+def _closure(plan: Plan, engine: EngineResult) -> set[str]:
+    """Every key that the engine stands on."""
+    pending, seen = [*engine.keys.values()], set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in seen:
+            seen.add(key)
+            pending.extend(plan.steps[key].inputs.values())
+    return seen
+
+
+def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    _, precision, target = engine.id.split("/")
+    limits = next((v for k, v in plan.loaded.recipe.accuracy.limits.items() if k == precision), None)
+    limited = flatten(limits.model_dump(exclude_none=True), "limits") if limits else {}
+    limited |= _performance_limits(plan)
+    versions = flatten(engine.sidecar.get("versions", {}), "versions")
+    return {"precision": precision, "target": target, **limited, **versions}
+
+
+def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    """Which model it was made from: the key of its export, which holds the weights."""
+    key = next((key for key in _closure(plan, engine) if plan.steps[key].kind == "export"), None)
+    return {MODEL: key} if key else {}
+
+
+def _performance_limits(plan: Plan) -> dict[str, str]:
+    """Budgets by shape, and what the engine may be worse than its champion."""
+    performance = plan.loaded.recipe.performance
+    asked = {"budget": {shape: budget.model_dump(exclude_none=True) for shape, budget in performance.budget.items()}}
+    if performance.regression is not None:
+        asked["regression"] = performance.regression.model_dump(exclude_none=True)
+    return {name: value for kind, limits in asked.items() if limits for name, value in flatten(limits, kind).items()}
+
+
+def _engine_tags(engine: EngineResult) -> dict[str, str]:
+    tags: dict[str, str] = {"engineworks.verdict": engine.verdict}
+    reasons = [c.words for c in engine.checks if c.verdict != "pass"]
+    if engine.waived:
+        tags["engineworks.waived"] = "; ".join(engine.waived)
+    if engine.failure:
+        reasons = [engine.failure.message]
+    return tags | ({"engineworks.why": " ".join(reasons)} if reasons else {})
+
+
+def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
+    """What its latency depends on, so that later runs find measurements to compare with; and its champion."""
+    tags: dict[str, str] = {}
+    if engine.latency and "measure" in engine.keys:
+        document = plan.steps[engine.keys["measure"]].document
+        tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
+    if engine.duel:
+        champion = engine.duel["champion"]
+        tags |= {"engineworks.champion": f"{champion['model']}/{champion['version']}"}
+    return tags
+
+
+def _metrics(engine: EngineResult) -> dict[str, float]:
+    """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
+    found: dict[str, float | None] = {}
+    for name, output in (engine.accuracy or {}).get("outputs", {}).items():
+        found |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
+        if output["sqnr_db"] is not None:
+            found[f"sqnr_db/{name}"] = output["sqnr_db"]
+    metric = (engine.accuracy or {}).get("metric")
+    if metric:
+        found |= {"metric": metric["engine"], "metric_reference": metric["reference"], "metric_ratio": metric["ratio"]}
+    if engine.latency:
+        found["load_ms"] = engine.latency["load_ms"]
+        for shape, figures in engine.latency["shapes"].items():
+            found |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
+            found |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
+            found |= {
+                f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
+            }
+    if engine.recommendation and engine.recommendation.batch:
+        found["recommended_batch"] = engine.recommendation.batch
+    for shape, compared in (engine.duel or {}).get("shapes", {}).items():
+        low, high = compared["interval"] or (None, None)
+        ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
+        found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
+    if engine.sidecar:
+        found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
+    found |= _headline(engine)
+    return {k: float("nan") if v is None else float(v) for k, v in found.items()}
+
+
+def _headline(engine: EngineResult) -> dict[str, float]:
+    """The same few names for every engine of every recipe, so that a table of runs has columns for all of them: at
+    the recipe's first named shape, and the smallest cosine of the outputs. See `tracking.pages.HEADLINE`."""
+    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
+    first: Mapping[str, Any] = next(iter(shapes.values()), {})
+    outputs = (engine.accuracy or {}).get("outputs", {})
+    cosine, size = worst_cosine(outputs), engine.sidecar.get("bytes")
+    figures = {
+        "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
+        "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
+        "worst_cosine": math.nan if outputs and cosine is None else cosine,
+        "engine_mib": size / 2**20 if size else None,
+    }  # fmt: skip
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def _series(engine: EngineResult) -> dict[str, dict[int, float]]:
+    """The batch sweep: each figure by batch, so that MLflow draws its curve."""
+    points = [p for p in (engine.latency or {}).get("sweep", ()) if "error" not in p]
+    return {f"sweep_{k}": {p["batch"]: p[k] for p in points} for k in _SWEEP_METRICS} if points else {}
+
+
+_MEASURED_METRICS = (
+    "device_ms_p50", "device_ms_p99", "copies_ms_p50", "copies_ms_p99", "copies_device_ms_p50", "first_run_ms",
+    "cost_ratio",
+)  # fmt: skip
+"""Recorded where they were measured: a CPU has no clock of its own, and nothing to copy."""
+
+_SWEEP_METRICS = ("latency_ms_p50", "latency_ms_mean", "throughput_per_s", "memory_mib")
+
+_LATENCY_METRICS = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "throughput_per_s", "memory_mib")

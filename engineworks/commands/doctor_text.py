@@ -1,0 +1,43 @@
+"""What `engineworks doctor` found, on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engineworks.commands.doctor import Findings, TargetHere
+from engineworks.report.terminal import _console, _escape, _table, say
+
+
+def print_findings(findings: Findings) -> None:
+    console = _console()
+    table = _table("library", "version", "for")
+    for library in findings.libraries:
+        table.add_row(library.name, library.version or "not installed", _escape(library.purpose))
+    console.print(table)
+    table = _table("target", "build here", "run and measure here")
+    for target in findings.targets:
+        table.add_row(target.name, _escape(target.build or "yes"), _escape(_run_and_measure(target)))
+    console.print(table)
+    say(findings.python_says)
+    say(_gpu_line(findings))
+    for conflict in findings.conflicts:
+        say(f"conflict: {conflict}")
+    if not findings.conflicts:
+        say("no conflicts")
+
+
+def _run_and_measure(target: TargetHere) -> str:
+    if target.run is not None:
+        return target.run
+    return "yes" if target.measure is None else f"yes, but {target.measure}"
+
+
+def _gpu_line(findings: Findings) -> str:
+    gpu = findings.gpu
+    if gpu is None:
+        return "GPU: none found (nvidia-smi is not there, or shows none)"
+    facts = [gpu.name, f"compute capability {gpu.compute_capability or 'unknown'}", f"driver {gpu.driver}"]
+    facts += [f"CUDA {gpu.cuda}"] if gpu.cuda else []
+    facts += [f"{gpu.memory_mib} MiB"] if gpu.memory_mib is not None else []
+    return f"GPU: {', '.join(facts)}; {findings.gpu_says}"

@@ -1,0 +1,123 @@
+"""`engineworks init`: a first recipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engineworks.commands.options import Json
+from engineworks.errors import InputError
+from engineworks.report import terminal
+from engineworks.settings import read_settings
+
+if TYPE_CHECKING:
+    from engineworks.commands.init.draft import Wishes
+    from engineworks.commands.init.write import Written
+
+
+def init(
+    model: Annotated[
+        str | None, typer.Argument(help="ONNX file or Hugging Face folder; without one: questions.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: recipes/NAME.yaml.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the recipe; default: the model's.")] = None,
+    precisions: Annotated[str | None, typer.Option("--precisions", help="E.g. fp32,fp16,int8.")] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--evaluation", help="Samples: .npz, texts or a folder of images; default: stand-ins."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Array or column with the labels.")] = None,
+    calibration: Annotated[str | None, typer.Option("--calibration", help="The same for int8.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Task of a Hugging Face model.")] = None,
+    from_trtexec: Annotated[
+        str | None, typer.Option("--from-trtexec", help="Translate this trtexec command line, in quotes.")
+    ] = None,
+    from_olive: Annotated[Path | None, typer.Option("--from-olive", help="Translate this Olive file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a recipe that builds at once, its guesses marked. Example: engineworks init model.onnx
+
+    The dimensions are named and tried on the model; without data, seeded samples stand in.
+
+    From a command line: engineworks init --from-trtexec 'trtexec --onnx=model.onnx --fp16'
+    """
+    from engineworks.commands.init.write import recipe_name, write_recipe
+
+    wishes = _translated(from_trtexec, from_olive)
+    wishes = replace(
+        wishes, model=model or wishes.model, name=name or wishes.name, task=task or wishes.task,
+        precisions=_split(precisions) or wishes.precisions, evaluation=evaluation or wishes.evaluation,
+        labels=labels or wishes.labels, calibration=calibration or wishes.calibration,
+    )  # fmt: skip
+    if not wishes.model:
+        wishes = _asked(wishes)
+    given = Path(wishes.model)
+    folder = Path("recipes") if Path("recipes").is_dir() else Path()
+    stem = recipe_name(wishes.name or (given.stem if given.suffix == ".onnx" else given.name))
+    written = write_recipe(wishes, out or folder / f"{stem}.yaml", read_settings(), force=force)
+    _print(written, wishes, as_json=as_json)
+
+
+def _translated(trtexec: str | None, olive: Path | None) -> Wishes:
+    from engineworks.commands.init.draft import Wishes
+    from engineworks.commands.init.olive import read_olive
+    from engineworks.commands.init.trtexec import read_trtexec
+
+    if trtexec is not None and olive is not None:
+        raise InputError("give --from-trtexec or --from-olive, not both")
+    if trtexec is not None:
+        return read_trtexec(trtexec)
+    return read_olive(olive) if olive is not None else Wishes()
+
+
+def _split(given: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in given.split(",") if word.strip()) if given else ()
+
+
+def _asked(wishes: Wishes) -> Wishes:
+    """Questions with answers that make sense as they are; only on a terminal."""
+    if not sys.stdin.isatty():
+        raise InputError("no model is named", hint="e.g. engineworks init model.onnx; on a terminal it asks")
+    nearby = sorted(p for pattern in ("*.onnx", "models/*.onnx") for p in Path().glob(pattern))
+    model = typer.prompt("Model (ONNX file or Hugging Face folder)", default=str(nearby[0]) if nearby else None)
+    name = typer.prompt("Name of the recipe", default=Path(model).stem.lower())
+    evaluation = typer.prompt(
+        "Samples to compare on (.npz, texts, images; empty: stand-ins)", default="", show_default=False
+    )
+    calibration = typer.prompt("Samples to calibrate int8 on (empty: no int8)", default="", show_default=False)
+    usual = "fp32,fp16,int8" if calibration else "fp32,fp16"
+    precisions = typer.prompt("Precisions (empty: by the model)", default="", show_default=False) or ""
+    terminal.say(f"precisions: {precisions or usual}")
+    return replace(
+        wishes, model=model, name=name, evaluation=evaluation or wishes.evaluation,
+        calibration=calibration or wishes.calibration, precisions=_split(precisions) or wishes.precisions,
+    )  # fmt: skip
+
+
+def _print(written: Written, wishes: Wishes, *, as_json: bool) -> None:
+    recipe = written.loaded.recipe
+    if as_json:
+        terminal.print_json({
+            "recipe": str(written.recipe), "files": [str(f) for f in written.files], "notes": list(written.notes),
+            "translated": list(wishes.kept), "not_translated": list(wishes.dropped),
+            "resolved": recipe.model_dump(mode="json"),
+        })  # fmt: skip
+        return
+    terminal.say_valid(str(written.recipe), len(recipe.precisions), len(recipe.targets))
+    for spec_name, spec in recipe.inputs.items():
+        terminal.say(f"input {spec_name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]")
+    for profile in recipe.shapes.values():
+        for dim, triple in profile.items():
+            terminal.say(f"shape {dim}: min {triple[0]}, opt {triple[1]}, max {triple[2]}")
+    for line in written.notes:
+        terminal.say(f"note: {line}")
+    for line in wishes.kept:
+        terminal.say(f"translated: {line}")
+    for line in wishes.dropped:
+        terminal.say(f"not translated: {line}")
+    terminal.say(f"next: engineworks build {written.recipe}")

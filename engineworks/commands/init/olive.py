@@ -1,0 +1,132 @@
+"""An Olive workflow (JSON or YAML) → wishes for a recipe: its model, the precisions of its passes, its accuracy goal.
+
+Keys and pass names as in Microsoft Olive's documentation (input_model, systems, data_configs, evaluators, passes), in
+the flat form of 0.6 and later and the nested `config` of earlier files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.commands.init.draft import Wishes
+from engineworks.errors import InputError
+from engineworks.recipe.yaml_nodes import read_yaml
+
+PASSES: Mapping[str, tuple[str, ...]] = {
+    "onnxfloattofloat16": ("fp16",), "ortmixedprecision": ("fp16",), "onnxstaticquantization": ("int8",),
+    "onnxquantization": ("int8",), "onnxquantizationpreprocess": (), "onnxdynamicquantization": ("int8_weights",),
+    "onnxmatmul4quantizer": ("int4_weights",), "onnxblockwisertnquantization": ("int4_weights",),
+    "nvmodeloptquantization": ("int4_weights",), "incstaticquantization": ("int8",),
+    "incdynamicquantization": ("int8_weights",), "vitisaiquantization": ("int8",), "onnxconversion": (),
+    "onnxpeepholeoptimizer": (), "onnxmodeloptimizer": (), "graphsurgeries": (), "optimumconversion": (),
+}  # fmt: skip
+"""Passes with a counterpart, by lower-case type: the precisions they stand for; () is export and folding."""
+
+_KNOWN = frozenset({"input_model", "passes", "evaluators", "evaluator", "data_configs"})
+_NEEDLESS: Mapping[str, str] = {
+    "cache_dir": "results are kept in the store by their fingerprints", "output_dir": "engines lie in the store",
+    "output_name": "engines are named recipe/precision/target", "clean_cache": "nothing stale is ever a hit",
+    "log_severity_level": "build -v", "search_strategy": "every precision is built and judged",
+    "evaluate_input_model": "the fp32 reference is always run", "engine": "order and places are the flow's affair",
+    "host": "where jobs run is the pool's affair: _targets.yaml",
+}  # fmt: skip
+
+
+def read_olive(path: Path) -> Wishes:
+    """Translate the file. Raises `InputError` where it can not be read, or has no `input_model` with a path."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    whole = read_yaml(path, str(path)).plain()  # JSON is YAML
+    if not isinstance(whole, dict) or not isinstance(whole.get("input_model"), dict):
+        raise InputError(f"{path}: is no Olive workflow: it has no 'input_model'")
+    model = _flat(whole["input_model"])
+    dropped: list[str] = []
+    kept = [f"translated from the Olive file {path.name}"]
+    named = _model_path(path, model, dropped)
+    precisions = _precisions(whole.get("passes"), kept, dropped)
+    delta = _metric_delta(whole, kept, dropped)
+    dropped += list(_unknown(whole))
+    return Wishes(
+        model=named, task=model.get("task"), precisions=precisions, metric_delta=delta,
+        kept=tuple(kept), dropped=tuple(dropped),
+    )  # fmt: skip
+
+
+def _flat(part: Mapping[str, Any]) -> dict[str, Any]:
+    inner = part.get("config")
+    return {**part, **inner} if isinstance(inner, dict) else dict(part)
+
+
+def _model_path(path: Path, model: Mapping[str, Any], dropped: list[str]) -> str:
+    given = model.get("model_path") or model.get("hf_config", {}).get("model_name")
+    kind = str(model.get("type", ""))
+    if isinstance(given, dict):
+        given = given.get("path") or given.get("name")
+    if not isinstance(given, str) or not given:
+        raise InputError(
+            f"{path}: input_model names no model_path", hint="name the model: engineworks init MODEL --from-olive …"
+        )
+    if kind.lower().startswith("pytorch"):
+        dropped.append(f"input_model of type {kind}: write model.source.torch: module:factory for a PyTorch model")
+    for key in ("io_config", "dummy_inputs_func", "model_script", "model_loader"):
+        if key in model:
+            dropped.append(f"input_model.{key}: inputs and outputs are read from the model itself")
+    beside = path.parent / given
+    return str(beside) if beside.exists() else given
+
+
+def _precisions(passes: object, kept: list[str], dropped: list[str]) -> tuple[str, ...]:
+    """fp32 and whatever the passes make; nothing where no pass makes anything, so that the model decides."""
+    found: list[str] = []
+    for name, one in _each(passes):
+        kind = str(one.get("type", name))
+        made = PASSES.get(kind.lower())
+        if made is None:
+            dropped.append(f"pass {name} ({kind}): has no counterpart")
+            continue
+        kept.append(f"pass {name} ({kind}): {', '.join(made) or 'done by export and fold'}")
+        found += [p for p in made if p not in found]
+        settings = sorted(set(_flat(one)) - {"type", "config", "data_config"})
+        if settings and made:
+            dropped.append(f"pass {name}: its settings {', '.join(settings)}; see calibration and mixtures")
+    return ("fp32", *found) if found else ()
+
+
+def _each(passes: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Passes by name; newer files may have a list of alternatives under one name."""
+    for name, value in passes.items() if isinstance(passes, dict) else ():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict):
+                yield str(name), one
+
+
+def _metric_delta(whole: Mapping[str, Any], kept: list[str], dropped: list[str]) -> float | None:
+    """The largest loss of an accuracy metric, where a goal is a 'max-degradation'."""
+    found: float | None = None
+    evaluators = whole.get("evaluators")
+    for name, evaluator in evaluators.items() if isinstance(evaluators, dict) else ():
+        for metric in evaluator.get("metrics", ()) if isinstance(evaluator, dict) else ():
+            kind = str(metric.get("type"))
+            for sub in metric.get("sub_types", ()):
+                goal = sub.get("goal") or {}
+                said = f"{name}: {kind} {sub.get('name')}"
+                if kind == "accuracy" and goal.get("type") == "max-degradation" and found is None:
+                    found = float(goal["value"])
+                    kept.append(f"{said}: metric_delta {found:g}, once data.evaluation has labels")
+                elif goal:
+                    dropped.append(f"goal of {said} ({goal.get('type')}): write a limit or a budget")
+    return found
+
+
+def _unknown(whole: Mapping[str, Any]) -> Iterator[str]:
+    for key in whole:
+        if key in _NEEDLESS:
+            yield f"{key}: not needed, {_NEEDLESS[key]}"
+        elif key == "systems" or key == "target":
+            yield f"{key}: say targets, which _targets.yaml describes"
+        elif key not in _KNOWN:
+            yield f"{key}: has no place in a recipe"
+    if whole.get("data_configs"):
+        yield "data_configs: write the samples into an .npz and name it under data"

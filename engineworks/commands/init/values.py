@@ -1,0 +1,55 @@
+"""Seeded values of the inputs' ranges: feeds for a trial run, and files that stand in for data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.commands.init.draft import Range
+from engineworks.recipe.samples import batch_axes, fixed_batch
+from engineworks.tensors import TensorSpec
+
+SAMPLES = 64
+LARGEST_BYTES = 64 << 20
+LEAST_SAMPLES = 4
+
+
+def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within: Range | None) -> NDArray[np.generic]:
+    """Evenly spread values of the range, both ends included; bools are all true, as masks are."""
+    if dtype == "bool" or within is None:
+        return np.ones(tuple(shape), np.dtype(dtype))
+    low, high = within
+    if dtype.startswith("float"):
+        return random.uniform(low, high, tuple(shape)).astype(dtype)
+    return random.integers(int(low), int(high), tuple(shape), dtype=np.int64, endpoint=True).astype(dtype)
+
+
+def feeds(
+    specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int]
+) -> dict[str, NDArray[np.generic]]:
+    """One run's inputs at these lengths; the same arguments give the same values."""
+    random = np.random.default_rng(0)
+    return {s.name: values(random, s.dtype, s.concrete(dims), ranges.get(s.name)) for s in specs}
+
+
+def write_stand_in(
+    path: Path, specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int], seed: int
+) -> int:
+    """Write an .npz of samples as recipes want them: axis 0 counts samples, the batch dimension is left out. Returns
+    how many: 64, fewer where they would be large, a multiple of a fixed batch."""
+    random, axes = np.random.default_rng(seed), batch_axes(specs)
+    samples = {s.name: _sample_shape(s.concrete(dims), axes[s.name]) for s in specs}
+    row_bytes = sum(int(np.prod(samples[s.name])) * np.dtype(s.dtype).itemsize for s in specs)
+    count = max(LEAST_SAMPLES, min(SAMPLES, LARGEST_BYTES // max(row_bytes, 1)))
+    fixed = fixed_batch(specs) or 1
+    count = max(fixed, count // fixed * fixed)
+    arrays = {s.name: values(random, s.dtype, (count, *samples[s.name]), ranges.get(s.name)) for s in specs}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return count
+
+
+def _sample_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]

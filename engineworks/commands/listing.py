@@ -1,0 +1,110 @@
+"""What there is: recipes, targets, engines, champions, each as a table of text with its age."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineworks.engines.backends import backend_facts
+from engineworks.errors import RecipeError
+from engineworks.recipe.load import find_recipes, load_recipe, load_targets
+from engineworks.report.ages import age
+from engineworks.settings import Settings
+from engineworks.tracking.records import ENGINE_DIGEST, NOT_SELECTED, RunSummary
+from engineworks.tracking.runs import Tracking, open_tracking
+
+KINDS = ("recipes", "targets", "engines", "champions")
+MOST_RUNS = 2000
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One table. rows: a cell per heading, as text."""
+
+    kind: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_json(self) -> list[dict[str, str]]:
+        return [dict(zip(self.headings, row, strict=True)) for row in self.rows]
+
+
+def make_listing(kind: str, settings: Settings, folder: Path) -> Listing:
+    """The table of one of `KINDS`; `folder`: that of the recipes. Raises `TrackingError` where MLflow is silent."""
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    if kind == "recipes":
+        return _recipes(settings, tracking, folder)
+    if kind == "targets":
+        return _targets(folder)
+    return _engines(tracking) if kind == "engines" else _champions(tracking)
+
+
+def _recipes(settings: Settings, tracking: Tracking, folder: Path) -> Listing:
+    builds = _newest(tracking, "build")
+    rows = []
+    for path in find_recipes(folder):
+        try:
+            recipe = load_recipe(path, data_roots=settings.data_roots)
+        except RecipeError as error:
+            rows.append((path.stem, str(path), "", f"{len(error.problems)} problems", ""))
+            continue
+        last = builds.get(recipe.name) or _last_build(tracking, recipe.name)
+        verdict = last.tags.get("engineworks.verdict", last.status.lower()) if last else "never built"
+        if last and (left_out := last.tags.get(NOT_SELECTED)):
+            verdict += f", {left_out} engines not part of it"
+        engines = len(recipe.recipe.precisions) * len(recipe.targets)
+        rows.append((recipe.name, str(path), str(engines), verdict, age(last.started_at) if last else ""))
+    return Listing("recipes", ("recipe", "file", "engines", "last build", "age"), tuple(rows))
+
+
+def _targets(folder: Path) -> Listing:
+    rows = []
+    for name, target in load_targets(folder).items():
+        why_not = backend_facts(target.backend).why_not_run(target.compute_capability)
+        capabilities = ", ".join(map(str, target.compute_capability))
+        rows.append((name, target.backend, capabilities, target.pool, why_not or "yes", target.description))
+    headings = ("target", "backend", "capability", "pool", "runs here", "what it is")
+    return Listing("targets", headings, tuple(rows))
+
+
+def _engines(tracking: Tracking) -> Listing:
+    rows = []
+    for name, run in sorted(_newest(tracking, "engine").items()):
+        medians = [(v, k.partition("/")[2]) for k, v in run.metrics.items() if k.startswith("latency_ms_p50/")]
+        fastest = "{:.3f} at {}".format(*min(medians)) if medians else ""
+        size = run.metrics.get("engine_bytes")
+        digest = run.tags.get(ENGINE_DIGEST, "")[:12]
+        rows.append((
+            name, run.tags.get("engineworks.verdict", run.status.lower()), fastest,
+            f"{size / 2**20:.2f}" if size else "", digest, run.run_id, age(run.started_at),
+        ))  # fmt: skip
+    headings = ("engine", "verdict", "p50 ms", "MiB", "digest", "run", "age")
+    return Listing("engines", headings, tuple(rows))
+
+
+def _champions(tracking: Tracking) -> Listing:
+    found = tracking.champions() if tracking.exists() else []
+    rows = [
+        (c.engine, f"{c.model}/{c.version}", c.alias, c.digest[:12], c.since, age(c.created_at) if c.created_at else "",
+         f"missing: {c.lost}" if c.lost else "")
+        for c in found
+    ]  # fmt: skip
+    headings = ("engine", "version", "alias", "digest", "champion since", "registered", "note")
+    return Listing("champions", headings, tuple(rows))
+
+
+def _last_build(tracking: Tracking, recipe: str) -> RunSummary | None:
+    """Of a recipe that was not built for so long that it is not among the newest runs."""
+    found = tracking.find_runs(recipe=recipe, kind="build", limit=1) if tracking.exists() else []
+    return found[0] if found else None
+
+
+def _newest(tracking: Tracking, kind: str) -> dict[str, RunSummary]:
+    """The newest run of every recipe or engine."""
+    if not tracking.exists():
+        return {}
+    runs = tracking.find_runs(kind="build" if kind == "build" else "engine", limit=MOST_RUNS)
+    newest: dict[str, RunSummary] = {}
+    for run in runs:
+        newest.setdefault(run.recipe if kind == "build" else run.engine or run.name, run)
+    return newest

@@ -1,0 +1,95 @@
+"""The generated part of docs/targets.md: keys of a target, options of every backend, what each version can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engineworks.commands.manual.schema_tables import key_rows, markdown_table
+from engineworks.engines.backends import BACKENDS, backend
+from engineworks.engines.capabilities import (
+    END,
+    NAMED,
+    PRECISIONS,
+    REFUSALS,
+    TITLES,
+    TRIED,
+    Refusal,
+    Version,
+    why_not,
+    why_not_target,
+)
+from engineworks.recipe.targets import Target
+
+_TYPES = {int: "whole number", bool: "`true` · `false`", str: "text"}
+
+
+def target_tables() -> str:
+    """Everything between the markers of docs/targets.md."""
+    return "\n".join((*_keys(), *_options(), *_capabilities(), *_sentences()))
+
+
+def _keys() -> Iterator[str]:
+    rows = (row[:4] for row in key_rows(Target.model_json_schema(), {}))
+    yield f"## The keys of a target\n\n{markdown_table(('key', 'type', 'default', 'meaning'), rows)}\n"
+
+
+def _options() -> Iterator[str]:
+    yield "## The options of each backend\n"
+    for name in BACKENDS:
+        module = backend(name)
+        rows = (
+            (f"`{key}`", " · ".join(f"`{w}`" for w in option.words) or _TYPES[option.type], option.help)
+            for key, option in module.OPTIONS.items()
+        )
+        yield f"### `{name}`: {module.TITLE}\n"
+        yield f"{markdown_table(('option', 'type', 'meaning'), rows)}\n" if module.OPTIONS else "None.\n"
+
+
+def _capabilities() -> Iterator[str]:
+    yield "## What each version builds\n"
+    yield (
+        "From `engineworks/engines/capabilities.py`, for a model of which nothing is known yet but that it may have "
+        "matrix products.\n"
+        "TensorRT-RTX: every cell was built on a host without a GPU. TensorRT: the vendor's support matrix, "
+        "not tried\nhere. ONNX Runtime: built and run on the CPU. What some operators meet besides stands below.\n"
+    )
+    for name, versions in TRIED.items():
+        for version in versions:
+            capabilities = _named(name, version)
+            rows = _rows(name, version, capabilities)
+            head = ("precision", *(capabilities or ("cpu",)))
+            yield f"### {TITLES[name]} {version}\n\n{markdown_table(head, rows)}\n"
+
+
+def _rows(name: str, version: str, capabilities: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for precision in PRECISIONS:
+        cells = (why_not(name, version, precision, (c,) if c else ()) for c in (capabilities or ("",)))
+        yield (f"`{precision}`", *("no" if cell else "yes" for cell in cells))
+
+
+def _named(name: str, version: str) -> tuple[str, ...]:
+    parsed = tuple(map(int, version.split(".")))
+    found = next(n for n in NAMED if n.backend == name and n.since <= parsed < n.until)
+    return tuple(c for c in found.capabilities if why_not_target(name, version, (c,)) is None)
+
+
+def _sentences() -> Iterator[str]:
+    yield "## Refusals, as `plan` says them\n"
+    rows = (
+        (TITLES[r.backend], _between(r.since, r.until), refused, _models_with(r), r.say("N", "P", "C", "O (node 'n')"))
+        for r in REFUSALS
+        for refused in [", ".join(f"`{p}`" for p in r.precisions) or "all"]
+    )
+    head = ("backend", "versions", "precisions", "of models with", "sentence")
+    yield markdown_table(head, rows) + "\n"
+
+
+def _models_with(refusal: Refusal) -> str:
+    """What a model must have for the refusal to concern it: 'LSTM: sequence lens'."""
+    uses = ", ".join(use.replace(":", ": ").replace("_", " ") for use in refusal.operators)
+    return uses or ("an operator that its parser lacks" if refusal.but else "any")
+
+
+def _between(since: Version, until: Version) -> str:
+    shown = ".".join(map(str, since))
+    return f"{shown} and later" if until == END else f"{shown} until before {'.'.join(map(str, until))}"

@@ -1,0 +1,1 @@
+"""`engineworks sensitivity`: what quantizing each part of a model costs."""

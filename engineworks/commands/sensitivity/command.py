@@ -1,0 +1,133 @@
+"""`engineworks sensitivity`: what quantizing each part of a model costs, and the `keep` list that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engineworks.commands.completion import precisions, target_names
+from engineworks.commands.options import LARGEST_NUMBER, Json, OneRecipe, Quiet, Verbose
+from engineworks.report import terminal
+from engineworks.settings import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from engineworks.commands.sensitivity.measurement import Sensitivity
+
+SHOWN = 20
+"""Parts that the table shows; --json has them all."""
+
+
+def sensitivity(
+    recipe: OneRecipe,
+    precision: Annotated[
+        str, typer.Option("--precision", help="int8, fp8, or a mixture that has them.", autocompletion=precisions)
+    ] = "int8",
+    target: Annotated[
+        str,
+        typer.Option("--target", help="For which target's engine the list is to hold.", autocompletion=target_names),
+    ] = "cpu",
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, max=LARGEST_NUMBER, help="Search on so many samples; default: all."),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the list into the recipe, not only the diff.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the plot; default: artifacts/sensitivity.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rank what each part costs in accuracy. Example: engineworks sensitivity recipes/minilm.yaml --precision int8
+
+    Exits 1 if no list was found that holds the recipe's limits, 3 if its engine can not be run here.
+    """
+    from engineworks.commands.sensitivity.measurement import measure_sensitivity
+    from engineworks.commands.sensitivity.plot import write_plot
+
+    settings = read_settings()
+    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
+        made = measure_sensitivity(recipe, settings, precision=precision, target=target, samples=samples)
+    title = f"{made.id}: {made.found['samples']} samples"
+    file = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"
+    plot = write_plot(made.found, title, file)
+    diff, written = _patch(made, recipe, write=write)
+    if as_json:
+        terminal.print_json({**made.to_json(), "plot": str(plot) if plot else None, "diff": diff, "written": written})
+    else:
+        if not quiet:
+            terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
+        for line in _sentences(made, plot):
+            terminal.say(line)
+        if diff:
+            terminal.say(
+                f"written into {made.loaded.shown}:" if written else "the recipe's change (--write applies it):"
+            )
+            terminal.say(diff.rstrip("\n"))
+    raise typer.Exit(made.exit_code)
+
+
+def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
+    """The change as a unified diff, '' where there is none to propose, and whether it was written."""
+    from engineworks.commands.sensitivity.patch import difference, replace_file, with_keep
+
+    if made.keep is None or not made.proven:
+        return "", False
+    with recipe.open(encoding="utf-8", newline="") as file:
+        before = file.read()
+    after = with_keep(before, made.keep, made.loaded.shown)
+    if write and after != before:
+        replace_file(recipe, after)
+    return difference(before, after, made.loaded.shown), write and after != before
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    kept = set(found["kept_nodes"])
+    for part in found["parts"][:SHOWN]:
+        yield (
+            part["name"], str(len(part["nodes"])),
+            "not finite" if part["noise"] is None else _figure(part["sqnr_db"] and -part["sqnr_db"], 1),
+            _figure(part["cosine"], 5), _figure(part["metric"], 4),
+            "" if part["loss"] is None else f"{part['loss']:.2%}", "keep" if kept.issuperset(part["nodes"]) else "",
+        )  # fmt: skip
+
+
+def _sentences(made: Sensitivity, plot: Path | None) -> Iterator[str]:
+    from engineworks.commands.sensitivity.measurement import failures
+
+    found, cost = made.found, made.found["cost"]
+    every = f"all {found['candidates']} nodes quantized, {found['samples']} samples"
+    yield f"{made.id}: {_words(found['everything'])} with {every}"
+    if not found["limits"]:
+        yield f"the recipe has no limits for {found['precision']}: nothing says which of them to keep out"
+    elif made.keep is None:
+        yield "no list of nodes to keep out makes the limits hold"
+    elif not made.keep:
+        yield "the limits hold with nothing kept out"
+    else:
+        yield f"with {len(found['kept_nodes'])} nodes kept out: {_words(found['result'])}"
+    if made.verdict is not None:
+        yield f"the engine of this list: {made.verdict.verdict}"
+        yield from (f"  {check.sentence}" for check in failures(made.verdict))
+    ratio = cost["seconds"] / (cost["tried"] * cost["pass_seconds"]) if cost["pass_seconds"] else 0.0
+    yield (
+        f"{cost['tried']} parts tried and {cost['evaluations']} lists in {cost['seconds']:.1f} s: "
+        f"{ratio:.1f} passes of fp32 over the samples per part"
+    )
+    yield f"plot: {plot}" if plot else "no plot: matplotlib is not installed"
+
+
+def _words(figures: Mapping[str, Any]) -> str:
+    metric = figures["metric_of"]
+    told = f"cosine {_figure(figures['cosine'], 5) or 'not finite'}"
+    return told + (
+        f", {metric['name']} {_figure(metric['engine'], 4)} (fp32 {_figure(metric['reference'], 4)})" if metric else ""
+    )
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,170 @@
+"""Recipe → what each part of its model costs in a precision, and the `keep` list that makes its limits hold.
+
+Folding, ranges, lowering, engine and comparison are the steps of a build, from the store where it has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engineworks.builds.progress import listener
+from engineworks.builds.step import run_step
+from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.host.child import default_pool
+from engineworks.measure.gates.gates import Check, Verdict, judge
+from engineworks.plan.documents import Documents
+from engineworks.plan.kinds import StepName
+from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.recipe.computation import computation
+from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
+from engineworks.recipe.recipe import CALIBRATED, Limits
+from engineworks.recipe.samples import fixed_batch
+from engineworks.recipe.targets import NamedTarget
+from engineworks.settings import Settings
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
+from engineworks.suggest import did_you_mean
+
+SENSITIVITY_FILE, ACCURACY_FILE = "sensitivity.json", "accuracy.json"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What was found. found: the step's JSON. verdict: of the engine of the list that was found, None without one."""
+
+    loaded: LoadedRecipe
+    id: str
+    found: Mapping[str, Any]
+    verdict: Verdict | None
+
+    @property
+    def keep(self) -> tuple[str, ...] | None:
+        """The list that makes the limits hold, None if there is none."""
+        return None if self.found["keep"] is None else tuple(self.found["keep"])
+
+    @property
+    def proven(self) -> bool:
+        """Whether nothing that judged the engine of this list speaks against it."""
+        return self.verdict is not None and self.verdict.verdict in ("pass", "unmeasured")
+
+    @property
+    def exit_code(self) -> int:
+        if not self.found["limits"]:
+            return EXIT_PASSED
+        if self.verdict is None or self.verdict.verdict == "fail":
+            return EXIT_GATE_FAILED
+        return EXIT_PASSED if self.verdict.verdict == "pass" else EXIT_INCONCLUSIVE
+
+    def to_json(self) -> dict[str, Any]:
+        verdict = self.verdict
+        return {
+            "id": self.id, **self.found,
+            "verdict": verdict.verdict if verdict else None,
+            "verdict_checks": [c.to_json() for c in verdict.checks] if verdict else [],
+        }  # fmt: skip
+
+
+def measure_sensitivity(
+    recipe: Path, settings: Settings, *, precision: str, target: str, samples: int | None = None
+) -> Sensitivity:
+    """Try the groups, find the list, build its engine and compare it on all evaluation data.
+
+    `samples`: how many of the evaluation samples the search uses, default all. The recipe's own `keep` is set aside.
+    Raises `RecipeError`, `InputError` for what can not be asked, and what the steps raise.
+    """
+    loaded = load_recipe(recipe, data_roots=settings.data_roots)
+    wanted = _narrowed(loaded, precision, _find_target(loaded, target), keep=())
+    store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
+    plan = plan_recipe(wanted, store, digests)
+    step = _sensitivity_step(wanted, plan, digests, samples)
+    _run(plan, ("export", "prepare", "fold", "calibrate"), store)
+    _run_step(step, store)
+    found = store.require(step.key).read_json(SENSITIVITY_FILE)
+    verdict = None
+    if found["keep"] is not None:
+        kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(found["keep"]))
+        verdict = _judge_engine(plan_recipe(kept, store, digests), store)
+    digests.save()
+    return Sensitivity(loaded, plan.engines[0].id, found, verdict)
+
+
+def _find_target(loaded: LoadedRecipe, name: str) -> NamedTarget:
+    """A target of the recipe, or any other of the file beside it."""
+    own = next((t for t in loaded.targets if t.name == name), None)
+    if own is not None:
+        return own
+    known = load_targets(loaded.path.parent)
+    if name not in known:
+        raise InputError(f"--target: there is no target '{name}'", hint=did_you_mean(name, known))
+    return NamedTarget(name, known[name])
+
+
+def _narrowed(loaded: LoadedRecipe, precision: str, target: NamedTarget, *, keep: tuple[str, ...]) -> LoadedRecipe:
+    """The recipe with one precision, one target and this `keep`. Raises `InputError` where the precision has no use
+    for one."""
+    recipe = loaded.recipe
+    if precision not in (*CALIBRATED, *recipe.mixtures):
+        possible = (*CALIBRATED, *recipe.mixtures)
+        hint = f"say one that does: {', '.join(possible)}"
+        raise InputError(f"--precision: '{precision}' quantizes no activations", hint=hint)
+    if not computation(recipe, precision, target.target.backend).calibrated:
+        raise InputError(
+            f"--precision: the mixture '{precision}' quantizes no activations", hint="'keep' is not for it"
+        )
+    if loaded.files.calibration is None:
+        raise InputError(f"{loaded.shown}: {precision} needs calibration data", hint="data: {calibration: {npz: FILE}}")
+    calibration = recipe.calibration.model_copy(update={"keep": keep})
+    updates = {"precisions": (precision,), "targets": (target.name,), "calibration": calibration}
+    return replace(loaded, recipe=recipe.model_copy(update=updates), targets=(target,))
+
+
+def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, samples: int | None) -> Step:
+    data = loaded.files.evaluation
+    if samples is not None:
+        if not 1 <= samples <= data.total:
+            raise InputError(f"--samples: {samples} are asked for, the evaluation data has {data.total}")
+        fixed = fixed_batch(data.specs) or 1
+        if samples % fixed:
+            raise InputError(
+                f"--samples: {samples}, and the model takes {fixed} at a time", hint=f"a multiple of {fixed}"
+            )
+        data = replace(data, count=samples)
+    precision, target = loaded.recipe.precisions[0], loaded.targets[0]
+    computes = computation(loaded.recipe, precision, target.target.backend)
+    fold, ranges = (next(s.key for s in plan.steps.values() if s.kind == kind) for kind in ("fold", "calibrate"))
+    document, aside = Documents(loaded, digests).sensitivity(precision, computes, target, fold, ranges, data)
+    name = f"{loaded.name}/{precision}/sensitivity"
+    return Step("sensitivity", name, digest_of(document), document, document["inputs"], aside)
+
+
+def _judge_engine(plan: Plan, store: Store) -> Verdict:
+    """Build the engine and compare it, as a build does; nothing is timed."""
+    engine = plan.engines[0]
+    limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}
+    if engine.unmeasured_because:
+        return judge(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
+    _run(plan, ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare"), store)
+    report = store.require(engine.steps["compare"]).read_json(ACCURACY_FILE)
+    return judge(report, None, limits.get(engine.precision, Limits()), {})
+
+
+def failures(verdict: Verdict) -> Iterable[Check]:
+    """What speaks against the engine, and what could not be told."""
+    return (check for check in verdict.checks if check.verdict != "pass")
+
+
+def _run(plan: Plan, kinds: tuple[StepName, ...], store: Store) -> None:
+    for step in plan.steps.values():
+        if step.kind in kinds:
+            _run_step(step, store)
+
+
+def _run_step(step: Step, store: Store) -> None:
+    listener().started(step)
+    outcome = run_step(step, store, default_pool(), say=listener().say)
+    if outcome.how == "run":
+        listener().finished(step, outcome.seconds)

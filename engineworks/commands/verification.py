@@ -1,0 +1,79 @@
+"""What `engineworks verify` checks: an engine by id, file or folder, a package, or a passport with its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.engine_files import PASSPORT_FILE
+from engineworks.engines.passport import STEP, Passport, read_passport, verify_files, verify_folder
+from engineworks.engines.signing import Trust, read_trust
+from engineworks.errors import InputError
+from engineworks.fingerprint import digest_of
+from engineworks.package.package import PACKAGE_FILE, verify_package
+from engineworks.settings import Settings
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
+
+
+def verify_anything(name: str, settings: Settings) -> list[Passport]:
+    """The passports of what was named, every one after its signature and its engine's bytes were checked.
+
+    Raises `TrustError` for the first thing that is wrong, `InputError` where there is no such thing.
+    """
+    trust, path = read_trust(), Path(name)
+    if not path.exists():
+        if name.count("/") == 2:
+            return [verify_built(name, open_store(settings), trust)]
+        raise InputError(f"{name}: neither a file nor an engine's id", hint="ids are recipe/precision/target")
+    if path.is_dir() and (path / PACKAGE_FILE).is_file():
+        return verify_package(path, trust)
+    folder = path if path.is_dir() else path.parent
+    if (folder / PASSPORT_FILE).is_file():
+        return [_verify_beside(folder, open_store(settings), trust)]
+    return [_verify_stored(folder, open_store(settings), trust)]
+
+
+def verify_built(engine: str, store: Store, trust: Trust) -> Passport:
+    """Check the engine with this id that was judged last. Raises `TrustError`, `InputError` where there is none."""
+    document = store.latest(f"{engine}/{STEP}")
+    if document is None:
+        raise InputError(f"{engine}: was not built here", hint="run 'engineworks build' first")
+    return _verify_document(document, store, trust)
+
+
+def _verify_document(document: Mapping[str, Any], store: Store, trust: Trust) -> Passport:
+    """The stored passport with this document, and the engine in the store that it speaks of.
+
+    The folders are read as they are: a damaged engine is to be told, not silently built again.
+    """
+    passport = read_passport(_folder(store, digest_of(document)) / PASSPORT_FILE, trust)
+    return verify_files(_folder(store, document["inputs"]["build"]), passport)
+
+
+def _folder(store: Store, key: str) -> Path:
+    """The artifact's folder; one that only the remote store has is fetched."""
+    if not store.place(key).exists():
+        store.get(key)
+    return store.place(key)
+
+
+def _verify_beside(folder: Path, store: Store, trust: Trust) -> Passport:
+    """A folder with a passport: the engine's files stand beside it, or in the store where the passport lies there."""
+    passport = read_passport(folder / PASSPORT_FILE, trust)
+    built = store.place(str(passport.body["steps"]["build"]))
+    if not any((folder / name).exists() for name in passport.files) and folder.parent.parent == built.parent.parent:
+        return verify_files(built, passport)
+    return verify_folder(folder, trust)
+
+
+def _verify_stored(folder: Path, store: Store, trust: Trust) -> Passport:
+    """An engine in the store by its folder: its passport lies elsewhere in the store."""
+    from engineworks.commands.inspect import inspect_path
+
+    inspect_path(folder)  # says what it is, if it is no engine
+    for document in store.latest_of(STEP):
+        if store.place(document["inputs"]["build"]) == folder.resolve():
+            return _verify_document(document, store, trust)
+    raise InputError(f"{folder}: there is no passport of this engine", hint=f"no {PASSPORT_FILE} beside it")

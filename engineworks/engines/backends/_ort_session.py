@@ -1,0 +1,139 @@
+"""A loaded ONNX Runtime engine: checked runs, and a timing loop with everything bound beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.backends._feeds import Array, checked_feeds, shapes_of
+from engineworks.engines.backends.base import RunTimes
+from engineworks.errors import RunError
+from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.tensors import TensorSpec
+
+
+def specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """ONNX Runtime's inputs or outputs; a dimension without length or name is called '<tensor>_<axis>'."""
+    return tuple(
+        TensorSpec(
+            v.name,
+            dtype_name(v.type),
+            tuple(d if isinstance(d, int | str) else f"{v.name}_{axis}" for axis, d in enumerate(v.shape)),
+        )
+        for v in values
+    )
+
+
+def dtype_name(ort_type: str) -> str:
+    """'tensor(float)' → float32. What is no tensor keeps ONNX Runtime's name."""
+    name = ort_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+class OrtSession:
+    """Satisfies `base.Session`. Not thread-safe."""
+
+    def __init__(self, session: Any, notes: tuple[str, ...] = ()) -> None:
+        self._session, self._notes = session, notes
+        self._inputs, self._outputs = specs(session.get_inputs()), specs(session.get_outputs())
+        self._names = [o.name for o in self._outputs]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name. Raises `RunError`."""
+        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
+        try:
+            return dict(zip(self._names, session.run(self._names, arrays), strict=True))
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        return {}
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """Inputs and outputs are bound before, by one run more that is not timed, so that no run allocates or copies
+        them. A CPU has no other place to copy from or to: `copies` makes no difference."""
+        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
+        try:
+            binding = self._bind(arrays)
+            session.run_with_iobinding(binding)
+            self._bind_outputs(binding)
+            return RunTimes(_time(session.run_with_iobinding, binding, runs), on_host=True)
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+
+    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Runs per second of so many threads that share the session."""
+        session, arrays = self._open(), checked_feeds(self._inputs, feeds)
+        end = time.monotonic() + seconds
+
+        def work() -> int:
+            binding, done = self._bind(arrays), 0
+            while not done or time.monotonic() < end:
+                session.run_with_iobinding(binding)
+                done += 1
+            return done
+
+        start = time.monotonic()
+        try:
+            with ThreadPoolExecutor(streams) as pool:
+                done = sum(future.result() for future in [pool.submit(work) for _ in range(streams)])
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+        return done / (time.monotonic() - start)
+
+    def end_profile(self) -> Path:
+        """The file with the profile of all runs so far, of a session that was loaded for one; it keeps none after."""
+        return Path(self._open().end_profiling())
+
+    def close(self) -> None:
+        self._session = None
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise RunError("this session was closed; load the engine again")
+        return self._session
+
+    def _bind(self, arrays: Mapping[str, Array]) -> Any:
+        binding = self._open().io_binding()
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, array)
+        for name in self._names:
+            binding.bind_output(name)
+        return binding
+
+    def _bind_outputs(self, binding: Any) -> None:
+        """Give every output the memory that it got in the run before: the same feeds give the same shapes."""
+        values = binding.get_outputs()
+        binding.clear_binding_outputs()
+        for name, value in zip(self._names, values, strict=True):
+            if value.is_tensor() and not value.data_type().endswith("(string)"):
+                binding.bind_ortvalue_output(name, value)
+            else:
+                binding.bind_output(name)
+
+
+def _time(run: Any, binding: Any, runs: int) -> tuple[float, ...]:
+    clock = time.perf_counter_ns
+    marks = [0] * (runs + 1)
+    marks[0] = clock()
+    for i in range(runs):
+        run(binding)
+        marks[i + 1] = clock()
+    return tuple((b - a) / 1e6 for a, b in pairwise(marks))

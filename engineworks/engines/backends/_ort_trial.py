@@ -1,0 +1,57 @@
+"""The first run of an engine, as part of its build: what crashes must crash here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engineworks.errors import RunError
+from engineworks.tensors import Profile, TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from engineworks.engines.backends._ort_session import OrtSession
+
+
+def run_once_per_profile(session: OrtSession, profiles: Sequence[Profile], log: Callable[[str], None]) -> None:
+    """Run at the smallest and the usual shapes of every profile.
+
+    Made-up inputs may not be what the model takes: an error in words is logged, and left to the comparison, which has
+    real samples. The largest shapes are left to it too: they cost the most time, and no other code runs there.
+    """
+    for shapes in _shapes(profiles):
+        feeds = _feeds(session.inputs, shapes)
+        if feeds is None:
+            continue
+        try:
+            session.run(feeds)
+        except RunError as error:
+            log(f"made-up inputs do not run: {error.message}")
+    session.close()
+
+
+def _shapes(profiles: Sequence[Profile]) -> Iterator[Mapping[str, tuple[int, ...]]]:
+    """Shapes by input, each combination once."""
+    seen = []
+    for profile in profiles:
+        for which in ("min", "opt"):
+            shapes = {name: getattr(found, which) for name, found in profile.inputs.items()}
+            if shapes not in seen:
+                seen.append(shapes)
+                yield shapes
+
+
+def _feeds(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]] | None:
+    """An array per input: values between -1 and 1 for floats, ones for all else, for a length of one, the first index
+    and an unmasked position are valid nearly everywhere. None for inputs that NumPy or the profile does not know."""
+    import numpy as np
+
+    feeds: dict[str, NDArray[Any]] = {}
+    for spec in inputs:
+        if spec.name not in shapes or not hasattr(np, spec.dtype) or spec.dtype == "string":
+            return None
+        dtype, shape = np.dtype(spec.dtype), shapes[spec.name]
+        random = np.random.default_rng(0).uniform(-1, 1, shape)
+        feeds[spec.name] = random.astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
+    return feeds

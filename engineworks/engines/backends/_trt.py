@@ -1,0 +1,276 @@
+"""TensorRT and TensorRT-RTX: one way to build over two vendor modules. Precision lives in the graph, so every network
+is strongly typed.
+
+The names of the vendor's interface were looked up in the real bindings of TensorRT 10.0.1, 10.13.3, 10.16.1, 11.0.0 and
+11.4.0 (imported over stub libraries: the libraries themselves can not be had here) and used for real in TensorRT-RTX
+1.4 to 1.7. What differs:
+
+- STRONGLY_TYPED is flag 1 in TensorRT 10; in 11 and RTX every network is strongly typed and it means nothing.
+- Compute capabilities are named in RTX only.
+- 10.0 lacks `build_serialized_network_to_stream`, `max_num_tactics` and `tiling_optimization_level`.
+- RTX has no library for version compatible engines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.engines.backends._trt_attention import written_out
+from engineworks.engines.backends._trt_config import (
+    configure,
+    keep_timing_cache,
+    name_capabilities,
+    shrink_workspace,
+    use_timing_cache,
+)
+from engineworks.engines.backends._trt_dtypes import dtype_name
+from engineworks.engines.backends._trt_log import Logger, logger_of
+from engineworks.engines.backends._trt_parse import Interface, interface_of, network_names, parse, read_interface
+from engineworks.engines.backends._trt_profiles import add_profiles
+from engineworks.engines.backends._trt_tf32 import environment, switched
+from engineworks.engines.backends._trt_words import builder_sentence
+from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
+from engineworks.engines.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
+from engineworks.engines.capabilities import PORTABLE_ONLY, why_not
+from engineworks.errors import BuildError, RunError, TargetError, UnsupportedError
+from engineworks.fingerprint import installed_version
+from engineworks.host.gpu import first_gpu
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """One vendor module. name: the backend's. module: what is imported. rtx: whether it names compute capabilities,
+    builds without a GPU, and writes the header that we can read."""
+
+    name: str
+    title: str
+    module: str
+    distributions: tuple[str, ...]
+    options: Mapping[str, Option]
+    rtx: bool
+
+    def versions(self) -> Mapping[str, str]:
+        """The installed distribution and its version; empty where there is none."""
+        found = ((name, installed_version(name)) for name in self.distributions)
+        return dict([(name, version) for name, version in found if version is not None][:1])
+
+    def load(self) -> Any:
+        """The vendor's module. Raises `TargetError` where it can not be imported."""
+        try:
+            return importlib.import_module(self.module)
+        except (ImportError, OSError) as error:  # OSError: one of its libraries, or CUDA's, is missing
+            raise TargetError(
+                f"{self.title} can not be imported: {error}", hint=f"pip install {self.distributions[0]}"
+            ) from None
+
+
+def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+    """Write `engine` under `request.out`. Raises `UnsupportedError` where the vendor cannot do what the model asks,
+    `BuildError`, `TargetError` for an option that there is not."""
+    check_options(vendor.title, request.options, vendor.options)
+    start = time.perf_counter()
+    trt = vendor.load()
+    title = f"{vendor.title} {trt.__version__}"
+    log(f"{title}, {request.model.name} in {request.precision} for {', '.join(request.compute_capabilities) or 'here'}")
+    model = read_interface(request.model)
+    job = _Job(vendor, trt, title, request, model, log)
+    try:
+        report = _build(job, None)
+    except BuildError as error:
+        plain = written_out(request.model) if "Attention (node" in error.message else None
+        if plain is None:
+            raise
+        log(f"{error}; once more with every Attention written out as smaller operators")
+        try:
+            report = _build(replace(job, model=interface_of(plain)), plain)
+        except BuildError:
+            raise error from None
+        report["attention"] = "written out as smaller operators"
+    said = {spec.name: spec.dtype for spec in model.outputs}
+    inputs, outputs = report.pop("inputs"), report.pop("outputs")
+    for spec in outputs:
+        if said.get(spec.name, spec.dtype) != spec.dtype:
+            log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
+    return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), report)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same while one engine is built."""
+
+    vendor: Vendor
+    trt: Any
+    title: str
+    request: BuildRequest
+    model: Interface
+    log: Callable[[str], None]
+
+
+def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
+    """Build the engine of the request's file, or of `plain`; its details, its `inputs` and its `outputs`."""
+    vendor, trt, title, request, model = job.vendor, job.trt, job.title, job.request, job.model
+    wanted = environment(request.precision, rtx=vendor.rtx, tf32=bool(request.options.get("tf32")))
+    with switched(wanted), logger_of(trt).sending(job.log) as logger:
+        builder = _create_builder(trt, title, logger)
+        network, _parser = parse(trt, title, builder, logger, request.model, model, plain)  # it owns the weights
+        config = builder.create_builder_config()
+        configure(trt, title, config, request.options)
+        add_profiles(builder, config, network, request.profiles, model.inputs, network_names(network))
+        if vendor.rtx:
+            name_capabilities(trt, title, config, request.compute_capabilities)
+        timings = use_timing_cache(config, request.cache) if request.cache and not vendor.rtx else None
+        partial = request.out / (ENGINE_FILE + ".partial")
+        built, less_mib = _write_or_retry(trt, builder, network, config, partial, logger, job.log)
+        if not built:
+            raise _failure(job, logger, less_mib)
+        if timings is not None and request.cache:
+            keep_timing_cache(timings, request.cache)
+        inputs, outputs = _specs(trt, network, model)
+    os.replace(partial, request.out / ENGINE_FILE)
+    details = _details(vendor, title, request) | ({"environment": dict(wanted)} if wanted else {})
+    if less_mib is not None:
+        details["workspace_mib_after_out_of_memory"] = less_mib
+    return details | {"inputs": inputs, "outputs": outputs}
+
+
+def _create_builder(trt: Any, title: str, logger: Logger) -> Any:
+    try:
+        return trt.Builder(logger.vendor)
+    except TypeError:  # pybind's word for a null pointer
+        raise BuildError(f"{title} did not start: {logger.reason()}", log=logger.text()) from None
+
+
+def _write_or_retry(
+    trt: Any, builder: Any, network: Any, config: Any, path: Path, logger: Logger, log: Callable[[str], None]
+) -> tuple[bool, int | None]:
+    """Whether a plan was built, and the workspace (MiB) of a second try, after the first ran out of memory."""
+    if _write(trt, builder, network, config, path):
+        return True, None
+    less_mib = shrink_workspace(trt, config, _free_mib()) if logger.out_of_memory() else None
+    if less_mib is None:
+        return False, None
+    log(f"out of memory: once more with a workspace of {less_mib} MiB")
+    return _write(trt, builder, network, config, path), less_mib
+
+
+def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> bool:
+    """Build and write the plan; False if nothing was built. Streamed where possible: the plan is then held once."""
+    with path.open("wb") as file:
+        if not hasattr(builder, "build_serialized_network_to_stream"):
+            plan = builder.build_serialized_network(network, config)
+            return plan is not None and file.write(plan) > 0
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+                self.failed: OSError | None = None
+
+            def write(self, data: bytes) -> int:
+                try:
+                    return file.write(data)
+                except OSError as error:  # nothing may be raised through the vendor's C++
+                    self.failed = error
+                    return 0
+
+        writer = Writer()
+        built = bool(builder.build_serialized_network_to_stream(network, config, writer))
+    if writer.failed is not None:
+        raise BuildError(f"{path}: the engine can not be written: {writer.failed.strerror}")
+    return built
+
+
+def _free_mib() -> float | None:
+    """Free memory of the GPU; None where there is none to ask."""
+    from engineworks.engines.backends._cuda import memory_mib
+
+    try:
+        return memory_mib()[0] if first_gpu() else None
+    except RunError:
+        return None
+
+
+INTERNAL_CHECK = re.compile(r"\bCHECK\(|Exception: \S+\.(cpp|h):\d+")
+"""A vendor's reason that names nothing but a line of its own source."""
+
+
+def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
+    """less_mib: the workspace of a second try, after the first ran out of memory."""
+    vendor, title, request, model = job.vendor, job.title, job.request, job.model
+    (request.out / (ENGINE_FILE + ".partial")).unlink(missing_ok=True)
+    where, reason = ", ".join(request.compute_capabilities), logger.reason()
+    if logger.out_of_memory():
+        tries = "" if less_mib is None else f", in the usual workspace and in one of {less_mib} MiB"
+        return BuildError(
+            f"{request.model.name}: {title} ran out of memory while building for {where}{tries}: {reason}",
+            hint="free memory, take smaller shapes, or give the target options: {workspace_mib: …}",
+            log=logger.text(),
+        )
+    version = next(iter(vendor.versions().values()), None)
+    refused = (
+        why_not(
+            vendor.name, version, part, request.compute_capabilities, operators=model.uses, quantized=model.quantized
+        )
+        for part in request.parts
+    )
+    known = next((sentence for sentence in refused if sentence), None)
+    built_none = f"{request.model.name}: {title} built no engine for {where}"
+    said = builder_sentence(reason, model.graph)
+    if known and INTERNAL_CHECK.search(reason) and not said.known:
+        return UnsupportedError(f"{built_none}: {known}", log=logger.text())
+    kind = UnsupportedError if known or said.known else BuildError
+    return kind(f"{built_none}: {said.text}", hint=known or said.hint, log=logger.text())
+
+
+def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs with the engine's dtypes and the model's names."""
+    named = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
+
+    def spec(tensor: Any, name: str) -> TensorSpec:
+        given = named.get(name)
+        names = given.shape if given is not None and len(given.shape) == len(tensor.shape) else ()
+        shape = [
+            length if length >= 0 else (names[axis] if names else f"{name}_{axis}")
+            for axis, length in enumerate(tensor.shape)
+        ]
+        return TensorSpec(name, dtype_name(tensor.dtype.name), tuple(shape))
+
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    names = network_names(network)
+    inputs = tuple(spec(network.get_input(i), name) for i, name in enumerate(names))
+    return inputs, tuple(spec(tensor, tensor.name) for tensor in outputs)
+
+
+def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, object]:
+    engine = request.out / ENGINE_FILE
+    details: dict[str, object] = {
+        "engine_bytes": engine.stat().st_size,
+        "tf32": bool(request.options.get("tf32", False)),
+    }
+    if vendor.rtx:
+        with engine.open("rb") as file:
+            header = read_plan_header(file.read(HEADER_BYTES))
+        check_header(title, request.compute_capabilities, header, engine.stat().st_size)
+        details["header"] = header.to_json()
+    return details
+
+
+def check_header(title: str, asked: Sequence[str], header: PlanHeader, engine_bytes: int) -> None:
+    """The plan must be whole and for what was asked: the vendor ignores some mistakes in silence."""
+    if header.plan_bytes != engine_bytes:
+        raise BuildError(
+            f"{title} wrote {engine_bytes} bytes of an engine of {header.plan_bytes}", hint="is a disk full?"
+        )
+    served = set(header.compute_capabilities) | (set(PORTABLE_ONLY) if header.later else set())
+    if not set(asked) <= served:
+        raise BuildError(f"{title} built for {', '.join(sorted(served))}, asked for was {', '.join(asked)}")

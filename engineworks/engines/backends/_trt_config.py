@@ -1,0 +1,150 @@
+"""A target's options and compute capabilities → the vendor's builder configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.backends.base import Option
+from engineworks.engines.capabilities import PORTABLE_ONLY
+from engineworks.errors import BuildError, TargetError
+
+NUMBERS: Mapping[str, Option] = {
+    "builder_optimization_level": Option(int, "0 to 5: how long to look for faster kernels; 3 unless said otherwise"),
+    "max_aux_streams": Option(int, "streams for layers that may run at once"),
+    "max_num_tactics": Option(int, "kernels to time for one layer"),
+    "avg_timing_iterations": Option(int, "runs that a kernel's time is averaged over"),
+}
+"""Options that are attributes of the configuration under the same name."""
+
+WORDS: Mapping[str, tuple[str, str, Option]] = {
+    "tiling_optimization_level": (
+        "tiling_optimization_level", "TilingOptimizationLevel",
+        Option(str, "how hard to look for tilings", ("none", "fast", "moderate", "full")),
+    ),
+    "profiling_verbosity": (
+        "profiling_verbosity", "ProfilingVerbosity",
+        Option(str, "what the engine tells of its layers", ("none", "layer_names_only", "detailed")),
+    ),
+    "hardware_compatibility": (
+        "hardware_compatibility_level", "HardwareCompatibilityLevel",
+        Option(str, "other GPUs that may run the engine", ("none", "ampere_plus", "same_compute_capability")),
+    ),
+}  # fmt: skip
+"""Options that are words: the attribute of the configuration, the vendor's enumeration, the words."""
+
+FLAGS: Mapping[str, Option] = {
+    "sparse_weights": Option(bool, "use 2:4 sparsity where the weights have it"),
+    "strict_nans": Option(bool, "keep NaN as NaN everywhere"),
+    "weight_streaming": Option(bool, "let weights stay in host memory"),
+    "version_compatible": Option(bool, "let later versions of the same major run the engine"),
+}
+"""Options that are builder flags under the same name, all off unless said otherwise."""
+
+WORKSPACE = Option(int, "most scratch memory that one layer may take, MiB")
+TF32 = Option(bool, "compute fp32 products with 10 bits of mantissa; off unless said otherwise")
+
+SHARED: Mapping[str, Option] = {
+    "workspace_mib": WORKSPACE,
+    "tf32": TF32,
+    **NUMBERS,
+    **{name: option for name, (_, _, option) in WORDS.items() if name != "hardware_compatibility"},
+    **{name: option for name, option in FLAGS.items() if name != "version_compatible"},
+}
+"""Options of TensorRT-RTX, and of TensorRT too."""
+
+TENSORRT_ONLY: Mapping[str, Option] = {
+    "hardware_compatibility": WORDS["hardware_compatibility"][2],
+    "version_compatible": FLAGS["version_compatible"],
+}
+"""RTX engines are portable between GPUs by the capabilities that they name."""
+
+
+def configure(trt: Any, title: str, config: Any, options: Mapping[str, Any]) -> None:
+    """Apply options that `check_options` has let pass. TF32 is on in the vendor's default: here it must be asked for.
+
+    Raises `TargetError` for an option that this version does not have.
+    """
+    if not options.get("tf32", False):
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if "workspace_mib" in options:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mib"] << 20)
+    for name, value in options.items():
+        if name in NUMBERS:
+            _set(title, config, name, name, value)
+        elif name in WORDS:
+            attribute, enumeration, _ = WORDS[name]
+            choices = getattr(trt, enumeration, None)
+            _set(title, config, name, attribute, getattr(choices, value.upper(), None))
+        elif name in FLAGS and value:
+            _set_flag(trt, title, config, name)
+
+
+def _set_flag(trt: Any, title: str, config: Any, option: str) -> None:
+    flag = getattr(trt.BuilderFlag, option.upper(), None)  # TensorRT 10.0 has no STRICT_NANS
+    if flag is None:
+        raise TargetError(f"{title} does not have option '{option}'", hint="leave it out")
+    config.set_flag(flag)
+
+
+def _set(title: str, config: Any, option: str, attribute: str, value: Any) -> None:
+    if value is None or not hasattr(config, attribute):
+        raise TargetError(f"{title} does not have option '{option}', or not this value of it", hint="leave it out")
+    setattr(config, attribute, value)
+
+
+LEAST_WORKSPACE_MIB = 16
+"""Below this no build of a real model succeeds that failed above it."""
+
+
+def shrink_workspace(trt: Any, config: Any, free_mib: float | None) -> int | None:
+    """Leave a build a quarter of its workspace, and no more than half of the GPU's free memory where that is known; the
+    new limit in MiB, or None if there is too little to take from.
+
+    The vendor's own limit is all memory of the GPU: a build that runs out of it meets memory that others hold.
+    """
+    less_mib = int(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)) // 4 >> 20
+    if free_mib is not None:
+        less_mib = min(less_mib, int(free_mib / 2))
+    if less_mib < LEAST_WORKSPACE_MIB:
+        return None
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, less_mib << 20)
+    return less_mib
+
+
+def name_capabilities(trt: Any, title: str, config: Any, capabilities: Sequence[str]) -> None:
+    """Name the compute capabilities of a TensorRT-RTX engine. None are named for a target of `PORTABLE_ONLY`: the
+    engine then serves 8.0 and later. Raises `BuildError`."""
+    if tuple(capabilities) in {(c,) for c in PORTABLE_ONLY}:
+        return
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        named = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+        if named is None or not config.set_compute_capability(named, index):
+            raise BuildError(f"{title} does not build for compute capability {capability}")
+
+
+TIMING_CACHE_FILE = "timing.cache"
+"""What TensorRT found out about kernels on this GPU: later builds need not time them again. TensorRT-RTX times none."""
+
+
+def use_timing_cache(config: Any, folder: Path) -> Any:
+    """Let the build begin with what earlier ones found out. Returns the cache, to be kept by `keep_timing_cache`.
+
+    A cache of another GPU or version is refused by the vendor (`ignore_mismatch` is false); then the build begins anew.
+    """
+    file = folder / TIMING_CACHE_FILE
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def keep_timing_cache(cache: Any, folder: Path) -> None:
+    """Write the cache at once and whole; of two builds at a time the later one's stays."""
+    partial = folder / f"{TIMING_CACHE_FILE}.{os.getpid()}"
+    partial.write_bytes(bytes(cache.serialize()))
+    partial.replace(folder / TIMING_CACHE_FILE)

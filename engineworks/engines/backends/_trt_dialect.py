@@ -1,0 +1,119 @@
+"""Where TensorRT-RTX and TensorRT differ at run time. All of it is here.
+
+- RTX compiles kernels for the GPU when a context is made and when a shape is first run, in the background if so asked,
+  keeps them in a runtime cache, and replays CUDA graphs by itself (`IRuntimeConfig`, `IRuntimeCache`: TensorRT-RTX API
+  reference, 1.1 and later).
+- TensorRT 10 and 11 compiled everything at build time. CUDA graphs are captured by us.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from engineworks.engines.backends.base import Serving
+
+RUNTIME_CACHE_FILE = "runtime.cache"
+
+
+class Dialect(Protocol):
+    """How execution contexts are made, and what is said of them."""
+
+    captures: bool
+    """Whether CUDA graphs are captured by us; otherwise a context for graphs replays by itself."""
+
+    def context(self, *, graphs: bool, trial: bool) -> Any:
+        """A new execution context; None if there is no memory for it: the vendor's logger knows. trial: to see whether
+        a run can be captured, and to be dropped then."""
+        ...
+
+    def notes(self) -> tuple[str, ...]: ...
+
+    def facts(self) -> Mapping[str, object]: ...
+
+    def save(self) -> None:
+        """Keep what makes the next load faster."""
+        ...
+
+
+def scratch_bytes(engine: Any) -> int:
+    """Memory that a context of the engine takes for its layers. TensorRT 10.0 has the older name only."""
+    older = getattr(engine, "device_memory_size", 0)
+    return int(getattr(engine, "device_memory_size_v2", older))
+
+
+class RtxDialect:
+    """Satisfies `Dialect`. One runtime cache serves all contexts of the session."""
+
+    captures = False
+
+    def __init__(self, trt: Any, engine: Any, serving: Serving, cache: Path | None) -> None:
+        self._trt, self._engine, self._serving = trt, engine, serving
+        self._file = cache / RUNTIME_CACHE_FILE if cache else None
+        self._config = engine.create_runtime_config()
+        self._cache, self._use, self._before = None, "none", b""
+        if self._file is not None:
+            self._cache = self._config.create_runtime_cache()
+            self._use = self._fill(self._file)
+            self._config.set_runtime_cache(self._cache)
+
+    def context(self, *, graphs: bool, trial: bool) -> Any:
+        """A trial asks for no specialized kernels: those that are under way when its context goes seem lost, and with a
+        runtime cache no later context asks for them (1.6.1: fp8 engines stayed four to seven times slower)."""
+        kernels = self._trt.DynamicShapesKernelSpecializationStrategy
+        wanted = kernels.NONE if trial else getattr(kernels, self._serving.kernels.upper())
+        self._config.dynamic_shapes_kernel_specialization_strategy = wanted
+        strategies = self._trt.CudaGraphStrategy
+        self._config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
+        return self._engine.create_execution_context(self._config)
+
+    def notes(self) -> tuple[str, ...]:
+        if self._use == "refused":
+            return ("the runtime cache was made by another version, GPU or driver: not used, and made anew",)
+        return ()
+
+    def facts(self) -> Mapping[str, object]:
+        return {"kernels": self._serving.kernels, "runtime_cache": self._use, "runtime_cache_bytes": len(self._before)}
+
+    def save(self) -> None:
+        if self._file is None or self._cache is None:
+            return
+        made = bytes(self._cache.serialize())
+        if made and made != self._before:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+            partial.write_bytes(made)
+            partial.replace(self._file)
+
+    def _fill(self, file: Path) -> str:
+        """Read the cache of earlier sessions. Returns what came of it: new, reused or refused."""
+        if not file.is_file():
+            return "new"
+        self._before = file.read_bytes()
+        assert self._cache is not None
+        return "reused" if self._cache.deserialize(self._before) else "refused"
+
+
+class PlainDialect:
+    """Satisfies `Dialect` for TensorRT 10 and 11."""
+
+    captures = True
+
+    def __init__(self, engine: Any, serving: Serving) -> None:
+        self._engine, self._serving = engine, serving
+
+    def context(self, *, graphs: bool, trial: bool) -> Any:
+        return self._engine.create_execution_context()
+
+    def notes(self) -> tuple[str, ...]:
+        if self._serving.kernels == "lazy":
+            return ()
+        return (f"kernels: {self._serving.kernels} is TensorRT-RTX's; TensorRT's were all compiled at build time",)
+
+    def facts(self) -> Mapping[str, object]:
+        return {"kernels": "built in"}
+
+    def save(self) -> None:
+        """Nothing: there is no runtime cache."""

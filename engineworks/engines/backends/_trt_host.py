@@ -1,0 +1,141 @@
+"""Whether this host can run a target's engines, and whether an engine fits it: said before CUDA or a vendor's library
+is loaded, from what the driver's tool and package metadata tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from engineworks.engines.backends.plan_header import HEADER_BYTES, read_plan_header
+from engineworks.engines.capabilities import why_not_target
+from engineworks.errors import RunError
+from engineworks.fingerprint import installed_version
+from engineworks.host.gpu import Gpu, first_gpu
+
+if TYPE_CHECKING:
+    from engineworks.engines.backends._trt import Vendor
+
+DRIVERS: Mapping[int, int] = {13: 580, 12: 525}
+"""CUDA major version → oldest branch of the Linux driver that runs its programs. Source: CUDA Compatibility, 'Minor
+Version Compatibility', table 1 (docs.nvidia.com/deploy/cuda-compatibility)."""
+
+BINDINGS = "cuda-bindings"
+"""The distribution of NVIDIA's cuda-python that device memory, streams and events come from."""
+
+
+def why_not_run_here(vendor: Vendor, compute_capabilities: Sequence[str]) -> str | None:
+    """None if the first visible GPU of this host runs engines of such a target, otherwise the reason, as a sentence.
+
+    A target is served only by a GPU whose compute capability it names: a portable engine may load on others, but what
+    is measured there would be said of the wrong GPU.
+    """
+    installed = next(iter(vendor.versions().values()), None)
+    if installed is None:
+        return f"{vendor.title} is not installed; pip install {vendor.distributions[0]}"
+    gpu = first_gpu()
+    if gpu is None:
+        wanted = _either(compute_capabilities)
+        return f"there is no NVIDIA GPU here, and the target's engines run on compute capability {wanted}"
+    return (
+        _why_not_driver(vendor, gpu)
+        or _why_not_served(gpu, compute_capabilities)
+        or _why_not_version(vendor, installed, gpu)
+        or _why_not_bindings(gpu)
+    )
+
+
+def why_not_fit(vendor: Vendor, start: bytes, built_with: Mapping[str, str], gpu: Gpu) -> str | None:
+    """None if this engine fits the installed version and the GPU, otherwise the reason, as a sentence.
+
+    start: the engine's first bytes, `HEADER_BYTES` at least; TensorRT-RTX's tell its version and compute capabilities.
+    built_with: versions in the engine's sidecar, for TensorRT, whose plans tell nothing; empty where there is none.
+    Both vendors' engines fit their own release only (TensorRT-RTX: Engine Compatibility), but for TensorRT's that were
+    built version compatible, which is for the caller to know.
+    """
+    installed = next(iter(vendor.versions().values()), None)
+    if not vendor.rtx:
+        version = next((v for name, v in built_with.items() if name in vendor.distributions), None)
+        return _why_not_same(vendor, version, installed)
+    try:
+        header = read_plan_header(start[:HEADER_BYTES])
+    except RunError as error:
+        return error.message
+    served = gpu.compute_capability in header.compute_capabilities
+    if not served and not (header.later and _numbers(gpu.compute_capability) >= (8, 0)):
+        return (
+            f"this engine is for compute capability {_either(header.compute_capabilities)}, the {gpu.name} here has "
+            f"{gpu.compute_capability}: build it for a target of this GPU"
+        )
+    return _why_not_same(vendor, header.version, installed)
+
+
+def _why_not_same(vendor: Vendor, built: str | None, installed: str | None) -> str | None:
+    if built is None or installed is None or _numbers(built) == _numbers(installed):
+        return None
+    return f"this engine was built by {vendor.title} {built}, here is {installed}: build it again with this version"
+
+
+def _why_not_driver(vendor: Vendor, gpu: Gpu) -> str | None:
+    needs = cuda_major(vendor)
+    if needs is None or _driver_runs(gpu, needs):
+        return None
+    return (
+        f"{vendor.title} here needs CUDA {needs}, and the driver {gpu.driver} is too old for it: install driver "
+        f"{DRIVERS[needs]} or newer"
+    )
+
+
+def _why_not_served(gpu: Gpu, compute_capabilities: Sequence[str]) -> str | None:
+    if gpu.compute_capability in compute_capabilities:
+        return None
+    return (
+        f"the {gpu.name} here has compute capability {gpu.compute_capability}, the target's engines run on "
+        f"{_either(compute_capabilities)}"
+    )
+
+
+def _why_not_version(vendor: Vendor, installed: str, gpu: Gpu) -> str | None:
+    """Of this GPU alone: the target may be a portable one, of which this version builds for some GPUs only."""
+    return why_not_target(vendor.name, installed, (gpu.compute_capability,))
+
+
+def _why_not_bindings(gpu: Gpu) -> str | None:
+    installed = installed_version(BINDINGS)
+    if installed is None:
+        majors = [major for major in DRIVERS if _driver_runs(gpu, major)]
+        fitting = f"'{BINDINGS}=={max(majors)}.*'" if majors else BINDINGS
+        return f"NVIDIA's cuda-python is not installed, by which engines are run; pip install {fitting}"
+    needs = _numbers(installed)[0]
+    if needs not in DRIVERS or _driver_runs(gpu, needs):
+        return None
+    return (
+        f"{BINDINGS} {installed} needs CUDA {needs}, and the driver {gpu.driver} is too old for it: install driver "
+        f"{DRIVERS[needs]} or newer"
+    )
+
+
+def cuda_major(vendor: Vendor) -> int | None:
+    """The CUDA major version that the installed vendor library was built for, by the name of its distribution; None
+    where no name tells (a build of one's own)."""
+    base = vendor.distributions[0]
+    for major in DRIVERS:
+        if any(installed_version(f"{base}-cu{major}{part}") for part in ("-libs", "")):
+            return major
+    return None
+
+
+def _driver_runs(gpu: Gpu, cuda: int) -> bool:
+    """By the CUDA version that the driver itself says; where it does not, by the driver's own version."""
+    said = _numbers(gpu.cuda)
+    if said:
+        return said[0] >= cuda
+    driver = _numbers(gpu.driver)
+    return not driver or driver[0] >= DRIVERS[cuda]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else (words[0] if words else "none")

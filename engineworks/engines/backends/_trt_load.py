@@ -1,0 +1,104 @@
+"""An engine's bytes → a session, over either vendor module."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.engines.backends._cuda import DeviceMemoryError, memory_mib
+from engineworks.engines.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
+from engineworks.engines.backends._trt_host import why_not_fit
+from engineworks.engines.backends._trt_log import RunErrors
+from engineworks.engines.backends._trt_session import TrtSession
+from engineworks.engines.backends._trt_tf32 import follow_switch
+from engineworks.engines.backends.base import Serving, check_options
+from engineworks.engines.backends.plan_header import HEADER_BYTES
+from engineworks.errors import RunError
+from engineworks.host.gpu import first_gpu
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from engineworks.engines.backends._trt import Vendor
+
+
+def load(
+    vendor: Vendor,
+    engine: Path,
+    options: Mapping[str, object],
+    serving: Serving,
+    cache: Path | None,
+    known: Sequence[TensorSpec],
+) -> TrtSession:
+    """Deserialize the engine and make one execution context. Raises `RunError`, `TargetError` for an option that there
+    is not."""
+    check_options(vendor.title, options, vendor.options)
+    trt = vendor.load()
+    title = f"{vendor.title} {trt.__version__}"
+    memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
+    errors = RunErrors(trt)
+    with _mapped(engine) as data:
+        _refuse_misfit(vendor, engine, data)
+        runtime = trt.Runtime(errors.logger)
+        runtime.error_recorder = errors.recorder
+        loaded = runtime.deserialize_cuda_engine(data)
+        if loaded is None:
+            raise _failure(title, engine, errors, _diagnosis(trt, runtime, data))
+        dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
+        start = partial(TrtSession, trt, (runtime, loaded), dialect, errors, graphs=serving.cuda_graphs, known=known)
+        try:
+            return start()
+        except RunError as error:
+            if not follow_switch(errors.text()):
+                raise error from None
+            return start()
+
+
+def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
+    """Deserializing runs what is in the engine: one of another version or for other GPUs is told by its header first.
+    Raises `RunError`."""
+    gpu = first_gpu()
+    why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
+    if why is not None:
+        raise RunError(f"{engine.name}: {why}")
+
+
+def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
+    """What TensorRT-RTX itself finds wrong with an engine, '' where it does not tell (it came with 1.3).
+
+    Asked only after a failure: it finds fault with engines that run, portable ones on Hopper above all.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    _, found = runtime.get_engine_validity(data)
+    flags = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(n.lower().replace("_", " ") for n, flag in flags if int(flag) and int(found) & int(flag))
+
+
+def _failure(title: str, engine: Path, errors: RunErrors, diagnosis: str) -> RunError:
+    if errors.out_of_memory():
+        free, total = memory_mib()
+        size = engine.stat().st_size / 2**20
+        return DeviceMemoryError(
+            f"the GPU has no room for this engine of {size:.0f} MiB: {free:.0f} of {total:.0f} MiB are free",
+            hint="free the GPU, or use a smaller one of its profiles",
+        )
+    why = f"{diagnosis}: {errors.reason()}" if diagnosis else errors.reason()
+    return RunError(
+        f"{engine.name}: {title} can not load this engine: {why}",
+        hint="an engine fits the version and the GPU type that it was built for",
+        log=errors.text(),
+    )
+
+
+@contextmanager
+def _mapped(file: Path) -> Iterator[Any]:
+    """The file's bytes without reading them into memory."""
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: can not be read: {error}") from None

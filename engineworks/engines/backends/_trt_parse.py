@@ -1,0 +1,97 @@
+"""ONNX → the vendor's network: what the file says of itself, the parser, and whether it read all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.engines.backends._trt_log import Logger
+from engineworks.engines.backends._trt_reads import ignored_inputs
+from engineworks.engines.backends._trt_tensors import given_names
+from engineworks.engines.backends._trt_words import parser_sentence
+from engineworks.errors import BuildError, UnsupportedError
+from engineworks.model.fold.node_uses import node_uses
+from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the ONNX file says of itself: its tensors with the names of their dimensions, how it uses its operators, and
+    its graph without the values of its constants."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    uses: Mapping[str, tuple[str, ...]]
+    quantized: frozenset[str]
+    graph: onnx.GraphProto
+
+
+def read_interface(path: Path) -> Interface:
+    return interface_of(load_model(path, weights=False))
+
+
+def interface_of(model: onnx.ModelProto) -> Interface:
+    graph = model.graph
+    dequantized = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    return Interface(
+        inputs=graph_inputs(model),
+        outputs=graph_outputs(model),
+        uses=node_uses(model),
+        quantized=frozenset(n.op_type for n in graph.node if n.input and n.input[0] in dequantized),
+        graph=_without_values(graph),
+    )
+
+
+def _without_values(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """A copy that holds no weights: protobuf frees memory only as a whole."""
+    import onnx
+
+    light = onnx.GraphProto()
+    for field in ("node", "input", "output"):
+        getattr(light, field).extend(getattr(graph, field))
+    for tensor in graph.initializer:
+        light.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return light
+
+
+def network_flags(trt: Any) -> int:
+    """The flag that makes a network strongly typed: in TensorRT 10 only, later there are no others."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
+
+
+def parse(
+    trt: Any, title: str, builder: Any, logger: Logger, path: Path, model: Interface, plain: onnx.ModelProto | None
+) -> tuple[Any, Any]:
+    """The network of the ONNX file and its parser. plain: parse this in its place, weights being beside the file.
+
+    Raises `UnsupportedError` or `BuildError` that names every node that was refused, and `UnsupportedError` for an
+    input that the network does not read.
+    """
+    network = builder.create_network(network_flags(trt))
+    parser = trt.OnnxParser(network, logger.vendor)
+    parsed = parser.parse(plain.SerializeToString(), str(path)) if plain else parser.parse_from_file(str(path))
+    if not parsed:
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = parser_sentence(errors, model.graph, logger.reason())
+        kind = UnsupportedError if said.known else BuildError
+        raise kind(f"{path.name}: {title} cannot parse it: {said.text}", hint=said.hint, log=logger.text())
+    ignored = ignored_inputs(plain.graph if plain else model.graph, network, network_names(network))
+    if ignored:
+        raise UnsupportedError(
+            f"{path.name}: {title} would leave out without a word: {', '.join(ignored)}",
+            hint="write the operator without this input, or build the model for a CPU target (backend: onnxruntime)",
+            log=logger.text(),
+        )
+    return network, parser
+
+
+def network_names(network: Any) -> dict[str, str]:
+    """The model's name of every input → the network's."""
+    inputs = [network.get_input(i).name for i in range(network.num_inputs)]
+    return given_names(inputs, [network.get_output(i).name for i in range(network.num_outputs)])

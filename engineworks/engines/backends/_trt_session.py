@@ -1,0 +1,143 @@
+"""A loaded TensorRT or TensorRT-RTX engine: satisfies `base.Session`. No framework is needed to run it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from engineworks.engines.backends._feeds import checked_feeds
+from engineworks.engines.backends._trt_dialect import Dialect, scratch_bytes
+from engineworks.engines.backends._trt_lane import Lane
+from engineworks.engines.backends._trt_log import RunErrors
+from engineworks.engines.backends._trt_tensors import Array, engine_profiles, engine_tensors, given_names
+from engineworks.engines.backends.base import RunTimes
+from engineworks.errors import RunError
+from engineworks.tensors import TensorSpec
+
+
+class TrtSession:
+    """Deserialized once, one execution context; `throughput` makes more of them for as long as it runs. Not
+    thread-safe."""
+
+    def __init__(
+        self,
+        trt: Any,
+        loaded: tuple[Any, Any],
+        dialect: Dialect,
+        errors: RunErrors,
+        *,
+        graphs: bool,
+        known: Sequence[TensorSpec],
+    ) -> None:
+        """loaded: the vendor's runtime, which must outlive all else, and engine."""
+        self._trt, self._dialect, self._errors, self._graphs = trt, dialect, errors, graphs
+        self._runtime, engine = loaded
+        self._engine: Any = engine
+        self._tensors = engine_tensors(trt, engine, known)
+        self._profiles = engine_profiles(engine, self._tensors)
+        self._outputs = tuple(t.spec for t in self._tensors if not t.is_input)
+        specs = {t.name: t.spec for t in self._tensors if t.is_input}
+        self._names = given_names(specs, [spec.name for spec in self._outputs])
+        self._inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
+        self._lane: Lane | None = self._new_lane()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self._dialect.notes(), *(self._lane.notes if self._lane else ()))
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        graphs = self._lane.graphed if self._lane else False
+        scratch = scratch_bytes(self._engine) if self._engine is not None else 0
+        return {**self._dialect.facts(), "cuda_graphs": graphs, "scratch_mib": round(scratch / 2**20, 2)}
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name. Raises `RunError`."""
+        with self._at_work() as lane:
+            lane.place(self._arrays(feeds))
+            lane.copy_in()
+            lane.launch()
+            lane.copy_out()
+            lane.wait()
+            return lane.fetch()
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """By the host's clock from the first call to the end of the wait, and by CUDA events around the same work. One
+        run that is not timed comes first. Copies go from and to page-locked memory. Raises `RunError`."""
+        host, device = [0.0] * runs, [0.0] * runs
+        with self._at_work() as lane:
+            lane.place(self._arrays(feeds))
+            lane.copy_in()
+            lane.launch()
+            lane.copy_out()
+            lane.wait()
+            run = lane.timed_run(copies=copies)
+            for i in range(runs):
+                host[i], device[i] = run()
+        return RunTimes(tuple(host), tuple(device))
+
+    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread; inputs
+        and outputs stay on the GPU. Raises `RunError`."""
+        arrays = self._arrays(feeds)
+        with self._at_work() as first:
+            lanes, more = [first], list[Lane]()
+            try:
+                for _ in range(streams - 1):
+                    more.append(self._new_lane())
+                lanes += more
+                for lane in lanes:
+                    lane.place(arrays)
+                    lane.copy_in()
+                    lane.launch()
+                    lane.wait()
+                return _race(lanes, seconds)
+            finally:
+                for lane in more:
+                    lane.close()
+
+    def close(self) -> None:
+        """Free all that it has on the GPU and keep the runtime cache. A second time does nothing."""
+        if self._lane is not None:
+            self._dialect.save()
+            self._lane.close()
+            self._lane = self._engine = self._runtime = None
+
+    def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The feeds, checked, by the engine's own names of its inputs."""
+        return {self._names[name]: array for name, array in checked_feeds(self._inputs, feeds).items()}
+
+    def _new_lane(self) -> Lane:
+        return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._errors, graphs=self._graphs)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Lane]:
+        if self._lane is None:
+            raise RunError("this session was closed; load the engine again")
+        self._errors.clear()
+        yield self._lane
+
+
+def _race(lanes: Sequence[Lane], seconds: float) -> float:
+    done, start = 0, time.perf_counter()
+    for lane in lanes:
+        lane.launch()
+    while time.perf_counter() - start < seconds:
+        for lane in lanes:
+            if lane.stream.done():
+                done += 1
+                lane.launch()
+    for lane in lanes:
+        lane.wait()
+    return (done + len(lanes)) / (time.perf_counter() - start)

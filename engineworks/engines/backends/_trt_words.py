@@ -1,0 +1,158 @@
+"""What TensorRT's ONNX parser and builder say is wrong, as one sentence: operator, node, what to do.
+
+The words of the vendor that are known stand in two tables; they were read from TensorRT-RTX 1.7.1, one small model per
+operator. What is not known is quoted whole, with its node.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engineworks.engines.backends._trt_log import WITHOUT_GPU
+
+if TYPE_CHECKING:
+    import onnx
+
+_ON_CPU = "or build the model for a CPU target (backend: onnxruntime)"
+_REPLACE = f"replace it in the model, {_ON_CPU}"
+
+_MISSING = re.compile(
+    r"^(Assertion failed: )?false$|[Pp]lugin (creator version \d+ )?(was )?not found|Op type \w+ is not supported"
+)
+"""How the parser says that it does not have an operator."""
+
+_PARSER: Sequence[tuple[re.Pattern[str], str, str]] = (
+    (
+        re.compile(r"mode than 1 outputs|nodes with one output"),
+        "is supported with its first output only",
+        f"leave the others out of the model, {_ON_CPU}",
+    ),
+    (
+        re.compile(r"Non-zero zero point"),
+        "has a zero point that is not 0",
+        f"train with symmetric int8 (qscheme=torch.per_tensor_symmetric, dtype=qint8), {_ON_CPU}",
+    ),
+    (
+        re.compile(r"\[Select\]: ISelectLayer must have .*of same types"),
+        "is supported in fp32 only, in this form",
+        "use fp32, or keep the node in fp32 by a mixture (mixtures: {mixed: {default: fp16, fp32: ['op:OPERATOR']}})",
+    ),
+    (
+        re.compile(r"must have same input types.*?is of type (\w+) and .*?is of type (\w+)"),
+        "must have same input types, and has {0} and {1}",
+        "cast one of its inputs in the model",
+    ),
+    (
+        re.compile(r"unsupported input type of (\w+)"),
+        "does not take inputs of type {0}",
+        f"cast them in the model, {_ON_CPU}",
+    ),
+    (
+        re.compile(r"nbDims == 2 \|\| .*nbDims == 3"),
+        "has more than three spatial dimensions",
+        _REPLACE,
+    ),
+)  # fmt: skip
+"""(what the parser says, what is wrong with the node, what to do)."""
+
+_NO_KERNEL = re.compile(r"(?:^|\s)(\S+) has no runners|any implementation for (?:node )?(\S+?)[.\s]")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """known: whether the reason is one that we know, so that building again changes nothing."""
+
+    text: str
+    hint: str
+    known: bool
+
+
+def parser_sentence(errors: Sequence[Any], graph: onnx.GraphProto | None, reason: str) -> Sentence:
+    """Of a parser's errors. graph: the model's. reason: what the log says, where the parser names nothing."""
+    missing: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    known = True
+    for error in errors:
+        operator, name, text = error.node_operator(), error.node_name(), error.desc().strip()
+        if operator and _MISSING.search(text):
+            nodes = missing.setdefault(operator, [])
+            nodes.extend([name] if name not in nodes else [])
+        elif not operator and "convertDtype" in text:
+            found |= dict.fromkeys(_strange_types(graph), f"cast it in the model, {_ON_CPU}")
+        else:
+            what, hint = _of_node(operator, name, text)
+            known = known and bool(hint)
+            found[what] = hint
+    lacking = [_missing(operator, nodes) for operator, nodes in missing.items()]
+    parts = ([f"it does not have {', '.join(lacking)}"] if lacking else []) + list(found)
+    hints = dict.fromkeys(([_REPLACE] if lacking else []) + [hint for hint in found.values() if hint])
+    if not parts:
+        return Sentence(reason, "the whole of what it said is in the build's log", known=False)
+    return Sentence("; ".join(parts), "; ".join(hints) or "the whole of what it said is in the build's log", known)
+
+
+def _missing(operator: str, nodes: Sequence[str]) -> str:
+    many = f", {len(nodes)} nodes" if len(nodes) > 1 else ""
+    return f"{operator} (node '{nodes[0]}'{many})"
+
+
+def _of_node(operator: str, name: str, text: str) -> tuple[str, str]:
+    """What is wrong with the node, and what to do; without the latter where the words are not known."""
+    where = f"{operator} (node '{name}')" if operator else "the model"
+    flat = said_whole(text.removeprefix(f"Invalid Node - {name}\n"))
+    for pattern, what, hint in _PARSER:
+        if match := pattern.search(flat):
+            return f"{where} {what.format(*(g.lower() for g in match.groups()))}", hint.replace("OPERATOR", operator)
+    assertion = re.search(r'&& ((?:"[^"]*"\s*)+)$|^Assertion failed: .*?: (?=[A-Z])(.*)$', flat)
+    if assertion:
+        words = assertion[2] or "".join(re.findall(r'"([^"]*)"', assertion[1]))
+        return f"{where}: {words.strip(' .')}", _REPLACE if operator else ""
+    return f"{where}: {flat}", ""
+
+
+def _strange_types(graph: onnx.GraphProto | None) -> Iterator[str]:
+    """Inputs and constants of a type that TensorRT does not have, for the parser does not say which it is."""
+    import onnx
+
+    types = onnx.TensorProto.DataType
+    plain = {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT64", "INT32", "INT8", "UINT8", "BOOL", "INT4"}
+    if graph is None:
+        return
+    for value in graph.input:
+        kind = types.Name(value.type.tensor_type.elem_type)
+        if kind not in plain:
+            yield f"input '{value.name}' is of type {kind.lower()}"
+    for tensor in graph.initializer:
+        kind = types.Name(tensor.data_type)
+        if kind not in plain and not kind.startswith("FLOAT"):
+            yield f"constant '{tensor.name}' is of type {kind.lower()}"
+
+
+def builder_sentence(reason: str, graph: onnx.GraphProto | None) -> Sentence:
+    """Of the builder's reason (`Errors.reason`)."""
+    nodes = {node.name: node.op_type for node in (graph.node if graph is not None else ()) if node.name}
+    match = _NO_KERNEL.search(reason)
+    if match:
+        name = (match[1] or match[2]).strip(".'")
+        name = name if name in nodes else re.sub(r"_\d+$", "", name)  # the parser numbers its layers
+        where = f"{nodes[name]} (node '{name}')" if name in nodes else f"'{name}'"
+        return Sentence(f"it has no kernel for {where}", _REPLACE, known=True)
+    if "Attention operation was not supported by a dedicated kernel" in reason:
+        named = [f"Attention (node '{name}')" for name, operator in nodes.items() if operator == "Attention"]
+        words = f"it has no kernel for {', '.join(named[:3]) or 'Attention'} in this type and head size"
+        return Sentence(words, "write Attention as MatMul and Softmax, or use fp16 on this target", known=True)
+    named = [name for name in nodes if re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/.])", reason)]
+    where = f" ({nodes[max(named, key=len)]}, node '{max(named, key=len)}')" if named else ""
+    return Sentence(reason + where, "the whole of what it said is in the build's log", known=False)
+
+
+def said_whole(text: str) -> str:
+    """All that was said, in one line, but for where in the vendor's source, and what is said of CUDA on every host
+    without a GPU."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not WITHOUT_GPU.search(line)]
+    flat = " ".join(lines) or " ".join(text.split())
+    flat = re.sub(r"^\w+::\w+: Error Code \d+: ", "", flat)
+    return re.sub(r"\s*In \w+ at /\S+?:\d+\)?", "", flat).strip(" .")

@@ -1,0 +1,218 @@
+"""ONNX Runtime on the CPU: the `cpu` target.
+
+Its engine is the graph as ONNX Runtime optimizes it, saved as ONNX: level EXTENDED, the last whose result does not
+depend on the processor (LAYOUT and ALL rewrite convolutions to the NCHWc layout of the vector width found here, and
+ONNX Runtime itself warns that such a file should only be used where it was made; a test looks for those nodes). Loading
+runs the rest of the optimizations for the processor at hand. `_ort_forms` says what is done where that crashes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.engines.backends._ort_trial import run_once_per_profile
+from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, Serving, check_options
+from engineworks.engines.capabilities import why_not, why_not_target
+from engineworks.errors import BuildError, RunError
+from engineworks.fingerprint import installed_version
+from engineworks.host import cpu, cpu_watch
+from engineworks.host.memory import ResidentMemory
+from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
+from engineworks.model.ort_errors import ort_errors, what_failed
+from engineworks.model.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS, FORMS, LEVELS, Form, current, form_of, sign
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from engineworks.engines.backends._ort_session import OrtSession
+
+TITLE = "ONNX Runtime"
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+NEEDS_GPU_TO_BUILD = False
+IMPORTS = ("onnxruntime", "onnx")
+
+ATTEMPTS = len(FORMS)
+
+OPTIONS: Mapping[str, Option] = {
+    "threads": Option(int, "threads within an operator; 0 or nothing: one for each core that may be used"),
+    "inter_op_threads": Option(int, "operators that run at once; 1 unless said otherwise"),
+    "spinning": Option(bool, "whether idle threads wait actively: true unless said otherwise"),
+}
+
+WEIGHTS_FILE = ENGINE_FILE + ".data"
+"""Weights of an engine whose model holds more than EXTERNAL_ABOVE_BYTES: no protobuf message can hold 2 GiB."""
+
+SMALLEST_EXTERNAL_BYTES = 1024
+"""Smaller weights stay in the engine file: shapes and axes must be readable without the others."""
+
+
+def versions() -> Mapping[str, str]:
+    """The installed distribution and its version; empty where there is none."""
+    found = ((name, installed_version(name)) for name in DISTRIBUTIONS)
+    return {name: version for name, version in found if version is not None}
+
+
+def hardware() -> Mapping[str, str]:
+    """Name, usable cores and instruction sets of this processor."""
+    return cpu.describe()
+
+
+def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
+    """None if ONNX Runtime is installed and the target is the CPU."""
+    installed = next(iter(versions().values()), None)
+    if installed is None:
+        return "ONNX Runtime is not installed; pip install onnxruntime"
+    return why_not_target("onnxruntime", installed, compute_capabilities)
+
+
+def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
+    """As `why_not_build`."""
+    return why_not_build(compute_capabilities)
+
+
+def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+    """Optimize the model, save it as `engine`, weights above 1 GiB in `engine.data` beside it, and run that once at the
+    shapes of every profile: where ONNX Runtime crashes, it is better done now, while the engine can be built again.
+
+    Profiles do not shape the result: one engine serves all shapes. ONNX Runtime logs to standard error, which the
+    child process that this runs in hands on. Raises `BuildError`, `TargetError` for an option that there is not.
+    """
+    import onnxruntime as ort
+
+    check_options(TITLE, request.options, OPTIONS)
+    start, form = time.perf_counter(), current()
+    log(f"{TITLE} {ort.__version__}, {form.sentence()}, {request.model.name}")
+    partial = request.out / (ENGINE_FILE + ".partial")
+    options = session_options(request.options)
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.saved])
+    options.optimized_model_filepath = str(partial)
+    options.log_severity_level = 1
+    if sum(f.stat().st_size for f in model_files(request.model)) > EXTERNAL_ABOVE_BYTES:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(SMALLEST_EXTERNAL_BYTES)
+        )
+    try:
+        session = ort.InferenceSession(
+            str(request.model), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(form.without)
+        )
+    except ort_errors() as error:
+        raise BuildError(
+            f"{request.model.name}: {TITLE} {ort.__version__} {what_failed(error, request.model)}",
+            hint=next((s for part in request.parts if (s := why_not("onnxruntime", ort.__version__, part, ()))), ""),
+            log=str(error),
+        ) from None
+    if form != FORMS[0]:
+        sign(partial, form)
+    os.replace(partial, request.out / ENGINE_FILE)
+    report = _report(request, form, session, time.perf_counter() - start)
+    del session
+    run_once_per_profile(load(request.out / ENGINE_FILE, request.options), request.profiles, log)
+    return report
+
+
+def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> BuildReport:
+    from engineworks.engines.backends._ort_session import specs
+
+    engine, weights = request.out / ENGINE_FILE, request.out / WEIGHTS_FILE
+    details: dict[str, object] = {"optimization_level": form.saved, "engine_bytes": engine.stat().st_size}
+    if weights.exists():
+        details["weights_bytes"] = weights.stat().st_size
+    if form != FORMS[0]:
+        details |= {"load_level": form.loaded, "crashes": list(request.crashes), "notes": [crash_note(form)]}
+    return BuildReport(
+        file=ENGINE_FILE,
+        inputs=specs(session.get_inputs()),
+        outputs=specs(session.get_outputs()),
+        seconds=seconds,
+        versions=versions(),
+        details=details,
+    )
+
+
+def crash_note(form: Form) -> str:
+    """What the report says of an engine that is not in the first form."""
+    return f"{TITLE} crashed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
+
+
+def load(
+    engine: Path,
+    options: Mapping[str, object],
+    *,
+    serving: Serving = Serving(),  # noqa: B008 - frozen
+    cache: Path | None = None,
+    known: Sequence[TensorSpec] = (),
+) -> OrtSession:
+    """Load an engine, or any ONNX model, for the CPU. It keeps no cache and knows its tensors by itself, and how far it
+    may be optimized where the build found that (`_ort_forms`).
+
+    Raises `RunError`, `TargetError` for an option that there is not.
+    """
+    import onnxruntime as ort
+
+    from engineworks.engines.backends._ort_session import OrtSession
+
+    check_options(TITLE, options, OPTIONS)
+    form = form_of(engine)
+    notes = ["a CPU has no CUDA graphs: runs without"] if serving.cuda_graphs else []
+    if form != FORMS[0]:
+        notes.append(crash_note(form))
+    asked = session_options(options)
+    asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.loaded])
+    try:
+        session = ort.InferenceSession(str(engine), asked, providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise RunError(f"{engine}: {TITLE} {ort.__version__} {what_failed(error, engine)}", log=str(error)) from None
+    return OrtSession(session, tuple(notes))
+
+
+def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:
+    """Load a model as it is written: every node by itself in the order of the graph, nothing fused or rearranged.
+
+    graph: another graph for the same file's weights. profile: prefix of the file that tells of the first runs, until
+    `end_profile`. Raises `RunError`.
+    """
+    import onnxruntime as ort
+
+    from engineworks.engines.backends._ort_session import OrtSession
+
+    options = session_options({"spinning": False})  # other steps run beside it
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent))
+    try:
+        session = ort.InferenceSession(graph or str(model), options, providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise RunError(f"{model}: {TITLE} {ort.__version__} {what_failed(error, model)}", log=str(error)) from None
+    return OrtSession(session)
+
+
+def memory_meter() -> ResidentMemory:
+    """The resident memory of this process."""
+    return ResidentMemory()
+
+
+def device_watch() -> cpu_watch.LoadWatch:
+    return cpu_watch.LoadWatch()
+
+
+def session_options(options: Mapping[str, object]) -> Any:
+    """ONNX Runtime's options for a target's; errors only in its log."""
+    import onnxruntime as ort
+
+    found = ort.SessionOptions()
+    found.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
+    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS):
+        found.add_session_config_entry(*entry)
+    found.intra_op_num_threads = options.get("threads") or cpu.usable_cores()
+    found.inter_op_num_threads = options.get("inter_op_threads") or 1
+    if not options.get("spinning", True):
+        found.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    found.log_severity_level = 3
+    return found

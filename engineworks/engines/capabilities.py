@@ -1,0 +1,332 @@
+"""What each backend can do, by version, precision and compute capability: a table and the sentence for each refusal.
+
+`plan` asks before anything is built, so nothing is imported here. Where the figures come from:
+
+- TensorRT-RTX 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116: every cell was built on a machine without a GPU, with small
+  networks of one kind of operator each (Conv, ConvTranspose, Gemm, MatMul, Einsum, LSTM, attention; fp32, fp16, bf16,
+  int8 Q/DQ, int8 and int4 weights, fp8 Q/DQ, these with fp32 and with fp16 around them) for every capability that
+  the version names. 9.0 was run on an H200.
+- TensorRT 10 and 11: the vendor's support matrix; not tried here.
+- ONNX Runtime 1.31: the same networks, built and run on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+Version = tuple[int, ...]
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is")
+
+TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
+
+GEMMS = ("Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention")
+"""Operators that TensorRT-RTX compiles to a matrix multiplication."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """The compute capabilities that the versions from `since` until before `until` build for."""
+
+    backend: str
+    since: Version
+    until: Version
+    capabilities: tuple[str, ...]
+
+
+END: Version = (9999,)
+"""After every version: what the newest one that was tried can do is assumed of later ones."""
+
+NAMED = (
+    Named("tensorrt_rtx", (1, 4), (1, 5), ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0")),
+    Named("tensorrt_rtx", (1, 5), (1, 7), ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0", "12.1")),
+    Named("tensorrt_rtx", (1, 7), END, ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")),
+    Named("tensorrt", (10,), END, ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")),
+    Named("onnxruntime", (1,), END, ()),
+)
+
+PORTABLE_ONLY = ("9.0",)
+"""Capabilities that TensorRT-RTX has no name for: its portable engine, built by naming none, runs there (until 1.6)."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What can not be built, and the sentence that says so and what to do instead.
+
+    precisions, capabilities: empty for all. operators: only models that have one of these, or use it so
+    ('LSTM:sequence_lens', see `model/fold/node_uses.py`); `assumed` while a model's operators are not known.
+    of_quantized: only if such an operator is quantized. but: only models that have an operator that is none of these. In the
+    sentence {found} are those operators, with their nodes.
+    """
+
+    backend: str
+    since: Version
+    until: Version
+    precisions: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    sentence: str
+    operators: tuple[str, ...] = ()
+    of_quantized: bool = False
+    assumed: bool = True
+    but: tuple[str, ...] = ()
+
+    def say(self, version: str, precision: str, capability: str, found: str = "") -> str:
+        words = {"version": _short(version), "precision": precision, "capability": capability, "found": found}
+        words["operator"] = found.partition(" ")[0]
+        return self.sentence.format(title=TITLES[self.backend], **words)
+
+
+PARSED = (
+    "Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "Attention",
+    "AveragePool", "BatchNormalization", "BlackmanWindow", "Cast", "CastLike", "CausalConvWithState", "Ceil",
+    "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "Cosh", "CumSum",
+    "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand",
+    "EyeLike", "Flatten", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
+    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample",
+    "GroupNormalization", "GroupQueryAttention", "HammingWindow", "HannWindow", "HardSigmoid", "HardSwish",
+    "Hardmax", "Identity", "If", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM", "LayerNormalization",
+    "LeakyRelu", "Less", "LessOrEqual", "LinearAttention", "Log", "LogSoftmax", "Loop", "LpNormalization", "LpPool",
+    "MatMul", "Max", "MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg",
+    "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "QuantizeLinear",
+    "RMSNormalization", "RNN", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range",
+    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "ReverseSequence", "RoiAlign",
+    "RotaryEmbedding", "Round", "STFT", "Scan", "Scatter", "ScatterElements", "ScatterND", "Selu", "Shape",
+    "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth",
+    "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "TensorScatter", "ThresholdedRelu", "Tile",
+    "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
+)  # fmt: skip
+"""Operators that the ONNX parser of TensorRT-RTX 1.7.1 says that it has, whatever their domain."""
+
+_ON_CPU = "or build the model for a CPU target (backend: onnxruntime)"
+_NO_KERNEL = "move it out of the model to before or after the engine, " + _ON_CPU
+_SYMMETRIC = "train with symmetric int8 (qscheme=torch.per_tensor_symmetric, dtype=qint8), " + _ON_CPU
+
+
+def _quantized_otherwise(backend: str, since: Version) -> tuple[Refusal, ...]:
+    """What TensorRT's parsers take of a model's own Q/DQ: signed, symmetric, and no biases."""
+    refused = {
+        "zero_point": ("{title} {version} has no quantization with a zero point that is not 0: {found}; ", _SYMMETRIC),
+        "unsigned": ("{title} {version} reads unsigned quantized values as int8: {found}; ", _SYMMETRIC),
+        "int32": (
+            "{title} {version} does not take biases quantized to int32: {found}; ",
+            "leave biases in floating point (QuantizeBias=False), " + _ON_CPU,
+        ),
+    }
+    return tuple(
+        Refusal(
+            backend, since, END, PRECISIONS, (), what + hint,
+            operators=(f"QuantizeLinear:{use}", f"DequantizeLinear:{use}"), assumed=False,
+        )
+        for use, (what, hint) in refused.items()
+    )  # fmt: skip
+
+
+REFUSALS = (
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, PRECISIONS, (), "{title} {version} does not have {found}; replace it, " + _ON_CPU,
+        but=PARSED, assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, PRECISIONS, (),
+        "{title} {version} cannot run {found}: how long its output is follows from the data; " + _NO_KERNEL,
+        operators=("NonZero", "NonMaxSuppression"), assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, PRECISIONS, (), "{title} {version} has no kernel for {found}; " + _NO_KERNEL,
+        operators=("RoiAlign", "MaxPool:indices", "ScatterND:reduction", "Resize:antialias"), assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, ("fp16", "bf16"), (),
+        "{title} {version} has sequence lengths in fp32 only: {found}; use fp32, or keep the node in fp32 by a mixture "
+        "(mixtures: {{mixed: {{default: {precision}, fp32: ['op:{operator}']}}}}), or int8 by calibration.around: fp32",
+        operators=("LSTM:sequence_lens", "GRU:sequence_lens", "RNN:sequence_lens"), assumed=False,
+    ),
+    *_quantized_otherwise("tensorrt_rtx", (1, 4)),
+    *_quantized_otherwise("tensorrt", (10,)),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, ("fp32",), ("7.5",),
+        "{title} {version} has no fp32 matrix multiplication on compute capability 7.5; "
+        "use fp16 on this target, or tensorrt-rtx 1.6",
+        operators=GEMMS,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 7), END, (), ("9.0",),
+        "{title} {version} does not run on Hopper GPUs (compute capability 9.0); use tensorrt-rtx 1.6, the last one "
+        "that does",
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 4), (1, 5), ("int8", "int8_weights", "fp8", "int4_weights"), (),
+        "{title} {version} can not quantize without a GPU; use fp16 on this target, or tensorrt-rtx 1.5 or later",
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 5), (1, 7), ("int8",), (),
+        "{title} {version} has no int8 convolution; use fp16 on this target, keep the convolutions out of "
+        "quantization, or use tensorrt-rtx 1.7",
+        operators=("Conv", "ConvTranspose"), of_quantized=True, assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 4), END, ("bf16",), ("7.5",),
+        "compute capability 7.5 has no bf16; use fp16 on this target",
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 4), END, ("bf16",), (),
+        "{title} {version} has no bf16 ConvTranspose; use fp16 on this target",
+        operators=("ConvTranspose",), assumed=False,
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 5), END, ("fp8",), ("7.5",),
+        "compute capability 7.5 has no fp8; use fp16 on this target",
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 5), END, ("fp8",), ("8.0", "8.6"),
+        "compute capability {capability} has no fp8; use int8 or fp16 on this target",
+    ),
+    Refusal(
+        "tensorrt_rtx", (1, 5), END, ("int4_weights",), ("7.5",),
+        "compute capability 7.5 has no int4 weights; use fp16 on this target",
+    ),
+    Refusal("tensorrt", (10,), END, ("bf16",), ("7.5",), "compute capability 7.5 has no bf16; use fp16 on this target"),
+    Refusal(
+        "tensorrt", (10,), END, ("fp8",), ("7.5", "8.0", "8.6", "8.7"),
+        "compute capability {capability} has no fp8; use int8 or fp16 on this target",
+    ),
+    Refusal(
+        "onnxruntime", (1,), END, ("bf16",), (),
+        "{title} has no bf16 kernels for the CPU; use fp32 or int8 on this target, or bf16 on a GPU target",
+    ),
+    Refusal(
+        "onnxruntime", (1,), END, ("fp8",), (),
+        "{title} has no fp8 kernels for the CPU; use int8 on this target, or fp8 on a GPU target",
+    ),
+)  # fmt: skip
+
+TRIED = {"tensorrt_rtx": ("1.4", "1.5", "1.6", "1.7"), "tensorrt": ("10", "11"), "onnxruntime": ("1",)}
+"""Version lines that the table knows, oldest first."""
+
+
+def why_not(
+    backend: str,
+    version: str | None,
+    precision: str,
+    compute_capabilities: Sequence[str],
+    *,
+    operators: Collection[str] | None = None,
+    quantized: Collection[str] | None = None,
+) -> str | None:
+    """None if engines of this precision can be built for the target, otherwise the reason, as a sentence.
+
+    version: the installed one; None where it is not known: then only what all versions refuse is refused.
+    operators, quantized: operator types of the model and how it uses them (with the names of the nodes, where it is a
+    mapping), and those of them that are quantized; None while not known.
+    """
+    if version is None:
+        reasons = [
+            why_not(backend, v, precision, compute_capabilities, operators=operators, quantized=quantized)
+            for v in TRIED[backend]
+        ]
+        return reasons[-1] if all(reasons) else None
+    if precision not in PRECISIONS:
+        return f"'{precision}' is no precision of {TITLES[backend]}; use one of {_words(PRECISIONS, 'or')}"
+    wrong = why_not_target(backend, version, compute_capabilities)
+    if wrong is not None:
+        return wrong
+    for capability in compute_capabilities or ("",):
+        for refusal in _about(backend, version, capability):
+            if precision in refusal.precisions and _concerns(refusal, operators, quantized):
+                sentence = refusal.say(version, precision, capability, _found(refusal, operators))
+                return sentence + (f", or leave {capability} out" if len(compute_capabilities) > 1 else "")
+    return None
+
+
+def why_not_target(backend: str, version: str | None, compute_capabilities: Sequence[str]) -> str | None:
+    """None if the backend builds for these compute capabilities, in whatever precision, otherwise the reason."""
+    if version is None:
+        reasons = [why_not_target(backend, v, compute_capabilities) for v in TRIED[backend]]
+        return reasons[-1] if all(reasons) else None
+    title = f"{TITLES[backend]} {_short(version)}"
+    named = next((n for n in NAMED if n.backend == backend and n.since <= _parsed(version) < n.until), None)
+    if named is None:
+        return f"{title} is too old; use {_words(TRIED[backend], 'or')}"
+    if not named.capabilities:
+        return f"{title} builds for the CPU: leave compute_capability out" if compute_capabilities else None
+    if not compute_capabilities:
+        return f"the target names no compute capability; say for example compute_capability: [{named.capabilities[-1]}]"
+    for capability in compute_capabilities:
+        for refusal in _about(backend, version, capability):
+            if not refusal.precisions:
+                return refusal.say(version, "", capability)
+        if capability not in named.capabilities:
+            return f"{title} does not build for compute capability {capability}; use {_words(named.capabilities, 'or')}"
+    if len(compute_capabilities) > 1:
+        return _why_not_together(backend, title, compute_capabilities)
+    return None
+
+
+def _why_not_together(backend: str, title: str, capabilities: Sequence[str]) -> str | None:
+    if backend == "tensorrt":
+        return f"{title} builds for the one GPU that it runs on; give each compute capability a target of its own"
+    alone = [c for c in capabilities if c in PORTABLE_ONLY]
+    if alone:
+        return f"{title} can not name {alone[0]} beside others; give {alone[0]} a target of its own"
+    return None
+
+
+def _about(backend: str, version: str, capability: str) -> Iterator[Refusal]:
+    for r in REFUSALS:
+        fits = not r.capabilities or capability in r.capabilities
+        if fits and r.backend == backend and r.since <= _parsed(version) < r.until:
+            yield r
+
+
+def _concerns(refusal: Refusal, operators: Collection[str] | None, quantized: Collection[str] | None) -> bool:
+    """Whether the model has an operator that the refusal is about."""
+    present = quantized if refusal.of_quantized else operators
+    if not refusal.operators and not refusal.but:
+        return True
+    return refusal.assumed if present is None else bool(_concerned(refusal, present))
+
+
+def _concerned(refusal: Refusal, present: Collection[str]) -> list[str]:
+    """Those of the operators that the refusal is about; 'com.microsoft.Gelu' is parsed like Gelu."""
+    if refusal.but:
+        return sorted(o for o in present if ":" not in o and o.rpartition(".")[2] not in refusal.but)
+    return [o for o in refusal.operators if o in present]
+
+
+def _found(refusal: Refusal, operators: Collection[str] | None) -> str:
+    """The operators that the refusal is about, each with how many nodes it has and the first of them."""
+    found = []
+    for use in _concerned(refusal, operators or ()):
+        name, _, particular = use.partition(":")
+        nodes = operators[use] if isinstance(operators, Mapping) else ()
+        many = f", {len(nodes)} nodes" if len(nodes) > 1 else ""
+        named = f" (node '{nodes[0]}'{many})" if nodes else ""
+        found.append(name + named + (f" with {particular.replace('_', ' ')}" if particular in _SPOKEN else ""))
+    return ", ".join(found)
+
+
+_SPOKEN = ("indices", "reduction", "antialias")
+"""Uses that a refusal's sentence does not name itself."""
+
+
+@lru_cache(maxsize=64)
+def _parsed(version: str) -> Version:
+    """1.7.1.116 → (1, 7, 1, 116); what follows the digits of a part does not count (10.0.post1, 1.31.0rc1)."""
+    parts = []
+    for part in version.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        parts.append(int(digits))
+    return tuple(parts)
+
+
+def _short(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _words(words: Sequence[str], last: str) -> str:
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else words[0]

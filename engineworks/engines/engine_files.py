@@ -1,0 +1,69 @@
+"""The files of an engine and their digests: checked before anything deserializes them, for that runs code of whoever
+built them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import TrustError
+from engineworks.fingerprint import digest_file
+from engineworks.store.artifact import MANIFEST
+
+PASSPORT_FILE = "passport.json"
+SIDECAR_FILE = "engine.json"
+
+_ANEW = "get the engine's whole folder anew from where it was built"
+
+NOT_SHIPPED = (MANIFEST, "log.txt")
+"""Files of a build's artifact that are no part of the engine."""
+
+
+def check_engine(folder: Path) -> None:
+    """Digest the engine's files against what stands beside them: the store's manifest, else the sidecar.
+
+    Raises `TrustError` with the first file that is missing or other than it was.
+    """
+    check_files(folder, {name: digest for name, digest in _written(folder).items() if name not in NOT_SHIPPED})
+
+
+def check_files(
+    folder: Path, digests: Mapping[str, str], *, against: str = "what was recorded when it was built"
+) -> None:
+    """Raises `TrustError` unless every file has its sha256 (64 hex digits), by path relative to the folder."""
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise TrustError(f"{folder}: '{name}' leaves the folder", hint="do not use it: get it anew")
+        try:
+            found = digest_file(file)
+        except OSError as error:
+            raise TrustError(f"{file}: can not be read: {error.strerror}", hint="get the engine anew") from None
+        if found != digest:
+            raise TrustError(
+                f"{file}: was altered: its sha256 is {found[:12]}…, {against} says {digest[:12]}…",
+                hint="do not load it: get it anew from where it was built",
+            )
+
+
+def _written(folder: Path) -> Mapping[str, str]:
+    manifest = _read(folder / MANIFEST)
+    if manifest is not None:
+        return {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    sidecar = _read(folder / SIDECAR_FILE)
+    if sidecar is None:
+        raise TrustError(f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be", hint=_ANEW)
+    if not {"engine", "sha256"} <= sidecar.keys():
+        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be", hint=_ANEW)
+    return {sidecar["engine"]: sidecar["sha256"]}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise TrustError(f"{path}: can not be read") from None

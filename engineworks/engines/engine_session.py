@@ -1,0 +1,53 @@
+"""The stored engine of a build artifact → a session, after its bytes were verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.backends import runner
+from engineworks.engines.backends.base import Runner, Serving, Session
+from engineworks.engines.engine_files import SIDECAR_FILE, check_engine
+from engineworks.errors import RunError
+from engineworks.tensors import spec_from_json
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    sidecar: dict[str, Any] = json.loads((folder / SIDECAR_FILE).read_text(encoding="utf-8"))
+    return sidecar
+
+
+def runner_of(target: Mapping[str, Any]) -> Runner:
+    """The backend that runs engines of this target. Raises `RunError` where this host can not."""
+    run = runner(target["backend"])
+    why = "its backend can not run engines" if run is None else run.why_not_run(target["compute_capability"])
+    if run is None or why is not None:
+        raise RunError(f"engines of this target can not be run here: {why}")
+    return run
+
+
+def serving_from_json(value: Mapping[str, Any]) -> Serving:
+    """The inverse of `Serving.to_json`."""
+    return Serving(cuda_graphs=value["cuda_graphs"], kernels=value["kernels"])
+
+
+def load_engine(
+    folder: Path,
+    target: Mapping[str, Any],
+    *,
+    serving: Serving = Serving(),  # noqa: B008 - frozen
+    cache: Path | None = None,
+    checked: bool = False,
+) -> Session:
+    """Load the engine. Raises `RunError` where this host can not run it, `TrustError` where its bytes were altered.
+
+    checked: the caller has just called `check_engine`, so that it does not count as time to load.
+    """
+    run = runner_of(target)
+    if not checked:
+        check_engine(folder)
+    sidecar = read_sidecar(folder)
+    known = [spec_from_json(spec) for spec in (*sidecar["inputs"], *sidecar["outputs"])]
+    return run.load(folder / sidecar["engine"], target["options"], serving=serving, cache=cache, known=known)

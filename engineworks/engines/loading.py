@@ -1,0 +1,33 @@
+"""An engine that was shipped → a session, for those who serve it: nothing is loaded that was not verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engineworks.engines.backends import backend_facts
+from engineworks.engines.backends.base import Session
+from engineworks.engines.engine_session import load_engine
+from engineworks.engines.passport import Passport, verify_folder
+from engineworks.engines.signing import read_trust
+from engineworks.errors import RunError
+
+
+def open_engine(folder: Path) -> Session:
+    """Load the engine in the folder, after its digests and, where trusted keys are set, its signature were checked.
+
+    Raises `TrustError`, or `RunError` where this host can not run it.
+    """
+    passport = verify_folder(folder, read_trust())
+    check_host(passport)
+    return load_engine(folder, passport.target, serving=passport.serving, checked=True)
+
+
+def check_host(passport: Passport) -> None:
+    """Raises `RunError` where this host can not run engines of the passport's target."""
+    target = passport.target
+    why = backend_facts(target["backend"]).why_not_run(target["compute_capability"])
+    if why is not None:
+        raise RunError(
+            f"{passport.id} can not be run here: {why}",
+            hint=f"load it on a host of target '{target['name']}', or load another engine of this model",
+        )

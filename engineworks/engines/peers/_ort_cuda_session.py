@@ -1,0 +1,100 @@
+"""A model loaded by ONNX Runtime's CUDA provider: inputs and outputs are bound on the device while it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.engines.backends._feeds import checked_feeds, shapes_of
+from engineworks.engines.backends._ort_session import specs
+from engineworks.engines.backends.base import RunTimes
+from engineworks.errors import RunError
+from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.tensors import TensorSpec
+
+Array = NDArray[np.generic]
+
+DEVICE, DEVICE_ID = "cuda", 0
+
+
+class OrtCudaSession:
+    """Satisfies `backends.base.Session`. Not thread-safe."""
+
+    def __init__(self, session: Any, *, notes: tuple[str, ...], facts: Mapping[str, object]) -> None:
+        self._session, self.notes, self.facts = session, notes, facts
+        self.inputs: tuple[TensorSpec, ...] = specs(session.get_inputs())
+        self.outputs: tuple[TensorSpec, ...] = specs(session.get_outputs())
+        self._names = [o.name for o in self.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """From host arrays to host arrays. Raises `RunError`."""
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
+        found = self._try(arrays, lambda: session.run(self._names, arrays))
+        return dict(zip(self._names, found, strict=True))
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """Without copies, one run more that is not timed gives the outputs their memory on the device. ONNX Runtime
+        has no events of its own: there are no device times."""
+        session, arrays = self._open(), checked_feeds(self.inputs, feeds)
+
+        def timed() -> RunTimes:
+            if copies:
+                return RunTimes(_time(lambda: session.run(self._names, arrays), runs))
+            binding = self._bind(arrays)
+
+            def once() -> None:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+
+            return RunTimes(_time(once, runs))
+
+        found: RunTimes = self._try(arrays, timed)
+        return found
+
+    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
+
+    def close(self) -> None:
+        self._session = None
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise RunError("this session was closed; load the model again")
+        return self._session
+
+    def _bind(self, arrays: Mapping[str, Array]) -> Any:
+        """Inputs copied to the device once; outputs in the memory that one run gave them there."""
+        import onnxruntime as ort
+
+        session = self._open()
+        binding = session.io_binding()
+        for name, array in arrays.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, DEVICE, DEVICE_ID))
+        for name in self._names:
+            binding.bind_output(name, DEVICE, DEVICE_ID)
+        session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        binding.clear_binding_outputs()
+        for name, value in zip(self._names, values, strict=True):
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+    def _try(self, arrays: Mapping[str, Array], work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
+
+
+def _time(once: Callable[[], object], runs: int) -> tuple[float, ...]:
+    clock = time.perf_counter_ns
+    times = []
+    for _ in range(runs):
+        start = clock()
+        once()
+        times.append((clock() - start) / 1e6)
+    return tuple(times)

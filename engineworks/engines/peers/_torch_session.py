@@ -1,0 +1,132 @@
+"""A PyTorch module, ready to run: called directly, without gradients, its inputs on the device while it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.engines.backends._feeds import checked_feeds, shapes_of
+from engineworks.engines.backends.base import RunTimes
+from engineworks.errors import EngineworksError, RunError
+from engineworks.model.export.interface import Interface
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[np.generic]
+Result = TypeVar("Result")
+
+
+class TorchSession:
+    """Satisfies `backends.base.Session`. Not thread-safe. The dtypes of `outputs` are what floats have here: a recipe
+    does not say them. half: float inputs go to the device as float16."""
+
+    def __init__(
+        self, module: torch.nn.Module, interface: Interface, *, device: str, half: bool, facts: Mapping[str, object]
+    ) -> None:
+        from engineworks.model.export.torch_onnx import takes_names
+
+        self._module: Any = module
+        self._device, self._half = device, half
+        self.notes: tuple[str, ...] = ()
+        self.facts = facts
+        self.inputs = interface.inputs
+        floats = "float16" if half else "float32"
+        self.outputs = tuple(TensorSpec(name, floats, tuple(shape)) for name, shape in interface.outputs.items())
+        self._by_name = takes_names(module, tuple(spec.name for spec in interface.inputs))
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """From host arrays to host arrays, as the module gives them; bfloat16 as float32. Raises `RunError`."""
+        arrays = checked_feeds(self.inputs, feeds)
+        return self._try(arrays, lambda: self._from_device(self._call(self._to_device(arrays))))
+
+    def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        arrays = checked_feeds(self.inputs, feeds)
+        return self._try(arrays, lambda: self._timed(arrays, runs, copies))
+
+    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
+
+    def close(self) -> None:
+        self._module = None
+
+    def _timed(self, arrays: Mapping[str, Array], runs: int, copies: bool) -> RunTimes:
+        tensors = self._to_device(arrays)
+
+        def once() -> None:
+            if copies:
+                self._from_device(self._call(self._to_device(arrays)))
+            else:
+                self._call(tensors)
+
+        return _time_on_gpu(once, runs) if self._device == "cuda" else RunTimes(_time(once, runs), on_host=True)
+
+    def _call(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+        return self._module(**tensors) if self._by_name else self._module(*tensors.values())
+
+    def _to_device(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        import torch
+
+        writeable = {n: a if a.flags.writeable else a.copy() for n, a in arrays.items()}  # PyTorch warns of others
+        found = {name: torch.from_numpy(array).to(self._device) for name, array in writeable.items()}
+        if self._half:
+            found = {name: t.half() if t.is_floating_point() else t for name, t in found.items()}
+        return found
+
+    def _from_device(self, result: Any) -> dict[str, Array]:
+        import torch
+
+        from engineworks.model.export.torch_onnx import plain_outputs
+
+        names = tuple(spec.name for spec in self.outputs)
+        tensors = dict(zip(names, plain_outputs(result, names), strict=True))
+        return {n: (t.float() if t.dtype == torch.bfloat16 else t).cpu().numpy() for n, t in tensors.items()}
+
+    def _try(self, arrays: Mapping[str, Array], work: Callable[[], Result]) -> Result:
+        import torch
+
+        if self._module is None:
+            raise RunError("this session was closed; load the model again")
+        try:
+            with torch.inference_mode():
+                return work()
+        except EngineworksError:
+            raise
+        except Exception as error:  # the user's module may raise anything
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            said = lines[0] if lines else ""
+            raise RunError(f"PyTorch failed at {shapes_of(arrays)}: {type(error).__name__}: {said}") from error
+
+
+def _time(once: Callable[[], object], runs: int) -> tuple[float, ...]:
+    clock = time.perf_counter_ns
+    times = []
+    for _ in range(runs):
+        start = clock()
+        once()
+        times.append((clock() - start) / 1e6)
+    return tuple(times)
+
+
+def _time_on_gpu(once: Callable[[], object], runs: int) -> RunTimes:
+    """Each run awaited: by the host's clock until the GPU is idle, by CUDA events around the same launches."""
+    import torch
+
+    clock = time.perf_counter_ns
+    begins = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
+    torch.cuda.synchronize()
+    host = []
+    for begin, end in zip(begins, ends, strict=True):
+        start = clock()
+        begin.record()
+        once()
+        end.record()
+        torch.cuda.synchronize()
+        host.append((clock() - start) / 1e6)
+    return RunTimes(tuple(host), tuple(b.elapsed_time(e) for b, e in zip(begins, ends, strict=True)))

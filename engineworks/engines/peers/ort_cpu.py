@@ -1,0 +1,54 @@
+"""ONNX Runtime on the CPU, on the ONNX file as it was exported and folded: what one gets without building anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from engineworks.engines.backends import onnxruntime as backend
+from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
+from engineworks.engines.peers.base import PeerModel
+from engineworks.errors import RunError
+
+if TYPE_CHECKING:
+    from engineworks.engines.backends._ort_session import OrtSession
+
+TITLE = "ONNX Runtime, CPU"
+FROM_SOURCE = False
+
+
+def precisions(asked: Sequence[str]) -> tuple[str, ...]:
+    """fp16 only where the recipe asks for it: most processors compute it in fp32, between casts."""
+    return ("fp32", "fp16") if "fp16" in asked else ("fp32",)
+
+
+def why_not(source: str, precision: str) -> str | None:
+    del source, precision  # every source becomes ONNX, and that is lowered
+    return backend.why_not_run(())
+
+
+def versions() -> Mapping[str, str | None]:
+    return dict(backend.versions())
+
+
+def hardware() -> Mapping[str, str]:
+    return backend.hardware()
+
+
+def open_library() -> None:
+    import onnxruntime  # noqa: F401
+
+
+def memory_meter() -> MemoryMeter:
+    return backend.memory_meter()
+
+
+def device_watch() -> DeviceWatch:
+    return backend.device_watch()
+
+
+def load(model: PeerModel) -> OrtSession:
+    """With as many threads as the `cpu` target takes unless told otherwise."""
+    if model.onnx is None:
+        raise RunError(f"{TITLE}: there is no ONNX file")
+    return backend.load(model.onnx, {})

@@ -1,0 +1,157 @@
+"""ONNX Runtime's CUDA execution provider on the ONNX file, with TF32 off in fp32, as in our engines.
+
+ONNX Runtime falls back to the CPU without an error where a CUDA library is missing: that is refused here, and nodes
+that it leaves on the CPU by design are counted and noted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
+from engineworks.engines.peers._stderr import kept_stderr
+from engineworks.engines.peers.base import PeerModel
+from engineworks.errors import RunError
+from engineworks.fingerprint import installed_versions
+from engineworks.host import cpu
+from engineworks.host.gpu import first_gpu
+from engineworks.host.nvml import GpuWatch
+from engineworks.model.ort_errors import ort_errors, plain
+
+if TYPE_CHECKING:
+    from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
+
+TITLE = "ONNX Runtime, CUDA"
+FROM_SOURCE = False
+PROVIDER = "CUDAExecutionProvider"
+
+PROVIDER_OPTIONS: Mapping[str, str] = {"device_id": "0", "use_tf32": "0"}
+
+DISTRIBUTIONS = (
+    "onnxruntime-gpu", "nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
+)  # fmt: skip
+
+MISSING_LIBRARY = re.compile(r"(?P<library>lib[\w+.-]+\.so[\w.]*): cannot open shared object file")
+"""glibc's words for a shared library that is not found (dlerror)."""
+
+FAILURE_LINE = re.compile(r"\[E:onnxruntime:[^\]]*\]\s*(?P<text>.*)|.*(?P<cuda>CUDA (?:failure|error) .*)")
+"""A line of ONNX Runtime's log at severity error."""
+
+SHOWN_NODES = 3
+
+
+def precisions(asked: Sequence[str]) -> tuple[str, ...]:
+    del asked
+    return ("fp32", "fp16")
+
+
+def why_not(source: str, precision: str) -> str | None:
+    del source, precision  # every source becomes ONNX, and that is lowered
+    if first_gpu() is None:
+        return "no NVIDIA GPU is visible here"
+    if installed_versions(("onnxruntime-gpu",))["onnxruntime-gpu"] is None:
+        return "ONNX Runtime for CUDA is not installed; pip install onnxruntime-gpu in place of onnxruntime"
+    return None
+
+
+def versions() -> Mapping[str, str | None]:
+    found = installed_versions(DISTRIBUTIONS)
+    return {name: version for name, version in found.items() if version or name == DISTRIBUTIONS[0]}
+
+
+def hardware() -> Mapping[str, str]:
+    """GPU and driver, and the processor: it launches every kernel."""
+    gpu = first_gpu()
+    return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
+
+
+def open_library() -> None:
+    """Also load the CUDA libraries that came as Python packages, where ONNX Runtime can (1.21 and later)."""
+    import onnxruntime as ort
+
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        preload()
+
+
+def memory_meter() -> MemoryMeter:
+    """The one that engines on the GPU are measured with: the CUDA context is in no figure of either."""
+    from engineworks.engines.backends._cuda import DeviceMemory
+
+    return DeviceMemory()
+
+
+def device_watch() -> DeviceWatch:
+    return GpuWatch()
+
+
+def load(model: PeerModel) -> OrtCudaSession:
+    """Raises `RunError` where ONNX Runtime would go on without the GPU, and says why."""
+    import onnxruntime as ort
+
+    from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
+
+    if PROVIDER not in ort.get_available_providers():
+        raise RunError(
+            f"this ONNX Runtime {ort.__version__} has no {PROVIDER}",
+            hint="pip install onnxruntime-gpu in place of onnxruntime: both in one place hide each other",
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    providers = [(PROVIDER, dict(PROVIDER_OPTIONS)), "CPUExecutionProvider"]
+    with kept_stderr() as log:
+        try:
+            session = ort.InferenceSession(str(model.onnx), options, providers=providers, enable_fallback=0)
+        except ort_errors() as error:
+            raise RunError(f"{TITLE} can not load the model: {plain(error)}", log=log()) from None
+        said = log()
+    if PROVIDER not in session.get_providers():
+        raise _fallen_back(said)
+    placed = _placement(session)
+    return OrtCudaSession(session, notes=_notes(placed), facts=_facts(session, placed))
+
+
+def _fallen_back(said: str) -> RunError:
+    missing = MISSING_LIBRARY.search(said)
+    if missing:
+        return RunError(
+            f"ONNX Runtime can not use the GPU: {missing['library']} is not found",
+            hint="install the CUDA and cuDNN packages of its version, or add their folder to LD_LIBRARY_PATH",
+            log=said,
+        )
+    failure = FAILURE_LINE.search(said)
+    why = " ".join((failure["text"] or failure["cuda"]).split())[:300] if failure else "it does not say why"
+    return RunError(f"ONNX Runtime would run on the CPU, not on the GPU: {why}", log=said)
+
+
+def _placement(session: Any) -> dict[str, list[str]] | None:
+    """Nodes by execution provider, each as 'Op (name)'; None where this version does not tell."""
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    if ask is None:
+        return None
+    placed: dict[str, list[str]] = {}
+    for part in ask():
+        placed.setdefault(part.ep_name, []).extend(f"{n.op_type} ({n.name})" for n in part.get_nodes())
+    if not placed.get(PROVIDER):
+        raise RunError("ONNX Runtime would run every node of this model on the CPU", log=str(Counter(placed)))
+    return placed
+
+
+def _notes(placed: Mapping[str, list[str]] | None) -> tuple[str, ...]:
+    elsewhere = [node for provider, nodes in (placed or {}).items() if provider != PROVIDER for node in nodes]
+    if placed is None or not elsewhere:
+        return ()
+    total = sum(map(len, placed.values()))
+    more = f" and {len(elsewhere) - SHOWN_NODES} more" if len(elsewhere) > SHOWN_NODES else ""
+    return (f"{len(elsewhere)} of {total} nodes run on the CPU: {', '.join(elsewhere[:SHOWN_NODES])}{more}",)
+
+
+def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, object]:
+    counts = None if placed is None else {provider: len(nodes) for provider, nodes in placed.items()}
+    said = session.get_provider_options().get(PROVIDER, {})
+    shown = {name: said[name] for name in ("use_tf32", "cudnn_conv_algo_search", "device_id") if name in said}
+    return {"device": "cuda", "tf32": False, "provider_options": shown, "nodes": counts}

@@ -1,0 +1,1 @@
+"""This machine: processor, GPU, memory, child processes, git."""

@@ -1,0 +1,255 @@
+"""Functions run in child processes: what they print is their log, what kills them is told, nothing outlives us.
+
+A job is a function of an importable module, `module:function`, that takes and returns a JSON object. Why a process and
+not a thread: builders are C++ that can not be interrupted, swallow Ctrl-C, print on descriptors and sometimes crash.
+
+- Children stay warm between jobs: an interpreter and a vendor library cost more than a small build.
+- Both output descriptors of a child come line by line to `on_line`; answers travel on a pipe of their own.
+- A child stays in our process group, ignores SIGINT and dies with us, by PR_SET_PDEATHSIG. The kernel sends that when
+  the *thread* that started the child ends, so one thread that lives as long as we do starts them all.
+- Whoever waits looks up every `POLL_S`, so that an exception thrown into a waiting thread is seen soon.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
+from engineworks.host.child.serve import decode_error
+from engineworks.host.child.start import Child, search_path, start_child
+from engineworks.host.child.wait import Lines, Stopped, TimeUp, wait_for_answer
+
+MAX_IDLE = 2
+"""Idle children that are kept."""
+
+MAX_JOBS = 100
+"""Jobs after which a child is replaced: vendor libraries leak a little with each."""
+
+MAX_IDLE_MIB = 1024.0
+"""Resident memory above which a child is replaced instead of kept."""
+
+
+class ChildPool:
+    """Warm children and the jobs that they do. Safe for use by several threads at once."""
+
+    def __init__(
+        self, *, max_idle: int = MAX_IDLE, max_jobs: int = MAX_JOBS, max_idle_mib: float = MAX_IDLE_MIB
+    ) -> None:
+        self._max_idle, self._max_jobs, self._max_idle_mib = max_idle, max_jobs, max_idle_mib
+        self._lock = threading.Lock()
+        self._idle: list[Child] = []
+        self._busy: list[Child] = []
+        self._cancellations = 0
+
+    def __enter__(self) -> ChildPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        function: str,
+        payload: Mapping[str, Any],
+        *,
+        time_limit_s: float | None = None,
+        on_line: Callable[[str], object] | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        fresh: bool = False,
+        what: str = "",
+        error: type[StepError] = StepError,
+        cancel: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        """The object that `function` (module:function) returns for `payload`, with `memory_mib_peak` added, MiB.
+
+        on_line: gets every line of the job's output, in the caller's thread. env: added to our environment. fresh: in
+        a child that did nothing before and will do nothing after. what: the job's name in messages. cancel: an event
+        that, once set, kills the child.
+
+        Raises: an error of ours that the job raised, as the same class (a `StepError` without a log gets the last
+        lines); `TimeLimitError`; `error` if the child crashed; `Interrupted` after `cancel` or `cancel_all`;
+        `ChildDefect` for any other exception. Whatever else ends the wait, KeyboardInterrupt first of all, kills the
+        child and passes on.
+        """
+        what = what or function
+        message = _message(function, payload, what, cwd)
+        lines, before, start, answer = Lines(on_line), self._cancellations, time.monotonic(), None
+
+        def stop() -> bool:
+            return self._cancellations != before or (cancel is not None and cancel.is_set())
+
+        child = self._take({**os.environ, **(env or {})}, fresh)
+        try:
+            answer = wait_for_answer(child, message, lines, time_limit_s=time_limit_s, stop=stop)
+        except TimeUp:
+            text = f"{what} did not end within {time_limit_s:g} s and was killed (peak memory {child.peak_mib:.0f} MiB)"
+            raise TimeLimitError(text, hint="raise its time limit or see its log", log=lines.text()) from None
+        except Stopped:
+            raise Interrupted(f"{what} was stopped") from None
+        finally:
+            self._give_back(child, answer, keep=not fresh)
+        if answer is None:
+            raise _crash(child, what, error, time.monotonic() - start, lines)
+        return _value(answer, what, lines, child.peak_mib)
+
+    def prestart(self, imports: Iterable[str] = (), *, count: int = 1) -> None:
+        """Start children that are not there yet and let them import modules, while we go on; returns at once."""
+        with self._lock:
+            missing = min(count, self._max_idle) - len(self._idle)
+        for _ in range(missing):
+            child = start_child(dict(os.environ))
+            child.send_early({"imports": list(imports), "sys_path": search_path()})
+            self._keep(child)
+
+    def cancel_all(self) -> None:
+        """Kill every child, whichever thread waits for it; those threads raise `Interrupted`."""
+        with self._lock:
+            self._cancellations += 1
+            busy = list(self._busy)
+        for child in busy:
+            child.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Kill the idle children."""
+        with self._lock:
+            children, self._idle = self._idle, []
+        for child in children:
+            child.end()
+
+    def _take(self, env: Mapping[str, str], fresh: bool) -> Child:
+        """The idle child that was used last and has the same environment, else a new one."""
+        with self._lock:
+            dead = [c for c in self._idle if not c.alive()]
+            self._idle = [c for c in self._idle if c not in dead]
+            fitting = [] if fresh else [c for c in self._idle if c.env == env]
+            if fitting:
+                self._idle.remove(fitting[-1])
+                self._busy.append(fitting[-1])
+        for child in dead:
+            child.end()
+        if fitting:
+            return fitting[-1]
+        child = start_child(env)
+        with self._lock:
+            self._busy.append(child)
+        return child
+
+    def _give_back(self, child: Child, answer: Mapping[str, Any] | None, *, keep: bool) -> None:
+        """Keep the child for the next job, or kill it: one that gave no answer may still be at work, and one whose job
+        failed may be unfit for another (after some CUDA errors every later call of the process fails)."""
+        child.jobs += 1
+        with self._lock:
+            self._busy.remove(child)
+        if (
+            keep
+            and answer
+            and "value" in answer
+            and child.jobs < self._max_jobs
+            and answer["memory_mib"] <= self._max_idle_mib
+        ):
+            self._keep(child)
+        else:
+            child.end()
+
+    def _keep(self, child: Child) -> None:
+        with self._lock:
+            self._idle.append(child)
+            surplus = [self._idle.pop(0) for _ in range(len(self._idle) - self._max_idle)]
+        for old in surplus:
+            old.end()
+
+
+def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | None) -> bytes:
+    """The job as a line of JSON; a child's search path and folder are set anew for every job."""
+    where = {"sys_path": search_path(), "cwd": str(cwd or Path.cwd())}
+    return json.dumps({"function": function, "payload": dict(payload), "what": what, **where}).encode() + b"\n"
+
+
+def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) -> dict[str, Any]:
+    if "error" in answer:
+        raised = decode_error(answer["error"])
+        if isinstance(raised, StepError) and not raised.log:
+            raised.log = lines.text()
+        raise raised
+    if "defect" in answer:
+        found = answer["defect"]
+        raise ChildDefect(
+            f"{what} raised {found['type']}: {found['message']}",
+            hint="this is a defect of Engineworks; please report it with the log",
+            log=found["traceback"],
+        )
+    return {**answer["value"], "memory_mib_peak": max(answer["memory_mib_peak"], seen_mib)}
+
+
+CAUSES: Mapping[int, str] = {
+    signal.SIGSEGV: "it touched memory that is not its own",
+    signal.SIGBUS: "it touched memory that is not there; is a disk full?",
+    signal.SIGABRT: "it gave up by itself",
+    signal.SIGILL: "it was built for another processor",
+    signal.SIGKILL: "it was killed from outside: most likely memory ran out",
+    signal.SIGTERM: "it was asked to end from outside",
+}
+
+
+def _crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
+    code = child.exit_code
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        how = f"crashed with {name}" + (f" ({CAUSES[-code]})" if -code in CAUSES else "")
+    else:
+        how = f"ended with exit code {code} and no answer"
+    last = lines.last_before_crash()
+    return error(
+        f"{what} {how} after {seconds:.1f} s"
+        + (f", peak memory {child.peak_mib:.0f} MiB" if child.peak_mib else "")
+        + (f"; its last line: {last}" if last else ""),
+        log=lines.text(),
+    )
+
+
+_pool: ChildPool | None = None
+_pool_lock = threading.Lock()
+
+
+def default_pool() -> ChildPool:
+    """The pool of this process, made when it is first asked for."""
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ChildPool()
+            atexit.register(_pool.close)
+        return _pool
+
+
+def run_in_child(function: str, payload: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """`ChildPool.run` of this process's own pool."""
+    return default_pool().run(function, payload, **options)
+
+
+def prestart(imports: Iterable[str] = (), *, count: int = 1) -> None:
+    """`ChildPool.prestart` of this process's own pool."""
+    default_pool().prestart(imports, count=count)
+
+
+def cancel_all() -> None:
+    """Kill every child of this process's own pool, from any thread."""
+    default_pool().cancel_all()
+
+
+def _forget_pool() -> None:
+    """After a fork the children belong to our parent."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_pool)

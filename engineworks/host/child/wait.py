@@ -1,0 +1,151 @@
+"""Waiting for a child: feed it its job, take its lines as they come and its answer at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from engineworks.host.child.start import Child
+
+POLL_S = 0.1
+"""How often whoever waits looks up: for a cancellation, a time limit, or a child that is gone."""
+
+LOG_LINES = 50
+"""Lines kept for an error's `log`."""
+
+MAX_LINE_BYTES = 1 << 16
+"""A longer line is cut in two: a progress bar must not fill our memory."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Lines:
+    """Bytes of a job's output → lines without colours: handed on as they come, the last ones kept."""
+
+    def __init__(self, on_line: Callable[[str], object] | None) -> None:
+        self._on_line = on_line
+        self._rest = b""
+        self._last: deque[str] = deque(maxlen=LOG_LINES)
+
+    def feed(self, data: bytes) -> None:
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            self._say(line)
+        if len(self._rest) > MAX_LINE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what came without a newline."""
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._say(rest)
+
+    def text(self) -> str:
+        """The last lines."""
+        return "\n".join(self._last)
+
+    def last_before_crash(self) -> str:
+        """The last line that is not part of what Python's fault handler prints when a process crashes."""
+        lines = list(self._last)
+        fault = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error:")), len(lines))
+        return next((line for line in reversed(lines[:fault]) if line.strip()), "")
+
+    def _say(self, line: bytes) -> None:
+        shown = line.rstrip(b"\r").rpartition(b"\r")[2]  # a progress bar's last state
+        text = _COLOUR.sub("", shown.decode("utf-8", "replace"))
+        self._last.append(text)
+        if self._on_line is not None:
+            self._on_line(text)
+
+
+class TimeUp(Exception):
+    """The time limit has passed; the child still runs."""
+
+
+class Stopped(Exception):
+    """The wait was called off; the child still runs, or was killed for it."""
+
+
+def wait_for_answer(
+    child: Child, message: bytes, lines: Lines, *, time_limit_s: float | None, stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """The child's answer to `message`, or None if it ended without one.
+
+    Raises `TimeUp` after `time_limit_s` seconds and `Stopped` once `stop()` is true. What an earlier job still printed
+    after its answer is thrown away first.
+    """
+    if child.jobs:
+        _drain(child.output_fd)
+    child.peak_mib = 0.0
+    unsent, answer = memoryview(message), bytearray()
+    start = looked = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.output_fd, selectors.EVENT_READ)
+        selector.register(child.answers_fd, selectors.EVENT_READ)
+        selector.register(child.jobs_fd, selectors.EVENT_WRITE)
+        while True:
+            ended = not child.alive()  # asked before reading: what it wrote until then is in the pipes
+            unsent = _pump(selector, 0 if ended else POLL_S, child, unsent, answer, lines)
+            if ended or answer.endswith(b"\n"):
+                break
+            if stop():
+                raise Stopped
+            if time_limit_s is not None and time.monotonic() - start >= time_limit_s:
+                raise TimeUp
+            if time.monotonic() - looked >= POLL_S:
+                looked = time.monotonic()
+                child.look_at_memory()
+    answer += _drain(child.answers_fd)
+    lines.feed(_drain(child.output_fd))
+    lines.flush()
+    if stop():
+        raise Stopped
+    return json.loads(answer) if answer.endswith(b"\n") else None
+
+
+def _pump(
+    selector: selectors.BaseSelector, wait_s: float, child: Child, unsent: memoryview, answer: bytearray, lines: Lines
+) -> memoryview:
+    """Move what can be moved through the child's three pipes; returns what is still to be sent."""
+    for key, _ in selector.select(wait_s):
+        if key.fd == child.jobs_fd:
+            unsent = _send(child.jobs_fd, unsent)
+            if not unsent:
+                selector.unregister(child.jobs_fd)
+        elif not (data := _read(key.fd)):
+            selector.unregister(key.fd)
+        elif key.fd == child.output_fd:
+            lines.feed(data)
+        else:
+            answer += data
+    return unsent
+
+
+def _send(fd: int, data: memoryview) -> memoryview:
+    try:
+        return data[os.write(fd, data) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:  # it is gone: we shall notice
+        return data[len(data) :]
+
+
+def _read(fd: int) -> bytes:
+    """What is there now, b"" at the end."""
+    try:
+        return os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return b""
+
+
+def _drain(fd: int) -> bytes:
+    data = b""
+    while more := _read(fd):
+        data += more
+    return data

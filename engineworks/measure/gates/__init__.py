@@ -1,0 +1,1 @@
+"""Figures and limits → verdicts with sentences. Pure."""

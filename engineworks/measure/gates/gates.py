@@ -1,0 +1,302 @@
+"""Reports and limits → verdict. Pure: no files, no clock, no engine.
+
+A verdict is pass, fail, inconclusive (the figures do not tell) or unmeasured (nothing here could run the engine).
+Every check says its own sentence; a figure that is missing or not finite fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engineworks.measure.served_checks import served_findings, synthetic_findings
+from engineworks.measure.statistics import enough_for
+from engineworks.recipe.recipe import Budget, Limits
+
+Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit held against one figure. waived: who lets its failure through, until when and why; '' if nobody."""
+
+    name: str
+    verdict: Word
+    sentence: str
+    waived: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence, "waived": self.waived}
+
+    @property
+    def words(self) -> str:
+        """The sentence, and the waiver where there is one."""
+        return f"{self.sentence} [{self.waived}]" if self.waived else self.sentence
+
+
+@dataclass(frozen=True)
+class Verdict:
+    verdict: Word
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The failures that stand: those that nobody waived."""
+        return tuple(c for c in self.checks if c.verdict == "fail" and not c.waived)
+
+
+def judge(
+    accuracy: Mapping[str, Any] | None,
+    latency: Mapping[str, Any] | None,
+    limits: Limits,
+    budgets: Mapping[str, Budget],
+    *,
+    unmeasured_because: str = "",
+) -> Verdict:
+    """The verdict of one engine from its reports (as JSON, None where there is none) and the recipe's limits."""
+    if accuracy is None:
+        why = unmeasured_because or "it was not compared with the reference"
+        return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
+    checks = [*_accuracy_checks(accuracy, limits), *_performance_checks(latency, budgets, unmeasured_because)]
+    return Verdict(worst(checks), tuple(checks))
+
+
+def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
+    """The verdict with checks that were made elsewhere."""
+    checks = (*verdict.checks, *more)
+    return Verdict(worst(checks), checks)
+
+
+def worst(checks: Iterable[Check]) -> Word:
+    """The gravest word of the checks that nobody waived."""
+    words = {c.verdict for c in checks if not c.waived}
+    order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
+    return next((word for word in order if word in words), "pass")
+
+
+def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Check]:
+    for name, output in report["outputs"].items():
+        if "dtypes" in output:
+            yield _other_dtype(name, *output["dtypes"])
+        if "misshapen" in output:
+            yield _other_shape(name, output["misshapen"])
+        yield _finite(name, output)
+        for field, words in _OUTPUT_LIMITS.items():
+            limit = getattr(limits, field)
+            if limit is not None:
+                yield _output_check(name, field, words, output, limit)
+    metric = report.get("metric")
+    for field in METRIC_LIMITS:
+        limit = getattr(limits, field)
+        if limit is not None:
+            yield _metric_check(field, metric, limit)
+    if metric is not None and metric.get("dead_classes"):
+        yield _dead_classes(metric)
+    if report.get("served") is not None:
+        for found in served_findings(report["served"], limits.cosine):
+            yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+        if limits.synthetic_cosine is not None:
+            for found in synthetic_findings(report["served"], limits.synthetic_cosine):
+                yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+
+
+_OUTPUT_LIMITS = {
+    "cosine": ("cosine similarity", True),
+    "sqnr_db": ("signal-to-noise ratio in dB", True),
+    "max_abs": ("largest difference", False),
+    "mean_abs": ("mean difference", False),
+}
+
+
+NARROWED = (("float32", "float64"), ("int32", "int64"))
+"""What TensorRT makes of a model's types: told, but no fault of the engine."""
+
+
+def _other_dtype(name: str, engine: str, reference: str) -> Check:
+    """An output of another type than the model's: who reads it as the model says reads nonsense."""
+    word: Word = "pass" if (engine, reference) in NARROWED else "fail"
+    return Check(f"dtype[{name}]", word, f"{name}: the engine gives {engine}, the model {reference}.")
+
+
+def _other_shape(name: str, misshapen: Mapping[str, Any]) -> Check:
+    """Of an output whose length depends on the data, such as the number of detections."""
+    sentence = (
+        f"{name}: {misshapen['why']} (run {misshapen['run']}; {misshapen['runs']} of {misshapen['of']} runs differ)."
+    )
+    return Check(f"shape[{name}]", "fail", sentence)
+
+
+def _finite(name: str, output: Mapping[str, Any]) -> Check:
+    bad, total = output["nonfinite"], output["elements"] + output["nonfinite"]
+    if bad:
+        sentence = f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not."
+        return Check(f"finite[{name}]", "fail", sentence)
+    return Check(f"finite[{name}]", "pass", f"{name}: every value is finite where the reference's is.")
+
+
+def _output_check(name: str, field: str, words: tuple[str, bool], output: Mapping[str, Any], limit: float) -> Check:
+    text, smallest = words
+    value = output[field]
+    if (
+        field == "sqnr_db"
+        and value is None
+        and output["max_abs"] == 0
+        and not (output["nonfinite"] or "misshapen" in output)
+    ):
+        return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
+    good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
+    side = "at least" if smallest else "at most"
+    figures = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
+    sentence = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
+    if not good and output.get("worst_row_cosine") is not None:
+        sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
+    return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
+
+
+METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
+
+
+def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> Check:
+    if metric is None:
+        return Check(field, "fail", f"{field}: no task metric was computed.")
+    good, wanted = _metric_verdict(field, metric, limit)
+    against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
+    name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
+    figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
+    ratio = f" (ratio {_figure(metric['ratio'])})" if field == "metric_ratio" else ""
+    sentence = f"{name}: {figures}{ratio}, limit {wanted}."
+    if "repeated" in metric:
+        return Check(field, "inconclusive", f"{sentence} {_wavering(metric)}")
+    if field == "metric_ratio" and not _finite_number(metric["ratio"]) and _finite_number(metric["reference"]):
+        sentence += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
+    return Check(field, "pass" if good else "fail", sentence)
+
+
+def _wavering(metric: Mapping[str, Any]) -> str:
+    first, second = metric["engine"], metric["repeated"]
+    told = f"gave {_figure(first)} and then {_figure(second)} for the same outputs"
+    return f"Not to be trusted: {metric['name']} {told}; take the chance out of it (a fixed seed)."
+
+
+def _dead_classes(metric: Mapping[str, Any]) -> Check:
+    """Classes that fp32 knows and the engine does not: a mean over many classes hides them."""
+    dead, of = metric["dead_classes"], "fp32" if metric["kind"] == "labels" else "the fp32 reference"
+    told = [f"class {c['class']} (0 of {c['samples']} right, {of} {c['reference']})" for c in dead[:MOST_NAMED]]
+    more = f" and {len(dead) - MOST_NAMED} more" if len(dead) > MOST_NAMED else ""
+    return Check("classes", "fail", f"{metric['name']}: lost {'; '.join(told)}{more}.")
+
+
+MOST_NAMED = 5
+"""Classes that a sentence names."""
+
+
+def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[bool, str]:
+    """Whether the metric is within the limit, and the limit in words. Error rates are better when smaller."""
+    lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
+    if field == "metric_ratio":
+        words = f"at most fp32 / {_figure(limit)}, smaller is better" if lower else f"at least {_figure(limit)} of fp32"
+        return _finite_number(metric["ratio"]) and reaches(metric["ratio"], limit), words
+    if not _finite_number(engine):
+        return False, _figure(limit) if field != "metric_between" else f"{_figure(limit[0])} to {_figure(limit[1])}"
+    if field == "metric_delta":
+        good = _finite_number(reference) and reaches(limit, abs(engine - reference))
+        return good, f"a difference of {_figure(limit)} at most"
+    if field == "metric_between":
+        return reaches(engine, limit[0]) and reaches(limit[1], engine), f"{_figure(limit[0])} to {_figure(limit[1])}"
+    if lower:
+        return reaches(limit, engine), f"at most {_figure(limit)}, smaller is better"
+    return reaches(engine, limit), f"at least {_figure(limit)}"
+
+
+def _performance_checks(
+    latency: Mapping[str, Any] | None, budgets: Mapping[str, Budget], unmeasured_because: str
+) -> Iterator[Check]:
+    for shape, budget in budgets.items():
+        for field, limit in budget.model_dump(exclude_none=True).items():
+            name = f"{field}[{shape}]"
+            if latency is None:
+                yield Check(name, "unmeasured", f"{shape}: not measured: {unmeasured_because or 'no report'}.")
+            else:
+                yield _budget_check(name, shape, field, latency["shapes"][shape], latency, limit)
+
+
+def disturbed_budgets(latency: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[str]:
+    """Names of the budgets whose figures are not to be trusted, because something was wrong with the device."""
+    return [
+        f"{field}[{shape}]"
+        for shape, budget in budgets.items()
+        for field in budget.model_dump(exclude_none=True)
+        if _complaints(field, latency["shapes"].get(shape, {}), latency)
+    ]
+
+
+def _budget_check(
+    name: str, shape: str, field: str, figures: Mapping[str, Any], report: Mapping[str, Any], limit: float
+) -> Check:
+    text, key, unit = _BUDGETS[field]
+    value = report[key] if key in _OF_THE_ENGINE else figures[key]
+    smallest = field == "throughput_per_s"
+    good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
+    side = "at least" if smallest else "at most"
+    said = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
+    sentence = f"{shape}: {text} is {said[0]} {unit}, budget {side} {said[1]} {unit}."
+    if again := report.get("disturbed_before", 0):
+        sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
+        sentence += " disturbed."
+    if doubts := _complaints(field, figures, report):
+        doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
+        return Check(name, "inconclusive", f"{sentence} {doubtful}")
+    if field in _QUANTILES and figures["runs"] < (needed := enough_for(_QUANTILES[field])):
+        few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
+        return Check(name, "inconclusive", f"{sentence} {few}")
+    return Check(name, "pass" if good else "fail", sentence)
+
+
+def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """What was wrong with the device meanwhile. It may have made a figure better or worse: memory that another process
+    gave back, clocks that it kept high, cores that it took. So such a figure neither passes nor fails."""
+    if field == "engine_mib":
+        return []
+    return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
+
+
+_QUANTILES = {"p90_ms": 0.9, "p99_ms": 0.99}
+"""Each needs a number of runs below which it has no interval at all."""
+
+_OF_THE_ENGINE = ("load_ms", "engine_mib")
+"""Figures that the engine has once, whatever the shape."""
+
+_BUDGETS = {
+    "p50_ms": ("median latency", "latency_ms_p50", "ms"),
+    "p90_ms": ("90 % latency", "latency_ms_p90", "ms"),
+    "p99_ms": ("99 % latency", "latency_ms_p99", "ms"),
+    "throughput_per_s": ("throughput", "throughput_per_s", "samples/s"),
+    "memory_mib": ("memory", "memory_mib", "MiB"),
+    "load_ms": ("load time", "load_ms", "ms"),
+    "first_run_ms": ("the first run", "first_run_ms", "ms"),
+    "engine_mib": ("engine size", "engine_mib", "MiB"),
+}
+
+
+def reaches(value: float, limit: float) -> bool:
+    """value ≥ limit, met exactly too: .98 - .97 is .010000000000000009 to a computer."""
+    return value >= limit or math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-15)
+
+
+def _finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
+    """Both figures, with as many digits as it takes to see that they differ: not '1, limit at least 1'."""
+    if not _finite_number(value) or value == limit:
+        return _figure(value), _figure(limit)
+    digits = next(n for n in range(6, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
+    return f"{value:.{digits}g}", f"{limit:.{digits}g}"
+
+
+def _figure(value: float | None) -> str:
+    """Six significant digits where they matter: 0.99 and 0.9999 must not look alike."""
+    return "not a number" if value is None or not math.isfinite(value) else f"{value:.6g}"

@@ -1,0 +1,191 @@
+"""Candidate against champion → checks, each with its sentence. Pure: no files, no clock, no engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.measure.champion import Champion
+from engineworks.measure.gates.gates import Check, reaches
+from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
+from engineworks.recipe.recipe import Regression
+
+Report = Mapping[str, Any]
+
+
+def regression_checks(
+    regression: Regression | None,
+    champion: Champion | None,
+    *,
+    duel: Report | None = None,
+    latency: Report | None = None,
+    accuracy: Report | None = None,
+    compare: Report | None = None,
+    unmeasured_because: str = "",
+    champion_unknown: str = "",
+    champion_lost: str = "",
+) -> list[Check]:
+    """The checks of `performance.regression`; none where the recipe does not ask.
+
+    duel: the duel's report. latency, accuracy: the candidate's. compare: the document of the step that made `accuracy`.
+    """
+    if regression is None:
+        return []
+    asked = [name for name in ("latency", "accuracy") if getattr(regression, name) is not None]
+    if champion_unknown:
+        word = f"Not compared: nobody can tell who the champion is ({champion_unknown})."
+        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+    if champion_lost:
+        word = f"Not compared: the champion is missing: {champion_lost}. {LOST}"
+        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+    if champion is None:
+        word = "No champion yet: nothing to compare with."
+        return [Check(f"regression.{name}", "pass", word) for name in asked]
+    checks: list[Check] = []
+    if regression.latency is not None:
+        checks += _latency_checks(regression.latency, champion, duel, latency, unmeasured_because)
+    if regression.accuracy is not None:
+        checks.append(_accuracy_check(regression.accuracy, champion, accuracy, compare, unmeasured_because))
+    return checks
+
+
+def _latency_checks(
+    limit: float, champion: Champion, duel: Report | None, latency: Report | None, unmeasured_because: str
+) -> Iterator[Check]:
+    name = "regression.latency"
+    if duel is None:
+        why = unmeasured_because or "there is no report"
+        yield Check(name, "unmeasured", f"Not measured against {champion}: {why}.")
+    elif duel["method"] == "identical":
+        yield Check(name, "pass", f"{_begin(champion)} is this very engine, byte for byte: nothing to measure.")
+    elif duel["method"] == "history":
+        for shape, history in duel["history"].items():
+            yield _history_check(f"{name}[{shape}]", shape, limit, champion, duel, history, latency)
+    else:
+        for shape, found in duel["shapes"].items():
+            yield _duel_check(f"{name}[{shape}]", shape, limit, champion, duel, comparison_from_json(found))
+
+
+def _duel_check(name: str, shape: str, limit: float, champion: Champion, duel: Report, found: Comparison) -> Check:
+    times = len(duel["attempts"])
+    how = f"{found.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
+    sentence = _sentence(shape, found, limit, str(champion), how, duel["confidence"])
+    return Check(name, found.verdict, sentence + _earlier(len(duel["earlier"]), duel["confidence"]))
+
+
+def _earlier(before: int, confidence: float) -> str:
+    """What those who built until it passed would rather not say."""
+    if not before:
+        return ""
+    others = "one before did" if before == 1 else f"{before} before did"
+    return f" Compared again: the {others} not decide, so this one is held to {_confidence(confidence)}."
+
+
+def _history_check(
+    name: str, shape: str, limit: float, champion: Champion, duel: Report, history: Any, latency: Report | None
+) -> Check:
+    stand_in = f"{_begin(champion)} does not run here ({duel['why'].rstrip('.')}), so this is against what was measured"
+    stand_in += " before on the same hardware and driver."
+    if latency is None:
+        return Check(name, "unmeasured", f"{shape}: not measured. {stand_in}")
+    if disturbed := latency["shapes"][shape].get("complaints"):
+        doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
+        return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
+    measured = [(digest, ms) for digest, ms in history if digest != duel["digest"]]
+    found = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
+    how = f"{found.rounds} measurements in MLflow"
+    said = f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}"
+    return Check(name, found.verdict, f"{said} {WAY_OUT}" if found.verdict == "inconclusive" else said)
+
+
+LOST = (
+    "'engineworks rollback' goes back to the champion before it; where there is none, release once without "
+    "performance.regression."
+)
+
+WAY_OUT = (
+    "If that can not be mended: 'engineworks rollback' to a champion that runs here, or release once without "
+    "performance.regression."
+)
+
+
+def _sentence(
+    shape: str, found: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
+) -> str:
+    """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
+    said = f"{shape}: "
+    if found.ratio is not None:
+        said += f"{_slower(found.ratio)} than {champion}"
+        if found.interval is not None:
+            low, high = _slower(found.interval.low), _slower(found.interval.high)
+            said += f", {_confidence(confidence)} interval {low} to {high}"
+    else:
+        said += f"can not be compared with {champion}"
+    said += f", limit {_percent(limit)} slower ({how})."
+    return f"{said} Inconclusive: {found.why}." if found.why else said
+
+
+def _accuracy_check(
+    limit: float, champion: Champion, accuracy: Report | None, compare: Report | None, unmeasured_because: str
+) -> Check:
+    name = "regression.accuracy"
+    if accuracy is None or compare is None:
+        why = unmeasured_because or "there is no report"
+        return Check(name, "unmeasured", f"Not compared with {champion}: {why}.")
+    if champion.accuracy is None or champion.compare is None:
+        return Check(name, "inconclusive", f"Run {champion.run} of {champion} holds no accuracy to compare with.")
+    if changed := _what_changed(champion.compare, compare):
+        sentence = f"Can not be compared with {champion}: {changed} changed since. Release one without this check, "
+        return Check(name, "inconclusive", f"{sentence}or measure the champion on the same data.")
+    ours, theirs = accuracy["metric"], champion.accuracy["metric"]
+    if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):
+        return Check(name, "fail", f"No metric to compare with {champion}.")
+    worse = _worse_by(ours, theirs["engine"])
+    said = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
+    said += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
+    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{said}, limit {_percent(limit)} worse.")
+
+
+def _what_changed(then: Report, now: Report) -> str:
+    """What makes two metrics incomparable, or ''."""
+    if then["digests"].get("evaluation") != now["digests"].get("evaluation"):
+        return "the evaluation data"
+    same = ("samples", "labels")
+    if any(then["params"].get(k) != now["params"].get(k) for k in same):
+        return "the choice of evaluation samples"
+    metric = [{k: v for k, v in d["digests"].items() if k != "evaluation"} for d in (then, now)]
+    if then["params"].get("metric") != now["params"].get("metric") or metric[0] != metric[1]:
+        return "the metric"
+    return ""
+
+
+def _worse_by(ours: Report, theirs: float) -> float:
+    """Relative to the champion; a metric of errors is worse when it grows."""
+    drop = theirs - ours["engine"]
+    drop = -drop if ours.get("lower_is_better") else drop
+    if theirs:
+        return float(drop / abs(theirs))
+    return math.copysign(math.inf, drop) if drop else 0.0
+
+
+def _begin(champion: Champion) -> str:
+    text = str(champion)
+    return text[:1].upper() + text[1:]
+
+
+def _slower(ratio: float) -> str:
+    return f"{abs(100 * (ratio - 1)):.1f} % {'slower' if ratio >= 1 else 'faster'}"
+
+
+def _confidence(value: float) -> str:
+    """99 %, 99.5 %, 99.75 %: as many digits as tell it from certainty."""
+    return f"{100 * value:.10g} %"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,133 @@
+"""ONNX Runtime as calibration uses it: where it runs, how a model is loaded, and its errors as ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
+
+from engineworks.errors import CalibrationError, SamplesError
+from engineworks.host.cpu import limit_threads
+from engineworks.host.gpu import first_gpu
+from engineworks.model.ort_errors import ort_errors
+from engineworks.model.ort_forms import ort_level
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Device = Literal["auto", "cpu", "cuda"]
+
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+"""TF32 would round the reference itself; an exhaustive search would be made anew for every shape of ragged batches."""
+
+_SPIN_US = 50
+"""Waiting so long before it sleeps saves a ResNet-50 some percent on two idle cores; with another process on one of
+them it costs a quarter, and ONNX Runtime's own setting, which is longer, a half."""
+
+
+def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
+    """Execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" where there is none."""
+    import onnxruntime
+
+    there = CUDA_PROVIDER in onnxruntime.get_available_providers() and first_gpu() is not None
+    if device == "cuda" and not there:
+        raise CalibrationError("calibration on CUDA: ONNX Runtime has no CUDA provider here, or there is no GPU")
+    if device == "cpu" or not there:
+        return [CPU_PROVIDER]
+    onnxruntime.preload_dlls()
+    return [(CUDA_PROVIDER, _CUDA_OPTIONS), CPU_PROVIDER]
+
+
+def write_part(part: onnx.ModelProto, file: Path, *, beside: bool = False) -> Path | bytes:
+    """A model as ONNX Runtime is to load it: a file, or bytes where its weights lie beside the original file.
+
+    beside: write weights beside the graph, one by one: a large file that holds them takes three times their size while
+    it is written. They stay mapped into memory then, beside what ONNX Runtime makes of them.
+    """
+    import onnx
+
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in part.graph.initializer):
+        serialized: bytes = part.SerializeToString()
+        return serialized
+    weights = f"{file.name}.weights"
+    onnx.save(part, str(file), save_as_external_data=beside, location=weights, size_threshold=1 << 16)
+    return file
+
+
+def open_session(
+    part: Path | bytes,
+    source: Path,
+    threads: int,
+    providers: Sequence[str | tuple[str, dict[str, str]]],
+    *,
+    alone: bool = False,
+) -> onnxruntime.InferenceSession:
+    """Without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part` was cut from.
+
+    alone: no other part and no counting beside it: ONNX Runtime may lay tensors out anew, which copies weights once
+    and tensors wherever they are handed out, and its threads may wait busily for a moment.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = ort_level("all" if alone else "extended")
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    limit_threads(options, threads, spin_us=_SPIN_US if alone else 0)
+    options.log_severity_level = 3
+    weights = part.parent if isinstance(part, Path) else source.parent
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.resolve()))
+    with runtime_errors(f"{source}: ONNX Runtime does not load the model"):
+        model = part if isinstance(part, bytes) else str(part)
+        return onnxruntime.InferenceSession(model, options, providers=list(providers))
+
+
+@contextmanager
+def runtime_errors(what: str) -> Iterator[None]:
+    """Raises `CalibrationError` with `what` and ONNX Runtime's words for its errors."""
+    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
+    try:
+        yield
+    except kinds as error:
+        raise CalibrationError(f"{what}: {error}") from error
+
+
+def check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:
+    """Raises `SamplesError` if the names of `feeds` are not those of the model's inputs."""
+    names = [spec.name for spec in inputs]
+    for name in names:
+        if name not in feeds:
+            raise SamplesError(
+                f"calibration sample has no '{name}'; it holds {_listed(feeds)}",
+                hint=f"the model asks for {_listed(names)}",
+            )
+    for name in feeds:
+        if name not in names:
+            raise SamplesError(
+                f"calibration sample holds '{name}', which is no input of the model",
+                hint=f"its inputs are {_listed(names)}",
+            )
+
+
+def check_tensors(model: onnx.ModelProto, wanted: Sequence[str], given: set[str]) -> None:
+    """Raises `CalibrationError` for a tensor that the model does not have."""
+    known = given.union(name for node in model.graph.node for name in node.output if name)
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise CalibrationError(
+                f"the model has no activation '{name}'",
+                hint=f"did you mean '{close[0]}'?" if close else "calibrate the model that will be lowered",
+            )
+
+
+def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

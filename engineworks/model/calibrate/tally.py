@@ -1,0 +1,74 @@
+"""Tensors as a model's segments hand them out → what calibrators take in, while the next segment runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.model.calibrate.activations import Activation, Settings
+from engineworks.model.calibrate.device_counts import COUNTED, DeviceCounter
+from engineworks.model.calibrate.histograms import BinCounter
+from engineworks.model.calibrate.sessions import HOST, SegmentedModel
+from engineworks.model.calibrate.values import AllValues, DeviceValues, HostValues
+
+if TYPE_CHECKING:
+    from engineworks.model.calibrate.sessions import Tensor
+
+
+class Tally:
+    """Counts tensors where they lie: on a device at once, on the host in a thread of its own, one segment behind the
+    model; so no more than two segments' tensors are in memory. Satisfies `collect.Passes`."""
+
+    def __init__(self, runner: SegmentedModel, settings: Settings) -> None:
+        self.inputs, self.provider = runner.inputs, runner.provider
+        self._runner, self._settings = runner, settings
+        self._host = BinCounter(bins := settings.counted_bins)
+        place = runner.place
+        self._device = DeviceCounter(bins, place.providers, place.device) if place != HOST else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="calibration")
+        self._counting: Future[None] | None = None
+
+    def __enter__(self) -> Tally:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
+        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what one raises,
+        or raised for the tensors before."""
+        self._runner.run(feeds, partial(self._take, seen, look))
+
+    def finish(self) -> None:
+        """Wait until all that was added is counted. Raises what a calibrator raised."""
+        counting, self._counting = self._counting, None
+        if counting:
+            counting.result()
+
+    def _take(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+        self.finish()
+        if self._device:
+            self._add(seen, look, tensors)
+        elif tensors:
+            self._counting = self._thread.submit(self._add, seen, look, tensors)
+
+    def _add(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            values = self._values(tensor)
+            sampled = values.sampled_counts if look and self._settings.samples else None
+            seen[name].add(values, values.counts if self._settings.counts_all else sampled)
+
+    def _values(self, tensor: Tensor) -> AllValues:
+        if isinstance(tensor, np.ndarray):
+            return HostValues(tensor, self._host)
+        dtype = COUNTED.get(tensor.data_type())
+        if self._device and dtype:
+            return DeviceValues(tensor, dtype, math.prod(tensor.shape()), self._device)
+        return HostValues(tensor.numpy(), self._host)

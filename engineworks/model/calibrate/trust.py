@@ -1,0 +1,127 @@
+"""Whether a calibration can be trusted: what must be refused, and what is worth a sentence of warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import ModelError, SamplesError
+from engineworks.fingerprint import digest_file, digest_of
+from engineworks.model.calibrate.inputs import InputStatistics
+from engineworks.model.calibrate.ranges import Range, Ranges
+from engineworks.model.onnx_files import model_files
+
+FEW_SAMPLES = 32
+"""Fewer are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and vision
+transformers (its ONNX PTQ guide, "calibration data size"); a sixteenth of that is where ranges are mostly luck."""
+
+MOVED = 0.1
+"""A range that the last fifth of the samples moves by more than this is not settled."""
+
+MOVED_TENSORS = 0.25
+"""Share of the tensors that may be unsettled: a few always are, with 512 samples of Fashion-MNIST one in eight."""
+
+_SHOWN = 3
+
+
+def digest_model(path: Path) -> str:
+    """sha256 over the ONNX file and the files that hold its weights: the same graph with other weights differs."""
+    root = path.parent.resolve()
+    model, *weights = model_files(path)
+    named = {file.relative_to(root).as_posix(): digest_file(file) for file in weights}
+    return digest_of({"model": digest_file(model), "weights": named})
+
+
+def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = None) -> None:
+    """Ranges belong to one model and to one set of samples: refuse those of others.
+
+    stored: the artifact's JSON. model: `digest_model` of the model that is to be lowered. data: sha256 of the
+    calibration data in use, None if it is not known. Raises `ModelError` and `SamplesError`.
+    """
+    found = stored.get("model")
+    if found != model:
+        whose = f"another model ({_short(found)})" if found else "a model that they do not name"
+        raise ModelError(
+            f"these calibration ranges were made of {whose}, not of the one in use ({_short(model)})",
+            hint="calibrate again with this model",
+        )
+    found = (stored.get("data") or {}).get("sha256")
+    if data is not None and found != data:
+        whose = f"other data ({_short(found)})" if found else "data that they do not name"
+        raise SamplesError(
+            f"these calibration ranges were made of {whose}, not of the calibration data in use ({_short(data)})",
+            hint="calibrate again with this data",
+        )
+
+
+def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None:
+    """Raises `SamplesError` where every input is one value throughout: all-black images, say. `shown`: the file."""
+    if statistics and all(seen.constant for seen in statistics.values()):
+        values = ", ".join(f"'{name}' is always {seen.minimum:.7g}" for name, seen in statistics.items())
+        raise SamplesError(
+            f"calibration data {shown} is constant: {values}", hint="ranges of nothing ruin a model; give real samples"
+        )
+
+
+def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repeated: bool) -> tuple[str, ...]:
+    """What makes these ranges doubtful, one sentence each; `repeated`: whether all samples are the same."""
+    found = [
+        f"calibration input '{name}' is {seen.minimum:.7g} in every sample"
+        for name, seen in statistics.items()
+        if seen.constant and seen.floating
+    ]
+    count = ranges.sample_count
+    if repeated and count > 1:
+        found.append(f"all {count} calibration samples are the same")
+    if count < FEW_SAMPLES:
+        found.append(
+            f"calibration had {count} sample{'s' if count > 1 else ''}, which is far too few: "
+            f"give it at least {FEW_SAMPLES}, better some hundreds"
+        )
+    moved = [(seen.moved, name) for name, seen in ranges.tensors.items() if seen.moved > MOVED]
+    if len(moved) > MOVED_TENSORS * len(ranges.tensors):
+        share, name = max(moved)
+        found.append(
+            f"{len(moved)} of {len(ranges.tensors)} calibration ranges still moved by more than {MOVED:.0%} with the "
+            f"last fifth of the samples ('{name}' by {share:.0%}): give it more samples, or mix their order"
+        )
+    return tuple(found)
+
+
+def constant_integers(
+    calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, InputStatistics]
+) -> tuple[str, ...]:
+    """Integer inputs that never change in calibration but do in evaluation. Where neither changes, as the token types
+    of a model that gets one sentence, nothing is wrong."""
+    return tuple(
+        f"calibration input '{name}' is {seen.minimum:.7g} in every sample, in the evaluation data it is not"
+        for name, seen in calibration.items()
+        if seen.constant and not seen.floating and name in evaluation and not evaluation[name].constant
+    )
+
+
+def summary(ranges: Ranges) -> dict[str, object]:
+    """Figures of all tensors together, for the report: shares of clipped values and of unused codes, what moved."""
+    tensors = ranges.tensors
+    return {
+        "method": ranges.method,
+        "samples": ranges.sample_count,
+        "provider": ranges.provider,
+        "tensors": len(tensors),
+        "constants": list(ranges.constants),
+        "saturated": _spread(tensors, ((seen.saturated, name) for name, seen in tensors.items())),
+        "unused": _spread(tensors, ((seen.unused, name) for name, seen in tensors.items())),
+        "moved": _spread(tensors, ((seen.moved, name) for name, seen in tensors.items())),
+    }
+
+
+def _spread(tensors: Mapping[str, Range], shares: Iterable[tuple[float, str]]) -> dict[str, object]:
+    """Mean, and the largest with the tensors that it is of."""
+    ranked = sorted(shares, reverse=True)
+    mean = sum(share for share, _ in ranked) / len(tensors) if tensors else 0.0
+    return {"mean": mean, "largest": {name: share for share, name in ranked[:_SHOWN] if share > 0}}
+
+
+def _short(digest: object) -> str:
+    return f"sha256 {str(digest)[:12]}…" if digest else "no digest"

@@ -1,0 +1,136 @@
+"""The values of one tensor in one batch, where the model left them: in the host's memory, on the device, or reduced to
+what is asked of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.model.calibrate.histograms import BLOCK, BinCounter
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from engineworks.model.calibrate.device_counts import DeviceCounter
+
+Same = Callable[[NDArray[Any]], NDArray[Any]]
+"""What makes a tensor's values of another's, one by one, and never a larger one of a smaller."""
+
+LARGE = 1 << 14
+"""Values of a tensor above which a sample of them is enough."""
+
+SAMPLED_EVERY = 127
+"""Of how many values, or blocks of values, a sample holds one. A prime, so that no column or channel is left out."""
+
+
+Counts = Callable[[int], NDArray[np.int64]]
+"""exponent → magnitudes in bins that divide [0, 2^exponent) evenly, int64[bins]."""
+
+
+class Values(Protocol):
+    """What can be said of a tensor. dtype: as numpy calls it. size: how many values there are."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest value; NaN in both where one is NaN. Only of tensors that are not empty."""
+
+    def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
+        """`Counts` of all values, or of a sample if the tensor is large: of one in `SAMPLED_EVERY`, times that."""
+
+
+class AllValues(Values, Protocol):
+    """A tensor whose values are all at hand."""
+
+    def counts(self, exponent: int) -> NDArray[np.int64]:
+        """`Counts` of all values."""
+
+
+def sampled_every(size: int) -> int:
+    return SAMPLED_EVERY if size > LARGE else 1
+
+
+class HostValues:
+    """An array in the host's memory."""
+
+    def __init__(self, array: NDArray[Any], counter: BinCounter) -> None:
+        self._values, self._counter = array.reshape(-1), counter
+
+    @property
+    def dtype(self) -> str:
+        return str(self._values.dtype)
+
+    @property
+    def size(self) -> int:
+        return self._values.size
+
+    def extremes(self) -> tuple[float, float]:
+        return float(self._values.min()), float(self._values.max())  # NaN wins in both
+
+    def counts(self, exponent: int) -> NDArray[np.int64]:
+        return self._counter.count(self._values, exponent)
+
+    def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
+        every = sampled_every(self.size)
+        return self._counter.count(_thinned(self._values, every), exponent) * every
+
+
+def _thinned(values: NDArray[Any], every: int) -> NDArray[Any]:
+    if every == 1:
+        return values
+    return values[: values.size // BLOCK * BLOCK].reshape(-1, BLOCK)[::every].reshape(-1)
+
+
+@dataclass(frozen=True)
+class ReducedValues:
+    """What a model's own graph found out about a float32 tensor, f32[] each, and what it sampled of it, f32[n]."""
+
+    size: int
+    least: NDArray[np.float32]
+    most: NDArray[np.float32]
+    total: NDArray[np.float32]
+    sample: NDArray[np.float32]
+    counter: BinCounter
+    dtype: str = "float32"
+
+    def extremes(self) -> tuple[float, float]:
+        """ONNX Runtime's extremes pass over NaN, its sum does not; nor does that of infinities, which extremes show."""
+        least, most = float(self.least), float(self.most)
+        if math.isnan(self.total) and math.isfinite(least) and math.isfinite(most):
+            return math.nan, math.nan
+        return least, most
+
+    def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
+        return self.counter.count(self.sample, exponent) * sampled_every(self.size)
+
+    def through(self, same: Same) -> ReducedValues:
+        """Of a tensor that follows from this one."""
+        made = [np.asarray(same(array)) for array in (self.least, self.most, self.sample)]
+        return replace(self, least=made[0], most=made[1], sample=made[2])
+
+
+class DeviceValues:
+    """A tensor of ONNX Runtime that stays on its device: extremes and counts alone come back."""
+
+    def __init__(self, tensor: onnxruntime.OrtValue, dtype: str, size: int, counter: DeviceCounter) -> None:
+        self._tensor, self._counter = tensor, counter
+        self.dtype, self.size = dtype, size
+
+    def extremes(self) -> tuple[float, float]:
+        return self._counter.extremes(self._tensor, self.dtype)
+
+    def counts(self, exponent: int) -> NDArray[np.int64]:
+        return self._counter.count(self._tensor, self.dtype, self.size, exponent)
+
+    def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
+        every = sampled_every(self.size)
+        return self._counter.count(self._tensor, self.dtype, self.size, exponent, every) * every

@@ -1,0 +1,1 @@
+"""ONNX → the same model, smaller: constants folded, names and shapes spelled out."""

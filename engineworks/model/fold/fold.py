@@ -1,0 +1,236 @@
+"""The fold step: ONNX → ONNX with constants folded and everything named, sorted and cleaned, and proof of it.
+
+Weights stay on disk throughout (`onnx_files.detach_weights`), so that a model of several GB costs little memory. Every
+way to fold is tried on the same prepared graph until one is proven: ONNX's checker accepts it, ONNX Runtime loads it,
+and its outputs equal the original's on real data (`equivalence`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.errors import FoldError, ModelError
+from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
+from engineworks.model.fold import dims
+from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
+from engineworks.model.fold.names import has_duplicate_node_names, name_nodes, name_tensors
+from engineworks.model.fold.preparation import Prepared, finish, prepare
+from engineworks.model.fold.repeatable import check_repeatable
+from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
+from engineworks.model.graphs import subgraphs
+from engineworks.model.inspect import Inventory, inventory
+from engineworks.model.onnx_files import detach_weights, load_model, save_model
+from engineworks.model.opset import check_operators, lower_to_limits, opset_of
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+_SHOWN_CHARS = 500  # of a tool's message; some print whole graphs
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What was done, and how well it is proven.
+
+    strategy: the way that made the written model (`folding.STRATEGIES`). fallbacks: the ways before it that failed,
+    each with why. nodes_before, nodes_after: branches and bodies included. max_abs: largest absolute difference of
+    every output from the original's, over `samples` feeds. notes: changes to dimensions, one sentence each.
+    """
+
+    strategy: str
+    fallbacks: tuple[tuple[str, str], ...]
+    nodes_before: int
+    nodes_after: int
+    opset_from: int
+    opset_to: int
+    max_abs: Mapping[str, float]
+    samples: int
+    notes: tuple[str, ...]
+    inventory: Inventory
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "strategy": self.strategy,
+            "fallbacks": [{"strategy": name, "why": why} for name, why in self.fallbacks],
+            "nodes_before": self.nodes_before,
+            "nodes_after": self.nodes_after,
+            "opset_from": self.opset_from,
+            "opset_to": self.opset_to,
+            "max_abs": dict(self.max_abs),
+            "samples": self.samples,
+            "notes": list(self.notes),
+            "inventory": self.inventory.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The model as it came, loaded to be compared with; what the recipe says of it; and of the first of the feeds the
+    lengths of the inputs' named dimensions and the shapes of the outputs."""
+
+    session: onnxruntime.InferenceSession
+    feeds: Sequence[Arrays]
+    inputs: Sequence[TensorSpec]
+    outputs: Mapping[str, dims.Shape]
+    bound: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def fold_model(
+    source: Path,
+    out: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Mapping[str, dims.Shape] | None,
+    minimum_opset: int,
+    feeds: Sequence[Mapping[str, NDArray[np.generic]]],
+) -> FoldReport:
+    """Fold the ONNX file `source` into the file `out` (weights above 1 GiB in `<out>.data`).
+
+    `inputs`, `outputs`: the recipe's; their lengths and dimension names are checked against the model and written into
+    it. `feeds`: arrays by input name, at least one; the proof is as good as they are. The same arguments give the same
+    bytes.
+
+    Raises `ModelError` for a model that can not be used or does not fit the recipe, `SamplesError` for feeds that it
+    can not run, `FoldError` if the opset can not be raised or no way to fold gave an equal model.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fold-") as folder:
+        work = Path(folder)
+        model = load_model(source, weights=False)
+        nodes_before, opset_from = count_nodes(model.graph), opset_of(model)
+        model, lowered = lower_to_limits(model, str(source))
+        check_operators(model, str(source))
+        check_repeatable(model, str(source))
+        dims.check_interface(model, inputs, outputs, str(source))
+        model, reference = _detached(model, source, work, as_it_is=not lowered)
+        original = _open_original(reference, source, inputs, outputs or {}, feeds)
+        prepared = prepare(model, inputs, minimum_opset)
+        strategy, fallbacks, folded, max_abs = _first_proven(prepared, original, work, out, source)
+    return FoldReport(
+        strategy=strategy,
+        fallbacks=fallbacks,
+        nodes_before=nodes_before,
+        nodes_after=count_nodes(folded.graph),
+        opset_from=opset_from,
+        opset_to=opset_of(folded),
+        max_abs=max_abs,
+        samples=len(feeds),
+        notes=(*lowered, *prepared.notes),
+        inventory=inventory(folded),
+    )
+
+
+def _detached(model: onnx.ModelProto, source: Path, work: Path, *, as_it_is: bool) -> tuple[onnx.ModelProto, Path]:
+    """The model with its weights left on disk, and the file to compare with: the source itself, or a copy of it with
+    unique node names where ONNX Runtime would refuse the source. as_it_is: whether the model still is the source's."""
+    constants_to_initializers(model.graph)
+    name_tensors(model.graph)
+    hoist_initializers(model.graph)
+    model = detach_weights(model, source.resolve(), work / "weights")
+    if as_it_is and not has_duplicate_node_names(model.graph):
+        return model, source
+    name_nodes(model.graph)
+    reference = work / "original.onnx"
+    save_model(model, reference)
+    return model, reference
+
+
+def _open_original(
+    reference: Path,
+    source: Path,
+    inputs: Sequence[TensorSpec],
+    outputs: Mapping[str, dims.Shape],
+    feeds: Sequence[Arrays],
+) -> _Original:
+    session = open_session(reference)
+    shapes = first_shapes(session, feeds, str(source))
+    every = [
+        dims.bind(inputs, {name: value.shape for name, value in feed.items()}, f"{source}: evaluation sample {index}")
+        for index, feed in enumerate(feeds)
+    ]
+    dims.check_output_shapes(outputs, every[0], shapes, str(source))
+    return _Original(session, feeds, inputs, outputs, every[0], shapes)
+
+
+def _first_proven(
+    prepared: Prepared, original: _Original, work: Path, out: Path, source: Path
+) -> tuple[str, tuple[tuple[str, str], ...], onnx.ModelProto, dict[str, float]]:
+    """Try the strategies in turn, and put the first proven model in place."""
+    fallbacks: list[tuple[str, str]] = []
+    for strategy in STRATEGIES:
+        folder = Path(tempfile.mkdtemp(dir=work))
+        path = folder / out.name
+        try:
+            folded, max_abs = _attempt(strategy, prepared, original, path)
+        except (FoldError, ModelError) as error:
+            fallbacks.append((strategy.name, error.message.replace(f"{path}: ", "")))
+            shutil.rmtree(folder)
+            continue
+        _move(path, out)
+        return strategy.name, tuple(fallbacks), folded, max_abs
+    check_same_twice(original.session, original.feeds[0], str(source))
+    name, why = fallbacks[-1]
+    raise FoldError(
+        f"{source}: no way to fold gave an equal model; '{name}', the last: {why}",
+        hint=_hint(prepared),
+        log="\n".join(f"{name}: {why}" for name, why in fallbacks),
+    )
+
+
+def _hint(prepared: Prepared) -> str:
+    fixed = next((note for note in prepared.notes if "now fixed to" in note), None)
+    if fixed is None:
+        return "if the opset was raised, export the model with the newer one"
+    return (
+        f"the recipe fixes a length that the model leaves open ({fixed}), and a part of the model may not take it: "
+        "give that dimension a name in 'inputs' and a range in 'shapes'"
+    )
+
+
+def _attempt(
+    strategy: Strategy, prepared: Prepared, original: _Original, path: Path
+) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """Fold in one way, write the result to `path`, prove it. Raises `FoldError` or `ModelError` with the reason."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(prepared.model)
+    try:
+        folded = strategy.fold(copy, path.parent)
+    except tool_failures() as error:
+        raise FoldError(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
+    folded = finish(folded, prepared)
+    dims.apply_outputs(folded, original.outputs, prepared.claims, prepared.symbols, original.bound, original.shapes)
+    save_model(folded, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise FoldError(f"ONNX's checker refuses it: {' '.join(str(error).split())[:_SHOWN_CHARS]}") from None
+    max_abs = compare(original.session, open_session(path), original.feeds, original.inputs)
+    if any(True for node in folded.graph.node for _ in subgraphs(node)):
+        # A branch that never runs may still not fit the recipe's lengths, and only optimizing infers its shapes.
+        open_session(path, optimized=True)
+    return folded, max_abs
+
+
+def _move(path: Path, out: Path) -> None:
+    """Put the written files in place, the weights before the model that refers to them."""
+    data, out_data = (p.with_name(f"{p.name}.data") for p in (path, out))
+    if data.exists():
+        os.replace(data, out_data)
+    else:
+        out_data.unlink(missing_ok=True)
+    os.replace(path, out)

@@ -1,0 +1,1 @@
+"""fp16 and bf16: what can be converted, what stays fp32, and the proof of it."""

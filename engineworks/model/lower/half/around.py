@@ -1,0 +1,109 @@
+"""Half precision around quantized nodes: which nodes stand it is found on the model before it was quantized.
+
+Rounding in half precision moves values over the edges of int8's steps, so a quantized model in half precision differs
+from itself in fp32 by about the noise of quantization; nothing can be learned from that difference about single nodes
+(MiniLM: 199 of 345 nodes were kept in fp32 for it, in vain). Therefore the fp32 model is lowered and proved first, with
+the limits for half precision alone; its decisions are taken over; and the result is held against the fp32 model beside
+the quantized one: it may not be much noisier.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from engineworks.errors import PrecisionError
+from engineworks.model.lower.half.channel_scales import scale_channels_after_products
+from engineworks.model.lower.half.convert import convert, prepare
+from engineworks.model.lower.half.graph import HalfType
+from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.overflow import first_overflow
+from engineworks.model.lower.half.prove import OutputProof, compare_outputs, prove, reference_outputs
+from engineworks.model.lower.half.report import DEFAULT_LIMITS, HalfReport
+from engineworks.model.lower.half.run import Arrays, Bench
+
+if TYPE_CHECKING:
+    import onnx
+
+MORE_NOISE_DB = 6.0
+"""How much half precision around it may add to the noise of quantization: four times its power, where a sound
+conversion adds a few percent."""
+
+LESS_AGREEMENT = 0.05
+"""Share of the elements of integer outputs (ArgMax, say) that it may change beyond those that quantization does."""
+
+
+def halve_around(
+    quantized: onnx.ModelProto,
+    fp32: onnx.ModelProto,
+    dtype: HalfType,
+    feeds: Iterable[Arrays],
+    *,
+    keep: Sequence[str] = (),
+    source: onnx.ModelProto | None = None,
+) -> tuple[onnx.ModelProto, HalfReport]:
+    """`quantized`, made of `fp32` with its nodes' names, in half precision wherever it is not quantized. It is used
+    up: for fp16, its int8 products get one scale each (`scale_channels_after_products`).
+
+    keep: names or globs of nodes that stay fp32. source: the model that `fp32` was made of (in double). Raises what
+    `lower_half` does for `fp32`, and `LoweringError` where the result is not finite, with the node, or noisier than
+    the quantized model by more than `MORE_NOISE_DB`.
+    """
+    if dtype == "float16":
+        scale_channels_after_products(quantized)
+    limits = DEFAULT_LIMITS[dtype]
+    samples = list(islice(feeds, limits.samples))
+    with tempfile.TemporaryDirectory(prefix="around-") as folder:
+        bench = Bench(Path(folder))
+        references = reference_outputs(bench, source or fp32, samples)
+        _, plain = lower_half(fp32, dtype, samples, keep=keep, autocast=False, references=references, source=source)
+        prepared = prepare(quantized, dtype, keep, clamps=plain.clamps)
+        halved = convert(prepared, plain.kept)
+        proofs = prove(bench, halved.model, prepared.half, samples, references)
+        before = _noise_of(bench, quantized, samples, references)
+        for proof in proofs:
+            reason = _too_noisy(proof, before[proof.name], limits.min_sqnr_db)
+            overflow = None if proof.finite else first_overflow(bench, fp32, halved.model, prepared.half, samples)
+            if reason:
+                raise PrecisionError(
+                    f"{dtype} around quantized nodes: {reason}" + (f"; {overflow}" if overflow else ""),
+                    hint="say calibration: {around: fp32}, or bf16, or name the node under fp32 of a mixture",
+                )
+    report = replace(
+        plain, nodes=len(prepared.graph.nodes), converted=len(halved.converted_nodes), kept=halved.kept_nodes,
+        casts=sum(node.op_type == "Cast" for node in halved.model.graph.node), outputs=proofs, weights=halved.weights,
+    )  # fmt: skip
+    return halved.model, report
+
+
+def _noise_of(
+    bench: Bench,
+    quantized: onnx.ModelProto,
+    samples: Sequence[Arrays],
+    references: Sequence[Mapping[str, NDArray[Any]]],
+) -> Mapping[str, OutputProof]:
+    """The quantized model against the fp32 one. What the CPU can not run (fp8) is emulated by neither: no figures."""
+    return {proof.name: proof for proof in compare_outputs(references, reference_outputs(bench, quantized, samples))}
+
+
+def _too_noisy(proof: OutputProof, before: OutputProof, enough_db: float) -> str:
+    """What is wrong with an output; empty if nothing is."""
+    if not proof.finite:
+        return f"output '{proof.name}' is infinite or NaN where fp32 is not"
+    if proof.floating and proof.sqnr_db < min(enough_db, before.sqnr_db - MORE_NOISE_DB):
+        return (
+            f"output '{proof.name}' has a signal to noise ratio of {proof.sqnr_db:.1f} dB, "
+            f"{before.sqnr_db:.1f} dB with fp32 around them"
+        )
+    if not proof.floating and proof.agreement < before.agreement - LESS_AGREEMENT:
+        return (
+            f"output '{proof.name}' agrees with fp32 in {proof.agreement:.2%} of its elements, "
+            f"{before.agreement:.2%} with fp32 around them"
+        )
+    return ""

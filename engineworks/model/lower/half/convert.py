@@ -1,0 +1,139 @@
+"""fp32 → fp16 or bf16 by rules that read the graph alone; `half.py` adds what sample inputs tell."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from engineworks.errors import PatternError, PrecisionError
+from engineworks.model.lower.half.graph import FORMATS, HalfFormat, HalfType, TypedGraph
+from engineworks.model.lower.half.prove import check_well_formed
+from engineworks.model.lower.half.read import typed_graph
+from engineworks.model.lower.half.rewrite import rewrite
+from engineworks.model.lower.half.rules import kept_in_fp32
+from engineworks.model.lower.half.weights import Clamp, WeightFacts, apply_clamps, clamp_sentinels, clamped_names
+from engineworks.model.lower.quantizable import matches
+
+if TYPE_CHECKING:
+    import onnx
+
+_OPSET_OF_BFLOAT16 = 22  # Conv, pooling, sine and others take it only since then
+_OPSET_OF_HALF_SCALES = 19
+_OPSET = 13
+_OPSET_OF_BFLOAT16_CAST = 13
+
+
+@dataclass(frozen=True)
+class WeightLoss:
+    """Elements of the converted weights; how many became 0, and how many are subnormal in the half type."""
+
+    elements: int
+    flushed: int
+    subnormal: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of
+    those that stay fp32, each with the reason; `clamps`: constants that were cut to the type's range; `weights`:
+    what rounding did to them."""
+
+    model: onnx.ModelProto
+    converted_nodes: tuple[str, ...]
+    kept_nodes: Mapping[str, str]
+    clamps: tuple[Clamp, ...]
+    weights: WeightLoss
+
+    @property
+    def clamped(self) -> tuple[str, ...]:
+        """Names of the constants that were cut."""
+        return clamped_names(self.clamps)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An fp32 model that is ready to be converted, once or several times with other nodes kept."""
+
+    graph: TypedGraph
+    half: HalfFormat
+    facts: WeightFacts
+    keep: tuple[str, ...]
+    clamps: tuple[Clamp, ...]
+
+
+def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = (), keep_io: bool = True) -> Halved:
+    """Convert a model to strongly typed half precision; `model` is left as it was, and the same model gives the same.
+
+    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32: nodes named by
+    `keep` (`quantizable.matches`), operators that have no such type or lose by it (`half_rules`), nodes with subgraphs,
+    nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a node have
+    one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and
+    DequantizeLinear get half scales. Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16,
+    where the version converter can; what an opset does not allow stays fp32, between casts.
+
+    No sample is run: activations may overflow. `lower_half` sees to that. Raises `LoweringError` for a pattern of
+    `keep` that names no node, `ModelError` for a model that can not be read.
+    """
+    return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
+
+
+def prepare(
+    model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, clamps: Sequence[Clamp] | None = None
+) -> Prepared:
+    """Take the model apart, and cut its mask constants to the range of the type: those of `clamps` alone where they
+    are given, as they were decided on the model that this one was made of."""
+    half = FORMATS[dtype]
+    graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
+    if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:
+        raise PrecisionError(
+            f"opset {graph.opset()} has no bfloat16, and the version converter can not raise this model",
+            hint=f"export it with opset {_OPSET_OF_BFLOAT16} or later",
+        )
+    _check_patterns(graph, keep)
+    facts = WeightFacts(graph, half)
+    if clamps is None:
+        clamps = clamp_sentinels(graph, half, facts)
+    else:
+        apply_clamps(graph, half, clamps)
+    return Prepared(graph, half, facts, tuple(keep), tuple(clamps))
+
+
+def convert(prepared: Prepared, observed: Mapping[str, str], *, keep_io: bool = True) -> Halved:
+    """Convert; `observed` are reasons, by node name, to keep further nodes in fp32."""
+    graph, half, facts = prepared.graph, prepared.half, prepared.facts
+    kept = kept_in_fp32(graph, half, facts, prepared.keep, observed, float_io=keep_io)
+    made = rewrite(graph, half, kept, float_io=keep_io)
+    check_well_formed(made.model, graph)
+    return Halved(
+        model=made.model,
+        converted_nodes=made.converted,
+        kept_nodes={graph.nodes[at].name: kept[at] for at in sorted(kept)},
+        clamps=prepared.clamps,
+        weights=WeightLoss(
+            elements=sum(facts[name].elements for name in made.halved_weights),
+            flushed=sum(facts[name].flushed for name in made.halved_weights),
+            subnormal=sum(facts[name].subnormal for name in made.halved_weights),
+        ),
+    )
+
+
+def _wanted_opset(model: onnx.ModelProto, half: HalfFormat) -> int:
+    if half.name == "bfloat16":
+        return _OPSET_OF_BFLOAT16
+    quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+    return _OPSET_OF_HALF_SCALES if quantized else _OPSET
+
+
+def _check_patterns(graph: TypedGraph, keep: Sequence[str]) -> None:
+    for pattern in keep:
+        if not any(matches(node, pattern) for node in graph.nodes):
+            close = difflib.get_close_matches(pattern, [node.name for node in graph.nodes], n=1)
+            raise PatternError(
+                f"'{pattern}' of keep matches no node of the model",
+                hint=f"did you mean '{close[0]}'?" if close else "see its node names with `engineworks inspect`",
+            )

@@ -1,0 +1,274 @@
+"""Lower a model to fp16 or bf16 and prove it: convert by rules, look at sample inputs, compare, repair, or refuse."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import LoweringError, PrecisionError, SamplesError
+from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
+from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare, to_half
+from engineworks.model.lower.half.graph import FLOAT, HalfType, TypedGraph, whole_model
+from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
+from engineworks.model.lower.half.overflow import Overflow, first_overflow
+from engineworks.model.lower.half.prove import check_well_formed, prove, reference_outputs, run_once
+from engineworks.model.lower.half.read import typed_graph
+from engineworks.model.lower.half.report import DEFAULT_LIMITS, HalfLimits, HalfReport, failure
+from engineworks.model.lower.half.rules import asked_for
+from engineworks.model.lower.half.run import Arrays, Bench
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["DEFAULT_LIMITS", "HalfLimits", "HalfReport", "HalfType", "Halved", "lower_half", "to_half"]
+
+_SHARES = (0.01, 0.03, 0.1, 0.3)
+"""Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""
+
+
+def lower_half(
+    model: onnx.ModelProto,
+    dtype: HalfType,
+    feeds: Iterable[Arrays],
+    *,
+    keep: Sequence[str] = (),
+    limits: HalfLimits | None = None,
+    autocast: bool | Literal["auto"] = "auto",
+    references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    source: onnx.ModelProto | None = None,
+) -> tuple[onnx.ModelProto, HalfReport]:
+    """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
+
+    1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
+       exceed the type's largest value / headroom.
+    2. `to_half` converts.
+    3. The result is checked, loaded and compared with the fp32 model (`prove` says how, and why by emulation).
+    4. Where an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too,
+       in at most `limits.rounds` rounds.
+    5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
+       False never uses it, True uses nothing else.
+
+    references: the fp32 model's outputs on the samples, where the caller has them. source: the model that those are of
+    where `model` was made of another (in double). `model` is left as it was. Raises `SamplesError` without samples or
+    for ones that do not fit, and `LoweringError` if no result passes, naming the worst output, its figure and the
+    limit, and the node where it stops being finite.
+    """
+    limits = limits or DEFAULT_LIMITS[dtype]
+    reason = why_not_autocast() if autocast else "it was not asked for"
+    if autocast is True and reason:
+        raise LoweringError(
+            f"AutoCast can not be used: {reason}", hint="pip install torch nvidia-modelopt lief onnxslim"
+        )
+    prepared = prepare(model, dtype, keep)
+    samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
+    with tempfile.TemporaryDirectory(prefix="half-") as folder:
+        bench = Bench(Path(folder))
+        found = reference_outputs(bench, source or model, samples) if references is None else references
+        lowering = _Lowering(bench, model, prepared, limits, samples, found)
+        if autocast is True:
+            return lowering.by_autocast().result(limits)
+        attempt = lowering.by_rules()
+        if attempt.failing and not reason:
+            attempt = lowering.better(attempt)
+        if attempt.failing:
+            lowering.check_repeatable(source or model)
+        return attempt.result(limits, lowering.overflow_of(attempt))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A converted model, and the names of the outputs that fail their limits."""
+
+    model: onnx.ModelProto
+    report: HalfReport
+    failing: tuple[str, ...]
+
+    def result(self, limits: HalfLimits, overflow: Overflow | None = None) -> tuple[onnx.ModelProto, HalfReport]:
+        """The model and its report. Raises `PrecisionError` if an output fails; `overflow`: where it begins to."""
+        if not self.failing:
+            return self.model, self.report
+        report = self.report
+        worst = min((p for p in report.outputs if p.name in self.failing), key=lambda p: (p.sqnr_db, p.agreement))
+        raise PrecisionError(
+            f"{report.dtype}: {failure(worst, limits)} on {report.samples} samples, with {len(report.kept)} of "
+            f"{report.nodes} nodes kept in fp32 (converter {report.converter}, repairs {report.rounds})"
+            + (f"; {overflow}" if overflow else ""),
+            hint="name the sensitive nodes in `keep`, "
+            + ("try bfloat16, " if report.dtype == "float16" else "try float16, ")
+            + "or check that the samples are what the model was trained on",
+        )
+
+
+class _Lowering:
+    """One model on its way to half precision: the samples, what the fp32 model makes of them, and the attempts."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        model: onnx.ModelProto,
+        prepared: Prepared,
+        limits: HalfLimits,
+        samples: Sequence[Arrays],
+        references: Sequence[Mapping[str, NDArray[Any]]],
+    ) -> None:
+        self._bench = bench
+        self._model = model
+        self._prepared = prepared
+        self._limits = limits
+        self._samples = samples
+        self._references = references
+        _check_references(self._references)
+
+    def by_rules(self) -> _Attempt:
+        """Our own conversion, repaired as long as it fails and rounds are left.
+
+        The first repair is to leave mask constants as they are, so that what they reach is out of range and stays
+        fp32: a row that is masked as a whole is uniform only where the mask swallows the scores.
+        """
+        reasons = self._out_of_range()
+        attempt = self._prove_rules(convert(self._prepared, reasons), 0)
+        if attempt.failing and self._prepared.clamps:
+            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamps=())
+            reasons = self._out_of_range()
+            attempt = self._prove_rules(convert(self._prepared, reasons), 0)
+        return self._repaired(attempt, reasons)
+
+    def _repaired(self, attempt: _Attempt, reasons: Mapping[str, str]) -> _Attempt:
+        """Keep more and more of the noisiest nodes, until the outputs pass or nothing changes any more."""
+        if not attempt.failing or not self._limits.rounds:
+            return attempt
+        ranked = self._noisiest(attempt)
+        for repairs in range(self._limits.rounds):
+            more = self._noisy(ranked, repairs)
+            if more.keys() <= reasons.keys():
+                break
+            reasons = {**more, **reasons}
+            attempt = self._prove_rules(convert(self._prepared, reasons), repairs + 1)
+            if not attempt.failing:
+                break
+        return attempt
+
+    def better(self, attempt: _Attempt) -> _Attempt:
+        """AutoCast's conversion if it passes, otherwise `attempt`."""
+        try:
+            second = self.by_autocast()
+        except LoweringError:
+            return attempt
+        return attempt if second.failing else second
+
+    def check_repeatable(self, source: onnx.ModelProto) -> None:
+        """Raises `LoweringError` if `source` gives two results on one sample: then there is nothing to prove."""
+        again = reference_outputs(self._bench, source, self._samples[:1])[0]
+        for name, value in self._references[0].items():
+            if not np.array_equal(value, again[name]):
+                raise LoweringError(
+                    f"the fp32 model gives another output '{name}' each time it runs on the same sample",
+                    hint="export it in evaluation mode: is a Dropout in training mode, or a random number, in it?",
+                )
+
+    def overflow_of(self, attempt: _Attempt) -> Overflow | None:
+        """The node where a failing attempt stops being finite; None where it fails for another reason."""
+        if all(proof.finite for proof in attempt.report.outputs):
+            return None
+        source = whole_model(self._prepared.graph.shell, self._prepared.graph.weights)
+        return first_overflow(self._bench, source, attempt.model, self._prepared.half, self._samples)
+
+    def by_autocast(self) -> _Attempt:
+        """AutoCast's conversion."""
+        half = self._prepared.half
+        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node, self._prepared.keep)]
+        made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
+        check_well_formed(made, self._prepared.graph)
+        graph = typed_graph(made)
+        kept = {
+            node.name: "kept by AutoCast"
+            for node in graph.nodes
+            if node.op_type != "Cast" and any(graph.types.get(n) == FLOAT for n in (*node.input, *node.output))
+        }
+        converted = sum(
+            node.op_type != "Cast" and any(graph.types.get(n) == half.elem_type for n in (*node.input, *node.output))
+            for node in graph.nodes
+        )
+        report = HalfReport(
+            dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=converted, casts=_casts(made),
+            kept=kept, clamps=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
+        )  # fmt: skip
+        return self._proved(made, report)
+
+    def _prove_rules(self, halved: Halved, repairs: int) -> _Attempt:
+        report = HalfReport(
+            dtype=self._prepared.half.name, converter="engineworks", nodes=len(self._prepared.graph.nodes),
+            converted=len(halved.converted_nodes), casts=_casts(halved.model), kept=halved.kept_nodes,
+            clamps=halved.clamps, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
+        )  # fmt: skip
+        return self._proved(halved.model, report)
+
+    def _proved(self, model: onnx.ModelProto, report: HalfReport) -> _Attempt:
+        half = self._prepared.half
+        if half.name == "float16":
+            run_once(self._bench, model, self._samples[0])
+        proofs = prove(self._bench, model, half, self._samples, self._references)
+        failing = tuple(proof.name for proof in proofs if failure(proof, self._limits))
+        return _Attempt(model, replace(report, outputs=proofs), failing)
+
+    def _out_of_range(self) -> dict[str, str]:
+        graph = self._prepared.graph
+        ranges = observe(self._bench, graph, self._bench.store(graph.weights), self._samples)
+        return out_of_range(graph, ranges, self._prepared.half, self._limits.headroom)
+
+    def _noisiest(self, attempt: _Attempt) -> list[tuple[int, float]]:
+        graph, stored = self._prepared.graph, self._bench.store(self._prepared.graph.weights)
+        kept = attempt.report.kept
+        nodes = [at for at, node in enumerate(graph.nodes) if node.name not in kept and graph.float_outputs(at)]
+        errors = own_errors(self._bench, graph, stored, self._prepared.half, nodes, self._samples)
+        return worst_first(graph, errors, attempt.failing)
+
+    def _noisy(self, ranked: Sequence[tuple[int, float]], repairs: int) -> dict[str, str]:
+        """Reasons to keep the first of the ranked nodes; the noise is often that of rounded inputs, so their makers
+        stay fp32 as well."""
+        graph = self._prepared.graph
+        reasons: dict[str, str] = {}
+        share = _SHARES[min(repairs, len(_SHARES) - 1)]
+        for at, error in ranked[: max(2**repairs, math.ceil(share * len(ranked)))]:
+            noise = "overflow" if math.isinf(error) else f"noise at {10 * math.log10(error):.0f} dB of its output"
+            reasons.setdefault(graph.nodes[at].name, f"half precision adds {noise}")
+            for source in float_sources(graph, at):
+                reasons.setdefault(graph.nodes[source].name, f"computes an input of '{graph.nodes[at].name}': {noise}")
+        return reasons
+
+
+def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
+    """Raises `SamplesError` without samples, and for one whose names are not the model's inputs."""
+    if not samples:
+        raise SamplesError(
+            "no samples to prove the half-precision model on", hint="give calibration or evaluation data"
+        )
+    for at, sample in enumerate(samples):
+        if set(sample) != set(graph.inputs):
+            raise SamplesError(
+                f"sample {at} holds {sorted(sample)}; the model's inputs are {sorted(graph.inputs)}",
+                hint="name the arrays like the inputs",
+            )
+    return samples
+
+
+def _check_references(references: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+    for at, outputs in enumerate(references):
+        for name, value in outputs.items():
+            if value.dtype.kind == "f" and value.size and np.isnan(value).all():
+                raise LoweringError(
+                    f"the fp32 model itself gives nothing but NaN in output '{name}' on sample {at}",
+                    hint="check the samples and their preprocessing",
+                )
+
+
+def _casts(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Cast" for node in model.graph.node)

@@ -1,0 +1,101 @@
+"""Where a half-precision model stops being finite: the first node that gives infinity or NaN where fp32 does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engineworks.model.lower.half.graph import FLOAT, HalfFormat, infer_types, split_model
+from engineworks.model.lower.half.prove import emulated
+from engineworks.model.lower.half.run import Arrays, Bench, run
+
+if TYPE_CHECKING:
+    import onnx
+
+_WATCH = "finite:"
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """A node whose `tensor` is not finite on the sample of that number."""
+
+    node: str
+    op_type: str
+    tensor: str
+    sample: int
+
+    def __str__(self) -> str:
+        return f"node '{self.node}' ({self.op_type}) is the first: its output '{self.tensor}' on sample {self.sample}"
+
+
+def first_overflow(
+    bench: Bench, fp32: onnx.ModelProto, made: onnx.ModelProto, half: HalfFormat, samples: Sequence[Arrays]
+) -> Overflow | None:
+    """The first node of `made`, in its order, that gives what is not finite on one of the samples; None if none does.
+
+    Nodes of the same name that do so in the fp32 model too (masks of minus infinity) do not count. Both models are
+    run once more, `made` emulated as in `prove`, with a reduction beside every node.
+    """
+    shell, weights = split_model(made)
+    float_like = {name for name, kind in infer_types(shell, weights).items() if kind in (FLOAT, half.elem_type)}
+    with bench.borrow(weights) as stored:
+        found = _not_finite(bench, shell, emulated(shell, weights, half), stored, float_like, samples)
+    if not found:
+        return None
+    shell, weights = split_model(fp32)
+    float_like = {name for name, kind in infer_types(shell, weights).items() if kind == FLOAT}
+    with bench.borrow(weights) as stored:
+        usual = {one.node for one in _not_finite(bench, shell, shell, stored, float_like, samples)}
+    return next((one for one in found if one.node not in usual), None)
+
+
+def _not_finite(
+    bench: Bench,
+    named: onnx.ModelProto,
+    shell: onnx.ModelProto,
+    stored: Mapping[str, onnx.TensorProto],
+    float_like: Iterable[str],
+    samples: Sequence[Arrays],
+) -> list[Overflow]:
+    """Nodes of `named` that make what is not finite of what is, when `shell`, which has the same tensors, runs."""
+    wanted = set(float_like)
+    owners = [(n, o) for n in named.graph.node for o in n.output if o in wanted]
+    watched, tensors = _watched(shell, [tensor for _, tensor in owners])
+    session = bench.open(watched, stored)
+    found: dict[str, Overflow] = {}
+    for at, sample in enumerate(samples):
+        values = dict(zip(tensors, run(session, sample, [_WATCH + t for t in tensors]), strict=True))
+        bad = {tensor for tensor, value in values.items() if np.isnan(value)}
+        for node, tensor in owners:
+            if tensor in bad and bad.isdisjoint(node.input):
+                found.setdefault(node.name, Overflow(node.name, node.op_type, tensor, at))
+        if found:
+            break
+    return list(found.values())
+
+
+def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph with a scalar output for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
+    import onnx
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(shell)
+    wanted, made, nodes = set(tensors), [], []
+    for node in watched.graph.node:
+        nodes.append(node)
+        for name in node.output:
+            if name in wanted:
+                made.append(name)
+                nodes.append(onnx.helper.make_node("Sub", [name, name], [f"{_WATCH}difference:{name}"]))
+                reduced = [f"{_WATCH}difference:{name}"], [_WATCH + name]
+                nodes.append(onnx.helper.make_node("ReduceSumSquare", *reduced, keepdims=0))
+    copies = [onnx.NodeProto() for _ in nodes]
+    for copy, node in zip(copies, nodes, strict=True):
+        copy.CopyFrom(node)
+    del watched.graph.node[:], watched.graph.output[:], watched.graph.value_info[:]
+    watched.graph.node.extend(copies)
+    watched.graph.output.extend(onnx.helper.make_tensor_value_info(_WATCH + n, FLOAT, []) for n in made)
+    return watched, made

@@ -1,0 +1,303 @@
+"""Proof that a half-precision model computes what the fp32 model does, on the CPU.
+
+ONNX Runtime's CPU provider is no judge of the half model itself: of fp16 it computes most operators in fp32 and drops
+the casts between them (300 * 300 in "fp16" is 90000 there, not infinity), and it has hardly any kernel for bf16. So
+the model is emulated: an fp32 graph in which every tensor that is half in the model goes through a Cast to the half
+type and back, weights included. Each node then sees and gives exactly the values that half precision holds; sums
+inside a node are fp32, as on the tensor cores of the builders we target. This works alike for fp16 and bf16. That the
+model itself is well formed is shown besides: by the ONNX checker with strict type inference and, for fp16, by a run
+in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import LoweringError
+from engineworks.model.graphs import subgraphs
+from engineworks.model.lower.half.graph import (
+    FLOAT,
+    HalfFormat,
+    TypedGraph,
+    infer_types,
+    shown_model,
+    split_model,
+    tensor_values,
+)
+from engineworks.model.lower.half.patterns import LAYOUT
+from engineworks.model.lower.half.rewrite import rename_reads
+from engineworks.model.lower.half.run import Arrays, Bench, run
+
+if TYPE_CHECKING:
+    import onnx
+
+_EQUAL_DB = 200.0
+_EXACT = LAYOUT | {
+    "Abs", "Clip", "GlobalMaxPool", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu",
+    "ScatterElements", "ScatterND", "Sign", "TopK", "Trilu", "Where",
+}  # fmt: skip
+"""Operators that make only values that their inputs hold: nothing to round."""
+
+
+@dataclass(frozen=True)
+class OutputProof:
+    """One output of the half model against the fp32 model's.
+
+    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 stands for
+    equal. agreement: share of equal elements, for outputs that are not floating point, and of equal infinities.
+    max_abs_error: over all elements. finite: no value is infinite or NaN where the reference is finite. compared of
+    `samples` have the reference's shape (an output's length may depend on the data); the others count in no figure.
+    """
+
+    name: str
+    floating: bool
+    cosine: float
+    sqnr_db: float
+    max_abs_error: float
+    agreement: float
+    finite: bool
+    samples: int
+    compared: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def check_well_formed(model: onnx.ModelProto, source: TypedGraph) -> None:
+    """ONNX's checker and strict type inference, without the large weights; without the inference if it fails on the
+    fp32 `source` too. Raises `LoweringError`."""
+    shown = shown_model(*split_model(model))
+    problem = _problem(shown, strict=True)
+    if problem and _problem(shown_model(source.shell, source.weights), strict=True):
+        problem = _problem(shown, strict=False)
+    if problem:
+        raise LoweringError(
+            f"the half-precision model is not valid ONNX: {problem}",
+            hint="this is a defect of the converter: please report the model",
+        )
+
+
+def _problem(shown: onnx.ModelProto, *, strict: bool) -> str | None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(shown, full_check=strict)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def run_once(bench: Bench, model: onnx.ModelProto, sample: Arrays) -> None:
+    """Run the fp16 model once in ONNX Runtime, optimized as an engine of the CPU is when it is served: a crash is found
+    here (`execution.step` tries again with fewer optimizations).
+
+    Raises `LoweringError` if it is refused with few optimizations too: the fault of a fusion says nothing of the model.
+    """
+    shell, weights = split_model(model)
+    names = [value.name for value in shell.graph.output]
+    with bench.borrow(weights) as stored:
+        try:
+            run(bench.open(shell, stored, optimize="all"), sample, names)
+        except LoweringError:
+            run(bench.open(shell, stored, optimize="basic"), sample, names)
+
+
+def prove(
+    bench: Bench,
+    model: onnx.ModelProto,
+    half: HalfFormat,
+    samples: Sequence[Arrays],
+    references: Sequence[Mapping[str, NDArray[Any]]],
+) -> tuple[OutputProof, ...]:
+    """Emulate the half model on the samples and compare each output with the fp32 model's.
+
+    Raises `LoweringError` if the emulation does not run.
+    """
+    shell, weights = split_model(model)
+    names = [value.name for value in shell.graph.output]
+    tallies = {name: _Tally(name) for name in names}
+    with bench.borrow(weights) as stored:
+        session = bench.open(emulated(shell, weights, half), stored)
+        for sample, reference in zip(samples, references, strict=True):
+            for name, value in zip(names, run(session, sample, names), strict=True):
+                tallies[name].add(reference[name], value)
+    return tuple(tally.proof() for tally in tallies.values())
+
+
+def compare_outputs(
+    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Sequence[Mapping[str, NDArray[Any]]]
+) -> tuple[OutputProof, ...]:
+    """Outputs of each sample against the references of the same samples."""
+    tallies = {name: _Tally(name) for name in references[0]}
+    for reference, found in zip(references, outputs, strict=True):
+        for name, tally in tallies.items():
+            tally.add(reference[name], found[name])
+    return tuple(tally.proof() for tally in tallies.values())
+
+
+def emulated(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], half: HalfFormat) -> onnx.ModelProto:
+    """The half model as an fp32 graph that rounds: same nodes, same weights (still half; each is cast before use)."""
+    types = infer_types(shell, weights)
+    return _Emulator(shell, {name for name, kind in types.items() if kind == half.elem_type}, weights, half).shell
+
+
+class _Emulator:
+    def __init__(
+        self, shell: onnx.ModelProto, halves: set[str], weights: Mapping[str, onnx.TensorProto], half: HalfFormat
+    ) -> None:
+        import onnx
+
+        self._halves = halves
+        self._half = half
+        self._outer = {name for name in halves if name in weights or name in {v.name for v in shell.graph.input}}
+        self._nodes: list[onnx.NodeProto] = []
+        self._made: set[str] = set()
+        self.shell = onnx.ModelProto()
+        self.shell.CopyFrom(shell)
+        for node in self.shell.graph.node:
+            self._emit(node)
+        for value in self.shell.graph.output:
+            if value.name in halves and value.name not in self._outer:
+                value.type.tensor_type.elem_type = FLOAT
+        del self.shell.graph.node[:], self.shell.graph.value_info[:]
+        self.shell.graph.node.extend(self._nodes)
+
+    def _emit(self, node: onnx.NodeProto) -> None:
+        holds_graph = any(True for _ in subgraphs(node))
+        makes_half = [position for position, name in enumerate(node.output) if name in self._halves]
+        for position, name in enumerate(node.input):
+            if name in self._outer and not holds_graph:
+                node.input[position] = self._cast_once(name, f"{name}:fp32", FLOAT)
+            elif name in self._halves and holds_graph:
+                node.input[position] = name if name in self._outer else self._as_half(name)
+        for inner in subgraphs(node):
+            for name in sorted(self._halves - self._outer):
+                rename_reads(inner, name, self._as_half)
+        if not holds_graph and node.op_type != "Cast":
+            _retype(node, self._half)
+        self._nodes.append(node)
+        rounds = holds_graph or node.op_type not in _EXACT
+        for position in makes_half if rounds else ():
+            self._round(node, position, made_half=holds_graph or node.op_type == "Cast")
+
+    def _round(self, node: onnx.NodeProto, position: int, *, made_half: bool) -> None:
+        """Let the output go through the half type; what the node itself makes in that type only needs the way back."""
+        import onnx
+
+        name = node.output[position]
+        node.output[position] = f"{name}:raw"
+        source = f"{name}:raw"
+        if not made_half:
+            self._nodes.append(onnx.helper.make_node("Cast", [source], [f"{name}:half"], to=self._half.elem_type))
+            source = f"{name}:half"
+        self._nodes.append(onnx.helper.make_node("Cast", [source], [name], to=FLOAT))
+
+    def _as_half(self, name: str) -> str:
+        return self._cast_once(name, f"{name}:16", self._half.elem_type)
+
+    def _cast_once(self, name: str, made: str, elem_type: int) -> str:
+        import onnx
+
+        if made not in self._made:
+            self._made.add(made)
+            self._nodes.append(onnx.helper.make_node("Cast", [name], [made], to=elem_type))
+        return made
+
+
+def _retype(node: onnx.NodeProto, half: HalfFormat) -> None:
+    """Attributes that make a node's output half make it fp32."""
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.name in ("dtype", "output_dtype") and attribute.i == half.elem_type:
+            attribute.i = FLOAT
+        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == half.elem_type:
+            values = tensor_values(attribute.t).astype(np.float32)
+            attribute.t.CopyFrom(onnx.numpy_helper.from_array(values, attribute.t.name))
+
+
+class _Tally:
+    """Sums over samples from which an output's figures are made, in float64."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._floating = True
+        self._power = self._error = self._largest = 0.0
+        self._cosine = 1.0
+        self._equal = self._elements = 0
+        self._finite = True
+        self._samples = self._compared = 0
+
+    def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+        self._samples += 1
+        if reference.shape != value.shape:
+            return
+        self._compared += 1
+        self._floating = reference.dtype.kind == "f"
+        if not self._floating:
+            self._equal += int(np.count_nonzero(reference == value))
+            self._elements += reference.size
+            return
+        expected, got = reference.astype(np.float64).ravel(), value.astype(np.float64).ravel()
+        usable = np.isfinite(expected)
+        self._elements += int(np.count_nonzero(~usable))
+        self._equal += int(np.count_nonzero(_same(expected[~usable], got[~usable])))
+        expected, got = expected[usable], got[usable]
+        if not np.all(np.isfinite(got)):
+            self._finite = False
+            return
+        error = got - expected
+        self._power += float(expected @ expected)
+        self._error += float(error @ error)
+        self._largest = max(self._largest, float(np.abs(error).max(initial=0.0)))
+        self._cosine = min(self._cosine, cosine(expected, got))
+
+    def proof(self) -> OutputProof:
+        usable = self._finite and self._compared > 0
+        return OutputProof(
+            name=self._name,
+            floating=self._floating,
+            cosine=self._cosine if usable else 0.0,
+            sqnr_db=_decibel(self._power, self._error) if usable else -_EQUAL_DB,
+            max_abs_error=self._largest,
+            agreement=self._equal / self._elements if self._elements else 1.0,
+            finite=self._finite,
+            samples=self._samples,
+            compared=self._compared,
+        )
+
+
+def cosine(expected: NDArray[np.float64], got: NDArray[np.float64]) -> float:
+    """Cosine of the angle between two vectors; 1 where both are zero or empty, 0 where only one is."""
+    norms = float(np.linalg.norm(expected)) * float(np.linalg.norm(got))
+    if norms == 0:
+        return float(not expected.any() and not got.any())
+    return min(1.0, float(expected @ got) / norms)
+
+
+def _decibel(power: float, error: float) -> float:
+    if error == 0:
+        return _EQUAL_DB
+    return max(-_EQUAL_DB, min(_EQUAL_DB, 10 * math.log10(power / error))) if power else -_EQUAL_DB
+
+
+def _same(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = (expected == got) | (np.isnan(expected) & np.isnan(got))
+    return same
+
+
+def reference_outputs(
+    bench: Bench, model: onnx.ModelProto, samples: Iterable[Arrays]
+) -> tuple[Mapping[str, NDArray[Any]], ...]:
+    """Outputs of the fp32 model, graph as written (fused int8 kernels of the CPU saturate; none are used)."""
+    shell, weights = split_model(model)
+    stored = bench.store(weights)
+    session = bench.open(shell, stored)
+    names = [value.name for value in shell.graph.output]
+    return tuple(dict(zip(names, run(session, sample, names), strict=True)) for sample in samples)

@@ -1,0 +1,151 @@
+"""Take a model apart for conversion: functions inlined, nodes sorted and named, opset raised, constants set aside."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engineworks.errors import ModelError
+from engineworks.model.graphs import all_graphs, names_read, subgraphs
+from engineworks.model.lower.half.graph import TypedGraph, drop_inputs, infer_types, shown_model, split_model
+from engineworks.model.opset import opset_of
+from engineworks.model.tensor_storage import is_external
+
+if TYPE_CHECKING:
+    import onnx
+
+_OPSET_OF_CASTS = 13  # given to a model that has only other domains' operators
+
+
+def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph:
+    """Take a model apart; it is left as it was. Local functions are inlined, nodes sorted and named.
+
+    Below `minimum_opset` the version converter is tried; where it fails, or there are subgraphs (which it leaves as
+    they are), the model's own opset stays. Raises `ModelError` for weights that were not loaded and for cycles.
+    """
+    import onnx
+    import onnx.inliner
+
+    shell, weights = split_model(model)
+    _check_loaded(weights.values())
+    shell.ir_version = max(shell.ir_version, 4)  # before it, weights had to be inputs as well
+    if not opset_of(shell):
+        shell.opset_import.add(domain="", version=max(minimum_opset, _OPSET_OF_CASTS))
+    if shell.functions:
+        shell = _without_shown(onnx.inliner.inline_local_functions(shown_model(shell, weights)), weights)
+    for graph in all_graphs(shell.graph):
+        _sort_nodes(graph)
+    if opset_of(shell) < minimum_opset and not any(True for node in shell.graph.node for _ in subgraphs(node)):
+        shell = _raise_opset(shell, weights, minimum_opset)
+    _set_constants_aside(shell, weights)
+    _name_nodes(shell.graph)
+    shell.ir_version = max(shell.ir_version, onnx.helper.find_min_ir_version_for(shell.opset_import, True))
+    return TypedGraph(shell, weights, infer_types(shell, weights))
+
+
+def _without_shown(model: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> onnx.ModelProto:
+    """Undo `shown_model` on what a pass made of it; initializers that the pass added become weights."""
+    for tensor in model.graph.initializer:
+        weights.setdefault(tensor.name, tensor)
+    shell, _ = split_model(model)
+    drop_inputs(shell.graph, set(weights))
+    return shell
+
+
+def _check_loaded(tensors: Iterable[onnx.TensorProto]) -> None:
+    for tensor in tensors:
+        if is_external(tensor) and not any(
+            e.key == "location" and e.value.startswith("/") for e in tensor.external_data
+        ):
+            raise ModelError(
+                f"weight '{tensor.name}' refers to external data that was not loaded",
+                hint="load the model with its weights",
+            )
+
+
+def _raise_opset(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto], minimum: int) -> onnx.ModelProto:
+    from onnx import version_converter
+
+    try:
+        raised = version_converter.convert_version(shown_model(shell, weights), minimum)
+    except (RuntimeError, ValueError, IndexError, version_converter.ConvertError):
+        return shell
+    return _without_shown(raised, weights)
+
+
+def _set_constants_aside(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> None:
+    """Move the main graph's floating Constants to the weights, except one that is itself a graph output."""
+    import onnx
+
+    outputs = {value.name for value in shell.graph.output}
+    rest = []
+    for node in shell.graph.node:
+        tensor = _constant_tensor(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        if tensor is None or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+            rest.append(node)
+            continue
+        tensor.name = node.output[0]
+        weights[tensor.name] = tensor
+    del shell.graph.node[:]
+    shell.graph.node.extend(rest)
+
+
+def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    import onnx
+
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    if attribute.name in ("value_float", "value_floats"):
+        values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+        return onnx.numpy_helper.from_array(np.asarray(values, dtype=np.float32))
+    return None
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name that no other node has: its own, its first output's, or one with a number."""
+    counts = Counter(node.name for node in graph.node)
+    taken = {name for name, count in counts.items() if name and count == 1}
+    for at, node in enumerate(graph.node):
+        if node.name in taken and counts[node.name] == 1:
+            continue
+        base = node.name or f"{node.op_type}_{at}"
+        name, number = base, 0
+        while name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        node.name = name
+        taken.add(name)
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Topological order that keeps the given order wherever it can."""
+    nodes = list(graph.node)
+    made_at = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    needs = [{made_at[n] for n in names_read(node) if n in made_at} - {at} for at, node in enumerate(nodes)]
+    if all(max(before, default=-1) < at for at, before in enumerate(needs)):
+        return
+    waiting = [len(before) for before in needs]
+    unlocks: dict[int, list[int]] = {}
+    for at, before in enumerate(needs):
+        for other in before:
+            unlocks.setdefault(other, []).append(at)
+    ready = [at for at, count in enumerate(waiting) if not count]
+    order = []
+    while ready:
+        at = heapq.heappop(ready)
+        order.append(at)
+        for other in unlocks.get(at, ()):
+            waiting[other] -= 1
+            if not waiting[other]:
+                heapq.heappush(ready, other)
+    if len(order) < len(nodes):
+        raise ModelError(f"graph '{graph.name}' has a cycle: {len(nodes) - len(order)} nodes wait for each other")
+    del graph.node[:]
+    graph.node.extend(nodes[at] for at in order)

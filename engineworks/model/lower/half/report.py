@@ -1,0 +1,80 @@
+"""What a proof must reach, what it found, and in which words a failure is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from engineworks.model.lower.half.convert import WeightLoss
+from engineworks.model.lower.half.graph import HalfType
+from engineworks.model.lower.half.prove import OutputProof
+from engineworks.model.lower.half.weights import Clamp, clamped_names
+
+
+@dataclass(frozen=True)
+class HalfLimits:
+    """What a proof must reach, per output, and how it is made.
+
+    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs.
+    headroom: activations above the type's largest value divided by this keep their nodes in fp32.
+    samples: how many are used. rounds: how often more nodes may be kept after a failed proof.
+    """
+
+    min_cosine: float
+    min_sqnr_db: float
+    min_agreement: float = 0.98
+    headroom: float = 2.0
+    samples: int = 8
+    rounds: int = 4
+
+
+DEFAULT_LIMITS: Mapping[HalfType, HalfLimits] = {
+    "float16": HalfLimits(min_cosine=0.999, min_sqnr_db=30.0),
+    "bfloat16": HalfLimits(min_cosine=0.99, min_sqnr_db=17.0),
+}
+"""Far below what a sound conversion reaches (about 60 dB in fp16, 40 dB in bf16) and far above what a broken one does.
+How much accuracy a task may lose is for the recipe's own limits, on the engine and with labels."""
+
+
+@dataclass(frozen=True)
+class HalfReport:
+    """How a model was lowered. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
+    how often more nodes were kept after a failed proof. clamps: constants that were cut. outputs: the proof."""
+
+    dtype: HalfType
+    converter: Literal["engineworks", "autocast"]
+    nodes: int
+    converted: int
+    casts: int
+    kept: Mapping[str, str]
+    clamps: tuple[Clamp, ...]
+    weights: WeightLoss | None
+    rounds: int
+    samples: int
+    outputs: tuple[OutputProof, ...]
+
+    @property
+    def clamped(self) -> tuple[str, ...]:
+        """Names of the constants that were cut."""
+        return clamped_names(self.clamps)
+
+    def to_json(self) -> dict[str, object]:
+        found = {k: v for k, v in asdict(self).items() if k != "clamps"}
+        return {**found, "kept": dict(self.kept), "clamped": list(self.clamped)}
+
+
+def failure(proof: OutputProof, limits: HalfLimits) -> str:
+    """What is wrong with an output, with its figure and the limit; empty if nothing is."""
+    name = f"output '{proof.name}'"
+    if 2 * proof.compared < proof.samples:
+        return f"{name} has another shape than in fp32 on {proof.samples - proof.compared} samples"
+    if not proof.finite:
+        return f"{name} is infinite or NaN where fp32 is not"
+    if proof.agreement < limits.min_agreement:
+        return f"{name} agrees with fp32 in {proof.agreement:.2%} of its elements (limit {limits.min_agreement:.2%})"
+    if proof.floating and proof.cosine < limits.min_cosine:
+        return f"{name} has cosine {proof.cosine:.5f} to fp32 (limit {limits.min_cosine})"
+    if proof.floating and proof.sqnr_db < limits.min_sqnr_db:
+        return f"{name} has a signal to noise ratio of {proof.sqnr_db:.1f} dB (limit {limits.min_sqnr_db:g} dB)"
+    return ""

@@ -1,0 +1,243 @@
+"""Carry out a decision: the graph with its nodes in two precisions and one Cast per tensor that crosses the border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engineworks.model.graphs import subgraphs
+from engineworks.model.lower.half.graph import DOUBLE, FloatFormat, TypedGraph, whole_model
+from engineworks.model.lower.half.rules import FLOAT_PORTS, takes_any_type
+from engineworks.model.lower.half.weights import half_tensor
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The new model, the names of the nodes that compute in half precision, and those of the weights stored in it."""
+
+    model: onnx.ModelProto
+    converted: tuple[str, ...]
+    halved_weights: tuple[str, ...]
+
+
+def rewrite(graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], *, float_io: bool) -> Rewritten:
+    """The model with every node that is not in `kept` computing in `half`: in half precision, or in float32 where the
+    graph's wide type is double.
+
+    With `float_io` the graph's inputs and outputs keep their dtype. Weights are converted, both versions are stored
+    where both are used. `graph` is left as it was.
+    """
+    return _Rewriter(graph, half, kept, float_io).run()
+
+
+class _Rewriter:
+    def __init__(self, graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], float_io: bool) -> None:
+        self._graph = graph
+        self._half = half
+        self._wide = graph.wide
+        self._wide_suffix = "fp64" if graph.wide == DOUBLE else "fp32"
+        self._kept = kept
+        self._float_io = float_io
+        self._taken = set(graph.types) | {n for node in graph.nodes for n in (*node.input, *node.output)}
+        self._taken |= {n for names in graph.captured.values() for n in names} | {node.name for node in graph.nodes}
+        self._native: dict[str, int] = {}  # element type that a float32 tensor is made in
+        self._names: dict[tuple[str, int], str] = {}  # (tensor, element type) → its name in the new graph
+        self._aliases: dict[str, str] = {}  # tensor of another type → what it is now called
+        self._weights: dict[str, onnx.TensorProto] = {}
+        self._float_weights: set[str] = set()  # those of which the fp32 version is used too
+        self._halved: list[str] = []
+        self._nodes: list[onnx.NodeProto] = []
+
+    def run(self) -> Rewritten:
+        import onnx
+
+        shell = onnx.ModelProto()
+        shell.CopyFrom(self._graph.shell)
+        self._start(shell)
+        for at, node in enumerate(shell.graph.node):
+            self._emit(at, node)
+        for value in shell.graph.output:
+            if self._graph.is_float(value.name):
+                value.type.tensor_type.elem_type = self._outer_type(value.name)
+                self._name(value.name, self._outer_type(value.name))
+        del shell.graph.node[:]
+        shell.graph.node.extend(self._nodes)
+        self._retype_values(shell.graph)
+        return Rewritten(whole_model(shell, self._weights), self._converted(), tuple(self._halved))
+
+    def _converted(self) -> tuple[str, ...]:
+        graph = self._graph
+        return tuple(
+            node.name
+            for at, node in enumerate(graph.nodes)
+            if at not in self._kept
+            and (graph.float_inputs(at) or graph.float_outputs(at))
+            and not takes_any_type(graph, at)
+        )
+
+    def _outer_type(self, name: str) -> int:
+        """The element type that a graph output is to have."""
+        return self._wide if self._float_io or name in self._graph.weights else self._half.elem_type
+
+    def _start(self, shell: onnx.ModelProto) -> None:
+        """Types and names of what is there before any node: inputs, and weights as they are."""
+        for value in shell.graph.input:
+            if self._graph.is_float(value.name):
+                elem_type = self._wide if self._float_io else self._half.elem_type
+                value.type.tensor_type.elem_type = elem_type
+                self._native[value.name] = elem_type
+                self._names[value.name, elem_type] = value.name
+        for name, tensor in self._graph.weights.items():
+            if tensor.data_type != self._wide:
+                self._weights[name] = tensor
+        self._float_weights = {
+            n for n in self._graph.weights if n in self._graph.outputs or n in self._graph.captured_names
+        }
+        for at, node in enumerate(self._graph.nodes):
+            for position, name in enumerate(node.input):
+                if name in self._graph.weights and self._wanted_type(at, position) == self._wide:
+                    self._float_weights.add(name)
+
+    def _emit(self, at: int, node: onnx.NodeProto) -> None:
+        """Append the node, its inputs in the types that it wants, its outputs named after their type."""
+        half = at not in self._kept
+        for position, name in enumerate(node.input):
+            if self._graph.is_float(name):
+                node.input[position] = self._name(name, self._wanted_type(at, position) or self._native[name])
+            else:
+                node.input[position] = self._aliases.get(name, name)
+        for name in self._graph.captured.get(at, ()):
+            new = self._name(name, self._wide) if self._graph.is_float(name) else name
+            for inner in subgraphs(node):
+                rename_reads(inner, name, {name: new}.__getitem__)
+        if self._is_void_cast(at, node, half):
+            return
+        if half and self._graph.float_outputs(at):
+            self._set_types(node)
+        for position, name in self._graph.float_outputs(at):
+            self._native[name] = self._half.elem_type if half else self._wide
+            node.output[position] = self._native_name(name)
+        self._nodes.append(node)
+
+    def _wanted_type(self, at: int, position: int) -> int | None:
+        """The element type in which a node takes a float32 input; None where it takes either."""
+        node = self._graph.nodes[at]
+        if at in self._kept or (node.op_type, position) in FLOAT_PORTS:
+            return self._wide
+        if takes_any_type(self._graph, at):
+            return self._wide if node.input[position] in self._graph.weights else None
+        return self._half.elem_type
+
+    def _is_void_cast(self, at: int, node: onnx.NodeProto, half: bool) -> bool:
+        """Drop a Cast of the model that has become one to the type that its input has; its users read the input."""
+        original = self._graph.nodes[at]
+        if original.op_type != "Cast" or not half or original.output[0] in self._graph.outputs:
+            return False
+        source, made = original.input[0], original.output[0]
+        given = self._graph.types.get(source)
+        if self._graph.is_float(source):
+            given = self._wanted_type(at, 0) or self._native[source]
+        if self._graph.is_float(made):
+            if given == self._half.elem_type:
+                self._native[made] = given
+                self._names[made, given] = node.input[0]
+            return given == self._half.elem_type
+        if given != self._graph.types.get(made) or made in self._graph.captured_names:
+            return False
+        self._aliases[made] = node.input[0]
+        return True
+
+    def _set_types(self, node: onnx.NodeProto) -> None:
+        """Attributes that state an output's type."""
+        import onnx
+
+        if node.op_type == "ConstantOfShape":
+            value = node.attribute[0].t if node.attribute else onnx.helper.make_tensor("value", self._wide, [1], [0.0])
+            made = half_tensor(value, self._half, value.name)
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("value", made))
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == self._wide:
+                attribute.i = self._half.elem_type
+
+    def _name(self, name: str, elem_type: int) -> str:
+        """What the float32 tensor `name` is called in this element type; a Cast or weight is made on first use."""
+        import onnx
+
+        known = self._names.get((name, elem_type))
+        if known is not None:
+            return known
+        if name in self._graph.weights:
+            return self._weight(name, elem_type)
+        source = self._names[name, self._native[name]]
+        suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
+        made = name if self._is_outer(name, elem_type) else self._unique(f"{name}_{suffix}")
+        cast = onnx.helper.make_node("Cast", [source], [made], name=self._unique(f"{name}_to_{suffix}"), to=elem_type)
+        self._nodes.append(cast)
+        self._names[name, elem_type] = made
+        return made
+
+    def _weight(self, name: str, elem_type: int) -> str:
+        tensor = self._graph.weights[name]
+        if elem_type == self._wide:
+            made, self._weights[name] = name, tensor
+        else:
+            made = self._unique(f"{name}_{self._half.suffix}") if name in self._float_weights else name
+            self._weights[made] = half_tensor(tensor, self._half, made)
+            self._halved.append(name)
+        self._names[name, elem_type] = made
+        return made
+
+    def _native_name(self, name: str) -> str:
+        """What a node's output is called: as before, but for a graph output that the node makes in the other type."""
+        elem_type = self._native[name]
+        suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
+        renamed = name in self._graph.outputs and not self._is_outer(name, elem_type)
+        made = self._unique(f"{name}_{suffix}") if renamed else name
+        self._names[name, elem_type] = made
+        return made
+
+    def _is_outer(self, name: str, elem_type: int) -> bool:
+        """Whether the graph output of this name is to have this type."""
+        return name in self._graph.outputs and not self._graph.is_input(name) and elem_type == self._outer_type(name)
+
+    def _unique(self, base: str) -> str:
+        name, number = base, 0
+        while name in self._taken:
+            number += 1
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        return name
+
+    def _retype_values(self, graph: onnx.GraphProto) -> None:
+        """Let value_info say what is true now; entries of tensors that are gone are dropped."""
+        made = {name for node in graph.node for name in node.output}
+        kept: list[onnx.ValueInfoProto] = []
+        for value in graph.value_info:
+            if self._graph.is_float(value.name) and value.name in self._native:
+                elem_type = self._native[value.name]
+                value.name = self._names[value.name, elem_type]
+                value.type.tensor_type.elem_type = elem_type
+            if value.name in made:
+                kept.append(value)
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+
+
+def rename_reads(graph: onnx.GraphProto, old: str, renamed: Callable[[str], str]) -> None:
+    """Let a subgraph, and those inside of it, read `renamed(old)` of the outer graph in place of `old`."""
+    if old in {v.name for v in graph.input} or old in {t.name for t in graph.initializer}:
+        return
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name == old:
+                node.input[position] = renamed(old)
+        for inner in subgraphs(node):
+            rename_reads(inner, old, renamed)
+    for value in graph.output:
+        if value.name == old:
+            value.name = renamed(old)

@@ -1,0 +1,126 @@
+"""Models that are derived from one another, run by ONNX Runtime on the CPU, with their weights in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import LoweringError
+from engineworks.host.cpu import limit_threads
+from engineworks.model.lower.half.graph import whole_model
+from engineworks.model.ort_errors import ort_errors
+from engineworks.model.ort_forms import EXACT_ACTIVATIONS, ort_level
+from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_STORED_FROM_BYTES = 4096
+_ALIGNMENT = 4096  # a page, so that ONNX Runtime can map the weight instead of reading it
+
+
+class Bench:
+    """A folder of weight files, and sessions of models that refer to them: gigabytes are written once and mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = 0
+        self._stored: dict[int, tuple[onnx.TensorProto, onnx.TensorProto]] = {}
+
+    def store(self, weights: Mapping[str, onnx.TensorProto]) -> dict[str, onnx.TensorProto]:
+        """Write the weights to a file; returns tensors that refer to it (small ones hold their values).
+
+        A tensor that was stored before, and is the same object, is not written again.
+        """
+        path = self.folder / f"{self._files}.weights"
+        self._files += 1
+        stored = {}
+        with path.open("wb") as file:
+            for name, tensor in weights.items():
+                known = self._stored.get(id(tensor))
+                stored[name] = known[1] if known else self._write(file, tensor, path.name)
+                self._stored[id(tensor)] = (tensor, stored[name])
+        return stored
+
+    def _write(self, file: IO[bytes], tensor: onnx.TensorProto, location: str) -> onnx.TensorProto:
+        import onnx
+
+        if tensor_bytes(tensor) < _STORED_FROM_BYTES:
+            return tensor
+        file.seek(-file.tell() % _ALIGNMENT, 1)
+        start = file.tell()
+        if not append_values(tensor, file):
+            return tensor
+        stored = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        detach(stored, Path(location), start)
+        return stored
+
+    @contextmanager
+    def borrow(self, weights: Mapping[str, onnx.TensorProto]) -> Iterator[dict[str, onnx.TensorProto]]:
+        """Weights that are stored for a while: what this call wrote is deleted at the end."""
+        before, path = dict(self._stored), self.folder / f"{self._files}.weights"
+        try:
+            yield self.store(weights)
+        finally:
+            self._stored = before
+            path.unlink()
+
+    def open(
+        self, shell: onnx.ModelProto, stored: Mapping[str, onnx.TensorProto], *, optimize: str = "none"
+    ) -> onnxruntime.InferenceSession:
+        """A session that frees each tensor after its last use, and runs the graph as it is written, or as ONNX Runtime
+        makes it at the level `optimize` (a key of `_ort_forms.LEVELS`).
+
+        The order of execution is the order of the nodes: ONNX Runtime's default order would put all reductions that
+        watch a tensor at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty
+        tensors of 40 MB). Raises `LoweringError` with what ONNX Runtime says.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = ort_level(optimize)
+        options.add_session_config_entry(*EXACT_ACTIVATIONS)
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        limit_threads(options)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
+        content = whole_model(shell, stored).SerializeToString(deterministic=True)
+        with _runtime_errors("ONNX Runtime does not load the model"):
+            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
+    """The named outputs; a sequence of tensors comes as one flat array. Raises `LoweringError` if it fails."""
+    with _runtime_errors("ONNX Runtime does not run the model on a sample"):
+        values = session.run(list(outputs), dict(feeds))
+    return [_array(name, value) for name, value in zip(outputs, values, strict=True)]
+
+
+def _array(name: str, value: object) -> NDArray[Any]:
+    """A tensor as it is; the tensors of a sequence one after the other."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):
+        return np.concatenate([item.ravel() for item in value]) if value else np.zeros(0, dtype=np.float32)
+    raise LoweringError(
+        f"output '{name}' is neither a tensor nor a sequence of tensors", hint="leave it out of the model"
+    )
+
+
+@contextmanager
+def _runtime_errors(what: str) -> Iterator[None]:
+    kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
+    try:
+        yield
+    except kinds as error:
+        raise LoweringError(f"{what}: {error}") from error

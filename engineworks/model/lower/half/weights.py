@@ -1,0 +1,224 @@
+"""Weights in half precision: what rounding does to them, and masks that stand for minus infinity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.model.lower.half.graph import FloatFormat, TypedGraph, tensor_values
+from engineworks.model.lower.half.patterns import integer_arithmetic
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHUNK = 1 << 18
+_SENTINEL_SHARE = 8  # two masks and the scores stay below the headroom that `HalfLimits` asks for
+_BOUNDS = frozenset({("Clip", 1), ("Clip", 2), ("Max", 0), ("Max", 1), ("Min", 0), ("Min", 1)})
+_SQUASHES = frozenset({"Softmax", "Hardmax", "Exp", "Sigmoid", "ArgMax"})
+"""Operators that make the same of any very negative number."""
+
+_CARRIES = frozenset({
+    "Add", "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "LogSoftmax", "Max", "Min", "Mul", "Neg", "Pad",
+    "ReduceMax", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightFact:
+    """Of one weight: largest finite magnitude; counts of elements, of those that are not 0, of those that
+    become 0 and of those that become subnormal in half precision."""
+
+    max_abs: float
+    elements: int
+    nonzero: int
+    flushed: int
+    subnormal: int
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """A constant that one use reads cut to ±limit. position: the input of the node of that name, or `FILLED` for the
+    value that a ConstantOfShape holds. tensor: the constant."""
+
+    node: str
+    position: int
+    tensor: str
+    limit: float
+
+
+FILLED = -1
+
+
+def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
+    """The constants, each once."""
+    return tuple(dict.fromkeys(clamp.tensor for clamp in clamps))
+
+
+class WeightFacts(Mapping[str, WeightFact]):
+    """The facts of every float weight of a graph, each weight read once and only when it is asked for."""
+
+    def __init__(self, graph: TypedGraph, half: FloatFormat) -> None:
+        self._graph = graph
+        self._half = half
+        self._known: dict[str, tuple[onnx.TensorProto, WeightFact]] = {}
+
+    def __getitem__(self, name: str) -> WeightFact:
+        tensor = self._graph.weights[name]
+        known = self._known.get(name)
+        if known is None or known[0] is not tensor:
+            known = self._known[name] = (tensor, weight_fact(tensor_values(tensor), self._half))
+        return known[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, tensor in self._graph.weights.items() if tensor.data_type == self._graph.wide)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
+    """Count what rounding to half precision does to the values; those that are not finite count as elements only."""
+    flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
+    largest, nonzero, flushed, small = 0.0, 0, 0, 0
+    for start in range(0, flat.size, _CHUNK):  # what stays in the cache: twenty times faster than whole arrays
+        size = np.abs(flat[start : start + _CHUNK])
+        if not np.isfinite(size.max()):
+            size = size[np.isfinite(size)]
+        zeros = size.size - int(np.count_nonzero(size))
+        below = int(np.count_nonzero(size < half.min_normal)) - zeros
+        largest = max(largest, float(size.max(initial=0.0)))
+        nonzero += size.size - zeros
+        small += below
+        flushed += int(np.count_nonzero(size <= half.min_positive / 2)) - zeros if below else 0
+    return WeightFact(largest, flat.size, nonzero, flushed, small - flushed)
+
+
+def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
+    """Largest relative change of a quantization scale by rounding; infinite where one overflows or becomes 0."""
+    exact = np.asarray(scale, dtype=np.float64).ravel()
+    exact = exact[exact != 0]
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float32).astype(half.numpy).astype(np.float64)
+    if not exact.size:
+        return 0.0
+    if not np.all(np.isfinite(rounded)) or np.any(rounded == 0):
+        return math.inf
+    return float(np.max(np.abs(rounded - exact) / np.abs(exact)))
+
+
+def half_tensor(tensor: onnx.TensorProto, half: FloatFormat, name: str) -> onnx.TensorProto:
+    """The weight rounded to the nearest half-precision value (ties to even), under another name."""
+    import onnx
+
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = tensor_values(tensor).astype(half.numpy)
+    made = onnx.TensorProto(name=name, data_type=half.elem_type, dims=tensor.dims)
+    made.raw_data = rounded.tobytes()
+    return made
+
+
+def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> tuple[Clamp, ...]:
+    """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
+
+    Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that end in a
+    softmax by way of additions, masks and layout alone become an eighth of it: several of them added up, with
+    scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns what
+    was done, for `apply_clamps` to do it to a model made of this one.
+    """
+    found = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
+    apply_clamps(graph, half, found)
+    return tuple(found)
+
+
+def apply_clamps(graph: TypedGraph, half: FloatFormat, clamps: Sequence[Clamp]) -> None:
+    """Cut in `graph` what was decided on another that has the same nodes; uses that are no constants stay."""
+    nodes = {node.name: at for at, node in enumerate(graph.nodes)}
+    for clamp in clamps:
+        node = graph.nodes[nodes[clamp.node]] if clamp.node in nodes else None
+        if node is None:
+            continue
+        if clamp.position == FILLED:
+            _cut_filling(node, clamp.limit)
+        elif clamp.position < len(node.input) and graph.is_float(node.input[clamp.position]):
+            _use_clamped(graph, node, clamp, f"{clamp.tensor}_{half.suffix}_{clamp.limit:.4g}")
+    graph.forget_uses()
+
+
+def _far_constants(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> Iterator[Clamp]:
+    for name in [n for n in facts if facts[n].max_abs >= half.max / 2]:
+        for at, position in graph.consumers.get(name, ()):
+            limit = _limit(graph, half, at, position, facts[name].max_abs)
+            if limit is not None:
+                yield Clamp(graph.nodes[at].name, position, name, limit)
+
+
+def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: float) -> float | None:
+    """Where to cut a large constant at this use, None where its value may matter."""
+    node = graph.nodes[at]
+    if (node.op_type, position) in _BOUNDS:
+        return half.max if size > half.max else None
+    if node.op_type not in _CARRIES:
+        return None
+    if node.op_type == "Mul" and size <= half.max:  # of activations it may be the scale, of a mask it is none
+        others = [name for name in node.input if name not in graph.weights]
+        if not {graph.producers.get(name) for name in others} <= integer_arithmetic(graph):
+            return None
+    return half.max / _SENTINEL_SHARE if all(_ends_squashed(graph, out, set()) for out in node.output) else None
+
+
+def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
+    """Whether every way from the tensor ends in an operator that makes the same of any very negative number."""
+    if name in seen:
+        return True
+    seen.add(name)
+    users = graph.consumers.get(name, ())
+    if not users or name in graph.outputs or name in graph.captured_names:
+        return False
+    for at, _ in users:
+        node = graph.nodes[at]
+        if node.op_type in _SQUASHES or node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type not in _CARRIES or not all(_ends_squashed(graph, out, seen) for out in node.output if out):
+            return False
+    return True
+
+
+def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: str) -> None:
+    source = node.input[clamp.position]
+    if source not in graph.weights:
+        return
+    if name not in graph.weights:
+        values = graph.values(source)
+        bounded = np.where(np.isfinite(values), np.clip(values, -clamp.limit, clamp.limit), values).astype(values.dtype)
+        graph.weights[name] = _float_tensor(bounded, name)
+        graph.types[name] = graph.wide
+    node.input[clamp.position] = name
+
+
+def _far_fillings(graph: TypedGraph, half: FloatFormat) -> Iterator[Clamp]:
+    """The same for ConstantOfShape, whose value is an attribute."""
+    for node in graph.nodes:
+        if node.op_type != "ConstantOfShape" or not node.attribute or node.attribute[0].t.data_type != graph.wide:
+            continue
+        value = float(tensor_values(node.attribute[0].t).item())
+        if half.max / 2 <= abs(value) < math.inf and _ends_squashed(graph, node.output[0], set()):
+            yield Clamp(node.name, FILLED, node.output[0], half.max / _SENTINEL_SHARE)
+
+
+def _cut_filling(node: onnx.NodeProto, limit: float) -> None:
+    tensor = node.attribute[0].t
+    value = tensor_values(tensor)
+    bounded = np.clip(value, -limit, limit).astype(value.dtype)
+    tensor.CopyFrom(_float_tensor(bounded, tensor.name))
+
+
+def _float_tensor(values: NDArray[Any], name: str) -> onnx.TensorProto:
+    import onnx
+
+    return onnx.numpy_helper.from_array(values, name)

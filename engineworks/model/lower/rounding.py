@@ -1,0 +1,79 @@
+"""A model with one rounding more: the same graph, in which every floating input and every result of a product or a
+normalization is multiplied by noise of one rounding of its type. How far its outputs move is how far those of two right
+engines may be apart: kernels add up in other orders, and what is quantized or compared after that may tip.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.model.lower.half.graph import infer_types, split_model
+from engineworks.model.onnx_files import load_model
+
+if TYPE_CHECKING:
+    import onnx
+
+FLOAT, FLOAT16, DOUBLE, BFLOAT16 = 1, 10, 11, 16
+
+ROUNDING = {FLOAT: 2.0**-20, DOUBLE: 2.0**-20, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
+"""By ONNX element type: half a unit in the last place; of float32 sixteen, for its sums are long, and every kernel adds
+them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the error of a sum of n
+grows with √n)."""
+
+_KINDS = (
+    "Conv",
+    "MatMul",
+    "Gemm",
+    "Einsum",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Attention",
+    "Normalization",
+    "Softmax",
+    "ReduceMean",
+)
+
+
+def graph_with_rounding(path: Path) -> tuple[bytes, int]:
+    """The model at `path` with noise as one message, its external weights left where they are; and how many values are
+    moved. Branches and bodies of loops are left as they are."""
+    model = load_model(path, weights=False)
+    types = infer_types(*split_model(model))
+    constants = {t.name for t in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    moved: dict[str, str] = {}
+    for value in model.graph.input:
+        if value.name not in constants and types.get(value.name) in ROUNDING:
+            moved[value.name] = f"{value.name}/rounded"
+            nodes += _noise(value.name, moved[value.name], types[value.name], len(moved))
+    for node in model.graph.node:
+        node.input[:] = [moved.get(name, name) for name in node.input]
+        nodes.append(node)
+        result = node.output[0] if node.output else ""
+        if any(kind in node.op_type for kind in _KINDS) and types.get(result) in ROUNDING:
+            moved[result + "/noise"] = result  # counted only: the result keeps its name
+            node.output[0] = f"{result}/exact"
+            nodes += _noise(node.output[0], result, types[result], len(moved))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model.SerializeToString(), len(moved)
+
+
+def _noise(name: str, result: str, elem_type: int, seed: int) -> list[onnx.NodeProto]:
+    """result = name · u, u uniform within one rounding of 1, computed in float32 or better."""
+    from onnx import helper
+
+    wide = DOUBLE if elem_type == DOUBLE else FLOAT
+    half = elem_type != wide
+    step = ROUNDING[elem_type]
+    source, product = (f"{result}/wide", f"{result}/product") if half else (name, result)
+    noise = helper.make_node(
+        "RandomUniformLike", [source], [f"{result}/u"], low=1 - step, high=1 + step, dtype=wide, seed=float(seed)
+    )
+    nodes = [noise, helper.make_node("Mul", [source, f"{result}/u"], [product])]
+    if not half:
+        return nodes
+    first = helper.make_node("Cast", [name], [source], to=wide)
+    return [first, *nodes, helper.make_node("Cast", [product], [result], to=elem_type)]

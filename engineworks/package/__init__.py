@@ -1,0 +1,1 @@
+"""What a server loads: Triton model repositories, warm-up samples."""

@@ -1,0 +1,223 @@
+"""Engines that passed → a Triton model repository, with their passports.
+
+    <out>/engineworks-package.json          every file with its digest; signed where there is a key
+    <out>/<model>/config.pbtxt
+    <out>/<model>/1/model.onnx              or <target>.plan, one per GPU type
+    <out>/<model>/warmup/…                  samples of the evaluation data
+    <out>/<model>/passports/<target>.json   and engines.json: which file belongs to which passport
+
+The CPU's engines are a model each. Engines of one precision for several GPU types are one model: Triton picks the file
+by the GPU's compute capability (`cc_model_filenames`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.engine_files import SIDECAR_FILE, check_files
+from engineworks.engines.passport import Passport
+from engineworks.engines.signing import Signer, Trust, read_signer
+from engineworks.errors import EngineworksError, InputError, TrustError
+from engineworks.fingerprint import digest_file
+from engineworks.package.triton import TritonModel, config_text
+from engineworks.package.triton_engines import ENGINES_FILE, PASSPORTS, read_engines
+from engineworks.package.warmup import write_warm_ups
+from engineworks.plan.prepared import stored_evaluation
+from engineworks.recipe.load import LoadedRecipe, registered_name
+from engineworks.recipe.release import largest_batch
+from engineworks.tensors import spec_from_json
+
+PACKAGE_FILE = "engineworks-package.json"
+"""At the top of a package: what belongs to it."""
+
+VERSION = "1"
+"""Of every model in the package: Triton counts versions per directory, ours are in the passports."""
+
+PYTHON_MODEL = '''"""TensorRT-RTX in Triton's Python backend; needs engineworks and tensorrt-rtx in the container."""
+
+from engineworks.release.triton_python import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class PackagedEngine:
+    """An engine to package: its files, whose names and digests are in the passport."""
+
+    folder: Path
+    passport: Passport
+
+    @property
+    def precision(self) -> str:
+        return str(self.passport.body["engine"]["precision"])
+
+    @property
+    def target(self) -> str:
+        return str(self.passport.target["name"])
+
+    @property
+    def backend(self) -> str:
+        return str(self.passport.target["backend"])
+
+
+def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path) -> list[Path]:
+    """Write the package at once and whole; an older package at `out` is replaced. Returns the models' directories.
+
+    Raises `InputError` where `out` holds something else.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
+        raise InputError(f"{out}: is not empty and no package of ours", hint="name a new folder")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        for name, group in _groups(registered_name(loaded), engines).items():
+            (partial / name).mkdir()
+            _write_model(loaded, name, group, partial / name)
+        _write_manifest(loaded, partial, read_signer())
+        _replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sorted(p.parent for p in out.glob("*/config.pbtxt"))
+
+
+def verify_package(folder: Path, trust: Trust) -> list[Passport]:
+    """The passports of the package, after every file and signature was checked. Raises `TrustError`."""
+    try:
+        manifest = json.loads((folder / PACKAGE_FILE).read_text(encoding="utf-8"))
+        digests: Mapping[str, str] = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TrustError(f"{folder / PACKAGE_FILE}: can not be read", hint="get the package anew") from None
+    trust.check(manifest, str(folder / PACKAGE_FILE))
+    check_files(folder, digests, against="the package")
+    if strange := sorted(_files(folder) - digests.keys()):
+        raise TrustError(
+            f"{folder / strange[0]}: is no part of the package", hint="it was added later: do not serve it"
+        )
+    return [
+        engine.passport
+        for model in sorted(folder.glob(f"*/{PASSPORTS}"))
+        for engine in read_engines(model.parent, trust)
+    ]
+
+
+def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[PackagedEngine]]:
+    """Engines by the directory that they share: see the module's docstring."""
+    groups: dict[str, list[PackagedEngine]] = {}
+    for engine in engines:
+        place = engine.target if engine.backend == "onnxruntime" else engine.backend
+        groups.setdefault(f"{model}-{engine.precision}-{place}", []).append(engine)
+    return groups
+
+
+def _write_model(loaded: LoadedRecipe, name: str, engines: Sequence[PackagedEngine], folder: Path) -> None:
+    files = {e.target: _copy_engine(e, folder / VERSION) for e in engines}
+    described = {e.target: {"passport": f"{PASSPORTS}/{e.target}.json", "files": files[e.target]} for e in engines}
+    (folder / PASSPORTS).mkdir()
+    for engine in engines:
+        shutil.copyfile(engine.passport.source, folder / PASSPORTS / f"{engine.target}.json")
+    (folder / PASSPORTS / ENGINES_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    if engines[0].backend == "tensorrt_rtx":
+        (folder / VERSION / "model.py").write_text(PYTHON_MODEL, encoding="utf-8")
+    text = config_text(_triton_model(loaded, name, engines, files, folder))
+    validate_config(text)
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def _triton_model(
+    loaded: LoadedRecipe,
+    name: str,
+    engines: Sequence[PackagedEngine],
+    files: Mapping[str, Mapping[str, str]],
+    folder: Path,
+) -> TritonModel:
+    recipe, first = loaded.recipe, engines[0]
+    described = first.passport.body["engine"]
+    max_batch = largest_batch(recipe)
+    mains = {e.target: Path(files[e.target][_main_file(e.passport)]).name for e in engines}
+    return TritonModel(
+        name=name,
+        backend=first.backend,
+        inputs=[spec_from_json(s) for s in described["inputs"]],
+        outputs=[spec_from_json(s) for s in described["outputs"]],
+        max_batch=max_batch,
+        settings=recipe.release.triton,
+        file="" if first.backend == "tensorrt_rtx" else mains[first.target],
+        capabilities=_capabilities(engines, mains),
+        profiles=len(first.passport.body["profiles"]),
+        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch),
+        options=first.passport.target["options"],
+        cuda_graphs=first.passport.serving.cuda_graphs,
+        load_level=described["details"].get("load_level", ""),
+    )
+
+
+def _capabilities(engines: Sequence[PackagedEngine], mains: Mapping[str, str]) -> dict[str, str]:
+    """File by compute capability; an engine for one of them goes before a portable one."""
+    found: dict[str, str] = {}
+    for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
+        for capability in engine.passport.target["compute_capability"]:
+            found.setdefault(capability, mains[engine.target])
+    return found
+
+
+def _main_file(passport: Passport) -> str:
+    return next(name for name, digest in passport.files.items() if digest == passport.sha256)
+
+
+def _copy_engine(engine: PackagedEngine, folder: Path) -> dict[str, str]:
+    """Copy the engine's files under the names that Triton knows; passport's name → path in the model's directory."""
+    folder.mkdir(exist_ok=True)
+    names = {}
+    for name in engine.passport.files:
+        if name == SIDECAR_FILE:  # the passport says all that it does
+            continue
+        main = "model.onnx" if engine.backend == "onnxruntime" else f"{engine.target}.plan"
+        shown = main if name == _main_file(engine.passport) else name  # weights keep the name that the model knows
+        shutil.copyfile(engine.folder / name, folder / shown)
+        names[name] = f"{folder.name}/{shown}"
+    return names
+
+
+def validate_config(text: str) -> None:
+    """Parse the text with the real message, where `tritonclient[grpc]` is installed. Raises `EngineworksError`."""
+    if find_spec("tritonclient") is None or find_spec("grpc") is None:
+        return
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise EngineworksError(f"the package's config.pbtxt is not what Triton reads: {error}") from None
+
+
+def _write_manifest(loaded: LoadedRecipe, folder: Path, signer: Signer | None) -> None:
+    files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
+    manifest: dict[str, Any] = {"package": 1, "recipe": loaded.name, "files": files}
+    text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
+    (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _files(folder: Path) -> set[str]:
+    return {f.relative_to(folder).as_posix() for f in folder.rglob("*") if not f.is_dir()} - {PACKAGE_FILE}
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Put the new package where the old one is: two renames, and a reader in between finds none."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        os.rename(partial, out)
+        return
+    old = partial.with_name(partial.name + ".old")
+    os.rename(out, old)
+    os.rename(partial, out)
+    shutil.rmtree(old)

@@ -1,0 +1,175 @@
+"""What Triton is told of a model: its `config.pbtxt`. Pure.
+
+Fields are those of `inference.ModelConfig` (triton-inference-server/common, protobuf/model_config.proto); tests parse
+the text with the message that `tritonclient` brings, and `engineworks package` does too where it is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engineworks.recipe.recipe import Triton
+from engineworks.tensors import Dim, TensorSpec
+
+BACKENDS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt_rtx": "python"}
+"""Our backend → Triton's. Triton's own tensorrt backend reads TensorRT's plans only; no backend of Triton reads those
+of TensorRT-RTX, so these run in its Python backend, which loads them through this package."""
+
+DATA_TYPES = {
+    "float64": "TYPE_FP64", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64", "int32": "TYPE_INT32", "int16": "TYPE_INT16", "int8": "TYPE_INT8",
+    "uint64": "TYPE_UINT64", "uint32": "TYPE_UINT32", "uint16": "TYPE_UINT16", "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}  # fmt: skip
+
+
+GRAPH_LEVELS = {"basic": -1, "extended": 1, "none": 2}
+"""Our word for ONNX Runtime's level → that of Triton's ONNX Runtime backend."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A bare word of the text format: the name of an enum's value."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """One warm-up sample: `batch` copies of it are run, as one batch, `count` times. files: data file by input; shapes:
+    of one sample without its batch dimension, or whole where Triton does no batching."""
+
+    name: str
+    batch: int
+    count: int
+    shapes: Mapping[str, Sequence[int]]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TritonModel:
+    """One directory of a model repository. file: of the engine, where there is no other; capabilities: file by compute
+    capability. max_batch: 0 where Triton can not batch. shapes: the named shapes, for CUDA graphs. profiles: how many
+    optimization profiles its engines have; options: of the target. load_level: the level up to which ONNX Runtime may
+    optimize the engine when it loads it, '' for its own."""
+
+    name: str
+    backend: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    max_batch: int
+    settings: Triton
+    file: str = ""
+    capabilities: Mapping[str, str] = field(default_factory=dict)
+    profiles: int = 1
+    warm_ups: Sequence[WarmUp] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cuda_graphs: bool = False
+    load_level: str = ""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.backend != "onnxruntime"
+
+
+def config_text(model: TritonModel) -> str:
+    """The model's `config.pbtxt`."""
+    return "\n".join(_lines(_config(model))) + "\n"
+
+
+def _config(model: TritonModel) -> dict[str, Any]:
+    settings = model.settings
+    fields: dict[str, Any] = {"name": model.name, "backend": BACKENDS[model.backend], "max_batch_size": model.max_batch}
+    if model.file:
+        fields["default_model_filename"] = model.file
+    fields["input"] = [_tensor(model, spec) for spec in model.inputs]
+    fields["output"] = [_tensor(model, spec) for spec in model.outputs]
+    if settings.dynamic_batching is not None and model.max_batch:
+        batching = settings.dynamic_batching
+        fields["dynamic_batching"] = {
+            "preferred_batch_size": list(batching.preferred),
+            "max_queue_delay_microseconds": batching.max_delay_us,
+        }
+    group: dict[str, Any] = {"count": settings.instances, "kind": Word("KIND_GPU" if model.on_gpu else "KIND_CPU")}
+    if model.backend == "tensorrt" and model.profiles > 1:
+        group["profile"] = [str(index) for index in range(model.profiles)]
+    fields["instance_group"] = [group]
+    if model.capabilities:
+        fields["cc_model_filenames"] = [{"key": k, "value": v} for k, v in sorted(model.capabilities.items())]
+    if model.backend == "tensorrt" and model.cuda_graphs:
+        specs = [_graph(model, warm_up) for warm_up in model.warm_ups]
+        fields["optimization"] = {"cuda": {"graphs": True, "graph_spec": specs}}
+    if model.load_level in GRAPH_LEVELS:
+        fields["optimization"] = {"graph": {"level": GRAPH_LEVELS[model.load_level]}}
+    parameters = _parameters(model)
+    if parameters:
+        fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in parameters.items()]
+    fields["model_warmup"] = [_warm_up(model, one) for one in model.warm_ups]
+    return fields
+
+
+def _tensor(model: TritonModel, spec: TensorSpec) -> dict[str, Any]:
+    """A tensor without its batch dimension. Triton wants at least one dimension: none is written as [1], reshaped."""
+    shape: tuple[Dim, ...] = spec.shape[1:] if model.max_batch else spec.shape
+    dims = [-1 if isinstance(d, str) else d for d in shape]
+    described: dict[str, Any] = {"name": spec.name, "data_type": Word(DATA_TYPES[spec.dtype]), "dims": dims or [1]}
+    return described if dims else {**described, "reshape": {"shape": []}}
+
+
+def _graph(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
+    """A CUDA graph is captured for this batch and these shapes; batch 0 where Triton does no batching."""
+    shapes = [{"key": name, "value": {"dim": list(shape)}} for name, shape in warm_up.shapes.items()]
+    return {"batch_size": warm_up.batch if model.max_batch else 0, "input": shapes}
+
+
+def _parameters(model: TritonModel) -> dict[str, str]:
+    """The target's options where Triton's backend has a name for them; our own Python model reads the passport."""
+    if model.backend == "onnxruntime":
+        named = {"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"}
+        return {named[k]: str(v) for k, v in model.options.items() if k in named}
+    return {}
+
+
+def _warm_up(model: TritonModel, one: WarmUp) -> dict[str, Any]:
+    types = {spec.name: Word(DATA_TYPES[spec.dtype]) for spec in model.inputs}
+    inputs = [
+        {
+            "key": name,
+            "value": {"data_type": types[name], "dims": list(one.shapes[name]) or [1], "input_data_file": file},
+        }
+        for name, file in one.files.items()
+    ]
+    return {"name": one.name, "batch_size": one.batch, "inputs": inputs, "count": one.count}
+
+
+def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Protobuf's text format: scalars as `name: value`, messages and repeated messages in braces."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _message(name, value, indent)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for one in value:
+                yield from _message(name, one, indent)
+        elif isinstance(value, list):
+            yield f"{indent}{name}: [{', '.join(map(_scalar, value))}]"
+        else:
+            yield f"{indent}{name}: {_scalar(value)}"
+
+
+def _message(name: str, fields: Mapping[str, Any], indent: str) -> Iterator[str]:
+    yield f"{indent}{name} {{"
+    yield from _lines(fields, indent + "  ")
+    yield f"{indent}}}"
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, Word):
+        return value.text
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):  # bytes that are no printable ASCII as octal escapes
+        quoted = (chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in value.encode())
+        return '"' + "".join(quoted) + '"'
+    return str(value)

@@ -1,0 +1,76 @@
+"""The engines in one directory of a Triton package, each checked against its passport."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineworks.engines.backends import backend_facts, runner
+from engineworks.engines.backends.base import Session
+from engineworks.engines.engine_files import SIDECAR_FILE, check_files
+from engineworks.engines.passport import Passport, read_passport
+from engineworks.engines.signing import Trust, read_trust
+from engineworks.errors import RunError, TrustError
+from engineworks.tensors import spec_from_json
+
+PASSPORTS = "passports"
+ENGINES_FILE = "engines.json"
+
+
+@dataclass(frozen=True)
+class EngineInPackage:
+    """An engine of the directory: its file, verified, and its passport."""
+
+    file: Path
+    passport: Passport
+
+
+def read_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
+    """Every engine of the model's directory, after its signature and bytes were checked. Raises `TrustError`."""
+    place = model / PASSPORTS / ENGINES_FILE
+    try:
+        described = json.loads(place.read_text(encoding="utf-8"))
+        listed = [(str(d["passport"]), dict(d["files"])) for d in described.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise TrustError(f"{place}: can not be read, so nothing says what the engines are") from None
+    return [_read_engine(model, passport, files, trust) for passport, files in listed]
+
+
+def _read_engine(model: Path, name: str, files: dict[str, str], trust: Trust) -> EngineInPackage:
+    passport = read_passport(model / name, trust)
+    missing = passport.files.keys() - files.keys() - {SIDECAR_FILE}
+    if missing:
+        raise TrustError(f"{model}: '{min(missing)}' of {passport.id} is missing", hint="get the package anew")
+    digests = {files[n]: digest for n, digest in passport.files.items() if n in files}
+    check_files(model, digests, against="its passport")
+    main = next(n for n, digest in passport.files.items() if digest == passport.sha256)
+    return EngineInPackage(model / files[main], passport)
+
+
+def open_packaged(model: Path) -> Session:
+    """Load the engine of the model's directory that this host can run.
+
+    Raises `TrustError` before anything is loaded, `RunError` where none of them runs here.
+    """
+    engines = read_engines(model, read_trust())
+    chosen = _choose(engines)
+    target = chosen.passport.target
+    backend = runner(target["backend"])
+    assert backend is not None  # it has no reason not to run
+    described = chosen.passport.body["engine"]
+    known = [spec_from_json(spec) for spec in (*described["inputs"], *described["outputs"])]
+    return backend.load(chosen.file, target["options"], serving=chosen.passport.serving, known=known)
+
+
+def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:
+    """An engine for this very GPU type before a portable one."""
+    reasons = []
+    for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
+        target = engine.passport.target
+        why = backend_facts(target["backend"]).why_not_run(target["compute_capability"])
+        if why is None:
+            return engine
+        reasons.append(f"{engine.passport.id}: {why}")
+    raise RunError("no engine of the package can be run here:\n" + "\n".join(reasons))

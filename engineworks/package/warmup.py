@@ -1,0 +1,46 @@
+"""Warm-up samples of a Triton package: real rows of the evaluation data, one raw file per input and named shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from engineworks.package.triton import WarmUp
+from engineworks.recipe.profiles import input_specs
+from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.samples import SampleFile, batch_dim, feeds_at
+
+FOLDER = "warmup"
+"""Where Triton looks for `input_data_file`, in the model's directory."""
+
+
+def named_shapes(recipe: Recipe) -> dict[str, dict[str, int]]:
+    """The shapes that are measured; without any, the usual one of every profile."""
+    at = {name: dict(dims) for name, dims in recipe.performance.at.items()}
+    return at or {name: {dim: triple[1] for dim, triple in ranges.items()} for name, ranges in recipe.shapes.items()}
+
+
+def write_warm_ups(recipe: Recipe, samples: SampleFile, folder: Path, max_batch: int) -> list[WarmUp]:
+    """Write the samples into the model's directory. Triton repeats one sample to make a batch (`batch_size`); where it
+    does no batching the whole feeds are written. Values are little-endian and row-major, as in NumPy's `tobytes`."""
+    count = recipe.release.triton.warmup
+    shapes = named_shapes(recipe) if count else {}
+    found = []
+    for name, dims in shapes.items():
+        batch, one = _one_sample(recipe, dims) if max_batch else (1, dims)
+        feeds = feeds_at(input_specs(recipe), samples, one)
+        files = {}
+        (folder / FOLDER).mkdir(exist_ok=True)
+        for index, (tensor, array) in enumerate(feeds.items()):
+            files[tensor] = f"{name}-{index}.raw"
+            (folder / FOLDER / files[tensor]).write_bytes(array.tobytes())
+        per_sample = {tensor: a.shape[1:] if max_batch else a.shape for tensor, a in feeds.items()}
+        found.append(WarmUp(name, min(batch, max_batch) if max_batch else 1, count, per_sample, files))
+    return found
+
+
+def _one_sample(recipe: Recipe, dims: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """The batch of a named shape, and the shape with a batch of one."""
+    dim = batch_dim(input_specs(recipe))
+    assert isinstance(dim, str)  # else Triton does no batching
+    return max(1, dims.get(dim, 1)), {**dims, dim: 1}

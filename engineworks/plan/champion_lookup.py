@@ -1,0 +1,163 @@
+"""Who the champions of a recipe are, where their engines lie, what was measured before: from MLflow and the store.
+
+Nothing is opened for a recipe that asks for no comparison, or where nothing was ever recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.errors import RunError, TrackingError
+from engineworks.fingerprint import digest_file
+from engineworks.measure.champion import NONE, Champion, Champions
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.settings import Settings
+from engineworks.store.open import open_store
+from engineworks.tracking.aliases import Slot
+from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion
+from engineworks.tracking.runs import Tracking, open_tracking
+
+
+class ChampionError(RunError):
+    """The champion, not the candidate: its engine is gone, or can not be loaded or run here."""
+
+
+def registered_model(loaded: LoadedRecipe) -> str:
+    """The name of the recipe's registered model: `release.model`, else the recipe's own."""
+    release = getattr(loaded.recipe, "release", None)
+    return getattr(release, "model", None) or loaded.name
+
+
+def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
+    """The champions of the recipe's engines; where MLflow does not answer they are unknown, which fails no build."""
+    if loaded.recipe.performance.regression is None:
+        return NONE
+    try:
+        return _find_champions(loaded, settings)
+    except TrackingError as error:
+        return Champions({}, str(settings.artifacts), settings.store, settings.tracking_uri, error.message)
+
+
+def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    found, lost = {}, {}
+    if tracking.exists():
+        model = registered_model(loaded)
+        slots = {
+            Slot(model, target.name, precision): f"{loaded.name}/{precision}/{target.name}"
+            for precision in loaded.recipe.precisions
+            for target in loaded.targets
+        }
+        standings = tracking.standings(slots)
+        lost = {slots[slot]: standing.lost for slot, standing in standings.items() if standing.lost}
+        aliases = {slot.alias("champion"): engine for slot, engine in slots.items() if engine not in lost}
+        versions = tracking.versions_behind(model, aliases)
+        found = {aliases[alias]: _champion(tracking, aliases[alias], v) for alias, v in versions.items()}
+    return Champions(found, str(settings.artifacts), settings.store, settings.tracking_uri, lost=lost)
+
+
+def which_engine(engine: str, digest: str, settings: Settings) -> str:
+    """Whether the latest build of this id, an engine file with this sha256, is the champion too: one sentence."""
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    try:
+        listed = tracking.champions(engine.partition("/")[0]) if tracking.exists() else []
+    except TrackingError as error:
+        return f"the latest build; whether it is the champion is not known: {error.message}"
+    words = []
+    for one in (c for c in listed if c.engine == engine):
+        version = f"version {one.version} of {one.model}"
+        if one.lost:
+            words.append(f"the champion of {one.model} is missing: {one.lost}")
+        elif one.digest == digest:
+            words.append(f"it is the champion too, {version}")
+        else:
+            words.append(f"the champion is another engine: {version}, sha256 {one.digest[:12]}")
+    return "; ".join(["the latest build", *(words or ["it has no champion"])])
+
+
+def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Champion:
+    built = _read_json(tracking, version.run, "fingerprints/build.json") or {}
+    return Champion(
+        engine=version.engine or engine,
+        model=version.model,
+        version=version.version,
+        digest=version.engine_digest,
+        build_key=version.build_key or str(built.get("key", "")),
+        run=version.run,
+        accuracy=_read_json(tracking, version.run, "accuracy.json"),
+        compare=_read_json(tracking, version.run, "fingerprints/compare.json"),
+    )
+
+
+def _read_json(tracking: Tracking, run: str, path: str) -> Any:
+    try:
+        return json.loads(tracking.read_text(run, path))
+    except (TrackingError, ValueError):
+        return None
+
+
+@contextmanager
+def engine_of(champion: Champion, places: Mapping[str, str | None]) -> Iterator[Path]:
+    """A folder with the champion's engine and sidecar: from the store, else fetched from its run into a temporary one.
+
+    The engine file has the champion's digest. Raises `ChampionError` where it is in neither.
+    """
+    if not champion.digest or not champion.run:
+        raise ChampionError(f"version {champion.version} of {champion.model} is no engine that Engineworks registered")
+    settings = settings_of(places)
+    stored = open_store(settings).get(champion.build_key) if champion.build_key else None
+    if stored is not None and _digest(stored.path) == champion.digest:
+        yield stored.path
+        return
+    with TemporaryDirectory(prefix="engineworks-champion-") as name:
+        yield _fetch(champion, open_tracking(settings.artifacts, settings.tracking_uri), Path(name))
+
+
+def settings_of(places: Mapping[str, str | None]) -> Settings:
+    return Settings(Path(places["artifacts"] or ""), places["store"] or "", tracking_uri=places["tracking_uri"])
+
+
+def _fetch(champion: Champion, tracking: Tracking, folder: Path) -> Path:
+    try:
+        holder = tracking.get_run(champion.run).tags.get(ENGINE_RUN, champion.run)
+        found = tracking.download(holder, "engine", folder)
+    except TrackingError as error:
+        raise ChampionError(f"its engine is neither in the store nor in MLflow: {error.message}") from None
+    if (digest := _digest(found)) != champion.digest:
+        was = f"sha256 {digest[:12]}" if digest else "no engine"
+        raise ChampionError(f"run {holder} holds {was} in place of its engine, sha256 {champion.digest[:12]}")
+    return found
+
+
+def _digest(folder: Path) -> str | None:
+    """The sha256 of the engine file that the folder's sidecar names; None where there is none."""
+    try:
+        sidecar = json.loads((folder / SIDECAR_FILE).read_text(encoding="utf-8"))
+        return digest_file(folder / sidecar["engine"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def history_of(
+    champion: Champion, places: Mapping[str, str | None], conditions: str, limit: int = 100
+) -> dict[str, list[tuple[str, float]]]:
+    """By shape: digest and median latency in ms of every earlier measurement of this engine's predecessors in the same
+    conditions (hardware, driver, shapes, options), oldest first. One measurement that several runs report counts once.
+    """
+    settings = settings_of(places)
+    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
+    runs = tracking.find_runs(engine=champion.engine, kind="engine", conditions=conditions, limit=limit)
+    found: dict[str, dict[tuple[str, float], None]] = {}
+    for run in sorted(runs, key=lambda r: r.started_at):
+        digest = run.tags.get(ENGINE_DIGEST)
+        for name, value in run.metrics.items():
+            field, _, shape = name.partition("/")
+            if field == "latency_ms_p50" and digest and value > 0 and run.tags.get(CONDITIONS) == conditions:
+                found.setdefault(shape, {})[digest, value] = None
+    return {shape: list(values) for shape, values in found.items()}

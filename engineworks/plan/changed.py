@@ -1,0 +1,306 @@
+"""What changed since a revision, by fingerprint: both states are planned, and the documents of their steps compared.
+
+A changed default, target, model, data file or metric counts like a changed recipe; a comment or an owner does not.
+Versions of libraries and hardware are those of this host on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from engineworks.errors import InputError, RecipeError, TargetError
+from engineworks.fingerprint import FileDigests
+from engineworks.host.git.revision import RevisionTree, checked_out, find_revision
+from engineworks.plan.plan import Plan, PlannedEngine, changes, plan_recipe
+from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
+from engineworks.settings import Settings
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
+
+State = Literal["new", "changed", "gone", "unchanged", "broken"]
+"""broken: the recipe is wrong now, or a file that it names is not here, so that nothing can be said of its engines."""
+
+
+@dataclass(frozen=True)
+class EngineChange:
+    """One engine: `reasons` say what its steps read that is not as it was; none for an unchanged one."""
+
+    id: str
+    state: State
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "state": self.state, "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True)
+class RecipeChange:
+    """One recipe and its engines. file: as it was named, relative to the current folder where it lies below it."""
+
+    recipe: str
+    file: str
+    state: State
+    reasons: tuple[str, ...]
+    engines: tuple[EngineChange, ...]
+
+    @property
+    def to_build(self) -> tuple[str, ...]:
+        """Ids of the engines that are other ones now."""
+        return tuple(e.id for e in self.engines if e.state in ("new", "changed"))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe, "file": self.file, "state": self.state, "reasons": list(self.reasons),
+            "engines": [e.to_json() for e in self.engines],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All that was looked at. assumed: files that recipes read and git does not keep: they count as unchanged."""
+
+    since: str
+    commit: str
+    recipes: tuple[RecipeChange, ...]
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def to_build(self) -> tuple[RecipeChange, ...]:
+        """The recipes with something to build."""
+        return tuple(r for r in self.recipes if r.to_build)
+
+    @property
+    def broken(self) -> tuple[RecipeChange, ...]:
+        """The recipes that could not be compared: what was found is not all."""
+        return tuple(r for r in self.recipes if r.state == "broken")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "since": self.since, "commit": self.commit, "build": [r.file for r in self.to_build],
+            "recipes": [r.to_json() for r in self.recipes], "not_in_git": list(self.assumed),
+        }  # fmt: skip
+
+
+def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings) -> Changes:
+    """What changed between the revision `since` and the working tree as it is, committed or not.
+
+    recipes: files, all of one repository; None for those of recipes/, the ones that are gone included.
+    Raises `InputError` without git and for an unknown revision. A recipe that is wrong now stops no other.
+    """
+    paths = [p.absolute() for p in recipes] if recipes else find_recipes(Path("recipes").resolve())
+    folders = list(dict.fromkeys(p.parent.resolve() for p in paths)) or [Path("recipes").resolve()]
+    revision = find_revision(next((f for f in folders if f.is_dir()), Path.cwd()), since)
+    stray = next((f for f in folders if not f.is_relative_to(revision.repository)), None)
+    if stray:
+        raise InputError(f"{stray} is not in the repository {revision.repository}", hint="one repository at a time")
+    paths = [p.parent.resolve() / p.name for p in paths]
+    now, broken = _now([p for p in paths if p.is_file()], settings)
+    planner = _Planner(settings)
+    with checked_out(revision, folders, without=[settings.artifacts]) as tree:
+        before = _before(tree, folders, paths if recipes else None, settings)
+        _refuse_unknown(paths, before)
+        if not paths and not before:
+            raise InputError("there are no recipes in recipes/, now or then", hint="name the recipe files")
+        found = [planner.compare(one, before.get(one.path), tree) for one in now]
+        gone = [_gone(path, old) for path, old in before.items() if not path.is_file()]
+        planner.save()
+        return Changes(since, revision.commit, (*found, *broken, *gone), _assumed(now, tree))
+
+
+@dataclass(frozen=True)
+class _Before:
+    """A recipe at the revision, or why it could not be read."""
+
+    loaded: LoadedRecipe | None
+    why: str = ""
+
+
+def _before(
+    tree: RevisionTree, folders: Sequence[Path], only: Sequence[Path] | None, settings: Settings
+) -> dict[Path, _Before]:
+    """The recipes of the revision, by their path in the working tree."""
+    roots = (*settings.data_roots, tree.revision.repository)
+    found = {}
+    for folder in folders:
+        for path in find_recipes(tree.then(folder)):
+            place = folder / path.name
+            if only is None or place in only:
+                try:
+                    found[place] = _Before(load_recipe(path, data_roots=roots))
+                except RecipeError as error:
+                    found[place] = _Before(None, _at(str(error), tree))
+    return found
+
+
+def _at(message: str, tree: RevisionTree) -> str:
+    """The message with paths of the temporary tree as git writes them: REV:path."""
+    words = message.replace(f"{tree.root}/", f"{tree.revision.name}:")
+    return f"it could not be planned at {tree.revision.name}: {words.splitlines()[0]}"
+
+
+def _refuse_unknown(paths: Sequence[Path], before: Mapping[Path, _Before]) -> None:
+    for path in paths:
+        if not path.is_file() and path not in before:
+            raise InputError(f"{path}: no such file, neither now nor then", hint="name recipe files")
+
+
+def _now(paths: Sequence[Path], settings: Settings) -> tuple[list[LoadedRecipe], list[RecipeChange]]:
+    loaded, broken = [], []
+    for path in paths:
+        try:
+            loaded.append(load_recipe(path, data_roots=settings.data_roots))
+        except RecipeError as error:
+            problems = tuple(str(p) for p in error.problems)
+            broken.append(RecipeChange(path.stem, _shown(path), "broken", problems, ()))
+    return loaded, broken
+
+
+def _gone(path: Path, before: _Before) -> RecipeChange:
+    name = before.loaded.name if before.loaded else path.stem
+    return RecipeChange(name, _shown(path), "gone", ("its file is gone",), ())
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+class _Planner:
+    """Plans both states with one memory of digests and what the local store knows; another host is not asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store = Store(open_store(settings).root)
+        self._digests = _LinkedDigests(settings.artifacts / "digests.db")
+
+    def save(self) -> None:
+        self._digests.save()
+
+    def compare(self, now: LoadedRecipe, before: _Before | None, tree: RevisionTree) -> RecipeChange:
+        after = self._plan(now)
+        if before is None:
+            return _all(now, after, "new", f"it is not in {tree.revision.name}")
+        if before.loaded is None:
+            return _all(now, after, "changed", before.why)
+        old = self._plan(before.loaded)
+        if isinstance(after, str):
+            state: State = "unchanged" if old == after else "changed"
+            return RecipeChange(now.name, now.shown, state, (f"no engine of it can be built: {after}",), ())
+        if isinstance(old, str):
+            return _all(now, after, "changed", _at(old, tree))
+        return compare_plans(old, after)
+
+    def _plan(self, loaded: LoadedRecipe) -> Plan | str:
+        """The plan, or the sentence of targets that refuse every engine."""
+        try:
+            return plan_recipe(loaded, self._store, self._digests)
+        except TargetError as error:
+            return str(error)
+
+
+class _LinkedDigests(FileDigests):
+    """A linked file is the one that it leads to: its digest is known if that one's is."""
+
+    def digest(self, path: Path) -> str:
+        return super().digest(path.resolve())
+
+
+def _all(now: LoadedRecipe, after: Plan | str, state: State, why: str) -> RecipeChange:
+    ids = [e.id for e in after.engines] if isinstance(after, Plan) else []
+    return RecipeChange(now.name, now.shown, state, (why,), tuple(EngineChange(i, state, (why,)) for i in ids))
+
+
+def compare_plans(before: Plan, now: Plan) -> RecipeChange:
+    """Two plans of one recipe: which engines are others now, and what of all they stand on made them so."""
+    old = {e.id: e for e in before.engines}
+    engines = [
+        _compare_engines(before, old[e.id], now, e) if e.id in old else EngineChange(e.id, "new", _new(before, e))
+        for e in now.engines
+    ]
+    ids, refused = {e.id for e in now.engines}, {r.id: r.sentence for r in now.refused}
+    for one in before.engines:
+        if one.id not in ids:
+            why = refused.get(one.id, "the recipe does not name it any more")
+            engines.append(EngineChange(one.id, "gone", (why,)))
+    reasons = tuple(dict.fromkeys(r for e in engines for r in e.reasons))
+    renamed = (f"the recipe is named {now.recipe}, it was {before.recipe}",) if now.recipe != before.recipe else ()
+    state: State = "unchanged" if all(e.state == "unchanged" for e in engines) else "changed"
+    return RecipeChange(now.recipe, now.loaded.shown, state, renamed or reasons, tuple(engines))
+
+
+def _new(before: Plan, engine: PlannedEngine) -> tuple[str, ...]:
+    refused = next((r.sentence for r in before.refused if r.id == engine.id), None)
+    return (f"it was refused: {refused}",) if refused else ("the recipe did not name it",)
+
+
+def _compare_engines(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> EngineChange:
+    reasons = tuple(dict.fromkeys((*_step_reasons(before, old, now, new), *_judged_otherwise(before, old, now, new))))
+    return EngineChange(new.id, "changed" if reasons else "unchanged", reasons)
+
+
+def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
+    """Where the documents of its steps begin to differ: a step that only stands on a changed one adds nothing."""
+    if dict(old.steps) == dict(new.steps):
+        return []
+    was, is_now = _documents(before, old), _documents(now, new)
+    found: dict[str, list[str]] = {}
+    for step in (s for s in is_now if s in was):
+        for words in changes(_own(was[step]), _own(is_now[step])):
+            found.setdefault(words, []).append(step)
+    gone = [f"step '{_kind(s)}' is {'new' if s in is_now else 'gone'}" for s in sorted(was.keys() ^ is_now.keys())]
+    reasons = [f"{words} ({', '.join(map(_kind, steps))})" for words, steps in found.items()]
+    return reasons + gone or ["its steps stand on other ones"]
+
+
+def _own(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a step reads itself: that it stands on another step is told of that one."""
+    return {k: v for k, v in document.items() if k != "inputs"}
+
+
+def _kind(step: str) -> str:
+    return step.rpartition("/")[2]
+
+
+def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]]:
+    """Documents of all that an engine stands on, by step id, in the order of the plan."""
+    needed = plan.stands_on(engine.steps.values())
+    return {step.id: step.document for key, step in plan.steps.items() if key in needed}
+
+
+def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
+    """Limits and waivers are in no step's key: they only judge again what is built."""
+    found = changes(_judging(before, old), _judging(now, new))
+    return [f"judged otherwise: {words}" for words in found]
+
+
+def _judging(plan: Plan, engine: PlannedEngine) -> dict[str, Any]:
+    recipe = plan.loaded.recipe
+    limits = {str(k): v.model_dump(mode="json", exclude_none=True) for k, v in recipe.accuracy.limits.items()}
+    performance = recipe.performance.model_dump(mode="json", include={"budget", "regression"})
+    sweep = recipe.performance.sweep
+    performance["sweep.latency_ms"] = sweep.latency_ms if sweep else None
+    waivers = [w.model_dump(mode="json") for w in recipe.waivers]
+    return {"limits": limits.get(engine.precision), **performance, "waivers": waivers}
+
+
+def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]:
+    """Files of these recipes that git keeps neither then nor now."""
+    names = set()
+    for one in now:
+        files = [*one.files.model.values(), *one.files.metric.values(), *one.files.evaluation.sources]
+        files += one.files.calibration.sources if one.files.calibration else ()
+        names |= {tree.name_of(f.resolve()) or str(f) for f in files}
+    return tuple(sorted(n for n in names if n not in tree.tracked and n not in tree.differing))
+
+
+def only_glob(recipe: RecipeChange) -> str | None:
+    """The glob that selects the engines to build and no other of the recipe; None where only all of them will do."""
+    wanted = set(recipe.to_build)
+    everything = {e.id for e in recipe.engines if e.state != "gone"}
+    if wanted == everything:
+        return None
+    parts = [sorted({i.split("/")[k] for i in wanted}) for k in (1, 2)]
+    globs = [f"{recipe.recipe}/{p}/{t}" for p in ("*", *parts[0]) for t in ("*", *parts[1])]
+    return next((g for g in globs if {i for i in everything if fnmatchcase(i, g)} == wanted), None)

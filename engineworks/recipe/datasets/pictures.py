@@ -1,0 +1,121 @@
+"""What `images:` in a recipe means: which files, which processor, which classes. Names are read, no image is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import SamplesError
+from engineworks.recipe.datasets.labels import in_order, is_name, label_numbers
+from engineworks.recipe.datasets.preparation import LABELS, Preparation
+from engineworks.recipe.datasets.tables import look_at, read_rows
+from engineworks.recipe.datasets.text import counted
+from engineworks.recipe.samples import SampleFile
+from engineworks.suggest import did_you_mean
+from engineworks.tensors import TensorSpec
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+PROCESSOR_FILE = "preprocessor_config.json"
+BY_FOLDER = "folder"
+"""In place of a file with labels: the class of an image is the folder it lies in."""
+
+
+def plan_images(
+    folder: Path,
+    specs: Sequence[TensorSpec],
+    *,
+    processor: Path,
+    model: Path | None,
+    labels: str | None,
+    label_file: Path | None,
+    samples: int | None,
+) -> SampleFile:
+    """The samples that the step `prepare` will make of this folder. Raises `SamplesError` for the first thing that is
+    wrong. processor: the folder with its config. labels: 'folder', or anything else together with its `label_file`."""
+    spec = _pixels(specs)
+    names = image_names(folder)
+    count = counted(folder.name, len(names), samples, specs)
+    used = [names[i * len(names) // count] for i in range(count)]
+    config = processor / PROCESSOR_FILE
+    if not config.is_file():
+        raise SamplesError(
+            f"'{processor.name}' holds no {PROCESSOR_FILE}",
+            hint="its processor's save_pretrained writes it",
+            key="processor",
+        )
+    params: dict[str, Any] = {
+        "kind": "images", "name": folder.name, "specs": [spec.to_json()], "total": len(names), "count": count,
+    }  # fmt: skip
+    files = {PROCESSOR_FILE: config}
+    if labels is not None:
+        by_name = _by_folder(names) if labels == BY_FOLDER else _by_file(label_file, names)
+        params["labels"] = "folder" if labels == BY_FOLDER else "file"
+        params["numbers"] = _numbers(set(by_name.values()), label_numbers(model))
+        if label_file is not None:
+            files["labels"] = label_file
+    tree = {name: folder / name for name in used}
+    places = {"images": folder, "processor": processor} | ({"labels": label_file} if label_file else {})
+    preparation = Preparation(params, files, places, ("numpy", "pillow", "transformers"), tree)
+    arrays = {spec.name: spec.name}
+    return SampleFile(folder, tuple(specs), arrays, LABELS if labels else None, count, count, None, preparation)
+
+
+def image_names(folder: Path) -> list[str]:
+    """Names of all images below the folder, relative to it, in order; what is hidden is left out."""
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
+
+
+def class_of(name: str) -> str:
+    """The folder that an image lies in, below the folder of images."""
+    return name.partition("/")[0]
+
+
+def read_label_file(path: Path) -> dict[str, Any]:
+    """Label by name of the image. Raises `SamplesError` where a column is missing or an image stands twice."""
+    columns, total = look_at(path)
+    for column in ("file", "label"):
+        if column not in columns:
+            raise SamplesError(f"{path.name}: has no column '{column}'", hint="its columns are file and label")
+    found: dict[str, Any] = {}
+    for place, row in read_rows(path, range(total), ("file", "label")):
+        if row["file"] in found:
+            raise SamplesError(f"{place}: '{row['file']}' stands twice", hint="one row per image")
+        found[str(row["file"])] = row["label"]
+    return found
+
+
+def _pixels(specs: Sequence[TensorSpec]) -> TensorSpec:
+    if len(specs) != 1 or len(specs[0].shape) != 4 or specs[0].dtype not in ("float32", "float16"):
+        what = ", ".join(map(str, specs))
+        raise SamplesError(
+            f"images make one input, float32 [batch, channels, height, width]; the model has {what}",
+            hint="give the arrays of such models as npz",
+        )
+    return specs[0]
+
+
+def _numbers(classes: set[str], known: Mapping[str, int]) -> Mapping[str, int]:
+    """The model's own numbers if it knows all names, none where the classes are numbers already, else their order."""
+    if classes <= known.keys():
+        return known
+    return in_order(classes) if any(is_name(one) for one in classes) else {}
+
+
+def _by_folder(names: Sequence[str]) -> dict[str, str]:
+    loose = next((name for name in names if "/" not in name), None)
+    if loose is not None:
+        raise SamplesError(
+            f"'{loose}' lies in no class's folder", hint="one folder per class, or labels: FILE.csv", key="labels"
+        )
+    return {name: class_of(name) for name in names}
+
+
+def _by_file(path: Path | None, names: Sequence[str]) -> Mapping[str, str]:
+    assert path is not None  # found before
+    labels = read_label_file(path)
+    for name in names:
+        if name not in labels:
+            raise SamplesError(f"{path.name}: says nothing of '{name}'", hint=did_you_mean(name, labels), key="labels")
+    return {name: str(labels[name]) for name in names}

@@ -1,0 +1,73 @@
+"""Images → pixel_values, by the processor that the model was trained with (transformers, on Pillow: no torch)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.errors import SamplesError
+from engineworks.model.export.interface import require_packages
+from engineworks.tensors import TensorSpec
+
+PACKAGES = {"transformers": "transformers", "PIL": "pillow"}
+
+
+def see(folder: Path, names: Sequence[str], processor: Path, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+    """One image after the other as the input takes it, [channels, height, width].
+
+    Raises `ModelError` where a package is missing, `SamplesError` for an image or processor that can not be read, and
+    where the processor's images do not fit the input.
+    """
+    require_packages(PACKAGES, extra="images", doing=f"images in '{folder.name}'")
+    loaded = _load(processor)
+    first: tuple[int, ...] | None = None
+    for name in names:
+        pixels = _pixels(loaded, folder / name, name, "L" if spec.shape[1] == 1 else "RGB")
+        wanted = spec.shape[1:]
+        if any(isinstance(w, int) and w != h for w, h in zip(wanted, pixels.shape, strict=False)):
+            raise SamplesError(
+                f"{name}: the processor makes {list(pixels.shape)} of it, input '{spec.name}' needs {list(wanted)}",
+                hint="another processor, or other lengths under 'inputs'",
+            )
+        first = first or pixels.shape
+        if pixels.shape != first:
+            raise SamplesError(
+                f"{name}: the processor makes {list(pixels.shape)} of it, and {list(first)} of others",
+                hint="a processor that crops gives one size",
+            )
+        yield pixels.astype(spec.dtype)
+
+
+def _load(folder: Path) -> Any:
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise SamplesError(f"'{folder.name}': transformers can not read its image processor: {error}") from error
+
+
+def _pixels(processor: Any, path: Path, name: str, mode: str) -> NDArray[Any]:
+    """mode: Pillow's name of grey (L) or colours (RGB)."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert(mode)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise SamplesError(f"{name}: is no image that can be read: {error}") from None
+    try:
+        made = processor(images=upright, return_tensors="np")["pixel_values"]
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise SamplesError(f"{name}: the processor fails: {error}") from error
+    pixels: NDArray[Any] = np.asarray(made)[0]
+    return pixels

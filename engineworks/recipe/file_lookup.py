@@ -1,0 +1,138 @@
+"""Looking for the files that a recipe names; what is wrong is noted at its place in the recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engineworks.errors import ModelError, Problem
+from engineworks.model.export.from_huggingface import find_folder, task_of
+from engineworks.model.export.source_code import source_closure
+from engineworks.model.external_data import Outline, read_outline
+from engineworks.recipe.yaml_nodes import Node
+from engineworks.suggest import did_you_mean
+
+Where = tuple[str | int, ...]
+
+SourceKind = Literal["onnx", "torch", "huggingface", "mlflow_pytorch"]
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """kind: how it is exported. path: the ONNX file, the factory's module file or the model's folder; None where it was
+    not found. files: all that shape it, by names that do not depend on the machine. tokenizer, processor: folders of
+    what came with it. resolved: what a name in a registry stands for now."""
+
+    kind: SourceKind
+    path: Path | None
+    files: Mapping[str, Path]
+    tokenizer: Path | None = None
+    processor: Path | None = None
+    resolved: str = ""
+
+
+class Finder:
+    """Looks for files, and notes what is wrong at its place in the recipe. outline: of the ONNX file that was found."""
+
+    def __init__(self, node: Node, folder: Path, roots: Sequence[Path], problems: list[Problem]) -> None:
+        self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
+        self.outline: Outline | None = None
+
+    def add(self, where: Where, message: str, hint: str = "") -> None:
+        self.problems.append(Problem(self.node.at(where).place, message, hint))
+
+    def inside(self, where: Where, name: str) -> Path | None:
+        """The absolute path if it lies in the repository or in a data root, symbolic links followed."""
+        path = (self.folder / Path(name).expanduser()).resolve()
+        if any(path.is_relative_to(root) for root in self.roots):
+            return path
+        hint = "move it, or add its folder to ENGINEWORKS_DATA_ROOTS"
+        self.add(where, f"'{name}' leaves the repository and the data roots", hint)
+        return None
+
+    def file(self, where: Where, name: str) -> Path | None:
+        path = self.inside(where, name)
+        if path is None:
+            return None
+        if not path.is_file():
+            what = "is a folder, not a file" if path.is_dir() else "no such file"
+            self.add(where, f"'{name}': {what}", self.fetch_hint(path) or _near(path))
+            return None
+        if not os.access(path, os.R_OK):
+            self.add(where, f"'{name}' can not be read", "check its permissions")
+            return None
+        return path
+
+    def onnx_files(self, where: Where, path: Path) -> dict[str, Path]:
+        """The ONNX file and the files that hold its weights."""
+        try:
+            self.outline = read_outline(path)
+        except ModelError as error:
+            self.add(where, error.message.replace(str(path), f"'{path.name}'"), error.hint)
+            return {}
+        found = {path.name: path}
+        for name, size in sorted(self.outline.external.items()):
+            file = (path.parent / name).resolve()
+            if not file.is_relative_to(path.parent):
+                self.add(
+                    where, f"'{path.name}' keeps weights in '{name}', outside of its folder", "move them beside it"
+                )
+            elif not file.is_file():
+                self.add(
+                    where, f"'{path.name}' keeps weights in '{name}', which is missing", "copy it beside the model"
+                )
+            elif file.stat().st_size < size:
+                has = f"needs {size:,} bytes of '{name}', which has only {file.stat().st_size:,}"
+                self.add(where, f"'{path.name}' {has}", "the file is cut short: copy it again")
+            else:
+                found[name] = file
+        return found
+
+    def huggingface(self, where: Where, name: str, task: str | None) -> Path | None:
+        """A folder, else the newest snapshot of the id in the local cache; its task must be one that we export."""
+        if (self.folder / Path(name).expanduser()).is_dir() and self.inside(where, name) is None:
+            return None
+        try:
+            found = find_folder(name, self.folder)
+            task_of(found, task)
+        except ModelError as error:
+            fetch = self.fetch_hint((self.folder / name).resolve())
+            self.add(where, error.message, fetch or error.hint)
+            return None
+        return found
+
+    def code(self, where: Where, factory: str) -> dict[str, Path]:
+        """The source files of `module:function`: its module and what that imports from beside the recipe."""
+        module = factory.partition(":")[0]
+        files = source_closure(module, self.folder)
+        if not files:
+            expected = f"expected {module.replace('.', '/')}.py in {self.folder.name}/"
+            self.add(where, f"no module '{module}' beside the recipe", expected)
+        return {f.relative_to(self.folder).as_posix(): f for f in files}
+
+    def subfolder(self, where: Where, name: str) -> Path | None:
+        """A folder that is there."""
+        path = self.inside(where, name)
+        if path is not None and not path.is_dir():
+            what = "is a file, not a folder" if path.is_file() else "no such folder"
+            self.add(where, f"'{name}': {what}", self.fetch_hint(path))
+            return None
+        return path
+
+    @staticmethod
+    def fetch_hint(path: Path) -> str:
+        """Data that is too large for git is fetched by a script beside the recipes."""
+        return "run 'make fetch' to get the data of the examples" if "fetched" in path.parts else ""
+
+
+def _near(path: Path) -> str:
+    """What there is in place of a file that is not there."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent.name}/ either; paths are relative to the recipe"
+    if path.is_dir():
+        return "name a file in it"
+    beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix and p.is_file()]
+    return did_you_mean(path.name, beside) if beside else f"there is no {path.suffix or 'such'} file in its folder"

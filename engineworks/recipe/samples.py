@@ -1,0 +1,364 @@
+"""Samples in .npz files: checked by their headers alone, read batch by batch.
+
+Axis 0 of every array counts the samples; one sample has the shape of the model's input without its batch dimension.
+The batch dimension is the name of axis 0 of the first input that has a name there; rows are stacked along the axis
+where each input has that name, so [samples, layers, …] in the file feeds an input [layers, batch, …].
+
+Samples may lie in several files, each of one length of a named dimension: they count as one sequence, file after file,
+and no batch holds samples of two files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engineworks.errors import SamplesError
+from engineworks.recipe.datasets.preparation import LENGTHS, Preparation, Ragged
+from engineworks.recipe.npz import ArrayHeader, NpzReader, RowReader, read_headers
+from engineworks.suggest import did_you_mean
+from engineworks.tensors import TensorSpec, spec_from_json
+
+NO_LABEL = -100
+"""Padding of labels: metrics leave it out (`measure.task_metrics`)."""
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+    Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """Samples of a model: which arrays of which files feed which input.
+
+    arrays: input → array name. labels: name of the label array. count: how many samples are used, evenly spread over
+    `total`, so that a file sorted by class still gives every class. ragged: rows have lengths of their own, and batches
+    are cut to the longest. preparation: set where `path` is no .npz but what one is made of. more: further files after
+    `path`; totals: how many samples each file holds, `path` first, where there are several.
+    """
+
+    path: Path
+    specs: tuple[TensorSpec, ...]
+    arrays: Mapping[str, str]
+    labels: str | None
+    total: int
+    count: int
+    ragged: Ragged | None = None
+    preparation: Preparation | None = None
+    more: tuple[Path, ...] = ()
+    totals: tuple[int, ...] = ()
+    chosen: tuple[int, ...] = ()
+    """Rows of the file to read instead, `count` of them; only of a single file."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.more)
+
+    @property
+    def title(self) -> str:
+        """What messages call the data: 'lines.npz', or 'lines32.npz and 2 more files'."""
+        rest = len(self.more)
+        return self.path.name + (f" and {rest} more file{'s' if rest > 1 else ''}" if rest else "")
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Every file that shapes the samples."""
+        return tuple(self.preparation.read()) if self.preparation else self.paths
+
+    @property
+    def rows(self) -> list[int]:
+        """Indices of the samples in use; those of a further file follow the last of the file before."""
+        if self.chosen:
+            return list(self.chosen)
+        found, start = [], 0
+        for total, count in zip(self._totals, self.counts, strict=True):
+            found += [start + i * total // count for i in range(count)]
+            start += total
+        return found
+
+    @property
+    def _totals(self) -> tuple[int, ...]:
+        return self.totals or (self.total,)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many samples of each file are used: by its share of all, in whole runs where the batch is fixed."""
+        step = fixed_batch(self.specs) or 1 if self.more else 1
+        picks, units = self.count // step, self.total // step
+        found, start = [], 0
+        for total in self._totals:
+            end = start + total // step
+            # Of the picks j · units // picks, those that lie in [start, end).
+            found.append((-(-end * picks // units) - -(-start * picks // units)) * step)
+            start = end
+        return tuple(found) if self.more else (self.count,)
+
+    def by_file(self) -> Iterator[SampleFile]:
+        """The samples in use, file by file: each of one length. A single file is itself."""
+        for path, total, count in zip(self.paths, self._totals, self.counts, strict=True):
+            if count:
+                yield replace(self, path=path, total=total, count=count, more=(), totals=()) if self.more else self
+
+    def of_one_length(self) -> SampleFile:
+        """The samples of the file of which most are used: rows that can be stacked into one batch."""
+        return replace(max(self.by_file(), key=lambda one: one.count), ragged=None)
+
+    def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
+        """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory, and none has samples of
+        two files."""
+        turn = 0
+        for one in self.by_file():
+            for feeds in one._batches(sizes, turn):
+                yield feeds
+                turn += 1
+
+    def _batches(self, sizes: Sequence[int], turn: int) -> Iterator[Arrays]:
+        """Those of a single file; `turn`: how many batches were before."""
+        names = {*self.arrays.values(), *([LENGTHS] if self.ragged else [])}
+        with ExitStack() as open_files:
+            readers = {n: open_files.enter_context(closing(RowReader(self.path, n))) for n in sorted(names)}
+            done, rows = 0, self.rows
+            while done < len(rows):
+                take = rows[done : done + max(1, sizes[turn % len(sizes)])]
+                yield self._feeds({name: reader.rows(take) for name, reader in readers.items()})
+                done, turn = done + len(take), turn + 1
+
+    def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Rows by array name, [samples, …] → inputs in the model's own layout."""
+        import numpy as np
+
+        axes, feeds = batch_axes(self.specs), dict[str, Any]()
+        for spec in self.specs:
+            axis = axes[spec.name]
+            block = self._cut(spec, axis, read[self.arrays[spec.name]], read.get(LENGTHS) if self.ragged else None)
+            sample = block[0] if axis is None else np.moveaxis(block, 0, axis)
+            feeds[spec.name] = np.asarray(sample, order="C")  # ascontiguousarray makes a scalar one-dimensional
+        return feeds
+
+    def _cut(
+        self, spec: TensorSpec, axis: int | None, block: NDArray[Any], lengths: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """Rows [samples, …] without the padding that no row of this batch needs."""
+        if self.ragged is None or lengths is None or self.ragged.dim not in spec.shape:
+            return block
+        width = self.ragged.width(len(block), int(lengths.max()))
+        own = [d for at, d in enumerate(spec.shape) if at != axis]
+        return block[(slice(None), *(slice(width) if d == self.ragged.dim else slice(None) for d in own))]
+
+    def label_parts(self) -> list[NDArray[np.generic]] | None:
+        """The labels of the samples in use, in their order, one array per file; None if there are none."""
+        if self.labels is None:
+            return None
+        found = []
+        for one in self.by_file():
+            with NpzReader(one.path) as archive:
+                found.append(archive.read(self.labels)[one.rows])
+        return found
+
+    def read_labels(self) -> NDArray[np.generic] | None:
+        """The labels of the samples in use, in their order; shorter ones are filled up with what metrics leave out."""
+        parts = self.label_parts()
+        return None if parts is None else stacked(parts, NO_LABEL)
+
+
+def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
+    """Arrays [rows, …] → all rows as one array, shorter ones filled up with `fill` (unsigned types become signed for a
+    negative one)."""
+    import numpy as np
+
+    shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
+    if all(a.shape[1:] == shape for a in arrays):
+        return np.concatenate(arrays)
+    dtype = np.result_type(arrays[0].dtype, np.int16) if fill < 0 else arrays[0].dtype
+    found = np.full((sum(map(len, arrays)), *shape), fill, dtype)
+    start = 0
+    for array in arrays:
+        found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
+        start += len(array)
+    return found
+
+
+def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[str, Any]) -> SampleFile:
+    """The samples that a plan describes, in the files that were found when it was made."""
+    path, *more = map(Path, [paths] if isinstance(paths, Path | str) else paths)
+    specs = tuple(spec_from_json(s) for s in value["specs"])
+    ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
+    total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
+    found = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
+    return replace(found, more=tuple(more), totals=totals)
+
+
+def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
+    """The name of the batch dimension, or its length where it is fixed."""
+    for spec in specs:
+        if spec.shape and isinstance(spec.shape[0], str):
+            return spec.shape[0]
+    return next((d for spec in specs for d in spec.shape[:1]), 1)
+
+
+def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
+    """Where each tensor has the batch dimension; None for one that has none (its sample is fed as it is).
+
+    A fixed batch above 1 that is not axis 0 of every input can not be told from other lengths: then a sample is all
+    that one run takes, for every input.
+    """
+    dim = batch_dim(specs)
+    if isinstance(dim, int):
+        stacked = dim == 1 or all(s.shape[:1] == (dim,) for s in specs)
+        return {s.name: 0 if stacked and s.shape[:1] == (dim,) else None for s in specs}
+    return {s.name: s.shape.index(dim) if dim in s.shape else None for s in specs}
+
+
+def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, int | None]:
+    """Where each output has the batch dimension: by its name, else axis 0 if the model's batch is there."""
+    dim = batch_dim(inputs)
+    axes = batch_axes(inputs)
+    if all(axis is None for axis in axes.values()):
+        return {o.name: None for o in outputs}
+    first = 0 if any(a == 0 for a in axes.values()) else None
+    return {o.name: o.shape.index(dim) if dim in o.shape else (first if o.shape else None) for o in outputs}
+
+
+def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
+    """The only batch size that the model takes, None if it takes several."""
+    if any(axis is None for axis in batch_axes(specs).values()):
+        return 1
+    dim = batch_dim(specs)
+    return dim if isinstance(dim, int) else None
+
+
+def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
+    """How many samples one run takes where the dynamic dimensions have these lengths."""
+    dim = batch_dim(specs)
+    return dims.get(dim, 1) if isinstance(dim, str) else fixed_batch(specs) or 1
+
+
+def open_samples(
+    paths: Path | Sequence[Path],
+    specs: Sequence[TensorSpec],
+    names: Mapping[str, str],
+    *,
+    samples: int | None,
+    labels: str | None,
+) -> SampleFile:
+    """Check the files' headers against the model's inputs. Raises `SamplesError` for the first thing that is wrong."""
+    path, *more = [paths] if isinstance(paths, Path) else paths
+    found = [_open_file(one, specs, names, labels) for one in (path, *more)]
+    totals = tuple(total for _, total in found)
+    total, fixed = sum(totals), fixed_batch(specs)
+    what = "the files have" if more else "the file has"
+    if samples is not None and samples > total:
+        raise SamplesError(f"{path}: {samples} samples are asked for, {what} {total}", hint=f"samples: {total} at most")
+    count = samples or total
+    if fixed and count % fixed:
+        whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
+        raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
+    for one, held in zip((path, *more), totals, strict=True):
+        if fixed and more and held % fixed:
+            raise SamplesError(
+                f"{one}: {held} samples, and the model takes {fixed} at a time, all of one file",
+                hint=f"give this file a multiple of {fixed} samples",
+            )
+    if labels is not None and more:
+        _check_label_kinds((path, *more), labels)
+    first = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
+    return replace(first, more=tuple(more), totals=totals) if more else first
+
+
+def _open_file(
+    path: Path, specs: Sequence[TensorSpec], names: Mapping[str, str], labels: str | None
+) -> tuple[dict[str, str], int]:
+    """Input → array name, and how many samples the file holds."""
+    headers = read_headers(path)
+    arrays = {spec.name: _array_name(path, spec, names, headers) for spec in specs}
+    totals = {a: headers[a].shape[0] if headers[a].shape else 0 for a in arrays.values()}
+    for spec in specs:
+        _check_fit(path, spec, arrays[spec.name], headers[arrays[spec.name]], batch_axes(specs)[spec.name])
+    total = next(iter(totals.values()))
+    for array, count in totals.items():
+        if count != total:
+            raise SamplesError(f"{path}: '{array}' has {count} samples, '{next(iter(totals))}' has {total}")
+    if total == 0:
+        raise SamplesError(f"{path}: holds no samples", hint="axis 0 of every array counts them")
+    if labels is not None:
+        _check_labels(path, labels, headers, total)
+    return arrays, total
+
+
+def _array_name(path: Path, spec: TensorSpec, names: Mapping[str, str], headers: Mapping[str, ArrayHeader]) -> str:
+    name = names.get(spec.name, spec.name)
+    if name not in headers:
+        hint = did_you_mean(name, headers)
+        if spec.name not in names:
+            hint += f"; or say which array it is: names: {{{spec.name}: …}}"
+        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint)
+    return name
+
+
+def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, axis: int | None) -> None:
+    if header.dtype != spec.dtype:
+        raise SamplesError(
+            f"{path}: '{array}' is {header.dtype}, input '{spec.name}' is {spec.dtype}",
+            hint=f"correct the input's dtype, or convert the data: array.astype('{spec.dtype}')",
+        )
+    sample = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
+    fits = len(header.shape) == len(sample) + 1 and all(
+        isinstance(want, str) or want == have for want, have in zip(sample, header.shape[1:], strict=True)
+    )
+    if not fits:
+        want = ", ".join(map(str, ("samples", *sample)))
+        raise SamplesError(
+            f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]",
+            hint=f"correct the shape of input '{spec.name}', or write the data in that shape",
+        )
+
+
+def _check_labels(path: Path, labels: str, headers: Mapping[str, ArrayHeader], total: int) -> None:
+    if labels not in headers:
+        raise SamplesError(f"{path}: holds no array '{labels}' with the labels", hint=did_you_mean(labels, headers))
+    shape = headers[labels].shape
+    if not shape or shape[0] != total:
+        count = shape[0] if shape else 0
+        raise SamplesError(f"{path}: {count} labels in '{labels}' for {total} samples", hint="one label per sample")
+
+
+def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
+    """Labels of all files are used as one array: they need one type, and as many dimensions."""
+    first = read_headers(paths[0])[labels]
+    for path in paths[1:]:
+        header = read_headers(path)[labels]
+        if (header.dtype, len(header.shape)) != (first.dtype, len(first.shape)):
+            raise SamplesError(
+                f"{path}: '{labels}' is {header.dtype} {list(header.shape)}, in {paths[0].name} {first.dtype} "
+                f"{list(first.shape)}",
+                hint="write the labels of every file with one type and number of dimensions",
+            )
+
+
+def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:
+    """Feeds of exactly this shape, made of real samples: repeated where they are too few or short, cut where too long.
+
+    Real values keep token ids within the vocabulary, and data-dependent kernels at their usual speed.
+    """
+    axes = batch_axes(specs)
+    batch = samples_per_run(specs, dims)
+    one = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
+    return {spec.name: _fit(one[spec.name], spec.concrete(dims)) for spec in specs}
+
+
+def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    for axis, length in enumerate(shape):
+        have = array.shape[axis]
+        if have == 0 or length == 0:
+            array = np.zeros((*array.shape[:axis], length, *array.shape[axis + 1 :]), array.dtype)
+        elif have != length:
+            tiled = np.concatenate([array] * math.ceil(length / have), axis=axis)
+            array = np.take(tiled, range(length), axis=axis)
+    return np.asarray(array, order="C")

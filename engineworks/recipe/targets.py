@@ -1,0 +1,57 @@
+"""Targets: where an engine is to run. `_targets.yaml` beside the recipes maps a name to backend and GPU type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from engineworks.recipe.numbers import Seconds
+from engineworks.recipe.recipe import Name, Part
+
+
+def _number_as_text(value: object) -> object:
+    """YAML reads an unquoted 8.9 as a number."""
+    return str(value) if isinstance(value, float) else value
+
+
+ComputeCapability = Annotated[str, BeforeValidator(_number_as_text), StringConstraints(pattern=r"^\d{1,2}\.\d$")]
+
+
+class Target(Part):
+    """One GPU type (or the CPU), the backend that builds and runs its engines, and where its jobs go."""
+
+    backend: Literal["onnxruntime", "tensorrt_rtx", "tensorrt"] = Field(description="what builds and runs its engines")
+    description: str = Field("", description="which GPUs are meant; shapes nothing")
+    compute_capability: tuple[ComputeCapability, ...] = Field(
+        (), description="such as [8.9]; several make one portable engine; empty for the CPU"
+    )
+    pool: str = Field("", description="Prefect work pool of its jobs")
+    time_limit_s: Seconds = Field(7200.0, description="a build that takes longer is stopped")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the backend")
+
+
+class Targets(Part):
+    """The file `_targets.yaml`."""
+
+    targets: dict[Name, Target] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class NamedTarget:
+    name: str
+    target: Target
+
+    def to_json(self) -> dict[str, object]:
+        """What shapes an engine: pool, time limit and description do not."""
+        return {
+            "backend": self.target.backend,
+            "compute_capability": list(self.target.compute_capability),
+            "options": dict(self.target.options),
+        }
+
+
+DEFAULT_TARGETS: Mapping[str, Target] = {"cpu": Target(backend="onnxruntime", description="ONNX Runtime on this CPU")}
+"""The targets where no `_targets.yaml` stands beside the recipes."""

@@ -1,0 +1,1 @@
+"""What a night of builds came to: chosen recipes, summary, metrics."""

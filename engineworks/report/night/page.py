@@ -1,0 +1,105 @@
+"""A night's summary as Markdown: for Prefect's page, MLflow, a chat. What needs somebody comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from engineworks.report.figures import figure
+from engineworks.report.night.changes import recipe_of
+
+if TYPE_CHECKING:
+    from engineworks.report.night.summary import Summary
+
+HEADINGS = ("engine", "verdict", "metric", "p50 ms", "samples/s", "MiB", "why")
+"""p50 and samples/s are at the recipe's first named shape; MiB is the size of the engine."""
+
+REBUILT = 50
+"""Steps of a page; the JSON has all."""
+
+
+def render_night(night: Summary) -> str:
+    counts = ", ".join(f"{number} {word}" for word, number in night.counts.items()) or "no engines"
+    lines = [f"# Night of {night.at:%Y-%m-%d}: {night.verdict}", "", f"{counts}. {_effort(night)}"]
+    wrong = [r for r in night.recipes if r["error"]]
+    if wrong:
+        lines += ["", "## Recipes without a result", "", *(f"- **{r['recipe']}**: {_cell(r['error'])}" for r in wrong)]
+    lines += _not_part(night)
+    lines += ["", "## Changed since last night", "", *_changes(night)]
+    lines += ["", "## Engines", "", *_table(HEADINGS, map(_engine, night.engines))]
+    lines += ["", "## Rebuilt, and why", "", *_rebuilt(night)]
+    if night.slowest:
+        rows = ((s["id"], f"{s['seconds']:.1f}") for s in night.slowest)
+        lines += ["", "## Slowest steps", "", *_table(("step", "seconds"), rows)]
+    lines += [
+        "",
+        "## Recipes",
+        "",
+        *_table(("recipe", "seconds", "run", "reused", "failed", "MLflow run"), _recipes(night)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _not_part(night: Summary) -> list[str]:
+    """What the counts leave out, as it was last."""
+    lines = []
+    for recipe in night.absent:
+        words = [e["verdict"] for e in night.known if recipe_of(e["id"]) == recipe["recipe"]]
+        counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+        last = f"no result: {recipe['error'].splitlines()[0]}" if recipe["error"] else counts or "no engines"
+        lines.append(f"- **{recipe['recipe']}**: last on {recipe['at'][:10]}, {_cell(last)}")
+    if night.left_out:
+        lines.append(f"- {len(night.left_out)} engines that --only left out: {', '.join(night.left_out)}")
+    return ["", "## Not part of this run", "", *lines] if lines else []
+
+
+def _effort(night: Summary) -> str:
+    run = sum(r["steps"].get("run", 0) for r in night.recipes)
+    reused = sum(r["steps"].get("reused", 0) for r in night.recipes)
+    return f"{len(night.recipes)} recipes, {run} steps run, {reused} reused, in {night.seconds:.1f} s."
+
+
+def _changes(night: Summary) -> Iterable[str]:
+    if night.changes is None:
+        return ["No night before this one is on record."]
+    earlier = [f"{r['recipe']} (its last: {r['at'][:10]})" for r in night.rejoined]
+    note = ["", f"Not part of last night, so compared with their own last: {', '.join(earlier)}."] if earlier else []
+    return [*([f"- {_cell(c)}" for c in night.changes] or [f"Nothing, since {night.before}."]), *note]
+
+
+def _rebuilt(night: Summary) -> Iterable[str]:
+    if not night.rebuilt:
+        return ["Nothing: every result was in the store."]
+    shown = night.rebuilt[:REBUILT]
+    rows = ((s["id"], f"{s['seconds']:.1f}", s["reason"]) for s in sorted(shown, key=lambda s: str(s["id"])))
+    more = len(night.rebuilt) - len(shown)
+    return [*_table(("step", "seconds", "why"), rows), *(["", f"and {more} shorter ones"] if more else [])]
+
+
+def _engine(engine: Mapping[str, Any]) -> tuple[str, ...]:
+    word = f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
+    size = engine["bytes"]
+    return (
+        engine["id"], word, figure(engine["metric"], 4), figure(engine["latency_ms_p50"], 3),
+        figure(engine["throughput_per_s"], 0), figure(size / 2**20 if size else None, 2), engine["why"],
+    )  # fmt: skip
+
+
+def _recipes(night: Summary) -> Iterable[tuple[str, ...]]:
+    for one in sorted(night.recipes, key=lambda r: -r["seconds"]):
+        steps = one["steps"]
+        counts = (str(steps.get(k, 0)) for k in ("run", "reused", "failed"))
+        yield (one["recipe"], f"{one['seconds']:.1f}", *counts, f"`{one['run']}`" if one["run"] else "")
+
+
+def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    names = list(headings)
+    return [_line(names), _line(["---"] * len(names)), *map(_line, rows)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,140 @@
+"""Two names → pairs of recorded engines, read from MLflow (and from the store, where older runs recorded less)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_json, read_text, recorded
+from engineworks.errors import InputError, RecipeError
+from engineworks.report.why.why import Difference, Explanation, Side, explain
+from engineworks.settings import Settings
+from engineworks.store.open import open_store
+from engineworks.store.store import Store
+from engineworks.tracking.records import ENGINE_DIGEST, KIND, RunSummary
+from engineworks.tracking.runs import Tracking
+
+
+def explain_runs(first: str, second: str | None, settings: Settings) -> list[Explanation]:
+    """Why the engines of the two differ: run ids of builds or engines, engine ids, recipes' names. Builds are compared
+    engine by engine. Without a second, the newest is compared with the one before.
+
+    Raises `InputError` where one is not recorded, or the two have no engine in common.
+    """
+    tracking, store = recorded(settings), open_store(settings)
+    after = find_run(tracking, second or first)
+    before = find_run(tracking, first) if second else _previous(tracking, after)
+    pairs = _pairs(tracking, before, after)
+    explained = []
+    for one, other in pairs:
+        found = explain(_side(tracking, store, one), _side(tracking, store, other))
+        file = build_of(tracking, other).tags.get("engineworks.file", "")
+        explained.append(_with_places(found, Path(file)))
+    return explained
+
+
+def _previous(tracking: Tracking, run: RunSummary) -> RunSummary:
+    """The finished run before this one, of the same recipe or engine."""
+    kind: Any = run.tags[KIND]
+    runs = tracking.find_runs(recipe=run.recipe, engine=run.engine, kind=kind, limit=100)
+    older = [r for r in runs if r.run_id != run.run_id and r.started_at <= run.started_at]
+    if not older:
+        raise InputError(f"{run.engine or run.recipe} was recorded once only", hint="name two runs")
+    return older[0]
+
+
+def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tuple[RunSummary, RunSummary]]:
+    kinds = {before.tags[KIND], after.tags[KIND]}
+    if kinds == {"engine"}:
+        return [(before, after)]
+    sides = []
+    for run, other in ((before, after), (after, before)):
+        found = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[KIND] == "build" else [run])}
+        sides.append({k: r for k, r in found.items() if other.engine in (None, k)})
+    both = [engine for engine in sides[0] if engine in sides[1]]
+    if not both:
+        raise InputError(
+            f"runs {before.run_id} and {after.run_id} have no engine in common",
+            hint="name the two engines' runs: `engineworks list engines`",
+        )
+    return [(sides[0][engine], sides[1][engine]) for engine in both]
+
+
+def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
+    plan = read_json(tracking, run.parent_run_id, "plan.json") if run.parent_run_id else None
+    accuracy = read_json(tracking, run.run_id, "accuracy.json")
+    return Side(
+        engine=run.engine or run.name,
+        run=run.run_id,
+        verdict=run.tags.get("engineworks.verdict", run.status.lower()),
+        started_at=run.started_at,
+        digest=run.tags.get(ENGINE_DIGEST, ""),
+        documents=_documents(tracking, store, run),
+        resolved=_resolved(plan, run),
+        checks=tuple(read_json(tracking, run.run_id, "verdict.json") or ()),
+        accuracy=accuracy,
+        latency=read_json(tracking, run.run_id, "latency.json"),
+        size=run.metrics.get("engine_bytes"),
+        error=(read_text(tracking, run.run_id, "error.txt") or "").partition("\n")[0],
+    )
+
+
+def _resolved(plan: Any, run: RunSummary) -> Mapping[str, Any] | None:
+    """The resolved recipe and the target's own options; limits of other precisions shape nothing of this engine."""
+    if not plan:
+        return None
+    resolved = json.loads(json.dumps(plan["resolved"]))
+    _, precision, target = (run.engine or "//").split("/")
+    limits = resolved.get("accuracy", {}).get("limits", {})
+    resolved["accuracy"]["limits"] = {k: v for k, v in limits.items() if k == precision}
+    for key in ("precisions", "targets", "mixtures"):
+        resolved.pop(key, None)
+    return {**resolved, f"target {target}": plan.get("targets", {}).get(target)}
+
+
+def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, Mapping[str, Any]]:
+    """Documents of all steps by kind, each with its key."""
+    found = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    if isinstance(found, dict):
+        return found
+    known: dict[str, Mapping[str, Any]] = {}
+    pending = []
+    for kind in ("build", "compare", "measure", "duel"):
+        document = read_json(tracking, run.run_id, f"fingerprints/{kind}.json")
+        if document:
+            known[kind] = document
+            pending += document.get("inputs", {}).values()
+    while pending:
+        artifact = store.get(pending.pop())
+        if artifact is not None and artifact.document["step"] not in known:
+            known[artifact.document["step"]] = {"key": artifact.key, **artifact.document}
+            pending += artifact.document.get("inputs", {}).values()
+    return known
+
+
+def _with_places(found: Explanation, file: Path) -> Explanation:
+    """Recipe lines get the place where they stand now, if the file is here and still has them."""
+    from engineworks.recipe.yaml_nodes import read_yaml
+
+    if not file.is_file():
+        return replace(found, differences=tuple(_without_place(d) for d in found.differences))
+    try:
+        node = read_yaml(file, str(file))
+    except RecipeError:
+        return replace(found, differences=tuple(_without_place(d) for d in found.differences))
+
+    def placed(one: Difference) -> Difference:
+        if one.kind != "recipe":
+            return one
+        parts = tuple(one.place.split("."))
+        there = node.get(parts[0]) is not None  # else it stands in the defaults, or nowhere
+        return replace(one, place=str(node.key_place(parts)) if there else "")
+
+    return replace(found, differences=tuple(placed(d) for d in found.differences))
+
+
+def _without_place(one: Difference) -> Difference:
+    return replace(one, place="")

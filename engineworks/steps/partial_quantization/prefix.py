@@ -1,0 +1,83 @@
+"""What the fp32 nodes before a group give, kept for all samples, so that only what comes after is run again.
+
+Groups are tried in the order of the graph: the cut moves forward, each fp32 node before it is run once in all, and the
+tensors of one cut are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.model.calibrate.segments import Segment, segment_model, tensor_types
+from engineworks.model.graphs import names_read
+from engineworks.model.onnx_files import graph_inputs
+from engineworks.steps.partial_quantization.sessions import CutSession, Tensors
+
+if TYPE_CHECKING:
+    import onnx
+
+CACHE_BYTES = 1 << 29
+"""Most that the tensors of a cut may take, all samples together; where they would take more, the cut stays behind."""
+
+
+class Prefix:
+    """A model (fp32, its weights in memory) cut at a place that moves forward. `batches`: what it is fed."""
+
+    def __init__(
+        self, model: onnx.ModelProto, batches: Sequence[Tensors], scratch: Path, *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._model, self._scratch, self._cache_bytes = model, scratch, cache_bytes
+        self._types = tensor_types(model)
+        self._uses = [tuple(names_read(node)) for node in model.graph.node]
+        self._made_at = {name: at for at, node in enumerate(model.graph.node) for name in node.output if name}
+        self._inputs = {spec.name for spec in graph_inputs(model)}
+        self.at = 0
+        self.batches = list(batches)
+        self._sorted = all(self._made_at.get(n, -1) < at for at, names in enumerate(self._uses) for n in names)
+
+    def move_to(self, position: int) -> None:
+        """Cut before the node at `position`, or leave the cut where it is: in a graph that is not sorted, where a
+        tensor of unknown type would cross, and where the tensors would take too much memory. Raises `RunError`."""
+        if position <= self.at or not self._sorted:
+            return
+        crossing = self._crossing(position)
+        made = tuple(name for name in crossing if self._made_at.get(name, -1) >= self.at)
+        if any(name not in self._types for name in made):
+            return
+        moved = self._run(Segment(self.at, position, self._read_by(self.at, position), made), crossing)
+        if moved is not None:
+            self.at, self.batches = position, moved
+
+    def rest(self) -> onnx.ModelProto:
+        """The model behind the cut, fp32, with the outputs that it makes."""
+        stop = len(self._uses)
+        if self.at == 0:
+            return self._model
+        outputs = tuple(o.name for o in self._model.graph.output if self._made_at.get(o.name, -1) >= self.at)
+        return segment_model(self._model, Segment(self.at, stop, self._read_by(self.at, stop), outputs), self._types)
+
+    def _run(self, segment: Segment, crossing: Sequence[str]) -> list[Tensors] | None:
+        """The tensors that cross at the segment's end, None where they are too many."""
+        moved: list[Tensors] = []
+        part = segment_model(self._model, segment, self._types)
+        session = CutSession(part, self._scratch) if segment.outputs else None
+        taken = 0
+        for tensors in self.batches:
+            made = session.run(tensors) if session else {}
+            kept = {name: made[name] if name in made else tensors[name] for name in crossing}
+            taken += sum(value.nbytes for value in kept.values())
+            if taken > self._cache_bytes:
+                return None
+            moved.append(kept)
+        return moved
+
+    def _crossing(self, position: int) -> tuple[str, ...]:
+        """Tensors that nodes from `position` on read and that others before them, or the caller, give."""
+        read = dict.fromkeys(name for names in self._uses[position:] for name in names)
+        return tuple(n for n in read if n in self._inputs or self._made_at.get(n, position) < position)
+
+    def _read_by(self, start: int, stop: int) -> tuple[str, ...]:
+        read = dict.fromkeys(name for names in self._uses[start:stop] for name in names)
+        return tuple(n for n in read if n in self._inputs or self._made_at.get(n, start) < start)

@@ -1,0 +1,126 @@
+"""The order of what was tried, and the search for the shortest list of parts that must stay out. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engineworks.measure.accuracy import worst_cosine
+from engineworks.steps.partial_quantization.groups import Group
+
+CHANCE_SAMPLES = 4
+"""A metric that counts samples and loses d of them loses them by chance with a standard error of √d: from 4 on it is
+two standard errors. Losses are compared in steps of that many samples; within a step the outputs' error decides."""
+
+SHARE_TO_SPLIT = 0.9
+"""Groups that make this share of all noise are looked into node by node."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What it costs to quantize one group alone.
+
+    noise: Σ(e - r)² / Σr² of the worst output, inf where values became NaN or infinite; noises of parts add up where
+    they are independent. loss: of the task metric, as a share of fp32's; None without labels. report: the accuracy of
+    each output and the metric, as in `accuracy.json`.
+    """
+
+    group: Group
+    noise: float
+    loss: float | None
+    report: Mapping[str, Any]
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.group.name, "nodes": list(self.group.nodes),
+            "noise": self.noise if math.isfinite(self.noise) else None,
+            "sqnr_db": -10 * math.log10(self.noise) if 0 < self.noise < math.inf else None,
+            "cosine": worst_cosine(self.report["outputs"]),
+            "metric": (self.report["metric"] or {}).get("engine"),
+            "loss": self.loss if self.loss is not None and math.isfinite(self.loss) else None,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def make_trial(group: Group, report: Mapping[str, Any], seconds: float = 0.0) -> Trial:
+    """The trial of a group from the accuracy report of the model in which it alone is quantized."""
+    return Trial(group, worst_noise(report), metric_loss(report), report, seconds)
+
+
+def worst_noise(report: Mapping[str, Any]) -> float:
+    """Largest noise of any output: 10^(-SQNR / 10)."""
+    return max((_noise(output) for output in report["outputs"].values()), default=0.0)
+
+
+def metric_loss(report: Mapping[str, Any]) -> float | None:
+    """How much of fp32's task metric is lost, as a share of it; None without labels: then the outputs say more."""
+    metric = report.get("metric")
+    if not metric or metric["kind"] != "labels":
+        return None
+    engine, reference = metric["engine"], metric["reference"]
+    if engine is None or reference is None:
+        return math.inf
+    lost = engine - reference if metric["lower_is_better"] else reference - engine
+    return float(lost / max(abs(reference), 1e-12))
+
+
+def rank(trials: Sequence[Trial], samples: int) -> list[Trial]:
+    """The costliest first: by the task metric where there are labels and the loss is more than chance, then by the
+    outputs' error. Of equal ones, that which comes first in the graph."""
+    step = CHANCE_SAMPLES / max(1, samples)
+
+    def cost(trial: Trial) -> tuple[float, float]:
+        loss = trial.loss or 0.0
+        return (math.floor(loss / step) if 0 < loss < math.inf else max(0.0, loss), trial.noise)
+
+    return sorted(trials, key=cost, reverse=True)
+
+
+def to_split(ranked: Sequence[Trial]) -> list[Trial]:
+    """The first groups of the ranking that make most of the noise, those of one node left out."""
+    total = sum(t.noise for t in ranked if math.isfinite(t.noise))
+    chosen: list[Trial] = []
+    seen = 0.0
+    for trial in ranked:
+        if seen >= SHARE_TO_SPLIT * total and (not chosen or math.isfinite(trial.noise)):
+            break
+        seen += trial.noise if math.isfinite(trial.noise) else 0.0
+        chosen.append(trial)
+    return [trial for trial in chosen if len(trial.group.nodes) > 1]
+
+
+def shortest_list(ranked: Sequence[Group], holds: Callable[[Sequence[Group]], bool]) -> list[Group] | None:
+    """The groups that must be left out so that `holds` of them; None if leaving out all but the last is not enough.
+
+    First the shortest beginning of the ranking, by bisection; then each of it that turns out not to be needed goes,
+    the cheapest first. `holds` is asked at most 2 + log₂(n) + length of the list times. That no other list is shorter
+    is not proved: there are 2ⁿ.
+    """
+    if holds([]):
+        return []
+    low, high = 0, len(ranked) - 1
+    if high < 1 or not holds(ranked[:high]):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(ranked[:middle]):
+            high = middle
+        else:
+            low = middle
+    kept = list(ranked[:high])
+    for group in reversed(ranked[: high - 1]):  # the last of the list is needed: without it the limits did not hold
+        fewer = [one for one in kept if one is not group]
+        if holds(fewer):
+            kept = fewer
+    return kept
+
+
+def _noise(output: Mapping[str, Any]) -> float:
+    if output["nonfinite"] or output["max_abs"] is None:
+        return math.inf
+    if output["sqnr_db"] is None:  # equal, or a reference of zeros
+        return 0.0 if not output["max_abs"] else math.inf
+    return float(10 ** (-output["sqnr_db"] / 10))

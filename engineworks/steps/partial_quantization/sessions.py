@@ -1,0 +1,51 @@
+"""Models from memory, whole or cut, as ONNX Runtime sessions on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from engineworks.engines.backends.onnxruntime import session_options
+from engineworks.errors import RunError
+from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE, save_model, weight_bytes
+from engineworks.model.ort_errors import ort_errors, plain
+
+if TYPE_CHECKING:
+    import onnx
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class CutSession:
+    """Runs a model that may be a piece of one, whose inputs have types and no shapes. `scratch`: a folder for what no
+    message can hold. integer_kernels: fuse Q/DQ into integer kernels, as the engine of a CPU target does; else compute
+    node by node what the graph says, in fp8 too. Raises `RunError` where ONNX Runtime does not take the model."""
+
+    def __init__(self, model: onnx.ModelProto, scratch: Path, *, integer_kernels: bool = True) -> None:
+        import onnxruntime as ort
+
+        large = weight_bytes(model) > EXTERNAL_ABOVE_BYTES
+        if large:
+            save_model(model, scratch / MODEL_FILE)
+        source = str(scratch / MODEL_FILE) if large else model.SerializeToString()
+        options = session_options({})
+        if not integer_kernels:
+            # Not only without fusions of Q/DQ: of fp8 ONNX Runtime 1.31 also takes the Relu before a Q out.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime can not load the model: {plain(error)}", log=str(error)) from None
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """All outputs by name; tensors that are no inputs are left aside. Raises `RunError`."""
+        try:
+            found = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+        except ort_errors() as error:
+            raise RunError(f"ONNX Runtime failed: {plain(error)}") from None
+        return dict(zip(self._outputs, found, strict=True))

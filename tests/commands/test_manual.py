@@ -1,0 +1,85 @@
+"""The generated pages are up to date, whole, and their examples are right."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from engineworks.cli import _run
+from engineworks.commands.manual.recipe_reference import SECTIONS, recipe_reference
+from engineworks.commands.manual.schema_tables import flow_yaml, type_words
+from engineworks.commands.manual.target_tables import target_tables
+from engineworks.commands.manual.write import manual_pages
+from engineworks.engines.capabilities import why_not
+from engineworks.recipe.schema import recipe_schema
+from engineworks.recipe.yaml_nodes import parse_yaml
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def parts() -> dict[str, Any]:
+    schema = recipe_schema()
+    return {"Recipe": schema, **schema["$defs"]}
+
+
+KEYS = [(name, key) for name, part in parts().items() for key in part["properties"]]
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    for path, text in manual_pages(REPOSITORY / "docs").items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run 'engineworks manual'"
+
+
+def test_the_command_says_so_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert _run(["manual", "docs"]) == 0
+    assert capsys.readouterr().out == "every page is up to date\n"
+
+
+def test_a_page_without_markers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "targets.md").write_text("# Targets\n", encoding="utf-8")
+    assert _run(["manual", str(tmp_path)]) == 2
+    assert "targets.md: has not both lines" in capsys.readouterr().err
+
+
+def test_every_part_of_the_schema_has_a_section() -> None:
+    assert set(SECTIONS) == set(parts())
+
+
+@pytest.mark.parametrize(("part", "key"), KEYS)
+def test_every_key_says_what_it_means_and_has_an_example_that_fits(part: str, key: str) -> None:
+    schema = recipe_schema()
+    found = parts()[part]["properties"][key]
+    assert found.get("description"), f"{part}.{key}: no description"
+    (example,) = found["examples"]
+    alone = {**deepcopy(found), "$defs": schema["$defs"]}
+    if "$ref" in alone:
+        alone = {"$ref": alone["$ref"], "$defs": schema["$defs"]}
+    jsonschema.validate(example, alone)
+    assert f"`{key}`" in recipe_reference()
+    assert parse_yaml(f"x: {flow_yaml(example)}", "x").plain() == {"x": example}
+
+
+def test_types_are_words() -> None:
+    assert type_words({"type": "integer", "minimum": 1}, {}) == "whole number ≥ 1"
+    assert type_words({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}, {}) == "number > 0"
+    assert type_words({"enum": ["a", "b"]}, {}) == "`a` · `b`"
+    assert type_words({"type": "array", "items": {"type": "boolean"}}, {}) == "list of: `true` · `false`"
+
+
+def test_the_tables_say_what_the_plan_says() -> None:
+    lines = target_tables().splitlines()
+    begin = lines.index("### TensorRT-RTX 1.7")
+    head = next(line for line in lines[begin:] if line.startswith("| precision"))
+    row = next(line for line in lines[begin:] if line.startswith("| `fp8`"))
+    cells = dict(zip(head.split(" | ")[1:], row.split(" | ")[1:], strict=True))
+    assert cells["8.6"] == "no"
+    assert cells["8.9"] == "yes"
+    assert why_not("tensorrt_rtx", "1.7", "fp8", ("8.6",))
+    assert "9.0" not in cells

@@ -1,0 +1,82 @@
+"""Which recipes a night takes and what it says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engineworks.errors import InputError
+from tasks.night import choose_recipes, count_words, lines_of, night_of_result, night_without_result
+
+RESULT = {
+    "recipe": "tiny",
+    "engines": [
+        {"id": "tiny/fp32/cpu", "verdict": "pass", "waived": [], "error": None, "checks": []},
+        {"id": "tiny/int8/cpu", "verdict": "fail", "waived": [], "error": None,
+         "checks": [{"verdict": "pass", "sentence": "fine"}, {"verdict": "fail", "sentence": "cosine 0.5"}]},
+    ],
+    "refused": [{"id": "tiny/fp8/rtx20", "sentence": "rtx20 has no fp8"}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(repository: Path) -> Path:
+    recipes = repository / "recipes"
+    text = (recipes / "tiny.yaml").read_text(encoding="utf-8")
+    other = text.replace("recipe: tiny", "recipe: other\ntags: [weekly, small]").replace("tests@", "ops@")
+    (recipes / "other.yaml").write_text(other, encoding="utf-8")
+    (recipes / "wrong.yaml").write_text(text.replace("precisions:", "precisons:"), encoding="utf-8")
+    return recipes
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ({}, ["other", "tiny", "wrong"]),
+        ({"globs": ["t*"]}, ["tiny"]),
+        ({"globs": ["other.yaml", "tiny"]}, ["other", "tiny"]),
+        ({"owner": "ops@*"}, ["other", "wrong"]),
+        ({"tag": "weekly"}, ["other", "wrong"]),
+        ({"tag": "weekly", "globs": ["other"]}, ["other"]),
+    ],
+)
+def test_recipes_are_chosen_by_glob_owner_or_tag_and_broken_ones_are_never_left_out(
+    folder: Path, how: dict[str, object], names: list[str]
+) -> None:
+    chosen = choose_recipes(folder, **how)  # type: ignore[arg-type]
+    assert [one.name for one in chosen] == names
+    assert {one.name for one in chosen if one.error} == {"wrong"} & set(names)
+
+
+def test_a_choice_of_nothing_is_an_error(folder: Path) -> None:
+    with pytest.raises(InputError, match="no recipe"):
+        choose_recipes(folder, globs=["nothing"])
+
+
+def test_two_recipes_of_one_name_are_not_both_built(folder: Path) -> None:
+    (folder / "twin.yaml").write_bytes((folder / "tiny.yaml").read_bytes())
+    tiny, twin = choose_recipes(folder, globs=["tiny", "twin*"])
+    assert tiny.loaded is not None
+    assert twin.loaded is None
+    assert "is also that of" in str(twin.error)
+
+
+def test_the_night_says_what_happened_to_every_engine(folder: Path) -> None:
+    tiny, wrong = choose_recipes(folder, globs=["tiny", "wrong"])
+    lost = night_without_result(tiny, "lost", "its flow run crashed")
+    nights = [
+        night_of_result(RESULT, "tiny.yaml", "built"), lost,
+        night_without_result(wrong, "refused", "wrong.yaml:12:1: unknown key"),
+    ]  # fmt: skip
+    assert lines_of(nights) == [
+        "tiny/fp32/cpu: pass",
+        "tiny/int8/cpu: fail · cosine 0.5",
+        "tiny/fp8/rtx20: refused · rtx20 has no fp8",
+        "tiny/fp32/cpu: lost · its flow run crashed",
+        "tiny/int8/cpu: lost · its flow run crashed",
+        "wrong: refused · wrong.yaml:12:1: unknown key",
+    ]
+    assert [night.is_good for night in nights] == [False, False, False]
+    words = count_words(nights)
+    assert words == "3 recipes (1 built, 1 lost, 1 refused), 5 engines (2 lost, 1 pass, 1 fail, 1 refused)"

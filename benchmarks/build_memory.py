@@ -55,7 +55,7 @@ def measure(name: str, mib: int, dtype: str) -> dict[str, Any]:
         params = {"target": target, "profiles": [shapes], "precision": "fp32" if dtype == "float32" else "fp16"}
         payload = {
             "kind": "build", "id": f"chain/{dtype}/{name}", "params": params, "inputs": {"lower": str(lower)},
-            "aside": {}, "out": str(out),
+            "unkeyed": {}, "out": str(out),
         }  # fmt: skip
         answer = pool.run("engineworks.steps.job:main", payload, fresh=True)
     return {"backend": name, "dtype": dtype, "model_mib": round(size, 1), "peak_mib": round(answer["memory_mib_peak"])}

@@ -103,7 +103,7 @@ def _case(plan: Plan, store: Store, shape: str) -> Case:
         measured[one.precision] = json.loads((_folder(store, one.steps["measure"]) / LATENCY_FILE).read_text())
     step = plan.steps[plan.engines[0].steps["measure"]]
     specs = tuple(spec_from_json(s) for s in step.params["inputs"])
-    samples = samples_from_json(Path(step.aside["evaluation"]), step.params["samples"])
+    samples = samples_from_json(Path(step.unkeyed["evaluation"]), step.params["samples"])
     feeds = feeds_at(specs, samples, step.params["at"][shape]["dims"])
     assert recipe.model.source.torch is not None
     return Case(
@@ -174,7 +174,7 @@ def run_case(case: Case, device: str, seconds: float, rounds: int) -> dict[str, 
     for name, load in candidates(case, device):
         try:
             loaded.append(load())
-        except Exception as error:  # noqa: BLE001 - a peer that can not run is a row that says so
+        except Exception as error:  # noqa: BLE001 - a peer that cannot run is a row that says so
             rows[name] = {"failed": f"{type(error).__name__}: {error}"}
     readings = [dict(watch.sample())]
     try:

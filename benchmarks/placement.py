@@ -34,8 +34,8 @@ from engineworks.fingerprint import FileDigests, installed_version
 from engineworks.host.gpu import first_gpu
 from engineworks.model.calibrate.collect import collect_ranges
 from engineworks.model.calibrate.ranges import Ranges
-from engineworks.model.lower.half.around import halve_around
 from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.unquantized import halve_unquantized
 from engineworks.model.lower.quantize import name_nodes, quantize, tensors_to_calibrate
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
@@ -65,7 +65,7 @@ class Bench:
         measure = next(s for s in plan.steps.values() if s.kind == "measure")
         self.profiles: tuple[Profile, ...] = tuple(profile_from_json(p) for p in build.params["profiles"])
         specs = tuple(spec_from_json(s) for s in measure.params["inputs"])
-        samples = samples_from_json(Path(measure.aside["evaluation"]), measure.params["samples"])
+        samples = samples_from_json(Path(measure.unkeyed["evaluation"]), measure.params["samples"])
         at: Mapping[str, Any] = measure.params["at"]
         self.feeds = {name: feeds_at(specs, samples, shape["dims"]) for name, shape in at.items()}
         self.judged = next(iter(loaded.files.evaluation.batches([min(JUDGED, self._widest())])))
@@ -96,7 +96,7 @@ def ours(bench: Bench, out: Path, *, attention: bool = False, half: bool = False
     globs = {"int8": ("op:*",) if attention else ("*",)}
     made = quantize(model, ranges_of(bench), globs=globs, keep=bench.case.keep).model
     if half:
-        made, _ = halve_around(made, model, "float16", bench.proof())
+        made, _ = halve_unquantized(made, model, "float16", bench.proof())
     onnx.save(made, str(out))
 
 

@@ -84,13 +84,13 @@ def quantize_by_onnxruntime(case: Case, method: str, out: Path) -> None:
     )  # fmt: skip
 
 
-def quantize_by_modelopt(case: Case, method: str, out: Path, around: str = "fp32") -> None:
+def quantize_by_modelopt(case: Case, method: str, out: Path, unquantized: str = "fp32") -> None:
     from modelopt.onnx.quantization import quantize
 
     quantize(
         str(case.model), quantize_mode="int8", calibration_data_reader=Reader(case), output_path=str(out),
         calibration_method={"minmax": "max", "entropy": "entropy"}[method], calibration_eps=["cpu"],
-        high_precision_dtype=around, log_level="ERROR",
+        high_precision_dtype=unquantized, log_level="ERROR",
     )  # fmt: skip
 
 

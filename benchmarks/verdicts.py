@@ -42,7 +42,7 @@ from engineworks.host.cpu import describe
 from engineworks.measure.interleave import Side
 from engineworks.measure.regression import CONFIDENCE
 from engineworks.recipe.samples import open_samples
-from engineworks.steps.duel import attempt, duel
+from engineworks.steps.compare_champion import attempt, compare_engines
 from engineworks.tensors import TensorSpec
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def payload_of(folder: Path, scenario: Scenario, arguments: argparse.Namespace) 
     params = {
         "at": {"bulk": {"dims": {"batch": arguments.batch}}}, "inputs": [IMAGE.to_json()], "samples": read,
         "target": {"backend": "onnxruntime", "compute_capability": [], "options": options},
-        "limit": scenario.limit, "most_s": arguments.most_s / (2 if scenario.neighbour else 1),
+        "limit": scenario.limit, "max_s": arguments.max_s / (2 if scenario.neighbour else 1),
         "serving": Serving().to_json(), "confidence": CONFIDENCE,
     }  # fmt: skip
     folders = {"champion": str(folder), "candidate": str(folder)}
@@ -156,7 +156,7 @@ def judge_once(pool: ChildPool, scenario: Scenario, payload: Mapping[str, Any], 
 
     start = time.perf_counter()
     with neighbours(scenario.neighbour):
-        report = duel(partial(in_child, False), partial(in_child, True), seed, lambda _: None)
+        report = compare_engines(partial(in_child, False), partial(in_child, True), seed, lambda _: None)
     found = report["shapes"]["bulk"]
     rounds = [r for a in report["attempts"] for r in a["rounds"]]
     return {

@@ -3,9 +3,9 @@
 EngineworksError                 70  a defect of ours unless a subclass says otherwise
 ├── InputError                    2  what the user gave is wrong; nothing was started
 │   ├── RecipeError               2  one or more problems in a recipe, defaults or targets file, each with its place
-│   ├── ModelError                2  the model file, factory or folder can not be used
+│   ├── ModelError                2  the model file, factory or folder cannot be used
 │   ├── SamplesError              2  calibration or evaluation data does not fit the model
-│   ├── TargetError               2  unknown target, or one that can not do what was asked
+│   ├── TargetError               2  unknown target, or one that cannot do what was asked
 │   └── TrustError                2  an engine is altered, unsigned where it must be, or a stranger's: not loaded
 ├── StepError                     4  a step of the plan failed
 │   ├── ExportError               4
@@ -14,13 +14,13 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   ├── CalibrationError          4
 │   ├── LoweringError             4
 │   │   ├── PatternError          2  a pattern of the recipe names no node, or two formats name the same node
-│   │   └── PrecisionError        2  the model can not be computed in the precision that the recipe asks for
+│   │   └── PrecisionError        2  the model cannot be computed in the precision that the recipe asks for
 │   ├── BuildError                4  the builder refused or crashed; `log` holds its last lines
 │   │   └── UnsupportedError      2  the builder cannot do what the model asks: building again changes nothing
 │   ├── RunError                  4  an engine that was built could not be loaded or run
 │   └── TimeLimitError            4  a child process outlived its limit and was killed
-├── StoreError                    4  the store can not be read or written
-├── TrackingError                 4  MLflow can not be reached or refused a record
+├── StoreError                    4  the store cannot be read or written
+├── TrackingError                 4  MLflow cannot be reached or refused a record
 ├── ChildDefect                  70  a job in a child raised what no class here covers; `log` holds its traceback
 └── Interrupted                 130  the user stopped the run
 

@@ -49,7 +49,7 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str | None]:
 class FileDigests:
     """Digests of files, remembered by path, size, times and inode so that planning does not read gigabytes again.
 
-    memory: SQLite file to remember them in; None remembers nothing. A memory that can not be used is done without:
+    memory: SQLite file to remember them in; None remembers nothing. A memory that cannot be used is done without:
     it is only ever a shortcut.
     """
 

@@ -21,10 +21,10 @@ from engineworks.builds.state import Build
 from engineworks.errors import InputError, StoreError
 from engineworks.recipe.smoke import Mode
 from engineworks.settings import read_settings
-from engineworks.tracking.spooled import LastingRun
+from engineworks.tracking.spooled import SpooledRun
 from flows.distributed_steps import run_distributed
-from flows.ends import ended
 from flows.local_steps import RUNNER, run_steps
+from flows.outcomes import ended
 from tasks.conclude_engine import conclude_engine
 from tasks.plan_build import plan_build
 from tasks.record_build import end_record, start_record
@@ -89,7 +89,7 @@ def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None]
         return gate_and_record(build, record)
 
 
-def gate_and_record(build: Build, run: LastingRun) -> BuildResult:
+def gate_and_record(build: Build, run: SpooledRun) -> BuildResult:
     """Judge and record every engine, then the build."""
     build.settle()
     for engine in build.plan.engines:

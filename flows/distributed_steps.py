@@ -62,7 +62,7 @@ def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], aga
 
 def _is_lost(build: Build, engine: PlannedEngine) -> bool:
     """Whether a step that it stands on has failed."""
-    return bool(build.plan.stands_on(engine.steps.values()) & build.failures.keys())
+    return bool(build.plan.closure(engine.steps.values()) & build.failures.keys())
 
 
 def _take(build: Build, engine_id: str, order: str, ended: Ended, workers: frozenset[str]) -> None:
@@ -78,5 +78,5 @@ def _take(build: Build, engine_id: str, order: str, ended: Ended, workers: froze
                 note_delivery(build.store, engine_id, order, key, workers)
             return
         except StoreError as error:
-            message = f"{engine_id}: what its worker delivered can not be read: {error}"
+            message = f"{engine_id}: what its worker delivered cannot be read: {error}"
     build.failures[engine.steps["build"]] = Failure(f"{engine_id}/build", message, exit_code=EXIT_STEP_FAILED)

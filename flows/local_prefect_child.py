@@ -50,7 +50,7 @@ class ServerChild:
                 self._child = self._spawn(listener.fileno(), log)
         except OSError as error:
             raise StepError(
-                f"{home}: Prefect's server can not be started in this folder: {error.strerror or error}",
+                f"{home}: Prefect's server cannot be started in this folder: {error.strerror or error}",
                 hint="it must be a folder that can be written; ENGINEWORKS_ARTIFACTS names another",
             ) from error
 

@@ -23,13 +23,13 @@ from engineworks.plan.precisions import note_unsupported
 from engineworks.plan.refusals import refuse_folded
 from tasks.run_steps import STEP_TASKS
 
-ROOM = 2
+MAX_PARALLEL = 2
 """Steps that run beside each other, each in a child of its own; measuring runs alone."""
 
 POLL_S = 0.2
 
 
-RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=ROOM + 1)
+RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MAX_PARALLEL + 1)
 """One more thread than steps: the record is opened beside them."""
 
 
@@ -44,7 +44,7 @@ def run_steps(build: Build, keys: Container[str] | None = None) -> None:
     try:
         while not schedule.finished:
             free_mib = available_mib()
-            for step in schedule.ready(ROOM, free_mib):
+            for step in schedule.ready(MAX_PARALLEL, free_mib):
                 _say_if_large(schedule, free_mib)
                 future = STEP_TASKS[step.kind].submit(build, step.id, step.key)
                 running[future] = step

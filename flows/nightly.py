@@ -23,7 +23,7 @@ from engineworks.tracking.runs import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
 from flows.dispatch import Ended, Order, started, workers_online
-from flows.ends import ended, unseen
+from flows.outcomes import ended, opaque
 from tasks.night import (
     Chosen,
     RecipeNight,
@@ -77,7 +77,7 @@ def _summarized(
     try:
         tracking = open_tracking(settings.artifacts, settings.tracking_uri)
         summary = summarize_night(results, tracking, seconds=seconds, recipe_files=files)
-        return publish_summary(unseen(summary), settings)
+        return publish_summary(opaque(summary), settings)
     except TrackingError as error:
         return (f"the summary of this night is not on record: {error}",)
 
@@ -94,7 +94,7 @@ def _nights(
             yield night_without_result(one, "refused", str(one.error))
             continue
         try:
-            known = find_unchanged(unseen(one), one.name, lookup, online, again)
+            known = find_unchanged(opaque(one), one.name, lookup, online, again)
         except EngineworksError as error:
             yield night_without_result(one, "refused", str(error))
             continue

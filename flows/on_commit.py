@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 
 from engineworks.plan.changed import Changes, RecipeChange, only_glob
 from flows.build_recipe import build_recipe
-from flows.ends import ended
+from flows.outcomes import ended
 from tasks.find_changed import find_changed
 
 

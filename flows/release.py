@@ -15,8 +15,8 @@ from engineworks.recipe.load import registered_name
 from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import read_settings
 from flows.build_recipe import build_and_judge
-from flows.ends import ended
 from flows.local_steps import RUNNER
+from flows.outcomes import ended
 from tasks.plan_build import plan_build
 from tasks.release_engine import read_champions, release_engine
 

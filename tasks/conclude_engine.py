@@ -18,11 +18,11 @@ from engineworks.errors import StoreError, TrackingError
 from engineworks.report.summary import engine_note
 from engineworks.report.write import HTML_FILE
 from engineworks.tracking.records import NOTE
-from engineworks.tracking.spooled import LastingRun
+from engineworks.tracking.spooled import SpooledRun
 
 
 @task(name="conclude", task_run_name="{engine_id}/conclude", cache_policy=NO_CACHE)
-def conclude_engine(build: Build, run: LastingRun, engine_id: str) -> EngineResult:
+def conclude_engine(build: Build, run: SpooledRun, engine_id: str) -> EngineResult:
     engine = next(e for e in build.plan.engines if e.id == engine_id)
     judged = engine_result(build.plan, engine, build.results, build.failures)
     try:
@@ -36,7 +36,7 @@ def conclude_engine(build: Build, run: LastingRun, engine_id: str) -> EngineResu
     return result
 
 
-def _report_page(build: Build, run: LastingRun) -> str:
+def _report_page(build: Build, run: SpooledRun) -> str:
     """Where MLflow will show the report, '' while MLflow does not answer."""
     if run.waits:
         return ""

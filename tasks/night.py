@@ -18,12 +18,12 @@ without a result."""
 
 
 GOOD = ("pass", "pass (waived)", "unmeasured", "refused")
-"""What may become of an engine in a good night; the refused are those that their targets can not do."""
+"""What may become of an engine in a good night; the refused are those that their targets cannot do."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A recipe of the night: loaded, or the error why it can not be."""
+    """A recipe of the night: loaded, or the error why it cannot be."""
 
     path: Path
     loaded: LoadedRecipe | None
@@ -67,7 +67,7 @@ def choose_recipes(
 ) -> list[Chosen]:  # fmt: skip
     """The folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
 
-    A file that can not be read has no owner and no tags: it is always chosen where its file matches, so that nobody's
+    A file that cannot be read has no owner and no tags: it is always chosen where its file matches, so that nobody's
     recipe is silently left out. Raises `InputError` if nothing matches.
     """
     chosen = [_load(path, data_roots) for path in find_recipes(folder)]

@@ -25,7 +25,7 @@ LONGEST_BUILD_S = 86400.0
 class Lookup:
     """Store, digests of files, checkouts and MLflow's finished builds as one night sees them.
 
-    A plain class on purpose: Prefect walks through dataclasses and mappings that are handed to a task. What can not be
+    A plain class on purpose: Prefect walks through dataclasses and mappings that are handed to a task. What cannot be
     opened raises for every recipe that asks for it.
     """
 
@@ -58,7 +58,7 @@ class Lookup:
 
 
 def finished_since_last_night(tracking: Tracking) -> FinishedBuilds:
-    """Empty before the first night, and where its record can not be read. Raises `TrackingError`."""
+    """Empty before the first night, and where its record cannot be read. Raises `TrackingError`."""
     try:
         night = json.loads(tracking.last_night_text(NIGHT_JSON) or "null")
         runs = [str(recipe["run"]) for recipe in (*night["recipes"], *night.get("absent", ())) if recipe["run"]]

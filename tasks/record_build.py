@@ -18,21 +18,21 @@ from engineworks.report.background import Link
 from engineworks.report.summary import NOTE_CHARS, verdict_table
 from engineworks.report.write import HTML_FILE, MARKDOWN_FILE
 from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE
-from engineworks.tracking.spooled import LastingRun, start_lasting
+from engineworks.tracking.spooled import SpooledRun, start_spooled
 
 
 @task(name="record start", task_run_name="{recipe}/record", cache_policy=NO_CACHE)
-def start_record(build: Build, recipe: str, flow_run: str) -> LastingRun:
+def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
     plan = build.plan
     tags, params = build_tags(plan, flow_run), plan_params(plan)
     page = url_for("flow-run", obj_id=flow_run, url_type="ui") if flow_run else None
     artifacts = build.settings.artifacts
     tags |= {FLOW_PAGE: page} if page else {}
-    return start_lasting(build.tracking, artifacts, recipe, plan.build_key, tags, params, list(plan.steps))
+    return start_spooled(build.tracking, artifacts, recipe, plan.build_key, tags, params, list(plan.steps))
 
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
-def end_record(build: Build, run: LastingRun, recipe: str, report: Path) -> None:
+def end_record(build: Build, run: SpooledRun, recipe: str, report: Path) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     result = build.result(run.run_id)
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
@@ -46,7 +46,7 @@ def end_record(build: Build, run: LastingRun, recipe: str, report: Path) -> None
             build.tracking.save_views(recipe, _columns(result))
 
 
-def _note(build: Build, run: LastingRun, result: BuildResult) -> str:
+def _note(build: Build, run: SpooledRun, result: BuildResult) -> str:
     """The run's description: the recipe's own, and the verdicts with a link to the report."""
     description = build.plan.loaded.recipe.description
     links = []

@@ -1,4 +1,4 @@
-"""A build with everything that a report can show: a failing engine, a failed one, ladders, peers, a sweep, a duel, a trend."""
+"""A build with everything that a report can show: a failing engine, a failed one, ladders, peers, a sweep, a champion comparison, a trend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import StepFact
 from engineworks.measure.gates.gates import Check
-from engineworks.measure.ladder.ladder import Rung, TargetLadder
+from engineworks.measure.ladder.ladder import Candidate, TargetLadder
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
@@ -47,7 +47,7 @@ def measured(precision: str, target: str) -> EngineResult:
     return EngineResult(
         f"classifier/{precision}/{target}", verdict, tuple(checks),
         sidecar={"bytes": size, "sha256": precision * 8, "build_seconds": 12.5, "versions": {}},
-        accuracy=accuracy(precision), latency=latency(precision), duel=duel(),
+        accuracy=accuracy(precision), latency=latency(precision), champion_comparison=champion_comparison(),
         recommendation=Recommendation(16, "batch 16: 88,000 samples/s at 0.18 ms, within 0.5 ms"),
     )  # fmt: skip
 
@@ -112,10 +112,10 @@ def accuracy(precision: str) -> dict[str, Any]:
     return {"outputs": {"logits": output}, "metric": metric, "samples": 597, "served": served}
 
 
-def duel() -> dict[str, Any]:
+def champion_comparison() -> dict[str, Any]:
     shape = {"verdict": "pass", "ratio": 1.012, "interval": [1.004, 1.021], "rounds": 14}
     rounds = [{"disturbances": ["clock"]}, {"disturbances": []}]
-    return {"champion": {"model": "classifier", "version": "3"}, "method": "duel", "limit": 0.05,
+    return {"champion": {"model": "classifier", "version": "3"}, "method": "compare_champion", "limit": 0.05,
             "shapes": {"single": shape}, "attempts": [{"rounds": rounds}]}  # fmt: skip
 
 
@@ -141,12 +141,12 @@ def health() -> CalibrationHealth:
 
 
 def ladder() -> TargetLadder:
-    rungs = [
-        Rung("fp16", "pass", "classifier/fp16/h100", latency_ms=0.097, bytes=22 * 2**20, quality=0.9998, chosen=True, pareto=True),
-        Rung("fp32", "pass", "classifier/fp32/h100", latency_ms=0.182, bytes=44 * 2**20, quality=1.0, dropped="is slower than fp16"),
-        Rung("int8", "fail", "classifier/int8/h100", latency_ms=0.071, bytes=12 * 2**20, quality=0.95, dropped="fails its gate"),
+    candidates = [
+        Candidate("fp16", "pass", "classifier/fp16/h100", latency_ms=0.097, bytes=22 * 2**20, quality=0.9998, chosen=True, pareto=True),
+        Candidate("fp32", "pass", "classifier/fp32/h100", latency_ms=0.182, bytes=44 * 2**20, quality=1.0, dropped="is slower than fp16"),
+        Candidate("int8", "fail", "classifier/int8/h100", latency_ms=0.071, bytes=12 * 2**20, quality=0.95, dropped="fails its gate"),
     ]  # fmt: skip
-    return TargetLadder("h100", tuple(rungs), "measured", "single")
+    return TargetLadder("h100", tuple(candidates), "measured", "single")
 
 
 def dag(engines: tuple[EngineResult, ...]) -> Iterator[StepFact]:
@@ -165,7 +165,7 @@ def dag(engines: tuple[EngineResult, ...]) -> Iterator[StepFact]:
         key = f"{precision} {target}"
         yield StepFact(f"{engine.id}/build", "build", f"build {key}", "skipped" if gone else "run", 12.5, "never built",
                        (f"lower {precision}",))  # fmt: skip
-        word: Any = "elsewhere" if engine.latency is None else "run"
+        word: Any = "needs another GPU" if engine.latency is None else "run"
         for kind, inputs in (("compare", (f"build {key}", "reference")), ("measure", (f"build {key}",))):
             yield StepFact(
                 f"{engine.id}/{kind}", kind, f"{kind} {key}", word, 4.0 * (word == "run"), "never built", inputs

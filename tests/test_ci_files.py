@@ -46,7 +46,7 @@ def github_steps() -> dict[str, Any]:
     return {s["name"]: s for s in steps if "name" in s}
 
 
-def test_github_plans_builds_and_hands_on_the_gravest_code_with_a_comment(tmp_path: Path) -> None:
+def test_github_plans_builds_and_hands_on_the_most_severe_code_with_a_comment(tmp_path: Path) -> None:
     steps, output = github_steps(), tmp_path / "output"
     done = shell(steps["Plan what changed"]["run"], tmp_path, GITHUB_OUTPUT=str(output), BASE="abc")
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_github_plans_builds_and_hands_on_the_gravest_code_with_a_comment(tmp_pa
     assert shell(steps["The build's own verdict"]["run"], tmp_path, CODE="1").returncode == 1
 
 
-def test_gitlab_comments_first_and_then_ends_with_the_gravest_code(tmp_path: Path) -> None:
+def test_gitlab_comments_first_and_then_ends_with_the_most_severe_code(tmp_path: Path) -> None:
     script = "\n".join(read("docs/ci/gitlab-ci.yml")["plan recipes"]["script"])
     done = shell(script, tmp_path, CI_MERGE_REQUEST_DIFF_BASE_SHA="abc")
     assert done.returncode == 1, done.stderr

@@ -68,7 +68,14 @@ def test_the_plan_as_json_says_exactly_what_will_be_done(repository: Path, capsy
     code, out, _ = run(capsys, "plan", "recipes/tiny.yaml", "--json", "--only", "*/int8/*")
     (recipe,) = json.loads(out)["recipes"]
     assert code == 0
-    expected = {"method": "entropy", "percentile": 99.99, "averaging": None, "batch": 8, "keep": [], "around": None}
+    expected = {
+        "method": "entropy",
+        "percentile": 99.99,
+        "averaging": None,
+        "batch": 8,
+        "keep": [],
+        "unquantized": None,
+    }
     assert recipe["resolved"]["calibration"] == expected
     assert [e["id"] for e in recipe["engines"]] == ["tiny/int8/cpu"]
     assert {s["state"] for s in recipe["steps"]} == {"to do"}

@@ -96,7 +96,7 @@ def test_eight_workers_on_a_fresh_database_record_every_run(urls: dict[str, str]
 def test_a_database_that_refuses_the_password_is_told_without_it(urls: dict[str, str], tmp_path: Path) -> None:
     before, _, place = urls["MLFLOW_TRACKING_URI"].rpartition("@")
     wrong = f"{before.rpartition(':')[0]}:secret@{place}"
-    with pytest.raises(TrackingError, match="can not be opened") as caught:
+    with pytest.raises(TrackingError, match="cannot be opened") as caught:
         open_tracking(tmp_path, wrong).find_runs()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)

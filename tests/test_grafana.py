@@ -48,7 +48,7 @@ def test_variables_are_declared_before_they_are_used() -> None:
     assert declared["datasource"]["type"] == "datasource"
     assert declared["datasource"]["query"] == "prometheus"
     assert value["uid"]
-    assert "id" not in value  # Grafana gives its own, another's can not be imported
+    assert "id" not in value  # Grafana gives its own, another's cannot be imported
 
 
 def test_it_asks_for_metrics_and_labels_that_a_night_has() -> None:

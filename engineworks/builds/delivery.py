@@ -124,7 +124,7 @@ def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
 
 def prepare_keys(plan: Plan, engines: Sequence[PlannedEngine]) -> set[str]:
     """Keys of the steps to run before the engines' own can: those on the CPU pool."""
-    keys = plan.stands_on(key for engine in engines for key in engine.steps.values())
+    keys = plan.closure(key for engine in engines for key in engine.steps.values())
     return {key for key in keys if plan.steps[key].kind in PREPARE}
 
 

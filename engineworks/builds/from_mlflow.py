@@ -125,7 +125,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         sidecar=read(SIDECAR_FILE) or {},
         accuracy=read("accuracy.json"),
         latency=latency,
-        duel=read("duel.json"),
+        champion_comparison=read("champion_comparison.json"),
         log=read_text(tracking, run.run_id, "build.log") or "",
         failure=failure,
         recommendation=_recommendation(latency, resolved),

@@ -1,4 +1,4 @@
-"""Engines' results → the rungs of `precisions: auto`, and one ladder per target."""
+"""Engines' results → the candidates of `precisions: auto`, and one ladder per target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.errors import EXIT_STEP_FAILED
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.gates.gates import METRIC_LIMITS
-from engineworks.measure.ladder.ladder import Rung, TargetLadder, climb
+from engineworks.measure.ladder.ladder import Candidate, TargetLadder, choose
 
 if TYPE_CHECKING:
     from engineworks.builds.results import EngineResult, Failure
@@ -27,24 +27,24 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
     if plan.loaded.auto is None:
         return ()
     results = {e.id: e for e in engines}
-    rungs = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
+    candidates = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
     inaccurate: dict[str, str] = {}
     passed: dict[str, str] = {}
-    for target, found in rungs.items():
-        for rung in found:
-            if rung.inaccurate:
-                inaccurate.setdefault(rung.precision, f"failed on {target}: {rung.why}")
-            if rung.verdict == "pass":
-                passed.setdefault(rung.precision, target)
+    for target, found in candidates.items():
+        for candidate in found:
+            if candidate.inaccurate:
+                inaccurate.setdefault(candidate.precision, f"failed on {target}: {candidate.why}")
+            if candidate.verdict == "pass":
+                passed.setdefault(candidate.precision, target)
     shape = next(iter(plan.loaded.recipe.performance.at), "")
     return tuple(
-        climb(t, rungs[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed)
+        choose(t, candidates[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed)
         for t in plan.loaded.targets
-        if any(r.verdict != "not tried" for r in rungs[t.name])
+        if any(r.verdict != "not tried" for r in candidates[t.name])
     )
 
 
-def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Rung]:
+def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
     """Every precision of `auto` on this target, whatever became of it."""
     auto = plan.loaded.auto
     assert auto is not None
@@ -53,16 +53,16 @@ def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult],
     for precision in auto.tried:
         engine = f"{plan.recipe}/{precision}/{target.name}"
         if engine in results:
-            rung = _rung_of(planned[engine], results[engine])
+            candidate = _rung_of(planned[engine], results[engine])
             lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
             found.append(
-                replace(rung, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
+                replace(candidate, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
             )
         elif engine in refused:
-            found.append(Rung(precision, "refused", why=refused[engine]))
+            found.append(Candidate(precision, "refused", why=refused[engine]))
         else:
-            found.append(Rung(precision, "not tried", why="--only left it out"))
-    return found + [Rung(p, "not tried", why=why) for p, why in auto.untried.items()]
+            found.append(Candidate(precision, "not tried", why="--only left it out"))
+    return found + [Candidate(p, "not tried", why=why) for p, why in auto.untried.items()]
 
 
 def _model_size(store: Store, key: str) -> int | None:
@@ -70,7 +70,7 @@ def _model_size(store: Store, key: str) -> int | None:
     return sum(f.stat().st_size for f in store.place(key).glob("model.onnx*")) or None
 
 
-def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
+def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
     shapes = (engine.latency or {}).get("shapes", {})
     shape: Mapping[str, Any] = next(iter(shapes.values()), {})
     outputs = (engine.accuracy or {}).get("outputs", {})
@@ -79,7 +79,7 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Rung:
     ratio = metric.get("ratio")
     failing = [c for c in engine.checks if c.verdict != "pass" and not c.waived]
     bad = [c for c in failing if c.verdict == engine.verdict]
-    return Rung(
+    return Candidate(
         precision=planned.precision,
         verdict="refused" if engine.failure and engine.failure.inapplicable else engine.verdict,
         engine=engine.id,

@@ -22,7 +22,7 @@ from engineworks.engines.passport import STEP, VERSION
 from engineworks.engines.signing import Signer, read_signer
 from engineworks.fingerprint import digest_file, digest_of, installed_version
 from engineworks.host.git.state import Checkout
-from engineworks.plan.duel import DUEL_FILE
+from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
 from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
@@ -130,8 +130,10 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
     """What the file says, at most without raw samples. What the engine was judged by is known already."""
     judged_by = {
-        ("compare", ACCURACY): engine.accuracy, ("measure", LATENCY): engine.latency, ("duel", DUEL_FILE): engine.duel,
-    }  # fmt: skip
+        ("compare", ACCURACY): engine.accuracy,
+        ("measure", LATENCY): engine.latency,
+        ("compare-champion", CHAMPION_COMPARISON_FILE): engine.champion_comparison,
+    }
     known = judged_by.get((artifact.step.rpartition("/")[2], name))
     return artifact.read_json(name) if known is None else known
 

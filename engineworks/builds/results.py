@@ -23,7 +23,7 @@ from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.duel import DUEL_FILE, summary
+from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE, summary
 from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.store.artifact import Artifact
@@ -63,7 +63,7 @@ class EngineResult:
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
-    duel: Mapping[str, Any] | None = None
+    champion_comparison: Mapping[str, Any] | None = None
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
@@ -94,7 +94,7 @@ class EngineResult:
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy or {},
             **{k: first.get(k) for k in _HEADLINE},
-            "champion": summary(self.duel) if self.duel else None,
+            "champion": summary(self.champion_comparison) if self.champion_comparison else None,
             "load_ms": self.latency["load_ms"] if self.latency else None,
             "latency": {name: _without_samples(s) for name, s in shapes.items()},
             "sweep": self._sweep(),
@@ -182,18 +182,18 @@ class BuildResult:
 
     @property
     def decisive(self) -> tuple[EngineResult, ...]:
-        """The engines whose words count: a rung that a ladder dropped fails no build."""
+        """The engines whose words count: a candidate that a ladder dropped fails no build."""
         dropped = {engine for one in self.ladder for engine in one.forgiven}
         return tuple(e for e in self.engines if e.id not in dropped)
 
     @property
     def dropped(self) -> dict[str, str]:
         """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
-        return {r.engine: r.dropped for one in self.ladder for r in one.rungs if r.engine and r.dropped}
+        return {r.engine: r.dropped for one in self.ladder for r in one.candidates if r.engine and r.dropped}
 
     @property
     def verdict(self) -> EngineWord:
-        """The gravest of the engines' words."""
+        """The most severe of the engines' words."""
         order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")
         words = {e.verdict for e in self.decisive}
         return next((word for word in order if word in words), "pass")
@@ -212,11 +212,11 @@ class BuildResult:
 
 
 def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = False) -> int:
-    """One exit code for several builds: the gravest."""
-    return gravest(r.exit_code(require_verdict=require_verdict) for r in results)
+    """One exit code for several builds: the most severe."""
+    return most_severe(r.exit_code(require_verdict=require_verdict) for r in results)
 
 
-def gravest(codes: Iterable[int]) -> int:
+def most_severe(codes: Iterable[int]) -> int:
     """The one exit code that says the worst of several."""
     order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
@@ -231,9 +231,13 @@ def engine_result(
     failure = _failure_of(plan, engine, failures)
     accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
-    duel = _read(store.get(engine.steps["duel"]), DUEL_FILE) if "duel" in engine.steps else None
+    comparison = (
+        _read(store.get(engine.steps["compare_champion"]), CHAMPION_COMPARISON_FILE)
+        if "compare_champion" in engine.steps
+        else None
+    )
     sidecar = built.read_json(SIDECAR) if built else {}
-    verdict = _judge(plan, engine, accuracy, latency, duel)
+    verdict = _judge(plan, engine, accuracy, latency, comparison)
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
@@ -242,7 +246,7 @@ def engine_result(
         sidecar=sidecar,
         accuracy=accuracy,
         latency=latency,
-        duel=duel,
+        champion_comparison=comparison,
         log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
         keys=engine.steps,
         failure=failure,
@@ -283,12 +287,12 @@ def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
 
 
-def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, duel: Any) -> Verdict:
+def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, comparison: Any) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
     verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
     against_champion = regression_checks(
-        recipe.performance.regression, engine.champion, duel=duel, latency=latency, accuracy=accuracy,
+        recipe.performance.regression, engine.champion, comparison=comparison, latency=latency, accuracy=accuracy,
         compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
         champion_unknown=engine.champion_unknown, champion_lost=engine.champion_lost,
     )  # fmt: skip

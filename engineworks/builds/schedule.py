@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from engineworks.plan.plan import Plan, Step
 
-ALONE = ("measure", "duel", "peer")
+ALONE = ("measure", "compare_champion", "peer")
 """Steps that must have the machine for themselves."""
 
 
@@ -40,7 +40,7 @@ class Schedule:
         self._large: str | None = None
         self._steps: Mapping[str, Step] = plan.steps
         gone = set(lost)
-        self._lost: set[str] = {key for key in self._steps if gone & plan.stands_on([key])} if gone else gone
+        self._lost: set[str] = {key for key in self._steps if gone & plan.closure([key])} if gone else gone
         chosen = [s for s in plan.to_do if keys is None or s.key in keys]
         self._waiting: dict[str, Step] = {s.key: s for s in chosen if s.key not in self._lost}
         self._running: dict[str, Step] = {}

@@ -101,7 +101,7 @@ def _why_not(plan: Plan, peer: PlannedPeer, failures: Mapping[str, Failure]) -> 
     """The sentence of the plan, or of the step that failed: the peer's, or the first of those that it stands on."""
     if peer.step is None:
         return peer.why_not
-    needed = plan.stands_on([peer.step])
+    needed = plan.closure([peer.step])
     failure = next((failures[key] for key in plan.steps if key in needed and key in failures), None)
     return failure.message if failure else "it was not run"
 

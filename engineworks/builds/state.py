@@ -63,9 +63,9 @@ class Build:
             except StoreError as error:
                 self.results = self.store.here
                 step = self.plan.steps[key]
-                if step.state in ("cached", "to do") and not failed & self.plan.stands_on([key]):
+                if step.state in ("cached", "to do") and not failed & self.plan.closure([key]):
                     self.failures[key] = Failure(
-                        step.id, f"{step.id} can not be read: {error}", exit_code=error.exit_code
+                        step.id, f"{step.id} cannot be read: {error}", exit_code=error.exit_code
                     )
 
     @cached_property
@@ -107,6 +107,6 @@ class Build:
     def counts(self) -> StepCounts:
         cached = sum(1 for step in self.plan.steps.values() if step.state == "cached")
         ran = sum(1 for outcome in self.outcomes if outcome.how == "run")
-        needed = self.plan.stands_on(key for engine in self.plan.engines for key in engine.steps.values())
+        needed = self.plan.closure(key for engine in self.plan.engines for key in engine.steps.values())
         failed = sum(1 for key in self.failures if key in needed)  # what only a peer needs fails no build
         return StepCounts(ran, cached + len(self.outcomes) - ran, failed)

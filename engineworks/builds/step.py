@@ -40,7 +40,7 @@ TIME_LIMIT_S = 7200.0
 ERRORS: Mapping[StepName, type[StepError]] = {
     "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
     "build": BuildError, "reference": RunError, "lowered_reference": RunError, "compare": RunError, "measure": RunError,
-    "peer": RunError, "duel": RunError, "sensitivity": RunError, "prepare": PreparationError,
+    "peer": RunError, "compare_champion": RunError, "sensitivity": RunError, "prepare": PreparationError,
 }  # fmt: skip
 """What a crash of a step's child is."""
 
@@ -95,7 +95,7 @@ def alone_on_this_host() -> Iterator[None]:
 
 def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
     """Where the step's backend keeps what it compiled for the device here, if it does so."""
-    document = step.aside.get("device_cache")
+    document = step.unkeyed.get("device_cache")
     return {"cache": str(store.device_cache(document))} if document else {}
 
 
@@ -120,7 +120,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
         "id": step.id,
         "params": dict(step.params),
         "inputs": {role: str(path) for role, path in inputs.items()},
-        "aside": {**_plain(step.aside), **cache},
+        "unkeyed": {**_plain(step.unkeyed), **cache},
         "out": str(out),
     }
     log_file, crashes = out / LOG_FILE, list[str]()
@@ -146,7 +146,7 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
     pool.run(
         STEP_FUNCTION,
         payload,
-        time_limit_s=float(step.aside.get("time_limit_s", TIME_LIMIT_S)),
+        time_limit_s=float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
         on_line=lambda line: log.write(line + "\n"),
         fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
         env=_environment(step),

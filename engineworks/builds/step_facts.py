@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 STEPS_FILE = "steps.json"
 """The artifact of a build's run that holds them."""
 
-StepState = Literal["run", "reused", "failed", "skipped", "elsewhere", "not needed"]
+StepState = Literal["run", "reused", "failed", "skipped", "needs another GPU", "not needed"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -
             state = "failed"
         elif outcome is not None:
             state = outcome.how
-        elif step.state in ("elsewhere", "not needed"):
+        elif step.state in ("needs another GPU", "not needed"):
             state = step.state
         else:
             state = "reused" if step.state == "cached" else "skipped"

@@ -14,7 +14,7 @@ from engineworks.builds.step_facts import STEPS_FILE
 from engineworks.engines.engine_files import NOT_SHIPPED, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy import worst_cosine
-from engineworks.plan.duel import conditions_of
+from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, NOT_SELECTED, EngineRecord
 
@@ -63,8 +63,8 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
     if engine.latency:
         texts["latency.json"] = json.dumps(engine.latency)
-    if engine.duel:
-        texts["duel.json"] = json.dumps(engine.duel)
+    if engine.champion_comparison:
+        texts["champion_comparison.json"] = json.dumps(engine.champion_comparison)
     if engine.log:
         texts["build.log"] = engine.log
     if engine.passport:
@@ -180,8 +180,8 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
     if engine.latency and "measure" in engine.keys:
         document = plan.steps[engine.keys["measure"]].document
         tags = {CONDITIONS: conditions_of(document), HARDWARE: json.dumps(document["hardware"])}
-    if engine.duel:
-        champion = engine.duel["champion"]
+    if engine.champion_comparison:
+        champion = engine.champion_comparison["champion"]
         tags |= {"engineworks.champion": f"{champion['model']}/{champion['version']}"}
     return tags
 
@@ -206,7 +206,7 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
             }
     if engine.recommendation and engine.recommendation.batch:
         found["recommended_batch"] = engine.recommendation.batch
-    for shape, compared in (engine.duel or {}).get("shapes", {}).items():
+    for shape, compared in (engine.champion_comparison or {}).get("shapes", {}).items():
         low, high = compared["interval"] or (None, None)
         ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
         found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}

@@ -1,6 +1,6 @@
 """What a shell may complete: recipe files, engine ids, targets, precisions. Cheap: files and names, no planning.
 
-Installed by `engineworks --install-completion`. Anything that can not be read completes to nothing: a completion says
+Installed by `engineworks --install-completion`. Anything that cannot be read completes to nothing: a completion says
 no errors.
 """
 

@@ -118,7 +118,7 @@ def _why_not_measure(target: NamedTarget) -> str | None:
     """Engines run here; whether the figures can be trusted."""
     if not target.target.compute_capability or installed_version("nvidia-ml-py"):
         return None
-    return "the GPU's clocks and other processes can not be watched; pip install nvidia-ml-py"
+    return "the GPU's clocks and other processes cannot be watched; pip install nvidia-ml-py"
 
 
 def _gpu_says(gpu: Gpu, targets: Sequence[NamedTarget]) -> str:
@@ -145,7 +145,7 @@ def _conflicts(settings: Settings) -> Iterator[str]:
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK):
-        yield f"{settings.artifacts} can not be written: set ENGINEWORKS_ARTIFACTS to a folder that can"
+        yield f"{settings.artifacts} cannot be written: set ENGINEWORKS_ARTIFACTS to a folder that can"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

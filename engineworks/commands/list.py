@@ -29,7 +29,7 @@ def list_things(
     from engineworks.commands.listing import KINDS, make_listing
 
     if what is not None and what not in KINDS:
-        raise InputError(f"'{what}' can not be listed", hint=did_you_mean(what, KINDS))
+        raise InputError(f"'{what}' cannot be listed", hint=did_you_mean(what, KINDS))
     folder = Path("recipes") if Path("recipes").is_dir() else Path()
     settings = read_settings()
     listings = [make_listing(kind, settings, folder) for kind in ((what,) if what else KINDS)]

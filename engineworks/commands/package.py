@@ -27,7 +27,7 @@ def package(
 
     Exits 1 or 3 if an engine was left out because it failed or could not be judged.
     """
-    from engineworks.builds.results import gravest
+    from engineworks.builds.results import most_severe
     from engineworks.commands.plans import read_plans
     from engineworks.package.package import write_package
     from engineworks.recipe.load import load_recipe
@@ -58,4 +58,4 @@ def package(
             terminal.say(f"{model}")
         for one in left:
             terminal.say(f"left out: {one.id} {one.sentence}")
-    raise typer.Exit(gravest(one.exit_code for one in left))
+    raise typer.Exit(most_severe(one.exit_code for one in left))

@@ -20,7 +20,7 @@ def release(
 
     Exits 1 if a gate failed, 3 if an engine could not be judged here or another release was faster.
     """
-    from engineworks.builds.results import gravest
+    from engineworks.builds.results import most_severe
     from engineworks.commands.plans import read_plans
     from engineworks.release.command import champions_of_recipes, release_plans
 
@@ -36,4 +36,4 @@ def release(
         terminal.print_results([r.build for r in results], settings, quiet=True)
         for engine in (e for r in results for e in r.engines):
             terminal.say(f"{engine.id}: {engine.sentence}")
-    raise typer.Exit(gravest(r.exit_code() for r in results))
+    raise typer.Exit(most_severe(r.exit_code() for r in results))

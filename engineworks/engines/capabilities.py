@@ -53,12 +53,12 @@ PORTABLE_ONLY = ("9.0",)
 
 @dataclass(frozen=True)
 class Refusal:
-    """What can not be built, and the sentence that says so and what to do instead.
+    """What cannot be built, and the sentence that says so and what to do instead.
 
     precisions, capabilities: empty for all. operators: only models that have one of these, or use it so
     ('LSTM:sequence_lens', see `model/fold/node_uses.py`); `assumed` while a model's operators are not known.
-    of_quantized: only if such an operator is quantized. but: only models that have an operator that is none of these. In the
-    sentence {found} are those operators, with their nodes.
+    of_quantized: only if such an operator is quantized. but: only models that have an operator that is none of these.
+    In the sentence {found} are those operators, with their nodes.
     """
 
     backend: str
@@ -141,7 +141,8 @@ REFUSALS = (
     Refusal(
         "tensorrt_rtx", (1, 7), END, ("fp16", "bf16"), (),
         "{title} {version} has sequence lengths in fp32 only: {found}; use fp32, or keep the node in fp32 by a mixture "
-        "(mixtures: {{mixed: {{default: {precision}, fp32: ['op:{operator}']}}}}), or int8 by calibration.around: fp32",
+        "(mixtures: {{mixed: {{default: {precision}, fp32: ['op:{operator}']}}}}), or int8 by "
+        "calibration.unquantized: fp32",
         operators=("LSTM:sequence_lens", "GRU:sequence_lens", "RNN:sequence_lens"), assumed=False,
     ),
     *_quantized_otherwise("tensorrt_rtx", (1, 4)),
@@ -159,7 +160,7 @@ REFUSALS = (
     ),
     Refusal(
         "tensorrt_rtx", (1, 4), (1, 5), ("int8", "int8_weights", "fp8", "int4_weights"), (),
-        "{title} {version} can not quantize without a GPU; use fp16 on this target, or tensorrt-rtx 1.5 or later",
+        "{title} {version} cannot quantize without a GPU; use fp16 on this target, or tensorrt-rtx 1.5 or later",
     ),
     Refusal(
         "tensorrt_rtx", (1, 5), (1, 7), ("int8",), (),
@@ -270,7 +271,7 @@ def _why_not_together(backend: str, title: str, capabilities: Sequence[str]) -> 
         return f"{title} builds for the one GPU that it runs on; give each compute capability a target of its own"
     alone = [c for c in capabilities if c in PORTABLE_ONLY]
     if alone:
-        return f"{title} can not name {alone[0]} beside others; give {alone[0]} a target of its own"
+        return f"{title} cannot name {alone[0]} beside others; give {alone[0]} a target of its own"
     return None
 
 

@@ -40,7 +40,7 @@ def check_files(
         try:
             found = digest_file(file)
         except OSError as error:
-            raise TrustError(f"{file}: can not be read: {error.strerror}", hint="get the engine anew") from None
+            raise TrustError(f"{file}: cannot be read: {error.strerror}", hint="get the engine anew") from None
         if found != digest:
             raise TrustError(
                 f"{file}: was altered: its sha256 is {found[:12]}…, {against} says {digest[:12]}…",
@@ -66,4 +66,4 @@ def _read(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
-        raise TrustError(f"{path}: can not be read") from None
+        raise TrustError(f"{path}: cannot be read") from None

@@ -20,11 +20,11 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
 
 
 def runner_of(target: Mapping[str, Any]) -> Runner:
-    """The backend that runs engines of this target. Raises `RunError` where this host can not."""
+    """The backend that runs engines of this target. Raises `RunError` where this host cannot."""
     run = runner(target["backend"])
-    why = "its backend can not run engines" if run is None else run.why_not_run(target["compute_capability"])
+    why = "its backend cannot run engines" if run is None else run.why_not_run(target["compute_capability"])
     if run is None or why is not None:
-        raise RunError(f"engines of this target can not be run here: {why}")
+        raise RunError(f"engines of this target cannot be run here: {why}")
     return run
 
 
@@ -41,7 +41,7 @@ def load_engine(
     cache: Path | None = None,
     checked: bool = False,
 ) -> Session:
-    """Load the engine. Raises `RunError` where this host can not run it, `TrustError` where its bytes were altered.
+    """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` where its bytes were altered.
 
     checked: the caller has just called `check_engine`, so that it does not count as time to load.
     """

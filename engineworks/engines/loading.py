@@ -15,7 +15,7 @@ from engineworks.errors import RunError
 def open_engine(folder: Path) -> Session:
     """Load the engine in the folder, after its digests and, where trusted keys are set, its signature were checked.
 
-    Raises `TrustError`, or `RunError` where this host can not run it.
+    Raises `TrustError`, or `RunError` where this host cannot run it.
     """
     passport = verify_folder(folder, read_trust())
     check_host(passport)
@@ -23,11 +23,11 @@ def open_engine(folder: Path) -> Session:
 
 
 def check_host(passport: Passport) -> None:
-    """Raises `RunError` where this host can not run engines of the passport's target."""
+    """Raises `RunError` where this host cannot run engines of the passport's target."""
     target = passport.target
     why = backend_facts(target["backend"]).why_not_run(target["compute_capability"])
     if why is not None:
         raise RunError(
-            f"{passport.id} can not be run here: {why}",
+            f"{passport.id} cannot be run here: {why}",
             hint=f"load it on a host of target '{target['name']}', or load another engine of this model",
         )

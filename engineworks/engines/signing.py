@@ -184,4 +184,4 @@ def _read(path: Path, variable: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{variable}: {path} can not be read: {error.strerror}") from None
+        raise InputError(f"{variable}: {path} cannot be read: {error.strerror}") from None

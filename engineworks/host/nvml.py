@@ -27,7 +27,7 @@ CLOCK_SPREAD = 0.10
 
 
 class GpuWatch:
-    """Satisfies `base.DeviceWatch` for the first visible GPU. Where NVML can not be read, readings are empty, and the
+    """Satisfies `base.DeviceWatch` for the first visible GPU. Where NVML cannot be read, readings are empty, and the
     complaint says so: a figure whose circumstances are unknown is not trusted blindly."""
 
     def __init__(self) -> None:

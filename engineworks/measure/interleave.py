@@ -52,17 +52,17 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How long things take. most_s: allowed for all rounds; None: what 20 rounds take, 20 s to 5 min. block_ms: timed
+    """How long things take. max_s: allowed for all rounds; None: what 20 rounds take, 20 s to 5 min. block_ms: timed
     in one go. settle_ms: untimed after a change of engine. quads: ABBA sequences per round and shape."""
 
-    most_s: float | None = None
+    max_s: float | None = None
     block_ms: float = 4.0
     settle_ms: float = 1.5
     quads: int = 3
     warmup_ms: float = 15.0
 
     def allowed_s(self, round_s: float) -> float:
-        return self.most_s if self.most_s is not None else min(300.0, max(20.0, 20 * round_s))
+        return self.max_s if self.max_s is not None else min(300.0, max(20.0, 20 * round_s))
 
 
 @dataclass(frozen=True)

@@ -39,26 +39,26 @@ SAMPLES_PER_WARM_UP = 2.5
 
 @dataclass(frozen=True)
 class Sampling:
-    """When to stop. watch_s: least time from the first run on in which the time may still drop. most_s: longest time
+    """When to stop. watch_s: least time from the first run on in which the time may still drop. max_s: longest time
     of steady runs; a warm-up may take twice as long. precision: wanted half width of the median's 95 % interval,
     relative to the median. tail: whether p99 must be known, which takes more runs."""
 
     watch_s: float = 0.25
     least_runs: int = 50
-    most_s: float = 1.0
+    max_s: float = 1.0
     precision: float = 0.005
     tail: bool = False
-    tail_most_s: float = 10.0
+    tail_max_s: float = 10.0
 
 
-LAZY_KERNELS = Sampling(watch_s=6.0, most_s=12.0)
+LAZY_KERNELS = Sampling(watch_s=6.0, max_s=12.0)
 """Where specialized kernels are compiled while the general ones run, and swapped in when they are ready: on 16 cores
 beside an H100, BERT-base in fp8 ran for two to four seconds at 5.4 ms before it ran at 0.72 ms."""
 
 QUIET_S = 0.5
 """What a compiler has made is in use so long after it came to rest."""
 
-BRIEF = Sampling(watch_s=0.1, most_s=0.5, precision=0.01)
+BRIEF = Sampling(watch_s=0.1, max_s=0.5, precision=0.01)
 """For a second figure at a shape that is warm already."""
 
 
@@ -157,7 +157,7 @@ def sample_runs(time_runs: TimeRuns, sampling: Sampling, at_work: AtWork = never
         total_s = sum(w.seconds for w in windows)
         if at_work():
             worked_until_s = total_s
-        if worked_until_s and total_s < min(worked_until_s + QUIET_S, 3 * sampling.most_s):
+        if worked_until_s and total_s < min(worked_until_s + QUIET_S, 3 * sampling.max_s):
             continue
         steady = first_steady(windows)
         settled = is_settled(windows[steady:])
@@ -185,11 +185,11 @@ def _runs_per_window(last: Window) -> int:
 
 
 def _enough(warmup: Sequence[Window], steady: Sequence[Window], settled: bool, sampling: Sampling) -> bool:
-    """Time is up where the steady runs took `most_s`, or all of them three times that; five are kept at least."""
+    """Time is up where the steady runs took `max_s`, or all of them three times that; five are kept at least."""
     warmup_s, steady_s = sum(w.seconds for w in warmup), sum(w.seconds for w in steady)
     runs = sum(len(w.host_ms) for w in steady)
-    most_s = max(sampling.most_s, sampling.tail_most_s) if sampling.tail else sampling.most_s
-    if runs >= 5 and (steady_s >= most_s or warmup_s + steady_s >= 3 * most_s):
+    max_s = max(sampling.max_s, sampling.tail_max_s) if sampling.tail else sampling.max_s
+    if runs >= 5 and (steady_s >= max_s or warmup_s + steady_s >= 3 * max_s):
         return True
     least = max(sampling.least_runs, enough_for(0.99) if sampling.tail else 0)
     if not settled or runs < least:

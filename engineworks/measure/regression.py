@@ -174,7 +174,7 @@ _T_99 = {
 def compare_history(
     candidate_ms: float, champion: str, history: Sequence[tuple[str, float]], limit: float
 ) -> Comparison:
-    """The candidate against what was measured before on the same hardware, where the champion can not run beside it.
+    """The candidate against what was measured before on the same hardware, where the champion cannot run beside it.
 
     champion: its digest. history: digest and median latency in ms of every earlier measurement, oldest first. The
     spread between measurements is that of one engine measured several times, where that happened often enough, else

@@ -11,7 +11,7 @@ A row may be off by
 ρ follows from the precision (ROUNDED). Where one rounding more moves the lowered model's own row by m, 4 m is
 allowed for both: what is quantized, or compared with a threshold, may tip, and no kernel is to blame for it.
 
-Where ONNX Runtime can not run the lowered model, the engine is compared with fp32 and the error of the precision itself
+Where ONNX Runtime cannot run the lowered model, the engine is compared with fp32 and the error of the precision itself
 is allowed for: with the recipe's `cosine` limit c for it (USUAL_COSINE where it has none), θ = √(2(1 − c)) is the
 relative error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ,
 at most by .7, from fp32; by θ, at most .25, from itself; by 1.5 θ, at most .35, where the precision quantizes.
@@ -111,7 +111,7 @@ def _tipped(visit: Mapping[str, Any], output: str, one: Mapping[str, Any]) -> se
 
 def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     """By output: at which lengths the evaluation data has no sample, and how far the precision is from fp32 there, on
-    made rows: of the lowered model, or where that can not be run, of the engine."""
+    made rows: of the lowered model, or where that cannot be run, of the engine."""
     if _by_lowered(served):
         found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
         for lost in served.get("lost", ()):

@@ -187,7 +187,7 @@ def auc(rows: Array, labels: Array) -> float:
         probabilities = np.exp(_log_softmax(logits))
         return float(metrics.roc_auc_score(y, probabilities, multi_class="ovr", labels=list(range(scores.shape[-1]))))
     except ValueError as error:
-        raise ModelError(f"auc can not be computed of these labels: {error}") from None
+        raise ModelError(f"auc cannot be computed of these labels: {error}") from None
 
 
 def spearman(rows: Array, labels: Array) -> float:
@@ -328,6 +328,6 @@ def _library(metric: str, module: str, distribution: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"the metric '{metric}' is computed by {distribution}, which can not be imported: {error}",
+            f"the metric '{metric}' is computed by {distribution}, which cannot be imported: {error}",
             hint="pip install 'engineworks[metrics]'",
         ) from None

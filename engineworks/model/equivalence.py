@@ -57,7 +57,7 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
                 f"{path}: {what}: ONNX Runtime has none of version {version} for its dtypes",
                 hint="export the model with a newer opset",
             ) from None
-        raise ModelError(f"{path}: ONNX Runtime can not load the model: {reason}") from None
+        raise ModelError(f"{path}: ONNX Runtime cannot load the model: {reason}") from None
 
 
 def first_shapes(
@@ -97,7 +97,7 @@ def compare(
     dynamic dimension, if the original runs there.
 
     Raises `FoldError` naming the output, the figure and the sample of the first difference above `TOLERANCE`, and
-    `SamplesError` for feeds that the original can not run.
+    `SamplesError` for feeds that the original cannot run.
     """
     worst = {output.name: 0.0 for output in original.get_outputs()}
     for index, feed in enumerate(feeds):

@@ -1,4 +1,4 @@
-"""ONNX files on disk: read and write, with weights beside the file where one protobuf message can not hold them."""
+"""ONNX files on disk: read and write, with weights beside the file where one protobuf message cannot hold them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     except DecodeError:
         raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse") from None
     except (OSError, onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"{path}: the model or its external data can not be read: {error}") from None
+        raise ModelError(f"{path}: the model or its external data cannot be read: {error}") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
     make_dense(model, str(path))

@@ -22,7 +22,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """A model newer than ONNX Runtime reads, lowered by ONNX's converter, and what was done; others as they are.
 
-    Raises `ModelError` where the converter can not lower it.
+    Raises `ModelError` where the converter cannot lower it.
     """
     if not is_too_new(model):
         return model, ()
@@ -35,7 +35,7 @@ def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto
         except ConversionError as error:
             raise ModelError(
                 f"{where}: opset {opset} is newer than ONNX Runtime reads ({MOST_OPSET}), and ONNX's version converter "
-                f"can not lower it: {error}",
+                f"cannot lower it: {error}",
                 hint=f"export the model with opset {MOST_OPSET} or older",
             ) from None
     model.ir_version = ir_version_for(model)
@@ -84,7 +84,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
 
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
-    """The model with at least this opset; never lowered. Raises `FoldError` if ONNX's converter can not do it."""
+    """The model with at least this opset; never lowered. Raises `FoldError` if ONNX's converter cannot do it."""
     found = opset_of(model)
     if found >= minimum:
         return model
@@ -99,7 +99,7 @@ def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put the bodies of the model's own functions in place of their calls. Raises `FoldError` if ONNX can not."""
+    """Put the bodies of the model's own functions in place of their calls. Raises `FoldError` if ONNX cannot."""
     import onnx.inliner
 
     try:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's exceptions say, in our words: which operator of which node it can not run."""
+"""What ONNX Runtime's exceptions say, in our words: which operator of which node it cannot run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def what_failed(error: Exception, model: Path) -> str:
             fields = found.groupdict()
             why = " ".join(w for w in (fields["why"], fields.get("more")) if w)
             return f"finds {fields['op']}{_named(fields['node'], fields['op'], model)} invalid: {why}"
-    return f"can not load it: {plain(error)}"
+    return f"cannot load it: {plain(error)}"
 
 
 def plain(error: Exception) -> str:

@@ -95,7 +95,7 @@ def verify_package(folder: Path, trust: Trust) -> list[Passport]:
         manifest = json.loads((folder / PACKAGE_FILE).read_text(encoding="utf-8"))
         digests: Mapping[str, str] = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise TrustError(f"{folder / PACKAGE_FILE}: can not be read", hint="get the package anew") from None
+        raise TrustError(f"{folder / PACKAGE_FILE}: cannot be read", hint="get the package anew") from None
     trust.check(manifest, str(folder / PACKAGE_FILE))
     check_files(folder, digests, against="the package")
     if strange := sorted(_files(folder) - digests.keys()):

@@ -51,7 +51,7 @@ class WarmUp:
 @dataclass(frozen=True)
 class TritonModel:
     """One directory of a model repository. file: of the engine, where there is no other; capabilities: file by compute
-    capability. max_batch: 0 where Triton can not batch. shapes: the named shapes, for CUDA graphs. profiles: how many
+    capability. max_batch: 0 where Triton cannot batch. shapes: the named shapes, for CUDA graphs. profiles: how many
     optimization profiles its engines have; options: of the target. load_level: the level up to which ONNX Runtime may
     optimize the engine when it loads it, '' for its own."""
 

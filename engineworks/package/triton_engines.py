@@ -34,7 +34,7 @@ def read_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
         described = json.loads(place.read_text(encoding="utf-8"))
         listed = [(str(d["passport"]), dict(d["files"])) for d in described.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise TrustError(f"{place}: can not be read, so nothing says what the engines are") from None
+        raise TrustError(f"{place}: cannot be read, so nothing says what the engines are") from None
     return [_read_engine(model, passport, files, trust) for passport, files in listed]
 
 

@@ -25,7 +25,7 @@ from engineworks.tracking.runs import Tracking, open_tracking
 
 
 class ChampionError(RunError):
-    """The champion, not the candidate: its engine is gone, or can not be loaded or run here."""
+    """The champion, not the candidate: its engine is gone, or cannot be loaded or run here."""
 
 
 def registered_model(loaded: LoadedRecipe) -> str:

@@ -265,7 +265,7 @@ def _kind(step: str) -> str:
 
 def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]]:
     """Documents of all that an engine stands on, by step id, in the order of the plan."""
-    needed = plan.stands_on(engine.steps.values())
+    needed = plan.closure(engine.steps.values())
     return {step.id: step.document for key, step in plan.steps.items() if key in needed}
 
 

@@ -1,8 +1,8 @@
 """What shapes each step's result, as the JSON document whose digest is the step's key.
 
 A document holds: step and its version, params (the slice of the recipe it reads), inputs (keys of earlier steps),
-digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What can not shape the
-result goes beside it, into the step's `aside`: absolute paths, and the samples that a rewritten graph is proved on.
+digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What cannot shape the
+result goes beside it, into the step's `unkeyed`: absolute paths, and the samples that a rewritten graph is proved on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
 from engineworks.recipe.targets import NamedTarget
 
 Document = dict[str, Any]
-Aside = Mapping[str, Any]
+Unkeyed = Mapping[str, Any]
 
 MINIMUM_OPSET = 13
 """Older models are raised to this: the first opset with per-channel Q/DQ and bf16, so that one fold serves all."""
@@ -53,13 +53,13 @@ class Documents:
         self._inputs = [s.to_json() for s in input_specs(self.recipe)]
         self._profiles = [p.to_json() for p in profiles(self.recipe)]
 
-    def export(self) -> tuple[Document, Aside]:
+    def export(self) -> tuple[Document, Unkeyed]:
         source, kind = self.recipe.model.source.model_dump(exclude_none=True), self._files.kind
         params: Document = {"source": kind}
         if kind != "onnx":
             params |= {"factory": source.get("torch"), "task": source.get("task"), "interface": self._interface()}
         digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
-        aside = {
+        unkeyed = {
             "source": self._files.source,
             "folder": self._files.folder,
             "files": list(self._files.model.values()),
@@ -67,7 +67,7 @@ class Documents:
         document = self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ()))
         if kind == "torch":
             document["libraries"] |= self._imports(source["torch"])
-        return document, aside
+        return document, unkeyed
 
     def _interface(self) -> Document:
         outputs = {name: tuple(shape) for name, shape in self.recipe.outputs.items()}
@@ -80,7 +80,7 @@ class Documents:
         parts = (("evaluation", self._files.evaluation), ("calibration", self._files.calibration))
         return [(part, data) for part, data in parts if data is not None and data.preparation is not None]
 
-    def prepare(self, data: SampleFile) -> tuple[Document, Aside]:
+    def prepare(self, data: SampleFile) -> tuple[Document, Unkeyed]:
         """Of data that is made of texts or images."""
         made = data.preparation
         assert made is not None  # only then there is such a step
@@ -100,42 +100,42 @@ class Documents:
             return {}, {role: self._digests.digest_tree(tree)}, {role: list(data.paths)}
         return {}, {role: self._digests.digest(data.path)}, {role: data.path}
 
-    def fold(self, export: str) -> tuple[Document, Aside]:
+    def fold(self, export: str) -> tuple[Document, Unkeyed]:
         """The samples of its proof are no part of the key: they can fail the step, never change its result."""
         outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
         params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
         data = self._files.evaluation
         count = fixed_batch(data.specs) or min(PROOF_SAMPLES * len(data.paths), data.count)
         made, _, place = self._data("samples", data)
-        aside = {**place, "proof": _samples(data) | {"count": count}, "reads": made}
-        return self._document("fold", params, {"export": export}, {}), aside
+        unkeyed = {**place, "proof": _samples(data) | {"count": count}, "reads": made}
+        return self._document("fold", params, {"export": export}, {}), unkeyed
 
-    def calibrate(self, fold: str) -> tuple[Document, Aside]:
+    def calibrate(self, fold: str) -> tuple[Document, Unkeyed]:
         data = self._files.calibration
         assert data is not None  # checked with the recipe
-        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "around"})
+        settings = self.recipe.calibration.model_dump(mode="json", exclude={"keep", "unquantized"})
         params = {"calibration": settings, "samples": _samples(data)}
-        made, digests, aside = self._data("calibration", data)
-        aside |= {"sha256": digests["calibration"]} if digests else {}
-        return self._document("calibrate", params, {"fold": fold, **made}, digests), aside
+        made, digests, unkeyed = self._data("calibration", data)
+        unkeyed |= {"sha256": digests["calibration"]} if digests else {}
+        return self._document("calibrate", params, {"fold": fold, **made}, digests), unkeyed
 
-    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Aside]:
+    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Unkeyed]:
         params: Document = {"precision": precision, **computes.to_json()}
         inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
-        aside: dict[str, Any] = {}
+        unkeyed: dict[str, Any] = {}
         if ranges:
             assert self._files.calibration is not None  # checked with the recipe
             _, digests, _ = self._data("calibration", self._files.calibration)
-            aside |= {"calibration_sha256": digests["calibration"]} if digests else {}
-        if computes.around == "fp32":
-            return self._document("lower", params, inputs, {}), aside
+            unkeyed |= {"calibration_sha256": digests["calibration"]} if digests else {}
+        if computes.unquantized == "fp32":
+            return self._document("lower", params, inputs, {}), unkeyed
         data = self._files.calibration or self._files.evaluation
         params["samples"] = _samples(data)
         made, digests, place = self._data("samples", data)
         libraries = () if computes.quantized else ("nvidia-modelopt",)  # AutoCast
-        return self._document("lower", params, inputs | made, digests, libraries), aside | place
+        return self._document("lower", params, inputs | made, digests, libraries), unkeyed | place
 
-    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Aside]:
+    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Unkeyed]:
         params = {
             "precision": precision,
             "computes": list(computes.parts),
@@ -144,33 +144,33 @@ class Documents:
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
-        aside: Document = {"time_limit_s": target.target.time_limit_s}
+        unkeyed: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-            aside |= _device_cache(document, facts.libraries)
-        return document, aside
+            unkeyed |= _device_cache(document, facts.libraries)
+        return document, unkeyed
 
-    def reference(self, fold: str) -> tuple[Document, Aside]:
+    def reference(self, fold: str) -> tuple[Document, Unkeyed]:
         data = self._files.evaluation
         params = {
             "samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs),
             "shapes": self._shapes(),
         }  # fmt: skip
-        made, digests, aside = self._data("evaluation", data)
-        return self._document("reference", params, {"fold": fold, **made}, digests), aside
+        made, digests, unkeyed = self._data("evaluation", data)
+        return self._document("reference", params, {"fold": fold, **made}, digests), unkeyed
 
-    def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Aside]:
+    def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Unkeyed]:
         """folded: the lowered model is the folded one, which the reference has run already."""
         data = self._files.evaluation
-        folded = not computes.quantized and computes.around == "fp32"
+        folded = not computes.quantized and computes.unquantized == "fp32"
         params = {"samples": _samples(data), "ranges": self._shapes()["ranges"], "folded": folded}
-        made, digests, aside = self._data("evaluation", data)
+        made, digests, unkeyed = self._data("evaluation", data)
         inputs = {"lower": lower, "reference": reference, **made}
-        return self._document("lowered_reference", params, inputs, digests), aside
+        return self._document("lowered_reference", params, inputs, digests), unkeyed
 
     def sensitivity(
         self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
-    ) -> tuple[Document, Aside]:
+    ) -> tuple[Document, Unkeyed]:
         """Reads what `compare` reads of the evaluation data, but for `data`, which may be fewer samples of it. Of the
         target only whether ONNX Runtime's integer kernels are what its engine computes with."""
         accuracy = self.recipe.accuracy
@@ -190,7 +190,7 @@ class Documents:
             document["libraries"] |= self._imports(own)
         return document, {**place, "folder": self._files.folder}
 
-    def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Aside]:
+    def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Unkeyed]:
         data, accuracy = self._files.evaluation, self.recipe.accuracy
         metric = accuracy.metric
         params = {
@@ -210,7 +210,7 @@ class Documents:
             document["libraries"] |= self._imports(own)
         return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
 
-    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Aside]:
+    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Unkeyed]:
         """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
         data, performance = self._files.evaluation, self.recipe.performance
         params = {
@@ -223,7 +223,7 @@ class Documents:
         document["hardware"] = facts.hardware()
         return document, place | _device_cache(document, facts.libraries, build)
 
-    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Aside]:
+    def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
         """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
         all that shapes the export in its key."""
         data, module = self._files.evaluation, peer(name)
@@ -231,16 +231,16 @@ class Documents:
         params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
         params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
         made, digests, place = self._data("evaluation", data)
-        aside: dict[str, Any] = {**place, "time_limit_s": PEER_TIME_LIMIT_S}
+        unkeyed: dict[str, Any] = {**place, "time_limit_s": PEER_TIME_LIMIT_S}
         libraries: dict[str, Any] = dict(module.versions())
         if module.FROM_SOURCE:
             export, paths = self.export()
-            params, aside, digests = {**export["params"], **params}, {**paths, **aside}, export["digests"] | digests
+            params, unkeyed, digests = {**export["params"], **params}, {**paths, **unkeyed}, export["digests"] | digests
             libraries = export["libraries"] | libraries
         document = self._document("peer", params, {**inputs, **made}, digests)
         document["libraries"] |= libraries
         document["hardware"] = dict(module.hardware())
-        return document, aside
+        return document, unkeyed
 
     def _imports(self, function: str) -> dict[str, str]:
         """Versions of the installed packages that the user's own code imports."""

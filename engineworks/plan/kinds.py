@@ -8,7 +8,7 @@ from typing import Literal
 
 StepName = Literal[
     "export", "prepare", "fold", "calibrate", "lower", "build", "reference", "lowered_reference", "compare", "measure",
-    "duel", "peer", "sensitivity",
+    "compare_champion", "peer", "sensitivity",
 ]  # fmt: skip
 
 
@@ -33,7 +33,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "build": StepKind(4, (), engine=True),
     "compare": StepKind(4, ("numpy",), engine=True),
     "measure": StepKind(6, ("numpy",), engine=True),
-    "duel": StepKind(3, ("numpy",), engine=True),
+    "compare_champion": StepKind(3, ("numpy",), engine=True),
     "peer": StepKind(1, ("numpy",)),
     "sensitivity": StepKind(3, ("onnx", "onnxruntime", "numpy")),
 }

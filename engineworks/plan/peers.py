@@ -12,12 +12,12 @@ from engineworks.plan.kinds import StepName
 from engineworks.recipe.computation import Computation
 
 Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
-"""Kind, id, document, aside → the step's key, after it was put into the plan."""
+"""Kind, id, document, unkeyed → the step's key, after it was put into the plan."""
 
 
 @dataclass(frozen=True)
 class PlannedPeer:
-    """One peer in one precision. id: such as 'digits/peer/pytorch-fp16'. step: key of its step; None where it can not
+    """One peer in one precision. id: such as 'digits/peer/pytorch-fp16'. step: key of its step; None where it cannot
     run here, and then `why_not` says why."""
 
     id: str

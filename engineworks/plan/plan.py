@@ -17,8 +17,8 @@ from engineworks.engines.backends import backend_facts
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.measure.champion import NONE, Champion, Champions
-from engineworks.plan.documents import Aside, Documents
-from engineworks.plan.duel import duel_document
+from engineworks.plan.champion_comparison import champion_comparison_document
+from engineworks.plan.documents import Documents, Unkeyed
 from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
@@ -29,7 +29,7 @@ from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.recipe.targets import NamedTarget
 from engineworks.store.store import Store
 
-State = Literal["cached", "to do", "elsewhere", "not needed"]
+State = Literal["cached", "to do", "needs another GPU", "not needed"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Step:
     key: str
     document: Mapping[str, Any]
     inputs: Mapping[str, str]
-    aside: Mapping[str, Any]
+    unkeyed: Mapping[str, Any]
     state: State = "to do"
     reason: str = ""
 
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it can not run here, or ''.
+    """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it cannot run here, or ''.
     `computes`: the plain precisions that its own stands for, such as int8 and fp16 around it."""
 
     id: str
@@ -68,7 +68,7 @@ class PlannedEngine:
     champion: Champion | None = None
     computes: tuple[str, ...] = ()
     champion_unknown: str = ""
-    """Why it can not be told whether there is a champion, or ''."""
+    """Why it cannot be told whether there is a champion, or ''."""
     champion_lost: str = ""
     """Why the champion is missing in MLflow though its list of champions names one, or ''."""
 
@@ -83,7 +83,7 @@ class PlannedEngine:
 
 @dataclass(frozen=True)
 class Refused:
-    """An engine that the target can not do: it is not built, and this sentence says why."""
+    """An engine that the target cannot do: it is not built, and this sentence says why."""
 
     id: str
     sentence: str
@@ -137,7 +137,7 @@ class Plan:
         """Keys of the engines' and the peers' last steps."""
         return {k for e in self.engines for k in e.steps.values()} | {p.step for p in self.peers if p.step}
 
-    def stands_on(self, keys: Iterable[str]) -> set[str]:
+    def closure(self, keys: Iterable[str]) -> set[str]:
         """These keys and all that they need, directly or not."""
         pending, seen = list(keys), set[str]()
         while pending:
@@ -291,14 +291,16 @@ def _plan_engine(
     lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference, lowered))
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
-    duel = None
+    comparison = None
     if champion is not None and regression is not None and regression.latency is not None:
         measured = documents.measure(target, build)
-        duel = duel_document(measured, champion, champions, regression.model_dump(), store)
+        comparison = champion_comparison_document(measured, champion, champions, regression.model_dump(), store)
     if documents.recipe.performance.at:
-        chosen["measure"] = add("measure", f"{engine_id}/measure", *_measure(documents, target, build, duel, store))
-    if duel is not None:
-        chosen["duel"] = add("duel", f"{engine_id}/duel", *duel)
+        chosen["measure"] = add(
+            "measure", f"{engine_id}/measure", *_measure(documents, target, build, comparison, store)
+        )
+    if comparison is not None:
+        chosen["compare_champion"] = add("compare_champion", f"{engine_id}/compare-champion", *comparison)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
     parts, unknown = computes.parts, champions.unknown_because
     lost = champions.lost.get(engine_id, "")
@@ -309,21 +311,21 @@ def _measure(
     documents: Documents,
     target: NamedTarget,
     build: str,
-    duel: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
+    comparison: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
     store: Store,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The measuring step's document and aside: anew where what the store has was disturbed."""
-    document, aside = documents.measure(target, build)
-    by_history = duel is not None and duel[1]["by_history"]
-    return measured_anew(document, documents.recipe.performance.budget, store, by_history=by_history), aside
+    """The measuring step's document and unkeyed: anew where what the store has was disturbed."""
+    document, unkeyed = documents.measure(target, build)
+    by_history = comparison is not None and comparison[1]["by_history"]
+    return measured_anew(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
 
 
 def _add(
-    steps: dict[str, Step], kind: StepName, name: str, document: Mapping[str, Any], aside: Mapping[str, Any]
+    steps: dict[str, Step], kind: StepName, name: str, document: Mapping[str, Any], unkeyed: Mapping[str, Any]
 ) -> str:
     key = digest_of(document)
     if key not in steps:
-        steps[key] = Step(kind, name, key, document, {**document["inputs"], **aside.get("reads", {})}, aside)
+        steps[key] = Step(kind, name, key, document, {**document["inputs"], **unkeyed.get("reads", {})}, unkeyed)
     return key
 
 
@@ -334,7 +336,7 @@ class _Shared:
         self._keys: dict[str, str] = {}
 
     def add_once(
-        self, steps: dict[str, Step], kind: StepName, name: str, make: Callable[[], tuple[Mapping[str, Any], Aside]]
+        self, steps: dict[str, Step], kind: StepName, name: str, make: Callable[[], tuple[Mapping[str, Any], Unkeyed]]
     ) -> str:
         if name not in self._keys:
             self._keys[name] = _add(steps, kind, name, *make())
@@ -344,7 +346,7 @@ class _Shared:
 def _limited(step: Step, limits: Mapping[str, float]) -> Step:
     """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
     limit_s = limits.get(step.kind)
-    return step if limit_s is None else replace(step, aside={**step.aside, "time_limit_s": limit_s})
+    return step if limit_s is None else replace(step, unkeyed={**step.unkeyed, "time_limit_s": limit_s})
 
 
 class _States:
@@ -362,7 +364,7 @@ class _States:
         if self._store.has(key):
             self._set(key, "cached", "")
         elif key in self._elsewhere:
-            self._set(key, "elsewhere", "nothing here can run this engine: 'engineworks doctor' says why")
+            self._set(key, "needs another GPU", "nothing here can run this engine: 'engineworks doctor' says why")
         else:
             for inner in step.inputs.values():
                 self.settle(inner, needed=True)

@@ -86,5 +86,5 @@ def _quantized_operators(computes: Computation, operators: frozenset[str] | None
 
 def lower_id(branch: str, computes: Computation) -> str:
     """One lowering serves all targets but where they want another type around quantized nodes."""
-    half = computes.quantized and computes.around != "fp32"
-    return f"{branch}/lower" + (f"-around-{computes.around}" if half else "")
+    half = computes.quantized and computes.unquantized != "fp32"
+    return f"{branch}/lower" + (f"-unquantized-{computes.unquantized}" if half else "")

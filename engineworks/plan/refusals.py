@@ -20,7 +20,7 @@ def refuse_folded(plan: Plan, store: Store) -> Plan:
         return plan
     engines = tuple(e for e in plan.engines if not said[e.id])
     left = replace(plan, engines=engines, refused=(*plan.refused, *refused))
-    needed = left.stands_on(left.goals)
+    needed = left.closure(left.goals)
     steps = {
         key: step
         if key in needed or step.state != "to do"

@@ -12,7 +12,7 @@ from engineworks.recipe.yaml_nodes import Node
 Path_ = tuple[str | int, ...]
 
 
-def without_echoes(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def without_cascading(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Pydantic's errors without lists that are too short for an entry of theirs is wrong, and without keys that are
     missing for they are misspelt."""
     return [one for one in found if not _short_for_another(one, found) and not _misspelt(one, found)]
@@ -38,7 +38,7 @@ def meant_key(extra: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
     return next(iter(get_close_matches(str(extra["loc"][-1]), missing, n=1, cutoff=0.6)), "")
 
 
-def is_echo(problem: Problem, *, node: Node, wrong: Collection[Path_], refused: bool) -> bool:
+def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Path_], refused: bool) -> bool:
     """Whether the problem is there only because the values at `wrong` were taken out of `node`. refused: whether there
     are problems besides."""
     if problem.message.startswith("model.source names no source"):

@@ -15,12 +15,12 @@ from engineworks.recipe.recipe import AS_IS, CALIBRATED, FLOATS, FORMATS, Recipe
 WORTHWHILE_NODES = ("worthwhile:*",)
 """`quantizable.WORTHWHILE`, which a plan can say without ONNX."""
 
-_AROUND = {"onnxruntime": "fp32"}
+_UNQUANTIZED = {"onnxruntime": "fp32"}
 """What computes around quantized nodes where the recipe does not say. On a GPU int8 with fp32 around it is slower than
 fp16 alone. ONNX Runtime's CPU has hardly any fp16 kernel: it casts back and forth, and sees no int8 convolution behind
 fp16 scales (digits: 2.8 ms with fp16 around, 1.7 ms with fp32)."""
 
-_AROUND_ON_GPU = "fp16"
+_UNQUANTIZED_ON_GPU = "fp16"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Computation:
     """How an engine computes. around: fp32, fp16 or bf16. quantized: format → globs of the nodes that have it. keep:
     globs of nodes that calibrated formats leave alone. fp32: globs of nodes that stay fp32 within fp16 or bf16."""
 
-    around: str
+    unquantized: str
     quantized: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     fp32: tuple[str, ...] = ()
@@ -42,15 +42,15 @@ class Computation:
     @property
     def parts(self) -> tuple[str, ...]:
         """The plain precisions that a target must be able to do."""
-        return (AS_IS,) if self.as_is else (*self.quantized, self.around)
+        return (AS_IS,) if self.as_is else (*self.quantized, self.unquantized)
 
     def to_json(self) -> dict[str, Any]:
         """What the lower step reads beside the name; only what is not empty."""
         found: dict[str, Any] = {}
         if self.quantized:
-            found |= {"around": self.around, "quantized": {n: list(g) for n, g in self.quantized.items()}}
+            found |= {"unquantized": self.unquantized, "quantized": {n: list(g) for n, g in self.quantized.items()}}
         elif self.fp32:
-            found["around"] = self.around
+            found["unquantized"] = self.unquantized
         if self.calibrated:
             found["keep"] = list(self.keep)
         if self.fp32:
@@ -64,10 +64,10 @@ def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
         return Computation(precision)
     if precision == AS_IS:
         return Computation("fp32", as_is=True)
-    around = recipe.calibration.around or _AROUND.get(backend, _AROUND_ON_GPU)
+    unquantized = recipe.calibration.unquantized or _UNQUANTIZED.get(backend, _UNQUANTIZED_ON_GPU)
     keep = recipe.calibration.keep
     mixture = recipe.mixtures.get(precision)
     if mixture is None:
-        return Computation(around, {precision: WORTHWHILE_NODES}, keep)
+        return Computation(unquantized, {precision: WORTHWHILE_NODES}, keep)
     quantized: dict[str, tuple[str, ...]] = {name: globs for name in FORMATS if (globs := getattr(mixture, name))}
-    return Computation(mixture.default or around, quantized, keep, mixture.fp32)
+    return Computation(mixture.default or unquantized, quantized, keep, mixture.fp32)

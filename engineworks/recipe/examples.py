@@ -80,7 +80,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "averaging": "0.01",
         "batch": "16",
         "keep": "[classifier/*]",
-        "around": "fp16",
+        "unquantized": "fp16",
     },
     "Mixture": {
         "default": "fp16",
@@ -131,7 +131,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "Sweep": {"batch": "[1, 8, 16, 32]", "at": "single", "latency_ms": "3"},
     "ServingOptions": {"cuda_graphs": "true", "kernels": "eager"},
-    "Regression": {"latency": "5%", "accuracy": "0.5%", "most_s": "120"},
+    "Regression": {"latency": "5%", "accuracy": "0.5%", "max_s": "120"},
     "Release": {"model": "digits", "triton": "{instances: 2}"},
     "Triton": {
         "dynamic_batching": "{preferred: [8, 16], max_delay_us: 500}",
@@ -149,7 +149,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "TimeLimits": {
         "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
         "lowered_reference": "1800",
-        "compare": "1800", "measure": "900", "duel": "900", "peer": "900", "prepare": "600",
+        "compare": "1800", "measure": "900", "compare_champion": "900", "peer": "900", "prepare": "600",
     },
 }  # fmt: skip
 """By the name of the part (as in the schema's `$defs`, `Recipe` for the top) and of the key."""

@@ -62,7 +62,7 @@ class Finder:
             self.add(where, f"'{name}': {what}", self.fetch_hint(path) or _near(path))
             return None
         if not os.access(path, os.R_OK):
-            self.add(where, f"'{name}' can not be read", "check its permissions")
+            self.add(where, f"'{name}' cannot be read", "check its permissions")
             return None
         return path
 

@@ -14,7 +14,7 @@ from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import check_options
 from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe.auto import Auto, expand
-from engineworks.recipe.cascading_errors import is_echo, meant_key, without_echoes
+from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
 from engineworks.recipe.checks import check_recipe
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
@@ -72,7 +72,7 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
         recipe, wrong = _validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    follows = partial(is_echo, node=node, wrong=wrong, refused=bool(problems))
+    follows = partial(is_cascading, node=node, wrong=wrong, refused=bool(problems))
     found = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
     files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), found)
     problems.extend(problem for problem in found if not follows(problem))
@@ -184,7 +184,7 @@ def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
     try:
         return model.model_validate(node.plain())
     except ValidationError as error:
-        problems.extend(_problem(model, node, one) for one in without_echoes(error.errors(include_url=False)))
+        problems.extend(_problem(model, node, one) for one in without_cascading(error.errors(include_url=False)))
         return None
 
 
@@ -204,7 +204,7 @@ def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
                 node.at(loc[:-1]).rename(str(loc[-1]), meant)
                 continue
             wrong.add(loc)
-            if loc[0] == "inputs" and loc[-1] == "dtype":  # it can not be left out
+            if loc[0] == "inputs" and loc[-1] == "dtype":  # it cannot be left out
                 node.at(loc).value = "float32"
             else:
                 node.at(loc[:-1]).remove(loc[-1])

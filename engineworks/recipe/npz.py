@@ -41,7 +41,7 @@ class ArrayHeader:
 
 
 class NpzReader:
-    """An open .npz file. Raises `SamplesError` for a file that can not be read, and for pickled arrays."""
+    """An open .npz file. Raises `SamplesError` for a file that cannot be read, and for pickled arrays."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

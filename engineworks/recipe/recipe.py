@@ -179,7 +179,7 @@ class Calibration(Part):
     )
     batch: Length = Field(8, description="samples per calibration step")
     keep: tuple[str, ...] = Field((), description="globs of node names left in high precision")
-    around: Float | None = Field(
+    unquantized: Float | None = Field(
         None, description="what computes around quantized nodes; default: fp16 on GPU targets, fp32 on the CPU"
     )
 
@@ -289,7 +289,7 @@ class Regression(Part):
 
     latency: Percent | None = Field(None, description="median latency at every named shape, e.g. 5%")
     accuracy: Percent | None = Field(None, description="task metric on the same evaluation data, e.g. 0.5%")
-    most_s: Seconds | None = Field(
+    max_s: Seconds | None = Field(
         None, description="seconds that one measurement of both engines may take; default: by their speed, 20 to 300"
     )
 
@@ -346,7 +346,7 @@ class TimeLimits(Part):
     lowered_reference: Seconds | None = Field(None, description="of the lowered model's own outputs")
     compare: Seconds | None = Field(None, description="of comparing one engine")
     measure: Seconds | None = Field(None, description="of measuring one engine")
-    duel: Seconds | None = Field(None, description="of measuring engine and champion side by side")
+    compare_champion: Seconds | None = Field(None, description="of measuring engine and champion side by side")
     peer: Seconds | None = Field(None, description="of measuring one peer (--compare)")
 
 

@@ -31,7 +31,7 @@ def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def largest_batch(recipe: Recipe) -> int:
-    """The largest batch that Triton may form; 0 where it can not: the batch must be a dynamic axis 0 everywhere."""
+    """The largest batch that Triton may form; 0 where it cannot: the batch must be a dynamic axis 0 everywhere."""
     dim = batch_dim(input_specs(recipe))
     shapes = [i.shape for i in recipe.inputs.values()] + list(recipe.outputs.values())
     if not isinstance(dim, str) or any(shape[:1] != (dim,) for shape in shapes):

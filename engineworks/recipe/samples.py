@@ -206,7 +206,7 @@ def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
 def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
     """Where each tensor has the batch dimension; None for one that has none (its sample is fed as it is).
 
-    A fixed batch above 1 that is not axis 0 of every input can not be told from other lengths: then a sample is all
+    A fixed batch above 1 that is not axis 0 of every input cannot be told from other lengths: then a sample is all
     that one run takes, for every input.
     """
     dim = batch_dim(specs)

@@ -119,7 +119,7 @@ def merge(over: Node, under: Node) -> Node:
 
 
 def read_text(path: Path, shown: str) -> str:
-    """The file's text. Raises `RecipeError` where it can not be read, or is too large for a recipe."""
+    """The file's text. Raises `RecipeError` where it cannot be read, or is too large for a recipe."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe")
@@ -132,7 +132,7 @@ def read_text(path: Path, shown: str) -> str:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise _one(Place(shown, line, 1), "is not UTF-8 text", "save the file as UTF-8") from None
     except OSError as error:
-        raise _one(Place(shown), f"can not be read: {error.strerror}") from None
+        raise _one(Place(shown), f"cannot be read: {error.strerror}") from None
 
 
 def _conflict_markers(text: str, shown: str) -> Iterator[Problem]:

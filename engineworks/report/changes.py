@@ -27,7 +27,8 @@ from engineworks.report.palette import short
 def changes_section(result: BuildResult, background: Background) -> Section:
     found = blocks_of(
         [Words(sentence, tone="inconclusive") for sentence in (*background.missing, *background.lost)],
-        _champions(result, background), _duels(result), list(_earlier(result)), list(_before(background)),
+        _champions(result, background), _champion_comparisons(result),
+        list(_earlier(result)), list(_before(background)),
     )  # fmt: skip
     return Section("changes", "What changed", found, brief="Changes")
 
@@ -84,7 +85,7 @@ def _change(was: float | None, now: float | None) -> Cell:
     return Cell(f"{now / was - 1:+.1%}", sort=now / was)
 
 
-def _duels(result: BuildResult) -> Block | None:
+def _champion_comparisons(result: BuildResult) -> Block | None:
     """Candidate and champion, timed in turns."""
     columns = [
         Column("engine"), Column("shape"), Column("verdict"), Column("candidate / champion", number=True),
@@ -94,15 +95,16 @@ def _duels(result: BuildResult) -> Block | None:
     ]  # fmt: skip
     rows = []
     for engine in result.engines:
-        duel = engine.duel or {}
-        for name, s in duel.get("shapes", {}).items():
+        comparison = engine.champion_comparison or {}
+        for name, s in comparison.get("shapes", {}).items():
             check = next((c for c in engine.checks if c.name == f"regression.latency[{name}]"), None)
-            attempts = duel["attempts"]
+            attempts = comparison["attempts"]
             disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
             rows.append([
                 Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
                 number(s["ratio"], 4),
-                Cell(_interval(s)), Cell(f"{100 * duel.get('confidence', 0.99):.10g} %"), number(1 + duel["limit"], 4),
+                Cell(_interval(s)), Cell(f"{100 * comparison.get('confidence', 0.99):.10g} %"),
+                number(1 + comparison["limit"], 4),
                 number(s["rounds"], 0), number(disturbed, 0),
                 number(len(attempts), 0), Cell(check.words if check else "", tone="muted"),
             ])  # fmt: skip
@@ -116,11 +118,12 @@ def _interval(compared: Mapping[str, Any]) -> str:
 
 
 def _earlier(result: BuildResult) -> Iterator[Block]:
-    """Duels of this candidate that did not decide."""
+    """Champion comparisons of this candidate that did not decide."""
     for engine in result.engines:
-        for turn, duel in enumerate((engine.duel or {}).get("earlier", ()), 1):
+        for turn, comparison in enumerate((engine.champion_comparison or {}).get("earlier", ()), 1):
             said = [
-                f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)" for name, s in duel["shapes"].items()
+                f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)"
+                for name, s in comparison["shapes"].items()
             ]
             yield Words(
                 ", ".join(said), tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:"

@@ -46,7 +46,7 @@ def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
     """By target: of its ladder where there is one, else of its engines."""
     ladders = {one.target: one for one in result.ladder}
     metric = any((e.accuracy or {}).get("metric") for e in result.engines) or any(
-        r.metric is not None for one in result.ladder for r in one.rungs
+        r.metric is not None for one in result.ladder for r in one.candidates
     )
     color = colors(result)
     for target, engines in by_target(result.engines):
@@ -65,7 +65,7 @@ def _of_ladder(ladder: TargetLadder, color: Mapping[str, int]) -> list[Choice]:
         Choice(
             r.precision, color.get(r.precision, index), r.latency_ms, r.quality, r.bytes, r.verdict, r.chosen, r.pareto
         )
-        for index, r in enumerate(ladder.rungs)
+        for index, r in enumerate(ladder.candidates)
         if r.latency_ms is not None and r.quality is not None and r.bytes is not None
     ]
 

@@ -12,10 +12,10 @@ from html import escape
 from engineworks.builds.step_facts import StepFact
 
 ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
-         "duel", "peer")  # fmt: skip
+         "compare_champion", "peer")  # fmt: skip
 COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "lowered_reference": 4, "build": 5,
-           "compare": 6, "measure": 7, "duel": 8, "peer": 6}  # fmt: skip
-OF_ENGINE = ("build", "compare", "measure", "duel")
+           "compare": 6, "measure": 7, "compare_champion": 8, "peer": 6}  # fmt: skip
+OF_ENGINE = ("build", "compare", "measure", "compare_champion")
 """Kinds of steps that belong to one engine, in its row."""
 
 BOX_W, BOX_H, GAP_X, GAP_Y, TOP = 132, 24, 34, 6, 22

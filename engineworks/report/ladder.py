@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engineworks.measure.ladder import estimate as ladder_estimate
-from engineworks.measure.ladder.ladder import Rung, TargetLadder
+from engineworks.measure.ladder.ladder import Candidate, TargetLadder
 from engineworks.report.figures import figure
 
 
@@ -25,8 +25,8 @@ class LadderTable:
 def ladder_tables(ladders: Sequence[TargetLadder]) -> Iterator[LadderTable]:
     """One table per target."""
     for ladder in ladders:
-        chosen = next((i for i, r in enumerate(ladder.rungs) if r.chosen), None)
-        rows = tuple(_cells(r) for r in ladder.rungs)
+        chosen = next((i for i, r in enumerate(ladder.candidates) if r.chosen), None)
+        rows = tuple(_cells(r) for r in ladder.candidates)
         used = [i for i in range(len(HEADINGS)) if any(row[i] for row in rows)]
         headings = tuple(HEADINGS[i] for i in used)
         shown = tuple(tuple(row[i] for i in used) for row in rows)
@@ -37,30 +37,30 @@ HEADINGS = (
     "precision", "verdict", "metric", "cosine", "of fp32", "p50 ms", "estimated", "MiB", "Pareto", "ladder"
 )  # fmt: skip
 """of fp32: the quality that the plot shows. estimated: time relative to fp16 where nothing was measured. Pareto: *
-where no other rung that passed is at least as good in quality, latency and size, and better in one."""
+where no other candidate that passed is at least as good in quality, latency and size, and better in one."""
 
 
-def _cells(rung: Rung) -> tuple[str, ...]:
+def _cells(candidate: Candidate) -> tuple[str, ...]:
     return (
-        rung.precision,
-        rung.verdict,
-        figure(rung.metric, 4),
-        figure(rung.cosine, 5),
-        figure(rung.quality, 4),
-        figure(rung.latency_ms, 3),
-        figure(rung.estimate, 2),
-        figure(rung.bytes / 2**20 if rung.bytes else None, 2),
-        "*" if rung.pareto else "",
-        "chosen" if rung.chosen else f"dropped: {rung.dropped}",
+        candidate.precision,
+        candidate.verdict,
+        figure(candidate.metric, 4),
+        figure(candidate.cosine, 5),
+        figure(candidate.quality, 4),
+        figure(candidate.latency_ms, 3),
+        figure(candidate.estimate, 2),
+        figure(candidate.bytes / 2**20 if candidate.bytes else None, 2),
+        "*" if candidate.pareto else "",
+        "chosen" if candidate.chosen else f"dropped: {candidate.dropped}",
     )
 
 
 def _notes(ladder: TargetLadder) -> Iterator[str]:
     if ladder.basis == "estimated":
         yield f"The order is {ladder_estimate.SENTENCE}."
-    doubtful = [r for r in ladder.rungs if r.doubt and r.latency_ms]
+    doubtful = [r for r in ladder.candidates if r.doubt and r.latency_ms]
     if doubtful:
         yield f"Latencies not to be trusted: {', '.join(r.precision for r in doubtful)} ({doubtful[0].doubt})."
-    built_in = [r.precision for r in ladder.rungs if r.built_in_limits]
+    built_in = [r.precision for r in ladder.candidates if r.built_in_limits]
     if built_in:
         yield f"Built-in accuracy limits, for the recipe gives none: {', '.join(built_in)}."

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from engineworks.plan.plan import Plan
 
-WORDS = {"elsewhere": "for other hardware"}
+WORDS = {"needs another GPU": "for other hardware"}
 
 SHOWN = 40
 """Steps of one recipe that are listed: a comment takes 65,536 characters on GitHub."""
@@ -23,7 +23,9 @@ def render_plans(plans: Sequence[Plan]) -> str:
 
 def _recipe(plan: Plan) -> Iterable[str]:
     states = [step.state for step in plan.steps.values()]
-    counts = ", ".join(f"{states.count(s)} {WORDS.get(s, s)}" for s in ("to do", "cached", "elsewhere") if s in states)
+    counts = ", ".join(
+        f"{states.count(s)} {WORDS.get(s, s)}" for s in ("to do", "cached", "needs another GPU") if s in states
+    )
     yield f"## {plan.recipe}: {counts or 'nothing'}"
     if plan.to_do:
         yield from ("", "| step | why |", "| --- | --- |")

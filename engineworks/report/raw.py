@@ -21,10 +21,15 @@ class Attachment:
 
 
 def attachments(engine: EngineResult) -> Iterator[Attachment]:
-    """The engine's reports (every latency sample, every round of a duel with its blocks, every stop of the comparison)
-    and its checks, as gzip of JSON; the same result gives the same bytes."""
+    """The engine's reports (every latency sample, every round of a champion comparison with its blocks, every stop of
+    the comparison with the reference) and its checks, as gzip of JSON; the same result gives the same bytes."""
     checks = [check.to_json() for check in engine.checks]
-    found = {"checks": checks, "accuracy": engine.accuracy, "latency": engine.latency, "duel": engine.duel}
+    found = {
+        "checks": checks,
+        "accuracy": engine.accuracy,
+        "latency": engine.latency,
+        "compare_champion": engine.champion_comparison,
+    }
     for name, value in found.items():
         if value:
             packed = gzip.compress(json.dumps(value).encode(), mtime=0)

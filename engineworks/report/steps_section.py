@@ -6,11 +6,11 @@ from engineworks.builds.results import BuildResult
 from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Words, blocks_of, number, table
 from engineworks.report.graph import graph_svg
 
-STATES = ("run", "reused", "failed", "skipped", "elsewhere", "not needed")
-WORDS = {"elsewhere": "cannot run here"}
+STATES = ("run", "reused", "failed", "skipped", "needs another GPU", "not needed")
+WORDS = {"needs another GPU": "cannot run here"}
 """A step for other hardware: whether another host runs it, this build does not know."""
 
-_TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "elsewhere": "unmeasured"}
+_TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "needs another GPU": "unmeasured"}
 
 
 def steps_section(result: BuildResult, *, plots: bool) -> Section | None:

@@ -27,7 +27,7 @@ PIPE_WIDTH = 200
 
 STYLES = {
     "pass": "green", "fail": "bold red", "failed": "bold red", "unmeasured": "yellow", "inconclusive": "yellow",
-    "refused": "yellow", "cached": "green", "to do": "cyan", "elsewhere": "yellow", "not needed": "dim",
+    "refused": "yellow", "cached": "green", "to do": "cyan", "needs another GPU": "yellow", "not needed": "dim",
 }  # fmt: skip
 
 
@@ -57,7 +57,9 @@ def print_error(message: str) -> None:
 def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
     console = _console()
     for plan in plans:
-        counts = {s: sum(1 for x in plan.steps.values() if x.state == s) for s in ("to do", "cached", "elsewhere")}
+        counts = {
+            s: sum(1 for x in plan.steps.values() if x.state == s) for s in ("to do", "cached", "needs another GPU")
+        }
         if not quiet:
             table = _table("step", "state", "why")
             for step in plan.steps.values():
@@ -104,7 +106,7 @@ def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: 
 
 
 def _print_ladder(console: Console, result: BuildResult) -> None:
-    """One table per target of `precisions: auto`; the chosen rung stands out."""
+    """One table per target of `precisions: auto`; the chosen candidate stands out."""
     from engineworks.report.ladder import ladder_tables
 
     for found in ladder_tables(result.ladder):

@@ -119,7 +119,7 @@ def _sentences(engine: EngineResult, ladder: str) -> Iterator[Block]:
 
 
 def counts(result: BuildResult) -> list[tuple[str, str, int]]:
-    """(word, tone, how many) of the engines' words, gravest first; refused ones last."""
+    """(word, tone, how many) of the engines' words, most severe first; refused ones last."""
     words = [(e.word, e.verdict) for e in result.engines] + [("refused", "refused") for _ in result.refused]
     found = [(word, tone, words.count((word, tone))) for word, tone in dict.fromkeys(words)]
     return sorted(found, key=lambda f: [*ROWS, "refused"].index(f[1]))

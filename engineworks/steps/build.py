@@ -19,7 +19,7 @@ def run(job: StepJob) -> None:
         raise BuildError(f"{job.id}: backend '{target['backend']}' runs engines, it does not build them")
     why = build.why_not_build(target["compute_capability"])
     if why is not None:
-        raise BuildError(f"{job.id}: can not be built here: {why}")
+        raise BuildError(f"{job.id}: cannot be built here: {why}")
     profiles = tuple(profile_from_json(p) for p in job.params["profiles"])
     request = BuildRequest(
         model=job.inputs["lower"] / MODEL_FILE,
@@ -29,7 +29,7 @@ def run(job: StepJob) -> None:
         compute_capabilities=tuple(target["compute_capability"]),
         options=target["options"],
         computes=tuple(job.params.get("computes", ())),
-        cache=job.path("cache") if "cache" in job.aside else None,
+        cache=job.path("cache") if "cache" in job.unkeyed else None,
         crashes=job.crashes,
     )
     report = build.build(request, job.say)

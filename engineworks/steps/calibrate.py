@@ -75,7 +75,7 @@ def _digest_in_use(job: StepJob, samples: SampleFile) -> str:
     """Digest of the data, which must be what it was when the plan was made: the file's sha256, or that of all files."""
     files = {str(index): path for index, path in enumerate(samples.paths)}
     digest = FileDigests(None).digest_tree(files) if samples.more else digest_file(samples.path)
-    if digest != job.aside.get("sha256", digest):
+    if digest != job.unkeyed.get("sha256", digest):
         raise SamplesError(f"calibration data {samples.title} changed since the plan was made", hint="build again")
     return digest
 
@@ -89,8 +89,10 @@ def read_ranges(job: StepJob) -> Ranges:
     try:
         stored: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: the calibration ranges can not be read: {error}", hint="build again") from None
+        raise CalibrationError(f"{path}: the calibration ranges cannot be read: {error}", hint="build again") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("ranges"), dict):
         raise CalibrationError(f"{path}: these are no calibration ranges", hint="calibrate again")
-    check_pairing(stored, model=digest_model(job.inputs["fold"] / MODEL_FILE), data=job.aside.get("calibration_sha256"))
+    check_pairing(
+        stored, model=digest_model(job.inputs["fold"] / MODEL_FILE), data=job.unkeyed.get("calibration_sha256")
+    )
     return Ranges.from_json(stored["ranges"])

@@ -56,12 +56,12 @@ _EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {
 
 def _declared(job: StepJob) -> list[Path]:
     """Files that the key covers beside the factory's own source."""
-    return [Path(p) for p in job.aside["files"]]
+    return [Path(p) for p in job.unkeyed["files"]]
 
 
 def _same_files(job: StepJob) -> None:
     """The plan found the weights by the file's wire format: ONNX must find the same ones, or the key is not whole."""
-    planned = set(job.aside["files"])
+    planned = set(job.unkeyed["files"])
     for file in model_files(job.path("source")):
         if str(file.resolve()) not in planned:
             raise ModelError(

@@ -11,7 +11,7 @@ from engineworks.tensors import spec_from_json
 
 def run(job: StepJob) -> None:
     specs = tuple(spec_from_json(s) for s in job.params["inputs"])
-    samples = samples_from_json(job.paths("samples"), job.aside["proof"])
+    samples = samples_from_json(job.paths("samples"), job.unkeyed["proof"])
     sizes = [fixed_batch(specs)] if fixed_batch(specs) else [1, samples.count - 1]
     report = fold_model(
         job.inputs["export"] / MODEL_FILE,

@@ -20,7 +20,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         id=payload["id"],
         params=payload["params"],
         inputs={role: Path(folder) for role, folder in payload["inputs"].items()},
-        aside=payload["aside"],
+        unkeyed=payload["unkeyed"],
         out=Path(payload["out"]),
         say=_say,
         crashes=tuple(payload.get("crashes", ())),
@@ -54,7 +54,7 @@ def is_full(folder: Path) -> bool:
 
 def _no_space(job: StepJob) -> StoreError:
     return StoreError(
-        f"{job.id}: its result can not be written: no space left on the disk of the store",
+        f"{job.id}: its result cannot be written: no space left on the disk of the store",
         hint="free some space ('engineworks gc' may), and build again",
     )
 

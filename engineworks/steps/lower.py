@@ -11,9 +11,9 @@ from engineworks.engines.capabilities import GEMMS
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.lower.as_is import check_as_is
 from engineworks.model.lower.double import double_to_float
-from engineworks.model.lower.half.around import halve_around
 from engineworks.model.lower.half.graph import FORMATS, HalfType, infer_types, split_model
 from engineworks.model.lower.half.half import lower_half
+from engineworks.model.lower.half.unquantized import halve_unquantized
 from engineworks.model.lower.naming_notes import fp32_in_vain, kept_in_vain, not_quantized
 from engineworks.model.lower.quantizable import KEPT_BY, matches
 from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
@@ -59,13 +59,13 @@ def _as_is(job: StepJob) -> None:
 
 def _float(job: StepJob) -> None:
     precision = job.params["precision"]
-    around = job.params.get("around", precision)
+    unquantized = job.params.get("unquantized", precision)
     model = load_model(job.inputs["fold"] / MODEL_FILE)
-    if around == "fp32":
+    if unquantized == "fp32":
         save_model(model, job.out / MODEL_FILE)
         job.write_json(REPORT_FILE, {"precision": precision})
         return
-    dtype = _DTYPES[around]
+    dtype = _DTYPES[unquantized]
     single, double = double_to_float(name_nodes(model))
     fp32 = _still_there(job.params.get("fp32", ()), model, single)
     lowered, report = lower_half(single, dtype, _samples(job, model), keep=fp32, source=model)
@@ -78,7 +78,7 @@ def _float(job: StepJob) -> None:
 
 
 def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
-    """Whether a node of the main graph, casts aside, makes a tensor of this type."""
+    """Whether a node of the main graph, casts unkeyed, makes a tensor of this type."""
     types = infer_types(*split_model(model))
     wanted = FORMATS[dtype].elem_type
     return any(types.get(o) == wanted for n in model.graph.node if n.op_type != "Cast" for o in n.output)
@@ -95,7 +95,7 @@ def proof_batch(weights: int) -> int:
 
 
 def _quantized(job: StepJob) -> None:
-    globs, around = job.params["quantized"], job.params["around"]
+    globs, unquantized = job.params["quantized"], job.params["unquantized"]
     ranges = read_ranges(job) if "ranges" in job.inputs else None
     source = name_nodes(load_model(job.inputs["fold"] / MODEL_FILE))
     single, double = double_to_float(source)
@@ -107,16 +107,19 @@ def _quantized(job: StepJob) -> None:
         if name not in quantized.formats.values():
             named = {k.name: k.reason for k in quantized.kept_nodes if k.named == name}
             raise _nothing_lowered(job, named or kept, name)
-    job.say(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {around}")
+    job.say(f"{len(quantized.formats)} nodes quantized, {len(kept)} others of their kind kept in {unquantized}")
     report: dict[str, object] = {
-        "precision": job.params["precision"], "around": around, "formats": dict(quantized.formats), "kept": kept,
+        "precision": job.params["precision"], "unquantized": unquantized,
+        "formats": dict(quantized.formats), "kept": kept,
     }  # fmt: skip
     lowered = quantized.model
-    if around != "fp32":
-        lowered, half = halve_around(lowered, model, _DTYPES[around], _samples(job, model), keep=fp32, source=source)
+    if unquantized != "fp32":
+        lowered, half = halve_unquantized(
+            lowered, model, _DTYPES[unquantized], _samples(job, model), keep=fp32, source=source
+        )
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
-    halves = half.kept if around != "fp32" else {}
+    halves = half.kept if unquantized != "fp32" else {}
     job.write_json(REPORT_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
 
 
@@ -126,7 +129,7 @@ def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: 
     left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
     fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
     found = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
-    if job.params["around"] == "fp32":
+    if job.params["unquantized"] == "fp32":
         return found
     return [*found, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
 
@@ -164,7 +167,7 @@ def _check_source(job: StepJob) -> None:
 
 
 def _products(job: StepJob) -> dict[str, list[str]]:
-    """Names of the folded model's convolutions and matrix products that compute in each half type, branches aside."""
+    """Names of the folded model's convolutions and matrix products that compute in each half type, branches unkeyed."""
     shell, weights = split_model(load_model(job.inputs["fold"] / MODEL_FILE, weights=False))
     types = infer_types(shell, weights)
     nodes = [n for n in shell.graph.node if n.op_type in _PRODUCTS]

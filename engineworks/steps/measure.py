@@ -78,7 +78,7 @@ def _measure(job: StepJob, cache: Path | None) -> dict[str, Any]:
 
 
 def _cache(job: StepJob) -> Path | None:
-    cache = job.aside.get("cache")
+    cache = job.unkeyed.get("cache")
     return Path(cache) if cache else None
 
 
@@ -131,7 +131,7 @@ class NamedShapes:
         return figures
 
     def _sweep_point(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch that can not be run, for lack of memory say, is a point with `error`: the others go on."""
+        """A batch that cannot be run, for lack of memory say, is a point with `error`: the others go on."""
         shape, figures = self._done.get(repr(sorted(at["dims"].items())), ("", {}))
         if figures:
             return {**{k: v for k, v in figures.items() if not k.endswith("samples")}, **at, "shape": shape}

@@ -63,7 +63,7 @@ def _model(job: StepJob) -> PeerModel:
         kind=params["source"],
         path=job.path("source"),
         folder=job.path("folder"),
-        files=tuple(Path(file) for file in job.aside["files"]),
+        files=tuple(Path(file) for file in job.unkeyed["files"]),
         factory=params["factory"],
         task=params["task"],
         interface=interface_from_json(params["interface"]),
@@ -84,5 +84,5 @@ def _accuracy(job: StepJob, session: Session) -> dict[str, Any]:
             try:
                 comparison.add(got[name], wanted[name])
             except (ValueError, KeyError) as error:
-                raise RunError(f"output '{name}' can not be compared with the reference: {error}") from None
+                raise RunError(f"output '{name}' cannot be compared with the reference: {error}") from None
     return {name: comparison.result().to_json() for name, comparison in found.items()}

@@ -1,5 +1,5 @@
 """What is compared at the shapes of every profile, as the reference step wrote it down, and what an engine should give
-there: the outputs of its own lowered model, or where ONNX Runtime can not run that, of the fp32 model."""
+there: the outputs of its own lowered model, or where ONNX Runtime cannot run that, of the fp32 model."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def measure_shape(
     peak_mib: Callable[[], float],
     at_work: AtWork,
 ) -> dict[str, Any]:
-    """The figures as JSON. Raises `RunError`, but not where only several streams can not be run.
+    """The figures as JSON. Raises `RunError`, but not where only several streams cannot be run.
 
     batch: samples per run. look: called to look at the device before the first run, between windows of runs and after
     the last, with the seconds that must lie between two looks. at_work: as in `sample_runs`.
@@ -117,7 +117,7 @@ class _Timed:
 def _streams(
     session: Session, feeds: Mapping[str, Array], batch: int, streams: Sequence[int], notes: list[str]
 ) -> list[dict[str, Any]]:
-    """One entry per number of streams; one that can not be run becomes a note."""
+    """One entry per number of streams; one that cannot be run becomes a note."""
     found = []
     for count in streams:
         begin = time.monotonic()

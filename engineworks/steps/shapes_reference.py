@@ -135,7 +135,7 @@ class ShapesReference:
         self._pools[lengths] = PoolFacts(lengths, rows, data, values, operations)
 
     def _rows_alone(self, session: Session) -> list[Arrays] | None:
-        """What every row of every pool gives alone, stacked along each output's batch axis; None where outputs can not
+        """What every row of every pool gives alone, stacked along each output's batch axis; None where outputs cannot
         be stacked."""
         if self._batch is None:
             return None
@@ -254,7 +254,7 @@ class _CountedSession:
 
 
 def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
-    """Rows that were run alone as one array per output, along its batch axis; without outputs that can not be."""
+    """Rows that were run alone as one array per output, along its batch axis; without outputs that cannot be."""
     found = {}
     for name, axis in axes.items():
         shapes = {r[name].shape for r in runs}

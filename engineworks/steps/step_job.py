@@ -19,25 +19,25 @@ class StepJob:
     """What a step's `run` gets.
 
     params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
-    aside: what can not shape the result, absolute paths above all. out: an empty folder to fill. say: one line for
+    unkeyed: what cannot shape the result, absolute paths above all. out: an empty folder to fill. say: one line for
     the step's log. crashes: how earlier attempts at this step ended, one sentence each.
     """
 
     id: str
     params: Mapping[str, Any]
     inputs: Mapping[str, Path]
-    aside: Mapping[str, Any]
+    unkeyed: Mapping[str, Any]
     out: Path
     say: Callable[[str], None]
     crashes: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
-        """An absolute path from `aside`, or of the samples that a `prepare` step made for this role."""
-        return find_made(self.inputs[name]) if name in self.inputs else Path(self.aside[name])
+        """An absolute path from `unkeyed`, or of the samples that a `prepare` step made for this role."""
+        return find_made(self.inputs[name]) if name in self.inputs else Path(self.unkeyed[name])
 
     def paths(self, name: str) -> tuple[Path, ...]:
         """As `path`, of samples, which may lie in several files."""
-        several = () if name in self.inputs else self.aside[name]
+        several = () if name in self.inputs else self.unkeyed[name]
         return tuple(map(Path, several)) if several and isinstance(several, list | tuple) else (self.path(name),)
 
     def write_json(self, name: str, value: object) -> None:

@@ -16,7 +16,7 @@ NOT_NUMBERS = (b"[", b"{", b'"')
 def read_json_file(path: Path | str) -> Any:
     """The value in a UTF-8 file, as `json.loads` gives it, NaN and infinities too.
 
-    Raises `OSError` where it can not be read, `ValueError` where it is no JSON.
+    Raises `OSError` where it cannot be read, `ValueError` where it is no JSON.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - a store asks for thousands
         return parse_json(file.read())

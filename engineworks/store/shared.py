@@ -31,7 +31,7 @@ class SharedStore(Store):
         self._unsent: dict[str, StoreError] = {}
 
     def size_of(self, key: str) -> int:
-        """Bytes of the artifact's files, here or, before it was fetched, there; 0 where that can not be asked."""
+        """Bytes of the artifact's files, here or, before it was fetched, there; 0 where that cannot be asked."""
         here = super().size_of(key)
         if here:
             return here

@@ -32,7 +32,7 @@ from engineworks.store.json_files import read_json_file
 LOCK_POLL_S = 0.05
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a file can not grow: no space, no quota, RLIMIT_FSIZE."""
+"""What the system says where a file cannot grow: no space, no quota, RLIMIT_FSIZE."""
 
 UNFINISHED = ".unfinished"
 """How the name of a partial folder ends in which a step works, under the lock of its key."""
@@ -216,7 +216,7 @@ class Store:
         return read_manifest(f"{self.root}/objects/{key[:2]}/{key}")  # `place`, a hundred times a recipe
 
     def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
-        """Why the artifact (of `key`, by default that of its folder's name) can not be trusted, None if it can."""
+        """Why the artifact (of `key`, by default that of its folder's name) cannot be trusted, None if it can."""
         if artifact.document_digest != (key or artifact.path.name):
             return "its manifest belongs to another key"
         for name, facts in artifact.files.items():
@@ -234,7 +234,7 @@ class Store:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
-            raise StoreError(f"the store {self.root} can not be written: {error.strerror}") from None
+            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
         return folder
 
     def _publish(self, key: str, folder: Path, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
@@ -317,7 +317,7 @@ class Store:
 
     def _not_stored(self, step: str, error: OSError) -> StoreError:
         hint = "free some space ('engineworks gc' may), and build again" if error.errno in FULL else ""
-        return StoreError(f"{step} can not be stored in {self.root}: {error.strerror}", hint=hint)
+        return StoreError(f"{step} cannot be stored in {self.root}: {error.strerror}", hint=hint)
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -326,7 +326,7 @@ class Store:
             locks.mkdir(parents=True, exist_ok=True)
             file = os.open(locks / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StoreError(f"the store {self.root} can not be written: {error.strerror}") from None
+            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
         try:
             while True:  # polled, so that Ctrl-C is answered while another process builds
                 try:

@@ -144,7 +144,7 @@ class BuildRun(Ending):
         try:
             sizes = {path: file.stat().st_size for path, file in files.items()}
         except OSError as error:
-            raise TrackingError(f"engine file {error.filename} can not be read: {error.strerror}") from error
+            raise TrackingError(f"engine file {error.filename} cannot be read: {error.strerror}") from error
         for run in self._link.search(query_of({ENGINE_DIGEST: digest}), limit=20):
             if run.tags.get(ENGINE_RUN) == run.run_id and self._link.has_files(run.run_id, sizes):
                 return run.run_id

@@ -103,7 +103,7 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
     """Raises `TrackingError` where MLflow refuses."""
     from mlflow.exceptions import MlflowException
 
-    with refusals(f"registered model '{name}' can not be read"):
+    with refusals(f"registered model '{name}' cannot be read"):
         try:
             return client.get_registered_model(name)
         except MlflowException as error:
@@ -117,7 +117,7 @@ def list_champions(link: Connection, recipe: str | None = None) -> list[Register
     Raises `TrackingError` where MLflow refuses."""
     found = []
     query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
-    with refusals("registered models can not be searched"):
+    with refusals("registered models cannot be searched"):
         for model in link.client.search_registered_models(query, max_results=1000):
             if RECIPE in dict(model.tags):
                 whole = link.client.get_registered_model(model.name)

@@ -54,7 +54,7 @@ class Connection:
     def create_run(self, name: str, tags: Mapping[str, str], started_at: float | None = None) -> str:
         """A new run with status RUNNING; returns its id."""
         whose = {"mlflow.user": user_name(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
-        with refusals(f"run {name} can not be created"):
+        with refusals(f"run {name} cannot be created"):
             run = self.client.create_run(
                 self.experiment_id,
                 start_time=round((self.now() if started_at is None else started_at) * 1000),
@@ -71,7 +71,7 @@ class Connection:
         from mlflow.entities import Metric, Param, RunTag
 
         now = round(self.now() * 1000)
-        with refusals(f"run {run_id} can not be written"):
+        with refusals(f"run {run_id} cannot be written"):
             self._log_artifacts(run_id, dict(texts) | dict(batch.texts), files)
             self.client.log_batch(
                 run_id,
@@ -95,7 +95,7 @@ class Connection:
 
     def end_run(self, run_id: str, status: Status, started_at: float = 0.0) -> None:
         """started_at: seconds since the epoch; no run ends before that, wherever the clock went meanwhile."""
-        with refusals(f"run {run_id} can not be ended"):
+        with refusals(f"run {run_id} cannot be ended"):
             self.client.set_terminated(run_id, status, round(max(self.now(), started_at) * 1000))
 
     def now(self) -> float:
@@ -103,21 +103,21 @@ class Connection:
         return time.time() if self.at is None else self.at
 
     def get_run(self, run_id: str) -> RunSummary:
-        with refusals(f"run {run_id} can not be read"):
+        with refusals(f"run {run_id} cannot be read"):
             return _summary(self.client.get_run(run_id))
 
     def experiment_tags(self) -> dict[str, str]:
-        with refusals("the experiment can not be read"):
+        with refusals("the experiment cannot be read"):
             return dict(self.client.get_experiment(self.experiment_id).tags)
 
     def tag_experiment(self, tags: Mapping[str, str]) -> None:
-        with refusals("the experiment can not be written"):
+        with refusals("the experiment cannot be written"):
             for name, value in tags.items():
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
     def search(self, query: str, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
         """Runs that are not deleted, newest first; `everywhere` looks into all experiments."""
-        with refusals("runs can not be searched"):
+        with refusals("runs cannot be searched"):
             experiments = self._experiment_ids() if everywhere else [self.experiment_id]
             token: str | None = None
             while limit is None or limit > 0:
@@ -137,7 +137,7 @@ class Connection:
     def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
         """Whether the run's artifacts hold all these paths with these sizes in bytes."""
         found: dict[str, int | None] = {}
-        with refusals(f"artifacts of run {run_id} can not be listed"):
+        with refusals(f"artifacts of run {run_id} cannot be listed"):
             for folder in sorted({_folder_of(path) for path in sizes}):
                 found |= {f.path: f.file_size for f in self.client.list_artifacts(run_id, folder or None)}
             return all(
@@ -154,20 +154,20 @@ class Connection:
 
     def read_text(self, run_id: str, path: str) -> str:
         with (
-            refusals(f"artifact {path} of run {run_id} can not be read"),
+            refusals(f"artifact {path} of run {run_id} cannot be read"),
             tempfile.TemporaryDirectory(prefix="engineworks-") as folder,
         ):
             return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
-        with refusals(f"artifact {path} of run {run_id} can not be read"):
+        with refusals(f"artifact {path} of run {run_id} cannot be read"):
             return Path(self.client.download_artifacts(run_id, path, str(folder)))
 
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
         """By alias; the registry's own listing of aliases is one call, however many there are."""
         from mlflow.exceptions import MlflowException
 
-        with refusals(f"registered model {model} can not be read"):
+        with refusals(f"registered model {model} cannot be read"):
             try:
                 known = dict(self.client.get_registered_model(model).aliases)
             except MlflowException as error:

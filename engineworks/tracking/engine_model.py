@@ -132,7 +132,7 @@ class LoadedEngine:
 
 
 def _load_pyfunc(path: str) -> LoadedEngine:
-    """MLflow calls this with the folder of the engine. Raises `TrustError`, or `RunError` where this host can not."""
+    """MLflow calls this with the folder of the engine. Raises `TrustError`, or `RunError` where this host cannot."""
     from engineworks.engines.loading import open_engine
 
     return LoadedEngine(open_engine(Path(path)))

@@ -59,11 +59,11 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise TrackingError(
-            f"MLflow can not be imported: {error}", hint="pip install mlflow-skinny sqlalchemy alembic"
+            f"MLflow cannot be imported: {error}", hint="pip install mlflow-skinny sqlalchemy alembic"
         ) from error
     shown = _without_password(uri)
     database = sqlite_file(uri)
-    with refusals(f"MLflow's store {shown} can not be opened", *_database_errors(uri)):
+    with refusals(f"MLflow's store {shown} cannot be opened", *_database_errors(uri)):
         if database is not None:
             with locked(database.with_name(database.name + ".lock")):
                 prepare_database(database)

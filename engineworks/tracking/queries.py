@@ -15,5 +15,5 @@ def query_of(tags: Mapping[str, str]) -> str:
 def quoted(value: str) -> str:
     mark = '"' if "'" in value else "'"
     if mark in value:
-        raise TrackingError(f"MLflow can not search for {value!r}: it holds both kinds of quotes")
+        raise TrackingError(f"MLflow cannot search for {value!r}: it holds both kinds of quotes")
     return f"{mark}{value}{mark}"

@@ -63,7 +63,7 @@ TAG_CHARS = 5000
 class EngineRecord:
     """All that is known of one engine, recorded at once as a child run.
 
-    id: recipe/precision/target. params, metrics, tags: any length, any float; what MLflow can not hold goes elsewhere.
+    id: recipe/precision/target. params, metrics, tags: any length, any float; what MLflow cannot hold goes elsewhere.
     texts: artifact path → text (sidecar, verdict, logs). files: artifact path → the engine's files; they are not
     copied when another run already holds the files of `engine_digest`. store_keys: keys that gc must keep for it.
     series: metrics with a value per step, such as throughput by batch; finite numbers only.

@@ -82,7 +82,7 @@ class Registry:
         """
         from mlflow.artifacts import download_artifacts
 
-        with refusals(f"version {version.version} of '{version.model}' can not be fetched"):
+        with refusals(f"version {version.version} of '{version.model}' cannot be fetched"):
             source = self._client.get_model_version_download_uri(version.model, str(version.version))
             place = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=self._link.uri)
         return Path(place) / "data" / FOLDER
@@ -94,7 +94,7 @@ class Registry:
             found = self._registered(model)
             if found is None or not self._has_files(slot.model, found.version):
                 found = self._create(model)
-            with refusals(f"version {found.version} of '{slot.model}' can not be marked"):
+            with refusals(f"version {found.version} of '{slot.model}' cannot be marked"):
                 for name, value in model.tags.items():
                     if found.tags.get(name) != value:
                         self._client.set_model_version_tag(slot.model, str(found.version), name, value)
@@ -111,7 +111,7 @@ class Registry:
         for attempt in range(TRIES):
             with (
                 self._alone(slot.model) as claim,
-                refusals(f"alias {slot.alias('champion')} can not be moved"),
+                refusals(f"alias {slot.alias('champion')} cannot be moved"),
             ):
                 tags, current = self._state(slot)
                 if current == version:
@@ -129,7 +129,7 @@ class Registry:
     def rollback(self, slot: Slot) -> tuple[int, int] | None:
         """Move the champion's alias back to the newest version before it that can be served; (from, to), or None where
         there is none. It goes by the list of champions: the last one may have lost its alias, or be deleted."""
-        with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} can not be moved"):
+        with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} cannot be moved"):
             tags, current = self._state(slot)
             *before, last = champions_of(tags, slot, current) or [0]
             while before and self.why_unfit(slot, before[-1]):
@@ -158,7 +158,7 @@ class Registry:
     def _create_model(self, model: str, recipe: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        with refusals(f"registered model '{model}' can not be made"):
+        with refusals(f"registered model '{model}' cannot be made"):
             try:
                 self._client.create_registered_model(model, tags={RECIPE: recipe})
             except MlflowException as error:
@@ -212,12 +212,12 @@ class Registry:
         return next(self._search(slot.model, same), None)
 
     def _search(self, model: str, query: str) -> Iterator[EngineVersion]:
-        with refusals(f"versions of '{model}' can not be searched"):
+        with refusals(f"versions of '{model}' cannot be searched"):
             found = self._client.search_model_versions(f"name = '{model}' AND {query}")
         yield from map(_engine_version, found)
 
     def _create(self, model: EngineModel) -> EngineVersion:
-        with refusals(f"{model.engine} can not be registered as '{model.slot.model}'"):
+        with refusals(f"{model.engine} cannot be registered as '{model.slot.model}'"):
             logged = log_engine_model(self._client, self._link.experiment_id, model)
             identity = {
                 RECIPE: model.recipe, ENGINE: model.engine, ENGINE_DIGEST: model.digest,

@@ -42,7 +42,7 @@ def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iter
         try:
             yield token
         finally:
-            with refusals(f"the claim on '{model}' can not be given back"):
+            with refusals(f"the claim on '{model}' cannot be given back"):
                 if _read(client, model) == token:
                     client.delete_registered_model_tag(model, CLAIM)
 
@@ -65,7 +65,7 @@ def _write(client: MlflowClient, model: str, token: str) -> bool:
     """False where another claim came between: of two that insert the same tag at once MLflow's database refuses one."""
     from mlflow.exceptions import MlflowException
 
-    with refusals(f"registered model '{model}' can not be claimed"):
+    with refusals(f"registered model '{model}' cannot be claimed"):
         try:
             client.set_registered_model_tag(model, CLAIM, token)
         except MlflowException:
@@ -76,7 +76,7 @@ def _write(client: MlflowClient, model: str, token: str) -> bool:
 
 
 def _read(client: MlflowClient, model: str) -> str | None:
-    with refusals(f"registered model '{model}' can not be read"):
+    with refusals(f"registered model '{model}' cannot be read"):
         claim: str | None = client.get_registered_model(model).tags.get(CLAIM)
     return claim
 

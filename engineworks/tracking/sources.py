@@ -54,7 +54,7 @@ class FetchedModel:
 
 
 def fetch_model(uri: str, settings: Settings) -> FetchedModel:
-    """The model's files on this host. Raises `ModelError` for what there is not or can not be exported,
+    """The model's files on this host. Raises `ModelError` for what there is not or cannot be exported,
     `TrackingError` where MLflow does not answer."""
     if not any(form.fullmatch(uri) for form in (_VERSION, _ALIAS, _LOGGED, _RUN)):
         raise ModelError(f"'{uri}' names no model in MLflow", hint=f"write {FORMS}")
@@ -62,7 +62,7 @@ def fetch_model(uri: str, settings: Settings) -> FetchedModel:
     prepare_environment()
     from mlflow.tracking import MlflowClient
 
-    with refusals(f"{uri} can not be looked up"):
+    with refusals(f"{uri} cannot be looked up"):
         model = _resolve(MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri), uri)
     folder = settings.artifacts / FOLDER / digest_of({"tracking": tracking_uri, **vars(model)})
     if not folder.is_dir():
@@ -83,7 +83,7 @@ class _Immutable:
 def load_pytorch(folder: Path) -> torch.nn.Module:
     """A model of MLflow's pytorch flavor, eval'd, on the CPU. It may be a pickle: loading it runs code of whoever
     logged it, so only in a child process. One that was traced (pt2) stays as it was traced. Leaves PyTorch with one
-    thread. Raises `ModelError` where it can not be loaded."""
+    thread. Raises `ModelError` where it cannot be loaded."""
     prepare_environment()
     from engineworks.model.export.from_torch import use_one_thread
 
@@ -95,7 +95,7 @@ def load_pytorch(folder: Path) -> torch.nn.Module:
     except Exception as error:  # the pickle may raise anything
         lines = str(error).splitlines()
         raise ModelError(
-            f"the PyTorch model can not be loaded: {type(error).__name__}: {lines[0] if lines else ''}",
+            f"the PyTorch model cannot be loaded: {type(error).__name__}: {lines[0] if lines else ''}",
             hint="its classes must be installed here, or logged with it (code_paths)",
         ) from error
     if any(folder.glob(TRACED)):
@@ -111,7 +111,7 @@ def _tracking_uri(uri: str, settings: Settings) -> str:
     database = sqlite_file(tracking_uri)
     if database is not None and not database.is_file():
         raise TrackingError(
-            f"{uri} can not be looked up: there is no MLflow database at {database}",
+            f"{uri} cannot be looked up: there is no MLflow database at {database}",
             hint="set MLFLOW_TRACKING_URI to the one that has it",
         )
     if database is None:
@@ -191,7 +191,7 @@ def _download(model: _Immutable, tracking_uri: str, folder: Path) -> None:
 
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with refusals(f"{model.name} can not be fetched"):
+        with refusals(f"{model.name} cannot be fetched"):
             got = Path(
                 mlflow.artifacts.download_artifacts(
                     artifact_uri=model.location, dst_path=str(partial), tracking_uri=tracking_uri
@@ -224,4 +224,4 @@ def _read(folder: Path, uri: str, resolved: str) -> FetchedModel:
     if "pytorch" in flavors:
         return FetchedModel("mlflow_pytorch", folder, resolved)
     held = ", ".join(sorted(set(flavors) - {"python_function"})) or "python_function only"
-    raise ModelError(f"{uri} can not be exported: its flavor is {held}", hint="log it as onnx, transformers or pytorch")
+    raise ModelError(f"{uri} cannot be exported: its flavor is {held}", hint="log it as onnx, transformers or pytorch")

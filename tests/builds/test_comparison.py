@@ -52,7 +52,7 @@ def compared(
     recipe = SimpleNamespace(performance=SimpleNamespace(at=dict.fromkeys(shapes)))
     plan = SimpleNamespace(
         peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), steps=dict.fromkeys(["fold", "k1", "k2"]),
-        stands_on=lambda keys: {*keys, "fold"},
+        closure=lambda keys: {*keys, "fold"},
     )  # fmt: skip
     report = reports.get("engine")
     accuracy = {"outputs": report["outputs"]} if report else None

@@ -34,7 +34,7 @@ def result(*engines: EngineResult) -> BuildResult:
     ],
     ids=str,
 )
-def test_the_exit_code_is_that_of_the_gravest(words: list[EngineWord], code: int, required: int) -> None:
+def test_the_exit_code_is_that_of_the_most_severe(words: list[EngineWord], code: int, required: int) -> None:
     found = result(*(engine(w) for w in words))
     assert found.exit_code() == code
     assert found.exit_code(require_verdict=True) == required
@@ -45,7 +45,7 @@ def test_bad_input_found_by_a_step_is_exit_2_unless_a_step_failed_too() -> None:
     assert result(engine("failed", exit_code=2), engine("failed", exit_code=4)).exit_code() == 4
 
 
-def test_several_builds_exit_as_the_gravest() -> None:
+def test_several_builds_exit_as_the_most_severe() -> None:
     assert worst_exit_code([result(engine("pass")), result(engine("fail")), result(engine("unmeasured"))]) == 1
     assert worst_exit_code([]) == 0
 

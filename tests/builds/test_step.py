@@ -19,9 +19,9 @@ from engineworks.plan.plan import Step
 from engineworks.store.store import Store
 
 
-def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **aside: Any) -> Step:
+def step(params: Mapping[str, Any], inputs: Mapping[str, str] | None = None, **unkeyed: Any) -> Step:
     document = {"step": "fold", "params": dict(params), "inputs": dict(inputs or {})}
-    return Step("fold", "tiny/fold", digest_of(document), document, inputs or {}, aside)
+    return Step("fold", "tiny/fold", digest_of(document), document, inputs or {}, unkeyed)
 
 
 @pytest.fixture

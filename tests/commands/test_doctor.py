@@ -60,10 +60,10 @@ def test_a_host_without_a_gpu_says_so(
 def test_a_target_that_runs_unwatched_says_why_its_figures_are_not_to_be_trusted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    here = TargetHere("h100", None, None, "the GPU's clocks can not be watched")
+    here = TargetHere("h100", None, None, "the GPU's clocks cannot be watched")
     doctor_text.print_findings(Findings((), (here, TargetHere("cpu", None, "no", "no")), ()))
     out = capsys.readouterr().out
-    assert "yes, but the GPU's clocks can not be watched" in out
+    assert "yes, but the GPU's clocks cannot be watched" in out
     assert "yes, but no" not in out
 
 

@@ -155,7 +155,7 @@ def test_a_wish_that_can_not_be_is_refused_before_anything_is_written(repository
 def test_a_model_from_elsewhere_is_copied_beside_the_recipe(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    outside = tmp_path_factory.mktemp("elsewhere") / "far.onnx"
+    outside = tmp_path_factory.mktemp("needs another GPU") / "far.onnx"
     onnx.save(tiny_model(), outside)
     assert written(outside).loaded.recipe.model.source.onnx == "models/far.onnx"
     assert Path("recipes/models/far.onnx").is_file()

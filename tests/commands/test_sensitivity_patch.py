@@ -101,7 +101,7 @@ def test_windows_line_ends_stay() -> None:
 
 def test_a_list_that_others_share_is_not_changed_behind_their_back() -> None:
     text = "calibration:\n  keep: &k [a]\nmixtures: {m: {int8: *k}}\n"
-    with pytest.raises(InputError, match=r"x\.yaml: its 'keep' can not be changed by itself"):
+    with pytest.raises(InputError, match=r"x\.yaml: its 'keep' cannot be changed by itself"):
         with_keep(text, ["b"], "x.yaml")
 
 

@@ -1,6 +1,6 @@
 """The documentation is true: recipes are valid, Python runs, commands work, links lead somewhere.
 
-A block that can not be run here is marked by the comment `<!-- not run: REASON -->` on the line before it.
+A block that cannot be run here is marked by the comment `<!-- not run: REASON -->` on the line before it.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def build_job() -> Callable[[str, BuildRequest], dict[str, Any]]:
             "id": "a build",
             "params": params,
             "inputs": inputs,
-            "aside": {},
+            "unkeyed": {},
             "out": str(request.out),
         }
 

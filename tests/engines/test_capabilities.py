@@ -39,7 +39,7 @@ def test_usual_targets_take_all_precisions_of_a_recipe(precision: str, capabilit
         ("1.7.1.116", "fp8", ("8.6",), "compute capability 8.6 has no fp8; use int8 or fp16 on this target"),
         (
             "1.4.0.76", "int8", ("8.6",),
-            "TensorRT-RTX 1.4 can not quantize without a GPU; use fp16 on this target, or tensorrt-rtx 1.5 or later",
+            "TensorRT-RTX 1.4 cannot quantize without a GPU; use fp16 on this target, or tensorrt-rtx 1.5 or later",
         ),
         (
             "1.7.1.116", "fp16", ("9.0",),
@@ -56,7 +56,7 @@ def test_usual_targets_take_all_precisions_of_a_recipe(precision: str, capabilit
         ),
         (
             "1.6.1.120", "fp16", ("8.0", "9.0"),
-            "TensorRT-RTX 1.6 can not name 9.0 beside others; give 9.0 a target of its own",
+            "TensorRT-RTX 1.6 cannot name 9.0 beside others; give 9.0 a target of its own",
         ),
         (
             "1.7.1.116", "fp16", (),

@@ -13,7 +13,7 @@ from engineworks.engines.backends import tensorrt_rtx
 from engineworks.engines.backends.base import BuildRequest
 from engineworks.host.gpu import first_gpu
 from engineworks.model.calibrate.ranges import Range, Ranges
-from engineworks.model.lower.half.around import halve_around
+from engineworks.model.lower.half.unquantized import halve_unquantized
 from engineworks.model.lower.quantize import quantize, tensors_to_calibrate
 from engineworks.tensors import InputRange, Profile
 
@@ -41,7 +41,7 @@ def test_sums_beyond_fp16_are_scaled_before_they_are_rounded(tmp_path: Path, op_
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     ranges = Ranges("minmax", 1, {name: Range(4.0, -4.0, 4.0, 0, 1) for name in tensors_to_calibrate(model)})
-    lowered, _ = halve_around(quantize(model, ranges).model, model, "float16", [{"x": x}])
+    lowered, _ = halve_unquantized(quantize(model, ranges).model, model, "float16", [{"x": x}])
     onnx.save(lowered, tmp_path / "model.onnx")
     out = tmp_path / "out"
     out.mkdir()

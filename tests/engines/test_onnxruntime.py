@@ -182,10 +182,10 @@ def test_threads_are_those_asked_for_else_one_a_core() -> None:
 
 def test_a_file_that_is_no_engine_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "engine").write_bytes(b"not an engine")
-    with pytest.raises(RunError, match="can not load it") as caught:
+    with pytest.raises(RunError, match="cannot load it") as caught:
         onnxruntime.load(tmp_path / "engine", {})
     assert "\n" not in str(caught.value)
-    with pytest.raises(RunError, match="can not load it"):
+    with pytest.raises(RunError, match="cannot load it"):
         onnxruntime.load(tmp_path / "missing", {})
 
 

@@ -115,7 +115,7 @@ def test_a_silent_fallback_names_the_missing_library(state: dict[str, Any], capf
     with pytest.raises(RunError) as caught:
         ort_cuda.load(MODEL)
     assert str(caught.value) == (
-        "ONNX Runtime can not use the GPU: libcudnn.so.9 is not found; "
+        "ONNX Runtime cannot use the GPU: libcudnn.so.9 is not found; "
         "install the CUDA and cuDNN packages of its version, or add their folder to LD_LIBRARY_PATH"
     )
     assert caught.value.log == MISSING

@@ -1,4 +1,4 @@
-"""The peers' table, and what each says of a host that can not run it."""
+"""The peers' table, and what each says of a host that cannot run it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_without_a_gpu_or_the_package_the_cuda_peer_says_which(monkeypatch: pyte
 def test_pytorch_needs_a_module_and_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pytorch.why_not("onnx", "fp32") == "the recipe's source is onnx: there is no PyTorch module to run"
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
-    assert pytorch.why_not("torch", "fp32") == "torch can not be imported here; pip install 'engineworks[torch]'"
+    assert pytorch.why_not("torch", "fp32") == "torch cannot be imported here; pip install 'engineworks[torch]'"
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: name)
     assert pytorch.why_not("huggingface", "fp32") is None
 

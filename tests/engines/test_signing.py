@@ -87,7 +87,7 @@ def test_keys_may_stand_in_the_environment_itself_and_several_in_one_file(keys: 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("no key at all", "is no unencrypted private key in PEM"), (None, "can not be read: No such file")],
+    [("no key at all", "is no unencrypted private key in PEM"), (None, "cannot be read: No such file")],
 )
 def test_a_signing_key_that_can_not_be_used_is_told(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "key.pem"

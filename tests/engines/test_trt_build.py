@@ -289,7 +289,7 @@ def test_a_full_disk_is_told(
 ) -> None:
     request = request_for(operators("conv", "fp16"), "fp16", ("8.6",))
     (request.out / "engine.partial").symlink_to("/dev/full")
-    with pytest.raises(BuildError, match="can not be written: No space left on device"):
+    with pytest.raises(BuildError, match="cannot be written: No space left on device"):
         tensorrt_rtx.build(request, quiet)
 
 

@@ -1,4 +1,4 @@
-"""One clear sentence for each reason why a host can not run a target's engines, and why an engine does not fit it."""
+"""One clear sentence for each reason why a host cannot run a target's engines, and why an engine does not fit it."""
 
 from __future__ import annotations
 

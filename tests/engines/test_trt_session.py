@@ -300,7 +300,7 @@ def test_without_graphs_the_first_context_stays(
 def test_an_engine_that_does_not_load_gives_the_vendors_reason(
     cuda: FakeRuntime, start: Callable[..., TrtSession]
 ) -> None:
-    with pytest.raises(RunError, match="can not load this engine: Serialization assertion failed"):
+    with pytest.raises(RunError, match="cannot load this engine: Serialization assertion failed"):
         start(None, says="IRuntime::deserializeCudaEngine: Error Code 1: Serialization assertion failed")
     with pytest.raises(RunError, match="the GPU has no room for this engine"):
         start(None, says="Error Code 2: OutOfMemory (Requested size was 1000 bytes.)")
@@ -326,7 +326,7 @@ def test_an_engine_that_does_not_fit_is_refused_before_it_is_deserialized(
 def test_a_failure_to_load_is_explained_by_what_the_vendor_finds_wrong_with_the_engine(
     cuda: FakeRuntime, start: Callable[..., TrtSession]
 ) -> None:
-    with pytest.raises(RunError, match="can not load this engine: version mismatch, unsupported cc: it gave no reason"):
+    with pytest.raises(RunError, match="cannot load this engine: version mismatch, unsupported cc: it gave no reason"):
         start(None, validity=2, diagnostics=3)
 
 

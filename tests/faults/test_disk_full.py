@@ -51,7 +51,7 @@ def assert_nothing_half_written(store: Store) -> None:
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(small_disk: Path) -> None:
     store = Store(small_disk / "store")
-    with pytest.raises(StoreError, match=r"tiny/build can not be stored in .*: No space left on device; free some"):
+    with pytest.raises(StoreError, match=r"tiny/build cannot be stored in .*: No space left on device; free some"):
         write(store, 2**20)
     assert_nothing_half_written(store)
     write(store, 1000)
@@ -63,7 +63,7 @@ def test_a_file_that_may_not_grow_is_one_message_and_leaves_nothing(tmp_path: Pa
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(StoreError, match="tiny/build can not be stored"):
+        with pytest.raises(StoreError, match="tiny/build cannot be stored"):
             write(store, 20_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -74,8 +74,8 @@ def test_a_file_that_may_not_grow_is_one_message_and_leaves_nothing(tmp_path: Pa
 
 def test_a_child_on_a_full_disk_says_so_whatever_its_library_says(small_disk: Path) -> None:
     (small_disk / "rest").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
-    payload = {"kind": "fold", "id": "tiny/fold", "params": {}, "inputs": {}, "aside": {}, "out": str(small_disk)}
-    with ChildPool() as pool, pytest.raises(StoreError, match="tiny/fold: its result can not be written: no space"):
+    payload = {"kind": "fold", "id": "tiny/fold", "params": {}, "inputs": {}, "unkeyed": {}, "out": str(small_disk)}
+    with ChildPool() as pool, pytest.raises(StoreError, match="tiny/fold: its result cannot be written: no space"):
         pool.run("engineworks.steps.job:main", payload)
 
 

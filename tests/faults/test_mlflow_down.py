@@ -24,7 +24,7 @@ from engineworks.tracking import spool
 from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.runs import Tracking, open_tracking
 from engineworks.tracking.sending import send_waiting
-from engineworks.tracking.spooled import LastingRun, start_lasting
+from engineworks.tracking.spooled import SpooledRun, start_spooled
 
 pytestmark = pytest.mark.xdist_group("faults")
 PROGRAM = Path(sys.executable).parent / "engineworks"
@@ -42,8 +42,8 @@ def dead(artifacts: Path) -> Tracking:
     return open_tracking(artifacts, f"http://127.0.0.1:{free_port()}")
 
 
-def start(artifacts: Path, tracking: Tracking, key: str = "key") -> LastingRun:
-    return start_lasting(tracking, artifacts, "tiny", key, {"from": "test"}, {"opset": "17"}, ["a" * 64])
+def start(artifacts: Path, tracking: Tracking, key: str = "key") -> SpooledRun:
+    return start_spooled(tracking, artifacts, "tiny", key, {"from": "test"}, {"opset": "17"}, ["a" * 64])
 
 
 def record(name: str, file: Path | None = None, metric: float = 0.5) -> EngineRecord:
@@ -54,7 +54,7 @@ def record(name: str, file: Path | None = None, metric: float = 0.5) -> EngineRe
     )  # fmt: skip
 
 
-def build(artifacts: Path, tracking: Tracking, key: str = "key", file: Path | None = None) -> LastingRun:
+def build(artifacts: Path, tracking: Tracking, key: str = "key", file: Path | None = None) -> SpooledRun:
     with start(artifacts, tracking, key) as run:
         run.record_engine(record("fp32", file))
         run.record_engine(record("int8"))
@@ -196,7 +196,7 @@ def test_garbage_collection_keeps_what_waiting_records_refer_to(tmp_path: Path) 
     store = Store(tmp_path / "store")
     with store.writing(key, document, "tiny/build") as writing:
         (writing.folder / "engine.plan").write_bytes(b"plan")
-    with start_lasting(dead(tmp_path), tmp_path, "tiny", "key", {}, {}, [key]):
+    with start_spooled(dead(tmp_path), tmp_path, "tiny", "key", {}, {}, [key]):
         pass
     freed = collect_garbage(Settings(tmp_path, str(tmp_path / "store")), keep_hours=-1, dry_run=False)
     assert (freed.artifacts, freed.kept) == (0, 1)

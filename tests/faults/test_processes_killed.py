@@ -56,7 +56,7 @@ def test_kill_9_of_the_flow_process(plant: Plant, undisturbed: Mapping[str, str]
     child = site.held(BUILD)
     flow = state_and_parent(child)[1]
     site.release(BUILD)
-    os.kill(child, signal.SIGSTOP)  # so that it can not end by itself meanwhile
+    os.kill(child, signal.SIGSTOP)  # so that it cannot end by itself meanwhile
     kill(flow)
     wait("the child to die with its parent", lambda: not lives(child), 10)
     assert_whole(plant, undisturbed, run)

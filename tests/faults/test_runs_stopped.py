@@ -126,7 +126,7 @@ def test_kill_9_of_the_recipe_s_process_with_its_worker(plant: Plant, undisturbe
 
 
 def test_one_recipe_that_fails_in_three_ways_stops_no_other(plant: Plant) -> None:
-    """A recipe that can not be read, one whose gate fails, and one whose step fails, in one night beside a right one."""
+    """A recipe that cannot be read, one whose gate fails, and one whose step fails, in one night beside a right one."""
     recipes = plant.site.root / "recipes"
     text = (recipes / "tiny.yaml").read_text(encoding="utf-8")
     broken = {

@@ -42,7 +42,7 @@ class Remote:
 
 @pytest.fixture
 def remote(site: Site) -> Iterator[Remote]:
-    remote = Remote(site.root / "elsewhere")
+    remote = Remote(site.root / "needs another GPU")
     site.environment["ENGINEWORKS_STORE"] = f"httpfiles://127.0.0.1:{remote.port}/store"
     try:
         yield remote

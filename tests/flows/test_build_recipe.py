@@ -167,13 +167,13 @@ def test_auto_builds_what_the_target_has_drops_what_fails_and_records_why(settin
     result = build(settings)
     assert result.exit_code() == 0
     (cpu,) = result.ladder
-    assert {r.precision for r in cpu.rungs if r.engine} == {"fp32", "fp16", "int8", "int8_weights", "int4_weights"}
+    assert {r.precision for r in cpu.candidates if r.engine} == {"fp32", "fp16", "int8", "int8_weights", "int4_weights"}
     assert cpu.basis == "measured"
     assert cpu.chosen is not None
-    fastest = min(r.latency_ms for r in cpu.rungs if r.verdict == "pass" and r.latency_ms)
+    fastest = min(r.latency_ms for r in cpu.candidates if r.verdict == "pass" and r.latency_ms)
     assert cpu.chosen.latency_ms is not None
     assert cpu.chosen.latency_ms <= fastest * 1.02
-    int8 = next(r for r in cpu.rungs if r.precision == "int8")
+    int8 = next(r for r in cpu.candidates if r.precision == "int8")
     assert "engineworks sensitivity recipes/tiny.yaml --precision int8" in int8.dropped
     assert result.report is not None
     page = result.report.read_text(encoding="utf-8")
@@ -346,7 +346,7 @@ def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
 def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     """The champion itself passes; another one, with too little time to know, is inconclusive, and is tried again."""
     edit("[fp32, int8]", "[fp32]")
-    edit("  at:", "  regression: {latency: 5%, accuracy: 0.5%, most_s: 0.001}\n  at:")
+    edit("  at:", "  regression: {latency: 5%, accuracy: 0.5%, max_s: 0.001}\n  at:")
     first = build(settings)
     assert {c.sentence for c in first.engines[0].checks if c.name.startswith("regression")} == {
         "No champion yet: nothing to compare with."
@@ -366,16 +366,16 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     (engine,) = other.engines
     assert (engine.verdict, other.exit_code()) == ("inconclusive", 3)
     assert {c.name: c.verdict for c in engine.checks}["regression.latency[one]"] == "inconclusive"
-    assert engine.duel is not None
-    assert engine.duel["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
+    assert engine.champion_comparison is not None
+    assert engine.champion_comparison["attempts"][0]["rounds"][0]["blocks"]["one"][0]["ms"]
     tracking = open_tracking(settings.artifacts, None)
     (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=other.run)
-    assert json.loads(tracking.read_text(child.run_id, "duel.json"))["method"] == "measured"
+    assert json.loads(tracking.read_text(child.run_id, "champion_comparison.json"))["method"] == "measured"
     assert child.tags["engineworks.champion"] == "tiny/1"
     again = build(settings)
     assert again.steps.run == 1
     (child,) = tracking.find_runs(engine="tiny/fp32/cpu", parent_run_id=again.run)
-    recorded = json.loads(tracking.read_text(child.run_id, "duel.json"))
+    recorded = json.loads(tracking.read_text(child.run_id, "champion_comparison.json"))
     assert (recorded["confidence"], len(recorded["earlier"])) == (0.995, 1)
     verdict = json.loads(tracking.read_text(child.run_id, "verdict.json"))
     assert any("Compared again: the one before did not decide" in check["sentence"] for check in verdict)

@@ -210,7 +210,7 @@ def test_a_damaged_database_is_named_with_the_servers_own_words(tmp_path: Path) 
 
 def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StepError, match="can not be started in this folder"):
+    with pytest.raises(StepError, match="cannot be started in this folder"):
         LocalPrefect(tmp_path / "file").start()
 
 

@@ -37,7 +37,7 @@ def test_the_first_release_has_nothing_to_compare_with() -> None:
 
 
 def test_the_champion_itself_passes_unmeasured() -> None:
-    (check,) = regression_checks(LATENCY, CHAMPION, duel={"method": "identical"})
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison={"method": "identical"})
     assert check.verdict == "pass"
     assert check.sentence == (
         "The champion (version 3 of tiny) is this very engine, byte for byte: nothing to measure."
@@ -45,23 +45,23 @@ def test_the_champion_itself_passes_unmeasured() -> None:
 
 
 def test_a_measured_one_says_ratio_interval_and_limit() -> None:
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=measured("pass"))
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass"))
     assert (check.name, check.verdict) == ("regression.latency[one]", "pass")
     assert check.sentence == (
         "one: 1.2 % slower than the champion (version 3 of tiny), 99 % interval 0.4 % faster to 2.0 % slower, "
         "limit 5 % slower (15 rounds side by side)."
     )
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=measured("fail", attempts=2))
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2))
     assert check.verdict == "fail"
     assert "15 rounds side by side, in the last of 2 processes" in check.sentence
 
 
 def test_an_undecided_one_says_why() -> None:
     undecided = measured("inconclusive", "4 of 9 rounds were disturbed (noise)", ratio=None, interval=None, rounds=0)
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=undecided)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=undecided)
     assert check.verdict == "inconclusive"
     assert check.sentence == (
-        "one: can not be compared with the champion (version 3 of tiny), limit 5 % slower (0 rounds side by side). "
+        "one: cannot be compared with the champion (version 3 of tiny), limit 5 % slower (0 rounds side by side). "
         "Inconclusive: 4 of 9 rounds were disturbed (noise)."
     )
     assert with_checks(Verdict("pass", ()), [check]).verdict == "inconclusive"
@@ -69,10 +69,10 @@ def test_an_undecided_one_says_why() -> None:
 
 
 def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_more() -> None:
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=measured("pass", before=1))
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass", before=1))
     assert "99.5 % interval" in check.sentence
     assert check.sentence.endswith("Compared again: the one before did not decide, so this one is held to 99.5 %.")
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=measured("fail", attempts=2, before=3))
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2, before=3))
     assert check.sentence.endswith("Compared again: the 3 before did not decide, so this one is held to 99.875 %.")
 
 
@@ -86,16 +86,16 @@ def test_history_stands_in_and_is_named() -> None:
     history = [["abc", ms] for ms in (1.0, 1.01, 0.99, 1.0, 1.005, 0.995, 1.0)]
     report = {"method": "history", "why": "it is gone.", "digest": "new", "history": {"one": [*history, ["new", 9.0]]}}
     latency = {"shapes": {"one": {"latency_ms_p50": 1.0}}}
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=report, latency=latency)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
     assert check.verdict == "pass"
     assert "7 measurements in MLflow" in check.sentence
     assert "does not run here (it is gone), so this is against what was measured before" in check.sentence
     noisy = {"shapes": {"one": {"latency_ms_p50": 1.0, "complaints": ["the clocks were lowered"]}}}
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=report, latency=noisy)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=noisy)
     assert check.verdict == "inconclusive"
     assert check.sentence.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
     report["history"] = {"one": history[:2]}
-    (check,) = regression_checks(LATENCY, CHAMPION, duel=report, latency=latency)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
     assert check.verdict == "inconclusive"
     assert check.sentence.endswith("or release once without performance.regression.")
 

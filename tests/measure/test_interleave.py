@@ -70,13 +70,11 @@ class Noisy(Quiet):
         return [] if self.nth and self.asked % self.nth == 0 else ["other work had the processor"]
 
 
-def attempt(seed: int, slower: float, limit: float, watch: Quiet | None = None, most_s: float = 20.0) -> Attempt:
+def attempt(seed: int, slower: float, limit: float, watch: Quiet | None = None, max_s: float = 20.0) -> Attempt:
     machine = Machine(seed)
     ms = {"one": 0.5}
     sides = {"champion": lambda: Engine(machine, ms, 1.0), "candidate": lambda: Engine(machine, ms, 1.0 + slower)}
-    found = interleave(
-        sides, list(ms), limit, watch or Quiet(), seed=seed, pace=Pace(most_s=most_s), clock=machine.clock
-    )  # type: ignore[arg-type]
+    found = interleave(sides, list(ms), limit, watch or Quiet(), seed=seed, pace=Pace(max_s=max_s), clock=machine.clock)  # type: ignore[arg-type]
     assert machine.open == 0
     return found
 
@@ -121,13 +119,13 @@ def test_it_measures_no_longer_than_it_must() -> None:
 
 @pytest.mark.parametrize("slower", [0.0, 0.5])
 def test_disturbed_rounds_make_it_inconclusive_whatever_they_say(slower: float) -> None:
-    found = attempt(1, slower, 0.02, Noisy(nth=2), most_s=8.0).shapes["one"]
+    found = attempt(1, slower, 0.02, Noisy(nth=2), max_s=8.0).shapes["one"]
     assert found.verdict == "inconclusive"
     assert "rounds were disturbed (other work had the processor)" in found.why
 
 
 def test_too_little_time_is_inconclusive() -> None:
-    found = attempt(1, 0.5, 0.02, most_s=0.3)
+    found = attempt(1, 0.5, 0.02, max_s=0.3)
     assert 0 < len(found.rounds) < LOOKS[0]
     assert found.shapes["one"].verdict == "inconclusive"
     assert "an interval needs 11" in found.shapes["one"].why
@@ -153,7 +151,7 @@ def test_each_shape_has_a_verdict_of_its_own() -> None:
         "champion": lambda: Engine(machine, {"small": 0.2, "large": 2.0}, 1.0),
         "candidate": lambda: Engine(machine, {"small": 0.2, "large": 2.4}, 1.0),
     }
-    found = interleave(sides, ["small", "large"], 0.05, Quiet(), seed=1, pace=Pace(most_s=30), clock=machine.clock)  # type: ignore[arg-type]
+    found = interleave(sides, ["small", "large"], 0.05, Quiet(), seed=1, pace=Pace(max_s=30), clock=machine.clock)  # type: ignore[arg-type]
     assert {name: c.verdict for name, c in found.shapes.items()} == {"small": "pass", "large": "fail"}
 
 

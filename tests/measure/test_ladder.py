@@ -15,7 +15,7 @@ from engineworks.errors import PatternError, PrecisionError, RecipeError
 from engineworks.fingerprint import FileDigests
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.estimate import estimate_time
-from engineworks.measure.ladder.ladder import Rung, TargetLadder, climb, ladder_words
+from engineworks.measure.ladder.ladder import Candidate, TargetLadder, choose, ladder_words
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.auto import expand
 from engineworks.recipe.load import load_recipe
@@ -31,21 +31,23 @@ CPU = NamedTarget("cpu", Target(backend="onnxruntime"))
 ADA = NamedTarget("rtx40", Target(backend="tensorrt_rtx", compute_capability=("8.9",)))
 
 
-def passed(precision: str, latency_ms: float | None, **more: Any) -> Rung:
+def passed(precision: str, latency_ms: float | None, **more: Any) -> Candidate:
     given = {"quality": 1.0, "bytes": 1000, **more}
-    return Rung(precision, "pass", f"r/{precision}/cpu", (precision,), latency_ms, **given)
+    return Candidate(precision, "pass", f"r/{precision}/cpu", (precision,), latency_ms, **given)
 
 
-def failed(precision: str, why: str = "cosine is 0.5.") -> Rung:
-    return Rung(precision, "fail", f"r/{precision}/cpu", (precision,), 0.1, why=why, inaccurate=True, forgiven=True)
+def failed(precision: str, why: str = "cosine is 0.5.") -> Candidate:
+    return Candidate(
+        precision, "fail", f"r/{precision}/cpu", (precision,), 0.1, why=why, inaccurate=True, forgiven=True
+    )
 
 
-def unmeasured(precision: str, model_bytes: int | None = None) -> Rung:
-    return Rung(precision, "unmeasured", f"r/{precision}/rtx40", (precision,), model_bytes=model_bytes)
+def unmeasured(precision: str, model_bytes: int | None = None) -> Candidate:
+    return Candidate(precision, "unmeasured", f"r/{precision}/rtx40", (precision,), model_bytes=model_bytes)
 
 
-def ladder(*rungs: Rung, target: NamedTarget = CPU, **more: Any) -> TargetLadder:
-    return climb(target, rungs, shape="one", **more)
+def ladder(*candidates: Candidate, target: NamedTarget = CPU, **more: Any) -> TargetLadder:
+    return choose(target, candidates, shape="one", **more)
 
 
 def chosen(found: TargetLadder) -> str | None:
@@ -53,12 +55,12 @@ def chosen(found: TargetLadder) -> str | None:
 
 
 def dropped(found: TargetLadder) -> dict[str, str]:
-    return {r.precision: r.dropped for r in found.rungs if r.dropped}
+    return {r.precision: r.dropped for r in found.candidates if r.dropped}
 
 
 def test_the_fastest_that_passes_is_chosen_and_the_others_follow_by_latency() -> None:
     found = ladder(passed("fp32", 3.0), passed("fp16", 2.0), passed("int8", 1.0))
-    assert [r.precision for r in found.rungs] == ["int8", "fp16", "fp32"]
+    assert [r.precision for r in found.candidates] == ["int8", "fp16", "fp32"]
     assert chosen(found) == "int8"
     assert found.basis == "measured"
     assert dropped(found) == {
@@ -118,10 +120,10 @@ def test_where_nothing_passes_nothing_is_chosen_and_nothing_forgiven() -> None:
 
 def test_an_unmeasured_gpu_target_is_ordered_by_an_estimate_that_says_so() -> None:
     found = ladder(*(unmeasured(p) for p in ("fp32", "fp16", "int8", "int4_weights")), target=ADA)
-    assert [r.precision for r in found.rungs] == ["int8", "int4_weights", "fp16", "fp32"]
+    assert [r.precision for r in found.candidates] == ["int8", "int4_weights", "fp16", "fp32"]
     assert found.basis == "estimated"
     assert "estimated" in found.sentence
-    assert all("estimate" in r.dropped for r in found.rungs if not r.chosen)
+    assert all("estimate" in r.dropped for r in found.candidates if not r.chosen)
     assert str(found.to_json()["estimate"]).startswith("estimated")
     assert ladder_words([found])["r/int8/rtx40"] == "chosen by estimate"
 
@@ -155,7 +157,7 @@ def test_pareto_holds_those_that_nothing_beats_in_quality_latency_and_size() -> 
         passed("fp32", 3.0, quality=1.0, bytes=400), passed("fp16", 1.0, quality=1.0, bytes=200),
         passed("int8", 1.5, quality=0.99, bytes=100), passed("int8_weights", 2.0, quality=0.99, bytes=100),
     )  # fmt: skip
-    assert {r.precision for r in found.rungs if r.pareto} == {"fp16", "int8"}
+    assert {r.precision for r in found.candidates if r.pareto} == {"fp16", "int8"}
 
 
 def test_the_estimate_weighs_arithmetic_and_bytes() -> None:
@@ -306,7 +308,7 @@ def test_one_target_without_a_rung_fails_the_build_whatever_the_other_has(reposi
 
 @pytest.mark.parametrize(
     ("step", "code", "expected"),
-    [("build", 4, 0), ("lower-around-fp16", 4, 0), ("calibrate", 2, 2), ("compare", 4, 4), ("build", 70, 70)],
+    [("build", 4, 0), ("lower-unquantized-fp16", 4, 0), ("calibrate", 2, 2), ("compare", 4, 4), ("build", 70, 70)],
 )
 def test_a_model_that_can_not_be_had_in_a_precision_is_a_dropped_rung_other_failures_are_not(
     repository: Path, step: str, code: int, expected: int
@@ -324,8 +326,8 @@ def test_a_precision_that_does_not_apply_to_the_model_is_dropped_with_its_reason
     failure = Failure("tiny/int4_weights/lower", f"{why}; remove int4_weights from precisions", "", 2, why)
     found = result(plan(repository), int4_weights=engine("tiny/int4_weights/cpu", "failed", failure))
     assert found.exit_code(require_verdict=True) == 0
-    assert dropped(found.ladder[0])["int4_weights"] == f"can not be built: {why}"
-    assert "dropped: can not be built: tiny/int4_weights/lower: no node can compute in" in render_markdown(found)
+    assert dropped(found.ladder[0])["int4_weights"] == f"cannot be built: {why}"
+    assert "dropped: cannot be built: tiny/int4_weights/lower: no node can compute in" in render_markdown(found)
 
 
 def test_where_no_precision_applies_the_build_fails_as_before(repository: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_steady_engine_needs_the_least_runs_only(monkeypatch: pytest.MonkeyPat
 def test_a_noisy_engine_is_sampled_until_the_time_is_up_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(1)
     engine = FakeEngine(monkeypatch, [chance.uniform(1, 100) for _ in range(100_000)])
-    report = measure_latency(engine.time_runs, 1, Sampling(most_s=1.0))
+    report = measure_latency(engine.time_runs, 1, Sampling(max_s=1.0))
     assert any("median known to ±" in note for note in report.notes)
     assert engine.now < 3 * 1.0 + 0.6
 
@@ -93,7 +93,7 @@ def test_a_drop_is_waited_for_as_long_as_something_works_on_it(monkeypatch: pyte
 def test_work_that_never_ends_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(monkeypatch, [1.0])
     assert measure_latency(engine.time_runs, 1, LAZY_KERNELS, lambda: True).latency_ms_p50 == 1.0
-    assert engine.now < 3 * LAZY_KERNELS.most_s + 1
+    assert engine.now < 3 * LAZY_KERNELS.max_s + 1
 
 
 def test_waiting_for_kernels_that_never_change_is_no_lost_time(monkeypatch: pytest.MonkeyPatch) -> None:

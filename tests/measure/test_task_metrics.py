@@ -99,7 +99,7 @@ def test_boxes_of_other_layouts_are_refused_with_a_way_out() -> None:
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jiwer", None)
-    with pytest.raises(ModelError, match="'word_error' is computed by jiwer, which can not be imported") as caught:
+    with pytest.raises(ModelError, match="'word_error' is computed by jiwer, which cannot be imported") as caught:
         value("word_error", [[1, 2]], [[1, 2]], parts=1)
     assert caught.value.hint == "pip install 'engineworks[metrics]'"
 

@@ -110,7 +110,7 @@ COMMAND_CASES = (
     Case("--only that matches nothing", ("plan", "recipes/tiny.yaml", "--only", "tiny/int4/cpu")),
     Case("a peer that is none", ("plan", "recipes/tiny.yaml", "--compare", "pytroch")),
     Case("no recipes here", ("validate",), lambda: [p.unlink() for p in Path("recipes").glob("*.yaml")]),
-    Case("a target that can not do it", ("plan", "recipes/tiny.yaml"), in_turn(
+    Case("a target that cannot do it", ("plan", "recipes/tiny.yaml"), in_turn(
         edited(("[fp32, int8]", "[fp8]"), ("    int8:", "    fp8:"), ("[cpu]", "[cpu, rtx40, old]")),
         written("recipes/_targets.yaml", TARGETS + "  old: {backend: tensorrt_rtx, compute_capability: [7.5]}\n"))),
     Case("a GPU that runs here only with another version", ("plan", "recipes/tiny.yaml"), in_turn(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.model.calibrate.ranges import Range, Ranges
-from engineworks.model.lower.half.around import halve_around
 from engineworks.model.lower.half.channel_scales import scale_channels_after_products
+from engineworks.model.lower.half.unquantized import halve_unquantized
 from engineworks.model.lower.quantize import quantize, tensors_to_calibrate
 
 ROWS, INNER, COLUMNS = 5, 64, 6
@@ -128,7 +128,7 @@ def test_fp16_around_int8_products_has_one_scale_per_weight(case: str) -> None:
     model = CASES[case]()
     x = samples(model)
     wanted = run(model, x)
-    halved, _ = halve_around(in_int8(model), model, "float16", [{"x": x}])
+    halved, _ = halve_unquantized(in_int8(model), model, "float16", [{"x": x}])
     assert set(scales_of(halved).values()) == {1}
     found = run(halved, x)
     assert np.isfinite(found).all()

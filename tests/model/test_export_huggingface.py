@@ -109,7 +109,7 @@ def test_a_config_that_is_broken_or_names_no_architecture_is_refused(tmp_path: P
     with pytest.raises(ModelError, match=r"names no architecture; give model\.source\.task"):
         task_of(made, None)
     (made / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="can not be read as JSON"):
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
         task_of(made, None)
 
 

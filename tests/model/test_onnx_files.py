@@ -129,7 +129,7 @@ def test_all_external_files_are_listed(tmp_path: Path, model: onnx.ModelProto) -
     (tmp_path / "w.bin").unlink()
     with pytest.raises(ModelError, match=r"external data 'w\.bin' is missing; copy it beside the model"):
         model_files(path)
-    with pytest.raises(ModelError, match="can not be read"):
+    with pytest.raises(ModelError, match="cannot be read"):
         load_model(path)
 
 
@@ -151,7 +151,7 @@ def test_other_files_are_no_models(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="can not be read"):
+    with pytest.raises(ModelError, match="cannot be read"):
         load_model(tmp_path / "none.onnx")
 
 

@@ -149,7 +149,7 @@ def test_calibration_on_black_images_shows_in_the_ranges_and_costs_accuracy() ->
 def test_tensorrt_rtx_builds_an_engine_from_the_int8_model() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     if not hasattr(trt.IBuilderConfig, "set_compute_capability"):
-        pytest.skip("this TensorRT-RTX can not build for a GPU that is not here")
+        pytest.skip("this TensorRT-RTX cannot build for a GPU that is not here")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)

@@ -13,8 +13,8 @@ from conftest import RECIPE
 from engineworks.fingerprint import FileDigests, digest_file, digest_of
 from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.gates.regression import regression_checks
+from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.champion_lookup import ChampionError, engine_of, find_champions, history_of
-from engineworks.plan.duel import conditions_of
 from engineworks.plan.plan import Plan, Step, plan_recipe
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 from engineworks.settings import Settings, read_settings
@@ -183,23 +183,23 @@ def planned(repository: Path, champions: Champions, store: Store) -> Plan:
 
 
 def publish(store: Store, plan: Plan, report: dict[str, Any]) -> str:
-    key = next(e for e in plan.engines if e.id == ENGINE).steps["duel"]
-    with store.writing(key, plan.steps[key].document, "duel") as writing:
-        (writing.folder / "duel.json").write_text(json.dumps(report), encoding="utf-8")
+    key = next(e for e in plan.engines if e.id == ENGINE).steps["compare_champion"]
+    with store.writing(key, plan.steps[key].document, "compare_champion") as writing:
+        (writing.folder / "champion_comparison.json").write_text(json.dumps(report), encoding="utf-8")
     return key
 
 
-def test_a_duel_is_planned_where_there_is_a_champion_and_tried_again_until_it_decides(
+def test_a_champion_comparison_is_planned_where_there_is_a_champion_and_tried_again_until_it_decides(
     repository: Path, settings: Settings, tmp_path: Path
 ) -> None:
     recipe = loaded(repository)
     store = open_store(settings)
     without = planned(repository, find_champions(recipe, settings), store)
-    assert not any("duel" in e.steps for e in without.engines)
+    assert not any("compare_champion" in e.steps for e in without.engines)
     release(settings, tmp_path / "engine", "tiny")
     champions = find_champions(recipe, settings)
     first = planned(repository, champions, store)
-    assert {e.id for e in first.engines if "duel" in e.steps} == {ENGINE}
+    assert {e.id for e in first.engines if "compare_champion" in e.steps} == {ENGINE}
     assert first.build_key != without.build_key
     key = publish(store, first, {"method": "measured", "shapes": {"one": {"verdict": "inconclusive"}}})
     second = planned(repository, champions, store)
@@ -208,30 +208,30 @@ def test_a_duel_is_planned_where_there_is_a_champion_and_tried_again_until_it_de
     third = planned(repository, champions, store)
     assert third.steps[again].state == "cached"
     assert (first.steps[key].params["confidence"], third.steps[again].params["confidence"]) == (0.99, 0.995)
-    assert [e["key"] for e in third.steps[again].aside["earlier"]] == [key]
+    assert [e["key"] for e in third.steps[again].unkeyed["earlier"]] == [key]
 
 
 def one_champion() -> Champions:
     return Champions({ENGINE: Champion(ENGINE, "tiny", "1", "d" * 64, "b" * 64, "run")}, "artifacts", "store")
 
 
-def duel_step(repository: Path, store: Store) -> Step:
+def comparison_step(repository: Path, store: Store) -> Step:
     (repository / "recipes/tiny.yaml").write_text(RECIPE + REGRESSION, encoding="utf-8")
     plan = planned(repository, one_champion(), store)
-    return plan.steps[next(e for e in plan.engines if e.id == ENGINE).steps["duel"]]
+    return plan.steps[next(e for e in plan.engines if e.id == ENGINE).steps["compare_champion"]]
 
 
 def test_more_time_is_another_attempt_and_no_new_start(repository: Path) -> None:
     store = Store(repository / "store")
-    duel_step(repository, store)
+    comparison_step(repository, store)
     key = publish(store, planned(repository, one_champion(), store), UNDECIDED)
     recipe = repository / "recipes/tiny.yaml"
     text = recipe.read_text(encoding="utf-8")
-    recipe.write_text(text.replace("latency: 5%", "latency: 5%, most_s: 100"), encoding="utf-8")
+    recipe.write_text(text.replace("latency: 5%", "latency: 5%, max_s: 100"), encoding="utf-8")
     longer = planned(repository, one_champion(), store)
-    again = longer.steps[next(e for e in longer.engines if e.id == ENGINE).steps["duel"]]
-    assert (again.params["attempt"], again.params["confidence"], again.aside["most_s"]) == (1, 0.995, 100.0)
-    assert again.aside["earlier"][0]["key"] == key
+    again = longer.steps[next(e for e in longer.engines if e.id == ENGINE).steps["compare_champion"]]
+    assert (again.params["attempt"], again.params["confidence"], again.unkeyed["max_s"]) == (1, 0.995, 100.0)
+    assert again.unkeyed["earlier"][0]["key"] == key
 
 
 UNDECIDED = {"method": "measured", "shapes": {"one": {"verdict": "inconclusive"}}}
@@ -251,11 +251,11 @@ def test_a_regression_that_was_found_stays_found(
 ) -> None:
     """A fail at one shape is not measured again because another shape was left open."""
     store = Store(repository / "store")
-    duel_step(repository, store)
+    comparison_step(repository, store)
     publish(store, planned(repository, one_champion(), store), report)
-    params = duel_step(repository, store).params
+    params = comparison_step(repository, store).params
     assert (params["attempt"], params["confidence"]) == (attempt, confidence)
-    assert duel_step(repository, store).aside["by_history"] is (report["method"] == "history")
+    assert comparison_step(repository, store).unkeyed["by_history"] is (report["method"] == "history")
 
 
 def test_a_version_that_somebody_registered_by_hand_is_no_champion_to_run(repository: Path) -> None:

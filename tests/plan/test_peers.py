@@ -1,4 +1,4 @@
-"""Peers in the plan: only on request, on the engines' own steps, and what can not run is a sentence."""
+"""Peers in the plan: only on request, on the engines' own steps, and what cannot run is a sentence."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_a_key_is_the_digest_of_its_document(repository: Path) -> None:
 
 def test_planning_twice_gives_the_same_keys_wherever_the_repository_lies(repository: Path, tmp_path: Path) -> None:
     first = keys(plan(repository))
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere = tmp_path / "needs another GPU"
     elsewhere.mkdir()
     (elsewhere / ".git").mkdir()
     shutil.copytree(repository / "recipes", elsewhere / "recipes")
@@ -216,7 +216,11 @@ def test_engines_for_other_hardware_are_built_here_and_left_unmeasured(repositor
     found = plan(repository)
     assert all(e.unmeasured_because for e in found.engines)
     states = {s.kind: s.state for s in found.steps.values()}
-    assert (states["build"], states["compare"], states["measure"]) == ("to do", "elsewhere", "elsewhere")
+    assert (states["build"], states["compare"], states["measure"]) == (
+        "to do",
+        "needs another GPU",
+        "needs another GPU",
+    )
     assert states["reference"] == "not needed"
 
 
@@ -287,7 +291,7 @@ def test_a_time_limit_of_the_recipe_is_in_no_key_and_wins_over_the_target_s(repo
     file.write_text(file.read_text(encoding="utf-8") + "time_limits: {build: 100, reference: 20.5}\n", encoding="utf-8")
     after = plan(repository)
     assert keys(after) == keys(before)
-    limits = {(s.kind, s.aside.get("time_limit_s")) for s in after.steps.values()}
+    limits = {(s.kind, s.unkeyed.get("time_limit_s")) for s in after.steps.values()}
     assert limits >= {("build", 100.0), ("reference", 20.5), ("compare", None)}
 
 

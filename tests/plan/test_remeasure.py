@@ -10,7 +10,7 @@ import pytest
 from conftest import RECIPE
 
 from engineworks.fingerprint import FileDigests
-from engineworks.plan.duel import conditions_of
+from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.plan.remeasure import measured_anew
 from engineworks.recipe.load import load_recipe
@@ -49,7 +49,7 @@ def test_a_disturbed_measurement_is_made_again_until_one_is_not(repository: Path
 
 
 @pytest.mark.parametrize(
-    "budget", ["", "  budget: {one: {engine_mib: 3}}\n"], ids=["none", "of what noise can not touch"]
+    "budget", ["", "  budget: {one: {engine_mib: 3}}\n"], ids=["none", "of what noise cannot touch"]
 )
 def test_what_no_budget_reads_is_not_measured_again(repository: Path, budget: str) -> None:
     store = Store(repository / "store")

@@ -42,11 +42,11 @@ def test_int8_has_fp16_around_it_on_a_gpu_and_fp32_on_the_cpu(repository: Path) 
     assert computation(tiny, "int8", "onnxruntime").parts == ("int8", "fp32")
 
 
-@pytest.mark.parametrize("around", ["fp32", "fp16", "bf16"])
-def test_the_recipe_says_what_lies_around_int8(repository: Path, around: str) -> None:
-    tiny = recipe(repository, ("targets:", f"calibration: {{around: {around}}}\ntargets:"))
+@pytest.mark.parametrize("unquantized", ["fp32", "fp16", "bf16"])
+def test_the_recipe_says_what_lies_around_int8(repository: Path, unquantized: str) -> None:
+    tiny = recipe(repository, ("targets:", f"calibration: {{unquantized: {unquantized}}}\ntargets:"))
     for backend in ("tensorrt_rtx", "onnxruntime"):
-        assert computation(tiny, "int8", backend).around == around
+        assert computation(tiny, "int8", backend).unquantized == unquantized
         assert computation(tiny, "fp32", backend).parts == ("fp32",)
 
 
@@ -57,7 +57,7 @@ def test_a_mixture_says_its_own(repository: Path) -> None:
     assert found.parts == ("int8", "int4_weights", "bf16")
     assert found.calibrated
     assert found.to_json() == {
-        "around": "bf16", "quantized": {"int8": ["conv"], "int4_weights": ["class*"]}, "keep": [], "fp32": ["relu"],
+        "unquantized": "bf16", "quantized": {"int8": ["conv"], "int4_weights": ["class*"]}, "keep": [], "fp32": ["relu"],
     }  # fmt: skip
 
 
@@ -70,15 +70,15 @@ def test_targets_share_a_lowering_where_they_want_the_same_around_it(repository:
     edit(repository, ("[cpu]", "[cpu, rtx40, rtx20]"))
     (repository / "recipes" / "_targets.yaml").open("a").write(TURING)
     ids = [s.id for s in plan(repository, "*/int8/*").steps.values() if s.kind == "lower"]
-    assert ids == ["tiny/int8/lower", "tiny/int8/lower-around-fp16"]
-    edit(repository, ("targets:", "calibration: {around: fp16}\ntargets:"))
+    assert ids == ["tiny/int8/lower", "tiny/int8/lower-unquantized-fp16"]
+    edit(repository, ("targets:", "calibration: {unquantized: fp16}\ntargets:"))
     ids = [s.id for s in plan(repository, "*/int8/*").steps.values() if s.kind == "lower"]
-    assert ids == ["tiny/int8/lower-around-fp16"]
+    assert ids == ["tiny/int8/lower-unquantized-fp16"]
 
 
 def test_what_lies_around_changes_no_calibration(repository: Path) -> None:
     before = {s.id: s.key for s in plan(repository).steps.values()}
-    edit(repository, ("targets:", "calibration: {around: fp16}\ntargets:"))
+    edit(repository, ("targets:", "calibration: {unquantized: fp16}\ntargets:"))
     after = {s.id: s.key for s in plan(repository).steps.values()}
     assert before["tiny/int8/calibrate"] == after["tiny/int8/calibrate"]
 
@@ -106,7 +106,7 @@ def test_int8_is_built_for_turing_because_nothing_fp32_is_left(on_turing: Path) 
 
 
 def test_a_refusal_of_what_lies_around_says_so(on_turing: Path) -> None:
-    edit(on_turing, ("targets:", "calibration: {around: fp32}\ntargets:"))
+    edit(on_turing, ("targets:", "calibration: {unquantized: fp32}\ntargets:"))
     with pytest.raises(TargetError, match=r"tiny/int8/rtx20: fp32 around it: TensorRT-RTX 1.7 has no fp32 matrix"):
         plan(on_turing)
 

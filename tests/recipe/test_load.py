@@ -101,7 +101,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "mlflow source": (
         [("onnx: tiny.onnx", "mlflow: models:/a/1")],
-        "4:26: models:/a/1 can not be looked up: there is no MLflow database at",
+        "4:26: models:/a/1 cannot be looked up: there is no MLflow database at",
     ),
     "no name of an mlflow model": ([("onnx: tiny.onnx", "mlflow: a/1")], "4:26: 'a/1' names no model in MLflow; write models:/name/version"),
     "time limit of no step": (

@@ -50,11 +50,11 @@ FULL: dict[str, Any] = {
         },
         "sweep": {"batch": [1, 8], "at": "one", "latency_ms": 5},
         "streams": [1, 2],
-        "regression": {"latency": 0.05, "accuracy": 0.05, "most_s": 60},
+        "regression": {"latency": 0.05, "accuracy": 0.05, "max_s": 60},
     },
     "release": {"triton": {"dynamic_batching": {"preferred": [4, 8], "max_delay_us": 5}, "instances": 1, "warmup": 1}},
     "time_limits": dict.fromkeys(
-        ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "duel", "peer"), 9
+        ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "compare_champion", "peer"), 9
     ),
 }  # fmt: skip
 """The tiny recipe with every numeric field there is."""

@@ -151,7 +151,7 @@ def test_anywhere_else_one_sentence_says_why_before_anything_is_loaded(
     host.monkeypatch.setattr(Vendor, "load", lambda _: pytest.fail("the vendor's library was loaded"))
     with pytest.raises(RunError) as caught:
         host.load()
-    assert str(caught.value).startswith(f"gpu-tiny/fp16/rtx40 can not be run here: {words}")
+    assert str(caught.value).startswith(f"gpu-tiny/fp16/rtx40 cannot be run here: {words}")
     assert "load it on a host of target 'rtx40', or load another engine of this model" in str(caught.value)
 
 

@@ -98,7 +98,7 @@ def test_an_altered_file_is_refused_by_its_digest_without_any_key(built: Any, tm
 def test_a_missing_file_and_a_missing_passport_are_told(built: Any, tmp_path: Path) -> None:
     folder = folder_with_passport(built, tmp_path / "engine")
     (folder / "engine").unlink()
-    with pytest.raises(TrustError, match="can not be read: No such file"):
+    with pytest.raises(TrustError, match="cannot be read: No such file"):
         verify_folder(folder, Trust())
     (folder / "passport.json").unlink()
     with pytest.raises(TrustError, match="there is no passport"):

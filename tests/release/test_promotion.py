@@ -297,12 +297,12 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
 
 def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built, result, tracking = world
-    release(named(built, "elsewhere"), result, tracking)
+    release(named(built, "needs another GPU"), result, tracking)
     monkeypatch.setattr("engineworks.engines.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
     with pytest.raises(RunError) as caught:
         load("models:/elsewhere@champion-cpu-int8", tracking)
     assert str(caught.value) == (
-        "tiny/int8/cpu can not be run here: there is no such GPU here; load it on a host of target 'cpu', "
+        "tiny/int8/cpu cannot be run here: there is no such GPU here; load it on a host of target 'cpu', "
         "or load another engine of this model"
     )
 

@@ -219,11 +219,11 @@ def test_metrics_of_what_a_night_leaves_out_are_those_of_its_last() -> None:
     assert text["engineworks_engines_not_in_night[]"] == 1
 
 
-def test_the_gravest_comes_first_and_a_refusal_is_no_failure() -> None:
+def test_the_most_severe_comes_first_and_a_refusal_is_no_failure() -> None:
     result = build(engine("r/a/cpu"), engine("r/b/cpu", "failed"), engine("r/c/cpu", "unmeasured"))
-    found = night(BuildResult("r", "x", result.engines, (Refused("r/d/cpu", "it can not"),), StepCounts()))
+    found = night(BuildResult("r", "x", result.engines, (Refused("r/d/cpu", "it cannot"),), StepCounts()))
     assert [e["verdict"] for e in found.engines] == ["failed", "unmeasured", "pass", "refused"]
-    assert night(BuildResult("r", "x", (), (Refused("r/d/cpu", "it can not"),), StepCounts())).counts == {"refused": 1}
+    assert night(BuildResult("r", "x", (), (Refused("r/d/cpu", "it cannot"),), StepCounts())).counts == {"refused": 1}
 
 
 def test_rebuilt_steps_stand_with_their_reason_the_slowest_first() -> None:
@@ -344,6 +344,6 @@ def test_metrics_that_can_not_be_published_are_a_sentence_and_stop_nothing(tmp_p
     assert file.is_file()
     assert len(missed) == 1
     assert f"the push gateway {place} did not take the metrics" in missed[0]
-    with pytest.raises(StoreError, match="can not be written"):
+    with pytest.raises(StoreError, match="cannot be written"):
         write_metrics(found, file / "below.prom")
     assert publish_metrics(found, {}) == ()

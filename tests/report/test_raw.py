@@ -12,10 +12,10 @@ from engineworks.measure.gates.gates import Check
 from engineworks.report.page import render_html
 from engineworks.report.raw import attachments
 
-DUEL = {"method": "history", "why": "gone", "history": {"one": [["d", 1.0]]}, "earlier": [], "limit": 0.05}
+COMPARISON = {"method": "history", "why": "gone", "history": {"one": [["d", 1.0]]}, "earlier": [], "limit": 0.05}
 ENGINE = EngineResult(
     "r/int8/cpu", "pass", (Check("cosine[y]", "pass", "Good."),), accuracy={"outputs": {}, "served": {"sequence": [1]}},
-    duel=DUEL,
+    champion_comparison=COMPARISON,
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def test_every_report_is_in_the_page_with_its_samples() -> None:
     assert found == {
         "r-int8-cpu-checks.json.gz": [c.to_json() for c in ENGINE.checks],
         "r-int8-cpu-accuracy.json.gz": ENGINE.accuracy,
-        "r-int8-cpu-duel.json.gz": DUEL,
+        "r-int8-cpu-champion_comparison.json.gz": COMPARISON,
     }
 
 

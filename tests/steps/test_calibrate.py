@@ -22,7 +22,7 @@ from engineworks.tensors import TensorSpec
 IMAGES = np.random.default_rng(1).normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
 
 
-def job_of(folder: Path, images: NDArray[np.float32] = IMAGES, aside: Mapping[str, Any] | None = None) -> StepJob:
+def job_of(folder: Path, images: NDArray[np.float32] = IMAGES, unkeyed: Mapping[str, Any] | None = None) -> StepJob:
     for name in ("fold", "out"):
         (folder / name).mkdir()
     onnx.save(tiny_model(), str(folder / "fold" / "model.onnx"))
@@ -30,19 +30,19 @@ def job_of(folder: Path, images: NDArray[np.float32] = IMAGES, aside: Mapping[st
     specs = [TensorSpec("image", "float32", ("batch", 1, 4, 4)).to_json()]
     samples = {"arrays": {"image": "image"}, "count": len(images), "total": len(images), "specs": specs}
     settings = {"method": "entropy", "percentile": 99.99, "averaging": None, "batch": 8}
-    aside = {"calibration": str(folder / "calib.npz"), **(aside or {})}
+    unkeyed = {"calibration": str(folder / "calib.npz"), **(unkeyed or {})}
     said: list[str] = []
     return StepJob(
-        "tiny/int8/calibrate", {"calibration": settings, "samples": samples}, {"fold": folder / "fold"}, aside,
+        "tiny/int8/calibrate", {"calibration": settings, "samples": samples}, {"fold": folder / "fold"}, unkeyed,
         folder / "out", said.append,
     )  # fmt: skip
 
 
-def lowering(folder: Path, aside: Mapping[str, Any] | None = None) -> StepJob:
+def lowering(folder: Path, unkeyed: Mapping[str, Any] | None = None) -> StepJob:
     (folder / "lowered").mkdir()
-    params = {"precision": "int8", "quantized": {"int8": ["*"]}, "around": "fp32", "keep": []}
+    params = {"precision": "int8", "quantized": {"int8": ["*"]}, "unquantized": "fp32", "keep": []}
     inputs = {"fold": folder / "fold", "ranges": folder / "out"}
-    return StepJob("tiny/int8/lower", params, inputs, aside or {}, folder / "lowered", lambda _: None)
+    return StepJob("tiny/int8/lower", params, inputs, unkeyed or {}, folder / "lowered", lambda _: None)
 
 
 def read(job: StepJob, name: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_bad_samples_are_the_users_and_leave_no_ranges(tmp_path: Path, images: N
 
 def test_data_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SamplesError, match="changed since the plan was made"):
-        calibrate.run(job_of(tmp_path, aside={"sha256": "0" * 64}))
+        calibrate.run(job_of(tmp_path, unkeyed={"sha256": "0" * 64}))
 
 
 def test_a_model_is_lowered_with_its_own_ranges(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def _no_ranges(folder: Path) -> None:
     [
         (_other_weights, ModelError, "made of another model"),
         (_no_digest, ModelError, "a model that they do not name"),
-        (_cut_short, CalibrationError, "can not be read"),
+        (_cut_short, CalibrationError, "cannot be read"),
         (_no_ranges, CalibrationError, "no calibration ranges"),
     ],
 )

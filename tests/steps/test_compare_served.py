@@ -131,16 +131,16 @@ class Bench:
             "inputs": [], "outputs": [],
         }  # fmt: skip
         (build / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
-        aside = {"evaluation": str(self.folder / "data.npz")}
-        reference.run(StepJob("t/reference", params, {"fold": model}, aside, self.folder, lambda _: None))
+        unkeyed = {"evaluation": str(self.folder / "data.npz")}
+        reference.run(StepJob("t/reference", params, {"fold": model}, unkeyed, self.folder, lambda _: None))
         own = self.folder / "lowered"
         own.mkdir(exist_ok=True)
         folded = lowered is None
         params |= {"ranges": plan["ranges"], "folded": folded}
         inputs = {"lower": model if folded else lowered, "reference": self.folder}
-        lowered_reference.run(StepJob("t/lowered-reference", params, inputs, aside, own, lambda _: None))
+        lowered_reference.run(StepJob("t/lowered-reference", params, inputs, unkeyed, own, lambda _: None))
         inputs = {"build": build, "reference": self.folder, "lowered": own}
-        compare.run(StepJob("t/compare", params, inputs, aside, self.folder, lambda _: None))
+        compare.run(StepJob("t/compare", params, inputs, unkeyed, self.folder, lambda _: None))
         self.report = json.loads((self.folder / "accuracy.json").read_text(encoding="utf-8"))
         return list(judge(self.report, None, limits or Limits(), {}).checks)
 

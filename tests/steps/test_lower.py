@@ -25,7 +25,7 @@ value = helper.make_tensor_value_info
 CALIBRATION = {"method": "minmax", "percentile": 99.99, "averaging": None}
 
 
-def job_of(folder: Path, model: onnx.ModelProto, precision: str, around: str = "fp32") -> StepJob:
+def job_of(folder: Path, model: onnx.ModelProto, precision: str, unquantized: str = "fp32") -> StepJob:
     for name in ("fold", "out"):
         (folder / name).mkdir(parents=True)
     onnx.save(model, str(folder / "fold" / "model.onnx"))
@@ -38,7 +38,7 @@ def job_of(folder: Path, model: onnx.ModelProto, precision: str, around: str = "
     samples = {"arrays": {"x": "x"}, "count": 6, "total": 6, "specs": specs}
     params = {"precision": precision, "samples": samples, "keep": []}
     if precision in FORMATS:
-        params |= {"quantized": {precision: ["*"]}, "around": around}
+        params |= {"quantized": {precision: ["*"]}, "unquantized": unquantized}
     inputs = {"fold": folder / "fold", "ranges": folder / "fold"}
     return StepJob("tiny/lower", params, inputs, {"samples": str(folder / "x.npz")}, folder / "out", lambda _: None)
 
@@ -52,7 +52,7 @@ def product(dtype: int) -> onnx.ModelProto:
 
 
 def branches() -> onnx.ModelProto:
-    """y = x + x or x - x by the sign of x's sum: all of its arithmetic in branches, an integer Cast aside."""
+    """y = x + x or x - x by the sign of x's sum: all of its arithmetic in branches, an integer Cast unkeyed."""
     inner = [
         helper.make_graph([helper.make_node(op, ["x", "x"], [op])], op, [], [value(op, FLOAT, None)])
         for op in ("Add", "Sub")
@@ -94,15 +94,15 @@ def test_a_model_in_double_is_lowered_like_one_in_float32(tmp_path: Path, precis
     assert lowered.graph.output[0].type.tensor_type.elem_type == TensorProto.DOUBLE
 
 
-@pytest.mark.parametrize("around", ["fp32", "fp16"])
+@pytest.mark.parametrize("unquantized", ["fp32", "fp16"])
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int8_weights"])
-def test_a_model_in_double_is_quantized_like_one_in_float32(tmp_path: Path, precision: str, around: str) -> None:
+def test_a_model_in_double_is_quantized_like_one_in_float32(tmp_path: Path, precision: str, unquantized: str) -> None:
     model = product(TensorProto.DOUBLE)
-    job = job_of(tmp_path, model, precision, around)
+    job = job_of(tmp_path, model, precision, unquantized)
     samples = {"samples": job.params["samples"], "calibration": {**CALIBRATION, "batch": 2}}
     inputs = {"fold": tmp_path / "fold"}
     calibrate(
-        StepJob("tiny/calibrate", samples, inputs, {"calibration": job.aside["samples"]}, tmp_path / "fold", print)
+        StepJob("tiny/calibrate", samples, inputs, {"calibration": job.unkeyed["samples"]}, tmp_path / "fold", print)
     )
     run(job)
     report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
@@ -121,13 +121,13 @@ def test_what_is_asked_as_it_is_passes_as_it_is(tmp_path: Path) -> None:
     assert onnx.load(str(tmp_path / "out" / "model.onnx")).graph == product(HALF).graph
 
 
-@pytest.mark.parametrize("around", ["fp32", "fp16"])
-def test_the_report_says_what_became_of_which_node(tmp_path: Path, around: str) -> None:
-    run(job_of(tmp_path, product(FLOAT), "int8_weights", around))
+@pytest.mark.parametrize("unquantized", ["fp32", "fp16"])
+def test_the_report_says_what_became_of_which_node(tmp_path: Path, unquantized: str) -> None:
+    run(job_of(tmp_path, product(FLOAT), "int8_weights", unquantized))
     report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
     assert report["formats"] == {"product": "int8_weights"}
-    assert report["around"] == around
-    assert ("half" in report) == (around == "fp16")
+    assert report["unquantized"] == unquantized
+    assert ("half" in report) == (unquantized == "fp16")
 
 
 def test_a_format_that_no_node_can_have_is_refused(tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def layers() -> onnx.ModelProto:
         ]),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("around", ["fp32", "fp16"])
+@pytest.mark.parametrize("unquantized", ["fp32", "fp16"])
 def test_what_is_named_in_vain_is_a_note(
-    tmp_path: Path, quantized: dict[str, list[str]], more: dict[str, list[str]], notes: list[str], around: str
+    tmp_path: Path, quantized: dict[str, list[str]], more: dict[str, list[str]], notes: list[str], unquantized: str
 ) -> None:
-    job = job_of(tmp_path, layers(), "int8_weights", around)
-    run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.aside, job.out, job.say))
+    job = job_of(tmp_path, layers(), "int8_weights", unquantized)
+    run(StepJob(job.id, {**job.params, "quantized": quantized, **more}, job.inputs, job.unkeyed, job.out, job.say))
     found = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))["notes"]
-    if around == "fp32":  # there fp32 is what a node has anyway
+    if unquantized == "fp32":  # there fp32 is what a node has anyway
         notes = [note for note in notes if not note.startswith("fp32 ")]
     assert len(found) == len(notes)
     assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
@@ -211,7 +211,7 @@ def test_what_is_named_in_vain_is_a_note(
 def test_nodes_that_stay_fp32_within_half_precision_may_be_named_by_operator(tmp_path: Path) -> None:
     job = job_of(tmp_path, layers(), "fp16")
     params = {**job.params, "fp32": ["op:Relu", "size"]}
-    run(StepJob(job.id, params, job.inputs, job.aside, job.out, job.say))
+    run(StepJob(job.id, params, job.inputs, job.unkeyed, job.out, job.say))
     report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
     assert report["kept"]["relu"] == "asked for by 'op:Relu'"
     assert report["notes"] == ["fp32 names 'size' (Add) in vain: nothing of it would be lowered"]
@@ -226,8 +226,8 @@ def test_large_models_are_proved_on_fewer_rows_and_never_on_single_ones(mib: int
 def test_the_fp32_model_runs_once_for_all_that_is_held_against_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    from engineworks.model.lower.half import around as half_around
     from engineworks.model.lower.half import half
+    from engineworks.model.lower.half import unquantized as half_around
 
     ran: list[str] = []
     for module in (half, half_around):
@@ -238,6 +238,6 @@ def test_the_fp32_model_runs_once_for_all_that_is_held_against_it(
             return found(bench, model, samples)
 
         monkeypatch.setattr(module, "reference_outputs", counted)
-    job = job_of(tmp_path, product(FLOAT), precision, around="fp16")
+    job = job_of(tmp_path, product(FLOAT), precision, unquantized="fp16")
     run(job)
     assert ran.count("fp32") == 1

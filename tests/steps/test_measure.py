@@ -42,8 +42,8 @@ def job(folder: Path, **params: Any) -> StepJob:
         "at": {"bulk": shape(16), "one": shape(1)}, "sweep": [{"batch": b, **shape(b)} for b in (1, 4)],
         "streams": [], "serving": Serving().to_json(), "inputs": [INPUT.to_json()], "samples": samples, "target": CPU,
     }  # fmt: skip
-    aside = {"evaluation": str(folder / "data.npz")}
-    return StepJob("t/fp32/cpu/measure", given | params, {"build": folder / "build"}, aside, folder / "out", print)
+    unkeyed = {"evaluation": str(folder / "data.npz")}
+    return StepJob("t/fp32/cpu/measure", given | params, {"build": folder / "build"}, unkeyed, folder / "out", print)
 
 
 def shape(batch: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_the_engine_is_served_as_the_recipe_says_with_the_cache_that_the_plan_gi
 ) -> None:
     device = FakeDevice(monkeypatch)
     step = job(tmp_path, at={"one": shape(1)}, sweep=[], serving={"cuda_graphs": True, "kernels": "eager"})
-    measure.run(StepJob(step.id, step.params, step.inputs, {**step.aside, "cache": "/c"}, step.out, print))
+    measure.run(StepJob(step.id, step.params, step.inputs, {**step.unkeyed, "cache": "/c"}, step.out, print))
     assert device.loaded == {"serving": Serving(cuda_graphs=True, kernels="eager"), "cache": Path("/c")}
     new, *loads = device.caches
     assert new not in (None, Path("/c")), "what earlier sessions left there is no part of the figures"

@@ -33,11 +33,11 @@ def job(folder: Path, *, seed: int = 0, **params: Any) -> StepJob:
     onnx.save(tiny_model(), folder / "fold" / "model.onnx")
     onnx.save(tiny_model(seed), folder / "model" / "model.onnx")
     np.savez(folder / "data.npz", image=np.random.default_rng(1).normal(0, 1, (10, 1, 4, 4)).astype(np.float32))
-    aside = {"evaluation": str(folder / "data.npz")}
+    unkeyed = {"evaluation": str(folder / "data.npz")}
     values = {"samples": SAMPLES, "batches": [1, 4]}
-    reference.run(StepJob("r", values, {"fold": folder / "fold"}, aside, folder / "reference", lambda _: None))
+    reference.run(StepJob("r", values, {"fold": folder / "fold"}, unkeyed, folder / "reference", lambda _: None))
     inputs = {"model": folder / "model", "reference": folder / "reference"}
-    return StepJob("tiny/peer/x", {**PARAMS, **params}, inputs, aside, folder / "out", lambda _: None)
+    return StepJob("tiny/peer/x", {**PARAMS, **params}, inputs, unkeyed, folder / "out", lambda _: None)
 
 
 def report(done: StepJob) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def report(done: StepJob) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a second per shape is enough: no figure is looked at here."""
-    monkeypatch.setattr(measure, "sampling_of", lambda facts, tail: Sampling(watch_s=0.02, most_s=0.1, tail=tail))
+    monkeypatch.setattr(measure, "sampling_of", lambda facts, tail: Sampling(watch_s=0.02, max_s=0.1, tail=tail))
 
 
 def test_a_peer_is_measured_at_every_shape_and_compared(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_peer_that_fails_writes_nothing_and_closes_its_session(
 
 def test_outputs_of_another_shape_can_not_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer, "read_reference", lambda folder: iter([{"logits": np.zeros((7, 7), np.float32)}] * 4))
-    with pytest.raises(RunError, match=r"output 'logits' can not be compared with the reference: .*\[1, 3\]"):
+    with pytest.raises(RunError, match=r"output 'logits' cannot be compared with the reference: .*\[1, 3\]"):
         peer.run(job(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""A cut model gives what the whole one gives; the cut stays where it can not move."""
+"""A cut model gives what the whole one gives; the cut stays where it cannot move."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_removing_frees_the_bytes_and_the_key(tmp_path: Path) -> None:
 
 def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="can not be written"):
+    with pytest.raises(StoreError, match="cannot be written"):
         write(Store(tmp_path / "file"))
 
 

@@ -136,7 +136,7 @@ def test_what_was_fetched_once_is_not_fetched_again(
         ("models:/m-00", "there is no logged model 'm-00' in MLflow"),
         (
             "models:/other/1",
-            "models:/other/1 can not be exported: its flavor is sklearn; log it as onnx, transformers or pytorch",
+            "models:/other/1 cannot be exported: its flavor is sklearn; log it as onnx, transformers or pytorch",
         ),
         ("tiny/1", "'tiny/1' names no model in MLflow; write models:/name/version, models:/name@alias"),
     ],

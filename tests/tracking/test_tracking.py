@@ -523,7 +523,7 @@ def test_prestart_returns_at_once_and_its_error_waits_for_the_first_use(tmp_path
         tracking.find_runs()
 
 
-# --- stores that can not be used
+# --- stores that cannot be used
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
@@ -553,7 +553,7 @@ def test_a_store_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_is_no_database_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database, but long enough to be looked at as one " * 20)
     begin = time.monotonic()
-    with pytest.raises(TrackingError, match=r"mlflow\.db can not be read: file is not a database; move it away"):
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be read: file is not a database; move it away"):
         open_tracking(tmp_path).find_runs()
     assert time.monotonic() - begin < 5
 
@@ -577,12 +577,12 @@ def test_a_database_that_moved_away_from_its_artifacts_is_told(tmp_path: Path) -
 
 def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrackingError, match=r"can not be opened: .*Not a directory"):
+    with pytest.raises(TrackingError, match=r"cannot be opened: .*Not a directory"):
         open_tracking(tmp_path / "file" / "artifacts").find_runs()
 
 
 def test_an_unknown_run_is_told(tracking: Tracking) -> None:
-    with pytest.raises(TrackingError, match="run 0123 can not be read"):
+    with pytest.raises(TrackingError, match="run 0123 cannot be read"):
         tracking.get_run("0123")
 
 

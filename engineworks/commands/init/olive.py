@@ -35,7 +35,7 @@ _NEEDLESS: Mapping[str, str] = {
 
 
 def read_olive(path: Path) -> Wishes:
-    """Translate the file. Raises `InputError` where it can not be read, or has no `input_model` with a path."""
+    """Translate the file. Raises `InputError` where it cannot be read, or has no `input_model` with a path."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     whole = read_yaml(path, str(path)).plain()  # JSON is YAML

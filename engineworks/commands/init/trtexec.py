@@ -43,8 +43,8 @@ NEEDLESS: Mapping[str, str] = {
 """Options that ask for what is done anyway."""
 
 IMPOSSIBLE: Mapping[str, str] = {
-    "calib": "a calibration cache of TensorRT 8 can not be read: int8 is calibrated on data.calibration",
-    "loadEngine": "an engine without its model can not be judged: give --onnx",
+    "calib": "a calibration cache of TensorRT 8 cannot be read: int8 is calibrated on data.calibration",
+    "loadEngine": "an engine without its model cannot be judged: give --onnx",
     "loadInputs": "raw input files: put the arrays into an .npz and name it under data.evaluation",
     "plugins": "plugin libraries are not loaded",
     "dynamicPlugins": "plugin libraries are not loaded",

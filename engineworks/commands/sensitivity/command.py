@@ -44,7 +44,7 @@ def sensitivity(
 ) -> None:
     """Rank what each part costs in accuracy. Example: engineworks sensitivity recipes/minilm.yaml --precision int8
 
-    Exits 1 if no list was found that holds the recipe's limits, 3 if its engine can not be run here.
+    Exits 1 if no list was found that holds the recipe's limits, 3 if its engine cannot be run here.
     """
     from engineworks.commands.sensitivity.measurement import measure_sensitivity
     from engineworks.commands.sensitivity.plot import write_plot

@@ -74,7 +74,7 @@ def measure_sensitivity(
     """Try the groups, find the list, build its engine and compare it on all evaluation data.
 
     `samples`: how many of the evaluation samples the search uses, default all. The recipe's own `keep` is set aside.
-    Raises `RecipeError`, `InputError` for what can not be asked, and what the steps raise.
+    Raises `RecipeError`, `InputError` for what cannot be asked, and what the steps raise.
     """
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     wanted = _narrowed(loaded, precision, _find_target(loaded, target), keep=())
@@ -136,9 +136,9 @@ def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, sa
     precision, target = loaded.recipe.precisions[0], loaded.targets[0]
     computes = computation(loaded.recipe, precision, target.target.backend)
     fold, ranges = (next(s.key for s in plan.steps.values() if s.kind == kind) for kind in ("fold", "calibrate"))
-    document, aside = Documents(loaded, digests).sensitivity(precision, computes, target, fold, ranges, data)
+    document, unkeyed = Documents(loaded, digests).sensitivity(precision, computes, target, fold, ranges, data)
     name = f"{loaded.name}/{precision}/sensitivity"
-    return Step("sensitivity", name, digest_of(document), document, document["inputs"], aside)
+    return Step("sensitivity", name, digest_of(document), document, document["inputs"], unkeyed)
 
 
 def _judge_engine(plan: Plan, store: Store) -> Verdict:

@@ -37,7 +37,7 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     left = {k: v for k, v in found.get("calibration", {}).items() if k != "keep"}
     others = {k: v for k, v in found.items() if k != "calibration"}
     if (others, left, found.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
-        raise InputError(f"{shown}: its 'keep' can not be changed by itself", hint="write the list into it by hand")
+        raise InputError(f"{shown}: its 'keep' cannot be changed by itself", hint="write the list into it by hand")
     return changed.replace("\n", newline)
 
 
@@ -155,4 +155,4 @@ def replace_file(file: Path, text: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{file}: can not be written: {error.strerror}") from None
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None

@@ -30,7 +30,7 @@ def runtime() -> Any:
     try:
         from cuda.bindings import runtime as module
     except ImportError as error:
-        raise RunError(f"cuda-python can not be imported: {error}", hint="pip install 'engineworks[rtx]'") from None
+        raise RunError(f"cuda-python cannot be imported: {error}", hint="pip install 'engineworks[rtx]'") from None
     return module
 
 
@@ -54,7 +54,7 @@ def _failure(function: str, error: Any, arguments: tuple[Any, ...]) -> RunError:
     hints = {
         "cudaErrorInsufficientDriver": "update the NVIDIA driver, or install the cuda-bindings of its CUDA version",
         "cudaErrorNoDevice": "is CUDA_VISIBLE_DEVICES empty?",
-        "cudaErrorIllegalAddress": "the process that ran the engine can not go on; see its log",
+        "cudaErrorIllegalAddress": "the process that ran the engine cannot go on; see its log",
     }
     return RunError(f"CUDA: {said} ({function})", hint=hints.get(getattr(error, "name", ""), ""))
 
@@ -153,7 +153,7 @@ class Stream:
         return True
 
     def capture(self, launch: Callable[[], None]) -> Graph:
-        """What `launch` puts on this stream, as a graph. Raises `RunError` where it can not be captured; the stream is
+        """What `launch` puts on this stream, as a graph. Raises `RunError` where it cannot be captured; the stream is
         usable again then."""
         module = runtime()
         call("cudaStreamBeginCapture", self.handle, module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)

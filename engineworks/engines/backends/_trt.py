@@ -2,7 +2,7 @@
 is strongly typed.
 
 The names of the vendor's interface were looked up in the real bindings of TensorRT 10.0.1, 10.13.3, 10.16.1, 11.0.0 and
-11.4.0 (imported over stub libraries: the libraries themselves can not be had here) and used for real in TensorRT-RTX
+11.4.0 (imported over stub libraries: the libraries themselves cannot be had here) and used for real in TensorRT-RTX
 1.4 to 1.7. What differs:
 
 - STRONGLY_TYPED is flag 1 in TensorRT 10; in 11 and RTX every network is strongly typed and it means nothing.
@@ -66,12 +66,12 @@ class Vendor:
         return dict([(name, version) for name, version in found if version is not None][:1])
 
     def load(self) -> Any:
-        """The vendor's module. Raises `TargetError` where it can not be imported."""
+        """The vendor's module. Raises `TargetError` where it cannot be imported."""
         try:
             return importlib.import_module(self.module)
         except (ImportError, OSError) as error:  # OSError: one of its libraries, or CUDA's, is missing
             raise TargetError(
-                f"{self.title} can not be imported: {error}", hint=f"pip install {self.distributions[0]}"
+                f"{self.title} cannot be imported: {error}", hint=f"pip install {self.distributions[0]}"
             ) from None
 
 
@@ -186,7 +186,7 @@ def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> boo
         writer = Writer()
         built = bool(builder.build_serialized_network_to_stream(network, config, writer))
     if writer.failed is not None:
-        raise BuildError(f"{path}: the engine can not be written: {writer.failed.strerror}")
+        raise BuildError(f"{path}: the engine cannot be written: {writer.failed.strerror}")
     return built
 
 

@@ -200,7 +200,7 @@ class Lane:
         return context
 
     def _prepare_graph(self, arrays: Mapping[str, Array]) -> None:
-        """Let this shape's run be replayed, if that is wanted and can be; what can not be is said once.
+        """Let this shape's run be replayed, if that is wanted and can be; what cannot be is said once.
 
         Whether it can is tried by capturing a run: TensorRT-RTX replays engines whose shapes depend on the data, and
         gives wrong outputs then (seen with 1.6.1: a Range grown by its input kept the old length's grid).
@@ -230,7 +230,7 @@ class Lane:
         self._context, self._profile = self._new_context(graphs=graphs), 0
 
     def _capture(self) -> str | None:
-        """None, or why it can not be captured. A run before it lets the vendor do what it does only once per shape."""
+        """None, or why it cannot be captured. A run before it lets the vendor do what it does only once per shape."""
         state = (self._label, self._profile, tuple(b.generation for b in self._device.values()))
         if self._graph is not None and self._graph[0] == state:
             return None
@@ -263,7 +263,7 @@ def _new_allocator(trt: Any) -> Any:
             del tensor_name, memory, alignment  # cudaMalloc aligns to 256 bytes
             try:
                 return self.buffer.ensure(size)
-            except RunError as error:  # an exception can not pass through the engine: it is raised after it
+            except RunError as error:  # an exception cannot pass through the engine: it is raised after it
                 self.error = error
                 return 0
 

@@ -88,7 +88,7 @@ def _failure(title: str, engine: Path, errors: RunErrors, diagnosis: str) -> Run
         )
     why = f"{diagnosis}: {errors.reason()}" if diagnosis else errors.reason()
     return RunError(
-        f"{engine.name}: {title} can not load this engine: {why}",
+        f"{engine.name}: {title} cannot load this engine: {why}",
         hint="an engine fits the version and the GPU type that it was built for",
         log=errors.text(),
     )
@@ -101,4 +101,4 @@ def _mapped(file: Path) -> Iterator[Any]:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
     except (OSError, ValueError) as error:
-        raise RunError(f"{file}: can not be read: {error}") from None
+        raise RunError(f"{file}: cannot be read: {error}") from None

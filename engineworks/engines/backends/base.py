@@ -92,7 +92,7 @@ _KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str:
 
 
 def check_options(title: str, given: Mapping[str, object], known: Mapping[str, Option]) -> None:
-    """Raises `TargetError` for an option that the backend does not have, or a value that it can not take."""
+    """Raises `TargetError` for an option that the backend does not have, or a value that it cannot take."""
     for name, value in given.items():
         if name not in known:
             raise TargetError(f"unknown option '{name}' of {title}", hint=did_you_mean(name, known))

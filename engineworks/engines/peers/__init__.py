@@ -1,7 +1,7 @@
 """What engines are compared with, on request: one literal table. Adding one is a module and a line here.
 
 A peer runs the same model on the same samples and is timed in the same way; its outputs are held against the same
-fp32 reference. What it can not do is a row with a sentence: a peer never fails a build.
+fp32 reference. What it cannot do is a row with a sentence: a peer never fails a build.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def load(model: PeerModel) -> OrtCudaSession:
         try:
             session = ort.InferenceSession(str(model.onnx), options, providers=providers, enable_fallback=0)
         except ort_errors() as error:
-            raise RunError(f"{TITLE} can not load the model: {plain(error)}", log=log()) from None
+            raise RunError(f"{TITLE} cannot load the model: {plain(error)}", log=log()) from None
         said = log()
     if PROVIDER not in session.get_providers():
         raise _fallen_back(said)
@@ -119,7 +119,7 @@ def _fallen_back(said: str) -> RunError:
     missing = MISSING_LIBRARY.search(said)
     if missing:
         return RunError(
-            f"ONNX Runtime can not use the GPU: {missing['library']} is not found",
+            f"ONNX Runtime cannot use the GPU: {missing['library']} is not found",
             hint="install the CUDA and cuDNN packages of its version, or add their folder to LD_LIBRARY_PATH",
             log=said,
         )

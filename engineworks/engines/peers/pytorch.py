@@ -48,7 +48,7 @@ def why_not(source: str, precision: str) -> str | None:
     missing = [name for name in PACKAGES[source] if importlib.util.find_spec(name) is None]
     if missing:
         extra = "huggingface" if source == "huggingface" else "torch"
-        return f"{' and '.join(missing)} can not be imported here; pip install 'engineworks[{extra}]'"
+        return f"{' and '.join(missing)} cannot be imported here; pip install 'engineworks[{extra}]'"
     if precision == "fp16" and first_gpu() is None and not cpu.computes_half(cpu.read_text("/proc/cpuinfo")):
         return NO_HALF
     return None
@@ -78,7 +78,7 @@ def device_watch() -> DeviceWatch:
 
 
 def load(model: PeerModel) -> TorchSession:
-    """Raises `RunError` for a module that can not be moved to the device, else as the exporters do."""
+    """Raises `RunError` for a module that cannot be moved to the device, else as the exporters do."""
     from engineworks.engines.peers._torch_session import TorchSession
 
     origin = model.origin
@@ -92,7 +92,7 @@ def load(model: PeerModel) -> TorchSession:
         module = module.to(device)
         module = module.half() if half else module.float()
     except RuntimeError as error:
-        raise RunError(f"PyTorch can not hold the model on {device}: {str(error).splitlines()[0]}") from None
+        raise RunError(f"PyTorch cannot hold the model on {device}: {str(error).splitlines()[0]}") from None
     return TorchSession(module, origin.interface, device=device, half=half, facts=_facts(module, device))
 
 

@@ -1,7 +1,7 @@
 """Functions run in child processes: what they print is their log, what kills them is told, nothing outlives us.
 
 A job is a function of an importable module, `module:function`, that takes and returns a JSON object. Why a process and
-not a thread: builders are C++ that can not be interrupted, swallow Ctrl-C, print on descriptors and sometimes crash.
+not a thread: builders are C++ that cannot be interrupted, swallow Ctrl-C, print on descriptors and sometimes crash.
 
 - Children stay warm between jobs: an interpreter and a vendor library cost more than a small build.
 - Both output descriptors of a child come line by line to `on_line`; answers travel on a pipe of their own.

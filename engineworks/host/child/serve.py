@@ -102,7 +102,7 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
     except BaseException as error:  # noqa: BLE001  the outermost boundary: our parent is told, SystemExit too
         answer = {"defect": {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}}
     answer |= {"memory_mib_peak": _mib(peak_mib), "memory_mib": _mib(resident_mib)}
-    with contextlib.suppress(OSError):  # a kernel that can not: the peak is then that of all jobs so far
+    with contextlib.suppress(OSError):  # a kernel that cannot: the peak is then that of all jobs so far
         reset_peak()  # now, for the next job: our parent may look at any time
     return answer
 

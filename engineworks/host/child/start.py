@@ -154,7 +154,7 @@ _starter = _Starter()
 
 
 def start_child(env: Mapping[str, str]) -> Child:
-    """A new child with this environment. Raises OSError if the system can not start one."""
+    """A new child with this environment. Raises OSError if the system cannot start one."""
     return _starter.start(env)
 
 

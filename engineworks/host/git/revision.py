@@ -158,7 +158,7 @@ def _git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, give
 def _run(
     root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Raises `InputError` where git can not be run. What a hook's git says about its own place does not count."""
+    """Raises `InputError` where git cannot be run. What a hook's git says about its own place does not count."""
     environ = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
     environ |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})}
     try:

@@ -70,7 +70,7 @@ def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
 
 
 def worst(checks: Iterable[Check]) -> Word:
-    """The gravest word of the checks that nobody waived."""
+    """The most severe verdict of the checks that nobody waived."""
     words = {c.verdict for c in checks if not c.waived}
     order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
     return next((word for word in order if word in words), "pass")

@@ -18,7 +18,7 @@ def regression_checks(
     regression: Regression | None,
     champion: Champion | None,
     *,
-    duel: Report | None = None,
+    comparison: Report | None = None,
     latency: Report | None = None,
     accuracy: Report | None = None,
     compare: Report | None = None,
@@ -28,7 +28,8 @@ def regression_checks(
 ) -> list[Check]:
     """The checks of `performance.regression`; none where the recipe does not ask.
 
-    duel: the duel's report. latency, accuracy: the candidate's. compare: the document of the step that made `accuracy`.
+    comparison: the report of the comparison with the champion. latency, accuracy: the candidate's. compare: the
+    document of the step that made `accuracy`.
     """
     if regression is None:
         return []
@@ -44,34 +45,36 @@ def regression_checks(
         return [Check(f"regression.{name}", "pass", word) for name in asked]
     checks: list[Check] = []
     if regression.latency is not None:
-        checks += _latency_checks(regression.latency, champion, duel, latency, unmeasured_because)
+        checks += _latency_checks(regression.latency, champion, comparison, latency, unmeasured_because)
     if regression.accuracy is not None:
         checks.append(_accuracy_check(regression.accuracy, champion, accuracy, compare, unmeasured_because))
     return checks
 
 
 def _latency_checks(
-    limit: float, champion: Champion, duel: Report | None, latency: Report | None, unmeasured_because: str
+    limit: float, champion: Champion, comparison: Report | None, latency: Report | None, unmeasured_because: str
 ) -> Iterator[Check]:
     name = "regression.latency"
-    if duel is None:
+    if comparison is None:
         why = unmeasured_because or "there is no report"
         yield Check(name, "unmeasured", f"Not measured against {champion}: {why}.")
-    elif duel["method"] == "identical":
+    elif comparison["method"] == "identical":
         yield Check(name, "pass", f"{_begin(champion)} is this very engine, byte for byte: nothing to measure.")
-    elif duel["method"] == "history":
-        for shape, history in duel["history"].items():
-            yield _history_check(f"{name}[{shape}]", shape, limit, champion, duel, history, latency)
+    elif comparison["method"] == "history":
+        for shape, history in comparison["history"].items():
+            yield _history_check(f"{name}[{shape}]", shape, limit, champion, comparison, history, latency)
     else:
-        for shape, found in duel["shapes"].items():
-            yield _duel_check(f"{name}[{shape}]", shape, limit, champion, duel, comparison_from_json(found))
+        for shape, found in comparison["shapes"].items():
+            yield _comparison_check(f"{name}[{shape}]", shape, limit, champion, comparison, comparison_from_json(found))
 
 
-def _duel_check(name: str, shape: str, limit: float, champion: Champion, duel: Report, found: Comparison) -> Check:
-    times = len(duel["attempts"])
+def _comparison_check(
+    name: str, shape: str, limit: float, champion: Champion, comparison: Report, found: Comparison
+) -> Check:
+    times = len(comparison["attempts"])
     how = f"{found.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    sentence = _sentence(shape, found, limit, str(champion), how, duel["confidence"])
-    return Check(name, found.verdict, sentence + _earlier(len(duel["earlier"]), duel["confidence"]))
+    sentence = _sentence(shape, found, limit, str(champion), how, comparison["confidence"])
+    return Check(name, found.verdict, sentence + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
 def _earlier(before: int, confidence: float) -> str:
@@ -83,16 +86,18 @@ def _earlier(before: int, confidence: float) -> str:
 
 
 def _history_check(
-    name: str, shape: str, limit: float, champion: Champion, duel: Report, history: Any, latency: Report | None
+    name: str, shape: str, limit: float, champion: Champion, comparison: Report, history: Any, latency: Report | None
 ) -> Check:
-    stand_in = f"{_begin(champion)} does not run here ({duel['why'].rstrip('.')}), so this is against what was measured"
+    stand_in = (
+        f"{_begin(champion)} does not run here ({comparison['why'].rstrip('.')}), so this is against what was measured"
+    )
     stand_in += " before on the same hardware and driver."
     if latency is None:
         return Check(name, "unmeasured", f"{shape}: not measured. {stand_in}")
     if disturbed := latency["shapes"][shape].get("complaints"):
         doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
         return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
-    measured = [(digest, ms) for digest, ms in history if digest != duel["digest"]]
+    measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
     found = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{found.rounds} measurements in MLflow"
     said = f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}"
@@ -105,7 +110,7 @@ LOST = (
 )
 
 WAY_OUT = (
-    "If that can not be mended: 'engineworks rollback' to a champion that runs here, or release once without "
+    "If that cannot be mended: 'engineworks rollback' to a champion that runs here, or release once without "
     "performance.regression."
 )
 
@@ -121,7 +126,7 @@ def _sentence(
             low, high = _slower(found.interval.low), _slower(found.interval.high)
             said += f", {_confidence(confidence)} interval {low} to {high}"
     else:
-        said += f"can not be compared with {champion}"
+        said += f"cannot be compared with {champion}"
     said += f", limit {_percent(limit)} slower ({how})."
     return f"{said} Inconclusive: {found.why}." if found.why else said
 
@@ -136,7 +141,7 @@ def _accuracy_check(
     if champion.accuracy is None or champion.compare is None:
         return Check(name, "inconclusive", f"Run {champion.run} of {champion} holds no accuracy to compare with.")
     if changed := _what_changed(champion.compare, compare):
-        sentence = f"Can not be compared with {champion}: {changed} changed since. Release one without this check, "
+        sentence = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
         return Check(name, "inconclusive", f"{sentence}or measure the champion on the same data.")
     ours, theirs = accuracy["metric"], champion.accuracy["metric"]
     if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):

@@ -1,4 +1,4 @@
-"""How long an engine that nothing here can run will take, relative to fp16: a guess, to order rungs by. Pure.
+"""How long an engine that nothing here can run will take, relative to fp16: a guess, to order candidates by. Pure.
 
 estimate = (arithmetic + bytes) / 2, both relative to fp16: the first is what bounds large batches, the second what
 bounds small ones. Arithmetic: the reciprocal of the dense peak rates in NVIDIA's data sheets (T4, A100, A10, L40S, H100

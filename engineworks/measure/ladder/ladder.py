@@ -1,8 +1,8 @@
 """The ladder of `precisions: auto`: which precision each target gets, and why not the others. Pure.
 
-The fastest rung that passes its gate is chosen, by the median latency at the first named shape. Rungs that differ by
-less than `TIE` are equally fast, and the more faithful one wins: an int8 that is not faster than fp16 is not chosen.
-Where nothing ran here an estimate orders the rungs, and the ladder says so.
+The fastest candidate that passes its gate is chosen, by the median latency at the first named shape. Candidates that
+differ by less than `TIE` are equally fast, and the more faithful one wins: an int8 that is not faster
+than fp16 is not chosen. Where nothing ran here an estimate orders the candidates, and the ladder says so.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ RungWord = Literal["pass", "fail", "failed", "inconclusive", "unmeasured", "refu
 Basis = Literal["measured", "estimated", "nothing"]
 
 TIE = 0.02
-"""Rungs whose times differ by less are equally fast."""
+"""Candidates whose times differ by less are equally fast."""
 
 FIDELITY = ("fp32", "fp16", "bf16", "int8_weights", "int8", "fp8", "int4_weights")
 """Most faithful first; mixtures and models' own precisions come after these, in the recipe's order."""
 
 
 @dataclass(frozen=True)
-class Rung:
+class Candidate:
     """One precision on one target.
 
     latency_ms: median at the first named shape, None where it was not measured; doubt: what was wrong with the device
     meanwhile. bytes: of the engine; model_bytes: of the lowered model. quality: the task metric relative to fp32, else
     the smallest cosine to it. estimate: time relative to fp16 (on the CPU to fp32), set where it orders. why: what its
     gate or the failed step said. inaccurate: a check of accuracy failed. forgiven: its failure fails no build as long
-    as another rung stands. dropped: why it is not chosen, '' for the chosen one. passed_on: another target where the
-    chosen one passed. pareto: no other rung that passed is at least as good in quality, latency and size, and better
-    in one.
+    as another candidate stands. dropped: why it is not chosen, '' for the chosen one. passed_on: another target where
+    the chosen one passed. pareto: no other candidate that passed is at least as good in quality, latency and size,
+    and better in one.
     """
 
     precision: str
@@ -74,40 +74,41 @@ class Rung:
 
 @dataclass(frozen=True)
 class TargetLadder:
-    """The rungs of one target: the chosen one, then others that could be, fastest first, then those that could not.
+    """The candidates of one target: the chosen one, others that could be, fastest first, then those that could not.
     basis: what the order rests on. shape: the named shape of the latencies, '' where there is none."""
 
     target: str
-    rungs: tuple[Rung, ...]
+    candidates: tuple[Candidate, ...]
     basis: Basis
     shape: str = ""
 
     @property
-    def chosen(self) -> Rung | None:
-        return next((r for r in self.rungs if r.chosen), None)
+    def chosen(self) -> Candidate | None:
+        return next((r for r in self.candidates if r.chosen), None)
 
     @property
     def sentence(self) -> str:
         """What was chosen and why; then what became of int8, which most people ask for."""
         chosen = self.chosen
         if chosen is None:
-            first = next((r for r in self.rungs if r.verdict not in ("refused", "not tried")), self.rungs[0])
+            first = next((r for r in self.candidates if r.verdict not in ("refused", "not tried")), self.candidates[0])
             return f"{self.target}: no precision passes; {first.precision} {first.dropped}"
         int8 = next(
-            (f" int8 {r.dropped.removesuffix('.')}." for r in self.rungs if r.precision == "int8" and r.dropped), ""
+            (f" int8 {r.dropped.removesuffix('.')}." for r in self.candidates if r.precision == "int8" and r.dropped),
+            "",
         )
         if self.basis == "estimated":
             unseen = "its latency was not measured" if chosen.verdict == "pass" else "no engine of it ran here"
             if chosen.verdict == "unmeasured" and chosen.passed_on:
                 unseen += f" (on {chosen.passed_on} it passed)"
             return f"{self.target}: {chosen.precision} by estimate ({_time(chosen)}); {unseen}.{int8}"
-        count = sum(1 for r in self.rungs if r.verdict == "pass")
+        count = sum(1 for r in self.candidates if r.verdict == "pass")
         return f"{self.target}: {chosen.precision}, {_time(chosen)} at {self.shape}, of {count} that passed.{int8}"
 
     @property
     def forgiven(self) -> frozenset[str]:
-        """Engines whose failure fails no build: dropped rungs, as long as there is one to choose."""
-        return frozenset(r.engine for r in self.rungs if r.engine and r.forgiven) if self.chosen else frozenset()
+        """Engines whose failure fails no build: dropped candidates, as long as there is one to choose."""
+        return frozenset(r.engine for r in self.candidates if r.engine and r.forgiven) if self.chosen else frozenset()
 
     def to_json(self) -> dict[str, Any]:
         chosen = self.chosen
@@ -119,48 +120,48 @@ class TargetLadder:
             "estimate": ladder_estimate.SENTENCE if self.basis == "estimated" else None,
             "shape": self.shape or None,
             "sentence": self.sentence,
-            "rungs": [r.to_json() for r in self.rungs],
+            "candidates": [r.to_json() for r in self.candidates],
         }
 
 
 def ladder_from_json(value: Mapping[str, Any]) -> TargetLadder:
     """As `TargetLadder.to_json` wrote it, also before it told what is forgiven."""
-    fields = {f.name for f in dataclass_fields(Rung)}
-    rungs = []
-    for one in value["rungs"]:
+    fields = {f.name for f in dataclass_fields(Candidate)}
+    candidates = []
+    for one in value["candidates"]:
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items() if k in fields}
-        rungs.append(Rung(**{**known, "latency_ms": one["latency_ms_p50"]}))
-    return TargetLadder(value["target"], tuple(rungs), value["basis"], value["shape"] or "")
+        candidates.append(Candidate(**{**known, "latency_ms": one["latency_ms_p50"]}))
+    return TargetLadder(value["target"], tuple(candidates), value["basis"], value["shape"] or "")
 
 
 def ladder_words(found: Sequence[TargetLadder]) -> dict[str, str]:
     """By engine: 'chosen', 'chosen by estimate' or 'dropped: reason'."""
     return {
         r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(one)}"
-        for one in found for r in one.rungs if r.engine
+        for one in found for r in one.candidates if r.engine
     }  # fmt: skip
 
 
-def climb(
+def choose(
     target: NamedTarget,
-    rungs: Sequence[Rung],
+    candidates: Sequence[Candidate],
     *,
     shape: str = "",
     recipe: str = "RECIPE",
     inaccurate: Mapping[str, str] | None = None,
     passed_on: Mapping[str, str] | None = None,
 ) -> TargetLadder:
-    """Order the rungs, choose one and say why not the others. recipe: its file, for commands to type. inaccurate: by
-    precision, how it failed on another target; such a rung is not chosen unseen. passed_on: by precision, a
-    target where it passed."""
+    """Order the candidates, choose one and say why not the others. recipe: its file, for commands to type.
+    inaccurate: by precision, how it failed on another target; such a candidate is not chosen unseen. passed_on: by
+    precision, a target where it passed."""
     failed_elsewhere, right_elsewhere = inaccurate or {}, passed_on or {}
-    passed = [r for r in rungs if r.verdict == "pass"]
-    unseen = [r for r in rungs if r.verdict == "unmeasured" and r.precision not in failed_elsewhere]
+    passed = [r for r in candidates if r.verdict == "pass"]
+    unseen = [r for r in candidates if r.verdict == "unmeasured" and r.precision not in failed_elsewhere]
     standing = passed or unseen
     measured = bool(passed) and all(r.latency_ms for r in passed)
     if standing and not measured:
-        standing = _estimated(target, standing, rungs)
-    rank = _ranks(rungs)
+        standing = _estimated(target, standing, candidates)
+    rank = _ranks(candidates)
     ordered = _ordered(standing, rank)
     best = ordered[:1]
     kept = [replace(r, chosen=True, passed_on=right_elsewhere.get(r.precision, "")) for r in best] + [
@@ -169,24 +170,24 @@ def climb(
     stand = {r.precision for r in standing}
     others = [
         replace(r, dropped=_why_dropped(r, recipe, failed_elsewhere, bool(passed)))
-        for r in rungs if r.precision not in stand
+        for r in candidates if r.precision not in stand
     ]  # fmt: skip
     basis: Basis = "nothing" if not standing else "measured" if measured else "estimated"
     return TargetLadder(target.name, _with_pareto([*kept, *others]), basis, shape if measured else "")
 
 
-def _estimated(target: NamedTarget, standing: Sequence[Rung], rungs: Sequence[Rung]) -> list[Rung]:
-    half = next((r.model_bytes for r in rungs if r.precision == "fp16"), None)
+def _estimated(target: NamedTarget, standing: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[Candidate]:
+    half = next((r.model_bytes for r in candidates if r.precision == "fp16"), None)
     backend, capabilities = target.target.backend, target.target.compute_capability
 
-    def estimate(rung: Rung) -> float:
-        parts = rung.computes or (rung.precision,)
-        return ladder_estimate.estimate_time(backend, capabilities, parts, rung.model_bytes, half)
+    def estimate(candidate: Candidate) -> float:
+        parts = candidate.computes or (candidate.precision,)
+        return ladder_estimate.estimate_time(backend, capabilities, parts, candidate.model_bytes, half)
 
     return [replace(r, latency_ms=None, estimate=estimate(r)) for r in standing]
 
 
-def _ordered(standing: Sequence[Rung], rank: Mapping[str, int]) -> list[Rung]:
+def _ordered(standing: Sequence[Candidate], rank: Mapping[str, int]) -> list[Candidate]:
     """Fastest first, but the most faithful of those that are as fast as the fastest before all."""
     by_time = sorted(standing, key=lambda r: (_seconds(r), rank[r.precision]))
     if not by_time:
@@ -196,41 +197,41 @@ def _ordered(standing: Sequence[Rung], rank: Mapping[str, int]) -> list[Rung]:
     return [first, *(r for r in by_time if r is not first)]
 
 
-def _why_slower(rung: Rung, chosen: Rung, ordered: Sequence[Rung], rank: Mapping[str, int]) -> str:
-    """A rung that a more faithful one equals is of no use to anyone; another is only slower than the chosen one."""
+def _why_slower(candidate: Candidate, chosen: Candidate, ordered: Sequence[Candidate], rank: Mapping[str, int]) -> str:
+    """A candidate that a more faithful one equals is useless; another is only slower than the chosen one."""
     rivals = [
         r for r in ordered
-        if rank[r.precision] < rank[rung.precision] and _seconds(rung) * (1 + TIE) >= _seconds(r)
+        if rank[r.precision] < rank[candidate.precision] and _seconds(candidate) * (1 + TIE) >= _seconds(r)
     ]  # fmt: skip
     half = next((r for r in rivals if r.precision == "fp16"), None)
     rival = half or next(iter(rivals), chosen)
     how = "is not faster than" if rivals else "is slower than"
-    same = f"; less than {TIE:.0%} is no difference" if abs(_seconds(rung) / _seconds(rival) - 1) <= TIE else ""
-    if rung.estimate is not None:
-        return f"{how} {rival.precision} by estimate ({_time(rung)}, {rival.precision} {rival.estimate:.2f}{same})"
-    return f"{how} {rival.precision}: {_time(rung)} against {_time(rival)}{same}"
+    same = f"; less than {TIE:.0%} is no difference" if abs(_seconds(candidate) / _seconds(rival) - 1) <= TIE else ""
+    if candidate.estimate is not None:
+        return f"{how} {rival.precision} by estimate ({_time(candidate)}, {rival.precision} {rival.estimate:.2f}{same})"
+    return f"{how} {rival.precision}: {_time(candidate)} against {_time(rival)}{same}"
 
 
-def _why_dropped(rung: Rung, recipe: str, inaccurate: Mapping[str, str], some_passed: bool) -> str:
-    if rung.verdict == "fail":
-        return f"fails its gate: {rung.why}{_what_next(rung, recipe)}"
-    if rung.verdict == "unmeasured" and not some_passed:
-        return f"is not chosen unseen, for it {inaccurate.get(rung.precision, '')}{_what_next(rung, recipe)}"
-    words = {"refused": "can not be built", "not tried": "was not tried", "failed": "failed"}
-    return f"{words.get(rung.verdict, f'is {rung.verdict}')}: {rung.why}"
+def _why_dropped(candidate: Candidate, recipe: str, inaccurate: Mapping[str, str], some_passed: bool) -> str:
+    if candidate.verdict == "fail":
+        return f"fails its gate: {candidate.why}{_what_next(candidate, recipe)}"
+    if candidate.verdict == "unmeasured" and not some_passed:
+        return f"is not chosen unseen, for it {inaccurate.get(candidate.precision, '')}{_what_next(candidate, recipe)}"
+    words = {"refused": "cannot be built", "not tried": "was not tried", "failed": "failed"}
+    return f"{words.get(candidate.verdict, f'is {candidate.verdict}')}: {candidate.why}"
 
 
-def _what_next(rung: Rung, recipe: str) -> str:
-    """What falls back to the rung below may still be mended: some of its nodes are to blame, not all."""
-    if not (rung.calibrated and (rung.inaccurate or rung.verdict == "unmeasured")):
+def _what_next(candidate: Candidate, recipe: str) -> str:
+    """What falls back to the candidate below may still be mended: some of its nodes are to blame, not all."""
+    if not (candidate.calibrated and (candidate.inaccurate or candidate.verdict == "unmeasured")):
         return ""
-    return f" Which nodes to keep out of it: engineworks sensitivity {recipe} --precision {rung.precision}"
+    return f" Which nodes to keep out of it: engineworks sensitivity {recipe} --precision {candidate.precision}"
 
 
-def _with_pareto(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
+def _with_pareto(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     points = {
         r.precision: (-r.quality, r.latency_ms, r.bytes)
-        for r in rungs
+        for r in candidates
         if r.verdict == "pass" and r.quality is not None and r.latency_ms is not None and r.bytes is not None
     }
 
@@ -238,24 +239,24 @@ def _with_pareto(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
         return any(o != point and all(a <= b for a, b in zip(o, point, strict=True)) for o in points.values())
 
     return tuple(
-        replace(r, pareto=r.precision in points and not beaten(points[r.precision])) for r in rungs
+        replace(r, pareto=r.precision in points and not beaten(points[r.precision])) for r in candidates
     )  # fmt: skip
 
 
-def _ranks(rungs: Sequence[Rung]) -> dict[str, int]:
-    names = [r.precision for r in rungs]
+def _ranks(candidates: Sequence[Candidate]) -> dict[str, int]:
+    names = [r.precision for r in candidates]
     return {name: i for i, name in enumerate(dict.fromkeys([*(f for f in FIDELITY if f in names), *names]))}
 
 
-def _seconds(rung: Rung) -> float:
+def _seconds(candidate: Candidate) -> float:
     """What orders: the latency in ms, or the estimate."""
-    return rung.estimate if rung.estimate is not None else rung.latency_ms or 0.0
+    return candidate.estimate if candidate.estimate is not None else candidate.latency_ms or 0.0
 
 
-def _time(rung: Rung) -> str:
-    if rung.estimate is not None:
-        return f"estimated time {rung.estimate:.2f}"
-    return f"{rung.latency_ms:.3g} ms"
+def _time(candidate: Candidate) -> str:
+    if candidate.estimate is not None:
+        return f"estimated time {candidate.estimate:.2f}"
+    return f"{candidate.latency_ms:.3g} ms"
 
 
 def _by(ladder: TargetLadder) -> str:

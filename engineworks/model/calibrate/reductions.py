@@ -112,7 +112,7 @@ class ReducedModel:
 
 
 def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, *, sample: bool) -> ReducedModel | None:
-    """The ONNX file as a model that reduces the tensors `wanted` on the CPU; None where it can not: a tensor that is no
+    """The ONNX file as a model that reduces the tensors `wanted` on the CPU; None where it cannot: a tensor that is no
     float32 or of unknown type, an opset below 10, no tensor but inputs.
 
     sample: whether values for a histogram are wanted, too. Raises `CalibrationError` for a tensor that the model does

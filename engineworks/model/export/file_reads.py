@@ -78,7 +78,7 @@ def _exempt_folders() -> list[Path]:
 
 
 def _add_hook() -> None:
-    """Once a process: an audit hook can not be taken away, it only falls silent."""
+    """Once a process: an audit hook cannot be taken away, it only falls silent."""
     global _hooked
     if not _hooked:
         sys.addaudithook(_on_event)

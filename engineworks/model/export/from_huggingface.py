@@ -64,7 +64,7 @@ def export_huggingface(
     """Load the model in float32 for its task and export it into the existing, empty folder `out`.
 
     Raises `ModelError` for a missing model or package, an unsupported task, weights that the checkpoint lacks, and
-    outputs that the model does not have; `ExportError` where it can not be loaded or exported.
+    outputs that the model does not have; `ExportError` where it cannot be loaded or exported.
     """
     require_packages(PACKAGES, extra="huggingface", doing=f"the Hugging Face model '{source}'")
     from engineworks.model.export.torch_onnx import write_onnx
@@ -162,7 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: can not be read as JSON: {error}") from None
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path}: is not a JSON object")
     return value
@@ -181,7 +181,7 @@ def _load(folder: Path, task: str, interface: Interface, attention: str | None) 
             trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers raises whatever its parts raise
-        raise ExportError(f"{folder}: transformers can not load it for {task}: {error}", log=repr(error)) from error
+        raise ExportError(f"{folder}: transformers cannot load it for {task}: {error}", log=repr(error)) from error
     pooled = any("pooler" in name for name in interface.outputs)
     missing = sorted(k for k in info["missing_keys"] if pooled or not k.startswith(OPTIONAL_PREFIX))
     if missing:

@@ -147,7 +147,7 @@ def _external_names(source: Path, model: onnx.ModelProto) -> list[str]:
         if not name:
             continue
         if Path(name).is_absolute() or ".." in Path(name).parts or name == MODEL_FILE:
-            raise ModelError(f"{source}: external data '{name}' can not keep its name", hint="save it beside the model")
+            raise ModelError(f"{source}: external data '{name}' cannot keep its name", hint="save it beside the model")
         if not (source.parent / name).is_file():
             raise ModelError(f"{source}: external data '{name}' is missing", hint="copy it beside the model")
         size = sizes.setdefault(name, (source.parent / name).stat().st_size)
@@ -175,4 +175,4 @@ def _copy(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     except OSError as error:
-        raise ExportError(f"can not copy {source} to {target}: {error.strerror or error}") from None
+        raise ExportError(f"cannot copy {source} to {target}: {error.strerror or error}") from None

@@ -72,7 +72,7 @@ def opset_of(model: ir.Model) -> int:
 
 
 def convert_opset(model: ir.Model, opset: int) -> None:
-    """Convert in place; where a converter can not, the model is left at its opset (see `opset_of`)."""
+    """Convert in place; where a converter cannot, the model is left at its opset (see `opset_of`)."""
     if opset_of(model) != opset:
         from onnxscript import version_converter
 

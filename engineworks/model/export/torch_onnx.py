@@ -171,7 +171,7 @@ def _export_checked(
     convert_opset(model, interface.opset)
     if opset_of(model) != interface.opset:
         raise ExportError(
-            f"opset {interface.opset} can not be had, only {opset_of(model)}",
+            f"opset {interface.opset} cannot be had, only {opset_of(model)}",
             hint=f"set model.opset: {opset_of(model)}",
         )
     name_interface(model, interface)

@@ -103,8 +103,8 @@ def fold_model(
     it. `feeds`: arrays by input name, at least one; the proof is as good as they are. The same arguments give the same
     bytes.
 
-    Raises `ModelError` for a model that can not be used or does not fit the recipe, `SamplesError` for feeds that it
-    can not run, `FoldError` if the opset can not be raised or no way to fold gave an equal model.
+    Raises `ModelError` for a model that cannot be used or does not fit the recipe, `SamplesError` for feeds that it
+    cannot run, `FoldError` if the opset cannot be raised or no way to fold gave an equal model.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fold-") as folder:

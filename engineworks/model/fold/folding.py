@@ -2,7 +2,7 @@
 
 Polygraphy's FoldConstants is the most thorough. It breaks graphs where it puts a known branch of a nested If in place;
 so the second way leaves branches to us, the third folds no shapes, the fourth folds each constant by itself (where all
-together are too much for one message, or one of them can not be computed), and the last folds nothing.
+together are too much for one message, or one of them cannot be computed), and the last folds nothing.
 """
 
 from __future__ import annotations
@@ -174,11 +174,11 @@ def _made_within(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _refuse_given_up(warnings: list[str]) -> None:
-    """graphsurgeon goes on with a warning when ONNX Runtime can not compute the constants; then nothing is folded."""
+    """graphsurgeon goes on with a warning when ONNX Runtime cannot compute the constants; then nothing is folded."""
     for warning in warnings:
         if "Inference failed" in warning:
             reason = runtime_reason(warning.partition("Error was:")[2])[:_SHOWN_CHARS]
-            raise FoldError(f"ONNX Runtime can not compute the constants: {reason}", log=warning)
+            raise FoldError(f"ONNX Runtime cannot compute the constants: {reason}", log=warning)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Prepared:
 def prepare(model: onnx.ModelProto, inputs: Sequence[TensorSpec], minimum_opset: int) -> Prepared:
     """The recipe's dimensions, functions in place, the opset, unique names, sorted nodes. `model` is used up.
 
-    Raises `FoldError` if the opset can not be raised, `ModelError` for a graph with a cycle.
+    Raises `FoldError` if the opset cannot be raised, `ModelError` for a graph with a cycle.
     """
     notes = []
     if model.functions:

@@ -202,7 +202,7 @@ class _Sources:
         self._fixed = _fixed_tensors(graph)
 
     def operands(self, node: onnx.NodeProto, chosen: Format) -> tuple[Activation | Weight, ...]:
-        """Those of the first two inputs that the format stores. Raises `_NotQuantized` where they can not or should
+        """Those of the first two inputs that the format stores. Raises `_NotQuantized` where they cannot or should
         not be."""
         found = tuple(self._operand(node, index) for index in (0, 1))
         weights = [o for o in found if isinstance(o, Weight)]

@@ -100,7 +100,7 @@ def quantize(
 def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
     """The model, raised to the first opset that has all formats of `globs` where its own has not.
 
-    Raises `LoweringError` where ONNX's version converter can not do it.
+    Raises `LoweringError` where ONNX's version converter cannot do it.
     """
     import onnx
 

@@ -20,7 +20,7 @@ PACKAGES = {"transformers": "transformers", "PIL": "pillow"}
 def see(folder: Path, names: Sequence[str], processor: Path, spec: TensorSpec) -> Iterator[NDArray[Any]]:
     """One image after the other as the input takes it, [channels, height, width].
 
-    Raises `ModelError` where a package is missing, `SamplesError` for an image or processor that can not be read, and
+    Raises `ModelError` where a package is missing, `SamplesError` for an image or processor that cannot be read, and
     where the processor's images do not fit the input.
     """
     require_packages(PACKAGES, extra="images", doing=f"images in '{folder.name}'")
@@ -53,7 +53,7 @@ def _load(folder: Path) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
         )
     except Exception as error:  # transformers raises whatever its parts raise
-        raise SamplesError(f"'{folder.name}': transformers can not read its image processor: {error}") from error
+        raise SamplesError(f"'{folder.name}': transformers cannot read its image processor: {error}") from error
 
 
 def _pixels(processor: Any, path: Path, name: str, mode: str) -> NDArray[Any]:

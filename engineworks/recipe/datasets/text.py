@@ -114,7 +114,7 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SamplesError(f"{path.name}: can not be read as JSON: {error}") from None
+        raise SamplesError(f"{path.name}: cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise SamplesError(f"{path.name}: is not a JSON object")
     return value

@@ -99,7 +99,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         slow = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         converted: Tokenizer = slow.backend_tokenizer
     except Exception as error:  # transformers raises whatever its parts raise
-        raise SamplesError(f"'{folder.name}': transformers can not read its tokenizer: {error}") from error
+        raise SamplesError(f"'{folder.name}': transformers cannot read its tokenizer: {error}") from error
     return converted
 
 

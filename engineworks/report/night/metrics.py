@@ -33,7 +33,7 @@ def metrics_text(night: Summary) -> str:
 def write_metrics(night: Summary, file: Path) -> None:
     """Replace `file` at once, as the textfile collector wants it (its name must end in .prom).
 
-    Raises `InputError` for another name, `StoreError` where it can not be written.
+    Raises `InputError` for another name, `StoreError` where it cannot be written.
     """
     if file.suffix != ".prom":
         raise InputError(f"{file}: the textfile collector reads *.prom alone", hint="name it engineworks.prom")
@@ -44,7 +44,7 @@ def write_metrics(night: Summary, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_to_textfile(str(file), registry)
     except OSError as error:
-        raise StoreError(f"metrics can not be written to {file}: {error.strerror}") from error
+        raise StoreError(f"metrics cannot be written to {file}: {error.strerror}") from error
 
 
 def push_metrics(night: Summary, gateway: str) -> None:

@@ -19,7 +19,7 @@ NIGHT_JSON, NIGHT_PAGE = "nightly.json", "nightly.md"
 """The summary's files in the night's MLflow run."""
 
 WORDS = ("failed", "fail", "inconclusive", "unmeasured", "pass", "refused")
-"""What an engine's night may end in, gravest first."""
+"""What an engine's night may end in, most severe first."""
 
 SLOWEST = 10
 """Steps that are named as the slowest."""
@@ -36,7 +36,7 @@ class Summary:
     """One night. at: its end, in UTC. seconds: what its builds took in all, or wall time where that was given.
 
     recipes: name, file, run, seconds, steps, error ('' or why there is no result) of each. engines: id, verdict, why,
-    digest, p50 in ms, metric and bytes of each, gravest first. changes: sentences on what is not as it was when the
+    digest, p50 in ms, metric and bytes of each, most severe first. changes: sentences on what is not as it was when the
     recipe was part of a night before; None on the first night. rebuilt: id, seconds, reason of every step that ran,
     slowest first.
 
@@ -72,7 +72,7 @@ class Summary:
 
     @property
     def verdict(self) -> str:
-        """The gravest word of all; `failed` too where a recipe has no result."""
+        """The most severe verdict of all; `failed` too where a recipe has no result."""
         if any(r["error"] for r in self.recipes):
             return "failed"
         return next(iter(self.counts), "pass")
@@ -122,7 +122,7 @@ def summarize_night(
     time of the whole night, by default the sum of its builds. recipe_files: all of the folder, chosen or not: a recipe
     of this folder whose file is not among them was removed.
 
-    Raises `TrackingError` where MLflow does not answer; a record that can not be read counts as none.
+    Raises `TrackingError` where MLflow does not answer; a record that cannot be read counts as none.
     """
     text = tracking.last_night_text(NIGHT_JSON)
     return summarize(results, _read(text), at=at or datetime.now(UTC), seconds=seconds, recipe_files=recipe_files)

@@ -102,7 +102,7 @@ def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, M
         return found
     known: dict[str, Mapping[str, Any]] = {}
     pending = []
-    for kind in ("build", "compare", "measure", "duel"):
+    for kind in ("build", "compare", "measure", "compare_champion"):
         document = read_json(tracking, run.run_id, f"fingerprints/{kind}.json")
         if document:
             known[kind] = document

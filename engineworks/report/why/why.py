@@ -23,7 +23,7 @@ ORDER = (
     "lowered_reference",
     "compare",
     "measure",
-    "duel",
+    "compare_champion",
 )
 
 MODEL_STEPS = frozenset({"export"})
@@ -230,8 +230,8 @@ def _median(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return "not measured"
     interval = figures.get("median_interval")
-    around = f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
-    return f"{figures['latency_ms_p50']:.4g} ms{around}"
+    spread = f" ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
+    return f"{figures['latency_ms_p50']:.4g} ms{spread}"
 
 
 def _compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ class CutSession:
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except ort_errors() as error:
-            raise RunError(f"ONNX Runtime can not load the model: {plain(error)}", log=str(error)) from None
+            raise RunError(f"ONNX Runtime cannot load the model: {plain(error)}", log=str(error)) from None
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 

@@ -130,7 +130,7 @@ def _add(comparison: OutputComparison, name: str, got: Tensors, wanted: Tensors)
     try:
         comparison.add(got[name], wanted[name])
     except ValueError as error:
-        raise RunError(f"output '{name}' can not be compared with the reference: {error}") from None
+        raise RunError(f"output '{name}' cannot be compared with the reference: {error}") from None
 
 
 def _operands(plan: NodePlan) -> list[tuple[str, int, str]]:

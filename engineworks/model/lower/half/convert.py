@@ -77,7 +77,7 @@ def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = ()
     where the version converter can; what an opset does not allow stays fp32, between casts.
 
     No sample is run: activations may overflow. `lower_half` sees to that. Raises `LoweringError` for a pattern of
-    `keep` that names no node, `ModelError` for a model that can not be read.
+    `keep` that names no node, `ModelError` for a model that cannot be read.
     """
     return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
 
@@ -91,7 +91,7 @@ def prepare(
     graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
     if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:
         raise PrecisionError(
-            f"opset {graph.opset()} has no bfloat16, and the version converter can not raise this model",
+            f"opset {graph.opset()} has no bfloat16, and the version converter cannot raise this model",
             hint=f"export it with opset {_OPSET_OF_BFLOAT16} or later",
         )
     _check_patterns(graph, keep)

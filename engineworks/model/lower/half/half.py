@@ -65,7 +65,7 @@ def lower_half(
     reason = why_not_autocast() if autocast else "it was not asked for"
     if autocast is True and reason:
         raise LoweringError(
-            f"AutoCast can not be used: {reason}", hint="pip install torch nvidia-modelopt lief onnxslim"
+            f"AutoCast cannot be used: {reason}", hint="pip install torch nvidia-modelopt lief onnxslim"
         )
     prepared = prepare(model, dtype, keep)
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)

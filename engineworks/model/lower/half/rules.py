@@ -110,7 +110,7 @@ def asked_for(node: onnx.NodeProto, keep: Sequence[str]) -> str | None:
 
 
 def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
-    """Why the operator can not be half at all: no reading of its values."""
+    """Why the operator cannot be half at all: no reading of its values."""
     node = graph.nodes[at]
     if at in graph.captured:
         return "holds a subgraph, which stays fp32"
@@ -151,7 +151,7 @@ def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
 
 
 def weights_unfit(graph: TypedGraph, at: int, half: FloatFormat, facts: WeightFacts) -> str | None:
-    """Why the node's weights can not be half: values out of range, or all of them too small."""
+    """Why the node's weights cannot be half: values out of range, or all of them too small."""
     if is_quantizer(graph, at):
         scale = graph.nodes[at].input[1]
         if scale not in graph.weights:

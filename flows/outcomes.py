@@ -22,7 +22,7 @@ def ended(words: str, result: R, *, good: bool) -> State[R]:
     return Completed(message=words, data=data) if good else Failed(message=words, data=data)
 
 
-def unseen(argument: R) -> R:
+def opaque(argument: R) -> R:
     """An argument of a task in which Prefect looks for no futures; the task gets it as it is."""
     return cast(R, quote(argument))
 

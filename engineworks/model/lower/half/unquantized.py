@@ -39,7 +39,7 @@ LESS_AGREEMENT = 0.05
 """Share of the elements of integer outputs (ArgMax, say) that it may change beyond those that quantization does."""
 
 
-def halve_around(
+def halve_unquantized(
     quantized: onnx.ModelProto,
     fp32: onnx.ModelProto,
     dtype: HalfType,
@@ -73,7 +73,7 @@ def halve_around(
             if reason:
                 raise PrecisionError(
                     f"{dtype} around quantized nodes: {reason}" + (f"; {overflow}" if overflow else ""),
-                    hint="say calibration: {around: fp32}, or bf16, or name the node under fp32 of a mixture",
+                    hint="say calibration: {unquantized: fp32}, or bf16, or name the node under fp32 of a mixture",
                 )
     report = replace(
         plain, nodes=len(prepared.graph.nodes), converted=len(halved.converted_nodes), kept=halved.kept_nodes,
@@ -88,7 +88,7 @@ def _noise_of(
     samples: Sequence[Arrays],
     references: Sequence[Mapping[str, NDArray[Any]]],
 ) -> Mapping[str, OutputProof]:
-    """The quantized model against the fp32 one. What the CPU can not run (fp8) is emulated by neither: no figures."""
+    """The quantized model against the fp32 one. What the CPU cannot run (fp8) is emulated by neither: no figures."""
     return {proof.name: proof for proof in compare_outputs(references, reference_outputs(bench, quantized, samples))}
 
 

@@ -13,8 +13,8 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import FailedRun
 from prefect.flow_engine import run_flow
 
-from flows.ends import ended
 from flows.local_prefect import prefect_api
+from flows.outcomes import ended
 
 pytestmark = pytest.mark.xdist_group("flows")
 

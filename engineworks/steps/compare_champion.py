@@ -25,13 +25,13 @@ from engineworks.measure.accuracy import Array
 from engineworks.measure.champion import Champion, champion_from_json
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, comparison_from_json, confirm
+from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
 from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
-from engineworks.plan.duel import DUEL_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
 
-ATTEMPT = "engineworks.steps.duel:attempt_in_child"
+ATTEMPT = "engineworks.steps.compare_champion:attempt_in_child"
 
 MOST_REST_S = 0.06
 
@@ -41,34 +41,34 @@ Measure = Callable[[int], Report]
 
 
 def run(job: StepJob) -> None:
-    champion = champion_from_json(job.aside["champion"])
+    champion = champion_from_json(job.unkeyed["champion"])
     digest = read_sidecar(job.inputs["build"])["sha256"]
     report: Report = {"champion": champion.to_json(), "digest": digest, "limit": job.params["limit"]}
-    report |= {"confidence": job.params["confidence"], "earlier": job.aside["earlier"]}
+    report |= {"confidence": job.params["confidence"], "earlier": job.unkeyed["earlier"]}
     try:
-        job.write_json(DUEL_FILE, report | _compare(job, champion, digest))
+        job.write_json(CHAMPION_COMPARISON_FILE, report | _compare(job, champion, digest))
     except ChampionError as error:
-        job.say(f"{champion} can not be run here: {error.message}")
-        job.write_json(DUEL_FILE, report | _history(job, champion, error.message))
+        job.say(f"{champion} cannot be run here: {error.message}")
+        job.write_json(CHAMPION_COMPARISON_FILE, report | _history(job, champion, error.message))
 
 
 def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
     if digest == champion.digest:
         return {"method": "identical"}
-    with engine_of(champion, job.aside["places"]) as folder:
+    with engine_of(champion, job.unkeyed["places"]) as folder:
         payload = {
             "folders": {"champion": str(folder), "candidate": str(job.inputs["build"])},
-            "params": {**job.params, "most_s": job.aside["most_s"]},
+            "params": {**job.params, "max_s": job.unkeyed["max_s"]},
             "evaluation": [str(path) for path in job.paths("evaluation")],
         }
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
         with ChildPool() as pool:
             fresh = partial(_in_fresh_process, pool, payload, job)
-            found = duel(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
+            found = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
     return {"method": "measured"} | found
 
 
-def duel(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
+def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
     """An attempt here; where it finds the candidate slower at any shape, another one by `fresh`. Both are kept."""
     attempts = [here(seed)]
     first = _comparisons(attempts[0])
@@ -105,13 +105,13 @@ def attempt(
     payload: Mapping[str, Any], wrap: Callable[[Side, Session], Session] = lambda _, session: session
 ) -> Attempt:
     """One attempt in this process. wrap: gets every session that is loaded. Raises `ChampionError` where the champion
-    can not be loaded or run here, `RunError` where the candidate can not."""
+    cannot be loaded or run here, `RunError` where the candidate cannot."""
     params = payload["params"]
     specs = tuple(spec_from_json(s) for s in params["inputs"])
     samples = samples_from_json(payload["evaluation"], params["samples"])
     feeds = {name: feeds_at(specs, samples, at["dims"]) for name, at in params["at"].items()}
     run = runner_of(params["target"])
-    with tempfile.TemporaryDirectory(prefix="engineworks-duel-") as caches:
+    with tempfile.TemporaryDirectory(prefix="engineworks-compare-champion-") as caches:
 
         def load(side: Side) -> LoadedEngine:
             session = _load(side, Path(payload["folders"][side]), params, Path(caches, side))
@@ -119,7 +119,7 @@ def attempt(
 
         return interleave(
             {side: partial(load, side) for side in SIDES}, list(feeds), params["limit"], run.device_watch(),
-            seed=payload["seed"], pace=Pace(most_s=params["most_s"]), rest=come_to_rest,
+            seed=payload["seed"], pace=Pace(max_s=params["max_s"]), rest=come_to_rest,
             confidence=params["confidence"],
         )  # fmt: skip
 
@@ -145,7 +145,7 @@ def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> S
         return load_engine(folder, params["target"], serving=serving, cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
-    except TrustError as error:  # its bytes were altered: a champion that can not be loaded, a candidate that must not
+    except TrustError as error:  # its bytes were altered: a champion that cannot be loaded, a candidate that must not
         if side == "champion":
             raise ChampionError(error.message) from None
         raise
@@ -173,6 +173,6 @@ def _whose(side: Side, error: RunError) -> RunError:
 
 def _history(job: StepJob, champion: Champion, why: str) -> Report:
     """What stands in for a champion that does not run here: the gate compares the candidate's own figures with it."""
-    found = history_of(champion, job.aside["places"], job.aside["conditions"])
+    found = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
     shapes = {shape: found.get(shape, []) for shape in job.params["at"]}
     return {"method": "history", "why": why, "history": shapes}

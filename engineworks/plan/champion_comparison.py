@@ -1,8 +1,9 @@
-"""The document of a duel: the measuring step's own, and what the two engines are held to; and which attempt it is.
+"""The document of a champion comparison: the measuring step's own, the limits, and which attempt it is.
 
-A duel that did not decide is tried again by the next build. Those that measured are counted, whatever time they were
-given (`most_s` is no part of the key), and each further one must be surer (`measure.regression.confidence_of`), so that
-nobody gets the word that he wants by building until it comes. One that has found a regression is never tried again.
+A comparison that did not decide is tried again by the next build. Attempts that measured are counted, whatever time
+they were given (`max_s` is no part of the key), and each further one needs more confidence
+(`measure.regression.confidence_of`), so that rebuilding cannot force a pass. One that has found a
+regression is never tried again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from engineworks.measure.regression import confidence_of
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.store.store import Store
 
-DUEL_FILE = "duel.json"
+CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 
 Document = dict[str, Any]
 Report = dict[str, Any]
@@ -24,18 +25,18 @@ Report = dict[str, Any]
 _OF_MEASURING_ALONE = ("sweep", "streams")
 
 
-def duel_document(
+def champion_comparison_document(
     measure: tuple[Document, Mapping[str, Any]],
     champion: Champion,
     champions: Champions,
     regression: Mapping[str, Any],
     store: Store,
 ) -> tuple[Document, dict[str, Any]]:
-    """From the measuring step's document and aside. While the store holds a report of this attempt that did not
-    decide, the number of the attempt, and with it the key, is the next. In the aside: `earlier`, what the attempts that
-    measured came to, and `by_history`, whether at the last one the champion did not run here."""
-    measured, aside = measure
-    document = measured | {"step": "duel", "version": STEP_KINDS["duel"].version}
+    """From the measuring step's document and its unkeyed inputs. While the store holds a report of this attempt that
+    did not decide, the number of the attempt, and with it the key, is the next. Unkeyed: `earlier`, the
+    results of the attempts that measured, and `by_history`, whether at the last one the champion did not run here."""
+    measured, unkeyed = measure
+    document = measured | {"step": "compare_champion", "version": STEP_KINDS["compare_champion"].version}
     document["digests"] = {**measured["digests"], "champion": champion.digest}
     shapes = {name: {k: v for k, v in at.items() if k != "tail"} for name, at in measured["params"]["at"].items()}
     params = {k: v for k, v in measured["params"].items() if k not in _OF_MEASURING_ALONE}
@@ -52,9 +53,9 @@ def duel_document(
         attempt += 1
     beside = {
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
-        "most_s": regression["most_s"], "earlier": earlier, "by_history": by_history,
+        "max_s": regression["max_s"], "earlier": earlier, "by_history": by_history,
     }  # fmt: skip
-    return document, {**{k: v for k, v in aside.items() if k == "evaluation"}, **beside}
+    return document, {**{k: v for k, v in unkeyed.items() if k == "evaluation"}, **beside}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
@@ -70,7 +71,7 @@ def conditions_of(measure: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A duel's report without its samples."""
+    """A champion comparison's report without its samples."""
     shapes = {name: dict(found) for name, found in report.get("shapes", {}).items()}
     return {**report["champion"], "method": report["method"], "limit": report["limit"], "shapes": shapes}
 
@@ -79,7 +80,7 @@ def _undecided(store: Store, key: str) -> Report | None:
     """What is to be told of the attempt with this key, if it did not decide; None where it did, or is to be made."""
     if not store.has(key) or (artifact := store.get(key)) is None:
         return None
-    report = artifact.read_json(DUEL_FILE)
+    report = artifact.read_json(CHAMPION_COMPARISON_FILE)
     words = {shape["verdict"] for shape in report.get("shapes", {}).values()}
     if report["method"] != "history" and ("fail" in words or "inconclusive" not in words):
         return None

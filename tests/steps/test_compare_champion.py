@@ -20,7 +20,7 @@ from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import Champion
 from engineworks.measure.regression import CONFIDENCE, LOOKS
 from engineworks.plan.champion_lookup import ChampionError
-from engineworks.steps import duel
+from engineworks.steps import compare_champion
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
@@ -58,7 +58,7 @@ def engine(folder: Path, width: int, seed: int = 0) -> Path:
     return folder
 
 
-def job(tmp_path: Path, candidate: Path, champion: Path, most_s: float = 60.0) -> StepJob:
+def job(tmp_path: Path, candidate: Path, champion: Path, max_s: float = 60.0) -> StepJob:
     """`champion` stands where the run's artifacts would be downloaded to; the store is empty."""
     np.savez(tmp_path / "data.npz", x=np.ones((8, 64), np.float32))
     samples = {"arrays": {"x": "x"}, "count": 8, "total": 8, "specs": [X.to_json()]}
@@ -71,11 +71,11 @@ def job(tmp_path: Path, candidate: Path, champion: Path, most_s: float = 60.0) -
     places = {"artifacts": str(tmp_path), "store": str(tmp_path / "store"), "tracking_uri": None}
     out = tmp_path / "out"
     out.mkdir()
-    aside = {
+    unkeyed = {
         "evaluation": str(tmp_path / "data.npz"), "champion": who.to_json(), "places": places, "conditions": "c",
-        "most_s": most_s, "earlier": [],
+        "max_s": max_s, "earlier": [],
     }  # fmt: skip
-    return StepJob("tiny/fp32/cpu/duel", given, {"build": candidate}, aside, out, lambda _: None)
+    return StepJob("tiny/fp32/cpu/compare-champion", given, {"build": candidate}, unkeyed, out, lambda _: None)
 
 
 @pytest.fixture
@@ -85,30 +85,30 @@ def at_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(folder: Path) -> None:
         from contextlib import nullcontext
 
-        monkeypatch.setattr(duel, "engine_of", lambda *_: nullcontext(folder))
+        monkeypatch.setattr(compare_champion, "engine_of", lambda *_: nullcontext(folder))
 
     return put
 
 
 def report(done: StepJob) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((done.out / "duel.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((done.out / "champion_comparison.json").read_text(encoding="utf-8"))
     return found
 
 
-def here(payload: dict[str, Any]) -> duel.Measure:
-    return lambda seed: duel.attempt_in_child({**payload, "seed": seed})
+def here(payload: dict[str, Any]) -> compare_champion.Measure:
+    return lambda seed: compare_champion.attempt_in_child({**payload, "seed": seed})
 
 
 def payload(one: StepJob, champion: Path) -> dict[str, Any]:
     folders = {"champion": str(champion), "candidate": str(one.inputs["build"])}
-    params = {**one.params, "most_s": one.aside["most_s"]}
-    return {"folders": folders, "params": params, "evaluation": one.aside["evaluation"]}
+    params = {**one.params, "max_s": one.unkeyed["max_s"]}
+    return {"folders": folders, "params": params, "evaluation": one.unkeyed["evaluation"]}
 
 
 def test_the_same_bytes_are_not_measured(tmp_path: Path) -> None:
     same = engine(tmp_path / "same", 64)
     done = job(tmp_path, same, same)
-    duel.run(done)
+    compare_champion.run(done)
     assert report(done)["method"] == "identical"
     assert "attempts" not in report(done)
 
@@ -116,7 +116,7 @@ def test_the_same_bytes_are_not_measured(tmp_path: Path) -> None:
 def test_a_candidate_with_far_more_work_fails_twice(tmp_path: Path) -> None:
     champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 64 * 200)
     measure = here(payload(job(tmp_path, candidate, champion), champion))
-    found = duel.duel(measure, measure, 1, lambda _: None)
+    found = compare_champion.compare_engines(measure, measure, 1, lambda _: None)
     assert found["shapes"]["one"]["verdict"] == "fail"
     assert found["shapes"]["one"]["interval"][0] > 5
     assert len(found["attempts"]) == 2
@@ -126,7 +126,7 @@ def test_a_candidate_with_far_more_work_fails_twice(tmp_path: Path) -> None:
 def test_a_candidate_with_far_less_work_passes_at_once(tmp_path: Path) -> None:
     champion, candidate = engine(tmp_path / "champion", 64 * 200), engine(tmp_path / "candidate", 64)
     measure = here(payload(job(tmp_path, candidate, champion), champion))
-    found = duel.duel(measure, measure, 1, lambda _: None)
+    found = compare_champion.compare_engines(measure, measure, 1, lambda _: None)
     assert found["shapes"]["one"]["verdict"] == "pass"
     assert len(found["attempts"]) == 1
 
@@ -137,7 +137,9 @@ def test_a_second_measurement_that_breaks_is_no_fail(tmp_path: Path) -> None:
     def broken(seed: int) -> dict[str, Any]:
         raise RunError("out of memory")
 
-    found = duel.duel(here(payload(job(tmp_path, candidate, champion), champion)), broken, 1, lambda _: None)
+    found = compare_champion.compare_engines(
+        here(payload(job(tmp_path, candidate, champion), champion)), broken, 1, lambda _: None
+    )
     assert found["shapes"]["one"]["verdict"] == "inconclusive"
     assert "came to nothing: out of memory" in found["shapes"]["one"]["why"]
 
@@ -145,8 +147,8 @@ def test_a_second_measurement_that_breaks_is_no_fail(tmp_path: Path) -> None:
 def test_too_little_time_is_inconclusive(tmp_path: Path, at_hand: Any) -> None:
     champion, candidate = engine(tmp_path / "champion", 64), engine(tmp_path / "candidate", 64 * 200)
     at_hand(champion)
-    done = job(tmp_path, candidate, champion, most_s=0.001)
-    duel.run(done)
+    done = job(tmp_path, candidate, champion, max_s=0.001)
+    compare_champion.run(done)
     found = report(done)
     assert (found["method"], found["shapes"]["one"]["verdict"]) == ("measured", "inconclusive")
     assert "an interval needs 11" in found["shapes"]["one"]["why"]
@@ -156,9 +158,9 @@ def test_the_second_measurement_is_in_another_process(tmp_path: Path) -> None:
     from engineworks.host.child import ChildPool
 
     champion = engine(tmp_path / "champion", 64)
-    one = job(tmp_path, champion, champion, most_s=0.001)
+    one = job(tmp_path, champion, champion, max_s=0.001)
     with ChildPool() as pool:
-        first = duel._in_fresh_process(pool, payload(one, champion), one, 1)
+        first = compare_champion._in_fresh_process(pool, payload(one, champion), one, 1)
         assert set(first["shapes"]) == {"one"}
         assert not pool._idle  # and it does nothing after
 
@@ -169,10 +171,10 @@ def test_a_champion_that_is_gone_leaves_its_history(tmp_path: Path, monkeypatch:
     def gone(*_: object) -> Any:
         raise ChampionError("its engine is gone")
 
-    monkeypatch.setattr(duel, "engine_of", gone)
-    monkeypatch.setattr(duel, "history_of", lambda *_: {"one": [("d", 1.0)], "other": [("d", 9.0)]})
+    monkeypatch.setattr(compare_champion, "engine_of", gone)
+    monkeypatch.setattr(compare_champion, "history_of", lambda *_: {"one": [("d", 1.0)], "other": [("d", 9.0)]})
     done = job(tmp_path, candidate, champion)
-    duel.run(done)
+    compare_champion.run(done)
     found = report(done)
     assert found["method"] == "history"
     assert found["history"] == {"one": [["d", 1.0]]}
@@ -185,13 +187,13 @@ def test_it_is_known_which_of_the_two_does_not_load(tmp_path: Path, at_hand: Any
     sidecar = json.loads((broken / "engine.json").read_text(encoding="utf-8"))
     sidecar["sha256"] = digest_file(broken / "engine")  # as it was built: wrong, not altered
     (broken / "engine.json").write_text(json.dumps(sidecar), encoding="utf-8")
-    monkeypatch.setattr(duel, "history_of", lambda *_: {})
+    monkeypatch.setattr(compare_champion, "history_of", lambda *_: {})
     at_hand(broken)
     done = job(tmp_path, sound, broken)
-    duel.run(done)
+    compare_champion.run(done)
     assert report(done)["method"] == "history"
     at_hand(sound)
-    (done.out / "duel.json").unlink()
+    (done.out / "champion_comparison.json").unlink()
     done.out.rmdir()
     with pytest.raises(RunError):
-        duel.run(job(tmp_path, broken, sound))
+        compare_champion.run(job(tmp_path, broken, sound))

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from engineworks.errors import BuildError, LoweringError
 from engineworks.model.calibrate.collect import collect_ranges
 from engineworks.model.calibrate.ranges import Range, Ranges
-from engineworks.model.lower.half.around import halve_around
 from engineworks.model.lower.half.half import lower_half
 from engineworks.model.lower.half.prove import compare_outputs, reference_outputs
 from engineworks.model.lower.half.run import Bench
+from engineworks.model.lower.half.unquantized import halve_unquantized
 from engineworks.model.lower.quantize import quantize, raise_opset_for, tensors_to_calibrate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -43,7 +43,7 @@ def lowered() -> dict[str, onnx.ModelProto]:
     for name in FORMATS:
         source = raise_opset_for(model, {name: ["*"]})
         quantized = quantize(source, ranges, globs={name: ["*"]}).model
-        found[name], _ = halve_around(quantized, source, "float16", batches)
+        found[name], _ = halve_unquantized(quantized, source, "float16", batches)
     return found
 
 
@@ -86,7 +86,7 @@ def test_tensorrt_rtx_builds_it(
         why_not("tensorrt_rtx", version, p, capabilities, operators=operators, quantized=operators)
         for p in (name, "fp16")
     ):
-        pytest.skip(f"TensorRT-RTX {version} can not")
+        pytest.skip(f"TensorRT-RTX {version} cannot")
     onnx.save(lowered[name], str(tmp_path / "model.onnx"))
     (tmp_path / "out").mkdir()
     profile = Profile("default", {"image": InputRange((1, 1, 8, 8), (8, 1, 8, 8), (64, 1, 8, 8))})
@@ -126,7 +126,7 @@ RANGES = Ranges("minmax", 1, {"x": Range(2, -2, 2, 0, 1)})
 
 def test_what_overflows_stays_fp32_around_int8_too() -> None:
     quantized = quantize(growing(), RANGES).model
-    made, report = halve_around(quantized, growing(), "float16", feeds())
+    made, report = halve_unquantized(quantized, growing(), "float16", feeds())
     assert {"twice", "back"} <= set(report.kept)
     assert "product" not in report.kept
     assert {n.op_type for n in made.graph.node} >= {"QuantizeLinear", "Cast"}
@@ -135,7 +135,7 @@ def test_what_overflows_stays_fp32_around_int8_too() -> None:
 def test_noise_of_int8_itself_is_no_reason_to_keep_anything() -> None:
     """A range of a twentieth of what there is ruins the output; half precision adds nothing to that."""
     narrow = Ranges("minmax", 1, {"x": Range(0.1, -0.1, 0.1, 0, 1)})
-    _, report = halve_around(quantize(growing(), narrow).model, growing(), "float16", feeds())
+    _, report = halve_unquantized(quantize(growing(), narrow).model, growing(), "float16", feeds())
     assert report.rounds == 0
     assert "product" not in report.kept
 
@@ -146,7 +146,7 @@ def test_half_precision_that_adds_noise_is_refused_with_figures(monkeypatch: pyt
     monkeypatch.setattr(around, "MORE_NOISE_DB", -60.0)
     narrow = Ranges("minmax", 1, {"x": Range(0.1, -0.1, 0.1, 0, 1)})
     with pytest.raises(LoweringError, match=r"float16 around quantized nodes: output 'y' has a signal to noise ratio"):
-        halve_around(quantize(growing(), narrow).model, growing(), "float16", feeds())
+        halve_unquantized(quantize(growing(), narrow).model, growing(), "float16", feeds())
 
 
 def masked_attention(far: float) -> onnx.ModelProto:
@@ -199,7 +199,7 @@ def test_masks_are_clamped_around_quantized_nodes_just_where_plain_fp16_clamps_t
     bench = Bench(tmp_path)
     with_fp32 = reference_outputs(bench, quantize(source, ranges, globs=globs).model, batches)
     (before,) = compare_outputs(reference_outputs(bench, source, batches), with_fp32)
-    made, report = halve_around(quantize(source, ranges, globs=globs).model, source, "float16", batches)
+    made, report = halve_unquantized(quantize(source, ranges, globs=globs).model, source, "float16", batches)
     assert report.clamped == plain.clamped == (() if whole_rows else ("far",))
     assert report.outputs[0].sqnr_db > before.sqnr_db - 1
     onnx.checker.check_model(made, full_check=True)
@@ -217,4 +217,4 @@ def test_a_mask_that_a_constant_of_shape_makes_is_clamped_as_well() -> None:
     source.graph.node.extend(nodes)
     batches = mask_feeds(whole_rows=False)
     quantized = quantize(source, None, globs={"int8_weights": ["*"]}).model
-    assert halve_around(quantized, source, "float16", batches)[1].clamped == ("far_rows",)
+    assert halve_unquantized(quantized, source, "float16", batches)[1].clamped == ("far_rows",)

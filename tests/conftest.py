@@ -91,3 +91,20 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def outlier(repository: Path) -> Path:
+    """The file of a recipe whose model has one product that int8 ruins."""
+    import onnxruntime
+    import outlier_model
+
+    recipes, model = repository / "recipes", outlier_model.outlier_model()
+    onnx.save(model, recipes / "outlier.onnx")
+    rows = outlier_model.samples(120)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    labels = session.run(None, {"x": rows})[0].argmax(axis=1)
+    np.savez(recipes / "calib.npz", x=rows[:60])
+    np.savez(recipes / "test.npz", x=rows[60:], label=labels[60:])
+    (recipes / "outlier.yaml").write_text(outlier_model.RECIPE, encoding="utf-8")
+    return recipes / "outlier.yaml"

@@ -34,6 +34,9 @@ performance:
   at: {one: {batch: 1}}
 """
 
+STEPS = 14
+"""Steps of a build of this recipe: 4 of the model and its data, 5 of each precision or engine."""
+
 TARGETS = """\
 targets:
   cpu: {backend: onnxruntime, pool: prepare}

@@ -1,8 +1,9 @@
 """Samples in .npz files: checked by their headers alone, read batch by batch.
 
 Axis 0 of every array counts the samples; one sample has the shape of the model's input without its batch dimension.
-The batch dimension is the name of axis 0 of the first input that has a name there; rows are stacked along the axis
-where each input has that name, so [samples, layers, …] in the file feeds an input [layers, batch, …].
+The batch dimension is the one whose name begins with 'batch', else the name of axis 0 of the first input that has a
+name there. Rows are stacked along the axis where each input has that name, so [samples, layers, …] in the file feeds an
+input [layers, batch, …].
 
 Samples may lie in several files, each of one length of a named dimension: they count as one sequence, file after file,
 and no batch holds samples of two files.
@@ -196,7 +197,14 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
-    """The name of the batch dimension, or its length where it is fixed."""
+    """The name of the batch dimension, or its length where it is fixed.
+
+    A dynamic dimension whose name begins with 'batch' is it, on whichever axis; else the dynamic axis 0 of the first
+    input that has one.
+    """
+    named = [d for spec in specs for d in spec.dynamic_dims if d.lower().startswith("batch")]
+    if named:
+        return min(named, key=len)  # 'batch' goes before 'batch_heads'
     for spec in specs:
         if spec.shape and isinstance(spec.shape[0], str):
             return spec.shape[0]
@@ -354,6 +362,8 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
     for axis, length in enumerate(shape):
         have = array.shape[axis]
         if have == 0 or length == 0:

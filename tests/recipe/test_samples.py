@@ -10,7 +10,15 @@ import pytest
 
 from engineworks.errors import SamplesError
 from engineworks.recipe.npz import read_headers
-from engineworks.recipe.samples import fixed_batch, open_samples, samples_from_json, samples_per_run
+from engineworks.recipe.samples import (
+    batch_dim,
+    feeds_at,
+    fixed_batch,
+    open_samples,
+    output_axes,
+    samples_from_json,
+    samples_per_run,
+)
 from engineworks.tensors import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 2))
@@ -51,6 +59,20 @@ def test_rows_are_stacked_where_the_model_has_its_batch(tmp_path: Path) -> None:
     first = next(samples.batches([2]))["cache"]
     assert first.shape == (4, 2, 3)
     assert np.array_equal(first[:, 1], caches[1])
+
+
+def test_the_dimension_called_batch_is_it_whatever_stands_before_it(tmp_path: Path) -> None:
+    sequence = TensorSpec("x", "float32", ("time", "batch", 5))
+    values = np.arange(6 * 7 * 5, dtype=np.float32).reshape(6, 7, 5)
+    samples = open_samples(write(tmp_path / "a.npz", x=values), [sequence], {}, samples=None, labels=None)
+    first = next(samples.batches([4]))["x"]
+    assert first.shape == (7, 4, 5)
+    assert np.array_equal(first[:, 2], values[2])
+    assert samples_per_run([sequence], {"time": 7, "batch": 3}) == 3
+    assert feeds_at((sequence,), samples, {"time": 7, "batch": 3})["x"].shape == (7, 3, 5)
+    outputs = [TensorSpec("y", "float32", ("batch", "time", 4)), TensorSpec("h", "float32", (1, "batch", 4))]
+    assert output_axes([sequence], outputs) == {"y": 0, "h": 1}
+    assert batch_dim([TensorSpec("x", "float32", ("n", "time"))]) == "n"
 
 
 def test_an_input_without_a_batch_is_fed_sample_by_sample(tmp_path: Path) -> None:

@@ -126,10 +126,10 @@ class SampleFile:
         with ExitStack() as open_files:
             readers = {n: open_files.enter_context(closing(RowReader(self.path, n))) for n in sorted(names)}
             done, rows = 0, self.rows
-            while done < len(rows):
-                take = rows[done : done + max(1, sizes[turn % len(sizes)])]
+            for size in batch_sizes(len(rows), sizes, turn):
+                take = rows[done : done + size]
                 yield self._feeds({name: reader.rows(take) for name, reader in readers.items()})
-                done, turn = done + len(take), turn + 1
+                done += size
 
     def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
         """Rows by array name, [samples, …] → inputs in the model's own layout."""
@@ -167,6 +167,19 @@ class SampleFile:
         """The labels of the samples in use, in their order; shorter ones are filled up with what metrics leave out."""
         parts = self.label_parts()
         return None if parts is None else stacked(parts, NO_LABEL)
+
+
+def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
+    """The sizes of the batches of `count` samples: they go round `sizes`, from the `turn`-th on. Where it can be done,
+    no batch is smaller than the least of `sizes`, which the engine may not take: the one before the last gives way."""
+    least, most = max(1, min(sizes)), max(sizes)
+    while count:
+        size = min(count, max(1, sizes[turn % len(sizes)]))
+        rest = count - size
+        if 0 < rest < least:
+            size = count if count <= most else max(least, size - (least - rest))
+        yield size
+        count, turn = count - size, turn + 1
 
 
 def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from engineworks.errors import SamplesError
 from engineworks.recipe.npz import read_headers
 from engineworks.recipe.samples import (
     batch_dim,
+    batch_sizes,
     feeds_at,
     fixed_batch,
     open_samples,
@@ -38,6 +39,24 @@ def test_batches_go_round_the_sizes_and_lose_no_row(tmp_path: Path, compressed: 
     batches = [b["image"] for b in samples.batches([1, 4])]
     assert [len(b) for b in batches] == [1, 4, 1, 4, 1]
     assert np.array_equal(np.concatenate(batches), rows)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "expected"),
+    [
+        (11, [1, 4], [1, 4, 1, 4, 1]),
+        (30, [4, 8, 16], [4, 8, 14, 4]),  # 4, 8, 16 would leave 2
+        (18, [4, 16], [4, 14]),
+        (17, [16, 4], [13, 4]),
+        (9, [4, 8], [4, 5]),
+        (10, [8], [8, 2]),  # it cannot be helped
+        (3, [4, 8], [3]),
+    ],
+)
+def test_no_batch_is_smaller_than_the_least_that_an_engine_takes(
+    count: int, sizes: list[int], expected: list[int]
+) -> None:
+    assert list(batch_sizes(count, sizes)) == expected
 
 
 def test_fewer_samples_are_spread_evenly_over_a_sorted_file(tmp_path: Path) -> None:

@@ -57,11 +57,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, what, and what to do about it."""
+    """One thing that is wrong: where, what, and what to do about it. missing: a file that the recipe names is not on
+    this host."""
 
     place: Place
     message: str
     hint: str = ""
+    missing: bool = False
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}" + (f"; {self.hint}" if self.hint else "")

@@ -15,6 +15,11 @@ DTYPES = (
 """The dtype names of recipes, sidecars and reports: NumPy's names, and ONNX's for what NumPy lacks."""
 
 
+NARROWED = (("float32", "float64"), ("int32", "int64"))
+"""(engine's type, model's type): what TensorRT makes of the model's inputs and outputs. The engine's own type stands in
+sidecars, Triton's configuration and MLflow's signature, and outputs come in it; a session also takes the model's."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """An input or output of a model; `shape` holds lengths and dimension names."""

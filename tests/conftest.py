@@ -34,6 +34,9 @@ performance:
   at: {one: {batch: 1}}
 """
 
+STEPS = 14
+"""Steps of a build of this recipe: 4 of the model and its data, 5 of each precision or engine."""
+
 TARGETS = """\
 targets:
   cpu: {backend: onnxruntime, pool: prepare}
@@ -91,3 +94,41 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def free_height(recipes: Path) -> None:
+    """The tiny model, and its recipe, with images of any height."""
+    w = numpy_helper.from_array(np.ones((8, 1, 3, 3), np.float32), "w")
+    fw = numpy_helper.from_array(np.ones((8, 3), np.float32), "fw")
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "fw"], ["logits"], name="classifier"),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, "height", 4])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    graph = helper.make_graph(nodes, "tall", [image], [logits], [w, fw])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), recipes / "tiny.onnx"
+    )
+    text = (recipes / "tiny.yaml").read_text(encoding="utf-8")
+    assert "[batch, 1, 4, 4]" in text
+    (recipes / "tiny.yaml").write_text(text.replace("[batch, 1, 4, 4]", "[batch, 1, height, 4]"), encoding="utf-8")
+
+
+@pytest.fixture
+def outlier(repository: Path) -> Path:
+    """The file of a recipe whose model has one product that int8 ruins."""
+    import onnxruntime
+    import outlier_model
+
+    recipes, model = repository / "recipes", outlier_model.outlier_model()
+    onnx.save(model, recipes / "outlier.onnx")
+    rows = outlier_model.samples(120)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    labels = session.run(None, {"x": rows})[0].argmax(axis=1)
+    np.savez(recipes / "calib.npz", x=rows[:60])
+    np.savez(recipes / "test.npz", x=rows[60:], label=labels[60:])
+    (recipes / "outlier.yaml").write_text(outlier_model.RECIPE, encoding="utf-8")
+    return recipes / "outlier.yaml"

@@ -49,5 +49,9 @@ def load_engine(
     if not checked:
         check_engine(folder)
     sidecar = read_sidecar(folder)
-    known = [spec_from_json(spec) for spec in (*sidecar["inputs"], *sidecar["outputs"])]
+    model_types = sidecar.get("details", {}).get("model_types", {})
+    known = [
+        spec_from_json({**spec, "dtype": model_types.get(spec["name"], spec["dtype"])})
+        for spec in (*sidecar["inputs"], *sidecar["outputs"])
+    ]
     return run.load(folder / sidecar["engine"], target["options"], serving=serving, cache=cache, known=known)

@@ -142,18 +142,19 @@ def _triton_model(
     recipe, first = loaded.recipe, engines[0]
     described = first.passport.body["engine"]
     max_batch = largest_batch(recipe)
+    inputs = [spec_from_json(s) for s in described["inputs"]]
     mains = {e.target: Path(files[e.target][_main_file(e.passport)]).name for e in engines}
     return TritonModel(
         name=name,
         backend=first.backend,
-        inputs=[spec_from_json(s) for s in described["inputs"]],
+        inputs=inputs,
         outputs=[spec_from_json(s) for s in described["outputs"]],
         max_batch=max_batch,
         settings=recipe.release.triton,
         file="" if first.backend == "tensorrt_rtx" else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.body["profiles"]),
-        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch),
+        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch, inputs),
         options=first.passport.target["options"],
         cuda_graphs=first.passport.serving.cuda_graphs,
         load_level=described["details"].get("load_level", ""),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engineworks.engines.backends._feeds import narrowed_feeds
 from engineworks.package.triton import WarmUp
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.samples import SampleFile, batch_dim, feeds_at
+from engineworks.tensors import TensorSpec
 
 FOLDER = "warmup"
 """Where Triton looks for `input_data_file`, in the model's directory."""
@@ -20,15 +22,18 @@ def named_shapes(recipe: Recipe) -> dict[str, dict[str, int]]:
     return at or {name: {dim: triple[1] for dim, triple in ranges.items()} for name, ranges in recipe.shapes.items()}
 
 
-def write_warm_ups(recipe: Recipe, samples: SampleFile, folder: Path, max_batch: int) -> list[WarmUp]:
-    """Write the samples into the model's directory. Triton repeats one sample to make a batch (`batch_size`); where it
-    does no batching the whole feeds are written. Values are little-endian and row-major, as in NumPy's `tobytes`."""
+def write_warm_ups(
+    recipe: Recipe, samples: SampleFile, folder: Path, max_batch: int, inputs: Sequence[TensorSpec]
+) -> list[WarmUp]:
+    """Write the samples into the model's directory, in the types of the engine's own inputs. Triton repeats one sample
+    to make a batch (`batch_size`); where it does no batching the whole feeds are written. Values are little-endian and
+    row-major, as in NumPy's `tobytes`."""
     count = recipe.release.triton.warmup
     shapes = named_shapes(recipe) if count else {}
     found = []
     for name, dims in shapes.items():
         batch, one = _one_sample(recipe, dims) if max_batch else (1, dims)
-        feeds = feeds_at(input_specs(recipe), samples, one)
+        feeds = narrowed_feeds(inputs, feeds_at(input_specs(recipe), samples, one))
         files = {}
         (folder / FOLDER).mkdir(exist_ok=True)
         for index, (tensor, array) in enumerate(feeds.items()):

@@ -10,53 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engineworks.errors import InputError, RecipeError, TargetError
 from engineworks.fingerprint import FileDigests
 from engineworks.host.git.revision import RevisionTree, checked_out, find_revision
+from engineworks.plan.changed_alone import compare_alone
 from engineworks.plan.plan import Plan, PlannedEngine, changes, plan_recipe
+from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, judging
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
-
-State = Literal["new", "changed", "gone", "unchanged", "broken"]
-"""broken: the recipe is wrong now, or a file that it names is not here, so that nothing can be said of its engines."""
-
-
-@dataclass(frozen=True)
-class EngineChange:
-    """One engine: `reasons` say what its steps read that is not as it was; none for an unchanged one."""
-
-    id: str
-    state: State
-    reasons: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "state": self.state, "reasons": list(self.reasons)}
-
-
-@dataclass(frozen=True)
-class RecipeChange:
-    """One recipe and its engines. file: as it was named, relative to the current folder where it lies below it."""
-
-    recipe: str
-    file: str
-    state: State
-    reasons: tuple[str, ...]
-    engines: tuple[EngineChange, ...]
-
-    @property
-    def to_build(self) -> tuple[str, ...]:
-        """Ids of the engines that are other ones now."""
-        return tuple(e.id for e in self.engines if e.state in ("new", "changed"))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe, "file": self.file, "state": self.state, "reasons": list(self.reasons),
-            "engines": [e.to_json() for e in self.engines],
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,7 +63,7 @@ def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings)
     if stray:
         raise InputError(f"{stray} is not in the repository {revision.repository}", hint="one repository at a time")
     paths = [p.parent.resolve() / p.name for p in paths]
-    now, broken = _now([p for p in paths if p.is_file()], settings)
+    now, wrong = _now([p for p in paths if p.is_file()], settings)
     planner = _Planner(settings)
     with checked_out(revision, folders, without=[settings.artifacts]) as tree:
         before = _before(tree, folders, paths if recipes else None, settings)
@@ -106,17 +71,19 @@ def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings)
         if not paths and not before:
             raise InputError("there are no recipes in recipes/, now or then", hint="name the recipe files")
         found = [planner.compare(one, before.get(one.path), tree) for one in now]
+        found += [_without_files(path, error, tree) for path, error in wrong.items()]
         gone = [_gone(path, old) for path, old in before.items() if not path.is_file()]
         planner.save()
-        return Changes(since, revision.commit, (*found, *broken, *gone), _assumed(now, tree))
+        return Changes(since, revision.commit, (*found, *gone), _assumed(now, tree))
 
 
 @dataclass(frozen=True)
 class _Before:
-    """A recipe at the revision, or why it could not be read."""
+    """A recipe at the revision, or why it could not be read. missing: only for files that are not here."""
 
     loaded: LoadedRecipe | None
     why: str = ""
+    missing: bool = False
 
 
 def _before(
@@ -132,7 +99,7 @@ def _before(
                 try:
                     found[place] = _Before(load_recipe(path, data_roots=roots))
                 except RecipeError as error:
-                    found[place] = _Before(None, _at(str(error), tree))
+                    found[place] = _Before(None, _at(str(error), tree), _only_missing(error))
     return found
 
 
@@ -148,15 +115,25 @@ def _refuse_unknown(paths: Sequence[Path], before: Mapping[Path, _Before]) -> No
             raise InputError(f"{path}: no such file, neither now nor then", hint="name recipe files")
 
 
-def _now(paths: Sequence[Path], settings: Settings) -> tuple[list[LoadedRecipe], list[RecipeChange]]:
-    loaded, broken = [], []
+def _now(paths: Sequence[Path], settings: Settings) -> tuple[list[LoadedRecipe], dict[Path, RecipeError]]:
+    loaded, wrong = [], {}
     for path in paths:
         try:
             loaded.append(load_recipe(path, data_roots=settings.data_roots))
         except RecipeError as error:
-            problems = tuple(str(p) for p in error.problems)
-            broken.append(RecipeChange(path.stem, _shown(path), "broken", problems, ()))
-    return loaded, broken
+            wrong[path] = error
+    return loaded, wrong
+
+
+def _without_files(path: Path, error: RecipeError, tree: RevisionTree) -> RecipeChange:
+    """A recipe that cannot be planned now: compared without its files, where they are all that is wrong."""
+    problems = tuple(str(p) for p in error.problems)
+    alone = compare_alone(path, _shown(path), problems, tree) if _only_missing(error) else None
+    return alone or RecipeChange(path.stem, _shown(path), "broken", problems, ())
+
+
+def _only_missing(error: RecipeError) -> bool:
+    return all(problem.missing for problem in error.problems)
 
 
 def _gone(path: Path, before: _Before) -> RecipeChange:
@@ -183,7 +160,8 @@ class _Planner:
         if before is None:
             return _all(now, after, "new", f"it is not in {tree.revision.name}")
         if before.loaded is None:
-            return _all(now, after, "changed", before.why)
+            alone = compare_alone(now.path, now.shown, (before.why,), tree) if before.missing else None
+            return alone or _all(now, after, "changed", before.why)
         old = self._plan(before.loaded)
         if isinstance(after, str):
             state: State = "unchanged" if old == after else "changed"
@@ -271,18 +249,8 @@ def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]
 
 def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
     """Limits and waivers are in no step's key: they only judge again what is built."""
-    found = changes(_judging(before, old), _judging(now, new))
+    found = changes(judging(before.loaded.recipe, old.precision), judging(now.loaded.recipe, new.precision))
     return [f"judged otherwise: {words}" for words in found]
-
-
-def _judging(plan: Plan, engine: PlannedEngine) -> dict[str, Any]:
-    recipe = plan.loaded.recipe
-    limits = {str(k): v.model_dump(mode="json", exclude_none=True) for k, v in recipe.accuracy.limits.items()}
-    performance = recipe.performance.model_dump(mode="json", include={"budget", "regression"})
-    sweep = recipe.performance.sweep
-    performance["sweep.latency_ms"] = sweep.latency_ms if sweep else None
-    waivers = [w.model_dump(mode="json") for w in recipe.waivers]
-    return {"limits": limits.get(engine.precision), **performance, "waivers": waivers}
 
 
 def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]:

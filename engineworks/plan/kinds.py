@@ -28,7 +28,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "fold": StepKind(4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
     "calibrate": StepKind(6, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
-    "reference": StepKind(4, ("onnxruntime", "numpy")),
+    "reference": StepKind(5, ("onnxruntime", "numpy")),
     "lowered_reference": StepKind(1, ("onnx", "onnxruntime", "numpy")),
     "build": StepKind(4, (), engine=True),
     "compare": StepKind(4, ("numpy",), engine=True),

@@ -75,7 +75,7 @@ def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
     found = sorted(glob(str(Path(pattern).expanduser()), root_dir=finder.folder, recursive=True))  # noqa: PTH207 - '../x'
     if not found:
         hint = finder.fetch_hint((finder.folder / pattern).resolve()) or "paths are relative to the recipe"
-        finder.add(where, f"'{pattern}': no file matches", hint)
+        finder.add(where, f"'{pattern}': no file matches", hint, missing=True)
     return found
 
 

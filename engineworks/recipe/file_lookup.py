@@ -41,8 +41,8 @@ class Finder:
         self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
         self.outline: Outline | None = None
 
-    def add(self, where: Where, message: str, hint: str = "") -> None:
-        self.problems.append(Problem(self.node.at(where).place, message, hint))
+    def add(self, where: Where, message: str, hint: str = "", *, missing: bool = False) -> None:
+        self.problems.append(Problem(self.node.at(where).place, message, hint, missing))
 
     def inside(self, where: Where, name: str) -> Path | None:
         """The absolute path if it lies in the repository or in a data root, symbolic links followed."""
@@ -59,7 +59,8 @@ class Finder:
             return None
         if not path.is_file():
             what = "is a folder, not a file" if path.is_dir() else "no such file"
-            self.add(where, f"'{name}': {what}", self.fetch_hint(path) or _near(path))
+            missing = not path.is_dir()
+            self.add(where, f"'{name}': {what}", self.fetch_hint(path) or _near(path), missing=missing)
             return None
         if not os.access(path, os.R_OK):
             self.add(where, f"'{name}' cannot be read", "check its permissions")
@@ -81,9 +82,8 @@ class Finder:
                     where, f"'{path.name}' keeps weights in '{name}', outside of its folder", "move them beside it"
                 )
             elif not file.is_file():
-                self.add(
-                    where, f"'{path.name}' keeps weights in '{name}', which is missing", "copy it beside the model"
-                )
+                message = f"'{path.name}' keeps weights in '{name}', which is missing"
+                self.add(where, message, "copy it beside the model", missing=True)
             elif file.stat().st_size < size:
                 has = f"needs {size:,} bytes of '{name}', which has only {file.stat().st_size:,}"
                 self.add(where, f"'{path.name}' {has}", "the file is cut short: copy it again")
@@ -100,7 +100,7 @@ class Finder:
             task_of(found, task)
         except ModelError as error:
             fetch = self.fetch_hint((self.folder / name).resolve())
-            self.add(where, error.message, fetch or error.hint)
+            self.add(where, error.message, fetch or error.hint, missing=not (self.folder / name).is_dir())
             return None
         return found
 
@@ -118,7 +118,7 @@ class Finder:
         path = self.inside(where, name)
         if path is not None and not path.is_dir():
             what = "is a file, not a folder" if path.is_file() else "no such folder"
-            self.add(where, f"'{name}': {what}", self.fetch_hint(path))
+            self.add(where, f"'{name}': {what}", self.fetch_hint(path), missing=not path.exists())
             return None
         return path
 

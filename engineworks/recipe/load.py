@@ -56,31 +56,60 @@ class LoadedRecipe:
         return tuple(f"{self.name}/{p}/{t.name}" for p in self.recipe.precisions for t in self.targets)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A recipe before its files were looked for. wrong: places of values that were left out; found: what the checks
+    found, some of which only follows from `problems`."""
+
+    recipe: Recipe
+    node: Node
+    known: Mapping[str, Target] | None
+    wrong: frozenset[Path_]
+    problems: list[Problem]
+    found: list[Problem]
+
+    def targets(self) -> tuple[NamedTarget, ...]:
+        """The recipe's targets. Raises `RecipeError` with all problems."""
+        follows = partial(is_cascading, node=self.node, wrong=self.wrong, refused=bool(self.problems))
+        problems = self.problems + [problem for problem in self.found if not follows(problem)]
+        if problems or self.known is None:
+            raise RecipeError(_one_each(problems))
+        return tuple(NamedTarget(name, self.known[name]) for name in self.recipe.targets)
+
+
 def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     """Read one recipe. Raises `RecipeError` with all problems of the recipe, its defaults and its targets file."""
+    folder = path.parent.resolve()
+    root = find_repository(folder) or folder
+    read = _read(path)
+    files = resolve_files(read.recipe, read.node, folder, (root, *data_roots), read.found)
+    targets = read.targets()
+    recipe, auto = expand(read.recipe)
+    return LoadedRecipe(recipe, path.resolve(), _shown(path), root, files, targets, auto=auto)
+
+
+def read_recipe(path: Path) -> tuple[Recipe, tuple[NamedTarget, ...]]:
+    """A recipe and its targets, whether or not the files that it names are there. Raises `RecipeError`."""
+    read = _read(path)
+    targets = read.targets()
+    return expand(read.recipe)[0], targets
+
+
+def _read(path: Path) -> _Read:
     shown = _shown(path)
-    folder = path.parent
-    root = find_repository(folder.resolve()) or folder.resolve()
     node = read_yaml(path, shown)
-    defaults = folder / DEFAULTS_FILE
+    defaults = path.parent / DEFAULTS_FILE
     if defaults.is_file():
         node = merge(node, read_yaml(defaults, _shown(defaults)))
     problems = list(_refuse_nameless_mixtures(node))
-    known = _load_targets(folder, problems)
+    known = _load_targets(path.parent, problems)
     recipe, wrong = _validate(Recipe, node, problems), frozenset[Path_]()
     if recipe is None:
         recipe, wrong = _validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    follows = partial(is_cascading, node=node, wrong=wrong, refused=bool(problems))
     found = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
-    files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), found)
-    problems.extend(problem for problem in found if not follows(problem))
-    if problems or known is None:
-        raise RecipeError(_one_each(problems))
-    targets = tuple(NamedTarget(name, known[name]) for name in recipe.targets)
-    recipe, auto = expand(recipe)
-    return LoadedRecipe(recipe, path.resolve(), shown, root, files, targets, auto=auto)
+    return _Read(recipe, node, known, wrong, problems, found)
 
 
 def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:

@@ -1,8 +1,9 @@
 """Samples in .npz files: checked by their headers alone, read batch by batch.
 
 Axis 0 of every array counts the samples; one sample has the shape of the model's input without its batch dimension.
-The batch dimension is the name of axis 0 of the first input that has a name there; rows are stacked along the axis
-where each input has that name, so [samples, layers, …] in the file feeds an input [layers, batch, …].
+The batch dimension is the one whose name begins with 'batch', else the name of axis 0 of the first input that has a
+name there. Rows are stacked along the axis where each input has that name, so [samples, layers, …] in the file feeds an
+input [layers, batch, …].
 
 Samples may lie in several files, each of one length of a named dimension: they count as one sequence, file after file,
 and no batch holds samples of two files.
@@ -125,10 +126,10 @@ class SampleFile:
         with ExitStack() as open_files:
             readers = {n: open_files.enter_context(closing(RowReader(self.path, n))) for n in sorted(names)}
             done, rows = 0, self.rows
-            while done < len(rows):
-                take = rows[done : done + max(1, sizes[turn % len(sizes)])]
+            for size in batch_sizes(len(rows), sizes, turn):
+                take = rows[done : done + size]
                 yield self._feeds({name: reader.rows(take) for name, reader in readers.items()})
-                done, turn = done + len(take), turn + 1
+                done += size
 
     def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
         """Rows by array name, [samples, …] → inputs in the model's own layout."""
@@ -168,6 +169,19 @@ class SampleFile:
         return None if parts is None else stacked(parts, NO_LABEL)
 
 
+def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
+    """The sizes of the batches of `count` samples: they go round `sizes`, from the `turn`-th on. Where it can be done,
+    no batch is smaller than the least of `sizes`, which the engine may not take: the one before the last gives way."""
+    least, most = max(1, min(sizes)), max(sizes)
+    while count:
+        size = min(count, max(1, sizes[turn % len(sizes)]))
+        rest = count - size
+        if 0 < rest < least:
+            size = count if count <= most else max(least, size - (least - rest))
+        yield size
+        count, turn = count - size, turn + 1
+
+
 def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
     """Arrays [rows, …] → all rows as one array, shorter ones filled up with `fill` (unsigned types become signed for a
     negative one)."""
@@ -196,7 +210,14 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
-    """The name of the batch dimension, or its length where it is fixed."""
+    """The name of the batch dimension, or its length where it is fixed.
+
+    A dynamic dimension whose name begins with 'batch' is it, on whichever axis; else the dynamic axis 0 of the first
+    input that has one.
+    """
+    named = [d for spec in specs for d in spec.dynamic_dims if d.lower().startswith("batch")]
+    if named:
+        return min(named, key=len)  # 'batch' goes before 'batch_heads'
     for spec in specs:
         if spec.shape and isinstance(spec.shape[0], str):
             return spec.shape[0]
@@ -354,6 +375,8 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
     for axis, length in enumerate(shape):
         have = array.shape[axis]
         if have == 0 or length == 0:

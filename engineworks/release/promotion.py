@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.engines.backends._feeds import narrowed_feeds
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import SIGNATURE, Trust
@@ -173,6 +174,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
     """The engine as it is registered: its files with sidecar and passport, and an example of the evaluation data."""
     assert engine.path is not None  # it passed, so both are there
     assert engine.passport is not None
+    inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
     return EngineModel(
         slot=slot,
@@ -181,9 +183,9 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
         digest=engine.sidecar["sha256"],
         run_id=run_id,
         files={**files, PASSPORT_FILE: engine.passport},
-        inputs=[spec_from_json(s) for s in engine.sidecar["inputs"]],
+        inputs=inputs,
         outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
-        example=example_feeds(plan),
+        example=narrowed_feeds(inputs, example_feeds(plan)),
         requirements=requirements(engine.sidecar["versions"]),
         tags=_version_tags(engine),
         optional_tags=OPTIONAL_TAGS,

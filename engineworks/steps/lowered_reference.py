@@ -35,7 +35,7 @@ MOST_MOVED = 1.0
 
 def run(job: StepJob) -> None:
     plan = ShapesPlan(job.inputs["reference"])
-    samples = samples_from_json(job.path("evaluation"), job.params["samples"])
+    samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     rows = ServedRows(samples, job.params["ranges"])
     model = job.inputs["lower"] / MODEL_FILE
     found: dict[str, Any] = {"stored": False, "why": "", "moved": [], "lost": []}

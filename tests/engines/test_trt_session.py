@@ -60,10 +60,13 @@ def start(tmp_path: Path, vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> Ca
     (tmp_path / "engine").write_bytes(b"plan")
     monkeypatch.setattr(_trt_load, "first_gpu", lambda: None)  # the engine's header is not looked at
 
-    def start(engine: FakeEngine | None, serving: Serving = NO_GRAPHS, cache: Path | None = None, **fake: Any) -> Any:
+    def start(
+        engine: FakeEngine | None, serving: Serving = NO_GRAPHS, cache: Path | None = None, of_model: str = "float32",
+        **fake: Any,
+    ) -> Any:  # fmt: skip
         module = FakeVendor(engine, **fake)
         monkeypatch.setattr(Vendor, "load", lambda self: module)
-        return load(vendor, tmp_path / "engine", {}, serving, cache, [TensorSpec("x", "float32", ("batch", 4))])
+        return load(vendor, tmp_path / "engine", {}, serving, cache, [TensorSpec("x", of_model, ("batch", 4))])
 
     return start
 
@@ -127,6 +130,38 @@ def test_wrong_feeds_are_refused_by_name(
 ) -> None:
     with pytest.raises(RunError, match=said):
         start(doubling(cuda)).run(given)
+
+
+def test_a_model_in_double_is_fed_as_it_declares_and_answers_in_the_engines_type(
+    cuda: FakeRuntime, start: Callable[..., TrtSession]
+) -> None:
+    session, wide = start(doubling(cuda), of_model="float64"), batch(3)["x"].astype(np.float64)
+    assert session.notes == start(doubling(cuda), of_model="float64").notes  # nothing was converted yet
+    for given in (wide, wide.astype(np.float32)):
+        got = session.run({"x": given})["y"]
+        assert got.dtype == np.float32
+        assert np.array_equal(got, wide * 2)
+    assert session.time_runs({"x": wide}, 2).host_ms
+    said = "input 'x' is float64 in the model, float32 in the engine: converted before each run"
+    assert [note for note in session.notes if "converted" in note] == [said]
+    with pytest.raises(RunError, match="input 'x' has values that float32, the type of this engine's input, cannot"):
+        session.run({"x": np.full((1, 4), 1e300)})
+    assert np.isinf(session.run({"x": np.full((1, 4), np.inf)})["y"]).all()
+
+
+@pytest.mark.parametrize(("value", "fits"), [(2**31 - 1, True), (2**31, False)])
+def test_ids_in_int64_reach_an_engine_in_int32_or_are_refused(
+    cuda: FakeRuntime, start: Callable[..., TrtSession], value: int, fits: bool
+) -> None:
+    inputs = {"x": FakeTensor("INT32", (-1, 4), PROFILES)}
+    outputs = {"y": FakeTensor("INT32", (-1, 4))}
+    engine = FakeEngine(inputs, outputs, lambda g: {"y": g["x"]}, lambda s: {"y": s["x"]}, cuda)
+    session, given = start(engine, of_model="int64"), {"x": np.full((1, 4), value)}
+    if fits:
+        assert np.array_equal(session.run(given)["y"], given["x"])
+    else:
+        with pytest.raises(RunError, match="input 'x' has values that int32"):
+            session.run(given)
 
 
 def test_outputs_whose_shape_depends_on_the_data_come_whole(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import STEPS
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
@@ -97,6 +98,6 @@ def test_a_build_on_a_full_disk_goes_on_when_there_is_room_again(repository: Pat
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     second = json.loads(subprocess.run(build, env=environment, capture_output=True, text=True, check=True).stdout)
     assert {e["verdict"] for e in second["engines"]} == {"pass"}
-    assert second["steps"] == {"run": 12 - done, "reused": done, "failed": 0}
+    assert second["steps"] == {"run": STEPS - done, "reused": done, "failed": 0}
     stored = [store.require(key).step for key in store.keys()]  # passports tell of every state that they were issued in
-    assert sum(1 for step in stored if not step.endswith("/passport")) == 12
+    assert sum(1 for step in stored if not step.endswith("/passport")) == STEPS

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import STEPS
 
 from engineworks.store.store import Store
 from engineworks.tracking.runs import open_tracking
@@ -79,9 +80,9 @@ def assert_as_undisturbed(repository: Path, result: dict[str, object]) -> None:
     assert {e["id"]: e["verdict"] for e in engines} == {"tiny/fp32/cpu": "pass", "tiny/int8/cpu": "pass"}
     steps = result["steps"]
     assert isinstance(steps, dict)
-    assert steps["run"] + steps["reused"] == 12
+    assert steps["run"] + steps["reused"] == STEPS
     store = Store(repository / "artifacts" / "store")
-    assert sum(1 for key in store.keys() if store.get(key)) == 12 + 2  # the steps, and a passport per engine
+    assert sum(1 for key in store.keys() if store.get(key)) == STEPS + 2  # the steps, and a passport per engine
     tracking = open_tracking(repository / "artifacts", None)
     (parent,) = tracking.find_runs(kind="build")
     assert (parent.run_id, parent.status) == (result["run"], "FINISHED")

@@ -95,6 +95,11 @@ FILE_CASES = (
     Case("two recipes of one name", ("validate",), in_turn(edited(), written("recipes/other.yaml", RECIPE))),
     Case("a model that is a web page", VALIDATE, in_turn(edited(), written("recipes/tiny.onnx", "<html>404</html>"))),
     Case("an empty model", VALIDATE, in_turn(edited(), written("recipes/tiny.onnx", ""))),
+    Case("an output of another shape", VALIDATE, edited(("logits: [batch, 3]", "logits: [batch, 4]"))),
+    Case("an output of another name", VALIDATE, edited(("{logits: [", "{scores: ["))),
+    Case("an input of another name", VALIDATE, edited(
+        ("  image:", "  picture:"), ("npz: calib.npz", "npz: calib.npz, names: {picture: image}"),
+        ("npz: test.npz", "npz: test.npz, names: {picture: image}"))),
     Case("data that is no .npz", VALIDATE, in_turn(edited(), written("recipes/calib.npz", "1,2,3\n"))),
     Case("pickled data", VALIDATE, in_turn(edited(), npz("recipes/calib.npz", image=np.array([{"a": 1}], dtype=object)))),
     Case("data without arrays", VALIDATE, in_turn(edited(), npz("recipes/calib.npz"))),
@@ -189,11 +194,6 @@ def calibration(images: np.ndarray) -> Callable[[], object]:  # type: ignore[typ
 NANS = np.full_like(ZEROS, np.nan)
 
 BUILD_CASES = (
-    Case("an output of another shape", ("int8",), edited(("logits: [batch, 3]", "logits: [batch, 4]"))),
-    Case("an output of another name", ("int8",), edited(("{logits: [", "{scores: ["))),
-    Case("an input of another name", ("int8",), edited(
-        ("  image:", "  picture:"), ("npz: calib.npz", "npz: calib.npz, names: {picture: image}"),
-        ("npz: test.npz", "npz: test.npz, names: {picture: image}"))),
     Case("calibration data of NaN", ("int8",), calibration(NANS)),
     Case("calibration data that is constant", ("int8",), calibration(ZEROS)),
     Case("a keep glob for nothing", ("int8",), edited(("data:\n", "calibration: {keep: [clasifier]}\ndata:\n"))),

@@ -63,7 +63,7 @@ def plain(built: subprocess.CompletedProcess[str]) -> None:
     assert len(lines) == len(set(lines)), both
     steps = [line.split(": done")[0] for line in built.stderr.splitlines() if ": done in" in line]
     assert sorted(steps) == sorted(set(steps))
-    assert len(steps) == 11
+    assert len(steps) == 13
     assert not re.search(r"\| (INFO|DEBUG|WARNING|ERROR) ", both)  # Prefect's own lines
 
 

@@ -14,7 +14,8 @@ from conftest import tiny_model
 
 from engineworks.cli import _run
 from engineworks.errors import InputError
-from engineworks.plan.changed import Changes, EngineChange, RecipeChange, find_changes, only_glob
+from engineworks.plan.changed import Changes, find_changes, only_glob
+from engineworks.plan.recipe_change import EngineChange, RecipeChange
 from engineworks.settings import read_settings
 
 METRIC = "def agree(outputs, labels, inputs):\n    return 1.0\n"
@@ -262,3 +263,73 @@ def test_a_recipe_that_its_targets_refuse_then_and_now_alike_is_unchanged(commit
     assert "no engine of it can be built" in recipe.reasons[0]
     edit("_targets.yaml", "{backend: tensorrt_rtx, compute_capability: [7.0], pool: old}", "{backend: onnxruntime}")
     assert one(found()).state == "changed"
+
+
+@pytest.fixture
+def without_data(committed: Path) -> Path:
+    """A repository whose data git does not keep, on a host that does not have it."""
+    for name in ("calib.npz", "test.npz"):
+        git("rm", "--quiet", "--cached", f"recipes/{name}")
+        (committed / "recipes" / name).unlink()
+    (committed / ".gitignore").write_text("artifacts\n*.npz\n")
+    commit()
+    return committed
+
+
+def test_without_the_data_what_did_not_change_is_unchanged(
+    without_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {r.state for r in found().recipes} == {"unchanged"}
+    assert _run(["changed", "--since", "HEAD"]) == 0
+    printed = capsys.readouterr().out
+    assert "recipes/tiny.yaml: unchanged: compared by what the recipe says: recipes/tiny.yaml:" in printed
+    assert "0 of 2 recipes, 0 engines" in printed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "engines", "reason"),
+    [
+        ("owner: tests@", "owner: others@", (), ""),
+        ("npz: calib.npz", "npz: calib.npz, samples: 8", ("tiny/int8/cpu",), "data.calibration.samples is new"),
+        ("one: {batch: 1}", "one: {batch: 2}", ("tiny/fp32/cpu", "tiny/int8/cpu"), "performance.at.one.batch changed"),
+        ("int8: {cosine: 0.98}", "int8: {cosine: 0.97}", ("tiny/int8/cpu",), "judged otherwise: limits.cosine changed"),
+        ("npz: test.npz", "npz: tests.npz", ("tiny/fp32/cpu", "tiny/int8/cpu"), "data.evaluation.npz changed"),
+    ],
+)
+def test_without_the_data_an_edit_changes_its_engines(
+    without_data: Path, old: str, new: str, engines: tuple[str, ...], reason: str
+) -> None:
+    edit("tiny.yaml", old, new)
+    changed_now = one(found())
+    assert changed_now.to_build == engines
+    assert (not reason) or any(r.startswith(reason) for r in changed_now.reasons)
+    commit()
+    assert one(found()).state == "unchanged"
+    assert one(found("HEAD~1")).to_build == engines
+
+
+def test_without_the_data_other_weights_targets_and_new_recipes_count(without_data: Path) -> None:
+    model = tiny_model(seed=3)
+    onnx.save(model, "recipes/tiny.onnx")
+    assert one(found()).to_build == ("tiny/fp32/cpu", "tiny/int8/cpu")
+    assert "file recipes/tiny.onnx changed" in one(found()).reasons
+    commit()
+    shutil.copy("recipes/tiny.yaml", "recipes/third.yaml")
+    edit("third.yaml", "recipe: tiny", "recipe: third")
+    assert one(found(), "third").state == "new"
+    assert one(found(), "third").to_build == ("third/fp32/cpu", "third/int8/cpu")
+    edit("tiny.yaml", "metric: top1", "metrik: top1")
+    assert one(found()).state == "broken"
+
+
+def test_a_file_that_git_keeps_and_is_gone_is_no_missing_data(committed: Path) -> None:
+    (committed / "recipes" / "calib.npz").unlink()
+    assert {r.state for r in found().recipes} == {"broken"}
+
+
+def test_data_that_a_commit_brings_is_what_changed(without_data: Path) -> None:
+    Path(".gitignore").write_text("artifacts\n")
+    for name, rows in (("calib.npz", 24), ("test.npz", 16)):
+        np.savez(f"recipes/{name}", image=np.ones((rows, 1, 4, 4), np.float32), label=np.zeros(rows, np.int64))
+    commit()
+    assert any(r.startswith("file recipes/calib.npz changed") for r in one(found("HEAD~1")).reasons)

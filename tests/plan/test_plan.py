@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import tiny_model
+from conftest import free_height, tiny_model
 
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
@@ -255,7 +255,7 @@ def test_a_sweep_measures_again_but_its_latency_budget_only_chooses_again(reposi
 
 
 def test_the_other_dimensions_of_a_sweep_are_those_of_the_shape_it_names(repository: Path) -> None:
-    edit(repository, "shape: [batch, 1, 4, 4]", "shape: [batch, 1, height, 4]")
+    free_height(repository / "recipes")
     edit(repository, "default: {batch: [1, 4, 16]}", "default: {batch: [1, 4, 16], height: [2, 4, 8]}")
     at = "  at: {low: {batch: 1, height: 2}, high: {batch: 2, height: 8}}\n"
     edit(repository, "  at: {one: {batch: 1}}\n", at + "  sweep: {batch: [4], at: high}\n")

@@ -10,7 +10,16 @@ import pytest
 
 from engineworks.errors import SamplesError
 from engineworks.recipe.npz import read_headers
-from engineworks.recipe.samples import fixed_batch, open_samples, samples_from_json, samples_per_run
+from engineworks.recipe.samples import (
+    batch_dim,
+    batch_sizes,
+    feeds_at,
+    fixed_batch,
+    open_samples,
+    output_axes,
+    samples_from_json,
+    samples_per_run,
+)
 from engineworks.tensors import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 2))
@@ -32,6 +41,24 @@ def test_batches_go_round_the_sizes_and_lose_no_row(tmp_path: Path, compressed: 
     assert np.array_equal(np.concatenate(batches), rows)
 
 
+@pytest.mark.parametrize(
+    ("count", "sizes", "expected"),
+    [
+        (11, [1, 4], [1, 4, 1, 4, 1]),
+        (30, [4, 8, 16], [4, 8, 14, 4]),  # 4, 8, 16 would leave 2
+        (18, [4, 16], [4, 14]),
+        (17, [16, 4], [13, 4]),
+        (9, [4, 8], [4, 5]),
+        (10, [8], [8, 2]),  # it cannot be helped
+        (3, [4, 8], [3]),
+    ],
+)
+def test_no_batch_is_smaller_than_the_least_that_an_engine_takes(
+    count: int, sizes: list[int], expected: list[int]
+) -> None:
+    assert list(batch_sizes(count, sizes)) == expected
+
+
 def test_fewer_samples_are_spread_evenly_over_a_sorted_file(tmp_path: Path) -> None:
     rows = np.arange(20, dtype=np.float32).reshape(10, 2)
     labels = np.arange(10)
@@ -51,6 +78,20 @@ def test_rows_are_stacked_where_the_model_has_its_batch(tmp_path: Path) -> None:
     first = next(samples.batches([2]))["cache"]
     assert first.shape == (4, 2, 3)
     assert np.array_equal(first[:, 1], caches[1])
+
+
+def test_the_dimension_called_batch_is_it_whatever_stands_before_it(tmp_path: Path) -> None:
+    sequence = TensorSpec("x", "float32", ("time", "batch", 5))
+    values = np.arange(6 * 7 * 5, dtype=np.float32).reshape(6, 7, 5)
+    samples = open_samples(write(tmp_path / "a.npz", x=values), [sequence], {}, samples=None, labels=None)
+    first = next(samples.batches([4]))["x"]
+    assert first.shape == (7, 4, 5)
+    assert np.array_equal(first[:, 2], values[2])
+    assert samples_per_run([sequence], {"time": 7, "batch": 3}) == 3
+    assert feeds_at((sequence,), samples, {"time": 7, "batch": 3})["x"].shape == (7, 3, 5)
+    outputs = [TensorSpec("y", "float32", ("batch", "time", 4)), TensorSpec("h", "float32", (1, "batch", 4))]
+    assert output_axes([sequence], outputs) == {"y": 0, "h": 1}
+    assert batch_dim([TensorSpec("x", "float32", ("n", "time"))]) == "n"
 
 
 def test_an_input_without_a_batch_is_fed_sample_by_sample(tmp_path: Path) -> None:

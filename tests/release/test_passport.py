@@ -157,7 +157,10 @@ def test_the_command_says_what_it_found_and_refuses_with_one_message(
 ) -> None:
     engine = built.engine()
     assert _run(["verify", "tiny/int8/cpu"]) == 0
-    assert capsys.readouterr().out == ("tiny/int8/cpu: the bytes are those of its passport, not signed; verdict pass\n")
+    assert capsys.readouterr().out == (
+        "tiny/int8/cpu: the bytes are those of its passport, not signed; verdict pass\n"
+        "this is the latest build; it has no champion\n"
+    )
     assert _run(["keygen", str(tmp_path / "keys"), "--json"]) == 0
     monkeypatch.setenv("ENGINEWORKS_TRUSTED_KEYS", json.loads(capsys.readouterr().out)["public"])
     assert _run(["verify", "tiny/int8/cpu", "--json"]) == 2

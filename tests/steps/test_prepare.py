@@ -50,6 +50,8 @@ def changed(before: Plan, now: Plan) -> set[str]:
 EVALUATING = {
     "prepare-evaluation",
     "reference",
+    "fp32/lowered-reference",
+    "int8/lowered-reference",
     "fp32/cpu/compare",
     "int8/cpu/compare",
     "fp32/cpu/measure",

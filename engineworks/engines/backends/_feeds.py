@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import RunError
-from engineworks.tensors import TensorSpec
+from engineworks.tensors import NARROWED, TensorSpec
 
 Array = NDArray[np.generic]
 
@@ -25,6 +25,31 @@ def checked_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> di
     for name, spec in known.items():
         _check(spec, feeds[name], dims)
     return {name: np.asarray(feeds[name], order="C") for name in known}
+
+
+def narrowed_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The feeds with what is of a wider type (`NARROWED`) in the type of the engine's input; all others, and those of
+    inputs that `specs` lack, are given back as they are.
+
+    Raises `RunError` for a value that the engine's type cannot hold.
+    """
+    wanted = {spec.name: spec.dtype for spec in specs}
+    return {
+        name: _narrowed(name, array, wanted[name]) if (wanted.get(name), array.dtype.name) in NARROWED else array
+        for name, array in feeds.items()
+    }
+
+
+def _narrowed(name: str, array: Array, dtype: str) -> Array:
+    with np.errstate(over="ignore"):
+        narrow: Array = array.astype(dtype)
+    if dtype == "float32":
+        lost = bool((np.isinf(narrow) & np.isfinite(array)).any())
+    else:
+        lost = not np.array_equal(narrow, array)
+    if lost:
+        raise RunError(f"input '{name}' has values that {dtype}, the type of this engine's input, cannot hold")
+    return narrow
 
 
 def shapes_of(feeds: Mapping[str, Array]) -> str:

@@ -97,12 +97,24 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
         except BuildError:
             raise error from None
         report["attention"] = "written out as smaller operators"
-    said = {spec.name: spec.dtype for spec in model.outputs}
     inputs, outputs = report.pop("inputs"), report.pop("outputs")
-    for spec in outputs:
-        if said.get(spec.name, spec.dtype) != spec.dtype:
-            log(f"output '{spec.name}' is {spec.dtype} in the engine, {said[spec.name]} in the model")
+    changed = _changed_types(model, inputs, outputs)
+    for kind, specs in (("input", inputs), ("output", outputs)):
+        for spec in specs:
+            if spec.name in changed:
+                log(f"{kind} '{spec.name}' is {spec.dtype} in the engine, {changed[spec.name]} in the model")
+    report |= {"model_types": changed} if changed else {}
     return BuildReport(ENGINE_FILE, inputs, outputs, time.perf_counter() - start, vendor.versions(), report)
+
+
+def _changed_types(model: Interface, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """The model's types of the inputs and outputs to which the vendor gave another one, by name."""
+    of_model = {spec.name: spec.dtype for spec in (*model.inputs, *model.outputs)}
+    return {
+        spec.name: of_model[spec.name]
+        for spec in (*inputs, *outputs)
+        if of_model.get(spec.name, spec.dtype) != spec.dtype
+    }
 
 
 @dataclass(frozen=True)

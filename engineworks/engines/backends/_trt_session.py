@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from engineworks.engines.backends._feeds import checked_feeds
+from engineworks.engines.backends._feeds import checked_feeds, narrowed_feeds
 from engineworks.engines.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.engines.backends._trt_lane import Lane
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import Array, engine_profiles, engine_tensors, given_names
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
-from engineworks.tensors import TensorSpec
+from engineworks.tensors import NARROWED, TensorSpec
 
 
 class TrtSession:
@@ -32,7 +32,8 @@ class TrtSession:
         graphs: bool,
         known: Sequence[TensorSpec],
     ) -> None:
-        """loaded: the vendor's runtime, which must outlive all else, and engine."""
+        """loaded: the vendor's runtime, which must outlive all else, and engine. known: the tensors with the names of
+        their dimensions, and the inputs with the model's own types."""
         self._trt, self._dialect, self._errors, self._graphs = trt, dialect, errors, graphs
         self._runtime, engine = loaded
         self._engine: Any = engine
@@ -42,6 +43,9 @@ class TrtSession:
         specs = {t.name: t.spec for t in self._tensors if t.is_input}
         self._names = given_names(specs, [spec.name for spec in self._outputs])
         self._inputs = tuple(replace(specs[engine_name], name=name) for name, engine_name in self._names.items())
+        declared = {spec.name: spec.dtype for spec in known}
+        self._wider = [spec for spec in self._inputs if (spec.dtype, declared.get(spec.name)) in NARROWED]
+        self._converted: dict[str, None] = {}
         self._lane: Lane | None = self._new_lane()
 
     @property
@@ -54,7 +58,7 @@ class TrtSession:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self._dialect.notes(), *(self._lane.notes if self._lane else ()))
+        return (*self._converted, *self._dialect.notes(), *(self._lane.notes if self._lane else ()))
 
     @property
     def facts(self) -> Mapping[str, object]:
@@ -115,8 +119,15 @@ class TrtSession:
             self._lane = self._engine = self._runtime = None
 
     def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The feeds, checked, by the engine's own names of its inputs."""
-        return {self._names[name]: array for name, array in checked_feeds(self._inputs, feeds).items()}
+        """The feeds, in the engine's own types and checked, by the engine's own names of its inputs."""
+        own = narrowed_feeds(self._wider, feeds)
+        self._converted |= {
+            f"input '{name}' is {given.dtype.name} in the model, {own[name].dtype.name} in the engine: converted "
+            "before each run": None
+            for name, given in feeds.items()
+            if own[name] is not given
+        }
+        return {self._names[name]: array for name, array in checked_feeds(self._inputs, own).items()}
 
     def _new_lane(self) -> Lane:
         return Lane(self._trt, self._dialect, self._tensors, self._profiles, self._errors, graphs=self._graphs)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import enough_for
 from engineworks.recipe.recipe import Budget, Limits
+from engineworks.tensors import NARROWED
 
 Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
@@ -110,12 +111,9 @@ _OUTPUT_LIMITS = {
 }
 
 
-NARROWED = (("float32", "float64"), ("int32", "int64"))
-"""What TensorRT makes of a model's types: told, but no fault of the engine."""
-
-
 def _other_dtype(name: str, engine: str, reference: str) -> Check:
-    """An output of another type than the model's: who reads it as the model says reads nonsense."""
+    """An output of another type than the model's: who reads it as the model says reads nonsense. What TensorRT makes
+    of a model's types is no fault of the engine."""
     word: Word = "pass" if (engine, reference) in NARROWED else "fail"
     return Check(f"dtype[{name}]", word, f"{name}: the engine gives {engine}, the model {reference}.")
 

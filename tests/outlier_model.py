@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 SIZE, LAYERS, BAD = 16, 4, 1
@@ -63,19 +60,3 @@ def outlier_model() -> onnx.ModelProto:
 
 def samples(count: int) -> np.ndarray:
     return np.random.default_rng(5).uniform(0, 1, (count, SIZE)).astype(np.float32)
-
-
-@pytest.fixture
-def outlier(repository: Path) -> Path:
-    """The recipe's file."""
-    import onnxruntime
-
-    recipes, model = repository / "recipes", outlier_model()
-    onnx.save(model, recipes / "outlier.onnx")
-    rows = samples(120)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    labels = session.run(None, {"x": rows})[0].argmax(axis=1)
-    np.savez(recipes / "calib.npz", x=rows[:60])
-    np.savez(recipes / "test.npz", x=rows[60:], label=labels[60:])
-    (recipes / "outlier.yaml").write_text(RECIPE, encoding="utf-8")
-    return recipes / "outlier.yaml"

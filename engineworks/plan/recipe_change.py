@@ -1,0 +1,55 @@
+"""What `changed` says of a recipe and of each of its engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engineworks.recipe.recipe import Recipe
+
+State = Literal["new", "changed", "gone", "unchanged", "broken"]
+"""broken: the recipe is wrong now, or a file that it names is not here, so that nothing can be said of its engines."""
+
+
+@dataclass(frozen=True)
+class EngineChange:
+    """One engine: `reasons` say what its steps read that is not as it was; none for an unchanged one."""
+
+    id: str
+    state: State
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "state": self.state, "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True)
+class RecipeChange:
+    """One recipe and its engines. file: as it was named, relative to the current folder where it lies below it."""
+
+    recipe: str
+    file: str
+    state: State
+    reasons: tuple[str, ...]
+    engines: tuple[EngineChange, ...]
+
+    @property
+    def to_build(self) -> tuple[str, ...]:
+        """Ids of the engines that are other ones now."""
+        return tuple(e.id for e in self.engines if e.state in ("new", "changed"))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe, "file": self.file, "state": self.state, "reasons": list(self.reasons),
+            "engines": [e.to_json() for e in self.engines],
+        }  # fmt: skip
+
+
+def judging(recipe: Recipe, precision: str) -> dict[str, Any]:
+    """What only judges again the engines of a precision that are built: limits and waivers."""
+    limits = {str(k): v.model_dump(mode="json", exclude_none=True) for k, v in recipe.accuracy.limits.items()}
+    performance = recipe.performance.model_dump(mode="json", include={"budget", "regression"})
+    sweep = recipe.performance.sweep
+    performance["sweep.latency_ms"] = sweep.latency_ms if sweep else None
+    waivers = [w.model_dump(mode="json") for w in recipe.waivers]
+    return {"limits": limits.get(precision), **performance, "waivers": waivers}

@@ -23,7 +23,7 @@ from engineworks.host import cpu, cpu_watch
 from engineworks.host.memory import ResidentMemory
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
 from engineworks.model.ort_errors import ort_errors, what_failed
-from engineworks.model.ort_forms import FORMS, LEVELS, Form, current, exact_options, form_of, sign
+from engineworks.model.ort_forms import FORMS, LEVELS, Form, after_crashes, current, exact_options, form_of, sign
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ NEEDS_GPU_TO_BUILD = False
 IMPORTS = ("onnxruntime", "onnx")
 
 ATTEMPTS = len(FORMS)
+
+UNFUSED = Form("basic", "basic")
+"""The form that computes quantized nodes as Q/DQ in floating point."""
+
+NO_EXACT_KERNEL = ("Attempt to replace the existing tensor", "running MatMulIntegerToFloat node")
+"""What ONNX Runtime 1.31 says where `EXACT_PRODUCTS` breaks a graph on a processor without VNNI: two products share an
+int8 weight, or the weight is the left operand."""
 
 OPTIONS: Mapping[str, Option] = {
     "threads": Option(int, "threads within an operator; 0 or nothing: one for each core that may be used"),
@@ -74,6 +81,18 @@ def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
 
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+    """As `_build`; again without integer kernels where ONNX Runtime has none that are exact on this processor."""
+    try:
+        return _build(request, log)
+    except (BuildError, RunError) as error:
+        if current() != FORMS[0] or not any(words in f"{error} {error.log}" for words in NO_EXACT_KERNEL):
+            raise
+        log(f"{TITLE} has no exact int8 kernel for this model here: {error.message}")
+    with after_crashes(FORMS.index(UNFUSED)):
+        return _build(request, log)
+
+
+def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     """Optimize the model, save it as `engine`, weights above 1 GiB in `engine.data` beside it, and run that once at the
     shapes of every profile: where ONNX Runtime crashes, it is better done now, while the engine can be built again.
 
@@ -135,7 +154,7 @@ def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> 
 
 def crash_note(form: Form) -> str:
     """What the report says of an engine that is not in the first form."""
-    return f"{TITLE} crashed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
+    return f"{TITLE} failed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
 
 
 def load(

@@ -27,7 +27,7 @@ from engineworks.tensors import InputRange, Profile
 SOURCE = Path(__file__).parents[2] / "engineworks"
 ROWS = np.random.default_rng(0).integers(100, 127, (4, 64)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).integers(-127, 128, (64, 16)).astype(np.int8)
-EXPECTED: NDArray[np.float32] = (ROWS.astype(np.int32) @ WEIGHT.astype(np.int32)).astype(np.float32) * np.float32(0.01)
+EXPECTED: NDArray[Any] = (ROWS.astype(np.int32) @ WEIGHT.astype(np.int32)).astype(np.float32) * np.float32(0.01)
 
 
 def saturating_product(op_type: str) -> onnx.ModelProto:
@@ -45,11 +45,11 @@ def saturating_product(op_type: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def raw(open_session: Callable[[Path], Any]) -> Callable[[Path], NDArray[Any]]:
+def raw(open_session: Callable[[Path], Any]) -> Callable[[Path], Any]:
     return lambda path: open_session(path).run(None, {"x": ROWS})[0]
 
 
-SESSIONS: dict[str, Callable[[Path], NDArray[Any]]] = {
+SESSIONS: dict[str, Callable[[Path], Any]] = {
     "engine": lambda path: backend.load(path, {}).run({"x": ROWS})["y"],
     "as written": lambda path: backend.load_as_written(path).run({"x": ROWS})["y"],
     "mixture": lambda path: CutSession(onnx.load(str(path)), path.parent).run({"x": ROWS})["y"],
@@ -93,7 +93,7 @@ def left_or_shared(kind: str) -> onnx.ModelProto:
     del graph.input[:], graph.output[:]
     graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [64, "n"]))
     graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [16, "n"]))
-    values = {"w": WEIGHT.T.copy(), "scale": np.full(16, 0.01, np.float32), "zeros": np.zeros(16, np.int8)}
+    values: dict[str, NDArray[Any]] = {"w": WEIGHT.T.copy(), "scale": np.full(16, 0.01, np.float32), "zeros": np.zeros(16, np.int8)}
     kept = [t for t in graph.initializer if t.name not in values]
     del graph.initializer[:]
     graph.initializer.extend([*kept, *(numpy_helper.from_array(v, n) for n, v in values.items())])
@@ -108,8 +108,9 @@ def test_a_model_without_exact_kernels_is_built_all_the_same(tmp_path: Path, kin
     shape = InputRange(x.shape, x.shape, x.shape)
     request = BuildRequest(path, tmp_path, "int8", (Profile("only", {"x": shape}),))
     report = backend.build(request, lambda line: None)
-    found = backend.load(tmp_path / report.file, {}).run({"x": x})["y"]
-    np.testing.assert_allclose(found, EXPECTED if kind == "shared" else EXPECTED.T, rtol=1e-4, atol=1e-3)
+    found: Any = backend.load(tmp_path / report.file, {}).run({"x": x})["y"]
+    expected: Any = EXPECTED if kind == "shared" else EXPECTED.T
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_every_session_has_these_options() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
+from engineworks.model import equivalence
 from engineworks.model.fold import fold
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import load_model
@@ -85,7 +86,7 @@ def test_onnx_runtime_never_sees_a_sparse_constant_of_a_function(
     """ONNX Runtime 1.31 reads freed memory there, and crashes now and then; a crash would end this process."""
     source, opened = tmp_path / "model.onnx", []
     onnx.save(model("function", indices), str(source))
-    open_really = fold.open_session
+    open_really = equivalence.open_session
 
     def open_session(path: Path, **options: Any) -> onnxruntime.InferenceSession:
         opened.append(b"sparse" in path.read_bytes())

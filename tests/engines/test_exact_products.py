@@ -77,7 +77,8 @@ def test_an_engine_saved_where_nothing_saturates_is_exact_elsewhere(tmp_path: Pa
     options.optimized_model_filepath, options.log_severity_level = str(saved), 3
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     assert TensorProto.INT8 in {t.data_type for t in onnx.load(str(saved)).graph.initializer if t.dims}
-    np.testing.assert_allclose(backend.load(saved, {}).run({"x": ROWS})["y"], EXPECTED, rtol=1e-4, atol=1e-3)
+    found: Any = backend.load(saved, {}).run({"x": ROWS})["y"]
+    np.testing.assert_allclose(found, EXPECTED, rtol=1e-4, atol=1e-3)
 
 
 def test_a_model_without_exact_kernels_is_built_all_the_same(tmp_path: Path) -> None:

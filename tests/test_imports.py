@@ -31,8 +31,14 @@ def run(code: str, cwd: Path | None = None) -> str:
 
 
 def test_every_module_imports_without_any_optional_dependency() -> None:
-    modules = [m.name for m in pkgutil.walk_packages(engineworks.__path__, "engineworks.")]
-    assert len(modules) > 40
+    modules = sorted(m.name for m in pkgutil.walk_packages(engineworks.__path__, "engineworks."))
+    root = Path(engineworks.__file__).parent
+    files = (
+        path.relative_to(root.parent).with_suffix("")
+        for path in root.rglob("*.py")
+        if path.parent != root or path.name != "__init__.py"
+    )
+    assert modules == sorted(".".join(f.parts).removesuffix(".__init__") for f in files), "a folder has no __init__.py"
     code = BLOCK.format(blocked=set(OPTIONAL)) + f"import importlib\nfor m in {modules}: importlib.import_module(m)"
     run(code)
 

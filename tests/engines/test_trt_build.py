@@ -404,8 +404,8 @@ def test_ctrl_c_in_the_middle_of_a_build_ends_it_and_leaves_nothing(
         stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
     assert parent.stdout is not None
-    while "Compiler backend is used" not in parent.stdout.readline():
-        pass
+    said = iter(parent.stdout.readline, "")
+    assert any("Compiler backend is used" in line for line in said), "the build ended before its compiler began"
     time.sleep(0.5)  # well inside the compiler
     start = time.monotonic()
     os.killpg(parent.pid, signal.SIGINT)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.errors import FoldError, ModelError, SamplesError
+from engineworks.model.ort_forms import exact_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,7 +37,7 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
     """Load the model on the CPU, unoptimized unless asked for. Raises `ModelError` with ONNX Runtime's reason."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = _THREADS

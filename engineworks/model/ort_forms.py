@@ -26,6 +26,20 @@ EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 large. With this option such processors multiply uint8 by uint8; on others it changes nothing (ONNX Runtime's
 `kOrtSessionOptionsAvx2PrecisionMode`). So an int8 engine gives the same numbers on every host."""
 
+
+def exact_options() -> Any:
+    """New options for a session, with which a quantized model computes the same numbers on every processor.
+
+    Every session of ONNX Runtime is opened with these.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS):
+        options.add_session_config_entry(*entry)
+    return options
+
+
 METADATA_KEY = "engineworks.form"
 
 LEVELS: Mapping[str, str] = {

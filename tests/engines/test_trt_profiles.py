@@ -52,4 +52,4 @@ def test_a_dynamic_input_that_is_missing_is_named() -> None:
 
 def test_dynamic_inputs_need_a_profile() -> None:
     with pytest.raises(BuildError, match=r"input 'ids: .*' has dynamic dimensions and there is no profile"):
-        add_profiles(None, None, None, (), INPUTS)
+        add_profiles(None, None, None, (), INPUTS, {})

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from exact_sessions import open_exact
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -77,7 +77,7 @@ def samples(model: onnx.ModelProto) -> NDArray[np.float32]:
 
 def run(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_exact(model)
     result: NDArray[np.float32] = session.run(None, {"x": x})[0]
     return result
 

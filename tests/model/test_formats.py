@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from exact_sessions import open_exact
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -58,7 +58,7 @@ def lower(globs: Mapping[str, Sequence[str]], model: onnx.ModelProto | None = No
 
 
 def run(model: onnx.ModelProto) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_exact(model)
     found: NDArray[np.float32] = session.run(None, {"x": X})[0]
     return found
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from exact_sessions import open_exact
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import LoweringError, SamplesError
@@ -55,7 +55,7 @@ def samples(*shape: int, scale: float = 1.0, count: int = 3) -> list[dict[str, n
 
 
 def outputs_of(made: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_exact(made)
     return list(session.run(None, dict(feeds)))
 
 

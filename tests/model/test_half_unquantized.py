@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from exact_sessions import open_exact
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -61,7 +61,7 @@ def test_nothing_fp32_is_left_but_inputs_and_outputs(lowered: dict[str, onnx.Mod
 @pytest.mark.parametrize("name", ["int8", "int8_weights", "int4_weights"])
 def test_digits_are_still_read(lowered: dict[str, onnx.ModelProto], name: str) -> None:
     test = np.load(RECIPES / "data" / "digits_test.npz")
-    session = onnxruntime.InferenceSession(lowered[name].SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_exact(lowered[name])
     scores = session.run(None, {"image": test["x"]})[0]
     assert (scores.argmax(axis=1) == test["y"]).mean() >= 0.985
 
@@ -141,9 +141,9 @@ def test_noise_of_int8_itself_is_no_reason_to_keep_anything() -> None:
 
 
 def test_half_precision_that_adds_noise_is_refused_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engineworks.model.lower.half import around
+    from engineworks.model.lower.half import unquantized
 
-    monkeypatch.setattr(around, "MORE_NOISE_DB", -60.0)
+    monkeypatch.setattr(unquantized, "MORE_NOISE_DB", -60.0)
     narrow = Ranges("minmax", 1, {"x": Range(0.1, -0.1, 0.1, 0, 1)})
     with pytest.raises(LoweringError, match=r"float16 around quantized nodes: output 'y' has a signal to noise ratio"):
         halve_unquantized(quantize(growing(), narrow).model, growing(), "float16", feeds())

@@ -15,7 +15,9 @@ FLOAT = TensorProto.FLOAT
 
 def model_of(nodes: list[onnx.NodeProto], **constants: np.ndarray) -> onnx.ModelProto:
     values = [numpy_helper.from_array(v, n) for n, v in constants.items()]
-    return helper.make_model(helper.make_graph(nodes, "g", [], [], values), opset_imports=[helper.make_opsetid("", 21)])
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [], [], values), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
 
 
 def test_operators_are_named_with_their_nodes_those_of_branches_too() -> None:
@@ -63,5 +65,5 @@ def test_the_inventory_has_them_as_json() -> None:
         [helper.make_node("MaxPool", ["x"], ["y", "i"], name="pool", kernel_shape=[2, 2])], "g",
         [helper.make_tensor_value_info("x", FLOAT, [1, 1, 4, 4])], [helper.make_tensor_value_info("y", FLOAT, None)],
     )  # fmt: skip
-    value = inventory(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])).to_json()
+    value = inventory(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)).to_json()
     assert value["uses"] == {"MaxPool": ["pool"], "MaxPool:indices": ["pool"]}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from exact_sessions import open_exact
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -60,7 +60,7 @@ def lower(model: onnx.ModelProto, **options: Any) -> Quantized:
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_exact(model)
     result: NDArray[np.float32] = session.run(None, dict(feeds))[0]
     return result
 

@@ -84,9 +84,8 @@ def test_other_types_and_nothing_stored(tmp_path: Path) -> None:
         [2, 2],
     )
     half = sparse(FLAT, "half", np.float16)
-    onnx.save(
-        helper.make_model(graph([product()], sparse_initializer=[sparse(FLAT), empty, half])), str(tmp_path / "m.onnx")
-    )
+    sparse_ones = graph([product()], sparse_initializer=[sparse(FLAT), empty, half])
+    onnx.save(helper.make_model(sparse_ones, ir_version=9), str(tmp_path / "m.onnx"))
     found = {t.name: numpy_helper.to_array(t) for t in load_model(tmp_path / "m.onnx").graph.initializer}
     np.testing.assert_array_equal(found["none"], np.zeros((2, 2), np.int64))
     np.testing.assert_array_equal(found["half"], DENSE.astype(np.float16))

@@ -17,6 +17,7 @@ from typing import Any
 from engineworks.commands.init.draft import Range
 from engineworks.commands.init.guesses import Candidates
 from engineworks.commands.init.values import feeds
+from engineworks.model.ort_forms import exact_options
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
 
@@ -117,7 +118,7 @@ def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
 def _session(model: str) -> Any:
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
+    options = exact_options()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     ort.set_default_logger_severity(4)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends._trt_log import Logger
 from engineworks.engines.backends._trt_reads import ignored_inputs
-from engineworks.engines.backends._trt_tensors import given_names
 from engineworks.engines.backends._trt_words import parser_sentence
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.model.fold.node_uses import node_uses
@@ -93,5 +92,7 @@ def parse(
 
 def network_names(network: Any) -> dict[str, str]:
     """The model's name of every input → the network's."""
+    from engineworks.engines.backends._trt_tensors import given_names  # it imports NumPy, which the facts do without
+
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     return given_names(inputs, [network.get_output(i).name for i in range(network.num_outputs)])

@@ -23,7 +23,7 @@ from engineworks.host import cpu, cpu_watch
 from engineworks.host.memory import ResidentMemory
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
 from engineworks.model.ort_errors import ort_errors, what_failed
-from engineworks.model.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS, FORMS, LEVELS, Form, current, form_of, sign
+from engineworks.model.ort_forms import FORMS, LEVELS, Form, current, exact_options, form_of, sign
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -206,10 +206,8 @@ def session_options(options: Mapping[str, object]) -> Any:
     """ONNX Runtime's options for a target's; errors only in its log."""
     import onnxruntime as ort
 
-    found = ort.SessionOptions()
+    found = exact_options()
     found.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
-    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS):
-        found.add_session_config_entry(*entry)
     found.intra_op_num_threads = options.get("threads") or cpu.usable_cores()
     found.inter_op_num_threads = options.get("inter_op_threads") or 1
     if not options.get("spinning", True):

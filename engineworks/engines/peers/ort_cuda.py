@@ -20,6 +20,7 @@ from engineworks.host import cpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.model.ort_forms import exact_options
 
 if TYPE_CHECKING:
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
@@ -99,7 +100,7 @@ def load(model: PeerModel) -> OrtCudaSession:
             f"this ONNX Runtime {ort.__version__} has no {PROVIDER}",
             hint="pip install onnxruntime-gpu in place of onnxruntime: both in one place hide each other",
         )
-    options = ort.SessionOptions()
+    options = exact_options()
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     providers = [(PROVIDER, dict(PROVIDER_OPTIONS)), "CPUExecutionProvider"]

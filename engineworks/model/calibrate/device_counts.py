@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.calibrate.histograms import BLOCK
+from engineworks.model.ort_forms import exact_options
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +70,7 @@ class DeviceCounter:
 
         if (kind, dtype) not in self._sessions:
             graph = _extremes(dtype) if kind == "extremes" else _counts(dtype, self._bins)
-            options = onnxruntime.SessionOptions()
+            options = exact_options()
             options.log_severity_level = 3
             options.intra_op_num_threads = 1
             made = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=self._providers)

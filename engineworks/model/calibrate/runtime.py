@@ -14,7 +14,7 @@ from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
 from engineworks.model.ort_errors import ort_errors
-from engineworks.model.ort_forms import ort_level
+from engineworks.model.ort_forms import exact_options, ort_level
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def open_session(
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     options.graph_optimization_level = ort_level("all" if alone else "extended")
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False

@@ -15,6 +15,7 @@ import numpy as np
 from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
+from engineworks.model.ort_forms import exact_options
 from engineworks.model.tensor_storage import detach, external_span, is_external, tensor_bytes
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _computed(
         [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
     )
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    options = onnxruntime.SessionOptions()
+    options = exact_options()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

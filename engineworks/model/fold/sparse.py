@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from engineworks.errors import ModelError
 from engineworks.model.graphs import all_graphs, subgraphs
 
@@ -53,6 +51,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 def _dense(sparse: onnx.SparseTensorProto, name: str, where: str) -> onnx.TensorProto:
     """The tensor with zeros where nothing is stored. Indices are positions in the flat tensor, [n], or coordinates,
     [n, rank]."""
+    import numpy as np
     import onnx
 
     if any(onnx.external_data_helper.uses_external_data(t) for t in (sparse.values, sparse.indices)):

@@ -14,7 +14,7 @@ from engineworks.errors import LoweringError
 from engineworks.host.cpu import limit_threads
 from engineworks.model.lower.half.graph import whole_model
 from engineworks.model.ort_errors import ort_errors
-from engineworks.model.ort_forms import EXACT_ACTIVATIONS, ort_level
+from engineworks.model.ort_forms import exact_options, ort_level
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ class Bench:
         """
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
+        options = exact_options()
         options.graph_optimization_level = ort_level(optimize)
-        options.add_session_config_entry(*EXACT_ACTIVATIONS)
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False

@@ -26,7 +26,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",)),
     "prepare": StepKind(1, ()),
     "fold": StepKind(4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(6, ("onnx", "onnxruntime", "numpy")),
+    "calibrate": StepKind(7, ("onnx", "onnxruntime", "numpy")),
     "lower": StepKind(7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
     "reference": StepKind(5, ("onnxruntime", "numpy")),
     "lowered_reference": StepKind(1, ("onnx", "onnxruntime", "numpy")),

@@ -113,12 +113,13 @@ class Activation:
             return min(largest, bins * self._histogram.bin_width)
         return largest
 
+    @property
+    def empty(self) -> bool:
+        """Whether the tensor held no value so far."""
+        return not self._values
+
     def range(self, amax_early: float | None = None) -> Range:
-        """The range of all that was seen. Raises `CalibrationError` if every tensor was empty."""
-        if not self._values:
-            raise CalibrationError(
-                f"activation '{self._name}' was empty in every sample", hint="keep the nodes that read it unquantized"
-            )
+        """The range of all that was seen, which must not be empty."""
         amax = self.amax
         reach = amax * (1 + 0.5 / INT8_MAX)  # what rounds to the last code is not clipped
         clips = reach < max(-self._minimum, self._maximum)

@@ -90,8 +90,9 @@ def collect_ranges(
         sample_count, early = _run_all(passes, batches(), seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
-    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
-    return Ranges(method, sample_count, ranges, settings.parameters, passes.provider)
+    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items() if not activation.empty}
+    empty = tuple(name for name, activation in seen.items() if activation.empty)
+    return Ranges(method, sample_count, ranges, settings.parameters, passes.provider, empty)
 
 
 def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int, device: Device) -> Passes:

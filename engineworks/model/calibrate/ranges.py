@@ -70,8 +70,8 @@ class Range:
 class Ranges:
     """The ranges of a model's activations by tensor name, and how they were found.
 
-    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; empty for min-max. provider: of ONNX
-    Runtime, on which the model ran.
+    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; none for min-max. provider: of ONNX
+    Runtime, on which the model ran. empty: tensors that held no value in any sample, which have no range.
     """
 
     method: Method
@@ -79,6 +79,7 @@ class Ranges:
     tensors: Mapping[str, Range]
     parameters: Mapping[str, float] = field(default_factory=dict)
     provider: str = "CPUExecutionProvider"
+    empty: tuple[str, ...] = ()
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -93,6 +94,7 @@ class Ranges:
             "sample_count": self.sample_count,
             "provider": self.provider,
             "constants": list(self.constants),
+            "empty": list(self.empty),
             "tensors": {name: seen.to_json() for name, seen in self.tensors.items()},
         }
 
@@ -110,7 +112,9 @@ class Ranges:
             raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
         found = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
         settings = {str(name): number for name, number in parameters.items()}
-        return cls(method, sample_count, found, settings, str(value.get("provider", cls.provider)))
+        empty = value.get("empty", ())
+        assert isinstance(empty, list | tuple)
+        return cls(method, sample_count, found, settings, str(value.get("provider", cls.provider)), tuple(empty))
 
 
 _AGAIN = "calibrate again"

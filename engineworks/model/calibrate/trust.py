@@ -79,6 +79,11 @@ def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repea
             f"calibration had {count} sample{'s' if count > 1 else ''}, which is far too few: "
             f"give it at least {FEW_SAMPLES}, better some hundreds"
         )
+    if ranges.empty:
+        also = f" and {len(ranges.empty) - 1} more tensors were" if len(ranges.empty) > 1 else " was"
+        found.append(
+            f"'{ranges.empty[0]}'{also} empty in every calibration sample: nodes that read them are not quantized"
+        )
     moved = [(seen.moved, name) for name, seen in ranges.tensors.items() if seen.moved > MOVED]
     if len(moved) > MOVED_TENSORS * len(ranges.tensors):
         share, name = max(moved)
@@ -110,6 +115,7 @@ def summary(ranges: Ranges) -> dict[str, object]:
         "provider": ranges.provider,
         "tensors": len(tensors),
         "constants": list(ranges.constants),
+        "empty": list(ranges.empty),
         "saturated": _spread(tensors, ((seen.saturated, name) for name, seen in tensors.items())),
         "unused": _spread(tensors, ((seen.unused, name) for name, seen in tensors.items())),
         "moved": _spread(tensors, ((seen.moved, name) for name, seen in tensors.items())),

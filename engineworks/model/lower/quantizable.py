@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -74,6 +74,18 @@ class QuantizationPlan:
 
     nodes: Mapping[int, NodePlan]
     kept: tuple[KeptNode, ...]
+
+    def without(self, tensors: Collection[str], model: onnx.ModelProto) -> QuantizationPlan:
+        """Without the nodes whose activations are among `tensors`, which were empty in every calibration sample."""
+        nodes, kept = dict(self.nodes), list(self.kept)
+        for at, plan in self.nodes.items():
+            empty = next((o.tensor for o in plan.operands if isinstance(o, Activation) and o.tensor in tensors), None)
+            if empty is not None:
+                node = model.graph.node[at]
+                reason = f"'{empty}' was empty in every calibration sample"
+                kept.append(KeptNode(node_label(node), node.op_type, reason))
+                del nodes[at]
+        return QuantizationPlan(nodes, tuple(kept))
 
 
 KEPT_BY = "kept by"

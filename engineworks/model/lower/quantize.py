@@ -82,7 +82,7 @@ def quantize(
     formats need (`raise_opset_for`), an entry that matches no node, a node that two formats name, an activation
     without a range, and a weight that is not finite or not loaded.
     """
-    plan = plan_quantization(model, globs, keep, op_types, fp32)
+    plan = plan_quantization(model, globs, keep, op_types, fp32).without(ranges.empty if ranges else (), model)
     _check_opset(model, {node.format.name: node.format for node in plan.nodes.values()}.values())
     writer = _Writer(model, ranges)
     for at, node in enumerate(model.graph.node):

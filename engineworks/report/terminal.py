@@ -71,7 +71,7 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
             console.print(table)
         say(
             f"{plan.recipe}: {many(len(plan.engines), 'engine')}, {many(counts['to do'], 'step')} to do, "
-            f"{counts['cached']} cached, {counts['elsewhere']} for other hardware, "
+            f"{counts['cached']} cached, {counts['needs another GPU']} for other hardware, "
             f"{many(len(plan.refused), 'engine')} refused"
         )
 

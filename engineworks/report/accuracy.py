@@ -8,7 +8,18 @@ from typing import Any
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.served_checks import row_tolerance
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Cell, Column, Section, Words, blocks_of, number, significant, table
+from engineworks.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Section,
+    Words,
+    blocks_of,
+    engine_cell,
+    number,
+    significant,
+    table,
+)
 from engineworks.report.figures import dims_text
 from engineworks.report.palette import precision_of, short
 
@@ -37,7 +48,7 @@ def _metric(compared: list[EngineResult]) -> Block | None:
             name = f"{metric['name']}{' ↓' if metric.get('lower_is_better') else ''}"
             kind = "" if metric.get("kind") == "labels" else f" ({metric.get('kind')})"
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name + kind), number(metric["engine"], 5),
+                engine_cell(engine.id), Cell(name + kind), number(metric["engine"], 5),
                 number(metric["reference"], 5), number(metric["ratio"], 5), number(metric.get("samples"), 0),
             ])  # fmt: skip
     return table(columns, rows, title="task metric")
@@ -55,7 +66,7 @@ def _outputs(compared: list[EngineResult]) -> Block | None:
             worst = output.get("worst_row_cosine")
             at = output.get("worst_row")
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name, code=True), _cosine(output["cosine"]),
+                engine_cell(engine.id), Cell(name, code=True), _cosine(output["cosine"]),
                 number(output["sqnr_db"], 1), _scientific(output["max_abs"]), _scientific(output["mean_abs"]),
                 Cell(str(output["nonfinite"]), tone="fail" if output["nonfinite"] else ""),
                 Cell(f"{worst:.5f} (sample {at})", sort=worst) if worst is not None else Cell(""),

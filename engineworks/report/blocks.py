@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engineworks.report.palette import short
 from engineworks.report.raw import Attachment
 
 Tone = str
@@ -43,6 +44,10 @@ class Table:
     title: str = ""
     below: str = ""
     marked: int | None = None
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
 
 
 @dataclass(frozen=True)
@@ -114,29 +119,39 @@ def table(
     below: str = "",
     marked: int | None = None,
 ) -> Table | None:
-    """A table without the columns that no row has anything in; None where there is no row."""
+    """A table without the columns that are blank in every row; None where there is no row."""
     cells = [tuple(row) for row in rows]
-    used = [i for i in range(len(columns)) if any(row[i].text for row in cells)]
     if not cells:
         return None
-    return Table(
-        tuple(columns[i] for i in used), tuple(tuple(row[i] for i in used) for row in cells), title, below, marked
-    )
+    used = [i for i in range(len(columns)) if any(row[i].text for row in cells)]
+    kept = tuple(tuple(row[i] for i in used) for row in cells)
+    return Table(tuple(columns[i] for i in used), kept, title, below, marked)
 
 
-def blocks_of(*found: Block | Iterable[Block | None] | None) -> tuple[Block, ...]:
-    """Those that there are, in one row."""
-    return tuple(_flat(found))
+def text_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Collection[str], below: str = ""
+) -> Table | None:
+    """A table of plain texts. texts: the columns that hold no numbers."""
+    columns = [Column(name, number=name not in texts) for name in headings]
+    return table(columns, ([Cell(text) for text in row] for row in rows), below=below)
 
 
-def _flat(found: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Block]:
-    for one in found:
-        if one is None:
-            continue
-        if isinstance(one, Block):
-            yield one
-        else:
-            yield from _flat(one)
+def blocks_of(*parts: Block | Iterable[Block | None] | None) -> tuple[Block, ...]:
+    """All blocks of the parts in their order, without None."""
+    return tuple(_flat(parts))
+
+
+def _flat(parts: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Block]:
+    for part in parts:
+        if isinstance(part, Block):
+            yield part
+        elif part is not None:
+            yield from _flat(part)
+
+
+def engine_cell(engine: str) -> Cell:
+    """The engine's name within its recipe."""
+    return Cell(short(engine), code=True)
 
 
 def number(value: float | None, digits: int = 3, **more: object) -> Cell:

@@ -17,6 +17,7 @@ from engineworks.report.blocks import (
     Section,
     Words,
     blocks_of,
+    engine_cell,
     number,
     significant,
     table,
@@ -52,7 +53,7 @@ def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
     now = shapes[shape]["latency_ms_p50"] if shape else None
     was = then.p50_ms.get(shape) if then else None
     metric = ((engine.accuracy or {}).get("metric") or {}).get("engine")
-    label, name = Cell(short(engine.id), code=True), Cell(f"{champion.model} version {champion.version}")
+    label, name = engine_cell(engine.id), Cell(f"{champion.model} version {champion.version}")
     if then and then.digest and then.digest == engine.sidecar.get("sha256"):
         same = Cell("the same engine, byte for byte", tone="pass")
         return [label, name, same, number(now, 4), Cell(""), number(metric, 5), Cell("")]
@@ -101,7 +102,7 @@ def _champion_comparisons(result: BuildResult) -> Block | None:
             attempts = comparison["attempts"]
             disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
+                engine_cell(engine.id), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
                 number(s["ratio"], 4),
                 Cell(_interval(s)), Cell(f"{100 * comparison.get('confidence', 0.99):.10g} %"),
                 number(1 + comparison["limit"], 4),

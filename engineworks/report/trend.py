@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background, Point
-from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, table
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, engine_cell, table
 from engineworks.report.palette import colors, precision_of, short, target_of
 from engineworks.report.plots import Mark, Panel, Track, trend_plot
 
@@ -123,7 +123,7 @@ def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Blo
         values = [v for p in points if (v := p.p50_ms.get(shape)) is not None]
         figures = (values[0], min(values), max(values), values[-1]) if values else ()
         cells = [Cell(f"{v:.4g}", sort=v) for v in figures] or [Cell("")] * 4
-        rows.append([Cell(short(engine), code=True), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
+        rows.append([engine_cell(engine), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
     found = table(columns, rows)
     if found:
         yield found

@@ -28,7 +28,7 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
         "checks": checks,
         "accuracy": engine.accuracy,
         "latency": engine.latency,
-        "compare_champion": engine.champion_comparison,
+        "champion_comparison": engine.champion_comparison,
     }
     for name, value in found.items():
         if value:

@@ -55,7 +55,7 @@ def test_words_are_those_of_the_field(page: Path) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name in SHORT_SENTENCES], ids=lambda p: p.name)
 def test_sentences_are_short(page: Path) -> None:
     every = sentences(page.read_text(encoding="utf-8"))
-    assert len(every) > 10
+    assert every
     long = [s for s in every if len(s.split()) > MAX_WORDS]
     assert long == []
 

@@ -30,7 +30,7 @@ def _tensors(figures: Mapping[str, Any]) -> Block | None:
     """The worst of each kind, side by side."""
     kinds = (("saturated", "clipped", 3), ("unused", "codes unused", 0), ("moved", "moved at last", 1))
     worst = {key: figures.get(key, {}).get("largest", {}) for key, _, _ in kinds}
-    names = list(dict.fromkeys(name for found in worst.values() for name in found))
+    names = list(dict.fromkeys(name for largest in worst.values() for name in largest))
     columns = [Column("tensor"), *(Column(heading, number=True) for _, heading, _ in kinds)]
     rows = [
         [Cell(name, code=True), *(_share(worst[key].get(name), digits) for key, _, digits in kinds)] for name in names

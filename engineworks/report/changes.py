@@ -26,12 +26,12 @@ from engineworks.report.palette import short
 
 
 def changes_section(result: BuildResult, background: Background) -> Section:
-    found = blocks_of(
+    blocks = blocks_of(
         [Words(sentence, tone="inconclusive") for sentence in (*background.missing, *background.lost)],
         _champions(result, background), _champion_comparisons(result),
         list(_earlier(result)), list(_before(background)),
     )  # fmt: skip
-    return Section("changes", "What changed", found, brief="Changes")
+    return Section("changes", "What changed", blocks, brief="Changes")
 
 
 def _champions(result: BuildResult, background: Background) -> Block:

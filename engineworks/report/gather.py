@@ -96,9 +96,9 @@ def _links(
 
 def _build_before(tracking: Tracking, build: RunSummary) -> RunSummary | None:
     """The recipe's newest build that ended before this one began."""
-    found = tracking.find_runs(recipe=build.recipe, kind="build", limit=50)
+    builds = tracking.find_runs(recipe=build.recipe, kind="build", limit=50)
     ended = ("FINISHED", "FAILED")
-    older = (r for r in found if r.run_id != build.run_id and r.started_at < build.started_at and r.status in ended)
+    older = (r for r in builds if r.run_id != build.run_id and r.started_at < build.started_at and r.status in ended)
     return next(older, None)
 
 
@@ -123,13 +123,13 @@ def _points(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSumma
     """Of engines that were measured or compared: others have nothing that moves but their size."""
     engines = [e for e in result.engines if e.latency or e.accuracy]
     each = min(POINTS, max(8, READ // max(1, len(engines))))
-    found = {}
+    points = {}
     for engine in engines:
         now = runs.get(engine.id)
         listed = tracking.find_runs(engine=engine.id, kind="engine", limit=each)
         older = [r for r in listed if now is None or (r.run_id != now.run_id and r.started_at <= now.started_at)]
-        found[engine.id] = tuple(point_of(r) for r in reversed([*([now] if now else []), *older]))
-    return found
+        points[engine.id] = tuple(point_of(r) for r in reversed([*([now] if now else []), *older]))
+    return points
 
 
 def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> dict[str, ChampionFigures]:
@@ -138,8 +138,8 @@ def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any])
     versions = {engine: (c["model"], c["version"], c["run"]) for engine, c in planned.items()}
     if not versions:
         slots = {slot.alias("champion"): engine for slot, engine in _slots(result, plan).items()}
-        found = tracking.versions_behind(_registered(result, plan), slots)
-        listed = {slots[alias]: (v.model, v.version, v.run, v.engine) for alias, v in found.items()}
+        behind = tracking.versions_behind(_registered(result, plan), slots)
+        listed = {slots[alias]: (v.model, v.version, v.run, v.engine) for alias, v in behind.items()}
         versions = {engine: known[:3] for engine, known in listed.items() if known[3] == engine}  # no smoke build's
     return {
         engine: ChampionFigures(model, version, _point_of_run(tracking, run))
@@ -182,7 +182,7 @@ def _before(
 ) -> Before:  # fmt: skip
     plan = read_json(tracking, before.run_id, "plan.json") or {}
     missed = {*left_out(plan), *(e["id"] for e in plan.get("engines", ()) if e["id"] not in older)}
-    rest = {e.id: found for e in result.engines if e.id in missed and (found := _newest(tracking, e.id, before))}
+    rest = {e.id: newest for e in result.engines if e.id in missed and (newest := _newest(tracking, e.id, before))}
     shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
     points = {engine: point_of(run) for engine, run in {**rest, **older}.items()}
     refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
@@ -196,8 +196,8 @@ def _before(
 
 def _newest(tracking: Tracking, engine: str, build: RunSummary) -> RunSummary | None:
     """The engine's newest run before this build, which it was not part of."""
-    found = tracking.find_runs(engine=engine, kind="engine", limit=50)
-    return next((run for run in found if run.started_at < build.started_at), None)
+    listed = tracking.find_runs(engine=engine, kind="engine", limit=50)
+    return next((run for run in listed if run.started_at < build.started_at), None)
 
 
 def _apart(result: BuildResult, missed: Collection[str], rest: Mapping[str, RunSummary]) -> Iterator[str]:
@@ -231,6 +231,6 @@ def _side(tracking: Tracking, run: RunSummary, recipe: Mapping[str, Any]) -> Sid
 
 
 def _words(differences: Iterable[Any]) -> Iterator[str]:
-    for one in differences:
-        if one.kind != "step":
-            yield f"{one.what} ({', '.join(one.steps)})" if one.steps else one.what
+    for difference in differences:
+        if difference.kind != "step":
+            yield f"{difference.what} ({', '.join(difference.steps)})" if difference.steps else difference.what

@@ -110,10 +110,10 @@ def _variant(last: str, kind: str) -> str:
     return f" {rest}" if rest else ""
 
 
-def _edge(a: tuple[float, float], b: tuple[float, float], one: StepFact, other: StepFact) -> str:
+def _edge(a: tuple[float, float], b: tuple[float, float], source: StepFact, reader: StepFact) -> str:
     x1, y1, x2, y2 = a[0] + BOX_W, a[1] + BOX_H / 2, b[0], b[1] + BOX_H / 2
     middle = (x1 + x2) / 2
-    ran = " ran" if one.state == "run" and other.state == "run" else ""
+    ran = " ran" if source.state == "run" and reader.state == "run" else ""
     if x2 <= x1:
         return ""
     curve = f"C{middle:.0f} {y1:.1f} {middle:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"

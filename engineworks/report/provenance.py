@@ -12,8 +12,8 @@ from engineworks.report.changes import day
 
 
 def provenance_section(result: BuildResult, background: Background) -> Section:
-    found = blocks_of(_build(result, background), _versions(background), _engines(result, background))
-    return Section("provenance", "Provenance", found, open=False)
+    blocks = blocks_of(_build(result, background), _versions(background), _engines(result, background))
+    return Section("provenance", "Provenance", blocks, open=False)
 
 
 def _build(result: BuildResult, background: Background) -> Block | None:
@@ -66,9 +66,9 @@ def _engines(result: BuildResult, background: Background) -> Iterator[Block]:
          Cell(background.runs.get(e.id, ""), code=True)]
         for e in result.engines if e.sidecar
     ]  # fmt: skip
-    found = table(columns, rows)
-    if found:
-        yield Fold((Cell("digests of the engines"),), (found,))
+    digests = table(columns, rows)
+    if digests:
+        yield Fold((Cell("digests of the engines"),), (digests,))
     places = [[Cell(e.id, code=True), Cell(str(e.path), code=True)] for e in result.engines if e.path]
     stored = table([Column("engine"), Column("file in the store")], places)
     if stored:

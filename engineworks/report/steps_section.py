@@ -43,5 +43,5 @@ def _table(result: BuildResult) -> Fold | None:
          Cell(s.reason, tone="muted")]
         for s in result.dag
     ]  # fmt: skip
-    found = table(columns, rows)
-    return Fold((Cell("every step"),), (found,)) if found else None
+    steps = table(columns, rows)
+    return Fold((Cell("every step"),), (steps,)) if steps else None

@@ -20,11 +20,11 @@ def trend_section(result: BuildResult, background: Background, *, plots: bool) -
     known = {e: points for e, points in background.points.items() if len(points) >= LEAST}
     if not known:
         return None
-    found: list[Block] = []
+    blocks: list[Block] = []
     for target in dict.fromkeys(map(target_of, known)):
         engines = {e: points for e, points in known.items() if target_of(e) == target}
-        found += _target(target, engines, colors(result), plots=plots)
-    return Section("trend", "Trend over builds", blocks_of(found), brief="Trend")
+        blocks += _target(target, engines, colors(result), plots=plots)
+    return Section("trend", "Trend over builds", blocks_of(blocks), brief="Trend")
 
 
 def _target(
@@ -37,16 +37,16 @@ def _target(
 
     def track(engine: str, value: str) -> Track:
         values: list[float | None] = [None] * len(columns)
-        for index, found in enumerate(columns):
-            if engine in found:
-                values[index] = _value(found[engine], value, shape)
+        for index, column in enumerate(columns):
+            if engine in column:
+                values[index] = _value(column[engine], value, shape)
         return Track(short(engine), color.get(precision_of(engine), 0), values)
 
     kinds = (("median at " + shape, "ms", "p50"), ("metric", "", "metric"), ("engine", "MiB", "mib"))
     panels = [Panel(title, unit, [track(e, key) for e in engines]) for title, unit, key in kinds]
     panels = [p for p in panels if any(v is not None for t in p.tracks for v in t.values)]
     if plots and panels:
-        dates = [_date(found, columns) for found in columns]
+        dates = [_date(column, columns) for column in columns]
         svg = trend_plot(panels, dates, [Mark(index, label) for index, label, _ in marks], f"Trend on {target}")
         yield Plot(
             svg,
@@ -58,11 +58,11 @@ def _target(
             [Cell(str(i)), Cell(_date(columns[index], columns)), Cell(label)]
             for i, (index, label, _) in enumerate(marks, 1)
         ]
-        found = table(
+        column = table(
             [Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}"
         )
-        if found:
-            yield found
+        if column:
+            yield column
     else:
         yield Words(
             f"{target}: no version of a library, the driver or the model changed over these builds.", tone="muted"
@@ -108,7 +108,7 @@ def _value(point: Point, key: str, shape: str) -> float | None:
 
 def _date(column: Mapping[str, Point], columns: Sequence[Mapping[str, Point]]) -> str:
     """The day; with the hour where the builds are of a few days."""
-    at, first = (min(p.at for p in one.values()) for one in (column, columns[0]))
+    at, first = (min(p.at for p in build.values()) for build in (column, columns[0]))
     last = max(p.at for p in columns[-1].values())
     return time.strftime("%Y-%m-%d" if last - first > 5 * 86400 else "%m-%d %H:%M", time.gmtime(at))
 
@@ -124,9 +124,9 @@ def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Blo
         figures = (values[0], min(values), max(values), values[-1]) if values else ()
         cells = [Cell(f"{v:.4g}", sort=v) for v in figures] or [Cell("")] * 4
         rows.append([engine_cell(engine), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
-    found = table(columns, rows)
-    if found:
-        yield found
+    summary = table(columns, rows)
+    if summary:
+        yield summary
 
 
 def _verdicts(points: Sequence[Point]) -> str:

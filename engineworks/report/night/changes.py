@@ -37,13 +37,13 @@ class Past:
         """By name, why a recipe is no more: its file is not in the folder, or has another recipe in this night."""
         names, now = {r["recipe"] for r in recipes}, {r["file"]: r["recipe"] for r in recipes if r["file"]}
         folders = {PurePath(file).parent for file in self.files}
-        found = {}
+        reasons = {}
         for name, file in ((n, r.get("file")) for n, r in self.recipes.items() if n not in names):
             if file in now:
-                found[name] = f"{file} is recipe {now[file]} now"
+                reasons[name] = f"{file} is recipe {now[file]} now"
             elif file and file not in self.files and PurePath(file).parent in folders:
-                found[name] = f"{file} was removed"
-        return found
+                reasons[name] = f"{file} was removed"
+        return reasons
 
     def still_known(self, recipes: Sequence[Row], engines: Iterable[Row], left_out: Iterable[str]) -> tuple[Row, ...]:
         """Engines that the night of these has no result of, and that are not gone either."""

@@ -174,13 +174,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
-def _joined(found: Iterable[Difference]) -> tuple[Difference, ...]:
+def _joined(differences: Iterable[Difference]) -> tuple[Difference, ...]:
     """One line for what several steps read."""
     merged: dict[tuple[str, str], Difference] = {}
-    for one in found:
-        known = merged.get((one.kind, one.what))
-        steps = (*(known.steps if known else ()), *one.steps)
-        merged[one.kind, one.what] = Difference(one.kind, one.what, tuple(dict.fromkeys(steps)), one.place)
+    for difference in differences:
+        known = merged.get((difference.kind, difference.what))
+        steps = (*(known.steps if known else ()), *difference.steps)
+        merged[difference.kind, difference.what] = Difference(
+            difference.kind, difference.what, tuple(dict.fromkeys(steps)), difference.place
+        )
     return tuple(merged.values())
 
 

@@ -9,12 +9,12 @@ from engineworks.report.palette import short
 from engineworks.report.raw import Attachment
 
 Tone = str
-"""'' or the word that a cell is coloured by: pass, fail, failed, inconclusive, unmeasured, refused, muted."""
+"""'' or the name of a cell's color: pass, fail, failed, inconclusive, unmeasured, refused, muted."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what is read. sort: what the column is sorted by where the text does not say it. share: 0 to 1, drawn as a
+    """text: what is read. sort: the sort key where the text is none. share: 0 to 1, drawn as a
     bar behind the text. heat: 0 to 1, how strongly the cell is shaded."""
 
     text: str
@@ -66,7 +66,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Plot:
-    """svg: a whole <svg> element, ours. Markdown has none of it: what it shows stands in tables too."""
+    """svg: a whole <svg> element that this package made. Markdown omits it: tables hold the same data."""
 
     svg: str
     caption: str = ""
@@ -162,7 +162,7 @@ def number(value: float | None, digits: int = 3, **more: object) -> Cell:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """'0.0269', '1,340': so many digits that count, never in powers of ten."""
+    """'0.0269', '1,340': so many significant digits, without an exponent."""
     if value is None:
         return ""
     if value == 0:

@@ -1,4 +1,4 @@
-"""What the calibrations are worth: their warnings, their figures, and the tensors that fare worst."""
+"""The quality of the calibrations: warnings, figures, and the worst tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _one(health: CalibrationHealth) -> Iterator[Block | None]:
     if health.warnings:
         yield Bullets(tuple(Words(w, tone="inconclusive", strong="warning") for w in health.warnings))
     else:
-        yield Words("Nothing about it is doubtful.", tone="pass")
+        yield Words("No warnings.", tone="pass")
     yield _tensors(health.figures)
     yield _inputs(health.figures)
 
@@ -37,9 +37,9 @@ def _tensors(figures: Mapping[str, Any]) -> Block | None:
     ]
     below = (
         "clipped: part of the values beyond the range; unused: of the 255 codes; moved: by the last fifth of the "
-        "samples. The worst of each kind; a blank is no zero."
+        "samples. The worst of each kind; blank: not among the worst."
     )
-    return table(columns, rows, title="tensors that fare worst", below=below)
+    return table(columns, rows, title="worst tensors", below=below)
 
 
 def _share(value: float | None, digits: int) -> Cell:
@@ -53,4 +53,4 @@ def _inputs(figures: Mapping[str, Any]) -> Block | None:
         [Cell(name, code=True), number(seen.get("samples"), 0), *(number(seen.get(k), 4) for k in keys)]
         for name, seen in figures.get("inputs", {}).items()
     ]
-    return table(columns, rows, title="what it was calibrated on")
+    return table(columns, rows, title="calibration data")

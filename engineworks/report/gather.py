@@ -1,10 +1,9 @@
-"""The background of a build's report, from MLflow: what was before it, its champions, its links, its passports."""
+"""The background of a build's report, from MLflow: earlier builds, champions, links, passports."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.errors import TrackingError
+from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
@@ -24,7 +24,7 @@ POINTS = 30
 """Records of an engine that a trend shows."""
 
 READ = 300
-"""Runs that are read for the trends of all engines together: more would take longer than the build's other records."""
+"""Runs that are read for the trends of all engines together; more would dominate the time of a report."""
 
 EXPLAINED = 6
 """Changed engines whose inputs are compared with those of the build before."""
@@ -38,7 +38,7 @@ FACTS = {
 
 
 def gather_background(result: BuildResult, plan: Mapping[str, Any], tracking: Tracking) -> Background:
-    """plan: as JSON. Where MLflow does not answer, the report says so and has the rest."""
+    """plan: as JSON. Where MLflow does not answer, the report has the rest and the reason."""
     resolved = plan.get("resolved") or {}
     known = Background(
         description=str(resolved.get("description") or ""), facts={"recipe file": str(plan.get("file", ""))},
@@ -47,7 +47,7 @@ def gather_background(result: BuildResult, plan: Mapping[str, Any], tracking: Tr
     try:
         return _from_record(known, result, plan, tracking)
     except TrackingError as error:
-        sentence = f"What was before, the champions and the links are not known: {error.message}"
+        sentence = f"Earlier builds, champions and links are unknown: {error.message}"
         return replace(known, missing=(sentence,))
 
 
@@ -203,12 +203,10 @@ def _newest(tracking: Tracking, engine: str, build: RunSummary) -> RunSummary | 
 def _apart(result: BuildResult, missed: Collection[str], rest: Mapping[str, RunSummary]) -> Iterator[str]:
     """Which engines are not part of this build, and what those are compared with that the one before has not."""
     if result.not_selected:
-        yield f"Not part of this run, for --only left them out: {', '.join(result.not_selected)}."
+        yield f"Not part of this run, because --only left them out: {', '.join(result.not_selected)}."
     for engine in (e.id for e in result.engines if e.id in missed):
-        day = (
-            f" of {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(rest[engine].started_at))}" if engine in rest else ""
-        )
-        then = f"compared with its own last build{day}" if day else "there is nothing to compare it with"
+        last = f"compared with its own last build of {day(rest[engine].started_at)}" if engine in rest else ""
+        then = last or "there is nothing to compare it with"
         yield f"{engine} was not part of the build before, or had no result: {then}."
 
 

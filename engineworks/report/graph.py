@@ -1,7 +1,7 @@
 """A build's steps as a drawing: one column per kind, lines from what is read to what reads it. Pure; inline SVG.
 
 The steps of a recipe are nearly a tree that ends in engines, so that a layered drawing needs no solver: one row per
-engine, in the plan's order, and every other step beside the middle of those that read it.
+engine, in the plan's order, and every other step next to the middle of its readers.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _box(step: StepFact, x: float, y: float) -> str:
 
 
 def _short(step: StepFact) -> str:
-    """What tells it from the others of its column."""
+    """Its name within its column."""
     parts = step.id.split("/")
     if len(parts) >= 4:
         return "/".join(parts[1:3])

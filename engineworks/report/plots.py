@@ -110,7 +110,7 @@ def latency_plot(rows: Sequence[Distribution], title: str, *, budget_ms: float |
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
-    """1, 2, 5 and their kin instead of powers of ten."""
+    """1, 2, 5 and more steps instead of powers of ten."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     steps: tuple[float, ...] = (1, 2, 5) if high / low < 300 else (1,)
@@ -186,7 +186,7 @@ def _legend(choice: Choice) -> str:
 
 
 def trend_plot(panels: Sequence[Panel], dates: Sequence[str], marks: Sequence[Mark], title: str) -> str:
-    """Every quantity over the builds, oldest left; a line stands where a version changed, numbered as in `marks`."""
+    """Every quantity over the builds, oldest left; numbered lines mark version changes."""
     count = len(dates)
     with drawing(f"trend {title}", 8.6, 0.5 + 1.45 * len(panels)) as figure:
         rows: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

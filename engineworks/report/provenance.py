@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.builds.results import BuildResult
+from engineworks.report.ages import day
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, number, table
-from engineworks.report.changes import day
 
 
 def provenance_section(result: BuildResult, background: Background) -> Section:

@@ -1,4 +1,4 @@
-"""What the checks were made of, whole, in the page itself: reports and raw samples as files behind links."""
+"""The reports and raw samples behind the checks, as files within the page."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from engineworks.report.figures import dims_text, latency_table, remarks, shapes
 from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
 
-LEGEND = "Filled: how the timed runs are distributed (root of their number). Line: median; dashes: p99."
+LEGEND = "Filled: distribution of the timed runs (root of their number). Line: median; dashes: p99."
 
 
 def latency_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:

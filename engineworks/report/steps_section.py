@@ -8,7 +8,7 @@ from engineworks.report.graph import graph_svg
 
 STATES = ("run", "reused", "failed", "skipped", "needs another GPU", "not needed")
 WORDS = {"needs another GPU": "cannot run here"}
-"""A step for other hardware: whether another host runs it, this build does not know."""
+"""A step for other hardware: this build does not know whether another host runs it."""
 
 _TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "needs another GPU": "unmeasured"}
 

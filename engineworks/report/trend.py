@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background, Point
@@ -47,7 +48,7 @@ def _target(
     panels = [p for p in panels if any(v is not None for t in p.tracks for v in t.values)]
     if plots and panels:
         dates = [_date(column, columns) for column in columns]
-        svg = trend_plot(panels, dates, [Mark(index, label) for index, label, _ in marks], f"Trend on {target}")
+        svg = trend_plot(panels, dates, [Mark(index, label) for index, label in marks], f"Trend on {target}")
         yield Plot(
             svg,
             f"{target}, {len(columns)} builds, oldest left" + ("; numbered lines: see below" if marks else ""),
@@ -56,7 +57,7 @@ def _target(
     if marks:
         rows = [
             [Cell(str(i)), Cell(_date(columns[index], columns)), Cell(label)]
-            for i, (index, label, _) in enumerate(marks, 1)
+            for i, (index, label) in enumerate(marks, 1)
         ]
         column = table(
             [Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}"
@@ -82,11 +83,11 @@ def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:
     return columns
 
 
-def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Index, sentence and names of what changed, by any engine of the target, since it was seen last."""
+def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str]]:
+    """Index and sentence of the versions that changed, by any engine of the target, since its last record."""
     last: dict[str, Mapping[str, str]] = {}
     for index, column in enumerate(columns):
-        told: dict[str, str] = {}
+        changed: dict[str, str] = {}
         for engine, point in column.items():
             if not point.versions:
                 continue
@@ -94,10 +95,10 @@ def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str, t
             for name in point.versions if before is not None else ():
                 was, now = (before or {}).get(name), point.versions[name]
                 if was is not None and was != now:
-                    told.setdefault(name, f"{name} {was} → {now}")
+                    changed.setdefault(name, f"{name} {was} → {now}")
             last[engine] = point.versions
-        if told:
-            yield index, ", ".join(told.values()), tuple(told)
+        if changed:
+            yield index, ", ".join(changed.values())
 
 
 def _value(point: Point, key: str, shape: str) -> float | None:
@@ -131,10 +132,5 @@ def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Blo
 
 def _verdicts(points: Sequence[Point]) -> str:
     """'3 × pass, fail, 2 × pass'."""
-    runs: list[list[object]] = []
-    for point in points:
-        if runs and runs[-1][0] == point.verdict:
-            runs[-1][1] = int(str(runs[-1][1])) + 1
-        else:
-            runs.append([point.verdict, 1])
-    return ", ".join(f"{count} × {word}" if count != 1 else str(word) for word, count in runs)
+    runs = [(verdict, len(list(same))) for verdict, same in groupby(point.verdict for point in points)]
+    return ", ".join(f"{count} × {verdict}" if count != 1 else verdict for verdict, count in runs)

@@ -20,12 +20,9 @@ from engineworks.report.blocks import (
     blocks_of,
     table,
 )
-from engineworks.report.palette import short
+from engineworks.report.palette import SEVERITY, short
 from engineworks.report.raw import attachments
 from engineworks.report.rows import COLUMNS, notes_of, rows
-
-SEVERITY = ("failed", "fail", "inconclusive", "unmeasured", "refused", "pass")
-"""The order of the verdict column when it is sorted."""
 
 ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
 """The order in which engines are listed; the engines that a ladder dropped come last."""

@@ -92,7 +92,7 @@ def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
     steps = _gauge(registry, "recipe_steps", "Steps of a recipe by how they went.", ("recipe", "how"))
     error = _gauge(registry, "recipe_without_result", "1 where a recipe has no result.", ("recipe",))
     part = _gauge(registry, "recipe_in_night", "0 where the last night left a recipe out: as it was last.", ("recipe",))
-    for recipe in night.absent:  # not mended by being left out
+    for recipe in night.absent:  # leaving a recipe out fixes nothing
         part.labels(recipe["recipe"]).set(0)
         error.labels(recipe["recipe"]).set(bool(recipe["error"]))
     for recipe in night.recipes:

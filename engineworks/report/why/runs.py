@@ -116,7 +116,7 @@ def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, M
 
 
 def _with_places(explanation: Explanation, file: Path) -> Explanation:
-    """Recipe lines get the place where they stand now, if the file is here and still has them."""
+    """Recipe lines get their present place, if the file is here and still has them."""
     from engineworks.recipe.yaml_nodes import read_yaml
 
     if not file.is_file():
@@ -130,7 +130,7 @@ def _with_places(explanation: Explanation, file: Path) -> Explanation:
         if difference.kind != "recipe":
             return difference
         parts = tuple(difference.place.split("."))
-        there = node.get(parts[0]) is not None  # else it stands in the defaults, or nowhere
+        there = node.get(parts[0]) is not None  # else it is in the defaults, or nowhere
         return replace(difference, place=str(node.key_place(parts)) if there else "")
 
     return replace(explanation, differences=tuple(placed(d) for d in explanation.differences))

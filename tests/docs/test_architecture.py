@@ -24,7 +24,9 @@ def rooms() -> list[str]:
 
 
 def test_the_rooms_are_the_packages_and_modules_that_there_are() -> None:
-    found = {p.name for p in LIBRARY.iterdir() if (p / "__init__.py").exists() or (p.suffix == ".py" and "__" not in p.name)}
+    found = {
+        p.name for p in LIBRARY.iterdir() if (p / "__init__.py").exists() or (p.suffix == ".py" and "__" not in p.name)
+    }
     assert set(rooms()) == found
 
 

@@ -48,7 +48,11 @@ def sentences(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in GENERATED], ids=lambda p: p.name)
 def test_words_are_those_of_the_field(page: Path) -> None:
-    found = [(m[0], line.strip()) for line in prose(page.read_text(encoding="utf-8")).splitlines() for m in DIALECT.finditer(line)]
+    found = [
+        (m[0], line.strip())
+        for line in prose(page.read_text(encoding="utf-8")).splitlines()
+        for m in DIALECT.finditer(line)
+    ]
     assert found == []
 
 
@@ -63,4 +67,9 @@ def test_sentences_are_short(page: Path) -> None:
 def test_the_tests_find_what_they_look_for() -> None:
     assert DIALECT.search(prose("The checks are held\nagainst it, and nobody can."))
     assert not DIALECT.search(prose("`nobody`\n```sh\nanew\n```\n[page](nobody.md)"))
-    assert sentences("# Title\n\nOne is short. Two\nis on two lines.\n\n- item\n- other\n") == ["One is short.", "Two is on two lines.", "- item", "- other"]
+    assert sentences("# Title\n\nOne is short. Two\nis on two lines.\n\n- item\n- other\n") == [
+        "One is short.",
+        "Two is on two lines.",
+        "- item",
+        "- other",
+    ]

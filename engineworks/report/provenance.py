@@ -66,12 +66,10 @@ def _engines(result: BuildResult, background: Background) -> Iterator[Block]:
          Cell(background.runs.get(e.id, ""), code=True)]
         for e in result.engines if e.sidecar
     ]  # fmt: skip
-    digests = table(columns, rows)
-    if digests:
-        yield Fold((Cell("digests of the engines"),), (digests,))
     places = [[Cell(e.id, code=True), Cell(str(e.path), code=True)] for e in result.engines if e.path]
     stored = table([Column("engine"), Column("file in the store")], places)
-    if stored:
-        yield Fold((Cell("where the engines are"),), (stored,))
+    for title, shown in (("digests of the engines", table(columns, rows)), ("where the engines are", stored)):
+        if shown:
+            yield Fold((Cell(title),), (shown,))
     if not background.passports and rows:
         yield Words("No passport is on record: versions and hardware are not known.", tone="muted")

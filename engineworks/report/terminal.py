@@ -168,10 +168,8 @@ def _program(name: str) -> str:
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    table = _table("fact", "value")
-    for key, value in facts.items():
-        table.add_row(_escape(key), _escape(value if isinstance(value, str) else json.dumps(value)))
-    _console().print(table)
+    texts = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in facts.items())
+    print_table(("fact", "value"), texts)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

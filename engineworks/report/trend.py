@@ -54,21 +54,19 @@ def _target(
             f"{target}, {len(columns)} builds, oldest left" + ("; numbered lines: see below" if marks else ""),
             wide=True,
         )
-    if marks:
-        rows = [
-            [Cell(str(i)), Cell(_date(columns[index], columns)), Cell(label)]
-            for i, (index, label) in enumerate(marks, 1)
-        ]
-        column = table(
-            [Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}"
-        )
-        if column:
-            yield column
-    else:
-        yield Words(
-            f"{target}: no version of a library, the driver or the model changed over these builds.", tone="muted"
-        )
+    yield from _marked(target, marks, columns)
     yield from _summary(engines, shape)
+
+
+def _marked(target: str, marks: Sequence[tuple[int, str]], columns: Sequence[Mapping[str, Point]]) -> Iterator[Block]:
+    """The versions that changed, by build."""
+    headings = [Column("", number=True), Column("build of"), Column("changed")]
+    rows = [
+        [Cell(str(number)), Cell(_date(columns[index], columns)), Cell(label)]
+        for number, (index, label) in enumerate(marks, 1)
+    ]
+    none = f"{target}: no version of a library, the driver or the model changed over these builds."
+    yield table(headings, rows, title=f"versions on {target}") or Words(none, tone="muted")
 
 
 def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:
@@ -125,9 +123,7 @@ def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Blo
         figures = (values[0], min(values), max(values), values[-1]) if values else ()
         cells = [Cell(f"{v:.4g}", sort=v) for v in figures] or [Cell("")] * 4
         rows.append([engine_cell(engine), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
-    summary = table(columns, rows)
-    if summary:
-        yield summary
+    yield from blocks_of(table(columns, rows))
 
 
 def _verdicts(points: Sequence[Point]) -> str:

@@ -1,7 +1,7 @@
 """A build's steps as a drawing: one column per kind, lines from what is read to what reads it. Pure; inline SVG.
 
 The steps of a recipe are nearly a tree that ends in engines, so that a layered drawing needs no solver: one row per
-engine, in the plan's order, and every other step beside the middle of those that read it.
+engine, in the plan's order, and every other step next to the middle of its readers.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _box(step: StepFact, x: float, y: float) -> str:
 
 
 def _short(step: StepFact) -> str:
-    """What tells it from the others of its column."""
+    """Its name within its column."""
     parts = step.id.split("/")
     if len(parts) >= 4:
         return "/".join(parts[1:3])
@@ -110,10 +110,10 @@ def _variant(last: str, kind: str) -> str:
     return f" {rest}" if rest else ""
 
 
-def _edge(a: tuple[float, float], b: tuple[float, float], one: StepFact, other: StepFact) -> str:
+def _edge(a: tuple[float, float], b: tuple[float, float], source: StepFact, reader: StepFact) -> str:
     x1, y1, x2, y2 = a[0] + BOX_W, a[1] + BOX_H / 2, b[0], b[1] + BOX_H / 2
     middle = (x1 + x2) / 2
-    ran = " ran" if one.state == "run" and other.state == "run" else ""
+    ran = " ran" if source.state == "run" and reader.state == "run" else ""
     if x2 <= x1:
         return ""
     curve = f"C{middle:.0f} {y1:.1f} {middle:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"

@@ -371,8 +371,8 @@ def test_reports_show_the_ladder_its_reasons_and_a_plot(repository: Path) -> Non
         passed("fp32", 3.0), passed("fp16", 1.0, metric=0.93), replace(failed("int8"), quality=0.5, bytes=3)
     )
     found = replace(found, ladder=(measured,))
-    (table,) = ladder_tables(found.ladder)
-    assert table.rows[table.chosen or 0][0] == "fp16"
+    (shown,) = ladder_tables(found.ladder)
+    assert shown.table.rows[shown.table.marked or 0][0].text == "fp16"
     html, text = render_html(found), render_markdown(found)
     for page in (html, text):
         assert "Ladder of cpu" in page

@@ -114,7 +114,7 @@ def test_engines_that_only_left_out_are_neither_gone_nor_new_and_are_compared_wi
     found = gather_background(some, plan("entropy"), tracking).before
     assert found is not None
     assert found.changes == ()
-    assert found.apart == ("Not part of this run, for --only left them out: only/fp32/cpu.",)
+    assert found.apart == ("Not part of this run, because --only left them out: only/fp32/cpu.",)
     every = several(tracking, "only", {"fp32": "fail", "int8": "pass", "fp16": "pass"})
     found = gather_background(every, plan("entropy"), tracking).before
     assert found is not None
@@ -123,7 +123,7 @@ def test_engines_that_only_left_out_are_neither_gone_nor_new_and_are_compared_wi
     assert found.apart[0].startswith("only/fp32/cpu was not part of the build before")
     text = render_markdown(some, gather_background(some, plan("entropy"), tracking))
     assert "1 pass, 1 not part of this run." in text
-    assert "Not part of this run, for --only left them out: only/fp32/cpu." in text
+    assert "Not part of this run, because --only left them out: only/fp32/cpu." in text
 
 
 def test_the_first_build_of_an_engine_after_others_only_has_nothing_to_be_compared_with(tracking: Tracking) -> None:

@@ -29,10 +29,10 @@ def explain_runs(first: str, second: str | None, settings: Settings) -> list[Exp
     before = find_run(tracking, first) if second else _previous(tracking, after)
     pairs = _pairs(tracking, before, after)
     explained = []
-    for one, other in pairs:
-        found = explain(_side(tracking, store, one), _side(tracking, store, other))
-        file = build_of(tracking, other).tags.get("engineworks.file", "")
-        explained.append(_with_places(found, Path(file)))
+    for before_run, after_run in pairs:
+        explanation = explain(_side(tracking, store, before_run), _side(tracking, store, after_run))
+        file = build_of(tracking, after_run).tags.get("engineworks.file", "")
+        explained.append(_with_places(explanation, Path(file)))
     return explained
 
 
@@ -52,8 +52,8 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
         return [(before, after)]
     sides = []
     for run, other in ((before, after), (after, before)):
-        found = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[KIND] == "build" else [run])}
-        sides.append({k: r for k, r in found.items() if other.engine in (None, k)})
+        engines = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[KIND] == "build" else [run])}
+        sides.append({k: r for k, r in engines.items() if other.engine in (None, k)})
     both = [engine for engine in sides[0] if engine in sides[1]]
     if not both:
         raise InputError(
@@ -115,26 +115,26 @@ def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, M
     return known
 
 
-def _with_places(found: Explanation, file: Path) -> Explanation:
-    """Recipe lines get the place where they stand now, if the file is here and still has them."""
+def _with_places(explanation: Explanation, file: Path) -> Explanation:
+    """Recipe lines get their present place, if the file is here and still has them."""
     from engineworks.recipe.yaml_nodes import read_yaml
 
     if not file.is_file():
-        return replace(found, differences=tuple(_without_place(d) for d in found.differences))
+        return replace(explanation, differences=tuple(_without_place(d) for d in explanation.differences))
     try:
         node = read_yaml(file, str(file))
     except RecipeError:
-        return replace(found, differences=tuple(_without_place(d) for d in found.differences))
+        return replace(explanation, differences=tuple(_without_place(d) for d in explanation.differences))
 
-    def placed(one: Difference) -> Difference:
-        if one.kind != "recipe":
-            return one
-        parts = tuple(one.place.split("."))
-        there = node.get(parts[0]) is not None  # else it stands in the defaults, or nowhere
-        return replace(one, place=str(node.key_place(parts)) if there else "")
+    def placed(difference: Difference) -> Difference:
+        if difference.kind != "recipe":
+            return difference
+        parts = tuple(difference.place.split("."))
+        there = node.get(parts[0]) is not None  # else it is in the defaults, or nowhere
+        return replace(difference, place=str(node.key_place(parts)) if there else "")
 
-    return replace(found, differences=tuple(placed(d) for d in found.differences))
+    return replace(explanation, differences=tuple(placed(d) for d in explanation.differences))
 
 
-def _without_place(one: Difference) -> Difference:
-    return replace(one, place="")
+def _without_place(difference: Difference) -> Difference:
+    return replace(difference, place="")

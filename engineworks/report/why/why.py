@@ -1,7 +1,7 @@
-"""Why two engines differ: which input of which step, and what came of it. Pure: recorded documents in, sentences out.
+"""Why two engines differ: which input of which step, and its effect. Pure: recorded documents in, sentences out.
 
 A step's document is all that shapes its result (its key is the document's digest), so whatever made two engines
-different stands in the documents of their steps: the recipe's lines, files by their digests, versions, hardware.
+different is in the documents of their steps: the recipe's lines, files by their digests, versions, hardware.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Effect:
-    """One figure or word of the result, before and after. said: what the difference means, '' where it says itself."""
+    """One figure or verdict of the result, before and after. said: its meaning, '' if obvious."""
 
     name: str
     before: str
@@ -133,7 +133,7 @@ def changed_values(before: Any, now: Any, path: str = "") -> Iterator[tuple[str,
 
 
 def _told(setting: Difference, told: set[str]) -> bool:
-    """Whether a line of the recipe says it already, and where."""
+    """Whether a listed line of the recipe has this setting."""
     words = re.split(r"[.:]", setting.what)
     return bool({_FROM_RECIPE.get(words[0], words[0]), words[0], words[-2] if len(words) > 1 else ""} & told)
 
@@ -174,13 +174,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
-def _joined(found: Iterable[Difference]) -> tuple[Difference, ...]:
+def _joined(differences: Iterable[Difference]) -> tuple[Difference, ...]:
     """One line for what several steps read."""
     merged: dict[tuple[str, str], Difference] = {}
-    for one in found:
-        known = merged.get((one.kind, one.what))
-        steps = (*(known.steps if known else ()), *one.steps)
-        merged[one.kind, one.what] = Difference(one.kind, one.what, tuple(dict.fromkeys(steps)), one.place)
+    for difference in differences:
+        known = merged.get((difference.kind, difference.what))
+        steps = (*(known.steps if known else ()), *difference.steps)
+        merged[difference.kind, difference.what] = Difference(
+            difference.kind, difference.what, tuple(dict.fromkeys(steps)), difference.place
+        )
     return tuple(merged.values())
 
 

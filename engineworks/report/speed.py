@@ -21,7 +21,7 @@ from engineworks.report.blocks import (
     significant,
     table,
 )
-from engineworks.report.figures import dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
+from engineworks.report.figures import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
 from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
 
@@ -68,12 +68,8 @@ def _budget(background: Background, shape: str, what: str) -> float | None:
     return budget
 
 
-_COLUMNS = (
-    ("p50 ms", "latency_ms_p50", 4), ("p90 ms", "latency_ms_p90", 4), ("p99 ms", "latency_ms_p99", 4),
-    ("device p50 ms", "device_ms_p50", 4), ("with copies p50 ms", "copies_ms_p50", 4),
-    ("first run ms", "first_run_ms", 2),
-    ("samples/s", "throughput_per_s", 0), ("runs", "runs", 0),
-)  # fmt: skip
+_NOT_ACROSS_ENGINES = ("p50 at 95 %", "device p99 ms", "with copies p99 ms", "MiB")
+_COLUMNS = tuple(column for column in LATENCY if column[0] not in _NOT_ACROSS_ENGINES)
 
 
 def _at_shape(measured: list[EngineResult], name: str) -> Block | None:

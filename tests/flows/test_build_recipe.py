@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from by_hand import by_hand
 from conftest import STEPS, tiny_model
 
 from engineworks.builds.command import build_plans
@@ -330,7 +331,7 @@ def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
     _, precision, target = one.id.split("/")
     tracking = open_tracking(settings.artifacts, None)
     (run,) = tracking.find_runs(engine=one.id, kind="engine", parent_run_id=result.run)
-    client = tracking._connect().client
+    client = by_hand(tracking)
     client.create_registered_model("tiny")
     tags = {
         "engineworks.engine": one.id, "engineworks.engine_digest": one.sidecar["sha256"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import by_hand
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import _headline
@@ -137,7 +138,7 @@ def test_the_first_build_of_an_engine_after_others_only_has_nothing_to_be_compar
 
 def test_a_champion_that_is_missing_is_told(tracking: Tracking) -> None:
     result = several(tracking, "bare", {"int8": "pass"})
-    client = tracking._connect().client
+    client = by_hand(tracking)
     client.create_registered_model("bare", tags={"engineworks.champions.cpu-int8": "[4]"})
     found = gather_background(result, plan("entropy"), tracking)
     assert found.lost == ("bare/int8/cpu: the champion is missing: version 4 was deleted in MLflow.",)

@@ -19,7 +19,7 @@ from engineworks.builds.state import Build
 from engineworks.builds.step import Outcome
 from engineworks.errors import StoreError
 from engineworks.fingerprint import canonical_json, digest_of
-from engineworks.plan.kinds import StepName
+from engineworks.plan.kinds import STEP_KINDS, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Step
 from engineworks.recipe.selection import selects
 from engineworks.store.store import Store
@@ -28,9 +28,6 @@ BODY_FILE = "body.json"
 VERSION = 1
 
 _DIGEST = re.compile(r"\b(?P<kind>delivery|verdicts) (?P<key>[0-9a-f]{64})\b")
-
-PREPARE = ("export", "prepare", "fold", "calibrate", "lower", "reference", "lowered_reference")
-"""Steps that need no GPU and are shared by engines: run once, by the parent, on the CPU pool."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
 def prepare_keys(plan: Plan, engines: Sequence[PlannedEngine]) -> set[str]:
     """Keys of the steps to run before the engines' own can: those on the CPU pool."""
     keys = plan.closure(key for engine in engines for key in engine.steps.values())
-    return {key for key in keys if plan.steps[key].kind in PREPARE}
+    return {key for key in keys if _is_shared(plan.steps[key])}
 
 
 def is_named(engine: PlannedEngine, glob: str | None) -> bool:
@@ -140,7 +137,7 @@ def is_unfinished(plan: Plan, engine: PlannedEngine) -> bool:
 
 def unprepared(plan: Plan) -> Step | None:
     """The first prepare step that is still to do."""
-    return next((step for step in plan.to_do if step.kind in PREPARE), None)
+    return next((step for step in plan.to_do if _is_shared(step)), None)
 
 
 def publish_body(store: Store, kind: Literal["delivery", "verdicts"], name: str, body: Mapping[str, Any]) -> str:
@@ -198,6 +195,11 @@ def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Pl
     return plan
 
 
+def _is_shared(step: Step) -> bool:
+    """Whether the CPU pool runs it once for all engines of the recipe."""
+    return STEP_KINDS[step.kind].owner == "recipe"
+
+
 def _find_delivery(store: Store, plan: Plan, engine: PlannedEngine) -> Delivery | None:
     """The delivery of the same order, if everything it speaks of is still in the store."""
     noted = store.latest(f"{engine.id}/delivery")
@@ -212,7 +214,7 @@ def _without_hardware(plan: Plan, key: str) -> object:
     document, inputs = plan.steps[key].document, plan.steps[key].inputs
     return {name: value for name, value in document.items() if name not in ("hardware", "inputs")} | {
         "inputs": {
-            role: inner if plan.steps[inner].kind in PREPARE else _without_hardware(plan, inner)
+            role: inner if _is_shared(plan.steps[inner]) else _without_hardware(plan, inner)
             for role, inner in inputs.items()
         }
     }

@@ -16,14 +16,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from engineworks.builds.results import ACCURACY, LATENCY, LONGEST_LIST, EngineResult
+from engineworks.builds.results import LONGEST_LIST, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import STEP, VERSION
 from engineworks.engines.signing import Signer, read_signer
 from engineworks.fingerprint import digest_file, digest_of, installed_version
 from engineworks.host.git.state import Checkout
-from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
-from engineworks.plan.kinds import StepName
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.store.artifact import Artifact
@@ -96,7 +95,7 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
             **{k: engine.sidecar[k] for k in ("inputs", "outputs", "details", "model_sha256")},
         },
         "recipe": dict(origin),
-        "digests": {kind: dict(d) for kind, document in _documents(plan, engine) if (d := document["digests"])},
+        "digests": {s.kind: dict(d) for s in plan.needed(engine.keys.values()) if (d := s.document["digests"])},
         "steps": dict(engine.keys),
         "versions": {"engineworks": installed_version("engineworks"), **engine.sidecar["versions"]},
         "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
@@ -110,17 +109,6 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
     }  # fmt: skip
 
 
-def _documents(plan: Plan, engine: EngineResult) -> list[tuple[StepName, Mapping[str, Any]]]:
-    """The documents of all steps that the engine stands on, in the plan's order."""
-    pending, seen = [*engine.keys.values()], set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in seen:
-            seen.add(key)
-            pending.extend(plan.steps[key].inputs.values())
-    return [(step.kind, step.document) for key, step in plan.steps.items() if key in seen]
-
-
 def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
     """The artifacts of the steps that ran the engine; none of an engine that nothing here could run."""
     found = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
@@ -130,8 +118,8 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
     """What the file says, at most without raw samples. What the engine was judged by is known already."""
     judged_by = {
-        ("compare", ACCURACY): engine.accuracy,
-        ("measure", LATENCY): engine.latency,
+        ("compare", ACCURACY_FILE): engine.accuracy,
+        ("measure", LATENCY_FILE): engine.latency,
         ("compare-champion", CHAMPION_COMPARISON_FILE): engine.champion_comparison,
     }
     known = judged_by.get((artifact.step.rpartition("/")[2], name))

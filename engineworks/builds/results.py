@@ -10,6 +10,7 @@ from typing import Any, Literal
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison
 from engineworks.builds.step_facts import StepFact
+from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -23,16 +24,14 @@ from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE, summary
-from engineworks.plan.kinds import StepName
+from engineworks.plan.champion_comparison import summary
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
 
 EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
 """A verdict's word, or `failed`: a step of the engine failed, so that there is nothing to judge."""
-
-SIDECAR, ACCURACY, LATENCY, LOG = "engine.json", "accuracy.json", "latency.json", "log.txt"
 
 LONGEST_LIST = 64
 """Longer lists of a report (raw samples) are told by their length where only its figures are wanted; the report's
@@ -229,14 +228,14 @@ def engine_result(
     whether `latency` holds the raw samples, which neither the verdict nor `to_json` needs; else how many there are."""
     built = store.get(engine.steps["build"])
     failure = _failure_of(plan, engine, failures)
-    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
+    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY_FILE)
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
     comparison = (
         _read(store.get(engine.steps["compare_champion"]), CHAMPION_COMPARISON_FILE)
         if "compare_champion" in engine.steps
         else None
     )
-    sidecar = built.read_json(SIDECAR) if built else {}
+    sidecar = built.read_json(SIDECAR_FILE) if built else {}
     verdict = _judge(plan, engine, accuracy, latency, comparison)
     return EngineResult(
         id=engine.id,
@@ -247,7 +246,7 @@ def engine_result(
         accuracy=accuracy,
         latency=latency,
         champion_comparison=comparison,
-        log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
+        log=_log(built),
         keys=engine.steps,
         failure=failure,
         recommendation=_recommend(plan, latency),
@@ -300,25 +299,21 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, compa
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:
-    """The first failed step among those that the engine stands on."""
-    pending = [*engine.steps.values()]
-    seen: set[str] = set()
-    found: dict[str, Failure] = {}
-    while pending:
-        key = pending.pop()
-        if key in seen:
-            continue
-        seen.add(key)
-        if key in failures:
-            found[key] = failures[key]
-        pending.extend(plan.steps[key].inputs.values())
-    return next((found[key] for key in plan.steps if key in found), None)
+    """The first failed step among those that the engine needs."""
+    steps = plan.needed(engine.steps.values()) if failures else ()
+    return next((failures[step.key] for step in steps if step.key in failures), None)
 
 
 def _latency(artifact: Artifact | None, samples: bool) -> Any:
     if artifact is None or samples:
-        return _read(artifact, LATENCY)
-    return artifact.read_figures(LATENCY, LONGEST_LIST)
+        return _read(artifact, LATENCY_FILE)
+    return artifact.read_figures(LATENCY_FILE, LONGEST_LIST)
+
+
+def _log(artifact: Artifact | None) -> str:
+    if artifact is None or LOG_FILE not in artifact.files:
+        return ""
+    return artifact.file(LOG_FILE).read_text(encoding="utf-8", errors="replace")
 
 
 def _read(artifact: Artifact | None, name: str) -> Any:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Plan, Step
-
-ALONE = ("measure", "compare_champion", "peer")
-"""Steps that must have the machine for themselves."""
 
 
 def _nothing(_: Step) -> float:
     return 0.0
+
+
+def _alone(step: Step) -> bool:
+    return STEP_KINDS[step.kind].alone
 
 
 class Schedule:
@@ -53,13 +55,13 @@ class Schedule:
         although they have some of it by now: better one step too few than the kernel's choice of whom to kill.
         """
         self._drop_lost()
-        if self._large or any(s.kind in ALONE for s in self._running.values()):
+        if self._large or any(map(_alone, self._running.values())):
             return ()
         free = [s for s in self._waiting.values() if not self._blocked(s)]
-        shared = self._fitting([s for s in free if s.kind not in ALONE], room, available_mib)
-        alone = [s for s in free if s.kind in ALONE][:1]
+        shared = self._fitting([s for s in free if not _alone(s)], room, available_mib)
+        alone = [s for s in free if _alone(s)][:1]
         chosen = shared
-        if not shared and not self._running and all(s.kind in ALONE for s in self._waiting.values()):
+        if not shared and not self._running and all(map(_alone, self._waiting.values())):
             chosen = alone
         for step in chosen:
             self._running[step.key] = self._waiting.pop(step.key)

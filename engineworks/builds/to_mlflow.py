@@ -85,7 +85,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
-        store_keys=(*_closure(plan, engine), *([engine.passport.parent.name] if engine.passport else [])),
+        store_keys=(*plan.closure(engine.keys.values()), *([engine.passport.parent.name] if engine.passport else [])),
         series=_series(engine),
     )
 
@@ -125,19 +125,8 @@ def _document(plan: Plan, key: str) -> str:
 
 def _documents(plan: Plan, engine: EngineResult) -> str:
     """Every step that the engine stands on, by kind: `why` finds there which input of which step another run has."""
-    steps = [plan.steps[key] for key in _closure(plan, engine)]
+    steps = plan.needed(engine.keys.values())
     return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
-
-
-def _closure(plan: Plan, engine: EngineResult) -> set[str]:
-    """Every key that the engine stands on."""
-    pending, seen = [*engine.keys.values()], set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in seen:
-            seen.add(key)
-            pending.extend(plan.steps[key].inputs.values())
-    return seen
 
 
 def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
@@ -151,8 +140,8 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
     """Which model it was made from: the key of its export, which holds the weights."""
-    key = next((key for key in _closure(plan, engine) if plan.steps[key].kind == "export"), None)
-    return {MODEL: key} if key else {}
+    export = next((step for step in plan.needed(engine.keys.values()) if step.kind == "export"), None)
+    return {MODEL: export.key} if export else {}
 
 
 def _performance_limits(plan: Plan) -> dict[str, str]:

@@ -14,10 +14,8 @@ from typing import Any
 from engineworks.fingerprint import digest_of
 from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.regression import confidence_of
-from engineworks.plan.kinds import STEP_KINDS
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, STEP_KINDS
 from engineworks.store.store import Store
-
-CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 
 Document = dict[str, Any]
 Report = dict[str, Any]

@@ -16,7 +16,8 @@ from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.errors import RunError, TrackingError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import NONE, Champion, Champions
-from engineworks.recipe.load import LoadedRecipe
+from engineworks.plan.kinds import ACCURACY_FILE
+from engineworks.recipe.load import LoadedRecipe, registered_name
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot
@@ -26,12 +27,6 @@ from engineworks.tracking.runs import Tracking, open_tracking
 
 class ChampionError(RunError):
     """The champion, not the candidate: its engine is gone, or cannot be loaded or run here."""
-
-
-def registered_model(loaded: LoadedRecipe) -> str:
-    """The name of the recipe's registered model: `release.model`, else the recipe's own."""
-    release = getattr(loaded.recipe, "release", None)
-    return getattr(release, "model", None) or loaded.name
 
 
 def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
@@ -48,7 +43,7 @@ def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     found, lost = {}, {}
     if tracking.exists():
-        model = registered_model(loaded)
+        model = registered_name(loaded)
         slots = {
             Slot(model, target.name, precision): f"{loaded.name}/{precision}/{target.name}"
             for precision in loaded.recipe.precisions
@@ -90,7 +85,7 @@ def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Ch
         digest=version.engine_digest,
         build_key=version.build_key or str(built.get("key", "")),
         run=version.run,
-        accuracy=_read_json(tracking, version.run, "accuracy.json"),
+        accuracy=_read_json(tracking, version.run, ACCURACY_FILE),
         compare=_read_json(tracking, version.run, "fingerprints/compare.json"),
     )
 

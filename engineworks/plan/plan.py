@@ -139,13 +139,15 @@ class Plan:
 
     def closure(self, keys: Iterable[str]) -> set[str]:
         """These keys and all that they need, directly or not."""
-        pending, seen = list(keys), set[str]()
-        while pending:
-            key = pending.pop()
-            if key not in seen:
-                seen.add(key)
-                pending.extend(self.steps[key].inputs.values())
-        return seen
+        return closure(keys, self._inputs)
+
+    def needed(self, keys: Iterable[str]) -> list[Step]:
+        """The steps of these keys and of all that they need, in the plan's order."""
+        needed = self.closure(keys)
+        return [step for key, step in self.steps.items() if key in needed]
+
+    def _inputs(self, key: str) -> Iterable[str]:
+        return self.steps[key].inputs.values()
 
     def to_json_text(self) -> str:
         return json.dumps(self.to_json(), indent=1)
@@ -163,6 +165,17 @@ class Plan:
             "peers": [p.to_json() for p in self.peers],
             "steps": [s.to_json() for s in self.steps.values()],
         }
+
+
+def closure(keys: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> set[str]:
+    """These keys and all that they need, directly or not. inputs: the keys that the step with a key reads."""
+    pending, seen = list(keys), set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in seen:
+            seen.add(key)
+            pending.extend(inputs(key))
+    return seen
 
 
 def plan_recipe(
@@ -220,14 +233,8 @@ def none_left(refused: Mapping[str, str]) -> TargetError:
 
 def _needed(steps: dict[str, Step], engines: Sequence[PlannedEngine]) -> dict[str, Step]:
     """Without the steps of engines that are refused."""
-    pending, needed = [key for e in engines for key in e.steps.values()], set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in needed:
-            needed.add(key)
-            pending.extend(steps[key].inputs.values())
-    prepared = {key for key, step in steps.items() if step.kind == "prepare"}
-    return {key: step for key, step in steps.items() if key in needed | prepared}
+    needed = closure((key for e in engines for key in e.steps.values()), lambda key: steps[key].inputs.values())
+    return {key: step for key, step in steps.items() if key in needed or step.kind == "prepare"}
 
 
 def verify_stored(plan: Plan, store: Store) -> bool:

@@ -10,6 +10,7 @@ from engineworks.engines.backends.base import Session
 from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, OutputComparison
+from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.samples import SampleFile, output_axes, samples_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
@@ -17,8 +18,6 @@ from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
-
-ACCURACY_FILE = "accuracy.json"
 
 
 def run(job: StepJob) -> None:

@@ -25,8 +25,8 @@ from engineworks.measure.accuracy import Array
 from engineworks.measure.champion import Champion, champion_from_json
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, comparison_from_json, confirm
-from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
 from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json

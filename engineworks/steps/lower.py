@@ -18,6 +18,7 @@ from engineworks.model.lower.naming_notes import fp32_in_vain, kept_in_vain, not
 from engineworks.model.lower.quantizable import KEPT_BY, matches
 from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
+from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.recipe.recipe import AS_IS
 from engineworks.recipe.samples import fixed_batch, samples_from_json
 from engineworks.steps.calibrate import read_ranges
@@ -26,7 +27,6 @@ from engineworks.steps.step_job import StepJob
 if TYPE_CHECKING:
     import onnx
 
-REPORT_FILE = "lowering.json"
 
 _PRODUCTS = frozenset({*GEMMS, "Conv", "ConvTranspose"})
 _SHOWN_NODES = 3
@@ -54,7 +54,7 @@ def _as_is(job: StepJob) -> None:
     found = check_as_is(model, job.id)
     save_model(model, job.out / MODEL_FILE)
     job.say(f"as it is: {found.quantize_nodes} QuantizeLinear, {found.dequantize_nodes} DequantizeLinear")
-    job.write_json(REPORT_FILE, {"precision": AS_IS, **found.to_json()})
+    job.write_json(LOWERING_FILE, {"precision": AS_IS, **found.to_json()})
 
 
 def _float(job: StepJob) -> None:
@@ -63,7 +63,7 @@ def _float(job: StepJob) -> None:
     model = load_model(job.inputs["fold"] / MODEL_FILE)
     if unquantized == "fp32":
         save_model(model, job.out / MODEL_FILE)
-        job.write_json(REPORT_FILE, {"precision": precision})
+        job.write_json(LOWERING_FILE, {"precision": precision})
         return
     dtype = _DTYPES[unquantized]
     single, double = double_to_float(name_nodes(model))
@@ -74,7 +74,7 @@ def _float(job: StepJob) -> None:
         raise _nothing_lowered(job, kept)
     save_model(lowered, job.out / MODEL_FILE)
     notes = list(fp32_in_vain(model.graph.node, job.params.get("fp32", ()), report.kept))
-    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json(), "kept": kept, "notes": notes})
+    job.write_json(LOWERING_FILE, {"precision": precision, **report.to_json(), "kept": kept, "notes": notes})
 
 
 def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
@@ -120,7 +120,7 @@ def _quantized(job: StepJob) -> None:
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
     halves = half.kept if unquantized != "fp32" else {}
-    job.write_json(REPORT_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
+    job.write_json(LOWERING_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
 
 
 def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: Collection[str]) -> list[str]:

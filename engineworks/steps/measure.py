@@ -18,6 +18,7 @@ from engineworks.engines.engine_files import check_engine
 from engineworks.engines.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
+from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json, samples_per_run
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
@@ -25,8 +26,6 @@ from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec, spec_from_json
-
-LATENCY_FILE = "latency.json"
 
 LOADING, AFTER = "while loading", "at the end"
 """Places of readings of the device beside the shapes; names of shapes hold no space."""

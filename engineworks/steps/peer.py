@@ -15,9 +15,10 @@ from engineworks.errors import RunError
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.samples import output_axes, samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
-from engineworks.steps.measure import LATENCY_FILE, NamedShapes
+from engineworks.steps.measure import NamedShapes
 from engineworks.steps.reference import read_reference
 from engineworks.steps.step_job import StepJob
 from engineworks.tracking.sources import load_pytorch

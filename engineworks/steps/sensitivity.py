@@ -13,6 +13,7 @@ from engineworks.measure.gates.gates import Check, judge
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model
+from engineworks.plan.kinds import SENSITIVITY_FILE
 from engineworks.recipe.recipe import Limits
 from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.calibrate import read_ranges
@@ -27,8 +28,6 @@ from engineworks.steps.partial_quantization.ranking import (
 )
 from engineworks.steps.partial_quantization.trials import Report, Trials
 from engineworks.steps.step_job import StepJob
-
-SENSITIVITY_FILE = "sensitivity.json"
 
 
 def run(job: StepJob) -> None:

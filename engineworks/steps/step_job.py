@@ -10,9 +10,6 @@ from typing import Any
 
 from engineworks.recipe.datasets.preparation import find_made
 
-LOG_FILE = "log.txt"
-"""What a step printed, in its own artifact."""
-
 
 @dataclass(frozen=True)
 class StepJob:

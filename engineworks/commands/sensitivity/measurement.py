@@ -17,7 +17,7 @@ from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.child import default_pool
 from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.documents import Documents
-from engineworks.plan.kinds import StepName
+from engineworks.plan.kinds import ACCURACY_FILE, SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, Step, plan_recipe
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
@@ -28,8 +28,6 @@ from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.suggest import did_you_mean
-
-SENSITIVITY_FILE, ACCURACY_FILE = "sensitivity.json", "accuracy.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def measure_sensitivity(
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
     plan = plan_recipe(wanted, store, digests)
     step = _sensitivity_step(wanted, plan, digests, samples)
-    _run(plan, ("export", "prepare", "fold", "calibrate"), store)
+    _run(plan, step.inputs.values(), store)
     _run_step(step, store)
     found = store.require(step.key).read_json(SENSITIVITY_FILE)
     verdict = None
@@ -147,7 +145,7 @@ def _judge_engine(plan: Plan, store: Store) -> Verdict:
     limits = {str(name): given for name, given in plan.loaded.recipe.accuracy.limits.items()}
     if engine.unmeasured_because:
         return judge(None, None, Limits(), {}, unmeasured_because=engine.unmeasured_because)
-    _run(plan, ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare"), store)
+    _run(plan, [engine.steps["compare"]], store)
     report = store.require(engine.steps["compare"]).read_json(ACCURACY_FILE)
     return judge(report, None, limits.get(engine.precision, Limits()), {})
 
@@ -157,10 +155,10 @@ def failures(verdict: Verdict) -> Iterable[Check]:
     return (check for check in verdict.checks if check.verdict != "pass")
 
 
-def _run(plan: Plan, kinds: tuple[StepName, ...], store: Store) -> None:
-    for step in plan.steps.values():
-        if step.kind in kinds:
-            _run_step(step, store)
+def _run(plan: Plan, keys: Iterable[str], store: Store) -> None:
+    """Run these steps and all that they need."""
+    for step in plan.needed(keys):
+        _run_step(step, store)
 
 
 def _run_step(step: Step, store: Store) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_json, read_text, recorded
 from engineworks.errors import InputError, RecipeError
+from engineworks.plan.kinds import ACCURACY_FILE, LATENCY_FILE, STEP_KINDS
+from engineworks.plan.plan import closure
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
@@ -65,7 +67,7 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
 
 def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
     plan = read_json(tracking, run.parent_run_id, "plan.json") if run.parent_run_id else None
-    accuracy = read_json(tracking, run.run_id, "accuracy.json")
+    accuracy = read_json(tracking, run.run_id, ACCURACY_FILE)
     return Side(
         engine=run.engine or run.name,
         run=run.run_id,
@@ -76,7 +78,7 @@ def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
         resolved=_resolved(plan, run),
         checks=tuple(read_json(tracking, run.run_id, "verdict.json") or ()),
         accuracy=accuracy,
-        latency=read_json(tracking, run.run_id, "latency.json"),
+        latency=read_json(tracking, run.run_id, LATENCY_FILE),
         size=run.metrics.get("engine_bytes"),
         error=(read_text(tracking, run.run_id, "error.txt") or "").partition("\n")[0],
     )
@@ -101,17 +103,18 @@ def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, M
     if isinstance(found, dict):
         return found
     known: dict[str, Mapping[str, Any]] = {}
-    pending = []
-    for kind in ("build", "compare", "measure", "compare_champion"):
-        document = read_json(tracking, run.run_id, f"fingerprints/{kind}.json")
-        if document:
+    for kind in (name for name, row in STEP_KINDS.items() if row.owner == "engine"):
+        if document := read_json(tracking, run.run_id, f"fingerprints/{kind}.json"):
             known[kind] = document
-            pending += document.get("inputs", {}).values()
-    while pending:
-        artifact = store.get(pending.pop())
-        if artifact is not None and artifact.document["step"] not in known:
-            known[artifact.document["step"]] = {"key": artifact.key, **artifact.document}
-            pending += artifact.document.get("inputs", {}).values()
+
+    def inputs(key: str) -> Iterable[str]:
+        artifact = store.get(key)
+        if artifact is None:
+            return ()
+        known.setdefault(artifact.document["step"], {"key": key, **artifact.document})
+        return list(artifact.document.get("inputs", {}).values())
+
+    closure([key for document in known.values() for key in document.get("inputs", {}).values()], inputs)
     return known
 
 

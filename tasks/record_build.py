@@ -32,9 +32,8 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
 
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
-def end_record(build: Build, run: SpooledRun, recipe: str, report: Path) -> None:
+def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, report: Path) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
-    result = build.result(run.run_id)
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
     texts = {"plan.json": build.plan.to_json_text(), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have told us of their hardware

@@ -211,19 +211,43 @@ def plan_recipe(
         raise none_left(refused)
     steps = _needed(steps, engines)
     peers = plan_peers(documents, compare, partial(_add, steps))
-    elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
     limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
     limited = {key: _limited(step, limits) for key, step in steps.items()}
-    states = _States(limited, store, elsewhere)
-    for engine in engines:
-        for key in engine.steps.values():
-            states.settle(key, needed=True)
-    for peer in peers:
-        if peer.step:
-            states.settle(peer.step, needed=True)
     refusals = tuple(Refused(i, s) for i, s in refused.items())
     left_out = tuple(i for i in ids if i not in chosen)
-    return Plan(loaded, tuple(engines), refusals, states.settled(), peers, not_selected=left_out)
+    return with_states(Plan(loaded, tuple(engines), refusals, limited, peers, not_selected=left_out), store)
+
+
+def with_states(plan: Plan, store: Store) -> Plan:
+    """The plan with every step's state: to do are the goals that the store lacks, and what those need that it lacks
+    too."""
+    stored = {key for key in plan.steps if store.has(key)}
+    foreign = {s for e in plan.engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
+
+    def inputs(key: str) -> Iterable[str]:
+        return () if key in stored or key in foreign else plan.steps[key].inputs.values()
+
+    needed = closure(plan.goals, inputs)
+
+    def settled(key: str, step: Step) -> Step:
+        if key in stored:
+            return replace(step, state="cached", reason="")
+        if key not in needed:
+            return replace(step, state="not needed", reason="nothing that is to do reads it")
+        if key in foreign:
+            because = "nothing here can run this engine: 'engineworks doctor' says why"
+            return replace(step, state="needs another GPU", reason=because)
+        return replace(step, state="to do", reason=_why(step, store))
+
+    return replace(plan, steps={key: settled(key, step) for key, step in plan.steps.items()})
+
+
+def _why(step: Step, store: Store) -> str:
+    before = store.latest(step.id)
+    if before is None:
+        return "never built"
+    changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
+    return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 
 def none_left(refused: Mapping[str, str]) -> TargetError:
@@ -354,44 +378,6 @@ def _limited(step: Step, limits: Mapping[str, float]) -> Step:
     """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
     limit_s = limits.get(step.kind)
     return step if limit_s is None else replace(step, unkeyed={**step.unkeyed, "time_limit_s": limit_s})
-
-
-class _States:
-    """Which steps must run: the goals that the store lacks, and whatever those need that it lacks too."""
-
-    def __init__(self, steps: Mapping[str, Step], store: Store, elsewhere: Iterable[str]) -> None:
-        self._steps, self._store, self._elsewhere = dict(steps), store, set(elsewhere)
-        self._done: set[str] = set()
-
-    def settle(self, key: str, *, needed: bool) -> None:
-        if key in self._done:
-            return
-        self._done.add(key)
-        step = self._steps[key]
-        if self._store.has(key):
-            self._set(key, "cached", "")
-        elif key in self._elsewhere:
-            self._set(key, "needs another GPU", "nothing here can run this engine: 'engineworks doctor' says why")
-        else:
-            for inner in step.inputs.values():
-                self.settle(inner, needed=True)
-            self._set(key, "to do", self._why(step))
-
-    def settled(self) -> dict[str, Step]:
-        for key in self._steps.keys() - self._done:
-            there = self._store.has(key)
-            self._set(key, "cached" if there else "not needed", "" if there else "nothing that is to do reads it")
-        return self._steps
-
-    def _set(self, key: str, state: State, reason: str) -> None:
-        self._steps[key] = replace(self._steps[key], state=state, reason=reason)
-
-    def _why(self, step: Step) -> str:
-        before = self._store.latest(step.id)
-        if before is None:
-            return "never built"
-        changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
-        return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 
 def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:

@@ -150,7 +150,7 @@ def test_workers_without_the_hardware_are_not_asked_every_night(store: Store) ->
 def test_steps_of_the_cpu_pool_are_told_from_the_engine_s_own(store: Store) -> None:
     plan = plan_of(store)
     kinds = {plan.steps[key].kind for key in prepare_keys(plan, plan.engines)}
-    assert kinds == {"export", "fold", "calibrate", "lower", "reference"}
+    assert kinds == {"export", "fold", "calibrate", "lower", "reference", "lowered_reference"}
     step = unprepared(plan)
     assert step is not None
     assert step.kind == "export"

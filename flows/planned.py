@@ -23,8 +23,9 @@ def run_planned(
     """
 
     @flow(name=like.name, flow_run_name="{recipe}", task_runner=like.task_runner)
-    def planned(recipe: str, only: str | None, options: dict[str, Any]) -> Any:
+    def planned(recipe: str, only: str | None, options: dict[str, Any]) -> State[R]:
         del recipe, only, options  # for Prefect's pages
         return body()
 
-    return planned(str(plan.loaded.path), only, options, return_state=True)
+    state: State[Any] = planned(str(plan.loaded.path), only, options, return_state=True)
+    return state

@@ -17,7 +17,7 @@ from engineworks.errors import TrackingError
 from engineworks.report.background import Link
 from engineworks.report.summary import NOTE_CHARS, verdict_table
 from engineworks.report.write import HTML_FILE, MARKDOWN_FILE
-from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE
+from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE, PLAN_FILE
 from engineworks.tracking.spooled import SpooledRun, start_spooled
 
 
@@ -35,7 +35,7 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
 def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, report: Path) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
-    texts = {"plan.json": build.plan.to_json_text(), **pages, **result_texts(result)}
+    texts = {PLAN_FILE: build.plan.to_json_text(), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have told us of their hardware
     tags |= {NOTE: _note(build, run, result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"

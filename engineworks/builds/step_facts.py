@@ -11,9 +11,6 @@ from engineworks.plan.plan import Plan
 if TYPE_CHECKING:
     from engineworks.builds.step import Outcome
 
-STEPS_FILE = "steps.json"
-"""The artifact of a build's run that holds them."""
-
 StepState = Literal["run", "reused", "failed", "skipped", "needs another GPU", "not needed"]
 
 

@@ -10,13 +10,30 @@ from typing import Any
 
 from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.builds.step_facts import STEPS_FILE
-from engineworks.engines.engine_files import NOT_SHIPPED, SIDECAR_FILE
+from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.plan.champion_comparison import conditions_of
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Plan
-from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, NOT_SELECTED, EngineRecord
+from engineworks.tracking.records import (
+    BUILD_LOG_FILE,
+    CALIBRATION_FILE,
+    COMPARISON_FILE,
+    CONDITIONS,
+    ERROR_FILE,
+    ERROR_LOG_FILE,
+    HARDWARE,
+    LADDER,
+    LADDER_FILE,
+    MODEL,
+    NOT_SELECTED,
+    STEP_DOCUMENTS_FILE,
+    STEPS_FILE,
+    VERDICT_FILE,
+    EngineRecord,
+    document_file,
+)
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -54,23 +71,23 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself. ladder:
     what that of `precisions: auto` says of it, '' where there is none."""
     failure = engine.failure
-    texts = {"verdict.json": json.dumps([c.to_json() for c in engine.checks], indent=1)}
-    texts |= {f"fingerprints/{kind}.json": _document(plan, key) for kind, key in engine.keys.items()}
-    texts["fingerprints/steps.json"] = _documents(plan, engine)
+    texts = {VERDICT_FILE: json.dumps([c.to_json() for c in engine.checks], indent=1)}
+    texts |= {document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}
+    texts[STEP_DOCUMENTS_FILE] = _documents(plan, engine)
     if engine.sidecar:
         texts[SIDECAR_FILE] = json.dumps(engine.sidecar, indent=1)
     if engine.accuracy:
-        texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
+        texts[ACCURACY_FILE] = json.dumps(engine.accuracy, indent=1)
     if engine.latency:
-        texts["latency.json"] = json.dumps(engine.latency)
+        texts[LATENCY_FILE] = json.dumps(engine.latency)
     if engine.champion_comparison:
-        texts["champion_comparison.json"] = json.dumps(engine.champion_comparison)
+        texts[CHAMPION_COMPARISON_FILE] = json.dumps(engine.champion_comparison)
     if engine.log:
-        texts["build.log"] = engine.log
+        texts[BUILD_LOG_FILE] = engine.log
     if engine.passport:
-        texts["passport.json"] = engine.passport.read_text(encoding="utf-8")
+        texts[PASSPORT_FILE] = engine.passport.read_text(encoding="utf-8")
     if failure:
-        texts |= {"error.txt": failure.message, "error.log": failure.log}
+        texts |= {ERROR_FILE: failure.message, ERROR_LOG_FILE: failure.log}
     folder = engine.path.parent if engine.path else None
     files = [f for f in folder.iterdir() if f.name not in NOT_SHIPPED] if folder else []
     return EngineRecord(
@@ -109,13 +126,13 @@ def result_tags(result: BuildResult) -> dict[str, str]:
 def result_texts(result: BuildResult) -> dict[str, str]:
     """Files of the build's run that come from its result."""
     health = [c.to_json() for c in result.calibration]
-    texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    texts = {CALIBRATION_FILE: json.dumps(health, indent=1)} if health else {}
     if result.ladder:
-        texts["ladder.json"] = json.dumps([one.to_json() for one in result.ladder], indent=1)
+        texts[LADDER_FILE] = json.dumps([one.to_json() for one in result.ladder], indent=1)
     if result.dag:
         texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
     if result.comparison:
-        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+        texts[COMPARISON_FILE] = json.dumps(result.comparison.to_json(), indent=1)
     return texts
 
 

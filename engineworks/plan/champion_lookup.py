@@ -21,7 +21,7 @@ from engineworks.recipe.load import LoadedRecipe, registered_name
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot
-from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion
+from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion, document_file
 from engineworks.tracking.runs import Tracking, open_tracking
 
 
@@ -77,7 +77,7 @@ def which_engine(engine: str, digest: str, settings: Settings) -> str:
 
 
 def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Champion:
-    built = _read_json(tracking, version.run, "fingerprints/build.json") or {}
+    built = _read_json(tracking, version.run, document_file("build")) or {}
     return Champion(
         engine=version.engine or engine,
         model=version.model,
@@ -86,7 +86,7 @@ def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Ch
         build_key=version.build_key or str(built.get("key", "")),
         run=version.run,
         accuracy=_read_json(tracking, version.run, ACCURACY_FILE),
-        compare=_read_json(tracking, version.run, "fingerprints/compare.json"),
+        compare=_read_json(tracking, version.run, document_file("compare")),
     )
 
 

@@ -16,7 +16,16 @@ from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
-from engineworks.tracking.records import ENGINE_DIGEST, KIND, RunSummary
+from engineworks.tracking.records import (
+    ENGINE_DIGEST,
+    ERROR_FILE,
+    KIND,
+    PLAN_FILE,
+    STEP_DOCUMENTS_FILE,
+    VERDICT_FILE,
+    RunSummary,
+    document_file,
+)
 from engineworks.tracking.runs import Tracking
 
 
@@ -66,7 +75,7 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
 
 
 def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
-    plan = read_json(tracking, run.parent_run_id, "plan.json") if run.parent_run_id else None
+    plan = read_json(tracking, run.parent_run_id, PLAN_FILE) if run.parent_run_id else None
     accuracy = read_json(tracking, run.run_id, ACCURACY_FILE)
     return Side(
         engine=run.engine or run.name,
@@ -76,11 +85,11 @@ def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
         digest=run.tags.get(ENGINE_DIGEST, ""),
         documents=_documents(tracking, store, run),
         resolved=_resolved(plan, run),
-        checks=tuple(read_json(tracking, run.run_id, "verdict.json") or ()),
+        checks=tuple(read_json(tracking, run.run_id, VERDICT_FILE) or ()),
         accuracy=accuracy,
         latency=read_json(tracking, run.run_id, LATENCY_FILE),
         size=run.metrics.get("engine_bytes"),
-        error=(read_text(tracking, run.run_id, "error.txt") or "").partition("\n")[0],
+        error=(read_text(tracking, run.run_id, ERROR_FILE) or "").partition("\n")[0],
     )
 
 
@@ -99,12 +108,12 @@ def _resolved(plan: Any, run: RunSummary) -> Mapping[str, Any] | None:
 
 def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, Mapping[str, Any]]:
     """Documents of all steps by kind, each with its key."""
-    found = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    found = read_json(tracking, run.run_id, STEP_DOCUMENTS_FILE)
     if isinstance(found, dict):
         return found
     known: dict[str, Mapping[str, Any]] = {}
     for kind in (name for name, row in STEP_KINDS.items() if row.owner == "engine"):
-        if document := read_json(tracking, run.run_id, f"fingerprints/{kind}.json"):
+        if document := read_json(tracking, run.run_id, document_file(kind)):
             known[kind] = document
 
     def inputs(key: str) -> Iterable[str]:

@@ -105,9 +105,9 @@ def _make_automation() -> str:
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its host or process died")],
     )
     with get_client(sync_client=True) as client:
-        found = client.read_automations_by_name(AUTOMATION)
-        if found:
-            client.update_automation(found[0].id, automation)
+        automations = client.read_automations_by_name(AUTOMATION)
+        if automations:
+            client.update_automation(automations[0].id, automation)
         else:
             client.create_automation(automation)
     return f"automation '{AUTOMATION}': {MISSED_HEARTBEATS} × {HEARTBEAT_S} s"

@@ -81,10 +81,8 @@ def create_database(database: Path, schema: Schema) -> None:
 
     An installed Prefect that does not know the revision (it is older) gets nothing, and migrates by itself.
     """
-    found = importlib.util.find_spec("prefect")
-    folder = (
-        Path(found.origin).parent / "server/database/_migrations/versions/sqlite" if found and found.origin else None
-    )
+    spec = importlib.util.find_spec("prefect")
+    folder = Path(spec.origin).parent / "server/database/_migrations/versions/sqlite" if spec and spec.origin else None
     if folder is None or not any(folder.glob(f"*{schema.revision}*.py")):
         return
     unfinished = database.with_suffix(".new")
@@ -151,8 +149,8 @@ class Inbox:
         with closing(sqlite3.connect(self.database, timeout=60)) as connection:
             for ids in _batches(list(self._unseen), 500):
                 marks = ",".join("?" * len(ids))
-                found = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
-                self._unseen.difference_update(state_id for (state_id,) in found)
+                saved = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
+                self._unseen.difference_update(state_id for (state_id,) in saved)
         return len(self._unseen)
 
     def may_close(self) -> bool:

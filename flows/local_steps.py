@@ -91,8 +91,8 @@ def _refuse_folded(build: Build, schedule: Schedule) -> None:
     before = len(build.plan.refused)
     build.plan = refuse_folded(build.plan, build.store)
     refused = build.plan.refused[before:]
-    for one in refused:
-        listener().say(f"{one.id}: refused: {one.sentence}")
+    for refusal in refused:
+        listener().say(f"{refusal.id}: refused: {refusal.sentence}")
     if refused and not build.plan.engines:
-        raise none_left({one.id: one.sentence for one in build.plan.refused})
+        raise none_left({refusal.id: refusal.sentence for refusal in build.plan.refused})
     schedule.drop(build.plan)

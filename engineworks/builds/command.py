@@ -101,17 +101,17 @@ def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tupl
         send_waiting(tracking, settings.artifacts)
         if known := finished.get((plan.recipe, plan.build_key)):
             return known, ()
-        found = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
+        runs = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
     except TrackingError as error:
         waiting = finished_build(settings.artifacts, plan.build_key)
         return (waiting.run_id, (waiting_sentence(settings.artifacts, error.message),)) if waiting else (None, ())
-    return next((run.run_id for run in found if run.status == "FINISHED"), None), ()
+    return next((run.run_id for run in runs if run.status == "FINISHED"), None), ()
 
 
 def load_flows() -> Flows:
     """Our flows by their entry point. Raises `InputError` where they are not installed."""
-    found = list(entry_points(group="engineworks.flows", name="build"))
-    if not found:
+    entries = list(entry_points(group="engineworks.flows", name="build"))
+    if not entries:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    flows: Flows = found[0].load()
+    flows: Flows = entries[0].load()
     return flows

@@ -49,14 +49,14 @@ def find_run(tracking: Tracking, name: str) -> RunSummary:
     """The run of this id; of an engine's id (recipe/precision/target) or a recipe's name the newest. Raises
     `InputError` where there is none."""
     if name.count("/") == 2:
-        found = tracking.find_runs(engine=name, kind="engine", limit=1)
+        runs = tracking.find_runs(engine=name, kind="engine", limit=1)
     elif len(name) == 32 and all(c in "0123456789abcdef" for c in name):
-        found = _by_id(tracking, name)
+        runs = _by_id(tracking, name)
     else:
-        found = tracking.find_runs(recipe=Path(name).name.removesuffix(".yaml"), kind="build", limit=1)
-    if not found:
+        runs = tracking.find_runs(recipe=Path(name).name.removesuffix(".yaml"), kind="build", limit=1)
+    if not runs:
         raise InputError(f"'{name}': no run, engine or recipe of this name was recorded", hint=HINT)
-    return found[0]
+    return runs[0]
 
 
 def _by_id(tracking: Tracking, run_id: str) -> list[RunSummary]:
@@ -74,8 +74,8 @@ def build_of(tracking: Tracking, run: RunSummary) -> RunSummary:
 
 def engine_runs(tracking: Tracking, build: RunSummary) -> list[RunSummary]:
     """Runs of the build's engines, by engine."""
-    found = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
-    return sorted(found, key=lambda run: run.engine or "")
+    runs = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
+    return sorted(runs, key=lambda run: run.engine or "")
 
 
 def read_json(tracking: Tracking, run_id: str, path: str) -> Any:
@@ -107,7 +107,7 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         warnings=tuple(warnings.splitlines()),
         comparison=_comparison(read_json(tracking, build.run_id, COMPARISON_FILE)),
         calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, CALIBRATION_FILE) or ()),
-        ladder=tuple(ladder_from_json(one) for one in read_json(tracking, build.run_id, LADDER_FILE) or ()),
+        ladder=tuple(ladder_from_json(ladder) for ladder in read_json(tracking, build.run_id, LADDER_FILE) or ()),
         not_selected=left_out(plan),
         dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
     )

@@ -111,8 +111,8 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
 
 def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
     """The artifacts of the steps that ran the engine; none of an engine that nothing here could run."""
-    found = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
-    return [artifact for artifact in found if artifact is not None]
+    artifacts = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
+    return [artifact for artifact in artifacts if artifact is not None]
 
 
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:

@@ -176,19 +176,19 @@ class BuildResult:
             "comparison": self.comparison.to_json() if self.comparison else None,
             "calibration": [c.to_json() for c in self.calibration],
             "ran": [s.to_json() for s in self.ran],
-            "ladder": [one.to_json() for one in self.ladder] if self.ladder else None,
+            "ladder": [ladder.to_json() for ladder in self.ladder] if self.ladder else None,
         }
 
     @property
     def decisive(self) -> tuple[EngineResult, ...]:
         """The engines whose words count: a candidate that a ladder dropped fails no build."""
-        dropped = {engine for one in self.ladder for engine in one.forgiven}
+        dropped = {engine for ladder in self.ladder for engine in ladder.forgiven}
         return tuple(e for e in self.engines if e.id not in dropped)
 
     @property
     def dropped(self) -> dict[str, str]:
         """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
-        return {r.engine: r.dropped for one in self.ladder for r in one.candidates if r.engine and r.dropped}
+        return {r.engine: r.dropped for ladder in self.ladder for r in ladder.candidates if r.engine and r.dropped}
 
     @property
     def verdict(self) -> EngineWord:
@@ -267,14 +267,14 @@ def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]
 def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
     """What lowering costs on made-up rows, where the recipe sets no limit for it: once per lowering."""
     precisions, limits = {e.id: e.precision for e in plan.engines}, plan.loaded.recipe.accuracy.limits
-    found = []
+    notes = []
     for engine in engines:
         given = next((v for k, v in limits.items() if k == precisions[engine.id]), None)
         served = (engine.accuracy or {}).get("served")
         if served and (given is None or given.synthetic_cosine is None):
             name = f"{plan.recipe}/{precisions[engine.id]}"
-            found += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
-    return tuple(dict.fromkeys(found))
+            notes += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
+    return tuple(dict.fromkeys(notes))
 
 
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
@@ -318,17 +318,3 @@ def _log(artifact: Artifact | None) -> str:
 
 def _read(artifact: Artifact | None, name: str) -> Any:
     return artifact.read_json(name) if artifact else None
-
-
-__all__ = [
-    "BuildResult",
-    "EngineResult",
-    "Failure",
-    "RanStep",
-    "StepCounts",
-    "build_notes",
-    "engine_result",
-    "synthetic_notes",
-    "waiver_notes",
-    "worst_exit_code",
-]

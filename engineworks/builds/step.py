@@ -43,8 +43,8 @@ class Outcome:
 def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], None]) -> Outcome:
     """Run the step unless the store has it. Raises `StepError` or `InputError`; then nothing is stored."""
     start = time.monotonic()
-    found = store.get(step.key, say=say)
-    if found is not None:
+    stored = store.get(step.key, say=say)
+    if stored is not None:
         return Outcome(step.id, step.key, "reused", 0.0)
     inputs = {role: store.require(key).path for role, key in step.inputs.items()}
     with store.writing(step.key, step.document, step.id) as writing:

@@ -60,10 +60,10 @@ def plan_params(plan: Plan) -> dict[str, str]:
 def flatten(value: Any, path: str = "") -> dict[str, str]:
     """Nested mappings as dotted names; lists as JSON."""
     if isinstance(value, Mapping):
-        found: dict[str, str] = {}
+        flat: dict[str, str] = {}
         for key, inner in value.items():
-            found |= flatten(inner, f"{path}.{key}" if path else str(key))
-        return found
+            flat |= flatten(inner, f"{path}.{key}" if path else str(key))
+        return flat
     return {path: value if isinstance(value, str) else json.dumps(value)}
 
 
@@ -119,7 +119,7 @@ def result_tags(result: BuildResult) -> dict[str, str]:
     """The verdict of all engines together, and what is doubtful about them."""
     tags: dict[str, str] = {"engineworks.verdict": result.verdict}
     if result.ladder:
-        tags[LADDER] = "\n".join(one.sentence for one in result.ladder)
+        tags[LADDER] = "\n".join(ladder.sentence for ladder in result.ladder)
     return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
 
 
@@ -128,7 +128,7 @@ def result_texts(result: BuildResult) -> dict[str, str]:
     health = [c.to_json() for c in result.calibration]
     texts = {CALIBRATION_FILE: json.dumps(health, indent=1)} if health else {}
     if result.ladder:
-        texts[LADDER_FILE] = json.dumps([one.to_json() for one in result.ladder], indent=1)
+        texts[LADDER_FILE] = json.dumps([ladder.to_json() for ladder in result.ladder], indent=1)
     if result.dag:
         texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
     if result.comparison:
@@ -194,32 +194,32 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 def _metrics(engine: EngineResult) -> dict[str, float]:
     """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for name, output in (engine.accuracy or {}).get("outputs", {}).items():
-        found |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
+        metrics |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
         if output["sqnr_db"] is not None:
-            found[f"sqnr_db/{name}"] = output["sqnr_db"]
-    metric = (engine.accuracy or {}).get("metric")
-    if metric:
-        found |= {"metric": metric["engine"], "metric_reference": metric["reference"], "metric_ratio": metric["ratio"]}
+            metrics[f"sqnr_db/{name}"] = output["sqnr_db"]
+    task = (engine.accuracy or {}).get("metric")
+    if task:
+        metrics |= {"metric": task["engine"], "metric_reference": task["reference"], "metric_ratio": task["ratio"]}
     if engine.latency:
-        found["load_ms"] = engine.latency["load_ms"]
+        metrics["load_ms"] = engine.latency["load_ms"]
         for shape, figures in engine.latency["shapes"].items():
-            found |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
-            found |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
-            found |= {
+            metrics |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
+            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
+            metrics |= {
                 f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
             }
     if engine.recommendation and engine.recommendation.batch:
-        found["recommended_batch"] = engine.recommendation.batch
+        metrics["recommended_batch"] = engine.recommendation.batch
     for shape, compared in (engine.champion_comparison or {}).get("shapes", {}).items():
         low, high = compared["interval"] or (None, None)
         ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
-        found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
+        metrics |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
-        found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
-    found |= _headline(engine)
-    return {k: float("nan") if v is None else float(v) for k, v in found.items()}
+        metrics |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
+    metrics |= _headline(engine)
+    return {k: float("nan") if v is None else float(v) for k, v in metrics.items()}
 
 
 def _headline(engine: EngineResult) -> dict[str, float]:

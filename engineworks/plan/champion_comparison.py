@@ -43,11 +43,11 @@ def champion_comparison_document(
     while True:
         shared = {"limit": regression["latency"], "confidence": confidence_of(len(earlier))}
         document["params"] = {**params, **shared, "at": shapes, "attempt": attempt}
-        found = _undecided(store, digest_of(document))
-        if found is None:
+        report = _undecided(store, digest_of(document))
+        if report is None:
             break
-        by_history = found["method"] == "history"
-        earlier += [] if by_history else [found]
+        by_history = report["method"] == "history"
+        earlier += [] if by_history else [report]
         attempt += 1
     beside = {
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
@@ -70,7 +70,7 @@ def conditions_of(measure: Mapping[str, Any]) -> str:
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     """A champion comparison's report without its samples."""
-    shapes = {name: dict(found) for name, found in report.get("shapes", {}).items()}
+    shapes = {name: dict(figures) for name, figures in report.get("shapes", {}).items()}
     return {**report["champion"], "method": report["method"], "limit": report["limit"], "shapes": shapes}
 
 

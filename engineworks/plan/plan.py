@@ -279,12 +279,12 @@ def plan_recipes(
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; every glob of `only` must match in at least one of them."""
-    names = " and ".join(one.name for one in loaded)
-    refuse_unmatched(only, [engine for one in loaded for engine in one.engine_ids], names)
+    names = " and ".join(recipe.name for recipe in loaded)
+    refuse_unmatched(only, [engine for recipe in loaded for engine in recipe.engine_ids], names)
     plans, reasons = [], []
-    for one in loaded:
+    for recipe in loaded:
         try:
-            plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
+            plans.append(plan_recipe(recipe, store, digests, only=only, compare=compare, champions=champions(recipe)))
         except TargetError as error:
             if len(loaded) == 1:
                 raise

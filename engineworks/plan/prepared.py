@@ -31,20 +31,20 @@ def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> Sampl
 
 def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
     """Sentences such as how many texts were cut, of every prepared data that the store has."""
-    found: list[str] = []
+    notes: list[str] = []
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "prepare" else None
         if artifact is not None:
-            found += artifact.read_json(REPORT_FILE)["notes"]
-    return tuple(dict.fromkeys(found))
+            notes += artifact.read_json(REPORT_FILE)["notes"]
+    return tuple(dict.fromkeys(notes))
 
 
 def notes_of_lowering(plan: Plan, store: Store) -> tuple[str, ...]:
     """Sentences such as which nodes a precision's recipe names in vain, of every lowered model that the store has."""
-    found: list[str] = []
+    notes: list[str] = []
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "lower" else None
         if artifact is not None:
             report = artifact.read_json(LOWERING_FILE)
-            found += [f"{report['precision']}: {note}" for note in report.get("notes", ())]
-    return tuple(dict.fromkeys(found))
+            notes += [f"{report['precision']}: {note}" for note in report.get("notes", ())]
+    return tuple(dict.fromkeys(notes))

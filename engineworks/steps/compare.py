@@ -69,8 +69,8 @@ def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> 
         dtypes |= _other_dtypes(got, wanted)
         task.add(given, got, wanted)
     outputs = {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()}
-    for name, found in misshapen.items():  # figures over the other runs would hide it
-        outputs[name] |= {"misshapen": {**found, "of": run}, "cosine": None, "sqnr_db": None}
+    for name, mismatch in misshapen.items():  # figures over the other runs would hide it
+        outputs[name] |= {"misshapen": {**mismatch, "of": run}, "cosine": None, "sqnr_db": None}
     return {
         "outputs": outputs,
         "metric": task.result(),
@@ -96,5 +96,5 @@ def _compare(
         try:
             comparison.add(got[name], wanted[name])
         except ValueError as error:
-            found = misshapen.setdefault(name, {"run": run, "why": str(error), "runs": 0})
-            found["runs"] += 1
+            mismatch = misshapen.setdefault(name, {"run": run, "why": str(error), "runs": 0})
+            mismatch["runs"] += 1

@@ -64,8 +64,8 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
         with ChildPool() as pool:
             fresh = partial(_in_fresh_process, pool, payload, job)
-            found = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
-    return {"method": "measured"} | found
+            report = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
+    return {"method": "measured"} | report
 
 
 def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
@@ -82,9 +82,9 @@ def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str
             why = f"the second measurement came to nothing: {error.message}"
             second = {shape: Comparison("inconclusive", None, None, 0, why) for shape in first}
     shapes = {shape: confirm(c, second.get(shape)) for shape, c in first.items()}
-    for shape, found in shapes.items():
-        ratio = "nothing known" if found.ratio is None else f"{found.ratio:.4f} of the champion's time"
-        say(f"{shape}: {found.verdict}: {ratio}, {found.rounds} rounds {found.why}".rstrip())
+    for shape, figures in shapes.items():
+        ratio = "nothing known" if figures.ratio is None else f"{figures.ratio:.4f} of the champion's time"
+        say(f"{shape}: {figures.verdict}: {ratio}, {figures.rounds} rounds {figures.why}".rstrip())
     return {"shapes": {shape: c.to_json() for shape, c in shapes.items()}, "attempts": attempts}
 
 
@@ -173,6 +173,6 @@ def _whose(side: Side, error: RunError) -> RunError:
 
 def _history(job: StepJob, champion: Champion, why: str) -> Report:
     """What stands in for a champion that does not run here: the gate compares the candidate's own figures with it."""
-    found = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
-    shapes = {shape: found.get(shape, []) for shape in job.params["at"]}
+    history = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
+    shapes = {shape: history.get(shape, []) for shape in job.params["at"]}
     return {"method": "history", "why": why, "history": shapes}

@@ -51,10 +51,10 @@ def run(job: StepJob) -> None:
 
 def _as_is(job: StepJob) -> None:
     model = load_model(job.inputs["fold"] / MODEL_FILE)
-    found = check_as_is(model, job.id)
+    checked = check_as_is(model, job.id)
     save_model(model, job.out / MODEL_FILE)
-    job.say(f"as it is: {found.quantize_nodes} QuantizeLinear, {found.dequantize_nodes} DequantizeLinear")
-    job.write_json(LOWERING_FILE, {"precision": AS_IS, **found.to_json()})
+    job.say(f"as it is: {checked.quantize_nodes} QuantizeLinear, {checked.dequantize_nodes} DequantizeLinear")
+    job.write_json(LOWERING_FILE, {"precision": AS_IS, **checked.to_json()})
 
 
 def _float(job: StepJob) -> None:
@@ -128,10 +128,10 @@ def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: 
     nodes = source.graph.node
     left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
     fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
-    found = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
+    notes = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
     if job.params["unquantized"] == "fp32":
-        return found
-    return [*found, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
+        return notes
+    return [*notes, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
 
 
 def _still_there(patterns: Sequence[str], source: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:

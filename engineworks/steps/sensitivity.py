@@ -38,9 +38,9 @@ def run(job: StepJob) -> None:
     model = name_nodes(raise_opset_for(single, globs))
     with TemporaryDirectory(dir=job.out) as scratch:
         trials = Trials(model, read_ranges(job), samples, job, globs=globs, fp32=fp32, scratch=Path(scratch))
-        found = _measure(job, trials, samples.count)
-    found["cost"]["seconds"] = time.perf_counter() - start
-    job.write_json(SENSITIVITY_FILE, {"precision": job.params["precision"], "total": samples.total, **found})
+        report = _measure(job, trials, samples.count)
+    report["cost"]["seconds"] = time.perf_counter() - start
+    job.write_json(SENSITIVITY_FILE, {"precision": job.params["precision"], "total": samples.total, **report})
 
 
 def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:

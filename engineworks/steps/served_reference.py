@@ -46,8 +46,8 @@ class ShapesPlan:
 
     def stops(self, *, device: bool) -> tuple[list[Stop], list[str]]:
         """The sequence for an engine on a device or on a CPU, and what of it is not tried."""
-        found = self._report["device" if device else "cpu"]
-        return [stop_from_json(s) for s in found["stops"]], list(found["notes"])
+        listed = self._report["device" if device else "cpu"]
+        return [stop_from_json(s) for s in listed["stops"]], list(listed["notes"])
 
     def rows(self, rows: ServedRows, pool: int) -> list[Arrays]:
         facts = self.pools[pool]
@@ -113,8 +113,8 @@ class ServedReference:
 
     def moved(self, pool: int) -> dict[str, Any]:
         """Per output, how far one rounding moves it there: see `lowered_reference`."""
-        found: Sequence[dict[str, Any]] = self.facts["moved"]
-        return found[pool] if found else {}
+        moved: Sequence[dict[str, Any]] = self.facts["moved"]
+        return moved[pool] if moved else {}
 
     def close(self) -> None:
         self._fp32.close()

@@ -43,12 +43,12 @@ class ServedRows:
 
     def data_lengths(self) -> dict[str, int]:
         """The lengths of the evaluation data's dynamic dimensions, without the batch."""
-        first, found = self._rows(self._spread(1))[0], {}
+        first, lengths = self._rows(self._spread(1))[0], {}
         for spec in self._specs:
             for dim, length in zip(self._row_shape(spec), first[spec.name].shape, strict=True):
                 if isinstance(dim, str):
-                    found[dim] = int(length)
-        return found
+                    lengths[dim] = int(length)
+        return lengths
 
     def elements(self, lengths: Lengths) -> int:
         """Elements of one row of all inputs."""
@@ -70,14 +70,14 @@ class ServedRows:
     def feeds(self, pool: Sequence[Arrays], picks: Sequence[int]) -> Arrays:
         """These rows of the pool as one run's inputs. Inputs that have no batch dimension get the first row's, or,
         where no input has one, the picked row's."""
-        found: Arrays = {}
+        feeds: Arrays = {}
         for spec in self._specs:
             axis = self._axes[spec.name]
             if axis is None:
-                found[spec.name] = pool[0 if self.stacked else picks[0]][spec.name]
+                feeds[spec.name] = pool[0 if self.stacked else picks[0]][spec.name]
             else:
-                found[spec.name] = np.stack([pool[p][spec.name] for p in picks], axis=axis)
-        return {name: np.asarray(value, order="C") for name, value in found.items()}
+                feeds[spec.name] = np.stack([pool[p][spec.name] for p in picks], axis=axis)
+        return {name: np.asarray(value, order="C") for name, value in feeds.items()}
 
     def _row_shape(self, spec: TensorSpec) -> tuple[int | str, ...]:
         axis = self._axes[spec.name]

@@ -85,13 +85,13 @@ class ShapesReference:
     def _report(self, by_rows: bool, scale: Mapping[str, float]) -> dict[str, Any]:
         pools = list(self._pools.values())
         notes = list(dict.fromkeys(self._notes))
-        found: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         for place, device in (("cpu", False), ("device", True)):
             made, cuts = stops(self._visits, pools, self._batch if by_rows else None, device=device)
-            found[place] = {"stops": [s.to_json() for s in made], "notes": [*notes, *cuts]}
+            report[place] = {"stops": [s.to_json() for s in made], "notes": [*notes, *cuts]}
         return {
             "mode": "rows" if by_rows else "runs", "axes": self._axes, "scale": dict(scale), "mixing": self._mixed,
-            "pools": [p.to_json() for p in pools], **found,
+            "pools": [p.to_json() for p in pools], **report,
         }  # fmt: skip
 
     def _choose_pools(self) -> Session:
@@ -255,12 +255,12 @@ class _CountedSession:
 
 def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
     """Rows that were run alone as one array per output, along its batch axis; without outputs that cannot be."""
-    found = {}
+    arrays = {}
     for name, axis in axes.items():
         shapes = {r[name].shape for r in runs}
         if axis is not None and len(shapes) == 1 and next(iter(shapes))[axis : axis + 1] == (1,):
-            found[name] = np.concatenate([r[name] for r in runs], axis=axis)
-    return found
+            arrays[name] = np.concatenate([r[name] for r in runs], axis=axis)
+    return arrays
 
 
 def pool_key(pool: int) -> str:

@@ -101,8 +101,8 @@ class TaskComparison:
         for name in names:
             if name not in outputs:
                 raise RunError(f"accuracy.{'metric' if spans else 'output'}: the engine has no output '{name}'")
-        found = [_rows_first(outputs[name], self._axes[name]) for name in names]
-        return np.stack(found, axis=-1) if spans else found[0]
+        rows = [_rows_first(outputs[name], self._axes[name]) for name in names]
+        return np.stack(rows, axis=-1) if spans else rows[0]
 
     def _labels_of(self, start: int, rows: Array) -> Array | None:
         """The labels of these rows, which are of one file; those of tokens as long as the rows are in this batch."""
@@ -171,12 +171,12 @@ def _join(parts: Sequence[Rows]) -> dict[str, Array]:
     leaves out (-100, NaN), all others (values, masks) with 0."""
     if not parts:
         return {}
-    found = {}
+    joined = {}
     for name in parts[0]:
         arrays = [p[name] for p in parts]
         fill = 0 if name else NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan
-        found[name] = stacked(arrays, fill)
-    return found
+        joined[name] = stacked(arrays, fill)
+    return joined
 
 
 def _json_number(value: float) -> float | None:

@@ -97,8 +97,8 @@ class Trials:
         if rest is self._model:
             return True
         planned = plan_quantization(rest, globs, (), QUANTIZABLE).nodes
-        found = {rest.graph.node[at].name: _operands(plan) for at, plan in planned.items()}
-        return found == {name: _operands(self._plans[name]) for name in group.nodes}
+        operands = {rest.graph.node[at].name: _operands(plan) for at, plan in planned.items()}
+        return operands == {name: _operands(self._plans[name]) for name in group.nodes}
 
     def _compare(self, model: onnx.ModelProto, batches: Sequence[Tensors]) -> Report:
         """As the step `compare` reports. Outputs that the (cut) model does not make are those of fp32."""

@@ -47,10 +47,10 @@ def build_recipe(
     mode: Mode = "full",
 ) -> State[BuildResult]:
     """Build every engine of the recipe file that `only` (a glob over ids) selects, and measure the peers that `compare`
-    names ('pytorch,ort-cpu') beside them.
+    names ('pytorch,ort-cpu').
 
     distributed: prepare here and order each engine from the work pool of its target; the result is in the store, and
-    the last words of the run name its digest. again: glob over ids of engines to order anew, whatever workers did for
+    the last words of the run name its digest. again: glob over ids of engines to order again, even if workers built
     them before. mode: 'smoke' for a quick build that is not mistaken for a full one. Everything is recorded first; then
     the flow ends failed if a step or a gate failed.
     """
@@ -86,7 +86,7 @@ def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
 
 
 def _published(build: Build, result: BuildResult) -> str:
-    """Let the store have the verdicts; says under which digest, or why it has not."""
+    """Store the verdicts; returns under which digest, or why they are not stored."""
     try:
         return f"verdicts {publish_body(build.store, 'verdicts', result.recipe, result.to_json())}"
     except StoreError as error:

@@ -83,7 +83,7 @@ def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
 
 
 def _make_automation() -> str:
-    """A run whose process and worker both died says nothing more: after three heartbeats it is marked crashed."""
+    """A run whose process and worker both died sends nothing: after three missed heartbeats it is marked crashed."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState

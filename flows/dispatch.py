@@ -129,10 +129,10 @@ def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
-    """Of a pool that nobody has made yet (a new target, before `engineworks deploy`) there are none."""
+    """None for a pool that does not exist yet (a new target, before `engineworks deploy`)."""
     try:
         workers = client.read_workers_for_work_pool(pool)
-    except PrefectHTTPStatusError as error:  # the client says ObjectNotFound of other things alone
+    except PrefectHTTPStatusError as error:  # the client raises ObjectNotFound for other resources only
         if error.response.status_code != httpx.codes.NOT_FOUND:
             raise
         return frozenset()

@@ -32,7 +32,7 @@ def build_recipes(
         with not_collected():
             prefect.load()
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-            tracking.prestart()  # after Prefect's import: two imports at once take turns and help nobody
+            tracking.prestart()  # after Prefect's import: two imports at once only wait for each other
             prefect.wait_ready()
         if champions is None:
             from flows.build_recipe import build_planned

@@ -4,7 +4,7 @@ The child serves on the listening socket FD, says `ready` on its standard output
 input is closed (or its parent is gone) and all that it was sent is in the database. Its settings come as environment
 variables. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
 
-`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql anew, after an upgrade of Prefect;
+`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql again, after an upgrade of Prefect;
 an old one still does, and Prefect migrates it.
 """
 

@@ -52,7 +52,7 @@ def nightly(
     """Build the recipes of the folder that match: `recipes` (globs over names or files), `owner` (a glob), `tag`.
 
     distributed: each as a run of the deployment build-recipe, else one after the other in this process. again: glob
-    over ids of engines that workers shall look at anew. The run's log says what happened to every engine; it ends
+    over ids of engines that workers check again. The run's log reports every engine's outcome; it ends
     failed unless every engine passed, or has no hardware to be measured on.
     """
     settings, start = read_settings(), time.monotonic()

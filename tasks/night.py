@@ -1,4 +1,4 @@
-"""A night: which recipes it takes, what there is to do for each, and what came of every engine. Plain values."""
+"""A night: which recipes it takes, what there is to do for each, and the outcome of every engine. Plain values."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def choose_recipes(
 ) -> list[Chosen]:  # fmt: skip
     """The folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
 
-    A file that cannot be read has no owner and no tags: it is always chosen where its file matches, so that nobody's
+    A file that cannot be read has no owner and no tags: it is always chosen where its file matches, so that no
     recipe is silently left out. Raises `InputError` if nothing matches.
     """
     chosen = [_load(path, data_roots) for path in find_recipes(folder)]
@@ -79,7 +79,7 @@ def choose_recipes(
 
 
 def night_of_result(verdicts: Mapping[str, Any], file: str, word: Word) -> RecipeNight:
-    """What a build's result (as JSON) says of every engine."""
+    """Every engine's outcome in a build's result (as JSON)."""
     engines = [EngineNight(e["id"], _word(e), _sentence(e)) for e in verdicts["engines"]]
     engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
     return RecipeNight(verdicts["recipe"], file, word, tuple(engines), verdicts=verdicts)

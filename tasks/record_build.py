@@ -36,7 +36,7 @@ def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, 
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
     texts = {PLAN_FILE: build.plan.to_json_text(), **pages, **result_texts(result)}
-    tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have told us of their hardware
+    tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have reported their hardware
     tags |= {NOTE: _note(build, run, result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)

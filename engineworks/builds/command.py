@@ -58,8 +58,8 @@ def recorded_result(
 ) -> BuildResult | None:
     """The result of a build that needs no step and is on record, else None.
 
-    Every artifact is verified and judged again; only the record itself is taken from MLflow. Whoever asks for many
-    plans gives what serves all of them: the store, the repository's checkout, the finished builds that MLflow told of.
+    Every artifact is verified and judged again; only the record itself is taken from MLflow. A caller with many
+    plans gives what serves all of them: the store, the repository's checkout, the finished builds in MLflow.
     samples: as of `engine_result`.
     """
     if plan.to_do:
@@ -87,7 +87,7 @@ def recorded_result(
 
 
 def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tuple[str | None, tuple[str, ...]]:
-    """The run that holds the record of this very build, None for none; where it still waits, one sentence says so.
+    """The run that holds the record of this build, None for none; and a sentence if that record still waits to be sent.
 
     What waits from earlier builds is sent first.
     """

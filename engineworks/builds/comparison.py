@@ -53,7 +53,7 @@ class Comparison:
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
-    """For the record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and its kin, 'engine_speedup/fp16/cpu/SHAPE'."""
+    """For the record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like, 'engine_speedup/fp16/cpu/SHAPE'."""
     metrics: dict[str, float] = {}
     for row in comparison.rows if comparison else ():
         fields = ("speedup",) if row.engine else _PEER_METRICS

@@ -58,19 +58,7 @@ class Delivery:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Delivery:
-        steps = tuple(
-            Step(
-                s["kind"],
-                s["id"],
-                s["key"],
-                s["document"],
-                s["document"]["inputs"],
-                {},
-                s["state"],
-                s.get("reason", ""),
-            )
-            for s in value["steps"]
-        )
+        steps = tuple(Step(**s, inputs=s["document"]["inputs"], unkeyed={}) for s in value["steps"])
         return Delivery(
             engine=value["engine"],
             keys=value["keys"],
@@ -83,7 +71,7 @@ class Delivery:
 
 
 def delivery_of(build: Build) -> Delivery:
-    """What came of a build whose plan holds one engine."""
+    """The delivery of a build whose plan holds one engine."""
     (engine,) = build.plan.engines
     return Delivery(
         engine=engine.id,
@@ -113,7 +101,7 @@ def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
     missing = sorted({k for s in delivery.steps for k in s.inputs.values()} - steps.keys() - {*delivery.keys.values()})
     if missing:
         raise StoreError(
-            f"{engine.id}: host {delivery.host} stands on other steps than this plan ({missing[0][:12]}…)",
+            f"{engine.id}: host {delivery.host} used other steps than this plan ({missing[0][:12]}…)",
             hint="are recipes and library versions the same on both hosts?",
         )
     return replace(plan, engines=engines, steps=steps | {step.key: step for step in delivery.steps})
@@ -141,7 +129,7 @@ def unprepared(plan: Plan) -> Step | None:
 
 
 def publish_body(store: Store, kind: Literal["delivery", "verdicts"], name: str, body: Mapping[str, Any]) -> str:
-    """Store a JSON value under the digest of what it says; returns its key."""
+    """Store a JSON value under the digest of its contents; returns its key."""
     body = _finite(body)
     document: dict[str, Any] = {"step": kind, "version": VERSION, "name": name, "sha256": digest_of(body), "inputs": {}}
     key = digest_of(document)
@@ -185,7 +173,7 @@ def was_asked(store: Store, plan: Plan, engine: PlannedEngine, workers: Iterable
 
 def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Plan:
     """The plan with what workers did for the same orders in earlier builds, verified. `again`: glob over ids of engines
-    that are to be ordered anew: nothing here notices a new driver on a worker's host."""
+    to order again: nothing here notices a new driver on a worker's host."""
     for engine in plan.engines:
         if is_unfinished(plan, engine) and not is_named(engine, again):
             known = _find_delivery(store, plan, engine)
@@ -221,7 +209,7 @@ def _without_hardware(plan: Plan, key: str) -> object:
 
 
 def _finite(value: Any) -> Any:
-    """Without what JSON has no word for: NaN and infinity become null."""
+    """Without what JSON cannot express: NaN and infinity become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

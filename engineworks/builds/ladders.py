@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engineworks.store.store import Store
 
 _ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *METRIC_LIMITS)
-"""Names of the checks that another precision, or keeping nodes out of it, may mend."""
+"""Names of the checks that another precision, or keeping nodes out of it, may fix."""
 
 
 def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
@@ -45,7 +45,7 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
 
 
 def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
-    """Every precision of `auto` on this target, whatever became of it."""
+    """Every precision of `auto` on this target, tried or not."""
     auto = plan.loaded.auto
     assert auto is not None
     planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}

@@ -4,7 +4,7 @@
      "digests": {step: {file: sha256}}, "steps": {step: key}, "versions": …, "hardware": …, "profiles": …,
      "reports": {file: …}, "report_digests": {file: sha256}, "verdict": {…, checks}, "issued_at": …, "signature": …}
 
-A passport is a result like others: it lies in the store under the digest of all that it says (but the hour), so that
+A passport is a result like others: it lies in the store under the digest of its contents (without the hour), so that
 the same engine with the same verdict has one passport.
 """
 
@@ -35,8 +35,8 @@ def recipe_origin(plan: Plan, checkout: Checkout | None = None) -> dict[str, Any
     checkout: of the recipe's repository, if it was looked at already.
     """
     loaded = plan.loaded
-    beside = (loaded.path, loaded.path.parent / DEFAULTS_FILE, loaded.path.parent / TARGETS_FILE)
-    files = [file for file in beside if file.is_file()]
+    folder = loaded.path.parent
+    files = [f for f in (loaded.path, folder / DEFAULTS_FILE, folder / TARGETS_FILE) if f.is_file()]
     git = checkout or Checkout(loaded.root)
     return {
         "name": loaded.name,
@@ -81,7 +81,7 @@ def with_passport(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
 
 
 def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a passport says but the hour and the signature, as JSON."""
+    """A passport's contents without the hour and the signature, as JSON."""
     built = store.require(engine.keys["build"])
     _, precision, target = engine.id.split("/")
     reports = _reports(engine, store)
@@ -116,7 +116,7 @@ def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
 
 
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
-    """What the file says, at most without raw samples. What the engine was judged by is known already."""
+    """The report in a file; those that the engine was judged by are known already."""
     judged_by = {
         ("compare", ACCURACY_FILE): engine.accuracy,
         ("measure", LATENCY_FILE): engine.latency,

@@ -31,11 +31,10 @@ from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
 
 EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
-"""A verdict's word, or `failed`: a step of the engine failed, so that there is nothing to judge."""
+"""A verdict, or `failed`: a step of the engine failed, so that there is nothing to judge."""
 
 LONGEST_LIST = 64
-"""Longer lists of a report (raw samples) are told by their length where only its figures are wanted; the report's
-digest stands for them."""
+"""Where only figures are wanted, longer lists of a report (raw samples) are replaced by their length."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class EngineResult:
 
     @property
     def waived(self) -> tuple[str, ...]:
-        """What was let through: the name of each waived check and the waiver's words."""
+        """What was accepted by waivers: the name of each waived check and the waiver's text."""
         return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
 
     @property
@@ -144,7 +143,7 @@ class RanStep:
 @dataclass(frozen=True)
 class BuildResult:
     """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
-    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and what became of it.
+    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and its outcome.
     `not_selected`: ids of the recipe's engines that `--only` left out, which are not part of this build."""
 
     recipe: str
@@ -216,7 +215,7 @@ def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = F
 
 
 def most_severe(codes: Iterable[int]) -> int:
-    """The one exit code that says the worst of several."""
+    """The most severe of several exit codes."""
     order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
 

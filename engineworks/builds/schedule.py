@@ -1,7 +1,7 @@
 """In which order steps may run: pure, so that any executor can follow it.
 
 A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps wait until
-nothing else is left, and then run one at a time: anything beside them would be in their figures. A step that would not
+nothing else is left, and then run one at a time: any other step would disturb their figures. A step that would not
 fit into the memory that is left waits while others run; one that does not fit at all runs alone.
 """
 
@@ -23,7 +23,7 @@ def _alone(step: Step) -> bool:
 
 
 class Schedule:
-    """Hands out the steps that are to do; tell it what became of each.
+    """Hands out the steps to do; report to it how each one ended.
 
     keys: hand out these alone. lost: what has failed before. need: the memory in MiB that a step is expected to take;
     asked only of steps whose inputs are done.
@@ -49,7 +49,7 @@ class Schedule:
         self.skipped: list[Step] = []
 
     def ready(self, room: int, available_mib: float = math.inf) -> Sequence[Step]:
-        """Steps to start now, at most `room` beside those that run; each is handed out once.
+        """Steps to start now, so that at most `room` run at once; each is handed out once.
 
         available_mib: memory that is free now. What the running steps are expected to need is taken off it whole,
         although they have some of it by now: better one step too few than the kernel's choice of whom to kill.
@@ -91,7 +91,7 @@ class Schedule:
         return not self._waiting and not self._running
 
     def _fitting(self, steps: Sequence[Step], room: int, available_mib: float) -> list[Step]:
-        """Those that fit beside what runs and beside each other; where nothing runs and none fits, the first alone."""
+        """Those that fit into memory together with what runs; where nothing runs and none fits, the first alone."""
         left = available_mib - sum(self._needs.get(key, 0.0) for key in self._running)
         chosen: list[Step] = []
         for step in steps:
@@ -110,7 +110,7 @@ class Schedule:
         return any(k in self._waiting or k in self._running for k in step.inputs.values())
 
     def _drop_lost(self) -> None:
-        """Skip what can never run, and what stands on that."""
+        """Skip what can never run, and what needs that."""
         while lost := [s for s in self._waiting.values() if self._lost & set(s.inputs.values())]:
             for step in lost:
                 del self._waiting[step.key]

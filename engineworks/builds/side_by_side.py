@@ -97,7 +97,7 @@ def _is_right(outputs: Mapping[str, Any]) -> bool:
 
 
 def _why_not(plan: Plan, peer: PlannedPeer, failures: Mapping[str, Failure]) -> str:
-    """The sentence of the plan, or of the step that failed: the peer's, or the first of those that it stands on."""
+    """The reason of the plan, or the message of the first failed step that the peer needs."""
     if peer.step is None:
         return peer.why_not
     failure = next((failures[step.key] for step in plan.needed([peer.step]) if step.key in failures), None)

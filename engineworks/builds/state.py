@@ -42,7 +42,7 @@ class Build:
 
     def settle(self) -> None:
         """Call it when all steps have ended. Where the store that others share does not answer, verdicts are read from
-        what is here, and a result that is not has failed: so every engine gets a word."""
+        what is here, and a result that is not has failed: so every engine gets a verdict."""
         failed = set(self.failures)
         for key in self.plan.goals:
             try:
@@ -62,8 +62,8 @@ class Build:
 
     @cached_property
     def ladder_words(self) -> Mapping[str, str]:
-        """By engine, what the ladder of `precisions: auto` says of it. Read when all steps have ended: an engine is
-        recorded by itself, but judged beside the others."""
+        """By engine, its status in the ladder of `precisions: auto`. Read it when all steps have ended: an engine is
+        recorded alone, but ranked with the others."""
         if self.plan.loaded.auto is None:
             return {}
         engines = [engine_result(self.plan, e, self.results, self.failures) for e in self.plan.engines]

@@ -1,4 +1,4 @@
-"""What became of every step of a plan: how long it took, what was reused, and on what it stands. Pure."""
+"""The outcome of every step of a plan: its state, its duration and its inputs. Pure."""
 
 from __future__ import annotations
 

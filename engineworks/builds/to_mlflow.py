@@ -1,4 +1,4 @@
-"""Plans and results → what MLflow is told: params, metrics, tags and texts. Pure."""
+"""Plans and results → what MLflow records: params, metrics, tags and texts. Pure."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
 
 
 def result_tags(result: BuildResult) -> dict[str, str]:
-    """The verdict of all engines together, and what is doubtful about them."""
+    """The verdict of all engines together, and the warnings."""
     tags: dict[str, str] = {"engineworks.verdict": result.verdict}
     if result.ladder:
         tags[LADDER] = "\n".join(ladder.sentence for ladder in result.ladder)
@@ -141,7 +141,7 @@ def _document(plan: Plan, key: str) -> str:
 
 
 def _documents(plan: Plan, engine: EngineResult) -> str:
-    """Every step that the engine stands on, by kind: `why` finds there which input of which step another run has."""
+    """Every step that the engine needs, by kind: `why` compares their inputs between two runs."""
     steps = plan.needed(engine.keys.values())
     return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
 

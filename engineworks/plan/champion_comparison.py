@@ -49,11 +49,11 @@ def champion_comparison_document(
         by_history = report["method"] == "history"
         earlier += [] if by_history else [report]
         attempt += 1
-    beside = {
+    more = {
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
         "max_s": regression["max_s"], "earlier": earlier, "by_history": by_history,
     }  # fmt: skip
-    return document, {**{k: v for k, v in unkeyed.items() if k == "evaluation"}, **beside}
+    return document, {**{k: v for k, v in unkeyed.items() if k == "evaluation"}, **more}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
@@ -75,12 +75,11 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _undecided(store: Store, key: str) -> Report | None:
-    """What is to be told of the attempt with this key, if it did not decide; None where it did, or is to be made."""
+    """The report of the attempt with this key, if it did not decide; None where it did, or was not made yet."""
     if not store.has(key) or (artifact := store.get(key)) is None:
         return None
     report = artifact.read_json(CHAMPION_COMPARISON_FILE)
     words = {shape["verdict"] for shape in report.get("shapes", {}).values()}
     if report["method"] != "history" and ("fail" in words or "inconclusive" not in words):
         return None
-    told = {name: report[name] for name in ("method", "confidence", "shapes") if name in report}
-    return {"key": key, **told}
+    return {"key": key, **{k: report[k] for k in ("method", "confidence", "shapes") if k in report}}

@@ -213,7 +213,7 @@ def _all(now: LoadedRecipe, after: Plan | str, state: State, why: str) -> Recipe
 
 
 def compare_plans(before: Plan, now: Plan) -> RecipeChange:
-    """Two plans of one recipe: which engines are others now, and what of all they stand on made them so."""
+    """Two plans of one recipe: which engines changed, and which of their inputs changed them."""
     old = {e.id: e for e in before.engines}
     engines = [
         _compare_engines(before, old[e.id], now, e) if e.id in old else EngineChange(e.id, "new", _new(before, e))
@@ -241,7 +241,7 @@ def _compare_engines(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEn
 
 
 def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
-    """Where the documents of its steps begin to differ: a step that only stands on a changed one adds nothing."""
+    """Where the documents of its steps begin to differ: a step that only reads a changed one adds nothing."""
     if dict(old.steps) == dict(new.steps):
         return []
     was, is_now = _documents(before, old), _documents(now, new)
@@ -251,11 +251,11 @@ def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngin
             by_words.setdefault(words, []).append(step)
     gone = [f"step '{_kind(s)}' is {'new' if s in is_now else 'gone'}" for s in sorted(was.keys() ^ is_now.keys())]
     reasons = [f"{words} ({', '.join(map(_kind, steps))})" for words, steps in by_words.items()]
-    return reasons + gone or ["its steps stand on other ones"]
+    return reasons + gone or ["its steps read other results"]
 
 
 def _own(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a step reads itself: that it stands on another step is told of that one."""
+    """What a step reads itself; what changed in another step is reported for that one."""
     return {k: v for k, v in document.items() if k != "inputs"}
 
 
@@ -264,9 +264,8 @@ def _kind(step: str) -> str:
 
 
 def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]]:
-    """Documents of all that an engine stands on, by step id, in the order of the plan."""
-    needed = plan.closure(engine.steps.values())
-    return {step.id: step.document for key, step in plan.steps.items() if key in needed}
+    """Documents of all steps that an engine needs, by step id, in the plan's order."""
+    return {step.id: step.document for step in plan.needed(engine.steps.values())}
 
 
 def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:

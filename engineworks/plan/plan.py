@@ -22,7 +22,7 @@ from engineworks.plan.documents import Documents, Unkeyed
 from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
-from engineworks.plan.remeasure import measured_anew
+from engineworks.plan.remeasure import measured_again
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
@@ -68,7 +68,7 @@ class PlannedEngine:
     champion: Champion | None = None
     computes: tuple[str, ...] = ()
     champion_unknown: str = ""
-    """Why it cannot be told whether there is a champion, or ''."""
+    """Why it is not known whether there is a champion, or ''."""
     champion_lost: str = ""
     """Why the champion is missing in MLflow though its list of champions names one, or ''."""
 
@@ -83,7 +83,7 @@ class PlannedEngine:
 
 @dataclass(frozen=True)
 class Refused:
-    """An engine that the target cannot do: it is not built, and this sentence says why."""
+    """An engine that its target cannot run: it is not built. sentence: why."""
 
     id: str
     sentence: str
@@ -235,7 +235,7 @@ def with_states(plan: Plan, store: Store) -> Plan:
         if key not in needed:
             return replace(step, state="not needed", reason="nothing that is to do reads it")
         if key in foreign:
-            because = "nothing here can run this engine: 'engineworks doctor' says why"
+            because = "this host cannot run the engine; see 'engineworks doctor'"
             return replace(step, state="needs another GPU", reason=because)
         return replace(step, state="to do", reason=_why(step, store))
 
@@ -345,10 +345,10 @@ def _measure(
     comparison: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
     store: Store,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The measuring step's document and unkeyed: anew where what the store has was disturbed."""
+    """The measuring step's document and unkeyed inputs; another attempt where the stored one was disturbed."""
     document, unkeyed = documents.measure(target, build)
     by_history = comparison is not None and comparison[1]["by_history"]
-    return measured_anew(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
+    return measured_again(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
 
 
 def _add(
@@ -361,7 +361,7 @@ def _add(
 
 
 class _Shared:
-    """The keys of the steps that all engines of a recipe stand on, by step id: their documents are made once."""
+    """The keys of the steps that all engines of a recipe share, by step id: their documents are made once."""
 
     def __init__(self) -> None:
         self._keys: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Lowered ONNX + profiles + target → engine, with a sidecar that says what it is."""
+"""Lowered ONNX + profiles + target → engine, with a sidecar that describes it."""
 
 from __future__ import annotations
 

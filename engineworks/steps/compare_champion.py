@@ -1,8 +1,8 @@
-"""Candidate and champion, loaded beside each other and measured in turns, alone on their device.
+"""Candidate and champion, loaded together and measured interleaved, alone on their device.
 
 The report says how it was found out: `identical` (the same bytes: nothing to measure), `measured` (one attempt, and a
 second one in a fresh process before anything is called slower), or `history` (the champion does not run here: what was
-measured before stands in for it, and the gate says so). `earlier`: what earlier builds measured without a decision;
+measured before replaces it, and the gate reports that). `earlier`: what earlier builds measured without a decision;
 `confidence`: of this one, higher the more there were.
 """
 

@@ -3,7 +3,7 @@ written, in ONNX Runtime; once per lowering, for all targets.
 
 Beside them: how far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`),
 from which the engine's tolerance follows; and how far the lowered model is from fp32 on rows that are made up.
-Where ONNX Runtime cannot run the lowered model, the file says so, and engines are compared with fp32.
+Where ONNX Runtime cannot run the lowered model, the file holds the reason, and engines are compared with fp32.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec, spec_from_json
 
 LOADING, AFTER = "while loading", "at the end"
-"""Places of readings of the device beside the shapes; names of shapes hold no space."""
+"""Keys of device readings among the shapes; names of shapes hold no space."""
 
 
 def run(job: StepJob) -> None:

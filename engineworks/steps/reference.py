@@ -25,14 +25,14 @@ from engineworks.steps.step_job import StepJob
 
 OUTPUTS_FILE = "outputs.npz"
 INPUTS_FILE = "inputs.json"
-"""Statistics of the evaluation data, beside those of the calibration data in its own artifact: neither step's key
-depends on the other's file, and yet the two can be compared."""
+"""Statistics of the evaluation data. Those of the calibration data are in that step's artifact: they can be compared,
+though neither key depends on the other's file."""
 
 
 def run(job: StepJob) -> None:
     """Writes the outputs run by run under `<run>/<output>`: one run is held in memory."""
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
-    session = backend.load(job.inputs["fold"] / MODEL_FILE, {"spinning": False})  # other steps run beside it
+    session = backend.load(job.inputs["fold"] / MODEL_FILE, {"spinning": False})  # other steps run at the same time
     watch = InputWatch(batch_axes(samples.specs), samples.count)
     size: dict[str, tuple[float, int]] = {}
     runs = 0

@@ -53,7 +53,7 @@ class Places:
         try:
             errors = row_errors(np.stack(now), np.stack(baselines), 0, self._scale.get(name, 0.0))
         except ValueError:
-            return None  # a row of another shape: told as misshapen against the reference
+            return None  # a row of another shape: reported as misshapen against the reference
         exact = got.dtype.name in EXACT_DTYPES
         figures = row_figures(errors, [picks[p] for p in places], run, exact=exact)
         assert figures is not None  # there is a row

@@ -84,7 +84,7 @@ class ServedRows:
         return spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
 
     def _shape(self, spec: TensorSpec, lengths: Lengths) -> tuple[int, ...]:
-        """The batch dimension, where it stands twice in an input, is 1 in a row."""
+        """The batch dimension, where an input has it twice, is 1 in a row."""
         known = {str(self._batch): 1, **dict(lengths)}
         return tuple(known[d] if isinstance(d, str) else d for d in self._row_shape(spec))
 
@@ -124,7 +124,7 @@ def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], end
 
 
 def _mosaic(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Pieces of different rows beside each other along every axis, cut to the shape; zeros where rows are empty."""
+    """Pieces of different rows next to each other along every axis, cut to the shape; zeros where rows are empty."""
     turn = iter(range(10**9))
 
     def piece(axes: int) -> Any:

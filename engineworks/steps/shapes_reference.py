@@ -1,5 +1,5 @@
 """Folded fp32 ONNX at the shapes of every profile → what is compared there, and what the model gives, as it is written,
-in ONNX Runtime: a part of the reference step. Engines, and the lowered models beside them, are run with exactly the
+in ONNX Runtime: a part of the reference step. Engines, and the lowered models, are run with exactly the
 rows, visits and runs that stand in SHAPES_FILE.
 
 Two modes. "rows": every row of a pool is run alone, and what a batch should give is put together from them; cheap even
@@ -7,7 +7,7 @@ where the largest batch would take minutes on a CPU, and right only if the model
 on a batch of a few. "runs", for all other models (rows that depend on each other, outputs without a batch, a fixed
 batch): every run of the sequence as it is.
 
-What is limited, and how, stands in `measure.served`. Each cut is told in a note.
+`measure.served` sets the limits. Each cut is reported in a note.
 """
 
 from __future__ import annotations

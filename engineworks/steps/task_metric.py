@@ -94,7 +94,7 @@ class TaskComparison:
         return figures
 
     def _read(self, outputs: Rows) -> Array:
-        """What the metric reads, rows first: one output, or for spans those of starts and ends beside each other."""
+        """What the metric reads, rows first: one output, or for spans those of starts and ends side by side."""
         assert self._settings is not None
         spans = self._settings["name"] == "span"
         names = SPAN_OUTPUTS if spans else (self._job.params["output"] or next(iter(outputs)),)

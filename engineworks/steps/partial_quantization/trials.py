@@ -29,7 +29,7 @@ Report = dict[str, Any]
 
 
 class Trials:
-    """Quantizes parts of `model` (fp32, every node named, weights in memory) and says how far its outputs move.
+    """Quantizes parts of `model` (fp32, every node named, weights in memory) and reports how far its outputs move.
 
     globs, fp32: as of `quantize`. job: what the task metric reads. scratch: an empty folder. The samples, fp32's
     outputs for them, and the tensors of one cut are held in memory.

@@ -56,9 +56,7 @@ class RecipeNight:
 
     @property
     def is_good(self) -> bool:
-        return not self.message and all(
-            e.word in ("pass", "pass (waived)", "unmeasured", "refused") for e in self.engines
-        )
+        return not self.message and all(e.word in GOOD for e in self.engines)
 
 
 def choose_recipes(

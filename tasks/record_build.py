@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,7 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
 def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, report: Path) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
-    texts = {PLAN_FILE: build.plan.to_json_text(), **pages, **result_texts(result)}
+    texts = {PLAN_FILE: json.dumps(build.plan.to_json(), indent=1), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have reported their hardware
     tags |= {NOTE: _note(build, run, result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"

@@ -149,9 +149,6 @@ class Plan:
     def _inputs(self, key: str) -> Iterable[str]:
         return self.steps[key].inputs.values()
 
-    def to_json_text(self) -> str:
-        return json.dumps(self.to_json(), indent=1)
-
     def to_json(self) -> dict[str, object]:
         return {
             "recipe": self.recipe,
@@ -195,7 +192,7 @@ def plan_recipe(
     pairs = product(loaded.recipe.precisions, loaded.targets)
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
-    documents, shared = Documents(loaded, digests), _Shared()
+    documents, shared = Documents(loaded, digests), dict[str, str]()
     uses = known_uses(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     steps: dict[str, Step] = {}
@@ -298,7 +295,7 @@ def plan_recipes(
 def _plan_engine(
     documents: Documents,
     steps: dict[str, Step],
-    shared: _Shared,
+    shared: dict[str, str],
     engine_id: str,
     precision: str,
     target: NamedTarget,
@@ -306,7 +303,7 @@ def _plan_engine(
     store: Store,
 ) -> PlannedEngine:
     """Add the engine's steps, and those they need, to `steps`."""
-    add, once = partial(_add, steps), partial(shared.add_once, steps)
+    add, once = partial(_add, steps), partial(_add_once, steps, shared)
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = once("export", f"{recipe}/export", documents.export)
     for part, data in documents.prepared():
@@ -360,18 +357,17 @@ def _add(
     return key
 
 
-class _Shared:
-    """The keys of the steps that all engines of a recipe share, by step id: their documents are made once."""
-
-    def __init__(self) -> None:
-        self._keys: dict[str, str] = {}
-
-    def add_once(
-        self, steps: dict[str, Step], kind: StepName, name: str, make: Callable[[], tuple[Mapping[str, Any], Unkeyed]]
-    ) -> str:
-        if name not in self._keys:
-            self._keys[name] = _add(steps, kind, name, *make())
-        return self._keys[name]
+def _add_once(
+    steps: dict[str, Step],
+    shared: dict[str, str],
+    kind: StepName,
+    name: str,
+    make: Callable[[], tuple[Mapping[str, Any], Unkeyed]],
+) -> str:
+    """As `_add`, for a step that all engines of a recipe share: its document is made once. shared: keys by step id."""
+    if name not in shared:
+        shared[name] = _add(steps, kind, name, *make())
+    return shared[name]
 
 
 def _limited(step: Step, limits: Mapping[str, float]) -> Step:

@@ -89,7 +89,8 @@ def _compare(
     comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array], run: int,
     misshapen: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """misshapen: the first run at which an output has another shape, why, and how many of them there are."""
+    """got, wanted: outputs of one run by name, of equal shapes; their dtypes may differ. misshapen: the first run at
+    which an output has another shape, why, and how many such runs there are."""
     for name, comparison in comparisons.items():
         if name not in got or name not in wanted:
             raise RunError(f"output '{name}' cannot be compared: {'the engine' if name in wanted else 'fp32'} lacks it")

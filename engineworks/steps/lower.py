@@ -85,6 +85,7 @@ def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
 
 
 def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
+    """Batches of inputs by name, with the shapes and dtypes of the model's inputs."""
     samples = samples_from_json(job.paths("samples"), job.params["samples"])
     return samples.batches([fixed_batch(samples.specs) or proof_batch(weight_bytes(model))])
 

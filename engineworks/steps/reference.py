@@ -55,14 +55,14 @@ def run(job: StepJob) -> None:
 
 
 def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple[float, int]:
-    """Sum of squares and count of the finite values so far."""
+    """Sum of squares and count of the finite values so far. value: of any shape and dtype."""
     numbers = value.astype(np.float64)
     good = numbers[np.isfinite(numbers)]
     return before[0] + float(np.square(good).sum()), before[1] + good.size
 
 
 def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """The reference outputs, run by run, in the order in which they were written."""
+    """The reference outputs by name, run by run: arrays [batch of the run, …] with the dtypes of the folded model."""
     runs = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["runs"]
     with NpzReader(folder / OUTPUTS_FILE) as archive:
         names: dict[int, list[str]] = {}

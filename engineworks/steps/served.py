@@ -144,6 +144,7 @@ class _Runs:
 
 
 def _same(a: Array, b: Array) -> bool:
+    """Whether dtype, shape and every value are equal; NaN equals nothing."""
     return a.dtype == b.dtype and np.array_equal(a, b)
 
 

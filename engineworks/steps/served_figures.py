@@ -33,7 +33,7 @@ class Places:
         self, visit: Visit, pool: int, name: str, got: Array, picks: Sequence[int], run: int
     ) -> dict[str, Any] | None:
         """The row that is furthest from the same row where it was seen before; None if all are seen for the first
-        time."""
+        time. got: one output of a run, with one row per pick along its batch axis."""
         axis = self._axes[name]
         assert axis is not None
         self._most_rows = max(self._most_rows, len(picks))

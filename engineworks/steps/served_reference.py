@@ -73,12 +73,13 @@ class StoredOutputs:
         self._held: tuple[str, Arrays] = ("", {})
 
     def piece(self, key: str) -> Arrays:
+        """The stored outputs of one pool or run, by name; the last piece stays in memory."""
         if self._held[0] != key:
             self._held = (key, {name: self._arrays.read(f"{key}/{name}") for name in self._plan.axes})
         return self._held[1]
 
     def of_run(self, stop: Stop, turn: int) -> Arrays:
-        """What a run of the visit's feed should give."""
+        """The expected outputs of a run of the visit's feed: by name, with one row per pick along the batch axis."""
         if not self._plan.by_rows:
             return self.piece(run_key(stop.number, turn))
         piece = self.piece(pool_key(stop.pool))

@@ -254,7 +254,8 @@ class _CountedSession:
 
 
 def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
-    """Rows that were run alone as one array per output, along its batch axis; without outputs that cannot be."""
+    """Rows that were run alone as one array [rows, …] per output, along its batch axis; without outputs whose rows
+    differ in shape, or have more than one row. axes: the batch axis by output, None for none. dtypes stay."""
     arrays = {}
     for name, axis in axes.items():
         shapes = {r[name].shape for r in runs}
@@ -274,6 +275,7 @@ def run_key(visit: int, run: int) -> str:
 
 
 def write_arrays(archive: zipfile.ZipFile, folder: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Add arrays of any shape and dtype (no objects) to an open .npz, as FOLDER/NAME.npy, C-contiguous."""
     for name, value in arrays.items():
         with archive.open(f"{folder}/{name}.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array(file, np.asarray(value, order="C"), allow_pickle=False)

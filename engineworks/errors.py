@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 EXIT_PASSED = 0
 EXIT_GATE_FAILED = 1
@@ -115,14 +116,20 @@ class TrustError(InputError):
     pass
 
 
+Crash = Literal["", "outside", "library"]
+"""Which signal ended a step's process, '' for none. outside: one of the kernel, for want of memory or disk, or of an
+operator; the same step may succeed later. library: a library's crash, which comes again unless it works otherwise."""
+
+
 class StepError(EngineworksError):
     """A step failed. `log` holds the last lines of the tool that failed, for the record, not for the message."""
 
     exit_code = EXIT_STEP_FAILED
 
-    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", log: str = "", crash: Crash = "") -> None:
         super().__init__(message, hint=hint)
         self.log = log
+        self.crash: Crash = crash
 
 
 class ExportError(StepError):

@@ -4,7 +4,7 @@ The child serves on the listening socket FD, says `ready` on its standard output
 input is closed (or its parent is gone) and all that it was sent is in the database. Its settings come as environment
 variables. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
 
-`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql anew, after an upgrade of Prefect;
+`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql again, after an upgrade of Prefect;
 an old one still does, and Prefect migrates it.
 """
 
@@ -81,10 +81,8 @@ def create_database(database: Path, schema: Schema) -> None:
 
     An installed Prefect that does not know the revision (it is older) gets nothing, and migrates by itself.
     """
-    found = importlib.util.find_spec("prefect")
-    folder = (
-        Path(found.origin).parent / "server/database/_migrations/versions/sqlite" if found and found.origin else None
-    )
+    spec = importlib.util.find_spec("prefect")
+    folder = Path(spec.origin).parent / "server/database/_migrations/versions/sqlite" if spec and spec.origin else None
     if folder is None or not any(folder.glob(f"*{schema.revision}*.py")):
         return
     unfinished = database.with_suffix(".new")
@@ -151,8 +149,8 @@ class Inbox:
         with closing(sqlite3.connect(self.database, timeout=60)) as connection:
             for ids in _batches(list(self._unseen), 500):
                 marks = ",".join("?" * len(ids))
-                found = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
-                self._unseen.difference_update(state_id for (state_id,) in found)
+                saved = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
+                self._unseen.difference_update(state_id for (state_id,) in saved)
         return len(self._unseen)
 
     def may_close(self) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engineworks.store.store import Store
 
 _ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *METRIC_LIMITS)
-"""Names of the checks that another precision, or keeping nodes out of it, may mend."""
+"""Names of the checks that another precision, or keeping nodes out of it, may fix."""
 
 
 def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
@@ -30,8 +30,8 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
     candidates = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
     inaccurate: dict[str, str] = {}
     passed: dict[str, str] = {}
-    for target, found in candidates.items():
-        for candidate in found:
+    for target, tried in candidates.items():
+        for candidate in tried:
             if candidate.inaccurate:
                 inaccurate.setdefault(candidate.precision, f"failed on {target}: {candidate.why}")
             if candidate.verdict == "pass":
@@ -45,24 +45,24 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
 
 
 def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
-    """Every precision of `auto` on this target, whatever became of it."""
+    """Every precision of `auto` on this target, tried or not."""
     auto = plan.loaded.auto
     assert auto is not None
     planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}
-    found = []
+    candidates = []
     for precision in auto.tried:
         engine = f"{plan.recipe}/{precision}/{target.name}"
         if engine in results:
             candidate = _rung_of(planned[engine], results[engine])
             lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
-            found.append(
+            candidates.append(
                 replace(candidate, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
             )
         elif engine in refused:
-            found.append(Candidate(precision, "refused", why=refused[engine]))
+            candidates.append(Candidate(precision, "refused", why=refused[engine]))
         else:
-            found.append(Candidate(precision, "not tried", why="--only left it out"))
-    return found + [Candidate(p, "not tried", why=why) for p, why in auto.untried.items()]
+            candidates.append(Candidate(precision, "not tried", why="--only left it out"))
+    return candidates + [Candidate(p, "not tried", why=why) for p, why in auto.untried.items()]
 
 
 def _model_size(store: Store, key: str) -> int | None:

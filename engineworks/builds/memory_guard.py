@@ -48,13 +48,13 @@ def needs_of(store: Store) -> Callable[[Step], float]:
 
 
 def available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """The least of what the host, every cgroup that we are in, and `ENGINEWORKS_MEMORY_MIB` leave; infinite where
-    none of them says anything."""
-    found = [*_of_host(proc), *_of_cgroups(proc, cgroups)]
+    """The minimum of what the host, every cgroup of this process, and `ENGINEWORKS_MEMORY_MIB` leave, in MiB;
+    infinite where none of them sets a limit."""
+    limits = [*_of_host(proc), *_of_cgroups(proc, cgroups)]
     limit = os.environ.get(LIMIT, "")
     if limit.replace(".", "", 1).isdigit():
-        found.append(float(limit))
-    return min(found, default=float("inf"))
+        limits.append(float(limit))
+    return min(limits, default=float("inf"))
 
 
 def _of_host(proc: Path) -> Iterator[float]:

@@ -14,10 +14,12 @@ from engineworks.store.artifact import MANIFEST
 
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"
+LOG_FILE = "log.txt"
+"""What a step printed, in its own artifact."""
 
 _ANEW = "get the engine's whole folder anew from where it was built"
 
-NOT_SHIPPED = (MANIFEST, "log.txt")
+NOT_SHIPPED = (MANIFEST, LOG_FILE)
 """Files of a build's artifact that are no part of the engine."""
 
 

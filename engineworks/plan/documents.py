@@ -2,7 +2,7 @@
 
 A document holds: step and its version, params (the slice of the recipe it reads), inputs (keys of earlier steps),
 digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What cannot shape the
-result goes beside it, into the step's `unkeyed`: absolute paths, and the samples that a rewritten graph is proved on.
+result goes into the step's `unkeyed`: absolute paths, and the samples that a rewritten graph is proved on.
 """
 
 from __future__ import annotations

@@ -34,5 +34,5 @@ def _release(plan: Plan, settings: Settings, champions: ByEngine, only: str | No
     recorded = recorded_result(plan, settings)
     if recorded is not None:
         return release_build(plan, recorded, open_tracking(settings.artifacts, settings.tracking_uri), champions)
-    released: ReleaseResult = load_flows()([plan], settings, only=only, release=True)[0]
+    released: ReleaseResult = load_flows()([plan], settings, only=only, champions=champions)[0]
     return released

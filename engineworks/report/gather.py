@@ -10,6 +10,7 @@ from typing import Any
 
 from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
 from engineworks.builds.results import BuildResult
+from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import TrackingError
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
@@ -17,7 +18,15 @@ from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.pages import view_key
-from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL, RunSummary
+from engineworks.tracking.records import (
+    ENGINE_DIGEST,
+    FLOW_PAGE,
+    HARDWARE,
+    MODEL,
+    PLAN_FILE,
+    STEP_DOCUMENTS_FILE,
+    RunSummary,
+)
 from engineworks.tracking.runs import Tracking
 
 POINTS = 30
@@ -59,7 +68,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
     passports = dict(known.passports)
     for engine in result.engines:
         if engine.id not in passports and engine.id in runs and engine.sidecar:
-            passports[engine.id] = read_json(tracking, runs[engine.id].run_id, "passport.json") or {}
+            passports[engine.id] = read_json(tracking, runs[engine.id].run_id, PASSPORT_FILE) or {}
     return replace(
         known,
         at=build.started_at,
@@ -180,7 +189,7 @@ def _before(
     tracking: Tracking, result: BuildResult, before: RunSummary, older: Mapping[str, RunSummary],
     runs: Mapping[str, RunSummary], resolved: Mapping[str, Any],
 ) -> Before:  # fmt: skip
-    plan = read_json(tracking, before.run_id, "plan.json") or {}
+    plan = read_json(tracking, before.run_id, PLAN_FILE) or {}
     missed = {*left_out(plan), *(e["id"] for e in plan.get("engines", ()) if e["id"] not in older)}
     rest = {e.id: newest for e in result.engines if e.id in missed and (newest := _newest(tracking, e.id, before))}
     shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
@@ -224,7 +233,7 @@ def _causes(
 
 
 def _side(tracking: Tracking, run: RunSummary, recipe: Mapping[str, Any]) -> Side:
-    documents = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    documents = read_json(tracking, run.run_id, STEP_DOCUMENTS_FILE)
     return Side(run.engine or "", run.run_id, "", run.started_at, documents=documents or {}, resolved=recipe)
 
 

@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from engineworks.builds.step_facts import StepFact
+from engineworks.plan.kinds import STEP_KINDS, StepKind
 
-ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
-         "compare_champion", "peer")  # fmt: skip
-COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "lowered_reference": 4, "build": 5,
-           "compare": 6, "measure": 7, "compare_champion": 8, "peer": 6}  # fmt: skip
-OF_ENGINE = ("build", "compare", "measure", "compare_champion")
-"""Kinds of steps that belong to one engine, in its row."""
+KINDS: dict[str, StepKind] = {str(name): row for name, row in STEP_KINDS.items()}
+"""By any name: an older record may hold kinds that do not exist any more, which stand last."""
 
 BOX_W, BOX_H, GAP_X, GAP_Y, TOP = 132, 24, 34, 6, 22
 LABEL = 19
@@ -44,14 +41,15 @@ def graph_svg(steps: Sequence[StepFact]) -> str:
 
 def _columns(steps: Sequence[StepFact]) -> dict[str, int]:
     """By key; columns that nothing is in are closed up."""
-    raw = {s.key: COLUMNS.get(s.kind, len(ORDER)) for s in steps}
+    last = max(row.column for row in KINDS.values()) + 1
+    raw = {s.key: KINDS[s.kind].column if s.kind in KINDS else last for s in steps}
     used = {c: i for i, c in enumerate(sorted(set(raw.values())))}
     return {key: used[c] for key, c in raw.items()}
 
 
 def _heading(steps: Sequence[StepFact], columns: Mapping[str, int], column: int) -> str:
     kinds = {s.kind for s in steps if columns[s.key] == column}
-    return ", ".join(k for k in ORDER if k in kinds) or ", ".join(sorted(kinds))
+    return ", ".join(k for k in KINDS if k in kinds) or ", ".join(sorted(kinds))
 
 
 def _places(steps: Sequence[StepFact], columns: Mapping[str, int]) -> dict[str, tuple[float, float]]:
@@ -72,10 +70,11 @@ def _wishes(steps: Sequence[StepFact]) -> dict[str, float]:
     rows: dict[str, float] = {}
     wish: dict[str, float] = {}
     for step in steps:
-        if step.kind in OF_ENGINE or step.kind == "peer":
-            name = "/".join(step.id.split("/")[:3]) if step.kind in OF_ENGINE else step.id
+        owner = KINDS[step.kind].owner if step.kind in KINDS else "command"
+        if owner in ("engine", "peer"):
+            name = "/".join(step.id.split("/")[:3]) if owner == "engine" else step.id
             wish[step.key] = rows.setdefault(name, float(len(rows)))
-    for kind in ("reference", "lowered_reference", "lower", "calibrate", "fold", "export"):
+    for kind in (name for name, row in reversed(KINDS.items()) if row.owner == "recipe"):
         for step in (s for s in steps if s.kind == kind):
             readers = [wish[s.key] for s in steps if step.key in s.inputs and s.key in wish and s.kind != "reference"]
             wish[step.key] = float(len(rows)) if kind == "reference" or not readers else sum(readers) / len(readers)

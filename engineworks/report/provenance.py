@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.builds.results import BuildResult
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.report.ages import day
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, number, table
@@ -36,11 +37,10 @@ def _build(result: BuildResult, background: Background) -> Block | None:
 def _digests(background: Background) -> dict[str, str]:
     """sha256 of the model's and the data's files, once each."""
     found: dict[str, str] = {}
-    words = {"export": "model", "calibrate": "calibration data", "reference": "evaluation data"}
     for passport in background.passports.values():
-        for step, word in words.items():
-            for name, digest in (passport.get("digests") or {}).get(step, {}).items():
-                said = f"{word} {name}" if name not in ("calibration", "evaluation") else word
+        for step, kind in STEP_KINDS.items():
+            for name, digest in (passport.get("digests") or {}).get(step, {}).items() if kind.files else ():
+                said = kind.files if name in ("calibration", "evaluation") else f"{kind.files} {name}"
                 found.setdefault(f"{said}, sha256", str(digest))
     return found
 

@@ -51,8 +51,7 @@ def compared(
     engines = [PlannedEngine("r/fp16/cpu", "r", "fp16", cast(Any, target), {})]
     recipe = SimpleNamespace(performance=SimpleNamespace(at=dict.fromkeys(shapes)))
     plan = SimpleNamespace(
-        peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), steps=dict.fromkeys(["fold", "k1", "k2"]),
-        closure=lambda keys: {*keys, "fold"},
+        peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), needed=lambda keys: [SimpleNamespace(key=key) for key in ("fold", *keys)],
     )  # fmt: skip
     report = reports.get("engine")
     accuracy = {"outputs": report["outputs"]} if report else None

@@ -139,6 +139,39 @@ def test_a_damaged_engine_is_built_again(settings: Settings) -> None:
     assert result.exit_code() == 0
 
 
+def test_a_plan_that_was_made_already_is_carried_out_as_it_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plan and settings come by closure: nothing is planned again, no environment is read, Prefect stores neither."""
+    from prefect.client.orchestration import get_client
+
+    from flows.build_recipe import build_planned
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr("tasks.plan_build.read_plans", refuse)
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", "/nowhere")
+    only = "tiny/fp32/cpu"
+    first = build_planned(plan(settings, only=only), settings, only).result(raise_on_failure=False)
+    assert isinstance(first, BuildResult), first
+    assert (first.exit_code(), first.steps.failed) == (0, 0)
+    (recorded,) = open_tracking(settings.artifacts, None).find_runs(kind="build")
+    assert recorded.run_id == first.run
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(recorded.tags["prefect.flow_run"])  # type: ignore[arg-type]
+    assert run.parameters == {
+        "recipe": str(plan(settings).loaded.path), "only": only, "options": {"compare": None, "mode": "full"},
+    }  # fmt: skip
+    path = first.engines[0].path
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    again = build_planned(plan(settings, only=only), settings, only).result(raise_on_failure=False)
+    assert isinstance(again, BuildResult), again
+    assert (again.steps.run, again.exit_code()) == (1, 0), "what is damaged is made again"
+
+
 def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -> None:
     edit("targets: [cpu]", "calibration: {keep: [no-such-node]}\ntargets: [cpu]")
     result = build(settings)

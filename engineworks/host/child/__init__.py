@@ -201,6 +201,10 @@ CAUSES: Mapping[int, str] = {
 }
 
 
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGBUS)
+BY_ITSELF = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
 def _crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
     code = child.exit_code
     if code < 0:
@@ -214,6 +218,7 @@ def _crash(child: Child, what: str, error: type[StepError], seconds: float, line
         + (f", peak memory {child.peak_mib:.0f} MiB" if child.peak_mib else "")
         + (f"; its last line: {last}" if last else ""),
         log=lines.text(),
+        crash="outside" if -code in FROM_OUTSIDE else "library" if -code in BY_ITSELF else "",
     )
 
 

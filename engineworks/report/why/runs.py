@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_json, read_text, recorded
 from engineworks.errors import InputError, RecipeError
+from engineworks.plan.kinds import ACCURACY_FILE, LATENCY_FILE, STEP_KINDS
+from engineworks.plan.plan import closure
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
-from engineworks.tracking.records import ENGINE_DIGEST, KIND, RunSummary
+from engineworks.tracking.records import (
+    ENGINE_DIGEST,
+    ERROR_FILE,
+    KIND,
+    PLAN_FILE,
+    STEP_DOCUMENTS_FILE,
+    VERDICT_FILE,
+    RunSummary,
+    document_file,
+)
 from engineworks.tracking.runs import Tracking
 
 
@@ -64,8 +75,8 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
 
 
 def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
-    plan = read_json(tracking, run.parent_run_id, "plan.json") if run.parent_run_id else None
-    accuracy = read_json(tracking, run.run_id, "accuracy.json")
+    plan = read_json(tracking, run.parent_run_id, PLAN_FILE) if run.parent_run_id else None
+    accuracy = read_json(tracking, run.run_id, ACCURACY_FILE)
     return Side(
         engine=run.engine or run.name,
         run=run.run_id,
@@ -74,11 +85,11 @@ def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
         digest=run.tags.get(ENGINE_DIGEST, ""),
         documents=_documents(tracking, store, run),
         resolved=_resolved(plan, run),
-        checks=tuple(read_json(tracking, run.run_id, "verdict.json") or ()),
+        checks=tuple(read_json(tracking, run.run_id, VERDICT_FILE) or ()),
         accuracy=accuracy,
-        latency=read_json(tracking, run.run_id, "latency.json"),
+        latency=read_json(tracking, run.run_id, LATENCY_FILE),
         size=run.metrics.get("engine_bytes"),
-        error=(read_text(tracking, run.run_id, "error.txt") or "").partition("\n")[0],
+        error=(read_text(tracking, run.run_id, ERROR_FILE) or "").partition("\n")[0],
     )
 
 
@@ -97,21 +108,22 @@ def _resolved(plan: Any, run: RunSummary) -> Mapping[str, Any] | None:
 
 def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, Mapping[str, Any]]:
     """Documents of all steps by kind, each with its key."""
-    found = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    found = read_json(tracking, run.run_id, STEP_DOCUMENTS_FILE)
     if isinstance(found, dict):
         return found
     known: dict[str, Mapping[str, Any]] = {}
-    pending = []
-    for kind in ("build", "compare", "measure", "compare_champion"):
-        document = read_json(tracking, run.run_id, f"fingerprints/{kind}.json")
-        if document:
+    for kind in (name for name, row in STEP_KINDS.items() if row.owner == "engine"):
+        if document := read_json(tracking, run.run_id, document_file(kind)):
             known[kind] = document
-            pending += document.get("inputs", {}).values()
-    while pending:
-        artifact = store.get(pending.pop())
-        if artifact is not None and artifact.document["step"] not in known:
-            known[artifact.document["step"]] = {"key": artifact.key, **artifact.document}
-            pending += artifact.document.get("inputs", {}).values()
+
+    def inputs(key: str) -> Iterable[str]:
+        artifact = store.get(key)
+        if artifact is None:
+            return ()
+        known.setdefault(artifact.document["step"], {"key": key, **artifact.document})
+        return list(artifact.document.get("inputs", {}).values())
+
+    closure([key for document in known.values() for key in document.get("inputs", {}).values()], inputs)
     return known
 
 

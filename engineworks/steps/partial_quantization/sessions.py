@@ -45,7 +45,7 @@ class CutSession:
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """All outputs by name; tensors that are no inputs are left aside. Raises `RunError`."""
         try:
-            found = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+            outputs = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime failed: {plain(error)}") from None
-        return dict(zip(self._outputs, found, strict=True))
+        return dict(zip(self._outputs, outputs, strict=True))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 from engineworks.builds.retries import BY_ITSELF
 from engineworks.builds.schedule import ALONE
-from engineworks.engines.backends import attempts
+from engineworks.engines.backends import attempts, backend
 from engineworks.errors import (
     BuildError,
     CalibrationError,
@@ -100,10 +100,10 @@ def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
 
 
 def _environment(step: Step) -> Mapping[str, str]:
-    """Marks the children that run engines of TensorRT: they are others than those that build, because the vendor keeps
-    the first logger that a process gives it, and the builds' one is slow."""
-    backend = step.params.get("target", {}).get("backend", "")
-    return {"ENGINEWORKS_CHILD": "runs engines"} if backend.startswith("tensorrt") and step.kind != "build" else {}
+    """Marks the children that run engines, where the backend wants them apart from those that build."""
+    name = step.params.get("target", {}).get("backend")
+    apart = name and step.kind != "build" and backend(name).TRAITS.own_process
+    return {"ENGINEWORKS_CHILD": "runs engines"} if apart else {}
 
 
 def attempts_of(step: Step) -> int:

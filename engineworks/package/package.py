@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from engineworks.engines.backends import backend
+from engineworks.engines.backends.base import Traits
 from engineworks.engines.engine_files import SIDECAR_FILE, check_files
 from engineworks.engines.passport import Passport
 from engineworks.engines.signing import Signer, Trust, read_signer
@@ -41,7 +43,7 @@ PACKAGE_FILE = "engineworks-package.json"
 VERSION = "1"
 """Of every model in the package: Triton counts versions per directory, ours are in the passports."""
 
-PYTHON_MODEL = '''"""TensorRT-RTX in Triton's Python backend; needs engineworks and tensorrt-rtx in the container."""
+PYTHON_MODEL = '''"""{title} in Triton's Python backend; needs engineworks and {library} in the container."""
 
 from engineworks.release.triton_python import TritonPythonModel
 
@@ -67,6 +69,10 @@ class PackagedEngine:
     @property
     def backend(self) -> str:
         return str(self.passport.target["backend"])
+
+    @property
+    def traits(self) -> Traits:
+        return backend(self.backend).TRAITS
 
 
 def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path) -> list[Path]:
@@ -113,7 +119,7 @@ def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[Pac
     """Engines by the directory that they share: see the module's docstring."""
     groups: dict[str, list[PackagedEngine]] = {}
     for engine in engines:
-        place = engine.target if engine.backend == "onnxruntime" else engine.backend
+        place = engine.backend if engine.traits.on_gpu else engine.target
         groups.setdefault(f"{model}-{engine.precision}-{place}", []).append(engine)
     return groups
 
@@ -125,8 +131,10 @@ def _write_model(loaded: LoadedRecipe, name: str, engines: Sequence[PackagedEngi
     for engine in engines:
         shutil.copyfile(engine.passport.source, folder / PASSPORTS / f"{engine.target}.json")
     (folder / PASSPORTS / ENGINES_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    if engines[0].backend == "tensorrt_rtx":
-        (folder / VERSION / "model.py").write_text(PYTHON_MODEL, encoding="utf-8")
+    if engines[0].traits.triton.name == "python":
+        module = backend(engines[0].backend)
+        model = PYTHON_MODEL.format(title=module.TITLE, library=module.DISTRIBUTIONS[0])
+        (folder / VERSION / "model.py").write_text(model, encoding="utf-8")
     text = config_text(_triton_model(loaded, name, engines, files, folder))
     validate_config(text)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -150,7 +158,7 @@ def _triton_model(
         outputs=[spec_from_json(s) for s in described["outputs"]],
         max_batch=max_batch,
         settings=recipe.release.triton,
-        file="" if first.backend == "tensorrt_rtx" else mains[first.target],
+        file="" if first.traits.triton.name == "python" else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.body["profiles"]),
         warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch),
@@ -180,7 +188,7 @@ def _copy_engine(engine: PackagedEngine, folder: Path) -> dict[str, str]:
     for name in engine.passport.files:
         if name == SIDECAR_FILE:  # the passport says all that it does
             continue
-        main = "model.onnx" if engine.backend == "onnxruntime" else f"{engine.target}.plan"
+        main = engine.traits.triton.file.format(target=engine.target)
         shown = main if name == _main_file(engine.passport) else name  # weights keep the name that the model knows
         shutil.copyfile(engine.folder / name, folder / shown)
         names[name] = f"{folder.name}/{shown}"

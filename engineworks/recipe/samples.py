@@ -354,6 +354,8 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
     for axis, length in enumerate(shape):
         have = array.shape[axis]
         if have == 0 or length == 0:

@@ -55,6 +55,9 @@ SHARED: Mapping[str, Option] = {
 }
 """Options of TensorRT-RTX, and of TensorRT too."""
 
+SMOKE: Mapping[str, object] = {"builder_optimization_level": 0}
+"""Options of a smoke build: the first kernel that works."""
+
 TENSORRT_ONLY: Mapping[str, Option] = {
     "hardware_compatibility": WORDS["hardware_compatibility"][2],
     "version_compatible": FLAGS["version_compatible"],

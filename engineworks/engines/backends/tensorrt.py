@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.engines.backends import _trt
-from engineworks.engines.backends._trt_config import SHARED, TENSORRT_ONLY
+from engineworks.engines.backends._trt_config import SHARED, SMOKE, TENSORRT_ONLY
 from engineworks.engines.backends._trt_host import why_not_run_here
-from engineworks.engines.backends.base import BuildReport, BuildRequest, Option, Serving
-from engineworks.engines.capabilities import why_not_target
+from engineworks.engines.backends.base import (
+    BuildMemory,
+    BuildReport,
+    BuildRequest,
+    Option,
+    Serving,
+    Traits,
+    TritonBackend,
+)
+from engineworks.engines.capabilities import CAPABILITIES, why_not_target
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.tensors import TensorSpec
@@ -19,11 +27,20 @@ if TYPE_CHECKING:
     from engineworks.engines.backends._cuda import DeviceMemory
     from engineworks.engines.backends._trt_session import TrtSession
 
-TITLE = "TensorRT"
+TITLE = CAPABILITIES["tensorrt"].title
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 NEEDS_GPU_TO_BUILD = True
 OPTIONS: Mapping[str, Option] = {**SHARED, **TENSORRT_ONLY}
 IMPORTS = ("tensorrt", "onnx")
+
+TRAITS = Traits(
+    build_memory=BuildMemory(1500.0, 3.0),
+    triton=TritonBackend("tensorrt", own_profiles=True),
+    smoke_options=SMOKE,
+    own_process=True,
+)
+"""The memory was never measured: the libraries are larger than TensorRT-RTX's, and the builder works alike. The vendor
+keeps the first logger that a process gives it, and the builds' logger is slow: hence a process of its own."""
 
 VENDOR = _trt.Vendor("tensorrt", TITLE, "tensorrt", DISTRIBUTIONS, OPTIONS, rtx=False)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.engines.backends import _trt
-from engineworks.engines.backends._trt_config import SHARED
+from engineworks.engines.backends._trt_config import SHARED, SMOKE
 from engineworks.engines.backends._trt_host import why_not_run_here
-from engineworks.engines.backends.base import BuildReport, BuildRequest, Serving
-from engineworks.engines.capabilities import why_not_target
+from engineworks.engines.backends.base import BuildMemory, BuildReport, BuildRequest, Serving, Traits, TritonBackend
+from engineworks.engines.capabilities import CAPABILITIES, why_not_target
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.tensors import TensorSpec
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
     from engineworks.engines.backends._cuda import DeviceMemory
     from engineworks.engines.backends._trt_session import TrtSession
 
-TITLE = "TensorRT-RTX"
+TITLE = CAPABILITIES["tensorrt_rtx"].title
 DISTRIBUTIONS = ("tensorrt-rtx",)
 NEEDS_GPU_TO_BUILD = False
 OPTIONS = SHARED
 IMPORTS = ("tensorrt_rtx", "onnx")
+
+TRAITS = Traits(
+    build_memory=BuildMemory(400.0, 3.0),
+    triton=TritonBackend("python"),
+    smoke_options=SMOKE,
+    own_process=True,
+)
+"""The memory was measured (results/build-memory-cpu.json). No backend of Triton reads these engines. As with
+TensorRT, a process keeps its first logger."""
 
 VENDOR = _trt.Vendor("tensorrt_rtx", TITLE, "tensorrt_rtx", DISTRIBUTIONS, OPTIONS, rtx=True)
 

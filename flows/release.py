@@ -11,8 +11,7 @@ from prefect.runtime import flow_run
 
 from engineworks.builds.progress import listener
 from engineworks.builds.state import Build
-from engineworks.recipe.load import registered_name
-from engineworks.release.promotion import ReleaseResult
+from engineworks.release.promotion import ReleaseResult, registered_model
 from engineworks.settings import read_settings
 from flows.build_recipe import build_and_judge
 from flows.local_steps import RUNNER
@@ -47,4 +46,4 @@ def release_judged(build: Build, champions: Mapping[str, int | None]) -> Release
         release_engine(build, e, e.id, judged.run, champions[e.id], judged.dropped.get(e.id, ""))
         for e in judged.engines
     ]
-    return ReleaseResult(judged, registered_name(build.plan.loaded), tuple(released))
+    return ReleaseResult(judged, registered_model(build.plan.loaded), tuple(released))

@@ -20,8 +20,9 @@ from engineworks.builds.results import ACCURACY, LATENCY, LONGEST_LIST, EngineRe
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import STEP, VERSION
 from engineworks.engines.signing import Signer, read_signer
-from engineworks.fingerprint import digest_file, digest_of, installed_version
+from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.git.state import Checkout
+from engineworks.host.packages import installed_version
 from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
 from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Plan

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -27,6 +26,7 @@ from engineworks.errors import (
     StepError,
 )  # fmt: skip
 from engineworks.host.child import ChildPool
+from engineworks.host.lock import locked
 from engineworks.plan.kinds import StepName
 from engineworks.plan.plan import Step
 from engineworks.steps.step_job import LOG_FILE
@@ -80,17 +80,9 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
 
 
-@contextmanager
-def alone_on_this_host() -> Iterator[None]:
+def alone_on_this_host() -> AbstractContextManager[None]:
     """Two builds of this host measure one after the other, whatever stores and repositories they have."""
-    with (Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock").open("w") as file:
-        while True:  # polled, so that Ctrl-C is answered
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-        yield
+    return locked(Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock")
 
 
 def _cache_of(step: Step, store: Store) -> Mapping[str, str]:

@@ -33,9 +33,10 @@ from engineworks.package.triton import TritonModel, config_text
 from engineworks.package.triton_engines import ENGINES_FILE, PASSPORTS, read_engines
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
-from engineworks.recipe.load import LoadedRecipe, registered_name
+from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.release import largest_batch
 from engineworks.tensors import spec_from_json
+from engineworks.tracking.aliases import registered_name
 
 PACKAGE_FILE = "engineworks-package.json"
 """At the top of a package: what belongs to it."""
@@ -85,7 +86,8 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
     partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
-        for name, group in _groups(registered_name(loaded), engines).items():
+        model = registered_name(loaded.recipe.release.model, loaded.name)
+        for name, group in _groups(model, engines).items():
             (partial / name).mkdir()
             _write_model(loaded, name, group, partial / name)
         _write_manifest(loaded, partial, read_signer())

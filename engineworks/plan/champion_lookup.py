@@ -19,19 +19,13 @@ from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
-from engineworks.tracking.aliases import Slot
+from engineworks.tracking.aliases import Slot, registered_name
 from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion
 from engineworks.tracking.runs import Tracking, open_tracking
 
 
 class ChampionError(RunError):
     """The champion, not the candidate: its engine is gone, or cannot be loaded or run here."""
-
-
-def registered_model(loaded: LoadedRecipe) -> str:
-    """The name of the recipe's registered model: `release.model`, else the recipe's own."""
-    release = getattr(loaded.recipe, "release", None)
-    return getattr(release, "model", None) or loaded.name
 
 
 def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
@@ -48,7 +42,7 @@ def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     found, lost = {}, {}
     if tracking.exists():
-        model = registered_model(loaded)
+        model = registered_name(loaded.recipe.release.model, loaded.name)
         slots = {
             Slot(model, target.name, precision): f"{loaded.name}/{precision}/{target.name}"
             for precision in loaded.recipe.precisions

@@ -13,7 +13,8 @@ from typing import Any
 
 from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.peers import peer
-from engineworks.fingerprint import FileDigests, digest_of, installed_versions
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.host.packages import installed_versions
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName

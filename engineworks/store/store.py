@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -26,10 +25,9 @@ from typing import Any
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
+from engineworks.host.lock import is_locked, locked
 from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
 from engineworks.store.json_files import read_json_file
-
-LOCK_POLL_S = 0.05
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file cannot grow: no space, no quota, RLIMIT_FSIZE."""
@@ -199,7 +197,8 @@ class Store:
         """Delete partial folders that a killed process left, and unused locks. Returns how many folders went."""
         swept = 0
         for folder in (self.root / "partial").glob("*"):
-            if time.time() - folder.stat().st_mtime > older_than_s and not self._is_locked(folder.name.split(".")[0]):
+            lock = self._lock_of(folder.name.split(".")[0])
+            if time.time() - folder.stat().st_mtime > older_than_s and not is_locked(lock):
                 _make_writable(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
@@ -321,35 +320,15 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        locks = self.root / "locks"
-        try:
-            locks.mkdir(parents=True, exist_ok=True)
-            file = os.open(locks / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
-        try:
-            while True:  # polled, so that Ctrl-C is answered while another process builds
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(LOCK_POLL_S)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self._lock_of(key)))
+            except OSError as error:
+                raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
             yield
-        finally:
-            os.close(file)
 
-    def _is_locked(self, key: str) -> bool:
-        try:
-            file = os.open(self.root / "locks" / f"{key}.lock", os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(file)
+    def _lock_of(self, key: str) -> Path:
+        return self.root / "locks" / f"{key}.lock"
 
 
 @dataclass

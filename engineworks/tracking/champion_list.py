@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engineworks.tracking.aliases import HISTORY, Slot, champions_of, is_readable
+from engineworks.tracking.aliases import HISTORY, Slot, champions_of, is_readable, slot_of
 from engineworks.tracking.connection import Connection, refusals
 from engineworks.tracking.queries import quoted
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
@@ -75,8 +75,7 @@ def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
     engine = dict(known.tags).get(ENGINE, "")
     if engine.count("/") != 2:
         return f"version {version} is no engine that Engineworks registered"
-    _, precision, target = engine.split("/")
-    own = Slot(slot.model, target, precision).name == slot.name
+    own = slot_of(slot.model, engine).name == slot.name
     return "" if own else f"version {version} is {engine}, another engine"
 
 

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from engineworks.errors import TrackingError
+from engineworks.host.lock import locked
 from engineworks.tracking.connection import Connection, reason_of, refusals
 from engineworks.tracking.postgresql import is_postgresql
 from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
-from engineworks.tracking.sqlite import locked, prepare_database
+from engineworks.tracking.sqlite import prepare_database
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import TrackingError
+from engineworks.host.lock import locked
 from engineworks.tracking.connection import refusals
-from engineworks.tracking.sqlite import locked
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -14,6 +14,7 @@ from typing import Literal
 
 from engineworks.errors import TrackingError
 from engineworks.host.collector import collect_apart
+from engineworks.host.lock import locked
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings
@@ -51,7 +52,6 @@ from engineworks.tracking.records import (
     store_keys_of,
 )
 from engineworks.tracking.registry import Registry
-from engineworks.tracking.sqlite import locked
 
 MOST_LATER = 1000
 """Runs of builds that `finished_builds` reads, where it would rather know all that are newer than some."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import TrackingError
+from engineworks.host.lock import locked
 from engineworks.tracking import spool
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.runs import Tracking
 from engineworks.tracking.spool import Entry, Waiting
-from engineworks.tracking.sqlite import locked
 
 FILES_LOST = "engineworks.files_lost"
 """Tag: paths of an engine's files that were gone from the store when its record was sent."""

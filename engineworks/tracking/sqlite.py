@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from engineworks.errors import TrackingError
 
-LOCK_POLL_S = 0.02
 WRITER_S = 20
 """How long a reader waits for a writer; MLflow waits as long."""
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the flock of `path` (made where it is missing); the kernel drops it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        while True:  # polled, so that Ctrl-C is answered
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(file)
 
 
 def prepare_database(path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from engineworks.engines.backends.plan_header import HEADER_BYTES, read_plan_header
 from engineworks.engines.capabilities import why_not_target
 from engineworks.errors import RunError
-from engineworks.fingerprint import installed_version
 from engineworks.host.gpu import Gpu, first_gpu
+from engineworks.host.packages import installed_version
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._trt import Vendor

@@ -28,9 +28,9 @@ from engineworks.engines.backends.base import (
 )
 from engineworks.engines.capabilities import CAPABILITIES, why_not, why_not_target
 from engineworks.errors import BuildError, RunError
-from engineworks.fingerprint import installed_version
 from engineworks.host import cpu, cpu_watch
 from engineworks.host.memory import ResidentMemory
+from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
 from engineworks.model.ort_errors import ort_errors, what_failed
 from engineworks.model.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS, FORMS, LEVELS, Form, current, form_of, sign

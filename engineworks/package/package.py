@@ -82,7 +82,7 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
     Raises `InputError` where `out` holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
-        raise InputError(f"{out}: is not empty and no package of ours", hint="name a new folder")
+        raise InputError(f"{out}: is neither empty nor an Engineworks package", hint="name a new folder")
     partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
@@ -103,7 +103,7 @@ def verify_package(folder: Path, trust: Trust) -> list[Passport]:
         manifest = json.loads((folder / PACKAGE_FILE).read_text(encoding="utf-8"))
         digests: Mapping[str, str] = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise TrustError(f"{folder / PACKAGE_FILE}: cannot be read", hint="get the package anew") from None
+        raise TrustError(f"{folder / PACKAGE_FILE}: cannot be read", hint="fetch the package again") from None
     trust.check(manifest, str(folder / PACKAGE_FILE))
     check_files(folder, digests, against="the package")
     if strange := sorted(_files(folder) - digests.keys()):

@@ -1,4 +1,4 @@
-"""What Triton is told of a model: its `config.pbtxt`. Pure.
+"""What Triton reads about a model: its `config.pbtxt`. Pure.
 
 Fields are those of `inference.ModelConfig` (triton-inference-server/common, protobuf/model_config.proto); tests parse
 the text with the message that `tritonclient` brings, and `engineworks package` does too where it is installed.

@@ -63,7 +63,7 @@ class ReleaseResult:
         return {**self.build.to_json(), "model": self.model, "releases": [e.to_json() for e in self.engines]}
 
     def exit_code(self) -> int:
-        """0 only if every engine is champion now; an engine that was overtaken must be judged anew."""
+        """0 only if every engine is champion now; an engine that was overtaken must be evaluated again."""
         code = self.build.exit_code(require_verdict=True)
         overtaken = any(e.action == "overtaken" for e in self.engines)
         return EXIT_INCONCLUSIVE if code == EXIT_PASSED and overtaken else code

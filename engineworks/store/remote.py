@@ -60,7 +60,7 @@ class RemoteStore:
 
     def fetch(self, manifest: Mapping[str, Any], key: str, into: Path) -> bool:
         """Copy the artifact's files into the folder, its manifest last; False if they are not all there, or if the
-        manifest is none of ours."""
+        manifest is not of this format."""
         try:
             for name, facts in manifest["files"].items():
                 target = into / _within(name)
@@ -94,7 +94,7 @@ class RemoteStore:
         return won
 
     def remove(self, key: str, upload: str) -> None:
-        """Take the artifact away if it still is that upload; its manifest first, so that nobody finds a half."""
+        """Take the artifact away if it still is that upload; its manifest first, so that no reader finds half of it."""
         found = self.manifest(key)
         if found is not None and found["upload"] == upload:
             with contextlib.suppress(FileNotFoundError):

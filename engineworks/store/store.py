@@ -2,8 +2,8 @@
 
     <root>/objects/ab/abcd…/manifest.json + files     published by one atomic rename, read-only
     <root>/latest/<step id>.json                      the newest key of a step, to tell why a key is new
-    <root>/locks/  <root>/partial/                    one flock per key being built; folders not yet published
-    <root>/caches/<digest>/                           what a device's libraries would make anew; never shipped or shared
+    <root>/locks/  <root>/partial/                    one lock per key being built; folders not yet published
+    <root>/caches/<digest>/                           what a device's libraries can make again; never shared
 
 Writing: hit? return · lock · look again · build in `partial/` · digest · rename. A reader never sees half of anything:
 what is missing or damaged is a miss. flock is dropped by the kernel when its holder dies, `kill -9` included.
@@ -58,7 +58,7 @@ class Store:
     def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
         """The artifact after its digests were checked (once per process), None for a miss.
 
-        A damaged one is a miss: it is taken out of the way and `say` is told why.
+        A damaged one is a miss: it is taken out of the way and `say` gets the reason.
         """
         artifact = self._manifest(key)
         if artifact is not None:
@@ -194,7 +194,7 @@ class Store:
         return freed
 
     def sweep(self, older_than_s: float) -> int:
-        """Delete partial folders that a killed process left, and unused locks. Returns how many folders went."""
+        """Delete partial folders that a killed process left, and unused locks. Returns how many folders it deleted."""
         swept = 0
         for folder in (self.root / "partial").glob("*"):
             lock = self._lock_of(folder.name.split(".")[0])

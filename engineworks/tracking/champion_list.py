@@ -36,8 +36,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class RegisteredChampion:
-    """One champion. since: as it was tagged, 'TIME by USER', '' where nobody did. created_at: seconds since 1970, None
-    where the version is gone. lost: as of `Standing`."""
+    """One champion. since: its tag, 'TIME by USER' or ''. created_at: seconds since 1970, None where the version is gone.
+    lost: as of `Standing`."""
 
     model: str
     alias: str

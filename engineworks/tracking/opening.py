@@ -1,4 +1,4 @@
-"""How the connection is opened: nobody is phoned, a fresh database is made once, nobody waits for a dead server.
+"""How the connection is opened: without telemetry, a fresh database made once, no long wait for a dead server.
 
 `mlflow-skinny`, `sqlalchemy` and `alembic` are enough; the web page and the server need the whole of mlflow.
 """
@@ -43,7 +43,7 @@ DEFAULTS = {
 
 
 def prepare_environment() -> None:
-    """Nobody is phoned and nothing is printed: call before the first import of mlflow, here or in a child process."""
+    """Disable telemetry and printing: call before the first import of mlflow, here or in a child process."""
     os.environ.update(ENVIRONMENT)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -89,7 +89,7 @@ def is_server(uri: str) -> bool:
 
 
 def _database_errors(uri: str) -> tuple[type[Exception], ...]:
-    """What opening a database raises besides MLflow's own; a server needs neither library."""
+    """What opening a database raises in addition to MLflow's own errors; a server needs neither library."""
     if is_server(uri):
         return ()
     from alembic.util import CommandError

@@ -121,7 +121,7 @@ class Registry:
                 listed = champions_of(tags, slot, current)
                 self._move(slot, version, listed if listed[-1:] == [version] else [*listed, version])
                 tags, current = self._state(slot)
-                if current == version and tags.get(CLAIM) == claim:  # else another host went on beside us: look again
+                if current == version and tags.get(CLAIM) == claim:  # else another host went on meanwhile: look again
                     self._mark(slot, version, SINCE)
                     return "moved"
         return "overtaken"
@@ -237,5 +237,5 @@ class Registry:
 def _engine_version(found: ModelVersion) -> EngineVersion:
     tags = dict(found.tags)
     if ENGINE not in tags:
-        raise TrackingError(f"version {found.version} of '{found.name}' is no engine of ours")
+        raise TrackingError(f"version {found.version} of '{found.name}' was not registered by Engineworks")
     return EngineVersion(found.name, int(found.version), tags[ENGINE], tags[ENGINE_DIGEST], found.run_id, tags)

@@ -191,7 +191,7 @@ class Tracking:
         """By recipe and build key, the newest finished build of all that are named or began later than `since` (seconds
         since the epoch). Two searches or a few, where one for every recipe takes MLflow seconds.
 
-        Nothing where so much was built since then that nobody wants to read it all.
+        Nothing where so much was built since then that reading it all is not worth it.
         """
         link = self._connect()
         builds = query_of({KIND: "build"}) + " AND attributes.status = 'FINISHED'"
@@ -241,7 +241,7 @@ class Tracking:
         return standings(self._connect(), slots)
 
     def champions(self, recipe: str | None = None) -> list[RegisteredChampion]:
-        """Every champion of every registered model of ours, or of this recipe's alone; those that are missing too."""
+        """Every champion that Engineworks registered, or this recipe's alone; missing ones too."""
         return list_champions(self._connect(), recipe)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:

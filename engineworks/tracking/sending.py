@@ -85,7 +85,7 @@ def _replay(run: BuildRun, entry: Entry) -> None:
 
 
 def _keep_report(artifacts: Path, waiting: Waiting, run_id: str) -> None:
-    """The report is found under the run's id too; the place that the build told of stays."""
+    """The report is found under the run's id too; the place that the build named stays."""
     runs = artifacts / "runs"
     if (runs / waiting.run_id).is_dir():
         with contextlib.suppress(FileExistsError):

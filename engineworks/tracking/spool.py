@@ -1,7 +1,7 @@
 """Records that MLflow did not take: kept in a file per build, until they can be sent (`sending`).
 
     <artifacts>/spool/<id>.jsonl    a head line, then one line for everything that was recorded, in its order
-    <artifacts>/spool/.lock         held by whoever sends
+    <artifacts>/spool/.lock         held by the sending process
 
 A line is written by one append and synced; one that a kill -9 or a full disk cut short is not there for any reader.
 """

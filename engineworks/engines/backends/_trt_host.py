@@ -116,7 +116,7 @@ def _why_not_bindings(gpu: Gpu) -> str | None:
 
 def cuda_major(vendor: Vendor) -> int | None:
     """The CUDA major version that the installed vendor library was built for, by the name of its distribution; None
-    where no name tells (a build of one's own)."""
+    where no name tells (a custom build)."""
     base = vendor.distributions[0]
     for major in DRIVERS:
         if any(installed_version(f"{base}-cu{major}{part}") for part in ("-libs", "")):

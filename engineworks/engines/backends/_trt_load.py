@@ -58,8 +58,7 @@ def load(
 
 
 def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
-    """Deserializing runs what is in the engine: one of another version or for other GPUs is told by its header first.
-    Raises `RunError`."""
+    """Raises `RunError` for an engine of another version or for other GPUs, by its header: deserializing runs its code."""
     gpu = first_gpu()
     why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
     if why is not None:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
-"""Name of the engine file in its artifact folder; weights that live outside of it stand beside it."""
+"""Name of the engine file in its artifact folder; external weights lie next to it."""
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """One engine to build.
 
-    model: the lowered ONNX file (its external data beside it). out: folder to write the engine into, empty.
+    model: the lowered ONNX file (its external data next to it). out: folder to write the engine into, empty.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
     options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
     this device, driver and version, where the builder keeps what makes the next build faster.
@@ -174,7 +174,7 @@ class MemoryMeter(Protocol):
         ...
 
     def total_mib(self) -> float:
-        """All memory of the device, MiB, whoever uses it; on a CPU what this process may use."""
+        """All memory of the device, MiB, used or not; on a CPU what this process may use."""
         ...
 
 

@@ -3,7 +3,7 @@
 Its engine is the graph as ONNX Runtime optimizes it, saved as ONNX: level EXTENDED, the last whose result does not
 depend on the processor (LAYOUT and ALL rewrite convolutions to the NCHWc layout of the vector width found here, and
 ONNX Runtime itself warns that such a file should only be used where it was made; a test looks for those nodes). Loading
-runs the rest of the optimizations for the processor at hand. `_ort_forms` says what is done where that crashes.
+runs the rest of the optimizations for the present processor. `_ort_forms` says what is done where that crashes.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
 
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """Optimize the model, save it as `engine`, weights above 1 GiB in `engine.data` beside it, and run that once at the
-    shapes of every profile: where ONNX Runtime crashes, it is better done now, while the engine can be built again.
+    """Optimize the model and save it as `engine`, weights above 1 GiB in `engine.data` next to it. Then run it once at
+    the shapes of every profile: a crash of ONNX Runtime now leads to another build.
 
-    Profiles do not shape the result: one engine serves all shapes. ONNX Runtime logs to standard error, which the
-    child process that this runs in hands on. Raises `BuildError`, `TargetError` for an option that there is not.
+    One engine serves all shapes; profiles do not change it. ONNX Runtime logs to standard error, which the child
+    process forwards. Raises `BuildError`, and `TargetError` for an unknown option.
     """
     import onnxruntime as ort
 
@@ -198,14 +198,14 @@ def load(
 def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:
     """Load a model as it is written: every node by itself in the order of the graph, nothing fused or rearranged.
 
-    graph: another graph for the same file's weights. profile: prefix of the file that tells of the first runs, until
+    graph: another graph for the same file's weights. profile: prefix of the file that profiles the first runs, until
     `end_profile`. Raises `RunError`.
     """
     import onnxruntime as ort
 
     from engineworks.engines.backends._ort_session import OrtSession
 
-    options = session_options({"spinning": False})  # other steps run beside it
+    options = session_options({"spinning": False})  # other steps run at the same time
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
     if profile is not None:

@@ -168,6 +168,6 @@ def _run(
             env=environ, input=given,
         )  # fmt: skip
     except FileNotFoundError:
-        raise InputError("git is not installed", hint="it tells what changed since a revision") from None
+        raise InputError("git is not installed", hint="git lists what changed since a revision") from None
     except subprocess.TimeoutExpired:
         raise InputError(f"git {arguments[0]} took more than {GIT_S:.0f} s", hint="try it by hand") from None

@@ -13,7 +13,7 @@ GIT_S = 5.0
 
 class Checkout:
     """A repository as git knows it when it is first asked: its commit, and which files differ from that. Where none of
-    a folder's YAML files does, one look tells of all its recipes."""
+    a folder's YAML files does, one look covers all its recipes."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

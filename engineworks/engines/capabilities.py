@@ -321,14 +321,14 @@ def _concerned(refusal: Refusal, present: Collection[str]) -> list[str]:
 
 def _found(refusal: Refusal, operators: Collection[str] | None) -> str:
     """The operators that the refusal is about, each with how many nodes it has and the first of them."""
-    found = []
+    named_uses = []
     for use in _concerned(refusal, operators or ()):
         name, _, particular = use.partition(":")
         nodes = operators[use] if isinstance(operators, Mapping) else ()
         many = f", {len(nodes)} nodes" if len(nodes) > 1 else ""
         named = f" (node '{nodes[0]}'{many})" if nodes else ""
-        found.append(name + named + (f" with {particular.replace('_', ' ')}" if particular in _SPOKEN else ""))
-    return ", ".join(found)
+        named_uses.append(name + named + (f" with {particular.replace('_', ' ')}" if particular in _SPOKEN else ""))
+    return ", ".join(named_uses)
 
 
 _SPOKEN = ("indices", "reduction", "antialias")

@@ -38,12 +38,12 @@ def check_files(
         if not file.resolve().is_relative_to(folder.resolve()):
             raise TrustError(f"{folder}: '{name}' leaves the folder", hint="do not use it; fetch it again")
         try:
-            found = digest_file(file)
+            actual = digest_file(file)
         except OSError as error:
             raise TrustError(f"{file}: cannot be read: {error.strerror}", hint="fetch the engine again") from None
-        if found != digest:
+        if actual != digest:
             raise TrustError(
-                f"{file}: was altered: its sha256 is {found[:12]}…, {against} says {digest[:12]}…",
+                f"{file}: was altered: its sha256 is {actual[:12]}…, {against} says {digest[:12]}…",
                 hint="do not load it; fetch it again from where it was built",
             )
 

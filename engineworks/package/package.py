@@ -172,11 +172,11 @@ def _triton_model(
 
 def _capabilities(engines: Sequence[PackagedEngine], mains: Mapping[str, str]) -> dict[str, str]:
     """File by compute capability; an engine for one of them goes before a portable one."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
         for capability in engine.passport.target["compute_capability"]:
-            found.setdefault(capability, mains[engine.target])
-    return found
+            files.setdefault(capability, mains[engine.target])
+    return files
 
 
 def _main_file(passport: Passport) -> str:

@@ -108,7 +108,7 @@ def _config(model: TritonModel) -> dict[str, Any]:
     parameters = _parameters(model)
     if parameters:
         fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in parameters.items()]
-    fields["model_warmup"] = [_warm_up(model, one) for one in model.warm_ups]
+    fields["model_warmup"] = [_warm_up(model, sample) for sample in model.warm_ups]
     return fields
 
 
@@ -132,16 +132,16 @@ def _parameters(model: TritonModel) -> dict[str, str]:
     return {named[k]: str(v) for k, v in model.options.items() if k in named}
 
 
-def _warm_up(model: TritonModel, one: WarmUp) -> dict[str, Any]:
+def _warm_up(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
     types = {spec.name: Word(DATA_TYPES[spec.dtype]) for spec in model.inputs}
     inputs = [
         {
             "key": name,
-            "value": {"data_type": types[name], "dims": list(one.shapes[name]) or [1], "input_data_file": file},
+            "value": {"data_type": types[name], "dims": list(warm_up.shapes[name]) or [1], "input_data_file": file},
         }
-        for name, file in one.files.items()
+        for name, file in warm_up.files.items()
     ]
-    return {"name": one.name, "batch_size": one.batch, "inputs": inputs, "count": one.count}
+    return {"name": warm_up.name, "batch_size": warm_up.batch, "inputs": inputs, "count": warm_up.count}
 
 
 def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
@@ -150,8 +150,8 @@ def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _message(name, value, indent)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for one in value:
-                yield from _message(name, one, indent)
+            for message in value:
+                yield from _message(name, message, indent)
         elif isinstance(value, list):
             yield f"{indent}{name}: [{', '.join(map(_scalar, value))}]"
         else:

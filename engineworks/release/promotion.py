@@ -83,8 +83,8 @@ def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int 
     """The champion's version of every engine's slot: call it before the engines are planned, for what they are judged
     against is in the plan."""
     slots = slots_of(loaded, None)
-    found = registry.versions_at("champion", list(slots.values()))
-    return {engine: found[slot] for engine, slot in slots.items()}
+    champions = registry.versions_at("champion", list(slots.values()))
+    return {engine: champions[slot] for engine, slot in slots.items()}
 
 
 def release_build(
@@ -137,13 +137,15 @@ def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> lis
         what = f"there is no registered model '{model}' in MLflow"
         raise InputError(f"{what}: nothing was released, or it was deleted there", hint="nothing was changed")
     standings = registry.standings(list(slots.values()))
-    found = [_roll_back(engine, slot, standings[slot], registry) for engine, slot in slots.items()]
-    if all(one.action == "kept" for one in found):
+    outcomes = [_roll_back(engine, slot, standings[slot], registry) for engine, slot in slots.items()]
+    if all(outcome.action == "kept" for outcome in outcomes):
         which = f" that '{only}' selects" if only else ""
-        notable = [f"{one.id}: {one.sentence}" for one in found if not one.sentence.endswith(NONE_BEFORE)]
+        notable = [
+            f"{outcome.id}: {outcome.sentence}" for outcome in outcomes if not outcome.sentence.endswith(NONE_BEFORE)
+        ]
         why = ": " + "; ".join(notable) if notable else ""
         raise InputError(f"no champion of {loaded.name}{which} has one before it{why}", hint="nothing was changed")
-    return found
+    return outcomes
 
 
 NONE_BEFORE = "there is none before it"
@@ -228,7 +230,7 @@ TAG_CHARS = 5000
 
 def _run_of(tracking: Tracking, engine: EngineResult, parent: str) -> str:
     """The engine's own run in the build."""
-    found: Sequence[Any] = tracking.find_runs(engine=engine.id, parent_run_id=parent, kind="engine", limit=1)
-    if not found:
+    runs: Sequence[Any] = tracking.find_runs(engine=engine.id, parent_run_id=parent, kind="engine", limit=1)
+    if not runs:
         raise InputError(f"{engine.id}: run {parent} holds no record of it", hint="run 'engineworks build' again")
-    return str(found[0].run_id)
+    return str(runs[0].run_id)

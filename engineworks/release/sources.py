@@ -49,8 +49,8 @@ def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[P
     packaged, left = [], []
     judged = [engine_result(plan, planned, store, {}) for planned in plan.engines]
     words = ladder_words(ladders(plan, judged, store))
-    for one in judged:
-        engine = with_passport(plan, one, store, origin)
+    for judged_engine in judged:
+        engine = with_passport(plan, judged_engine, store, origin)
         if words.get(engine.id, "").startswith("dropped"):
             left.append(LeftOut(engine.id, "dropped", words[engine.id]))
         elif engine.path is None or engine.passport is None:

@@ -1,4 +1,4 @@
-"""This project's JSON files, read fast: a report holds tens of thousands of numbers, and a nightly run reads hundreds."""
+"""This project's JSON files, read fast: a report holds tens of thousands of numbers, a nightly run reads hundreds."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ class RemoteStore:
 
     def remove(self, key: str, upload: str) -> None:
         """Take the artifact away if it still is that upload; its manifest first, so that no reader finds half of it."""
-        found = self.manifest(key)
-        if found is not None and found["upload"] == upload:
+        manifest = self.manifest(key)
+        if manifest is not None and manifest["upload"] == upload:
             with contextlib.suppress(FileNotFoundError):
                 self._service.call("rm_file", self._place(key, MANIFEST))
         self._remove_upload(key, upload)
@@ -105,11 +105,11 @@ class RemoteStore:
         """Delete the files of uploads that ended without a manifest. Returns how many uploads went."""
         objects = f"{self.root.rstrip('/')}/objects"
         try:
-            found = self._service.call("find", objects, detail=True)
+            objects_found = self._service.call("find", objects, detail=True)
         except FileNotFoundError:
             return 0
         newest: dict[tuple[str, str], float] = {}
-        for path, info in found.items():
+        for path, info in objects_found.items():
             parts = PurePosixPath(path.removeprefix(objects).strip("/")).parts
             if len(parts) > 3:
                 place = (parts[1], parts[2])

@@ -97,9 +97,9 @@ class Store:
             yield Writing(folder=here.path, hit=here)
             return
         with self._locked(key), self._full_is_told(step):
-            found = self.get(key)
-            if found is not None:
-                yield Writing(folder=found.path, hit=found)
+            artifact = self.get(key)
+            if artifact is not None:
+                yield Writing(folder=artifact.path, hit=artifact)
                 return
             for left in (self.root / "partial").glob(f"{key}.*{UNFINISHED}"):  # we have the lock: its builder is dead
                 shutil.rmtree(left, ignore_errors=True)
@@ -248,10 +248,10 @@ class Store:
         }  # fmt: skip
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            found = self._share(key, folder)
-            if found is not None:
+            artifact = self._share(key, folder)
+            if artifact is not None:
                 self.note_latest(step, document)
-                return found
+                return artifact
             self._move_in(key, folder)
             self.note_latest(step, document)
         except OSError as error:

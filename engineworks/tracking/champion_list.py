@@ -36,8 +36,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class RegisteredChampion:
-    """One champion. since: its tag, 'TIME by USER' or ''. created_at: seconds since 1970, None where the version is gone.
-    lost: as of `Standing`."""
+    """One champion. since: its tag, 'TIME by USER' or ''. created_at: seconds since 1970, None where the version
+    is gone. lost: as of `Standing`."""
 
     model: str
     alias: str
@@ -114,14 +114,14 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
 def list_champions(link: Connection, recipe: str | None = None) -> list[RegisteredChampion]:
     """Champions of the registered models that are ours (of this recipe's alone), those that are missing too, by engine.
     Raises `TrackingError` where MLflow refuses."""
-    found = []
+    champions = []
     query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
     with refusals("registered models cannot be searched"):
         for model in link.client.search_registered_models(query, max_results=1000):
             if RECIPE in dict(model.tags):
                 whole = link.client.get_registered_model(model.name)
-                found += [_champion(link.client, whole, slot) for slot in _slots(whole)]
-    return sorted(found, key=lambda c: c.engine)
+                champions += [_champion(link.client, whole, slot) for slot in _slots(whole)]
+    return sorted(champions, key=lambda c: c.engine)
 
 
 def _slots(model: RegisteredModel) -> Iterator[Slot]:

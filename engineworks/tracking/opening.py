@@ -102,25 +102,25 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
     """The experiment's id; a new one keeps its artifacts under `root`, or where the server says if that is None."""
     from mlflow.exceptions import MlflowException
 
-    found: Experiment | None = client.get_experiment_by_name(name)
-    if found is None:
+    experiment: Experiment | None = client.get_experiment_by_name(name)
+    if experiment is None:
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)
         try:
             return str(client.create_experiment(name, artifact_location=root.as_uri() if root else None))
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:  # else another process was faster
+            experiment = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:  # else another process was faster
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} in {shown} is deleted",
-            hint=f"bring it back: mlflow experiments restore --experiment-id {found.experiment_id}",
+            hint=f"bring it back: mlflow experiments restore --experiment-id {experiment.experiment_id}",
         )
-    location = urlsplit(found.artifact_location)
-    if root is not None and location.scheme == "file" and found.artifact_location != root.as_uri():
-        _check_moved(found.artifact_location, root, shown)
-    return str(found.experiment_id)
+    location = urlsplit(experiment.artifact_location)
+    if root is not None and location.scheme == "file" and experiment.artifact_location != root.as_uri():
+        _check_moved(experiment.artifact_location, root, shown)
+    return str(experiment.experiment_id)
 
 
 def _check_moved(location: str, root: Path, shown: str) -> None:

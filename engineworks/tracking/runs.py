@@ -159,9 +159,9 @@ class Tracking:
         with this start (seconds since the epoch) and owner."""
         link = self._connect()
         queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
-        found = next((run for query in queries for run in link.search(query, limit=1)), None)
-        if found is not None:
-            return BuildRun(link, found.run_id, recipe, found.params, resumed=True, started_at=found.started_at)
+        known = next((run for query in queries for run in link.search(query, limit=1)), None)
+        if known is not None:
+            return BuildRun(link, known.run_id, recipe, known.params, resumed=True, started_at=known.started_at)
         tags = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key, OWNER: owner, RECORD: mark}
         run_id = link.create_run(recipe, tags, started_at)
         return BuildRun(link, run_id, recipe, {}, resumed=True, started_at=started_at)
@@ -203,8 +203,8 @@ class Tracking:
         for at in range(0, len(missing), NAMED_AT_ONCE):
             ids = ", ".join(map(quoted, missing[at : at + NAMED_AT_ONCE]))
             named += link.search(f"{builds} AND attributes.run_id IN ({ids})")
-        found = sorted((*named, *later), key=lambda run: run.started_at)
-        return {(run.recipe, run.build_key): run.run_id for run in found if run.build_key}
+        in_order = sorted((*named, *later), key=lambda run: run.started_at)
+        return {(run.recipe, run.build_key): run.run_id for run in in_order if run.build_key}
 
     def record_night(self, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]) -> str:
         """One run for a whole night, above its builds' own: figures and pages of its summary; returns its id."""

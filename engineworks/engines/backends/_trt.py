@@ -62,8 +62,8 @@ class Vendor:
 
     def versions(self) -> Mapping[str, str]:
         """The installed distribution and its version; empty where there is none."""
-        found = ((name, installed_version(name)) for name in self.distributions)
-        return dict([(name, version) for name, version in found if version is not None][:1])
+        versions = ((name, installed_version(name)) for name in self.distributions)
+        return dict([(name, version) for name, version in versions if version is not None][:1])
 
     def load(self) -> Any:
         """The vendor's module. Raises `TargetError` where it cannot be imported."""

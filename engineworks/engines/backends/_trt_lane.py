@@ -130,11 +130,11 @@ class Lane:
 
     def fetch(self) -> dict[str, Array]:
         """The outputs of the last run, copied."""
-        found = {}
+        outputs = {}
         for tensor in self._outputs:
             shape = tensor.array_shape(self.output_shape(tensor))
-            found[tensor.name] = self._pinned[tensor.name].view(shape, tensor.dtype).copy()
-        return found
+            outputs[tensor.name] = self._pinned[tensor.name].view(shape, tensor.dtype).copy()
+        return outputs
 
     def output_shape(self, tensor: EngineTensor) -> tuple[int, ...]:
         """Its shape in the last run."""

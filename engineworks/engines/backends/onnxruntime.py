@@ -77,8 +77,8 @@ SMALLEST_EXTERNAL_BYTES = 1024
 
 def versions() -> Mapping[str, str]:
     """The installed distribution and its version; empty where there is none."""
-    found = ((name, installed_version(name)) for name in DISTRIBUTIONS)
-    return {name: version for name, version in found if version is not None}
+    known = ((name, installed_version(name)) for name in DISTRIBUTIONS)
+    return {name: version for name, version in known if version is not None}
 
 
 def hardware() -> Mapping[str, str]:

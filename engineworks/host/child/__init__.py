@@ -182,11 +182,11 @@ def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) 
             raised.log = lines.text()
         raise raised
     if "defect" in answer:
-        found = answer["defect"]
+        defect = answer["defect"]
         raise ChildDefect(
-            f"{what} raised {found['type']}: {found['message']}",
+            f"{what} raised {defect['type']}: {defect['message']}",
             hint="this is a defect of Engineworks; please report it with the log",
-            log=found["traceback"],
+            log=defect["traceback"],
         )
     return {**answer["value"], "memory_mib_peak": max(answer["memory_mib_peak"], seen_mib)}
 

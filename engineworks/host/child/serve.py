@@ -109,8 +109,8 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find(function: str) -> Job:
     module, _, name = function.partition(":")
-    found: Job = getattr(importlib.import_module(module), name)
-    return found
+    job: Job = getattr(importlib.import_module(module), name)
+    return job
 
 
 def _mib(read: Callable[[], float]) -> float:

@@ -49,9 +49,9 @@ def changed_files(root: Path, files: Sequence[Path]) -> list[str]:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout if found.returncode == 0 else ""
+    return answer.stdout if answer.returncode == 0 else ""

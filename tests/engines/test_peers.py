@@ -67,7 +67,7 @@ def test_pytorch_computes_in_fp16_only_where_something_can(
 ) -> None:
     monkeypatch.setattr(pytorch.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(pytorch, "first_gpu", lambda: gpu)
-    monkeypatch.setattr(pytorch._cpu, "read_text", lambda path: f"processor : 0\nflags : fpu {flags}\n")
+    monkeypatch.setattr(pytorch.cpu, "read_text", lambda path: f"processor : 0\nflags : fpu {flags}\n")
     assert pytorch.why_not("torch", "fp16") == (None if runs else pytorch.NO_HALF)
     assert pytorch.why_not("torch", "fp32") is None
 

@@ -4,14 +4,13 @@ The child serves on the listening socket FD, says `ready` on its standard output
 input is closed (or its parent is gone) and all that it was sent is in the database. Its settings come as environment
 variables. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
 
-`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql again, after an upgrade of Prefect;
-an old one still does, and Prefect migrates it.
+`make prefect-schema` writes local_prefect_schema.sql again after an upgrade of Prefect. An older one still works:
+Prefect migrates it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import importlib.metadata
 import importlib.util
@@ -25,9 +24,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from engineworks.host.lock import locked
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -101,14 +102,6 @@ def is_at_head(database: Path, schema: Schema) -> bool:
         return bool(tables) and connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
             (schema.revision,)
         ]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file lock; the kernel drops it when the holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Inbox:

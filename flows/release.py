@@ -12,8 +12,7 @@ from engineworks.builds.command import Champions
 from engineworks.builds.progress import listener
 from engineworks.builds.state import Build
 from engineworks.plan.plan import Plan
-from engineworks.recipe.load import registered_name
-from engineworks.release.promotion import ReleaseResult
+from engineworks.release.promotion import ReleaseResult, registered_model
 from engineworks.settings import Settings, read_settings
 from flows.build_recipe import build_and_judge
 from flows.local_steps import RUNNER
@@ -61,4 +60,4 @@ def release_judged(build: Build, champions: Champions) -> ReleaseResult:
         release_engine(build, e, e.id, judged.run, champions[e.id], judged.dropped.get(e.id, ""))
         for e in judged.engines
     ]
-    return ReleaseResult(judged, registered_name(build.plan.loaded), tuple(released))
+    return ReleaseResult(judged, registered_model(build.plan.loaded), tuple(released))

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from engineworks.engines.backends import backend
 from engineworks.errors import EXIT_STEP_FAILED
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.gates.gates import METRIC_LIMITS
-from engineworks.measure.ladder.ladder import Candidate, TargetLadder, choose
+from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose
 
 if TYPE_CHECKING:
     from engineworks.builds.results import EngineResult, Failure
@@ -38,10 +39,13 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
                 passed.setdefault(candidate.precision, target)
     shape = next(iter(plan.loaded.recipe.performance.at), "")
     return tuple(
-        choose(t, candidates[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed)
+        choose(
+            LadderTarget(t.name, t.target.compute_capability, backend(t.target.backend).TRAITS.relative_times),
+            candidates[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed,
+        )
         for t in plan.loaded.targets
         if any(r.verdict != "not tried" for r in candidates[t.name])
-    )
+    )  # fmt: skip
 
 
 def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:

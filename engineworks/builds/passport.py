@@ -20,8 +20,9 @@ from engineworks.builds.results import LONGEST_LIST, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import STEP, VERSION
 from engineworks.engines.signing import Signer, read_signer
-from engineworks.fingerprint import digest_file, digest_of, installed_version
+from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.git.state import Checkout
+from engineworks.host.packages import installed_version
 from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE

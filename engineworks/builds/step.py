@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from engineworks.engines.backends import attempts
+from engineworks.engines.backends import attempts, backend
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.errors import StepError
 from engineworks.host.child import ChildPool
+from engineworks.host.lock import locked
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Step
 from engineworks.store.store import Store
@@ -55,17 +55,9 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
 
 
-@contextmanager
-def alone_on_this_host() -> Iterator[None]:
+def alone_on_this_host() -> AbstractContextManager[None]:
     """Two builds of this host measure one after the other, whatever stores and repositories they have."""
-    with (Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock").open("w") as file:
-        while True:  # polled, so that Ctrl-C is answered
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-        yield
+    return locked(Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock")
 
 
 def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
@@ -75,10 +67,10 @@ def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
 
 
 def _environment(step: Step) -> Mapping[str, str]:
-    """Marks the children that run engines of TensorRT: they are others than those that build, because the vendor keeps
-    the first logger that a process gives it, and the builds' one is slow."""
-    backend = step.params.get("target", {}).get("backend", "")
-    return {"ENGINEWORKS_CHILD": "runs engines"} if backend.startswith("tensorrt") and step.kind != "build" else {}
+    """Marks the children that run engines, where the backend wants them apart from those that build."""
+    name = step.params.get("target", {}).get("backend")
+    apart = name and step.kind != "build" and backend(name).TRAITS.own_process
+    return {"ENGINEWORKS_CHILD": "runs engines"} if apart else {}
 
 
 def attempts_of(step: Step) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
-from engineworks.model.fold.sparse import make_dense
 from engineworks.model.graphs import all_tensors, inner_tensors
 from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
@@ -38,6 +37,8 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """
     import onnx
     from google.protobuf.message import DecodeError
+
+    from engineworks.model.fold.sparse import make_dense
 
     try:
         model = onnx.load(str(path), load_external_data=weights)

@@ -17,10 +17,10 @@ from engineworks.errors import RunError, TrackingError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.kinds import ACCURACY_FILE
-from engineworks.recipe.load import LoadedRecipe, registered_name
+from engineworks.recipe.load import LoadedRecipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
-from engineworks.tracking.aliases import Slot
+from engineworks.tracking.aliases import Slot, registered_name
 from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion, document_file
 from engineworks.tracking.runs import Tracking, open_tracking
 
@@ -43,7 +43,7 @@ def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     by_engine, lost = {}, {}
     if tracking.exists():
-        model = registered_name(loaded)
+        model = registered_name(loaded.recipe.release.model, loaded.name)
         slots = {
             Slot(model, target.name, precision): f"{loaded.name}/{precision}/{target.name}"
             for precision in loaded.recipe.precisions

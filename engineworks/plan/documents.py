@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from engineworks.engines.backends import backend_facts
+from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.peers import peer
-from engineworks.fingerprint import FileDigests, digest_of, installed_versions
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.host.packages import installed_versions
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
@@ -180,7 +181,7 @@ class Documents:
             "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
             "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
             "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
-            "integer_kernels": target.target.backend == "onnxruntime",
+            "integer_kernels": backend(target.target.backend).TRAITS.ort_integer_kernels,
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}

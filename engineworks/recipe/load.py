@@ -342,7 +342,3 @@ def _first_model(kind: Any) -> Any:
         if isinstance(choice, type) and issubclass(choice, BaseModel) and not hasattr(kind, "__origin__"):
             return choice
     return kind
-
-
-def registered_name(loaded: LoadedRecipe) -> str:
-    return loaded.recipe.release.model or loaded.name

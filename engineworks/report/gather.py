@@ -16,7 +16,7 @@ from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
-from engineworks.tracking.aliases import Slot
+from engineworks.tracking.aliases import Slot, registered_name, slot_of
 from engineworks.tracking.pages import view_key
 from engineworks.tracking.records import (
     ENGINE_DIGEST,
@@ -158,13 +158,12 @@ def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any])
 
 def _registered(result: BuildResult, plan: Mapping[str, Any]) -> str:
     release = (plan.get("resolved") or {}).get("release") or {}
-    return str(release.get("model") or result.recipe)
+    return registered_name(release.get("model"), result.recipe)
 
 
 def _slots(result: BuildResult, plan: Mapping[str, Any]) -> dict[Slot, str]:
     """The engines by their place in the registry."""
-    ids = [(e.id, *e.id.split("/")[1:]) for e in result.engines]
-    return {Slot(_registered(result, plan), target, precision): engine for engine, precision, target in ids}
+    return {slot_of(_registered(result, plan), e.id): e.id for e in result.engines}
 
 
 def _lost(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> Iterator[str]:

@@ -24,7 +24,7 @@ ENGINE_RUN = "engineworks.engine_run"
 STORE_KEYS = "engineworks.store_keys"
 """Tag: JSON list of store keys that the run refers to; goes on in `engineworks.store_keys.1`, `.2` and so on."""
 CONDITIONS = "engineworks.conditions"
-"""Tag: digest of what a measurement depends on besides the engine: hardware, driver, shapes, options."""
+"""Tag: digest of what a measurement depends on in addition to the engine: hardware, driver, shapes, options."""
 HARDWARE = "engineworks.hardware"
 """Tag: JSON object of the hardware that the engine was measured on."""
 ENGINE_BUILD_KEY = BUILD_KEY

@@ -259,7 +259,7 @@ def statements(schema: Path) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_the_shipped_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
-    """If it fails: `python flows/local_prefect_server.py --write-schema flows/local_prefect_schema.sql`."""
+    """If it fails: `make prefect-schema`."""
     made = tmp_path / "schema.sql"
     subprocess.run([sys.executable, "-P", local_prefect_server.__file__, "--write-schema", str(made)], check=True)
     assert statements(made) == statements(local_prefect_server.SCHEMA_FILE)

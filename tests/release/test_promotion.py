@@ -298,7 +298,7 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
 
 def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built, result, tracking = world
-    release(named(built, "needs another GPU"), result, tracking)
+    release(named(built, "elsewhere"), result, tracking)
     monkeypatch.setattr("engineworks.engines.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
     with pytest.raises(RunError) as caught:
         load("models:/elsewhere@champion-cpu-int8", tracking)

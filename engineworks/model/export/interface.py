@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.fingerprint import installed_version
+from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import MODEL_FILE, check_tensors, load_model, model_files
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
 

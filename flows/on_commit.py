@@ -10,7 +10,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from engineworks.plan.changed import Changes, RecipeChange, only_glob
+from engineworks.plan.changed import Changes, only_glob
+from engineworks.plan.recipe_change import RecipeChange
 from flows.build_recipe import build_recipe
 from flows.outcomes import ended
 from tasks.find_changed import find_changed

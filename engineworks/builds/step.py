@@ -76,10 +76,9 @@ def _environment(step: Step) -> Mapping[str, str]:
 def attempts_of(step: Step) -> int:
     """In how many ways the step can be done: each crash of its own child leads to the next. An engine that was built is
     run in one way only, the one it was tried in."""
-    optimizer = STEP_KINDS[step.kind].optimizer
-    if optimizer == "target":
-        optimizer = step.params["target"]["backend"]
-    return attempts(optimizer) if optimizer else 1
+    kind = STEP_KINDS[step.kind]
+    optimizer = step.params["target"]["backend"] if kind.optimizer == "target" else kind.optimizer
+    return attempts(optimizer) if optimizer else kind.attempts
 
 
 def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:

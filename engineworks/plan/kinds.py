@@ -45,6 +45,8 @@ class StepKind:
 
     alone: it needs the machine for itself. fresh: it runs in a new process, because its figures include what its
     libraries take for themselves. optimizer: whose optimizations a second try after a crash uses fewer of, '' for none.
+    attempts: how often a step without one may run that crashes; the second `lowered_reference` runs no model and makes
+    fp32 the reference.
     """
 
     version: int
@@ -58,6 +60,7 @@ class StepKind:
     alone: bool = False
     fresh: bool = False
     optimizer: Literal["", "onnxruntime", "target"] = ""
+    attempts: int = 1
 
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
@@ -79,7 +82,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=LOWERING_FILE, optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        1, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4
+        1, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(

@@ -3,7 +3,8 @@ written, in ONNX Runtime; once per lowering, for all targets.
 
 Beside them: how far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`),
 from which the engine's tolerance follows; and how far the lowered model is from fp32 on rows that are made up.
-Where ONNX Runtime cannot run the lowered model, the file holds the reason, and engines are compared with fp32.
+Where ONNX Runtime cannot run the lowered model, or an attempt at it crashed, the file holds the reason, and engines are
+compared with fp32.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ MOST_MOVED = 1.0
 
 
 def run(job: StepJob) -> None:
+    if job.crashes:
+        why = textwrap.shorten(f"ONNX Runtime does not run the lowered model: {job.crashes[0]}", 200, placeholder=" …")
+        job.say(f"engines are compared with fp32: {why}")
+        job.write_json(LOWERED_FILE, {"stored": False, "why": why, "moved": [], "lost": []})
+        return
     plan = ShapesPlan(job.inputs["reference"])
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     rows = ServedRows(samples, job.params["ranges"])

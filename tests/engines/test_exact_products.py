@@ -16,11 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.commands.init import trials
 from engineworks.engines.backends import onnxruntime as backend
+from engineworks.engines.backends.base import BuildRequest
 from engineworks.model import equivalence
 from engineworks.model.calibrate import runtime
 from engineworks.model.lower.half.run import Bench
 from engineworks.model.ort_forms import exact_options
 from engineworks.steps.partial_quantization.sessions import CutSession
+from engineworks.tensors import InputRange, Profile
 
 SOURCE = Path(__file__).parents[2] / "engineworks"
 ROWS = np.random.default_rng(0).integers(100, 127, (4, 64)).astype(np.float32)
@@ -76,6 +78,38 @@ def test_an_engine_saved_where_nothing_saturates_is_exact_elsewhere(tmp_path: Pa
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     assert TensorProto.INT8 in {t.data_type for t in onnx.load(str(saved)).graph.initializer if t.dims}
     np.testing.assert_allclose(backend.load(saved, {}).run({"x": ROWS})["y"], EXPECTED, rtol=1e-4, atol=1e-3)
+
+
+def left_or_shared(kind: str) -> onnx.ModelProto:
+    """A weight that is the left operand, or that of two products."""
+    made = saturating_product("MatMul")
+    graph = made.graph
+    if kind == "shared":
+        graph.node.append(helper.make_node("MatMul", ["xd", "wd"], ["z"], name="second"))
+        graph.node[3].output[0] = "first"
+        graph.node.append(helper.make_node("Max", ["first", "z"], ["y"], name="both"))
+        return made
+    graph.node[3].input[:] = ["wd", "xd"]
+    del graph.input[:], graph.output[:]
+    graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [64, "n"]))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [16, "n"]))
+    values = {"w": WEIGHT.T.copy(), "scale": np.full(16, 0.01, np.float32), "zeros": np.zeros(16, np.int8)}
+    kept = [t for t in graph.initializer if t.name not in values]
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, *(numpy_helper.from_array(v, n) for n, v in values.items())])
+    graph.node[2].CopyFrom(helper.make_node("DequantizeLinear", ["w", "scale", "zeros"], ["wd"], axis=0))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["shared", "left"])
+def test_a_model_without_exact_kernels_is_built_all_the_same(tmp_path: Path, kind: str) -> None:
+    path, x = tmp_path / "model.onnx", ROWS if kind == "shared" else ROWS.T.copy()
+    onnx.save(left_or_shared(kind), str(path))
+    shape = InputRange(x.shape, x.shape, x.shape)
+    request = BuildRequest(path, tmp_path, "int8", (Profile("only", {"x": shape}),))
+    report = backend.build(request, lambda line: None)
+    found = backend.load(tmp_path / report.file, {}).run({"x": x})["y"]
+    np.testing.assert_allclose(found, EXPECTED if kind == "shared" else EXPECTED.T, rtol=1e-4, atol=1e-3)
 
 
 def test_every_session_has_these_options() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError
+from engineworks.model.fold import fold
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import load_model
 from engineworks.tensors import TensorSpec
@@ -75,6 +76,27 @@ def test_sparse_constants_fold_to_dense_ones(tmp_path: Path, place: str, indices
     assert b"sparse" not in out.read_bytes()
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, FEED)[0], FEED["x"] @ DENSE, rtol=1e-6)
+
+
+@pytest.mark.parametrize("indices", [FLAT, COORDINATES], ids=["flat", "coordinates"])
+def test_onnx_runtime_never_sees_a_sparse_constant_of_a_function(
+    tmp_path: Path, indices: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime 1.31 reads freed memory there, and crashes now and then; a crash would end this process."""
+    source, opened = tmp_path / "model.onnx", []
+    onnx.save(model("function", indices), str(source))
+    open_really = fold.open_session
+
+    def open_session(path: Path, **options: Any) -> onnxruntime.InferenceSession:
+        opened.append(b"sparse" in path.read_bytes())
+        return open_really(path, **options)
+
+    monkeypatch.setattr(fold, "open_session", open_session)
+    spec = TensorSpec("x", "float32", ("n", 4))
+    fold_model(source, tmp_path / "out.onnx", inputs=[spec], outputs=None, minimum_opset=17, feeds=[FEED])
+    assert b"sparse" in source.read_bytes()
+    assert opened
+    assert not any(opened)
 
 
 def test_other_types_and_nothing_stored(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from engineworks.host.memory import ResidentMemory
 from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
 from engineworks.model.ort_errors import ort_errors, what_failed
-from engineworks.model.ort_forms import FORMS, LEVELS, Form, current, exact_options, form_of, sign
+from engineworks.model.ort_forms import FORMS, LEVELS, Form, after_crashes, current, exact_options, form_of, sign
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ NEEDS_GPU_TO_BUILD = False
 IMPORTS = ("onnxruntime", "onnx")
 
 ATTEMPTS = len(FORMS)
+
+UNFUSED = Form("basic", "basic")
+"""The form that computes quantized nodes as Q/DQ in floating point."""
+
+NO_EXACT_KERNEL = ("Attempt to replace the existing tensor", "running MatMulIntegerToFloat node")
+"""What ONNX Runtime 1.31 says where `EXACT_PRODUCTS` breaks a graph on a processor without VNNI: two products share an
+int8 weight, or the weight is the left operand."""
 
 TRAITS = Traits(
     build_memory=BuildMemory(150.0, 3.5),
@@ -100,6 +107,18 @@ def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
 
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+    """As `_build`; again without integer kernels where ONNX Runtime has none that are exact on this processor."""
+    try:
+        return _build(request, log)
+    except (BuildError, RunError) as error:
+        if current() != FORMS[0] or not any(words in f"{error} {error.log}" for words in NO_EXACT_KERNEL):
+            raise
+        log(f"{TITLE} has no exact int8 kernel for this model here: {error.message}")
+    with after_crashes(FORMS.index(UNFUSED)):
+        return _build(request, log)
+
+
+def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     """Optimize the model and save it as `engine`, weights above 1 GiB in `engine.data` next to it. Then run it once at
     the shapes of every profile: a crash of ONNX Runtime now leads to another build.
 
@@ -161,7 +180,7 @@ def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> 
 
 def crash_note(form: Form) -> str:
     """What the report says of an engine that is not in the first form."""
-    return f"{TITLE} crashed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
+    return f"{TITLE} failed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
 
 
 def load(

@@ -115,7 +115,7 @@ def fold_model(
         check_operators(model, str(source))
         check_repeatable(model, str(source))
         dims.check_interface(model, inputs, outputs, str(source))
-        model, reference = _detached(model, source, work, as_it_is=not lowered)
+        model, reference = _detached(model, source, work, as_it_is=not lowered and not model.functions)
         original = _open_original(reference, source, inputs, outputs or {}, feeds)
         prepared = prepare(model, inputs, minimum_opset)
         strategy, fallbacks, folded, max_abs = _first_proven(prepared, original, work, out, source)
@@ -135,7 +135,9 @@ def fold_model(
 
 def _detached(model: onnx.ModelProto, source: Path, work: Path, *, as_it_is: bool) -> tuple[onnx.ModelProto, Path]:
     """The model with its weights left on disk, and the file to compare with: the source itself, or a copy of it with
-    unique node names where ONNX Runtime would refuse the source. as_it_is: whether the model still is the source's."""
+    unique node names where ONNX Runtime would refuse the source. as_it_is: whether the model still is the source's, and
+    ONNX Runtime may read it. It reads freed memory where a function holds a sparse constant, and sometimes crashes;
+    in the copy such constants are dense."""
     constants_to_initializers(model.graph)
     name_tensors(model.graph)
     hoist_initializers(model.graph)

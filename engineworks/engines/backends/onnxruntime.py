@@ -22,8 +22,17 @@ from engineworks.fingerprint import installed_version
 from engineworks.host import cpu, cpu_watch
 from engineworks.host.memory import ResidentMemory
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
-from engineworks.model.ort_errors import ort_errors, what_failed
-from engineworks.model.ort_forms import EXACT_ACTIVATIONS, EXACT_PRODUCTS, FORMS, LEVELS, Form, current, form_of, sign
+from engineworks.model.runtime.ort_errors import ort_errors, what_failed
+from engineworks.model.runtime.ort_forms import (
+    EXACT_ACTIVATIONS,
+    EXACT_PRODUCTS,
+    FORMS,
+    LEVELS,
+    Form,
+    current,
+    form_of,
+    sign,
+)
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from engineworks.fingerprint import installed_versions
 from engineworks.host import cpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
-from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_errors import ort_errors, plain
 
 if TYPE_CHECKING:
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError, SamplesError
-from engineworks.model.external_data import Declared, Outline, interface_problems
+from engineworks.model.export.outline import Declared, Outline, interface_problems
 from engineworks.model.graphs import all_graphs
 from engineworks.model.onnx_files import dtype_name, known_dim
 from engineworks.tensors import Dim, TensorSpec

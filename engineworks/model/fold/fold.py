@@ -19,12 +19,12 @@ from engineworks.errors import FoldError, ModelError
 from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
+from engineworks.model.fold.inventory import Inventory, inventory
 from engineworks.model.fold.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.fold.preparation import Prepared, finish, prepare
 from engineworks.model.fold.repeatable import check_repeatable
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
-from engineworks.model.inspect import Inventory, inventory
 from engineworks.model.onnx_files import detach_weights, load_model, save_model
 from engineworks.model.opset import check_operators, lower_to_limits, opset_of
 from engineworks.tensors import TensorSpec

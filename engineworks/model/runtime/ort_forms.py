@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.model.external_data import metadata_of
+from engineworks.model.export.outline import metadata_of
 
 EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """ONNX Runtime fuses DequantizeLinear and MatMul of weights in int4 or int8 to MatMulNBits, which at its own level, 4,

@@ -104,7 +104,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     shell = _without_initializers(model)
     shell.ir_version = ir_version_for(model)
     if is_too_new(shell):
-        raise ModelError(f"{path}: the model would be opset {default_opset(shell)}, above {MOST_OPSET}")
+        raise ModelError(f"{path}: the model would be opset {opset_of(shell)}, above {MOST_OPSET}")
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     if weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
@@ -128,14 +128,14 @@ def model_files(path: Path) -> tuple[Path, ...]:
     return _external_files(path, load_model(path, weights=False))
 
 
-def default_opset(model: onnx.ModelProto) -> int:
+def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set (0 if the model imports none)."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def is_too_new(model: onnx.ModelProto) -> bool:
     """Whether ONNX Runtime refuses the file for its IR version or opset."""
-    return model.ir_version > MOST_IR_VERSION or default_opset(model) > MOST_OPSET
+    return model.ir_version > MOST_IR_VERSION or opset_of(model) > MOST_OPSET
 
 
 def ir_version_for(model: onnx.ModelProto) -> int:

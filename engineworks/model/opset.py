@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
-from engineworks.model.graphs import all_graphs, all_nodes, node_label
-from engineworks.model.onnx_files import MOST_OPSET, default_opset, ir_version_for, is_too_new
+from engineworks.model.graphs import all_graphs, all_nodes, model_nodes, node_label
+from engineworks.model.onnx_files import MOST_OPSET, ir_version_for, is_too_new, opset_of
 
 if TYPE_CHECKING:
     import onnx
 
 _NAMED = 3  # of the offending nodes, before "and N more"
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set (0 if the model imports none)."""
-    return default_opset(model)
 
 
 def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -69,7 +64,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
     runtime = {(_domain(schema.domain), schema.name) for schema in get_all_operator_schema()}
     own = {(_domain(f.domain), f.name) for f in model.functions}
     unknown = []
-    for node in (*all_nodes(model.graph), *(n for f in model.functions for n in f.node)):
+    for node in model_nodes(model):
         operator = (_domain(node.domain), node.op_type)
         if operator in own:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from engineworks.errors import CalibrationError
@@ -55,15 +55,7 @@ class Range:
         return self.minimum == self.maximum
 
     def to_json(self) -> dict[str, object]:
-        return {
-            "amax": self.amax,
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "saturated": self.saturated,
-            "values": self.values,
-            "unused": self.unused,
-            "amax_early": self.amax_early,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)

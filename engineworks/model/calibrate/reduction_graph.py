@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.model.calibrate.values import LARGE, SAMPLED_EVERY, Same
+from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -42,10 +43,6 @@ class Reduced:
     most: str
     total: str
     sample: str | None
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    return max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=0)
 
 
 def derivations(model: onnx.ModelProto, made: Sequence[str]) -> dict[str, tuple[str, Same]]:

@@ -23,7 +23,6 @@ from engineworks.model.calibrate.reduction_graph import (
     Reduced,
     append_reductions,
     derivations,
-    opset_of,
 )
 from engineworks.model.calibrate.runtime import (
     CPU_PROVIDER,
@@ -35,7 +34,7 @@ from engineworks.model.calibrate.runtime import (
 )
 from engineworks.model.calibrate.segments import inferred_tensors, plan_segments
 from engineworks.model.calibrate.values import HostValues, ReducedValues, Same
-from engineworks.model.onnx_files import graph_inputs, load_model
+from engineworks.model.onnx_files import graph_inputs, load_model, opset_of
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from engineworks.model.fold.preparation import Prepared, finish, prepare
 from engineworks.model.fold.repeatable import check_repeatable
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
-from engineworks.model.onnx_files import detach_weights, load_model, save_model
-from engineworks.model.opset import check_operators, lower_to_limits, opset_of
+from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
+from engineworks.model.opset import check_operators, lower_to_limits
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:

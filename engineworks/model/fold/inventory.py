@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.model.fold.node_uses import node_uses, operator_name
 from engineworks.model.graphs import all_nodes, all_tensors
-from engineworks.model.onnx_files import dtype_name, graph_inputs, graph_outputs
-from engineworks.model.opset import opset_of
+from engineworks.model.onnx_files import dtype_name, graph_inputs, graph_outputs, opset_of
 from engineworks.model.tensor_storage import tensor_bytes
 from engineworks.tensors import TensorSpec
 

@@ -15,8 +15,8 @@ from engineworks.model.fold.tidy import (
     drop_inputs_with_values,
     drop_unused,
     hoist_initializers,
-    sort_nodes,
 )
+from engineworks.model.graphs import sort_nodes
 from engineworks.model.onnx_files import ir_version_for, known_dim
 from engineworks.model.opset import inline_functions, raise_opset, tidy_domains
 from engineworks.tensors import Dim, TensorSpec

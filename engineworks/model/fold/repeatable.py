@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.model.graphs import names_read, node_label, subgraphs
-from engineworks.model.opset import inline_functions, opset_of, shortened
+from engineworks.model.onnx_files import opset_of
+from engineworks.model.opset import inline_functions, shortened
 
 if TYPE_CHECKING:
     import onnx

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from engineworks.model.fold.tidy import set_nodes
-from engineworks.model.graphs import all_graphs, all_nodes, subgraphs
+from engineworks.model.graphs import all_graphs, all_nodes, set_nodes, subgraphs
 from engineworks.model.onnx_files import known_dim
 from engineworks.tensors import Dim
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engineworks.errors import ModelError
 from engineworks.model.fold.node_uses import stored_type
 from engineworks.model.graphs import all_nodes, node_label
-from engineworks.model.opset import opset_of
+from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
     import onnx

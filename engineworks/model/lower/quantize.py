@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.calibrate.ranges import Ranges
-from engineworks.model.graphs import names_read
+from engineworks.model.graphs import fresh_name, names_read
 from engineworks.model.lower.formats import (
     FORMATS,
     Format,
@@ -36,6 +36,7 @@ from engineworks.model.lower.quantizable import (
     node_label,
     plan_quantization,
 )
+from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -106,7 +107,6 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
 
     from engineworks.model.lower.half.graph import whole_model
     from engineworks.model.lower.half.read import typed_graph
-    from engineworks.model.opset import opset_of
 
     needed = max((FORMATS[name].opset for name in globs), default=0)
     if opset_of(model) >= needed:
@@ -127,7 +127,7 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(model)
     for one in formats:
         if opset < one.opset:
             raise PrecisionError(
@@ -227,12 +227,7 @@ class _Writer:
         self._nodes.append(node)
 
     def _unique(self, name: str) -> str:
-        found, number = name, 1
-        while found in self._taken:
-            number += 1
-            found = f"{name}_{number}"
-        self._taken.add(found)
-        return found
+        return fresh_name(name, self._taken, first=2)
 
     def finish(self) -> onnx.ModelProto:
         """The new model, without the weights (and the nodes that only passed them on) that nothing reads any more."""

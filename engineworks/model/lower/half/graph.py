@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.graphs import names_read, subgraphs
-from engineworks.model.opset import opset_of
+from engineworks.model.onnx_files import opset_of
 from engineworks.model.tensor_storage import attach, external_span, is_external, tensor_bytes
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
 
@@ -151,6 +151,19 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
         raise ModelError(f"the graph has a cycle through {node_label(stuck)} ({stuck.op_type})")
     if order != sorted(order):
         set_nodes(graph, [graph.node[index] for index in order])
+
+
+def copy_fields(source: Any, target: Any, *, but: set[str]) -> None:
+    """Copy a protobuf message field by field, so that no large one has to be copied to be dropped."""
+    for field, value in source.ListFields():
+        if field.name in but:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def _stored_in_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:

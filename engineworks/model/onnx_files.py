@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.model.fold.sparse import make_dense
-from engineworks.model.graphs import all_tensors, inner_tensors
+from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
 from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 
@@ -101,7 +101,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     """
     from google.protobuf.message import EncodeError
 
-    shell = _without_initializers(model)
+    shell = without_initializers(model)
     shell.ir_version = ir_version_for(model)
     if is_too_new(shell):
         raise ModelError(f"{path}: the model would be opset {opset_of(shell)}, above {MOST_OPSET}")
@@ -222,25 +222,14 @@ def _make_absolute(path: Path, tensor: onnx.TensorProto) -> None:
     detach(tensor, file, offset)
 
 
-def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of all but the main graph's initializers."""
     import onnx
 
-    copy = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _copy_field(copy, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(copy.graph, field.name, value)
-    return copy
-
-
-def _copy_field(message: object, name: str, value: object) -> None:
-    if isinstance(value, int | str | bytes):
-        setattr(message, name, value)
-    else:
-        getattr(message, name).MergeFrom(value)
+    shell = onnx.ModelProto()
+    copy_fields(model, shell, but={"graph"})
+    copy_fields(model.graph, shell.graph, but={"initializer"})
+    return shell
 
 
 def _write_beside(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:

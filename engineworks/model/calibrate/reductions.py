@@ -7,7 +7,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 _TRIM_EVERY_RUNS = 32
 """How often freed memory is given back: its pages have to be cleared again, a fifth of the next run's time."""
 
+_FLOAT = 1  # onnx.TensorProto.FLOAT
 _NO_SAMPLE = np.zeros(0, np.float32)
 
 
@@ -66,12 +66,6 @@ class ReducedModel:
         self._samples = any(names.sample for names in reduced.values())
         self._runs = 0
 
-    def __enter__(self) -> ReducedModel:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Nothing is left to be done."""
-
     def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
         """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what one raises."""
         check_names(self.inputs, feeds)
@@ -85,6 +79,8 @@ class ReducedModel:
 
     def finish(self) -> None:
         """Nothing: all is counted when a run returns."""
+
+    close = finish
 
     def _run(self, feeds: Mapping[str, NDArray[Any]], *, look: bool) -> dict[str, NDArray[Any]]:
         given = dict(feeds)
@@ -124,7 +120,7 @@ def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, 
     made = [name for name in wanted if name not in given]
     tensors = inferred_tensors(model)
     types = {name: tensor.elem_type for name, tensor in tensors.items()}
-    if not made or opset_of(model) < LEAST_OPSET or not _all_floats(wanted, types):
+    if not made or opset_of(model) < LEAST_OPSET or any(types.get(name) != _FLOAT for name in wanted):
         return None
     derived = derivations(model, made)
     (segment,) = plan_segments(model, made, types, tensors_per_segment=len(made) + 1)
@@ -136,9 +132,3 @@ def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, 
         del model
         session = open_session(written, path, threads, [CPU_PROVIDER], alone=True)
     return ReducedModel(inputs, session, reduced, derived, bins)
-
-
-def _all_floats(names: Sequence[str], types: Mapping[str, int]) -> bool:
-    import onnx
-
-    return all(types.get(name) == onnx.TensorProto.FLOAT for name in names)

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,8 +207,7 @@ def _attempt(
     """Fold in one way, write the result to `path`, prove it. Raises `FoldError` or `ModelError` with the reason."""
     import onnx
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(prepared.model)
+    copy = deepcopy(prepared.model)
     try:
         folded = strategy.fold(copy, path.parent)
     except tool_failures() as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import all_nodes
+from engineworks.model.tensor_storage import is_external, tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -78,9 +79,6 @@ def stored_type(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto])
 
 def _is_zero(tensor: onnx.TensorProto | None) -> bool:
     """Whether all its values are 0; a computed one may be anything, and one in a file of its own is not looked at."""
-    from engineworks.model.lower.half.graph import tensor_values
-    from engineworks.model.tensor_storage import is_external
-
     if tensor is None:
         return False
     return is_external(tensor) or not tensor_values(tensor).astype("float32").any()

@@ -6,6 +6,7 @@ A seed does not make an operator repeatable: it fixes the sequence, and every ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
@@ -31,10 +32,7 @@ def check_repeatable(model: onnx.ModelProto, where: str) -> None:
     functions too. Nodes that no output needs, and branches that are never taken, do not count."""
     shown = model
     if model.functions:
-        import onnx
-
-        shown = onnx.ModelProto()
-        shown.CopyFrom(model)
+        shown = deepcopy(model)
         shown = inline_functions(shown)
     opset, random, training = opset_of(shown), list[str](), list[str]()
     for node, constants in _used(shown.graph, {}):

@@ -9,15 +9,16 @@ a later pass can convert what is left to fp16.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.calibrate.ranges import Ranges
-from engineworks.model.graphs import fresh_name, names_read
+from engineworks.model.graphs import copy_fields, fresh_name, names_read
 from engineworks.model.lower.formats import (
     FORMATS,
     Format,
@@ -103,7 +104,6 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
 
     Raises `LoweringError` where ONNX's version converter cannot do it.
     """
-    import onnx
 
     from engineworks.model.lower.half.graph import whole_model
     from engineworks.model.lower.half.read import typed_graph
@@ -111,8 +111,7 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
     needed = max((FORMATS[name].opset for name in globs), default=0)
     if opset_of(model) >= needed:
         return model
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = deepcopy(model)
     graph = typed_graph(name_nodes(named), minimum_opset=needed)
     raised = whole_model(graph.shell, graph.weights)
     _check_opset(raised, [FORMATS[name] for name in globs])
@@ -153,10 +152,8 @@ class _Writer:
         self, node: onnx.NodeProto, operands: Iterable[Activation | Weight] = (), chosen: Format = FORMATS["int8"]
     ) -> None:
         """Append the node, its `operands` read from the format."""
-        import onnx
 
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         for operand in operands:
             made = self._weight(operand, chosen) if isinstance(operand, Weight) else self._activation(operand, chosen)
             copy.input[operand.index] = made
@@ -243,8 +240,8 @@ class _Writer:
             nodes.append(node)
         gone = self._replaced - used
         result = onnx.ModelProto()
-        _copy_fields(self._source, result, but={"graph"})
-        _copy_fields(graph, result.graph, but={"node", "initializer", "input", "value_info"})
+        copy_fields(self._source, result, but={"graph"})
+        copy_fields(graph, result.graph, but={"node", "initializer", "input", "value_info"})
         result.graph.node.extend(reversed(nodes))
         result.graph.initializer.extend(t for t in graph.initializer if t.name not in gone)
         result.graph.initializer.extend(self._initializers)
@@ -278,16 +275,3 @@ def _all_names(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         names.update((node.name, *node.output, *names_read(node)))
     return names
-
-
-def _copy_fields(source: Any, target: Any, *, but: set[str]) -> None:
-    """Copy a protobuf message field by field, so that no large one has to be copied to be dropped."""
-    for field, value in source.ListFields():
-        if field.name in but:
-            continue
-        if hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        elif hasattr(value, "CopyFrom"):
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)

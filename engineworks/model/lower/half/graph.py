@@ -7,6 +7,7 @@ see large ones as inputs: so the size of a model is no limit of theirs, and deta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.graphs import names_read, subgraphs
-from engineworks.model.onnx_files import opset_of
-from engineworks.model.tensor_storage import attach, external_span, is_external, tensor_bytes
+from engineworks.model.onnx_files import opset_of, without_initializers
+from engineworks.model.tensor_storage import is_external, tensor_bytes, tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -152,7 +153,10 @@ class TypedGraph:
 
 def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
     """The model without the main graph's initializers, and these by name. Only the former is a copy."""
-    return _without_weights(model), {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    shell = without_initializers(model)
+    drop_inputs(shell.graph, set(weights))  # an old exporter lists weights among the inputs
+    return shell, weights
 
 
 def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, int]:
@@ -176,8 +180,7 @@ def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
     """The model with its small weights, and with inputs of the right type and shape in place of large ones."""
     import onnx
 
-    shown = onnx.ModelProto()
-    shown.CopyFrom(shell)
+    shown = deepcopy(shell)
     for name, tensor in weights.items():
         if tensor_bytes(tensor) < _SHOWN_BYTES and not is_external(tensor):
             shown.graph.initializer.append(tensor)
@@ -188,47 +191,11 @@ def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
 
 def whole_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
     """Put a model together again from its shell and those of the weights that something uses, in their order."""
-    import onnx
 
-    model = onnx.ModelProto()
-    model.CopyFrom(shell)
+    model = deepcopy(shell)
     used = {name for node in model.graph.node for name in names_read(node)} | {v.name for v in model.graph.output}
     model.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
     return model
-
-
-def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The tensor's values; mapped from its file, to be read only, where it is detached."""
-    import onnx
-
-    if is_external(tensor) and tensor.data_type == FLOAT:
-        location, offset, _ = external_span(tensor)
-        mapped: NDArray[Any] = np.memmap(location, np.float32, "r", offset, tuple(tensor.dims))
-        return mapped
-    if is_external(tensor):
-        held = onnx.TensorProto()
-        held.CopyFrom(tensor)
-        attach(held)
-        tensor = held
-    values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
-    return values
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the main graph's initializers, also where an old exporter lists them among the inputs."""
-    import onnx
-
-    shell = onnx.ModelProto()
-    for part, source in ((shell, model), (shell.graph, model.graph)):
-        for descriptor, value in source.ListFields():
-            if descriptor.name in ("graph", "initializer"):
-                continue
-            if isinstance(value, int | str | bytes):
-                setattr(part, descriptor.name, value)
-            else:
-                getattr(part, descriptor.name).MergeFrom(value)
-    drop_inputs(shell.graph, {tensor.name for tensor in model.graph.initializer})
-    return shell
 
 
 def drop_inputs(graph: onnx.GraphProto, names: set[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engineworks.model.lower.half.graph import FLOAT, HalfFormat, infer_types, split_model
+from engineworks.model.lower.half.observe import replace_nodes
 from engineworks.model.lower.half.prove import emulated
 from engineworks.model.lower.half.run import Arrays, Bench, run
 
@@ -81,8 +83,7 @@ def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.Model
     """The graph with a scalar output for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
     import onnx
 
-    watched = onnx.ModelProto()
-    watched.CopyFrom(shell)
+    watched = deepcopy(shell)
     wanted, made, nodes = set(tensors), [], []
     for node in watched.graph.node:
         nodes.append(node)
@@ -92,10 +93,5 @@ def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.Model
                 nodes.append(onnx.helper.make_node("Sub", [name, name], [f"{_WATCH}difference:{name}"]))
                 reduced = [f"{_WATCH}difference:{name}"], [_WATCH + name]
                 nodes.append(onnx.helper.make_node("ReduceSumSquare", *reduced, keepdims=0))
-    copies = [onnx.NodeProto() for _ in nodes]
-    for copy, node in zip(copies, nodes, strict=True):
-        copy.CopyFrom(node)
-    del watched.graph.node[:], watched.graph.output[:], watched.graph.value_info[:]
-    watched.graph.node.extend(copies)
-    watched.graph.output.extend(onnx.helper.make_tensor_value_info(_WATCH + n, FLOAT, []) for n in made)
+    replace_nodes(watched, nodes, (onnx.helper.make_tensor_value_info(_WATCH + n, FLOAT, []) for n in made))
     return watched, made

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,11 @@ from engineworks.model.lower.half.graph import (
     infer_types,
     shown_model,
     split_model,
-    tensor_values,
 )
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rewrite import rename_reads
 from engineworks.model.lower.half.run import Arrays, Bench, run
+from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -121,17 +122,13 @@ def prove(
     """
     shell, weights = split_model(model)
     names = [value.name for value in shell.graph.output]
-    tallies = {name: _Tally(name) for name in names}
     with bench.borrow(weights) as stored:
         session = bench.open(emulated(shell, weights, half), stored)
-        for sample, reference in zip(samples, references, strict=True):
-            for name, value in zip(names, run(session, sample, names), strict=True):
-                tallies[name].add(reference[name], value)
-    return tuple(tally.proof() for tally in tallies.values())
+        return compare_outputs(references, (dict(zip(names, run(session, s, names), strict=True)) for s in samples))
 
 
 def compare_outputs(
-    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Sequence[Mapping[str, NDArray[Any]]]
+    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Iterable[Mapping[str, NDArray[Any]]]
 ) -> tuple[OutputProof, ...]:
     """Outputs of each sample against the references of the same samples."""
     tallies = {name: _Tally(name) for name in references[0]}
@@ -151,15 +148,13 @@ class _Emulator:
     def __init__(
         self, shell: onnx.ModelProto, halves: set[str], weights: Mapping[str, onnx.TensorProto], half: HalfFormat
     ) -> None:
-        import onnx
 
         self._halves = halves
         self._half = half
         self._outer = {name for name in halves if name in weights or name in {v.name for v in shell.graph.input}}
         self._nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()
-        self.shell = onnx.ModelProto()
-        self.shell.CopyFrom(shell)
+        self.shell = deepcopy(shell)
         for node in self.shell.graph.node:
             self._emit(node)
         for value in self.shell.graph.output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,8 @@ class _Rewriter:
         self._nodes: list[onnx.NodeProto] = []
 
     def run(self) -> Rewritten:
-        import onnx
 
-        shell = onnx.ModelProto()
-        shell.CopyFrom(self._graph.shell)
+        shell = deepcopy(self._graph.shell)
         self._start(shell)
         for at, node in enumerate(shell.graph.node):
             self._emit(at, node)

@@ -67,10 +67,6 @@ _PEEPHOLES = 7  # position of this input of LSTM
 _SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: what bf16, the coarsest type that is asked for, makes of any
 
 
-def is_quantizer(graph: TypedGraph, at: int) -> bool:
-    return graph.nodes[at].op_type in _QUANTIZERS
-
-
 def takes_any_type(graph: TypedGraph, at: int) -> bool:
     return graph.nodes[at].op_type in ANY_TYPE and not graph.float_outputs(at)
 
@@ -152,7 +148,7 @@ def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
 
 def weights_unfit(graph: TypedGraph, at: int, half: FloatFormat, facts: WeightFacts) -> str | None:
     """Why the node's weights cannot be half: values out of range, or all of them too small."""
-    if is_quantizer(graph, at):
+    if graph.nodes[at].op_type in _QUANTIZERS:
         scale = graph.nodes[at].input[1]
         if scale not in graph.weights:
             return f"its scale '{scale}' is computed at run time"

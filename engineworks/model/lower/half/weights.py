@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.lower.half.graph import FloatFormat, TypedGraph, tensor_values
+from engineworks.model.lower.half.graph import FloatFormat, TypedGraph
 from engineworks.model.lower.half.patterns import integer_arithmetic
+from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -190,13 +191,15 @@ def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
 
 
 def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: str) -> None:
+    import onnx
+
     source = node.input[clamp.position]
     if source not in graph.weights:
         return
     if name not in graph.weights:
         values = graph.values(source)
         bounded = np.where(np.isfinite(values), np.clip(values, -clamp.limit, clamp.limit), values).astype(values.dtype)
-        graph.weights[name] = _float_tensor(bounded, name)
+        graph.weights[name] = onnx.numpy_helper.from_array(bounded, name)
         graph.types[name] = graph.wide
     node.input[clamp.position] = name
 
@@ -212,13 +215,9 @@ def _far_fillings(graph: TypedGraph, half: FloatFormat) -> Iterator[Clamp]:
 
 
 def _cut_filling(node: onnx.NodeProto, limit: float) -> None:
+    import onnx
+
     tensor = node.attribute[0].t
     value = tensor_values(tensor)
     bounded = np.clip(value, -limit, limit).astype(value.dtype)
-    tensor.CopyFrom(_float_tensor(bounded, tensor.name))
-
-
-def _float_tensor(values: NDArray[Any], name: str) -> onnx.TensorProto:
-    import onnx
-
-    return onnx.numpy_helper.from_array(values, name)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(bounded, tensor.name))

@@ -80,14 +80,14 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
     """The model with at least this opset; never lowered. Raises `FoldError` if ONNX's converter cannot do it."""
-    found = opset_of(model)
-    if found >= minimum:
+    version = opset_of(model)
+    if version >= minimum:
         return model
     try:
         return _converted(model, minimum)
     except ConversionError as error:
         raise FoldError(
-            f"opset {found} could not be raised to {minimum}: ONNX's version converter says: {error}",
+            f"opset {version} could not be raised to {minimum}: ONNX's version converter says: {error}",
             hint=f"export the model with opset {minimum} or newer",
             log=error.log,
         ) from None

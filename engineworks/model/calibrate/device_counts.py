@@ -40,7 +40,7 @@ class DeviceCounter:
     def extremes(self, tensor: onnxruntime.OrtValue, dtype: str) -> tuple[float, float]:
         """Smallest and largest value; NaN in both where one is NaN, whatever the provider's reduction makes of it."""
         session = self._session("extremes", dtype)
-        low, high, zero = (float(found) for found in self._run(session, {"x": tensor}))
+        low, high, zero = (float(scalar) for scalar in self._run(session, {"x": tensor}))
         if math.isnan(zero) and math.isfinite(low) and math.isfinite(high):
             return math.nan, math.nan
         return low, high
@@ -90,8 +90,8 @@ class DeviceCounter:
         for output in session.get_outputs():
             binding.bind_output(output.name)
         session.run_with_iobinding(binding)
-        found: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
-        return found
+        results: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return results
 
 
 def _extremes(dtype: str) -> onnx.ModelProto:

@@ -100,9 +100,9 @@ class Ranges:
             raise CalibrationError(f"these are no calibration ranges of a known method: {method!r}", hint=_AGAIN)
         if not isinstance(sample_count, int):
             raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
-        found = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
+        ranges = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
         settings = {str(name): number for name, number in parameters.items()}
-        return cls(method, sample_count, found, settings, str(value.get("provider", cls.provider)))
+        return cls(method, sample_count, ranges, settings, str(value.get("provider", cls.provider)))
 
 
 _AGAIN = "calibrate again"

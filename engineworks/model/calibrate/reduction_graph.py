@@ -68,16 +68,16 @@ def append_reductions(model: onnx.ModelProto, tensors: Mapping[str, int], *, sam
             graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), _PREFIX + name))
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(LARGE, np.int64), f"{_PREFIX}large"))
         graph.input.append(onnx.helper.make_tensor_value_info(FROM, onnx.TensorProto.INT64, [1]))
-    found = {}
+    reduced = {}
     for at, (tensor, rank) in enumerate(tensors.items()):
         names = Reduced(*(f"{_PREFIX}{what}:{at}" for what in ("size", "least", "most", "total", "sample")))
-        found[tensor] = names if sample else Reduced(names.size, names.least, names.most, names.total, None)
+        reduced[tensor] = names if sample else Reduced(names.size, names.least, names.most, names.total, None)
         graph.node.extend(_reductions(tensor, names, rank, opset))
         if names.sample and sample:
             graph.node.extend(_sampling(tensor, names.size, names.sample))
-    outputs = (name for names in found.values() for name in vars(names).values() if name)
+    outputs = (name for names in reduced.values() for name in vars(names).values() if name)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return found
+    return reduced
 
 
 def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx.NodeProto]:

@@ -89,8 +89,8 @@ class ReducedModel:
         with runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
             return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
 
-    def _reduce(self, found: Mapping[str, NDArray[Any]]) -> dict[str, ReducedValues]:
-        values = {name: self._of(names, found) for name, names in self._reduced.items()}
+    def _reduce(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, ReducedValues]:
+        values = {name: self._of(names, outputs) for name, names in self._reduced.items()}
 
         def derive(name: str) -> ReducedValues:
             if name not in values:
@@ -100,9 +100,9 @@ class ReducedModel:
 
         return values | {name: derive(name) for name in self._derived}
 
-    def _of(self, names: Reduced, found: Mapping[str, NDArray[Any]]) -> ReducedValues:
-        sample = found[names.sample] if names.sample else _NO_SAMPLE
-        size, least, most, total = (found[name] for name in (names.size, names.least, names.most, names.total))
+    def _of(self, names: Reduced, outputs: Mapping[str, NDArray[Any]]) -> ReducedValues:
+        sample = outputs[names.sample] if names.sample else _NO_SAMPLE
+        size, least, most, total = (outputs[name] for name in (names.size, names.least, names.most, names.total))
         return ReducedValues(int(size), least, most, total, sample, self._counter)
 
 

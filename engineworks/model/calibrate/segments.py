@@ -101,7 +101,7 @@ def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX element types by tensor name: those written in the model, and those that shape inference finds."""
-    return {name: found.elem_type for name, found in inferred_tensors(model).items()}
+    return {name: tensor.elem_type for name, tensor in inferred_tensors(model).items()}
 
 
 def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:

@@ -39,16 +39,16 @@ def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = N
     stored: the artifact's JSON. model: `digest_model` of the model that is to be lowered. data: sha256 of the
     calibration data in use, None if it is not known. Raises `ModelError` and `SamplesError`.
     """
-    found = stored.get("model")
-    if found != model:
-        whose = f"another model ({_short(found)})" if found else "a model that they do not name"
+    recorded = stored.get("model")
+    if recorded != model:
+        whose = f"another model ({_short(recorded)})" if recorded else "a model that they do not name"
         raise ModelError(
             f"these calibration ranges were made of {whose}, not of the one in use ({_short(model)})",
             hint="calibrate again with this model",
         )
-    found = (stored.get("data") or {}).get("sha256")
-    if data is not None and found != data:
-        whose = f"other data ({_short(found)})" if found else "data that they do not name"
+    recorded = (stored.get("data") or {}).get("sha256")
+    if data is not None and recorded != data:
+        whose = f"other data ({_short(recorded)})" if recorded else "data that they do not name"
         raise SamplesError(
             f"these calibration ranges were made of {whose}, not of the calibration data in use ({_short(data)})",
             hint="calibrate again with this data",
@@ -66,27 +66,27 @@ def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None
 
 def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repeated: bool) -> tuple[str, ...]:
     """What makes these ranges doubtful, one sentence each; `repeated`: whether all samples are the same."""
-    found = [
+    sentences = [
         f"calibration input '{name}' is {seen.minimum:.7g} in every sample"
         for name, seen in statistics.items()
         if seen.constant and seen.floating
     ]
     count = ranges.sample_count
     if repeated and count > 1:
-        found.append(f"all {count} calibration samples are the same")
+        sentences.append(f"all {count} calibration samples are the same")
     if count < FEW_SAMPLES:
-        found.append(
+        sentences.append(
             f"calibration had {count} sample{'s' if count > 1 else ''}, which is far too few: "
             f"give it at least {FEW_SAMPLES}, better some hundreds"
         )
     moved = [(seen.moved, name) for name, seen in ranges.tensors.items() if seen.moved > MOVED]
     if len(moved) > MOVED_TENSORS * len(ranges.tensors):
         share, name = max(moved)
-        found.append(
+        sentences.append(
             f"{len(moved)} of {len(ranges.tensors)} calibration ranges still moved by more than {MOVED:.0%} with the "
             f"last fifth of the samples ('{name}' by {share:.0%}): give it more samples, or mix their order"
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def constant_integers(

@@ -28,14 +28,14 @@ def recorded_reads() -> Iterator[set[Path]]:
     """The files opened for reading while the block runs, absolute; filled when the block ends, however it ends."""
     _add_hook()
     names: list[str] = []
-    found: set[Path] = set()
+    files: set[Path] = set()
     _listeners.append(names.append)
     try:
         with _watched_safetensors(names.append):
-            yield found
+            yield files
     finally:
         _listeners.remove(names.append)
-        found.update(path.resolve() for path in map(Path, names) if path.is_file())
+        files.update(path.resolve() for path in map(Path, names) if path.is_file())
 
 
 def undeclared_reads(reads: Iterable[Path], root: Path, declared: Iterable[Path]) -> list[Path]:
@@ -69,8 +69,8 @@ def _installed_folders() -> set[str]:
     """Standard library and site-packages; a prefix such as /usr holds more than Python, that of a venv does not."""
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
     own = str(Path(__file__).parents[2])  # not in site-packages where it is worked on
-    found = {own, *(sysconfig.get_path(k) for k in kinds), *site.getsitepackages(), site.getusersitepackages()}
-    return found if sys.prefix == sys.base_prefix else {*found, sys.prefix}
+    folders = {own, *(sysconfig.get_path(k) for k in kinds), *site.getsitepackages(), site.getusersitepackages()}
+    return folders if sys.prefix == sys.base_prefix else {*folders, sys.prefix}
 
 
 def _exempt_folders() -> list[Path]:

@@ -109,7 +109,7 @@ def _named_examples(examples: Any, factory: str, interface: Interface) -> Arrays
         raise ModelError(
             f"factory '{factory}' gave {count} example inputs ({', '.join(given)}), the recipe has {', '.join(names)}"
         )
-    found: Arrays = {}
+    arrays: Arrays = {}
     lengths: dict[str, int] = {}
     for spec in interface.inputs:
         value = given[spec.name]
@@ -117,8 +117,8 @@ def _named_examples(examples: Any, factory: str, interface: Interface) -> Arrays
         if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape, lengths):
             what = f"{array.dtype.name}{list(array.shape)}"
             raise ModelError(f"factory '{factory}': example input '{spec.name}' is {what}, the recipe says {spec}")
-        found[spec.name] = array
-    return found
+        arrays[spec.name] = array
+    return arrays
 
 
 def _fits(got: tuple[int, ...], said: Sequence[int | str], lengths: dict[str, int]) -> bool:

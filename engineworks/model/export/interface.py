@@ -39,13 +39,13 @@ class Interface:
 
     def lengths(self) -> dict[str, tuple[int, ...]]:
         """Every length that a profile names for each dynamic dimension, rising."""
-        found: dict[str, set[int]] = {}
+        by_dim: dict[str, set[int]] = {}
         for spec in self.inputs:
             for axis, dim in enumerate(spec.shape):
                 if isinstance(dim, str):
                     ranges = [p.inputs[spec.name] for p in self.profiles]
-                    found.setdefault(dim, set()).update(r[axis] for x in ranges for r in (x.min, x.opt, x.max))
-        return {dim: tuple(sorted(lengths)) for dim, lengths in found.items()}
+                    by_dim.setdefault(dim, set()).update(r[axis] for x in ranges for r in (x.min, x.opt, x.max))
+        return {dim: tuple(sorted(lengths)) for dim, lengths in by_dim.items()}
 
 
 def interface_from_json(value: Mapping[str, Any]) -> Interface:

@@ -37,17 +37,17 @@ def source_closure(module: str, root: Path) -> tuple[Path, ...]:
 
 def local_modules(module: str, root: Path) -> dict[str, Path]:
     """The same closure by module name, packages under the name of the package."""
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         path = find_module(name, root)
-        if name in found or path is None:
+        if name in modules or path is None:
             continue
-        found[name] = path
+        modules[name] = path
         waiting.extend(_parents(name))
         waiting.extend(_imported_names(name, path))
-    return found
+    return modules
 
 
 def imported_distributions(module: str, root: Path) -> dict[str, str]:

@@ -41,14 +41,14 @@ def trial_inputs(interface: Interface, examples: Arrays | None) -> list[tuple[di
     lengths = interface.lengths()
     low = {dim: known[0] for dim, known in lengths.items()}
     high = {dim: known[min(1, len(known) - 1)] for dim, known in lengths.items()}
-    found = []
+    trials = []
     for seed, dims in enumerate((low, high) if low != high else (low,)):
         shapes = {spec.name: spec.concrete(dims) for spec in interface.inputs}
         if examples is None:
-            found.append((dims, _made_inputs(interface, shapes, seed)))
+            trials.append((dims, _made_inputs(interface, shapes, seed)))
         else:
-            found.append((dims, {name: _fitted(examples[name], shape) for name, shape in shapes.items()}))
-    return found
+            trials.append((dims, {name: _fitted(examples[name], shape) for name, shape in shapes.items()}))
+    return trials
 
 
 def _made_inputs(interface: Interface, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
@@ -105,9 +105,9 @@ def difference_of(expected: Arrays, got: Arrays) -> float | None:
         finite = np.isfinite(right)
         if not np.array_equal(finite, np.isfinite(value)):
             return None
-        wanted, found = right[finite].astype(np.float64), value[finite].astype(np.float64)
+        wanted, actual = right[finite].astype(np.float64), value[finite].astype(np.float64)
         scale = float(np.abs(wanted).max(initial=0.0))
-        off = float(np.abs(wanted - found).max(initial=0.0))
+        off = float(np.abs(wanted - actual).max(initial=0.0))
         relative = off / scale if scale else off
         if relative > limit:
             return None

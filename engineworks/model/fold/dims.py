@@ -110,11 +110,11 @@ def apply_outputs(
         shape.Clear()
         shape.SetInParent()
         for axis, length in enumerate(lengths):
-            found = inferred[axis]
+            inferred_dim = inferred[axis]
             sources = (
-                found if isinstance(found, int) else None,
+                inferred_dim if isinstance(inferred_dim, int) else None,
                 said[axis],
-                found if found in bound else None,
+                inferred_dim if inferred_dim in bound else None,
                 claims[axis],
             )
             fitting = (dim for dim in sources if dim is not None and _fits(dim, length, bound))

@@ -30,13 +30,13 @@ def operator_name(node: onnx.NodeProto) -> str:
 
 def node_uses(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Use → names of the nodes, branches and bodies included. Small weights must be loaded."""
-    found: dict[str, list[str]] = {}
+    uses: dict[str, list[str]] = {}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in all_nodes(model.graph):
         operator = operator_name(node)
         for use in ("", *_particular(node, operator, constants)):
-            found.setdefault(f"{operator}:{use}" if use else operator, []).append(node.name)
-    return {use: tuple(nodes) for use, nodes in sorted(found.items())}
+            uses.setdefault(f"{operator}:{use}" if use else operator, []).append(node.name)
+    return {use: tuple(nodes) for use, nodes in sorted(uses.items())}
 
 
 def _particular(node: onnx.NodeProto, operator: str, constants: Mapping[str, onnx.TensorProto]) -> Iterator[str]:

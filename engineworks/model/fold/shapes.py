@@ -45,7 +45,7 @@ def _add_ranks(model: onnx.ModelProto) -> bool:
     lengths = {t.name: t.dims[0] for t in graph.initializer if len(t.dims) == 1}
     lengths |= {n: t.shape.dim[0].dim_value for n, t in types.items() if ranks.get(n) == 1}
     elements = {name: t.elem_type for name, t in types.items()} | {t.name: t.data_type for t in graph.initializer}
-    found = False
+    added = False
     for node in graph.node:
         if node.op_type != "Reshape" or node.domain or len(node.input) < 2 or node.output[0] in ranks:
             continue
@@ -55,8 +55,8 @@ def _add_ranks(model: onnx.ModelProto) -> bool:
             value.type.tensor_type.elem_type = element
             for _ in range(rank):
                 value.type.tensor_type.shape.dim.add()
-            found = True
-    return found
+            added = True
+    return added
 
 
 def fold_known_shapes(graph: onnx.GraphProto, known: Mapping[str, Lengths] | None = None) -> int:

@@ -96,23 +96,23 @@ def inline_known_branches(graph: onnx.GraphProto, known: Mapping[str, onnx.Tenso
     import onnx
 
     known = {**(known or {}), **{tensor.name: tensor for tensor in graph.initializer}}
-    inner_found = sum(inline_known_branches(inner, known) for node in graph.node for inner in subgraphs(node))
+    inner_inlined = sum(inline_known_branches(inner, known) for node in graph.node for inner in subgraphs(node))
     nodes: list[onnx.NodeProto] = []
-    found = 0
+    inlined = 0
     for node in graph.node:
         if node.op_type != "If" or node.domain or node.input[0] not in known:
             nodes.append(node)
             continue
-        found += 1
+        inlined += 1
         taken = "then_branch" if onnx.numpy_helper.to_array(known[node.input[0]]).item() else "else_branch"
         branch = next(attribute.g for attribute in node.attribute if attribute.name == taken)
         graph.initializer.extend(branch.initializer)
         nodes.extend(branch.node)
         for value, name in zip(branch.output, node.output, strict=True):
             nodes.append(onnx.helper.make_node("Identity", [value.name], [name], name=f"{node.name}/{name}"))
-    if found:
+    if inlined:
         set_nodes(graph, nodes)
-    return found + inner_found
+    return inlined + inner_inlined
 
 
 def count_nodes(graph: onnx.GraphProto) -> int:

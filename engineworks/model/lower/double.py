@@ -68,5 +68,5 @@ def _kept(graph: TypedGraph, facts: WeightFacts) -> dict[int, str]:
             reason = "computed from integers, which float32 would round"
         if reason:
             kept[at] = reason
-    found = with_neighbours(graph, kept, float_io=True)
-    return {at: "lies between nodes that stay double" if why == BETWEEN else why for at, why in found.items()}
+    reasons = with_neighbours(graph, kept, float_io=True)
+    return {at: "lies between nodes that stay double" if why == BETWEEN else why for at, why in reasons.items()}

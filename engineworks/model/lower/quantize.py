@@ -127,11 +127,11 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:
     opset = opset_of(model)
-    for one in formats:
-        if opset < one.opset:
+    for format_ in formats:
+        if opset < format_.opset:
             raise PrecisionError(
-                f"the model is of opset {opset}; {one.name} needs {one.opset}, and it could not be raised",
-                hint=f"export it with opset {one.opset} or later",
+                f"the model is of opset {opset}; {format_.name} needs {format_.opset}, and it could not be raised",
+                hint=f"export it with opset {format_.opset} or later",
             )
 
 
@@ -164,13 +164,13 @@ class _Writer:
         tensor = operand.tensor
         key = tensor, chosen.name
         if key not in self.activations:
-            found = self._ranges.tensors.get(tensor) if self._ranges else None
-            if found is None:
+            seen = self._ranges.tensors.get(tensor) if self._ranges else None
+            if seen is None:
                 raise LoweringError(
                     f"activation '{tensor}' has no calibration range",
                     hint="calibrate this model again, with the same 'keep'",
                 )
-            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(found)), chosen)
+            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(seen)), chosen)
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
             self._append_node("QuantizeLinear", tensor, [tensor, *parameters], quantized)
             self._append_node("DequantizeLinear", tensor, [quantized, *parameters], dequantized)

@@ -84,10 +84,10 @@ def current() -> Form:
 def form_of(engine: Path) -> Form:
     """The form that the engine was made in; the current one for a model that says nothing."""
     try:
-        found = json.loads(metadata_of(engine)[METADATA_KEY])
+        written = json.loads(metadata_of(engine)[METADATA_KEY])
     except (KeyError, OSError, ValueError):  # ONNX Runtime says what is wrong with the file
         return current()
-    return Form(str(found["saved"]), str(found["loaded"]), tuple(found["without"]))
+    return Form(str(written["saved"]), str(written["loaded"]), tuple(written["without"]))
 
 
 def sign(engine: Path, form: Form) -> None:

@@ -74,9 +74,9 @@ class _Weight:
         quantized = onnx.numpy_helper.to_array(initializers[values])
         axis = next((a.i for a in self.node.attribute if a.name == "axis"), 1) % quantized.ndim
         used = quantized.any(axis=tuple(i for i in range(quantized.ndim) if i != axis))
-        one = np.median(self.scales[used]).astype(np.float32) if used.any() else np.float32(1)
-        ratios = np.where(used, self.scales / one, 1).astype(np.float32)
-        initializers[scale].CopyFrom(onnx.numpy_helper.from_array(np.asarray(one), scale))
+        common = np.median(self.scales[used]).astype(np.float32) if used.any() else np.float32(1)
+        ratios = np.where(used, self.scales / common, 1).astype(np.float32)
+        initializers[scale].CopyFrom(onnx.numpy_helper.from_array(np.asarray(common), scale))
         initializers[zero_point].CopyFrom(onnx.numpy_helper.from_array(np.asarray(0, np.int8), zero_point))
         del self.node.attribute[:]
         for operand in sorted(self.read_as):

@@ -111,14 +111,14 @@ class TypedGraph:
     @cached_property
     def captured(self) -> Mapping[int, tuple[str, ...]]:
         """Index of a node with subgraphs → the main graph's tensors that these read, sorted."""
-        found = {}
+        captured = {}
         for at, node in enumerate(self.nodes):
             inner = {name for graph in subgraphs(node) for name in _outer_names(graph)}
             if any(True for _ in subgraphs(node)):
-                found[at] = tuple(
+                captured[at] = tuple(
                     sorted(n for n in inner if n in self.producers or n in self.weights or self.is_input(n))
                 )
-        return found
+        return captured
 
     @cached_property
     def captured_names(self) -> frozenset[str]:

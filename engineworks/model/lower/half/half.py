@@ -71,8 +71,8 @@ def lower_half(
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
     with tempfile.TemporaryDirectory(prefix="half-") as folder:
         bench = Bench(Path(folder))
-        found = reference_outputs(bench, source or model, samples) if references is None else references
-        lowering = _Lowering(bench, model, prepared, limits, samples, found)
+        expected = reference_outputs(bench, source or model, samples) if references is None else references
+        lowering = _Lowering(bench, model, prepared, limits, samples, expected)
         if autocast is True:
             return lowering.by_autocast().result(limits)
         attempt = lowering.by_rules()

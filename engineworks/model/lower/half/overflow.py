@@ -44,14 +44,14 @@ def first_overflow(
     shell, weights = split_model(made)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind in (FLOAT, half.elem_type)}
     with bench.borrow(weights) as stored:
-        found = _not_finite(bench, shell, emulated(shell, weights, half), stored, float_like, samples)
-    if not found:
+        overflows = _not_finite(bench, shell, emulated(shell, weights, half), stored, float_like, samples)
+    if not overflows:
         return None
     shell, weights = split_model(fp32)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind == FLOAT}
     with bench.borrow(weights) as stored:
-        usual = {one.node for one in _not_finite(bench, shell, shell, stored, float_like, samples)}
-    return next((one for one in found if one.node not in usual), None)
+        usual = {overflow.node for overflow in _not_finite(bench, shell, shell, stored, float_like, samples)}
+    return next((overflow for overflow in overflows if overflow.node not in usual), None)
 
 
 def _not_finite(
@@ -67,16 +67,16 @@ def _not_finite(
     owners = [(n, o) for n in named.graph.node for o in n.output if o in wanted]
     watched, tensors = _watched(shell, [tensor for _, tensor in owners])
     session = bench.open(watched, stored)
-    found: dict[str, Overflow] = {}
+    overflows: dict[str, Overflow] = {}
     for at, sample in enumerate(samples):
         values = dict(zip(tensors, run(session, sample, [_WATCH + t for t in tensors]), strict=True))
         bad = {tensor for tensor, value in values.items() if np.isnan(value)}
         for node, tensor in owners:
             if tensor in bad and bad.isdisjoint(node.input):
-                found.setdefault(node.name, Overflow(node.name, node.op_type, tensor, at))
-        if found:
+                overflows.setdefault(node.name, Overflow(node.name, node.op_type, tensor, at))
+        if overflows:
             break
-    return list(found.values())
+    return list(overflows.values())
 
 
 def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:

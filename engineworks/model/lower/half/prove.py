@@ -132,9 +132,9 @@ def compare_outputs(
 ) -> tuple[OutputProof, ...]:
     """Outputs of each sample against the references of the same samples."""
     tallies = {name: _Tally(name) for name in references[0]}
-    for reference, found in zip(references, outputs, strict=True):
+    for reference, actual in zip(references, outputs, strict=True):
         for name, tally in tallies.items():
-            tally.add(reference[name], found[name])
+            tally.add(reference[name], actual[name])
     return tuple(tally.proof() for tally in tallies.values())
 
 

@@ -193,11 +193,11 @@ def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) 
 
 def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> frozenset[int]:
     """Light nodes all of whose results are wanted in fp32 if every light node after them can stay fp32 too."""
-    found = set(kept)
+    floating = set(kept)
     for at in range(len(graph.nodes) - 1, -1, -1):
-        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, found, float_io):
-            found.add(at)
-    return frozenset(found)
+        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, floating, float_io):
+            floating.add(at)
+    return frozenset(floating)
 
 
 def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int], float_io: bool) -> bool:

@@ -132,9 +132,9 @@ def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) ->
     scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns what
     was done, for `apply_clamps` to do it to a model made of this one.
     """
-    found = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
-    apply_clamps(graph, half, found)
-    return tuple(found)
+    clamps = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
+    apply_clamps(graph, half, clamps)
+    return tuple(clamps)
 
 
 def apply_clamps(graph: TypedGraph, half: FloatFormat, clamps: Sequence[Clamp]) -> None:

@@ -65,8 +65,8 @@ def inner_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Tensors that the node reads: its inputs, and whatever the graphs inside of it read (their own tensors too,
-    which no one confuses where names are unique)."""
+    """Tensors that the node reads: its inputs, and whatever the graphs inside of it read (their own tensors too;
+    names must be unique)."""
     yield from (name for name in node.input if name)
     for inner in subgraphs(node):
         yield from (value.name for value in inner.output)

@@ -1,4 +1,4 @@
-"""ONNX files on disk: read and write, with weights beside the file where one protobuf message cannot hold them."""
+"""ONNX files on disk: read and write, with weights next to the file where one protobuf message cannot hold them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL_FILE = "model.onnx"
-"""Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` beside it."""
+"""Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` next to it."""
 
 EXTERNAL_ABOVE_BYTES = 1 << 30
-"""Weights above this go beside the file: protobuf's hard limit is 2 GiB, and a message near it is slow to parse."""
+"""Weights above this go next to the file: protobuf's hard limit is 2 GiB, and a message near it is slow to parse."""
 
 IR_VERSION = 10
 """Newest IR version that every tool of the pipeline reads (ONNX Runtime 1.31 ≤ 13, TensorRT-RTX 1.7 ≤ 10 tested)."""
 
 MOST_IR_VERSION, MOST_OPSET = 13, 26
-"""Newest that ONNX Runtime 1.31 reads; onnx 1.23 itself writes IR 14 and opset 28 unless it is told otherwise."""
+"""Newest that ONNX Runtime 1.31 reads; onnx 1.23 itself writes IR 14 and opset 28 by default."""
 
 _DETACHED_FROM_BYTES = 4096  # smaller tensors may be shapes or axes, which shape inference wants to see
 _ALIGNMENT = 4096  # of a tensor in the data file: a page, so that it can be mapped into memory
@@ -96,7 +96,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write the model to `path`, its weights to `<path>.data` when they are large; the same model gives the same bytes.
 
     `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
-    they go beside the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
+    they go next to the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
     Runtime does not read.
     """
     from google.protobuf.message import EncodeError
@@ -139,7 +139,7 @@ def is_too_new(model: onnx.ModelProto) -> bool:
 
 
 def ir_version_for(model: onnx.ModelProto) -> int:
-    """The IR version to write: ours, unless one of the opsets needs a newer one."""
+    """The IR version to write: `IR_VERSION`, unless one of the opsets needs a newer one."""
     import onnx
 
     return max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
@@ -163,7 +163,8 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...
 
 
 def known_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
-    """Length or name; None where the exporter wrote a stand-in: nothing, '?' or -1. Two '?' are not one dimension."""
+    """Length or name; None where the exporter wrote a placeholder: nothing, '?' or -1. Two '?' are not one
+    dimension."""
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
     return None if dim.dim_param in ("", "?", "-1", "None") else dim.dim_param
@@ -175,7 +176,7 @@ def _named(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> Dim:
 
 
 def dtype_name(elem_type: int) -> str:
-    """ONNX element type → our dtype name: FLOAT → float32, FLOAT16 → float16, BOOL → bool."""
+    """ONNX element type → NumPy's dtype name: FLOAT → float32, FLOAT16 → float16, BOOL → bool."""
     import onnx
 
     name: str = onnx.TensorProto.DataType.Name(elem_type).lower()

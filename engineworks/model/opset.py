@@ -38,7 +38,7 @@ def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto
 
 
 class ConversionError(Exception):
-    """The reason of ONNX's version converter, in one line; log: all that it said."""
+    """The reason of ONNX's version converter, in one line; log: its whole message."""
 
     def __init__(self, reason: str, log: str) -> None:
         super().__init__(reason)
@@ -87,7 +87,7 @@ def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
         return _converted(model, minimum)
     except ConversionError as error:
         raise FoldError(
-            f"opset {version} could not be raised to {minimum}: ONNX's version converter says: {error}",
+            f"opset {version} could not be raised to {minimum}: ONNX's version converter reports: {error}",
             hint=f"export the model with opset {minimum} or newer",
             log=error.log,
         ) from None

@@ -31,7 +31,7 @@ SAMPLES_TO_COMPARE_SCALES = 8
 """Of fewer samples, mean and deviation are too much those of the single sample."""
 
 KS_ALPHA = 0.001
-"""Chance of a sentence about two sets of one origin, if the values of one sample said no more than one value."""
+"""Chance of a sentence about two sets of one origin, if the values of one sample counted as one value."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class InputWatch:
         self.repeated = True
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches. Raises `SamplesError` for the first value that is not finite, if that is asked for."""
+        """The same batches, arrays of any dtype by input name. Raises `SamplesError` for the first value that is not
+        finite, if that is asked for."""
         for batch in batches:
             rows = {
                 name: self._by_sample(name, np.asarray(value)) for name, value in batch.items() if name in self._axes
@@ -204,8 +205,8 @@ def _scaled(before: InputStatistics, now: InputStatistics) -> bool:
 
 
 def ks_distance(values: Iterable[float], others: Iterable[float]) -> float:
-    """Largest distance of the two empirical distribution functions: D = sup |F1(x) - F2(x)|, as `scipy.stats.ks_2samp`
-    computes it (both sets sorted, both searched for all values)."""
+    """Largest distance, in 0 … 1, of the two empirical distribution functions: D = sup |F1(x) - F2(x)|, as
+    `scipy.stats.ks_2samp` computes it (both sets sorted, both searched for all values)."""
     first, second = np.sort(np.fromiter(values, np.float64)), np.sort(np.fromiter(others, np.float64))
     everywhere = np.concatenate([first, second])
     cdfs = (np.searchsorted(s, everywhere, side="right") / s.size for s in (first, second))
@@ -213,7 +214,7 @@ def ks_distance(values: Iterable[float], others: Iterable[float]) -> float:
 
 
 def ks_critical(samples: int, others: int, alpha: float = KS_ALPHA) -> float:
-    """Distance that two samples of `samples` and `others` independent values of one distribution exceed with probability
+    """Distance that n = `samples` and m = `others` independent values of one distribution exceed with probability
     `alpha`: sqrt(-ln(alpha / 2) / 2 · (n + m) / (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of
     Computer Programming, 3.3.1). Values of one sample hang together, so that n and m are counts of samples."""
     return math.sqrt(-math.log(alpha / 2) / 2 * (samples + others) / (samples * others))

@@ -51,7 +51,7 @@ class Range:
 
     @property
     def constant(self) -> bool:
-        """Whether the tensor never changed: it tells int8 nothing, and points to data such as all-black images."""
+        """Whether the tensor never changed: its range is useless, and points to data such as all-black images."""
         return self.minimum == self.maximum
 
     def to_json(self) -> dict[str, object]:

@@ -117,7 +117,7 @@ def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodePro
 
 
 def _sampling(tensor: str, size: str, sample: str) -> list[onnx.NodeProto]:
-    """One value in `SAMPLED_EVERY` of a large tensor, all of a small one, none where `FROM` says so."""
+    """One value in `SAMPLED_EVERY` of a large tensor, all of a small one, none where `FROM` lies beyond the tensor."""
     import onnx
 
     make = onnx.helper.make_node

@@ -60,12 +60,12 @@ def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None
     if statistics and all(seen.constant for seen in statistics.values()):
         values = ", ".join(f"'{name}' is always {seen.minimum:.7g}" for name, seen in statistics.items())
         raise SamplesError(
-            f"calibration data {shown} is constant: {values}", hint="ranges of nothing ruin a model; give real samples"
+            f"calibration data {shown} is constant: {values}", hint="no range can be computed; use real samples"
         )
 
 
 def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repeated: bool) -> tuple[str, ...]:
-    """What makes these ranges doubtful, one sentence each; `repeated`: whether all samples are the same."""
+    """Warnings about these ranges, one sentence each; `repeated`: whether all samples are the same."""
     sentences = [
         f"calibration input '{name}' is {seen.minimum:.7g} in every sample"
         for name, seen in statistics.items()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Interface:
-    """What the recipe says of the exported model: inputs, shapes of the outputs, profiles and opset."""
+    """What the recipe declares of the exported model: inputs, shapes of the outputs, profiles and opset."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: Mapping[str, tuple[Dim, ...]]

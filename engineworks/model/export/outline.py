@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, read from the protobuf's wire format alone: inputs, outputs, external data.
+"""What an ONNX file declares, read from the protobuf's wire format alone: inputs, outputs, external data.
 
 `validate` and `plan` need it and must not import ONNX. Tensors and nodes are skipped over, so that a file of any size
 takes few reads. Format: protobuf.dev/programming-guides/encoding; field numbers: onnx.proto. Weights in the attributes
@@ -150,7 +150,7 @@ def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator
 def _hint(begin: bytes) -> str:
     if begin.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: run 'git lfs pull'"
-    return "is it another format, cut short, or a page that said why a download failed?"
+    return "is it another format, cut short, or the error page of a failed download?"
 
 
 def _outline(data: mmap.mmap, path: Path) -> Outline:

@@ -35,9 +35,9 @@ class Trial:
 
 
 def trial_inputs(interface: Interface, examples: Arrays | None) -> list[tuple[dict[str, int], Arrays]]:
-    """Inputs at the smallest lengths of the profiles, and last at the next larger ones: those are traced, as tracing
-    freezes a length of 1. Given examples are cut or repeated to these lengths; made ones have other values each time.
-    """
+    """(length of each dimension, arrays by input name in the recipe's dtypes) at the profiles' smallest lengths, and
+    last at the next larger ones: those are traced, as tracing freezes a length of 1. Given examples are cut or repeated
+    to these lengths; made ones have other values each time."""
     lengths = interface.lengths()
     low = {dim: known[0] for dim, known in lengths.items()}
     high = {dim: known[min(1, len(known) - 1)] for dim, known in lengths.items()}
@@ -90,8 +90,9 @@ def compare_outputs(path: Path, trials: list[Trial]) -> float:
 
 
 def difference_of(expected: Arrays, got: Arrays) -> float | None:
-    """Largest absolute difference relative to the largest expected value of the same output; None if it is above
-    `TOLERANCE`, or if shapes, the places of NaN and infinity, or more than 1 % of the integers differ."""
+    """Largest absolute difference of arrays by output name, relative to the largest expected value of the same output,
+    computed in float64; None if it is above `TOLERANCE`, or if shapes, the places of NaN and infinity, or more than 1 %
+    of the integers differ."""
     worst = 0.0
     for name, right in expected.items():
         value = got[name]

@@ -71,7 +71,7 @@ def apply_inputs(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[
 
 
 def forget_inner_shapes(model: onnx.ModelProto) -> None:
-    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them anew. The
+    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them again. The
     inputs and outputs of branches and bodies keep their rank, which Loop needs."""
     for depth, graph in enumerate(all_graphs(model.graph)):
         del graph.value_info[:]
@@ -94,7 +94,7 @@ def apply_outputs(
     seen: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Write the dimensions of the graph's outputs, best source first: inferred lengths, the recipe, inferred names,
-    the model's own claim in the recipe's words, else '<output>_<axis>'.
+    the model's own claim in the recipe's names, else '<output>_<axis>'.
 
     `bound` and `seen` are one real run: the length of every input dimension, and the outputs' shapes. A claim that
     this run contradicts is not written.
@@ -159,7 +159,7 @@ def _declared(value: onnx.ValueInfoProto) -> Declared:
 
 
 def _translated(claim: Dim | None, symbols: Symbols) -> Dim | None:
-    """The model's claim in the recipe's words, expressions too ('s26 + s70' → 'past + sequence'); None where it is of
+    """The model's claim in the recipe's names, expressions too ('s26 + s70' → 'past + sequence'); None where it is of
     names that are no input's."""
     if not isinstance(claim, str):
         return claim

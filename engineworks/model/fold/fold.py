@@ -78,7 +78,7 @@ class FoldReport:
 
 @dataclass(frozen=True)
 class _Original:
-    """The model as it came, loaded to be compared with; what the recipe says of it; and of the first of the feeds the
+    """The model as it came, loaded to be compared with; what the recipe declares of it; and, for the first feed, the
     lengths of the inputs' named dimensions and the shapes of the outputs."""
 
     session: onnxruntime.InferenceSession
@@ -101,8 +101,8 @@ def fold_model(
     """Fold the ONNX file `source` into the file `out` (weights above 1 GiB in `<out>.data`).
 
     `inputs`, `outputs`: the recipe's; their lengths and dimension names are checked against the model and written into
-    it. `feeds`: arrays by input name, at least one; the proof is as good as they are. The same arguments give the same
-    bytes.
+    it. `feeds`: arrays by input name, in the recipe's dtypes and shapes, at least one; the proof is as good as they
+    are. The same arguments give the same bytes.
 
     Raises `ModelError` for a model that cannot be used or does not fit the recipe, `SamplesError` for feeds that it
     cannot run, `FoldError` if the opset cannot be raised or no way to fold gave an equal model.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _SMALLEST_LIMIT_BYTES = 1 << 20
 _MAX_PASSES = 16
-_RUNTIME_FATAL, _RUNTIME_DEFAULT_SEVERITY = 4, 2  # of ONNX Runtime's logger, which does not tell what it was set to
+_RUNTIME_FATAL, _RUNTIME_DEFAULT_SEVERITY = 4, 2  # of ONNX Runtime's logger, which does not report its setting
 _SHOWN_CHARS = 500
 _TOOLS = threading.Lock()
 
@@ -187,7 +187,7 @@ def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
     Runtime's. All three keep one logger per interpreter, hence the lock.
 
     graphsurgeon has the constants of a branch computed in a model of ONNX's newest IR version, which ONNX Runtime may
-    not read yet: `ir_version` stands in for it meanwhile.
+    not read yet: `ir_version` replaces it meanwhile.
     """
     import onnx
     import onnxruntime

@@ -33,7 +33,7 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 def name_tensors(graph: onnx.GraphProto) -> None:
     """Rename tensors inside of branches and bodies that share their name with another graph's tensor. ONNX allows
-    that for graphs beside each other; tools that flatten graphs or look tensors up by name do not."""
+    that for graphs next to each other; tools that flatten graphs or look tensors up by name do not."""
     taken = {name for inner in all_graphs(graph) for name in _defined(inner)}
     _rename(graph, ChainMap(), set(), taken)
 

@@ -65,7 +65,7 @@ def _quantizer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) 
 
 
 def stored_type(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> str:
-    """Type of the quantized side of a QuantizeLinear or DequantizeLinear, such as 'int8'; '' where nothing tells."""
+    """Type of the quantized side of a QuantizeLinear or DequantizeLinear, such as 'int8'; '' where it is unknown."""
     import onnx
 
     zero = constants.get(node.input[2]) if len(node.input) > 2 else None

@@ -101,8 +101,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def _in_training(node: onnx.NodeProto, opset: int, constants: Constants) -> bool:
-    """Whether a Dropout drops or a BatchNormalization takes the statistics of its own batch. Where only a run can tell
-    (training mode is computed, or an input of the model), no; folding then finds it by running the model twice."""
+    """Whether a Dropout drops or a BatchNormalization takes the statistics of its own batch. Where only a run can show
+    it (training mode is computed, or an input of the model), no; folding then finds it by running the model twice."""
     if node.op_type not in ("Dropout", "BatchNormalization"):
         return False
     attributes = {attribute.name: attribute.i for attribute in node.attribute}

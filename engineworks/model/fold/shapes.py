@@ -19,7 +19,8 @@ Lengths = Sequence[Dim | None]
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the types and shapes of inner tensors as far as they can be told; unchanged if inference fails.
+    """The model with the types and shapes of inner tensors as far as they can be inferred; unchanged if inference
+    fails.
 
     ONNX gives up at a Reshape to lengths that it does not know, and at everything behind it. But the number of these
     lengths is known, and so the rank, which the version converter and others need.

@@ -72,7 +72,7 @@ def constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def hoist_initializers(graph: onnx.GraphProto) -> None:
-    """Move the initializers of branches and bodies to the main graph, where they can be shared and kept beside the
+    """Move the initializers of branches and bodies to the main graph, where they can be shared and kept next to the
     file. graphsurgeon copies into every branch what it reads from outside. A branch keeps what it returns as it is,
     for ONNX Runtime wants a graph's outputs to be its own."""
     names = {tensor.name for tensor in graph.initializer}

@@ -1,4 +1,4 @@
-"""What a recipe names and does not get: one sentence for each reason, shown as notes of the build."""
+"""What a recipe asks for without effect: one sentence for each reason, shown as notes of the build."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kept_in_vain(
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in quantizable for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))
-            yield f"keep names '{pattern}' ({ops}) in vain: int8 and fp8 would not take it"
+            yield f"keep names '{pattern}' ({ops}) without effect: int8 and fp8 would not quantize it"
 
 
 def fp32_in_vain(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], kept: Collection[str]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def fp32_in_vain(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], kept:
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in kept for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))
-            yield f"fp32 names '{pattern}' ({ops}) in vain: nothing of it would be lowered"
+            yield f"fp32 names '{pattern}' ({ops}) without effect: nothing of it would be lowered"
 
 
 def _operators(nodes: Sequence[onnx.NodeProto], pattern: str) -> set[str]:

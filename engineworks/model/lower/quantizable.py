@@ -26,7 +26,7 @@ _PASSING = ("Identity", "Transpose")
 @dataclass(frozen=True)
 class KeptNode:
     """A node of a quantizable type that stays in high precision, and why, as half a sentence. named: the format that
-    the recipe names it for, in vain; '' where it does not name it, or keeps it out."""
+    the recipe asks for it, without effect; '' where it does not, or keeps the node out."""
 
     name: str
     op_type: str

@@ -160,7 +160,7 @@ class _Writer:
         self._nodes.append(copy)
 
     def _activation(self, operand: Activation, chosen: Format) -> str:
-        """Name of the tensor after Q and DQ, which stand before its first consumer of this format."""
+        """Name of the tensor after Q and DQ, which precede its first consumer of this format."""
         tensor = operand.tensor
         key = tensor, chosen.name
         if key not in self.activations:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's exceptions say, in our words: which operator of which node it cannot run."""
+"""ONNX Runtime's exceptions in plain words: which operator of which node it cannot run."""
 
 from __future__ import annotations
 

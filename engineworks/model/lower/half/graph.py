@@ -69,7 +69,7 @@ class TypedGraph:
     """A model taken apart. `shell` is the model without the main graph's initializers, which are in `weights`
     together with its floating Constant nodes; `types` maps each tensor of the main graph whose type is known to its
     ONNX element type. Nodes are in topological order and have names that differ. `wide`: the type that is converted,
-    float32, or double on its way to float32; what is said of "float" tensors here is said of tensors of that type.
+    float32, or double on its way to float32; "float" tensors here are tensors of that type.
     """
 
     shell: onnx.ModelProto

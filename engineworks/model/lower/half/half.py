@@ -50,17 +50,16 @@ def lower_half(
     1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
        exceed the type's largest value / headroom.
     2. `to_half` converts.
-    3. The result is checked, loaded and compared with the fp32 model (`prove` says how, and why by emulation).
+    3. The result is checked, loaded and compared with the fp32 model (see `prove`, which emulates it).
     4. Where an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too,
        in at most `limits.rounds` rounds.
     5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
        False never uses it, True uses nothing else.
 
-    references: the fp32 model's outputs on the samples, where the caller has them. source: the model that those are of
-    where `model` was made of another (in double). `model` is left as it was. Raises `SamplesError` without samples or
-    for ones that do not fit, and `LoweringError` if no result passes, naming the worst output, its figure and the
-    limit, and the node where it stops being finite.
-    """
+    feeds, references: arrays by name for each sample; the latter the fp32 model's outputs, where the caller has them.
+    source: the model that those are of where `model` was made of another (in double). `model` is left as it was. Raises
+    `SamplesError` without samples or for ones that do not fit, and `LoweringError` if no result passes, naming the
+    worst output, its figure and the limit, and the node where it stops being finite."""
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
     if autocast is True and reason:
@@ -128,7 +127,7 @@ class _Lowering:
         _check_references(self._references)
 
     def by_rules(self) -> _Attempt:
-        """Our own conversion, repaired as long as it fails and rounds are left.
+        """The conversion by rules, repaired as long as it fails and rounds are left.
 
         The first repair is to leave mask constants as they are, so that what they reach is out of range and stays
         fp32: a row that is masked as a whole is uniform only where the mask swallows the scores.

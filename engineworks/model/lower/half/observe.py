@@ -1,6 +1,6 @@
 """What a model's activations do on sample inputs: how large they grow, and what half precision does to each node.
 
-Both are measured inside the graph, by reductions beside the node, so that memory stays that of a plain run.
+Both are measured inside the graph, by reductions next to the node, so that memory stays that of a plain run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: 
 
 
 class _Watch:
-    """The graph with reductions beside its nodes. `tensors`: tensor → output with its magnitude; `counts`: mean →
+    """The graph with reductions next to its nodes. `tensors`: tensor → output with its magnitude; `counts`: mean →
     outputs with the number of elements before and after it."""
 
     def __init__(self, graph: TypedGraph) -> None:
@@ -163,7 +163,7 @@ def _ratio(error: float, power: float) -> float:
 def _shadowed(
     graph: TypedGraph, half: HalfFormat, wanted: Sequence[int]
 ) -> tuple[onnx.ModelProto, dict[int, list[tuple[str, str]]]]:
-    """The graph with a rounded copy beside each of the nodes, and the outputs with error and power of each."""
+    """The graph with a rounded copy of each of the nodes, and the outputs with error and power of each."""
     import onnx
 
     shell = deepcopy(graph.shell)

@@ -39,7 +39,7 @@ def first_overflow(
     """The first node of `made`, in its order, that gives what is not finite on one of the samples; None if none does.
 
     Nodes of the same name that do so in the fp32 model too (masks of minus infinity) do not count. Both models are
-    run once more, `made` emulated as in `prove`, with a reduction beside every node.
+    run once more, `made` emulated as in `prove`, with a reduction next to every node.
     """
     shell, weights = split_model(made)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind in (FLOAT, half.elem_type)}

@@ -1,4 +1,4 @@
-"""What a proof must reach, what it found, and in which words a failure is told."""
+"""What a proof must reach, what it found, and how a failure is reported."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def kept_in_fp32(
 ) -> dict[int, str]:
     """Index of every node that stays fp32 → the reason. Nodes without a float32 tensor are in neither camp.
 
-    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io` tells whether the
+    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io`: whether the
     graph's inputs and outputs stay fp32.
     """
     exact, squares = integer_arithmetic(graph), normalizations(graph)

@@ -1,4 +1,4 @@
-"""Weights in half precision: what rounding does to them, and masks that stand for minus infinity."""
+"""Weights in half precision: what rounding does to them, and masks that mean minus infinity."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class WeightFacts(Mapping[str, WeightFact]):
 
 
 def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
-    """Count what rounding to half precision does to the values; those that are not finite count as elements only."""
+    """Count what rounding to half precision does to values of any shape and float dtype; those that are not finite
+    count as elements only."""
     flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
     largest, nonzero, flushed, small = 0.0, 0, 0, 0
     for start in range(0, flat.size, _CHUNK):  # what stays in the cache: twenty times faster than whole arrays
@@ -101,7 +102,8 @@ def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
 
 
 def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
-    """Largest relative change of a quantization scale by rounding; infinite where one overflows or becomes 0."""
+    """Largest relative change of a quantization scale (of any shape) by rounding, 0 … 1; infinite where one overflows
+    or becomes 0."""
     exact = np.asarray(scale, dtype=np.float64).ravel()
     exact = exact[exact != 0]
     with np.errstate(over="ignore"):

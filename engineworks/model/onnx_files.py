@@ -156,7 +156,10 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...
         TensorSpec(
             value.name,
             dtype_name(value.type.tensor_type.elem_type),
-            tuple(_named(value.name, axis, d) for axis, d in enumerate(value.type.tensor_type.shape.dim)),
+            tuple(
+                f"{value.name}_{axis}" if (known := known_dim(dim)) is None else known
+                for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+            ),
         )
         for value in values
     )
@@ -168,11 +171,6 @@ def known_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
     return None if dim.dim_param in ("", "?", "-1", "None") else dim.dim_param
-
-
-def _named(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    known = known_dim(dim)
-    return f"{tensor}_{axis}" if known is None else known
 
 
 def dtype_name(elem_type: int) -> str:

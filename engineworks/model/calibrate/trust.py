@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +110,15 @@ def summary(ranges: Ranges) -> dict[str, object]:
         "provider": ranges.provider,
         "tensors": len(tensors),
         "constants": list(ranges.constants),
-        "saturated": _spread(tensors, ((seen.saturated, name) for name, seen in tensors.items())),
-        "unused": _spread(tensors, ((seen.unused, name) for name, seen in tensors.items())),
-        "moved": _spread(tensors, ((seen.moved, name) for name, seen in tensors.items())),
+        **{share: _spread(tensors, share) for share in ("saturated", "unused", "moved")},
     }
 
 
-def _spread(tensors: Mapping[str, Range], shares: Iterable[tuple[float, str]]) -> dict[str, object]:
-    """Mean, and the largest with the tensors that it is of."""
-    ranked = sorted(shares, reverse=True)
-    mean = sum(share for share, _ in ranked) / len(tensors) if tensors else 0.0
-    return {"mean": mean, "largest": {name: share for share, name in ranked[:_SHOWN] if share > 0}}
+def _spread(tensors: Mapping[str, Range], share: str) -> dict[str, object]:
+    """Mean of this attribute, and the largest with the tensors that they are of."""
+    ranked = sorted(((getattr(seen, share), name) for name, seen in tensors.items()), reverse=True)
+    mean = sum(value for value, _ in ranked) / len(tensors) if tensors else 0.0
+    return {"mean": mean, "largest": {name: value for value, name in ranked[:_SHOWN] if value > 0}}
 
 
 def _short(digest: object) -> str:

@@ -63,14 +63,9 @@ class FoldReport:
 
     def to_json(self) -> dict[str, object]:
         return {
-            "strategy": self.strategy,
+            **vars(self),
             "fallbacks": [{"strategy": name, "why": why} for name, why in self.fallbacks],
-            "nodes_before": self.nodes_before,
-            "nodes_after": self.nodes_after,
-            "opset_from": self.opset_from,
-            "opset_to": self.opset_to,
             "max_abs": dict(self.max_abs),
-            "samples": self.samples,
             "notes": list(self.notes),
             "inventory": self.inventory.to_json(),
         }

@@ -46,13 +46,10 @@ class Inventory:
     def to_json(self) -> dict[str, object]:
         return {
             "nodes": self.nodes,
+            **vars(self),
             "operators": dict(self.operators),
             "uses": {use: list(nodes) for use, nodes in self.uses.items()},
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
             "bytes_by_dtype": dict(self.bytes_by_dtype),
-            "opset": self.opset,
-            "ir_version": self.ir_version,
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
         }

@@ -125,11 +125,7 @@ class TypedGraph:
         return frozenset(name for names in self.captured.values() for name in names)
 
     def is_input(self, name: str) -> bool:
-        return name in self._input_names
-
-    @cached_property
-    def _input_names(self) -> frozenset[str]:
-        return frozenset(self.inputs)
+        return name in self.inputs
 
     def is_float(self, name: str) -> bool:
         """Whether the tensor is of the type that is converted."""

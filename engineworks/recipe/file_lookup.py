@@ -10,8 +10,8 @@ from typing import Literal
 
 from engineworks.errors import ModelError, Problem
 from engineworks.model.export.from_huggingface import find_folder, task_of
+from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
-from engineworks.model.external_data import Outline, read_outline
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engineworks.errors import Problem
 from engineworks.model.export.from_huggingface import source_files
-from engineworks.model.external_data import interface_problems
+from engineworks.model.export.outline import interface_problems
 from engineworks.recipe.data import find_samples
 from engineworks.recipe.file_lookup import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric

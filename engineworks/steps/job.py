@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import EngineworksError, StoreError
-from engineworks.model.ort_forms import after_crashes
+from engineworks.model.runtime.ort_forms import after_crashes
 from engineworks.steps.step_job import StepJob
 from engineworks.store.store import FULL
 

@@ -32,8 +32,17 @@ from engineworks.host import cpu, cpu_watch
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
-from engineworks.model.ort_errors import ort_errors, what_failed
-from engineworks.model.ort_forms import FORMS, LEVELS, Form, after_crashes, current, exact_options, form_of, sign
+from engineworks.model.runtime.ort_errors import ort_errors, what_failed
+from engineworks.model.runtime.ort_forms import (
+    FORMS,
+    LEVELS,
+    Form,
+    after_crashes,
+    current,
+    exact_options,
+    form_of,
+    sign,
+)
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:

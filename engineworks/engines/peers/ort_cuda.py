@@ -19,8 +19,8 @@ from engineworks.host import cpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
 from engineworks.host.packages import installed_versions
-from engineworks.model.ort_errors import ort_errors, plain
-from engineworks.model.ort_forms import exact_options
+from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_forms import exact_options
 
 if TYPE_CHECKING:
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from engineworks.errors import CalibrationError
@@ -51,19 +51,11 @@ class Range:
 
     @property
     def constant(self) -> bool:
-        """Whether the tensor never changed: it tells int8 nothing, and points to data such as all-black images."""
+        """Whether the tensor never changed: its range is useless, and points to data such as all-black images."""
         return self.minimum == self.maximum
 
     def to_json(self) -> dict[str, object]:
-        return {
-            "amax": self.amax,
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "saturated": self.saturated,
-            "values": self.values,
-            "unused": self.unused,
-            "amax_early": self.amax_early,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -110,11 +102,11 @@ class Ranges:
             raise CalibrationError(f"these are no calibration ranges of a known method: {method!r}", hint=_AGAIN)
         if not isinstance(sample_count, int):
             raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
-        found = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
+        ranges = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
         settings = {str(name): number for name, number in parameters.items()}
         empty = value.get("empty", ())
         assert isinstance(empty, list | tuple)
-        return cls(method, sample_count, found, settings, str(value.get("provider", cls.provider)), tuple(empty))
+        return cls(method, sample_count, ranges, settings, str(value.get("provider", cls.provider)), tuple(empty))
 
 
 _AGAIN = "calibrate again"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engineworks.engines.backends.onnxruntime import session_options
 from engineworks.errors import RunError
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE, save_model, weight_bytes
-from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_errors import ort_errors, plain
 
 if TYPE_CHECKING:
     import onnx

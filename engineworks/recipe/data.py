@@ -47,7 +47,7 @@ def _arrays(
     except SamplesError as error:
         path = next((one for one in files if error.message.startswith(f"{one}: ")), next(iter(files)))
         place, shown = files[path]
-        finder.add(place, error.message.replace(str(path), shown), error.hint)
+        finder.add(place, error.message.replace(str(path), shown), error.hint, error.about)
         return None
 
 
@@ -96,7 +96,7 @@ def _text(
             samples=samples.samples,
         )  # fmt: skip
     except SamplesError as error:
-        finder.add((*where, error.key or "text"), error.message, error.hint)
+        finder.add((*where, error.key or "text"), error.message, error.hint, error.about)
         return None
 
 
@@ -115,7 +115,7 @@ def _images(
             samples=samples.samples,
         )  # fmt: skip
     except SamplesError as error:
-        finder.add((*where, error.key or "images"), error.message, error.hint)
+        finder.add((*where, error.key or "images"), error.message, error.hint, error.about)
         return None
 
 

@@ -41,8 +41,8 @@ class Finder:
         self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
         self.outline: Outline | None = None
 
-    def add(self, where: Where, message: str, hint: str = "") -> None:
-        self.problems.append(Problem(self.node.at(where).place, message, hint))
+    def add(self, where: Where, message: str, hint: str = "", about: Where = ()) -> None:
+        self.problems.append(Problem(self.node.at(where).place, message, hint, about))
 
     def inside(self, where: Where, name: str) -> Path | None:
         """The absolute path if it lies in the repository or in a data root, symbolic links followed."""

@@ -62,7 +62,7 @@ def _compare_interface(recipe: Recipe, finder: Finder) -> None:
         return
     for where, message, hint in interface_problems(input_specs(recipe), recipe.outputs, finder.outline):
         place = finder.node.at(where).place if len(where) > 2 else finder.node.key_place(where)
-        finder.problems.append(Problem(place, message, hint))
+        finder.problems.append(Problem(place, message, hint, about=where[:2] if len(where) > 1 else ()))
 
 
 def _model_files(recipe: Recipe, finder: Finder) -> FoundModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from engineworks.recipe.checks import check_recipe
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
 from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
@@ -72,10 +73,9 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
         recipe, wrong = _validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    follows = partial(is_cascading, node=node, wrong=wrong, refused=bool(problems))
-    found = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
-    files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), found)
-    problems.extend(problem for problem in found if not follows(problem))
+    more = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
+    files = resolve_files(recipe, node, folder.resolve(), (root, *data_roots), more)
+    problems.extend(problem for problem in more if not is_cascading(problem, node=node, wrong=wrong))
     if problems or known is None:
         raise RecipeError(_one_each(problems))
     targets = tuple(NamedTarget(name, known[name]) for name in recipe.targets)
@@ -184,7 +184,7 @@ def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
     try:
         return model.model_validate(node.plain())
     except ValidationError as error:
-        problems.extend(_problem(model, node, one) for one in without_cascading(error.errors(include_url=False)))
+        problems.extend(_problem(model, node, e) for e in without_cascading(error.errors(include_url=False)))
         return None
 
 
@@ -194,20 +194,22 @@ def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
     wrong: set[Path_] = set()
     try:
         return Recipe.model_validate(node.plain()), frozenset()
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        for one in errors:
-            loc = tuple(step for step in one["loc"] if _exists_or_last(node, one["loc"], step))
-            if not loc or one["type"] == "missing":
-                continue
-            if one["type"] == "extra_forbidden" and (meant := meant_key(one, errors)):
-                node.at(loc[:-1]).rename(str(loc[-1]), meant)
-                continue
-            wrong.add(loc)
-            if loc[0] == "inputs" and loc[-1] == "dtype":  # it cannot be left out
-                node.at(loc).value = "float32"
-            else:
-                node.at(loc[:-1]).remove(loc[-1])
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+    for error in errors:
+        path = _path_in_file(node, error["loc"])
+        if not path or error["type"] == "missing":
+            continue
+        above = node.at(path[:-1])
+        meant = meant_key(error, errors) if error["type"] == "extra_forbidden" else ""
+        if meant and above.get(meant) is None:
+            above.rename(str(path[-1]), meant)
+            continue
+        wrong.add(path)
+        if path[0] == "inputs" and path[-1] == "dtype":  # it cannot be left out
+            node.at(path).value = "float32"
+        else:
+            above.remove(path[-1])
     try:
         return Recipe.model_validate(node.plain()), frozenset(wrong)
     except ValidationError:
@@ -224,9 +226,11 @@ def _one_each(problems: Sequence[Problem]) -> list[Problem]:
 
 def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     """One pydantic error as a sentence of ours, at its place."""
-    loc = tuple(step for step in error["loc"] if _exists_or_last(node, error["loc"], step))
+    loc = _path_in_file(node, error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
+        if new := RENAMED.get(loc):
+            return Problem(node.key_place(loc), f"unknown key '{loc[-1]}': it is called '{new}' now")
         known = metric_fields(error["loc"]) or _fields_at(model, loc[:-1])
         return Problem(node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), known))
     where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
@@ -249,17 +253,15 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     return Problem(place, f"{where}: {shown} is not allowed", hint)
 
 
-def _exists_or_last(node: Node, loc: Sequence[str | int], step: str | int) -> bool:
-    """Pydantic names branches of unions ('int', 'constrained-str') in its paths: those are no steps of the file."""
+def _path_in_file(node: Node, loc: Sequence[str | int]) -> Path_:
+    """The location of an error without the branches of unions ('int', 'constrained-str'), which pydantic names there
+    too: those are no steps of the file."""
     path: Path_ = ()
-    for one in loc:
-        last = one == loc[-1] and one is step
-        inner = node.at(path).get(one)
-        if one is step:
-            return inner is not None or one == "[key]" or (last and _plain_name(one))
-        if inner is not None:
-            path = (*path, one)
-    return False
+    for index, step in enumerate(loc):
+        last = index == len(loc) - 1
+        if node.at(path).get(step) is not None or step == "[key]" or (last and _plain_name(step)):
+            path = (*path, step)
+    return path
 
 
 _BRANCHES = frozenset({"int", "str", "constrained-int", "constrained-str", "PythonMetric"})

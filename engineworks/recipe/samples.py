@@ -298,7 +298,7 @@ def _array_name(path: Path, spec: TensorSpec, names: Mapping[str, str], headers:
         hint = did_you_mean(name, headers)
         if spec.name not in names:
             hint += f"; or say which array it is: names: {{{spec.name}: …}}"
-        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint)
+        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint, model_input=spec.name)
     return name
 
 
@@ -307,6 +307,7 @@ def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, ax
         raise SamplesError(
             f"{path}: '{array}' is {header.dtype}, input '{spec.name}' is {spec.dtype}",
             hint=f"correct the input's dtype, or convert the data: array.astype('{spec.dtype}')",
+            model_input=spec.name,
         )
     sample = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
     fits = len(header.shape) == len(sample) + 1 and all(
@@ -317,6 +318,7 @@ def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, ax
         raise SamplesError(
             f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]",
             hint=f"correct the shape of input '{spec.name}', or write the data in that shape",
+            model_input=spec.name,
         )
 
 
@@ -354,6 +356,8 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    import numpy as np
+
     for axis, length in enumerate(shape):
         have = array.shape[axis]
         if have == 0 or length == 0:

@@ -99,6 +99,11 @@ FILE_CASES = (
     Case("pickled data", VALIDATE, in_turn(edited(), npz("recipes/calib.npz", image=np.array([{"a": 1}], dtype=object)))),
     Case("data without arrays", VALIDATE, in_turn(edited(), npz("recipes/calib.npz"))),
     Case("labels of another length", VALIDATE, in_turn(edited(), npz("recipes/test.npz", image=ZEROS, label=np.zeros(4, np.int64)))),
+    Case("an output of another shape", VALIDATE, edited(("logits: [batch, 3]", "logits: [batch, 4]"))),
+    Case("an output of another name", VALIDATE, edited(("{logits: [", "{scores: ["))),
+    Case("an input of another name", VALIDATE, edited(
+        ("  image:", "  picture:"), ("npz: calib.npz", "npz: calib.npz, names: {picture: image}"),
+        ("npz: test.npz", "npz: test.npz, names: {picture: image}"))),
     Case("data that git does not keep", VALIDATE, edited(("npz: calib.npz", "npz: fetched/calib.npz"))),
 )  # fmt: skip
 
@@ -189,11 +194,6 @@ def calibration(images: np.ndarray) -> Callable[[], object]:  # type: ignore[typ
 NANS = np.full_like(ZEROS, np.nan)
 
 BUILD_CASES = (
-    Case("an output of another shape", ("int8",), edited(("logits: [batch, 3]", "logits: [batch, 4]"))),
-    Case("an output of another name", ("int8",), edited(("{logits: [", "{scores: ["))),
-    Case("an input of another name", ("int8",), edited(
-        ("  image:", "  picture:"), ("npz: calib.npz", "npz: calib.npz, names: {picture: image}"),
-        ("npz: test.npz", "npz: test.npz, names: {picture: image}"))),
     Case("calibration data of NaN", ("int8",), calibration(NANS)),
     Case("calibration data that is constant", ("int8",), calibration(ZEROS)),
     Case("a keep glob for nothing", ("int8",), edited(("data:\n", "calibration: {keep: [clasifier]}\ndata:\n"))),

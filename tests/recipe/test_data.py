@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from conftest import TARGETS
+from conftest import TARGETS, tiny_model
 from text_model import RECIPE, mood_model, write_moods  # noqa: F401
 
 from engineworks.errors import RecipeError
@@ -117,11 +118,19 @@ def test_the_models_own_class_names_are_used(moods: Path) -> None:
     assert label_numbers(folder) == {}
 
 
+def any_height() -> onnx.ModelProto:
+    """The tiny model as if it took images of any height; nothing here runs it."""
+    model = tiny_model()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    return model
+
+
 def several(repository: Path, npz: str) -> LoadedRecipe:
     """A recipe whose images may have any height, with data in `npz`: files of heights 4, 6 and 9."""
     folder = repository / "recipes"
     for name, height in (("h4", 4), ("h6", 6), ("h9", 9)):
         np.savez(folder / f"{name}.npz", image=np.zeros((3, 1, height, 4), np.float32), label=np.zeros(3, np.int64))
+    onnx.save(any_height(), folder / "tiny.onnx")
     text = (folder / "tiny.yaml").read_text(encoding="utf-8")
     for old, new in (
         ("shape: [batch, 1, 4, 4]", "shape: [batch, 1, height, 4]"),

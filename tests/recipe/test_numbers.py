@@ -35,7 +35,7 @@ FULL: dict[str, Any] = {
         "limits": {
             "fp32": {
                 "metric": 0.1, "metric_ratio": 0.9, "metric_delta": 0.1, "metric_between": [0.1, 0.2], "cosine": 0.9,
-                "sqnr_db": 10.0, "max_abs": 0.1, "mean_abs": 0.1,
+                "synthetic_cosine": 0.9, "sqnr_db": 10.0, "max_abs": 0.1, "mean_abs": 0.1,
             },
             "int8": {"cosine": 0.9},
         },
@@ -54,7 +54,7 @@ FULL: dict[str, Any] = {
     },
     "release": {"triton": {"dynamic_batching": {"preferred": [4, 8], "max_delay_us": 5}, "instances": 1, "warmup": 1}},
     "time_limits": dict.fromkeys(
-        ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "compare", "measure", "compare_champion", "peer"), 9
+        ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "lowered_reference", "compare", "measure", "compare_champion", "peer"), 9
     ),
 }  # fmt: skip
 """The tiny recipe with every numeric field there is."""

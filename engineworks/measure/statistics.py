@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
+TAILS = {"p90_ms": 0.9, "p99_ms": 0.99}
+"""Quantiles by the budget that limits them: each needs a number of runs below which it has no interval."""
+
 
 @dataclass(frozen=True)
 class Interval:

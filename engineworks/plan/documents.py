@@ -14,6 +14,7 @@ from typing import Any
 from engineworks.engines.backends import backend_facts
 from engineworks.engines.peers import peer
 from engineworks.fingerprint import FileDigests, digest_of, installed_versions
+from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
@@ -296,7 +297,7 @@ class Documents:
     def _needs_tail(self, shape: str) -> bool:
         """Whether a p90 or p99 is judged at this shape, which takes many more runs than a median."""
         budget = self.recipe.performance.budget.get(shape)
-        return budget is not None and not (budget.p99_ms is None and budget.p90_ms is None)
+        return budget is not None and any(getattr(budget, field) is not None for field in TAILS)
 
     def _document(
         self,

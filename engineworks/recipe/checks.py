@@ -11,7 +11,7 @@ from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
-from engineworks.recipe.recipe import AUTO, Recipe
+from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
 from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
@@ -193,7 +193,7 @@ def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem
     if recipe.accuracy.metric is not None:
         return
     for precision, limits in recipe.accuracy.limits.items():
-        for field in ("metric", "metric_ratio", "metric_delta", "metric_between"):
+        for field in METRIC_LIMITS:
             if precision in named_precisions(recipe) and getattr(limits, field) is not None:
                 place = node.key_place(("accuracy", "limits", precision, field))
                 yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1", _METRIC)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engineworks.measure.served_checks import served_findings, synthetic_findings
-from engineworks.measure.statistics import enough_for
-from engineworks.recipe.recipe import Budget, Limits
+from engineworks.measure.statistics import TAILS, enough_for
+from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
 
 Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
@@ -110,6 +110,9 @@ _OUTPUT_LIMITS = {
 }
 
 
+ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS)
+"""Names of the checks that another precision, or keeping nodes out of it, may make pass."""
+
 NARROWED = (("float32", "float64"), ("int32", "int64"))
 """What TensorRT makes of a model's types: told, but no fault of the engine."""
 
@@ -153,9 +156,6 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
     if not good and output.get("worst_row_cosine") is not None:
         sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
-
-
-METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
 
 
 def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> Check:
@@ -248,7 +248,7 @@ def _budget_check(
     if doubts := _complaints(field, figures, report):
         doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
         return Check(name, "inconclusive", f"{sentence} {doubtful}")
-    if field in _QUANTILES and figures["runs"] < (needed := enough_for(_QUANTILES[field])):
+    if field in TAILS and figures["runs"] < (needed := enough_for(TAILS[field])):
         few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
         return Check(name, "inconclusive", f"{sentence} {few}")
     return Check(name, "pass" if good else "fail", sentence)
@@ -261,9 +261,6 @@ def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any
         return []
     return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
 
-
-_QUANTILES = {"p90_ms": 0.9, "p99_ms": 0.99}
-"""Each needs a number of runs below which it has no interval at all."""
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
 """Figures that the engine has once, whatever the shape."""

@@ -87,8 +87,8 @@ def validate(
     if as_json:
         terminal.print_json({"recipes": [r.name for r in loaded], "problems": []})
     elif not quiet:
-        for one in loaded:
-            terminal.say_valid(one.shown, len(one.recipe.precisions), len(one.targets))
+        for recipe in loaded:
+            terminal.say_valid(recipe.shown, len(recipe.recipe.precisions), len(recipe.targets))
 
 
 @app.command()
@@ -258,10 +258,10 @@ def _recipes(given: list[Path] | None) -> list[Path]:
 
     if given:  # a shell's recipes/*.yaml names _targets.yaml and _defaults.yaml too
         return [path for path in given if not path.name.startswith("_")] or given
-    found = find_recipes(Path("recipes"))
-    if not found:
+    paths = find_recipes(Path("recipes"))
+    if not paths:
         raise errors.InputError("there are no recipes in recipes/", hint="name the recipe files")
-    return found
+    return paths
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

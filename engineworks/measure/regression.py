@@ -88,11 +88,11 @@ def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float 
     why = f"{rounds} rounds; an interval needs {least_rounds(each)}"
     if not log_ratios:
         return Comparison("inconclusive", None, None, 0, why)
-    estimate, found = signed_rank_interval(log_ratios, each)
+    estimate, interval = signed_rank_interval(log_ratios, each)
     ratio = math.exp(estimate)
-    if found is None:
+    if interval is None:
         return Comparison("inconclusive", ratio, None, rounds, why)
-    return _decide(ratio, Interval(math.exp(found.low), math.exp(found.high)), rounds, limit)
+    return _decide(ratio, Interval(math.exp(interval.low), math.exp(interval.high)), rounds, limit)
 
 
 def _decide(ratio: float, interval: Interval, rounds: int, limit: float) -> Comparison:

@@ -73,7 +73,7 @@ class Finder:
         except ModelError as error:
             self.add(where, error.message.replace(str(path), f"'{path.name}'"), error.hint)
             return {}
-        found = {path.name: path}
+        files = {path.name: path}
         for name, size in sorted(self.outline.external.items()):
             file = (path.parent / name).resolve()
             if not file.is_relative_to(path.parent):
@@ -88,8 +88,8 @@ class Finder:
                 has = f"needs {size:,} bytes of '{name}', which has only {file.stat().st_size:,}"
                 self.add(where, f"'{path.name}' {has}", "the file is cut short: copy it again")
             else:
-                found[name] = file
-        return found
+                files[name] = file
+        return files
 
     def huggingface(self, where: Where, name: str, task: str | None) -> Path | None:
         """A folder, else the newest snapshot of the id in the local cache; its task must be one that we export."""

@@ -93,12 +93,11 @@ def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> l
         except RecipeError as error:
             problems.extend(error.problems)
     by_name: dict[str, LoadedRecipe] = {}
-    for one in loaded:
-        first = by_name.setdefault(one.name, one)
-        if first.path != one.path:
-            problems.append(
-                Problem(Place(one.shown, 1, 1), f"the name '{one.name}' is also that of {first.shown}", "rename one")
-            )
+    for recipe in loaded:
+        first = by_name.setdefault(recipe.name, recipe)
+        if first.path != recipe.path:
+            message = f"the name '{recipe.name}' is also that of {first.shown}"
+            problems.append(Problem(Place(recipe.shown, 1, 1), message, "rename one"))
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return loaded
@@ -281,8 +280,8 @@ def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:
 def _what_is_missing(model: type[BaseModel], loc: Path_) -> str:
     """'name of the recipe: …, e.g. recipe: bert-mini'."""
     above, example = _model_at(model, loc[:-1]), _example(model, loc)
-    found = above.model_fields.get(str(loc[-1])) if above else None
-    said = (found.description or "") if found else ""
+    field = above.model_fields.get(str(loc[-1])) if above else None
+    said = (field.description or "") if field else ""
     return f"{said}, e.g. {example}" if said and example else said or example
 
 
@@ -295,8 +294,8 @@ def _model_at(model: type[BaseModel], loc: Path_) -> type[BaseModel] | None:
     kind: Any = model
     for step in loc:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found = kind.model_fields.get(str(step))
-            kind = found.annotation if found else None
+            field = kind.model_fields.get(str(step))
+            kind = field.annotation if field else None
         else:
             kind = _inner(kind)
         kind = _first_model(kind)

@@ -77,11 +77,11 @@ class SampleFile:
         """Indices of the samples in use; those of a further file follow the last of the file before."""
         if self.chosen:
             return list(self.chosen)
-        found, start = [], 0
+        indices, start = [], 0
         for total, count in zip(self._totals, self.counts, strict=True):
-            found += [start + i * total // count for i in range(count)]
+            indices += [start + i * total // count for i in range(count)]
             start += total
-        return found
+        return indices
 
     @property
     def _totals(self) -> tuple[int, ...]:
@@ -114,8 +114,8 @@ class SampleFile:
         """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory, and none has samples of
         two files."""
         turn = 0
-        for one in self.by_file():
-            for feeds in one._batches(sizes, turn):
+        for file in self.by_file():
+            for feeds in file._batches(sizes, turn):
                 yield feeds
                 turn += 1
 
@@ -156,11 +156,11 @@ class SampleFile:
         """The labels of the samples in use, in their order, one array per file; None if there are none."""
         if self.labels is None:
             return None
-        found = []
-        for one in self.by_file():
-            with NpzReader(one.path) as archive:
-                found.append(archive.read(self.labels)[one.rows])
-        return found
+        parts = []
+        for file in self.by_file():
+            with NpzReader(file.path) as archive:
+                parts.append(archive.read(self.labels)[file.rows])
+        return parts
 
     def read_labels(self) -> NDArray[np.generic] | None:
         """The labels of the samples in use, in their order; shorter ones are filled up with what metrics leave out."""
@@ -177,12 +177,12 @@ def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
     if all(a.shape[1:] == shape for a in arrays):
         return np.concatenate(arrays)
     dtype = np.result_type(arrays[0].dtype, np.int16) if fill < 0 else arrays[0].dtype
-    found = np.full((sum(map(len, arrays)), *shape), fill, dtype)
+    rows = np.full((sum(map(len, arrays)), *shape), fill, dtype)
     start = 0
     for array in arrays:
-        found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
+        rows[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
         start += len(array)
-    return found
+    return rows
 
 
 def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[str, Any]) -> SampleFile:

@@ -95,11 +95,11 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
     if metric is not None and metric.get("dead_classes"):
         yield _dead_classes(metric)
     if report.get("served") is not None:
-        for found in served_findings(report["served"], limits.cosine):
-            yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+        for finding in served_findings(report["served"], limits.cosine):
+            yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
         if limits.synthetic_cosine is not None:
-            for found in synthetic_findings(report["served"], limits.synthetic_cosine):
-                yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+            for finding in synthetic_findings(report["served"], limits.synthetic_cosine):
+                yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
 
 
 _OUTPUT_LIMITS = {

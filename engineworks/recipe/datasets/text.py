@@ -171,13 +171,13 @@ def length_limit(
 
 def _ranges(profiles: Profiles, dim: str | int, batch: str | int) -> tuple[tuple[int, int, int, int], ...]:
     """(least batch, most batch, least length, most length) of every profile."""
-    found = []
+    ranges = []
     for dims in profiles.values():
         if isinstance(dim, str) and dim in dims:
             least, _, most = dims[batch] if isinstance(batch, str) and batch in dims else (1, 1, 1 << 30)
             low, _, high = dims[dim]
-            found.append((least, most, low, high))
-    return tuple(found)
+            ranges.append((least, most, low, high))
+    return tuple(ranges)
 
 
 def _field(spec: TensorSpec, names: Mapping[str, str]) -> str:

@@ -58,12 +58,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, what, and what to do about it. missing: a file that the recipe names is not on
-    this host."""
+    """One thing that is wrong: where, what, and what to do about it. about: path of another part of the recipe that
+    the message refers to; where that part is wrong itself, this problem only follows from it. missing: a file that the
+    recipe names is not on this host."""
 
     place: Place
     message: str
     hint: str = ""
+    about: tuple[str | int, ...] = ()
     missing: bool = False
 
     def __str__(self) -> str:
@@ -101,11 +103,17 @@ class ModelError(InputError):
 
 
 class SamplesError(InputError):
-    """key: which key of the recipe's data entry it is about, '' where that is not known."""
+    """key: which key of the recipe's data entry it is about, and model_input: which input; '' where not known."""
 
-    def __init__(self, message: str, *, hint: str = "", key: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", key: str = "", model_input: str = "") -> None:
         super().__init__(message, hint=hint)
         self.key = key
+        self.model_input = model_input
+
+    @property
+    def about(self) -> tuple[str | int, ...]:
+        """As in `Problem`."""
+        return ("inputs", self.model_input) if self.model_input else ()
 
 
 class TargetError(InputError):

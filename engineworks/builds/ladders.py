@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.backends import backend
 from engineworks.errors import EXIT_STEP_FAILED
 from engineworks.measure.accuracy import worst_cosine
-from engineworks.measure.gates.gates import METRIC_LIMITS
+from engineworks.measure.gates.gates import ACCURACY_CHECKS
 from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from engineworks.plan.plan import Plan, PlannedEngine
     from engineworks.recipe.targets import NamedTarget
     from engineworks.store.store import Store
-
-_ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *METRIC_LIMITS)
-"""Names of the checks that another precision, or keeping nodes out of it, may fix."""
 
 
 def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
@@ -95,7 +92,7 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
         cosine=cosine,
         quality=ratio if ratio is not None else cosine,
         why=_why(engine.failure) if engine.failure else next((c.sentence for c in bad), ""),
-        inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in _ACCURACY for c in failing),
+        inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in ACCURACY_CHECKS for c in failing),
         forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),
     )  # fmt: skip
 

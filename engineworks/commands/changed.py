@@ -30,16 +30,16 @@ def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet:
     from engineworks.plan.changed import find_changes
 
     named = [path for path in recipes or [] if not path.name.startswith("_")]
-    found = find_changes(since, named or None, read_settings())
+    changes = find_changes(since, named or None, read_settings())
     if as_json:
-        terminal.print_json(found.to_json())
+        terminal.print_json(changes.to_json())
     elif quiet:
-        for recipe in found.to_build:
+        for recipe in changes.to_build:
             terminal.say(recipe.file)
     else:
-        _say(found)
-    if found.broken:
-        names = ", ".join(recipe.file for recipe in found.broken)
+        _say(changes)
+    if changes.broken:
+        names = ", ".join(recipe.file for recipe in changes.broken)
         raise errors.InputError(f"not compared: {names}", hint="engineworks validate says what is wrong")
 
 

@@ -15,6 +15,7 @@ from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.peers import peer
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.packages import installed_versions
+from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
@@ -297,7 +298,7 @@ class Documents:
     def _needs_tail(self, shape: str) -> bool:
         """Whether a p90 or p99 is judged at this shape, which takes many more runs than a median."""
         budget = self.recipe.performance.budget.get(shape)
-        return budget is not None and not (budget.p99_ms is None and budget.p90_ms is None)
+        return budget is not None and any(getattr(budget, field) is not None for field in TAILS)
 
     def _document(
         self,

@@ -40,16 +40,16 @@ class Computation:
 
     def to_json(self) -> dict[str, Any]:
         """What the lower step reads beside the name; only what is not empty."""
-        found: dict[str, Any] = {}
+        document: dict[str, Any] = {}
         if self.quantized:
-            found |= {"unquantized": self.unquantized, "quantized": {n: list(g) for n, g in self.quantized.items()}}
+            document |= {"unquantized": self.unquantized, "quantized": {n: list(g) for n, g in self.quantized.items()}}
         elif self.fp32:
-            found["unquantized"] = self.unquantized
+            document["unquantized"] = self.unquantized
         if self.calibrated:
-            found["keep"] = list(self.keep)
+            document["keep"] = list(self.keep)
         if self.fp32:
-            found["fp32"] = list(self.fp32)
-        return found
+            document["fp32"] = list(self.fp32)
+        return document
 
 
 def computation(recipe: Recipe, precision: str, backend: str) -> Computation:

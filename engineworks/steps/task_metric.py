@@ -13,7 +13,7 @@ from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.model.export.source_code import load_function, user_failure
-from engineworks.recipe.metric import is_lower_better
+from engineworks.recipe.metric import CLASSIFIES, is_lower_better
 from engineworks.recipe.samples import NO_LABEL, SampleFile, batch_axes, stacked
 from engineworks.steps.step_job import StepJob
 
@@ -21,9 +21,6 @@ Rows = Mapping[str, Array]
 
 SPAN_OUTPUTS = ("start_logits", "end_logits")
 """What transformers calls the outputs of question answering."""
-
-CLASSIFIES = ("top1", "top_k", "f1")
-"""Metrics whose labels are classes."""
 
 
 class TaskComparison:

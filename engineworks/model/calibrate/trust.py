@@ -81,7 +81,7 @@ def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repea
         )
     if ranges.empty:
         also = f" and {len(ranges.empty) - 1} more tensors were" if len(ranges.empty) > 1 else " was"
-        found.append(
+        sentences.append(
             f"'{ranges.empty[0]}'{also} empty in every calibration sample: nodes that read them are not quantized"
         )
     moved = [(seen.moved, name) for name, seen in ranges.tensors.items() if seen.moved > MOVED]

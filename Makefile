@@ -7,7 +7,7 @@ VERSION := import sys; print(sys.version.split()[0])
 WANTED := $(shell $(PYTHON) -c '$(VERSION)')
 STAMP := $(VENV)/.installed-$(WANTED)
 
-.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema clean
+.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema prefect-schema clean
 
 setup: $(STAMP)
 
@@ -90,6 +90,10 @@ lock:
 
 schema: setup
 	$(BIN)/engineworks validate --schema > recipes/recipe.schema.json
+
+# What Prefect's migrations make of an empty database, after an upgrade of Prefect.
+prefect-schema: setup
+	$(BIN)/python -P flows/local_prefect_server.py --write-schema flows/local_prefect_schema.sql
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -30,7 +30,8 @@ import numpy as np
 from gpu_candidates import Arrays, Candidate, engine, independent_gpu, onnxruntime, pytorch
 
 from engineworks.engines.engine_session import runner_of
-from engineworks.fingerprint import FileDigests, installed_version
+from engineworks.fingerprint import FileDigests
+from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.load import load_recipes

@@ -30,8 +30,9 @@ from precision_cases import Arrays, Case, folded
 from engineworks.engines.backends import tensorrt_rtx
 from engineworks.engines.backends.base import BuildRequest, Serving
 from engineworks.errors import EngineworksError
-from engineworks.fingerprint import FileDigests, installed_version
+from engineworks.fingerprint import FileDigests
 from engineworks.host.gpu import first_gpu
+from engineworks.host.packages import installed_version
 from engineworks.model.calibrate.collect import collect_ranges
 from engineworks.model.calibrate.ranges import Ranges
 from engineworks.model.lower.half.half import lower_half

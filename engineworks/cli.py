@@ -19,7 +19,7 @@ from engineworks.commands.init.command import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
 from engineworks.commands.manual.command import manual
-from engineworks.commands.options import Once, Only, any_of, finite
+from engineworks.commands.options import Json, Once, OneOrMore, Only, Quiet, Verbose, any_of, finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
@@ -47,7 +47,6 @@ Recipes = Annotated[
     list[Path] | None,
     typer.Argument(help="Recipe files; default: every recipe in recipes/.", autocompletion=recipe_files),
 ]
-OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
 Compare = Annotated[
     str | None,
     typer.Option(
@@ -60,9 +59,6 @@ Mode = Annotated[
     Literal["full", "smoke"],
     typer.Option("--mode", help="smoke: small samples, quick builds, for pull requests; engines are RECIPE@smoke/…"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
 
 
 @app.command()
@@ -91,8 +87,8 @@ def validate(
     if as_json:
         terminal.print_json({"recipes": [r.name for r in loaded], "problems": []})
     elif not quiet:
-        for one in loaded:
-            terminal.say_valid(one.shown, len(one.recipe.precisions), len(one.targets))
+        for recipe in loaded:
+            terminal.say_valid(recipe.shown, len(recipe.recipe.precisions), len(recipe.targets))
 
 
 @app.command()
@@ -262,10 +258,10 @@ def _recipes(given: list[Path] | None) -> list[Path]:
 
     if given:  # a shell's recipes/*.yaml names _targets.yaml and _defaults.yaml too
         return [path for path in given if not path.name.startswith("_")] or given
-    found = find_recipes(Path("recipes"))
-    if not found:
+    paths = find_recipes(Path("recipes"))
+    if not paths:
         raise errors.InputError("there are no recipes in recipes/", hint="name the recipe files")
-    return found
+    return paths
 
 
 def _problem(problem: errors.Problem) -> dict[str, Any]:

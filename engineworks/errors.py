@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 EXIT_PASSED = 0
 EXIT_GATE_FAILED = 1
@@ -57,12 +58,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, what, and what to do about it. missing: a file that the recipe names is not on
-    this host."""
+    """One thing that is wrong: where, what, and what to do about it. about: path of another part of the recipe that
+    the message refers to; where that part is wrong itself, this problem only follows from it. missing: a file that the
+    recipe names is not on this host."""
 
     place: Place
     message: str
     hint: str = ""
+    about: tuple[str | int, ...] = ()
     missing: bool = False
 
     def __str__(self) -> str:
@@ -100,11 +103,17 @@ class ModelError(InputError):
 
 
 class SamplesError(InputError):
-    """key: which key of the recipe's data entry it is about, '' where that is not known."""
+    """key: which key of the recipe's data entry it is about, and model_input: which input; '' where not known."""
 
-    def __init__(self, message: str, *, hint: str = "", key: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", key: str = "", model_input: str = "") -> None:
         super().__init__(message, hint=hint)
         self.key = key
+        self.model_input = model_input
+
+    @property
+    def about(self) -> tuple[str | int, ...]:
+        """As in `Problem`."""
+        return ("inputs", self.model_input) if self.model_input else ()
 
 
 class TargetError(InputError):
@@ -115,14 +124,20 @@ class TrustError(InputError):
     pass
 
 
+Crash = Literal["", "outside", "library"]
+"""Which signal ended a step's process, '' for none. outside: one of the kernel, for want of memory or disk, or of an
+operator; the same step may succeed later. library: a library's crash, which comes again unless it works otherwise."""
+
+
 class StepError(EngineworksError):
     """A step failed. `log` holds the last lines of the tool that failed, for the record, not for the message."""
 
     exit_code = EXIT_STEP_FAILED
 
-    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", log: str = "", crash: Crash = "") -> None:
         super().__init__(message, hint=hint)
         self.log = log
+        self.crash: Crash = crash
 
 
 class ExportError(StepError):

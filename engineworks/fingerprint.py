@@ -6,10 +6,8 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +29,6 @@ def digest_file(path: Path) -> str:
     """sha256 of the file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, None where it is not installed; nothing is imported."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def installed_versions(distributions: Iterable[str]) -> dict[str, str | None]:
-    return {name: installed_version(name) for name in distributions}
 
 
 class FileDigests:

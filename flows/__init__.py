@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from engineworks.host.collector import collect_apart
 
-collect_apart()  # in every process that runs a flow, threads of Prefect and of MLflow parse beside each other
+collect_apart()  # in every process that runs a flow, threads of Prefect and of MLflow parse at the same time

@@ -26,7 +26,7 @@ from tasks.plan_build import plan_build
 def build_engine(recipe: str, engine: str, mode: Mode = "full") -> State[str]:
     """Do what is left of one engine (its whole id, such as digits/fp16/h100) once its recipe is prepared.
 
-    What came of it goes to the store; the last words of the run name its digest.
+    The delivery goes to the store; the final message of the run names its digest.
     """
     build = plan_build(Path(recipe), read_settings(), engine, None, mode)
     require_prepared(build)

@@ -1,7 +1,7 @@
 """The main job: one recipe → gated, recorded engines. Order and fan-out only; the work is in tasks.
 
-Parameters are plain values, so that the same flow runs from the command line and from a deployment. Places come from
-the environment (ENGINEWORKS_ARTIFACTS and its kin).
+A deployment has only plain values: its flow plans where it starts, with the settings of its environment. The command
+has a plan and settings already, and hands them over by `build_planned`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from engineworks.builds.progress import listener
 from engineworks.builds.results import BuildResult
 from engineworks.builds.state import Build
 from engineworks.errors import InputError, StoreError
+from engineworks.plan.plan import Plan
 from engineworks.recipe.smoke import Mode
-from engineworks.settings import read_settings
+from engineworks.settings import Settings, read_settings
 from engineworks.tracking.spooled import SpooledRun
 from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps
-from flows.outcomes import ended
+from flows.outcomes import ended, opaque
+from flows.planned import run_planned
 from tasks.conclude_engine import conclude_engine
-from tasks.plan_build import plan_build
+from tasks.plan_build import open_build, plan_build
 from tasks.record_build import end_record, start_record
 from tasks.report_build import report_build
 
@@ -45,10 +47,10 @@ def build_recipe(
     mode: Mode = "full",
 ) -> State[BuildResult]:
     """Build every engine of the recipe file that `only` (a glob over ids) selects, and measure the peers that `compare`
-    names ('pytorch,ort-cpu') beside them.
+    names ('pytorch,ort-cpu').
 
     distributed: prepare here and order each engine from the work pool of its target; the result is in the store, and
-    the last words of the run name its digest. again: glob over ids of engines to order anew, whatever workers did for
+    the last words of the run name its digest. again: glob over ids of engines to order again, even if workers built
     them before. mode: 'smoke' for a quick build that is not mistaken for a full one. Everything is recorded first; then
     the flow ends failed if a step or a gate failed.
     """
@@ -63,14 +65,28 @@ def build_recipe(
         run_distributed(build, recipe, again)
 
     result = build_and_judge(build, str(flow_run.get_id() or ""), spread if distributed else run_steps)
+    return _ended(result, f"; {_published(build, result)}" if distributed else "")
+
+
+def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[BuildResult]:
+    """The same for a plan that was made in this process."""
+
+    def body() -> State[BuildResult]:
+        build = open_build(opaque(plan), settings, plan.recipe)
+        listener().planned(build.plan)
+        return _ended(build_and_judge(build, str(flow_run.get_id() or "")))
+
+    compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
+    return run_planned(build_recipe, plan, only, body, compare=compare, mode=plan.loaded.mode)
+
+
+def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
     words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)
-    if distributed:
-        words += f"; {_published(build, result)}"
-    return ended(words, result, good=result.exit_code() == 0)
+    return ended(words + more, result, good=result.exit_code() == 0)
 
 
 def _published(build: Build, result: BuildResult) -> str:
-    """Let the store have the verdicts; says under which digest, or why it has not."""
+    """Store the verdicts; returns under which digest, or why they are not stored."""
     try:
         return f"verdicts {publish_body(build.store, 'verdicts', result.recipe, result.to_json())}"
     except StoreError as error:
@@ -94,9 +110,9 @@ def gate_and_record(build: Build, run: SpooledRun) -> BuildResult:
     build.settle()
     for engine in build.plan.engines:
         build.engines[engine.id] = conclude_engine(build, run, engine.id)
-    report = report_build(build, build.plan.recipe, run.run_id)
-    end_record(build, run, build.plan.recipe, report)
     result = build.result(run.run_id)
+    report = report_build(build, opaque(result), build.plan.recipe)
+    end_record(build, run, opaque(result), build.plan.recipe, report)
     build.store.publish_waiting()
     waits = tuple(sentence for sentence in (run.warning, build.store.outage) if sentence)
-    return replace(result, report=report, warnings=result.warnings + waits)
+    return replace(result, report=report, warnings=result.warnings + waits, seconds=build.seconds)

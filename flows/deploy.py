@@ -83,7 +83,7 @@ def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
 
 
 def _make_automation() -> str:
-    """A run whose process and worker both died says nothing more: after three heartbeats it is marked crashed."""
+    """A run whose process and worker both died sends nothing: after three missed heartbeats it is marked crashed."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -105,9 +105,9 @@ def _make_automation() -> str:
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its host or process died")],
     )
     with get_client(sync_client=True) as client:
-        found = client.read_automations_by_name(AUTOMATION)
-        if found:
-            client.update_automation(found[0].id, automation)
+        automations = client.read_automations_by_name(AUTOMATION)
+        if automations:
+            client.update_automation(automations[0].id, automation)
         else:
             client.create_automation(automation)
     return f"automation '{AUTOMATION}': {MISSED_HEARTBEATS} × {HEARTBEAT_S} s"

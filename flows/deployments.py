@@ -28,7 +28,7 @@ JOB_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_NUM_THREADS": "1",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
-    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what a server on SQLite says while its database is locked
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # a server on SQLite answers this while its database is locked
 }
 """What every flow run of a worker has in its environment; places come from the worker's own."""
 

@@ -84,11 +84,11 @@ class Runs:
                 ended = _ended(self._client, run, self._going[run.id], workers)
                 if ended is None:
                     continue
-                one = self._going.pop(run.id)
-                if ended.state == "CRASHED" and one.attempt < CRASHES:
-                    self._start(one.order, one.attempt + 1)
+                going = self._going.pop(run.id)
+                if ended.state == "CRASHED" and going.attempt < CRASHES:
+                    self._start(going.order, going.attempt + 1)
                 else:
-                    yield one.order, ended
+                    yield going.order, ended
 
     def _look(self) -> list[FlowRun]:
         """The runs as they are now; nothing while the server restarts or its database is busy."""
@@ -124,15 +124,15 @@ def started(orders: Sequence[Order]) -> Iterator[Runs]:
 def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
     """Names of the workers that are online in each of the pools; pools without any are left out."""
     with get_client(sync_client=True) as client:
-        found = {pool: _workers(client, pool) for pool in pools if pool}
-    return {pool: names for pool, names in found.items() if names}
+        by_pool = {pool: _workers(client, pool) for pool in pools if pool}
+    return {pool: names for pool, names in by_pool.items() if names}
 
 
 def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
-    """Of a pool that nobody has made yet (a new target, before `engineworks deploy`) there are none."""
+    """None for a pool that does not exist yet (a new target, before `engineworks deploy`)."""
     try:
         workers = client.read_workers_for_work_pool(pool)
-    except PrefectHTTPStatusError as error:  # the client says ObjectNotFound of other things alone
+    except PrefectHTTPStatusError as error:  # the client raises ObjectNotFound for other resources only
         if error.response.status_code != httpx.codes.NOT_FOUND:
             raise
         return frozenset()
@@ -170,7 +170,7 @@ def _read(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
 
 
 def _ended(
-    client: SyncPrefectClient, run: FlowRun, one: _Going, workers: Callable[[str], frozenset[str]]
+    client: SyncPrefectClient, run: FlowRun, going: _Going, workers: Callable[[str], frozenset[str]]
 ) -> Ended | None:
     """How it ended, None while it goes on."""
     state = run.state
@@ -179,14 +179,14 @@ def _ended(
     if state.is_final():
         return Ended(state.type.value, state.message or "")
     if not state.is_scheduled():
-        one.waiting_since = None
+        going.waiting_since = None
         return None
-    if workers(one.order.pool):
-        one.waiting_since = None
+    if workers(going.order.pool):
+        going.waiting_since = None
         return None
-    one.waiting_since = one.waiting_since or time.monotonic()
-    if time.monotonic() - one.waiting_since < NO_WORKER_S:
+    going.waiting_since = going.waiting_since or time.monotonic()
+    if time.monotonic() - going.waiting_since < NO_WORKER_S:
         return None
-    message = f"no worker took it: pool '{one.order.pool}' has none; prefect worker start --pool {one.order.pool}"
+    message = f"no worker took it: pool '{going.order.pool}' has none; prefect worker start --pool {going.order.pool}"
     client.set_flow_run_state(run.id, Cancelling(message=message), force=True)
     return Ended("CANCELLED", message)

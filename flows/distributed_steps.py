@@ -44,7 +44,7 @@ def run_distributed(build: Build, recipe: str, again: str | None = None) -> None
 
 
 def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], again: str | None) -> dict[str, Order]:
-    """What workers are to do, by engine: what is left to do and has all that it stands on."""
+    """What workers are to do, by engine: what is left to do and has all its inputs."""
     engines = [e for e in build.plan.engines if is_unfinished(build.plan, e) and not _is_lost(build, e)]
     orders = {}
     for engine in engines:
@@ -61,7 +61,7 @@ def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], aga
 
 
 def _is_lost(build: Build, engine: PlannedEngine) -> bool:
-    """Whether a step that it stands on has failed."""
+    """Whether a step that it needs has failed."""
     return bool(build.plan.closure(engine.steps.values()) & build.failures.keys())
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from engineworks.builds.command import Champions
 from engineworks.builds.results import BuildResult
 from engineworks.engines.backends import backend
 from engineworks.errors import EngineworksError, StepError
@@ -25,39 +24,28 @@ CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
 
 
 def build_recipes(
-    plans: Sequence[Plan], settings: Settings, *, only: str | None, release: bool = False
+    plans: Sequence[Plan], settings: Settings, *, only: str | None, champions: Champions | None = None
 ) -> list[BuildResult] | list[ReleaseResult]:
-    """Run `build_recipe`, or `release`, for every plan, one after the other; a failed one does not stop the others."""
-    with prefect_api(settings.artifacts / "prefect") as prefect, _places(settings):
+    """Build every plan, one after the other; a failed one does not stop the others. champions: release them too."""
+    with prefect_api(settings.artifacts / "prefect") as prefect:
         default_pool().prestart(_imports(plans), count=2)
         with not_collected():
             prefect.load()
             tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-            tracking.prestart()  # after Prefect's import: two imports at once take turns and help nobody
+            tracking.prestart()  # after Prefect's import: two imports at once only wait for each other
             prefect.wait_ready()
-        if release:
-            return [_release(plan, only) for plan in plans]
-        return [_build(plan, only) for plan in plans]
+        if champions is None:
+            from flows.build_recipe import build_planned
+
+            return [_result(build_planned(plan, settings, only), BuildResult, plan) for plan in plans]
+        from flows.release import release_planned
+
+        return [_result(release_planned(plan, settings, only, champions), ReleaseResult, plan) for plan in plans]
 
 
 def _imports(plans: Sequence[Plan]) -> list[str]:
     backends = {engine.target.target.backend for plan in plans for engine in plan.engines}
     return [*CHILD_IMPORTS, *(module for name in sorted(backends) for module in backend(name).IMPORTS)]
-
-
-def _build(plan: Plan, only: str | None) -> BuildResult:
-    from flows.build_recipe import build_recipe
-
-    compare = ",".join(dict.fromkeys(peer.name for peer in plan.peers)) or None
-    return _result(
-        build_recipe(str(plan.loaded.path), only, compare, mode=plan.loaded.mode, return_state=True), BuildResult, plan
-    )
-
-
-def _release(plan: Plan, only: str | None) -> ReleaseResult:
-    from flows.release import release
-
-    return _result(release(str(plan.loaded.path), only, return_state=True), ReleaseResult, plan)
 
 
 def _result(state: Any, kind: type[R], plan: Plan) -> R:
@@ -67,19 +55,3 @@ def _result(state: Any, kind: type[R], plan: Plan) -> R:
     if isinstance(result, EngineworksError | KeyboardInterrupt):
         raise result
     raise StepError(f"{plan.recipe}: the flow ended {state.name} without a result: {state.message}")
-
-
-@contextmanager
-def _places(settings: Settings) -> Iterator[None]:
-    """The flow reads its places from the environment: let them be ours, whatever the current folder is."""
-    values = {"ENGINEWORKS_ARTIFACTS": str(settings.artifacts), "ENGINEWORKS_STORE": settings.store}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -106,7 +106,7 @@ class LocalPrefect:
             prefect.context.refresh_global_settings_context()
         self._undo.enter_context(_quiet_runs())
         if self._server is not None:
-            # A flow waits a second for its heartbeat thread to end, and nobody watches the heartbeats of our server.
+            # A flow waits a second for its heartbeat thread to end, and nothing reads the heartbeats of this server.
             self._undo.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
 
     def stop(self) -> None:

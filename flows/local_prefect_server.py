@@ -4,14 +4,13 @@ The child serves on the listening socket FD, says `ready` on its standard output
 input is closed (or its parent is gone) and all that it was sent is in the database. Its settings come as environment
 variables. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
 
-`python local_prefect_server.py --write-schema FILE` makes local_prefect_schema.sql anew, after an upgrade of Prefect;
-an old one still does, and Prefect migrates it.
+`make prefect-schema` writes local_prefect_schema.sql again after an upgrade of Prefect. An older one still works:
+Prefect migrates it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import importlib.metadata
 import importlib.util
@@ -25,9 +24,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from engineworks.host.lock import locked
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,10 +82,8 @@ def create_database(database: Path, schema: Schema) -> None:
 
     An installed Prefect that does not know the revision (it is older) gets nothing, and migrates by itself.
     """
-    found = importlib.util.find_spec("prefect")
-    folder = (
-        Path(found.origin).parent / "server/database/_migrations/versions/sqlite" if found and found.origin else None
-    )
+    spec = importlib.util.find_spec("prefect")
+    folder = Path(spec.origin).parent / "server/database/_migrations/versions/sqlite" if spec and spec.origin else None
     if folder is None or not any(folder.glob(f"*{schema.revision}*.py")):
         return
     unfinished = database.with_suffix(".new")
@@ -103,14 +102,6 @@ def is_at_head(database: Path, schema: Schema) -> bool:
         return bool(tables) and connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
             (schema.revision,)
         ]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file lock; the kernel drops it when the holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Inbox:
@@ -151,8 +142,8 @@ class Inbox:
         with closing(sqlite3.connect(self.database, timeout=60)) as connection:
             for ids in _batches(list(self._unseen), 500):
                 marks = ",".join("?" * len(ids))
-                found = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
-                self._unseen.difference_update(state_id for (state_id,) in found)
+                saved = connection.execute(f"SELECT id FROM task_run_state WHERE id IN ({marks})", ids)
+                self._unseen.difference_update(state_id for (state_id,) in saved)
         return len(self._unseen)
 
     def may_close(self) -> bool:

@@ -1,4 +1,4 @@
-"""The steps of a build in this process: each in a child when its inputs are there, two beside each other."""
+"""The steps of a build in this process: each in a child when its inputs are there, two at a time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from engineworks.plan.refusals import refuse_folded
 from tasks.run_steps import STEP_TASKS
 
 MAX_PARALLEL = 2
-"""Steps that run beside each other, each in a child of its own; measuring runs alone."""
+"""Steps that run at the same time, each in its own child; measuring runs alone."""
 
 POLL_S = 0.2
 
 
 RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MAX_PARALLEL + 1)
-"""One more thread than steps: the record is opened beside them."""
+"""One more thread than steps: the record is opened meanwhile."""
 
 
 def run_steps(build: Build, keys: Container[str] | None = None) -> None:
-    """Run what is to do, each step when its inputs are there; a failure stops only what stands on it.
+    """Run what is to do, each step when its inputs are there; a failure stops only what needs it.
 
-    keys: run these alone; what they stand on is there, or has failed.
+    keys: run only these; what they need is there, or has failed.
     """
     schedule = Schedule(build.plan, keys, lost=build.failures, need=needs_of(build.store))
     running: dict[PrefectFuture[Outcome], Step] = {}
@@ -66,7 +66,7 @@ def _say_if_large(schedule: Schedule, free_mib: float) -> None:
 
 
 def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
-    """Note what came of a step: its outcome, or the exception that ended it."""
+    """Note a step's outcome, or the exception that ended it."""
     if isinstance(result, Outcome):
         build.outcomes.append(result)
         schedule.done(step.key)
@@ -91,8 +91,8 @@ def _refuse_folded(build: Build, schedule: Schedule) -> None:
     before = len(build.plan.refused)
     build.plan = refuse_folded(build.plan, build.store)
     refused = build.plan.refused[before:]
-    for one in refused:
-        listener().say(f"{one.id}: refused: {one.sentence}")
+    for refusal in refused:
+        listener().say(f"{refusal.id}: refused: {refusal.sentence}")
     if refused and not build.plan.engines:
-        raise none_left({one.id: one.sentence for one in build.plan.refused})
+        raise none_left({refusal.id: refusal.sentence for refusal in build.plan.refused})
     schedule.drop(build.plan)

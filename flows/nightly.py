@@ -52,7 +52,7 @@ def nightly(
     """Build the recipes of the folder that match: `recipes` (globs over names or files), `owner` (a glob), `tag`.
 
     distributed: each as a run of the deployment build-recipe, else one after the other in this process. again: glob
-    over ids of engines that workers shall look at anew. The run's log says what happened to every engine; it ends
+    over ids of engines that workers check again. The run's log reports every engine's outcome; it ends
     failed unless every engine passed, or has no hardware to be measured on.
     """
     settings, start = read_settings(), time.monotonic()
@@ -86,35 +86,35 @@ def _nights(
     chosen: Sequence[Chosen], settings: Settings, *, again: str | None, distributed: bool
 ) -> Iterator[RecipeNight]:
     """What happened to every recipe, in no order."""
-    pools = {t.target.pool for one in chosen if one.loaded for t in one.loaded.targets}
+    pools = {t.target.pool for recipe in chosen if recipe.loaded for t in recipe.loaded.targets}
     online = workers_online(sorted(pools)) if distributed else {}
     lookup, to_do = Lookup(settings), []
-    for one in chosen:
-        if one.loaded is None:
-            yield night_without_result(one, "refused", str(one.error))
+    for recipe in chosen:
+        if recipe.loaded is None:
+            yield night_without_result(recipe, "refused", str(recipe.error))
             continue
         try:
-            known = find_unchanged(opaque(one), one.name, lookup, online, again)
+            known = find_unchanged(opaque(recipe), recipe.name, lookup, online, again)
         except EngineworksError as error:
-            yield night_without_result(one, "refused", str(error))
+            yield night_without_result(recipe, "refused", str(error))
             continue
         if known is not None:
-            yield night_of_result(known.to_json(), str(one.path), "unchanged")
+            yield night_of_result(known.to_json(), str(recipe.path), "unchanged")
         else:
-            to_do.append(one)
+            to_do.append(recipe)
     yield from _ordered(to_do, settings, again) if distributed else map(_built_here, to_do)
 
 
-def _built_here(one: Chosen) -> RecipeNight:
-    state: State[Any] = build_recipe(str(one.path), return_state=True)
+def _built_here(chosen: Chosen) -> RecipeNight:
+    state: State[Any] = build_recipe(str(chosen.path), return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BuildResult):
-        return night_of_result(result.to_json(), str(one.path), "built")
-    return night_without_result(one, "lost", f"{result}")
+        return night_of_result(result.to_json(), str(chosen.path), "built")
+    return night_without_result(chosen, "lost", f"{result}")
 
 
 def _ordered(to_do: Sequence[Chosen], settings: Settings, again: str | None) -> Iterator[RecipeNight]:
-    by_file = {str(one.path): one for one in to_do}
+    by_file = {str(recipe.path): recipe for recipe in to_do}
     orders = [
         Order(file, DEPLOYMENT, PREPARE_POOL, {"recipe": file, "distributed": True, "again": again}) for file in by_file
     ]
@@ -123,12 +123,12 @@ def _ordered(to_do: Sequence[Chosen], settings: Settings, again: str | None) -> 
             yield _delivered(by_file[order.name], ended, settings)
 
 
-def _delivered(one: Chosen, ended: Ended, settings: Settings) -> RecipeNight:
+def _delivered(chosen: Chosen, ended: Ended, settings: Settings) -> RecipeNight:
     key = digest_in(ended.message, "verdicts")
     message = f"its flow run {ended.state.lower()}: {ended.message}"
     if key is not None:
         try:
-            return night_of_result(read_body(open_store(settings), key), str(one.path), "built")
+            return night_of_result(read_body(open_store(settings), key), str(chosen.path), "built")
         except StoreError as error:
             message = str(error)
-    return night_without_result(one, "lost", message)
+    return night_without_result(chosen, "lost", message)

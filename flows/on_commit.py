@@ -10,7 +10,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from engineworks.plan.changed import Changes, RecipeChange, only_glob
+from engineworks.plan.changed import Changes, only_glob
+from engineworks.plan.recipe_change import RecipeChange
 from flows.build_recipe import build_recipe
 from flows.outcomes import ended
 from tasks.find_changed import find_changed
@@ -22,7 +23,7 @@ def on_commit(since: str, recipes: list[str] | None = None) -> State[dict[str, s
 
     Engines of a recipe that are as they were are left out where one glob says so; else the store answers for them.
     The flow ends failed if a recipe could not be read or built, or a gate failed; none of them stops the others.
-    Its result: by recipe, what became of it.
+    Its result: the outcome by recipe.
     """
     changes = find_changed(since, recipes)
     words = {recipe.file: f"not read: {'; '.join(recipe.reasons)}" for recipe in changes.broken}

@@ -28,7 +28,7 @@ def opaque(argument: R) -> R:
 
 
 def ordered() -> bool:
-    """Whether this very run is one of a deployment, so that nobody in this process waits for its result.
+    """Whether this very run is one of a deployment, so that nothing in this process waits for its result.
 
     Not `prefect.runtime.deployment.id`: a flow within such a run would have that too.
     """

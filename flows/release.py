@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
+from engineworks.builds.command import Champions
 from engineworks.builds.progress import listener
 from engineworks.builds.state import Build
-from engineworks.recipe.load import registered_name
-from engineworks.release.promotion import ReleaseResult
-from engineworks.settings import read_settings
+from engineworks.plan.plan import Plan
+from engineworks.release.promotion import ReleaseResult, registered_model
+from engineworks.settings import Settings, read_settings
 from flows.build_recipe import build_and_judge
 from flows.local_steps import RUNNER
-from flows.outcomes import ended
-from tasks.plan_build import plan_build
+from flows.outcomes import ended, opaque
+from flows.planned import run_planned
+from tasks.plan_build import open_build, plan_build
 from tasks.release_engine import read_champions, release_engine
 
 
@@ -33,18 +34,30 @@ def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
     """
     settings = read_settings()
     champions = read_champions(Path(recipe), settings)  # first: what is judged against one must not replace another
-    build = plan_build(Path(recipe), settings, only, None)
+    return _released(plan_build(Path(recipe), settings, only, None), champions)
+
+
+def release_planned(plan: Plan, settings: Settings, only: str | None, champions: Champions) -> State[ReleaseResult]:
+    """The same for a plan that was made in this process. champions: from before it was made."""
+
+    def body() -> State[ReleaseResult]:
+        return _released(open_build(opaque(plan), settings, plan.recipe), champions)
+
+    return run_planned(release, plan, only, body)
+
+
+def _released(build: Build, champions: Champions) -> State[ReleaseResult]:
     listener().planned(build.plan)
     result = release_judged(build, champions)
     words = "; ".join(f"{e.id}: {e.sentence}" for e in result.engines)
     return ended(words, result, good=result.exit_code() == 0)
 
 
-def release_judged(build: Build, champions: Mapping[str, int | None]) -> ReleaseResult:
+def release_judged(build: Build, champions: Champions) -> ReleaseResult:
     """Build and judge, then release one engine after the other."""
     judged = build_and_judge(build, str(flow_run.get_id() or ""))
     released = [
         release_engine(build, e, e.id, judged.run, champions[e.id], judged.dropped.get(e.id, ""))
         for e in judged.engines
     ]
-    return ReleaseResult(judged, registered_name(build.plan.loaded), tuple(released))
+    return ReleaseResult(judged, registered_model(build.plan.loaded), tuple(released))

@@ -1,4 +1,4 @@
-"""A night: which recipes it takes, what there is to do for each, and what came of every engine. Plain values."""
+"""A night: which recipes it takes, what there is to do for each, and the outcome of every engine. Plain values."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class RecipeNight:
 
     @property
     def is_good(self) -> bool:
-        return not self.message and all(
-            e.word in ("pass", "pass (waived)", "unmeasured", "refused") for e in self.engines
-        )
+        return not self.message and all(e.word in GOOD for e in self.engines)
 
 
 def choose_recipes(
@@ -67,19 +65,19 @@ def choose_recipes(
 ) -> list[Chosen]:  # fmt: skip
     """The folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
 
-    A file that cannot be read has no owner and no tags: it is always chosen where its file matches, so that nobody's
+    A file that cannot be read has no owner and no tags: it is always chosen where its file matches, so that no
     recipe is silently left out. Raises `InputError` if nothing matches.
     """
     chosen = [_load(path, data_roots) for path in find_recipes(folder)]
-    chosen = [one for one in chosen if not globs or any(_named(one, glob) for glob in globs)]
-    chosen = [one for one in chosen if one.loaded is None or _belongs(one.loaded, owner, tag)]
+    chosen = [recipe for recipe in chosen if not globs or any(_named(recipe, glob) for glob in globs)]
+    chosen = [recipe for recipe in chosen if recipe.loaded is None or _belongs(recipe.loaded, owner, tag)]
     if not chosen:
         raise InputError(f"no recipe in {folder} matches recipes={list(globs)} owner={owner} tag={tag}")
     return _unique(chosen)
 
 
 def night_of_result(verdicts: Mapping[str, Any], file: str, word: Word) -> RecipeNight:
-    """What a build's result (as JSON) says of every engine."""
+    """Every engine's outcome in a build's result (as JSON)."""
     engines = [EngineNight(e["id"], _word(e), _sentence(e)) for e in verdicts["engines"]]
     engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
     return RecipeNight(verdicts["recipe"], file, word, tuple(engines), verdicts=verdicts)
@@ -120,8 +118,8 @@ def _load(path: Path, data_roots: Sequence[Path]) -> Chosen:
         return Chosen(path, None, error)
 
 
-def _named(one: Chosen, glob: str) -> bool:
-    return fnmatchcase(one.name, glob) or fnmatchcase(str(one.path), glob) or fnmatchcase(one.path.name, glob)
+def _named(recipe: Chosen, glob: str) -> bool:
+    return fnmatchcase(recipe.name, glob) or fnmatchcase(str(recipe.path), glob) or fnmatchcase(recipe.path.name, glob)
 
 
 def _belongs(loaded: LoadedRecipe, owner: str | None, tag: str | None) -> bool:
@@ -133,10 +131,10 @@ def _unique(chosen: Sequence[Chosen]) -> list[Chosen]:
     """Two recipes of one name would overwrite each other's record: the later one is refused."""
     seen: dict[str, Path] = {}
     unique = []
-    for one in chosen:
-        first = seen.setdefault(one.name, one.path)
-        clash = InputError(f"{one.path}: the name '{one.name}' is also that of {first}", hint="rename one")
-        unique.append(one if first == one.path or one.error else Chosen(one.path, None, clash))
+    for recipe in chosen:
+        first = seen.setdefault(recipe.name, recipe.path)
+        clash = InputError(f"{recipe.path}: the name '{recipe.name}' is also that of {first}", hint="rename one")
+        unique.append(recipe if first == recipe.path or recipe.error else Chosen(recipe.path, None, clash))
     return unique
 
 

@@ -47,8 +47,8 @@ class Lookup:
 
     @cached_property
     def finished(self) -> FinishedBuilds:
-        """The builds that the last night told of, and all that came after; recipes whose build is not among them are
-        searched for one by one. None where MLflow does not answer: that is for whoever asks next to tell."""
+        """The builds of the last night, and all that came after; recipes whose build is not among them are
+        searched for one by one. Empty where MLflow does not answer: the next request reports that."""
         try:
             tracking = open_tracking(self.settings.artifacts, self.settings.tracking_uri)
             send_waiting(tracking, self.settings.artifacts)

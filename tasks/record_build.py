@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from engineworks.errors import TrackingError
 from engineworks.report.background import Link
 from engineworks.report.summary import NOTE_CHARS, verdict_table
 from engineworks.report.write import HTML_FILE, MARKDOWN_FILE
-from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE
+from engineworks.tracking.records import BUILD_KEY, FLOW_PAGE, NOTE, PLAN_FILE
 from engineworks.tracking.spooled import SpooledRun, start_spooled
 
 
@@ -32,12 +33,11 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
 
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
-def end_record(build: Build, run: SpooledRun, recipe: str, report: Path) -> None:
+def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, report: Path) -> None:
     """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
-    result = build.result(run.run_id)
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
-    texts = {"plan.json": build.plan.to_json_text(), **pages, **result_texts(result)}
-    tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have told us of their hardware
+    texts = {PLAN_FILE: json.dumps(build.plan.to_json(), indent=1), **pages, **result_texts(result)}
+    tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have reported their hardware
     tags |= {NOTE: _note(build, run, result)}
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)

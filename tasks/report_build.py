@@ -18,11 +18,10 @@ from engineworks.report.write import write_report
 
 
 @task(name="report", task_run_name="{recipe}/report", cache_policy=NO_CACHE)
-def report_build(build: Build, recipe: str, run_id: str) -> Path:
+def report_build(build: Build, result: BuildResult, recipe: str) -> Path:
     del recipe  # names the task run
-    result = build.result(run_id)
     background = gather_background(result, build.plan.to_json(), build.tracking)
-    page = write_report(result, build.settings.runs / run_id, background)
+    page = write_report(result, build.settings.runs / result.run, background)
     _show_in_prefect(result, background, page)
     return page
 

@@ -23,10 +23,10 @@ from engineworks.plan.kinds import STEP_KINDS, StepName
 
 def execute_step(build: Build, step_id: str, key: str) -> Outcome:
     """Run the step with this key; the store decides whether there is anything to do."""
-    step, told = build.plan.steps[key], listener()
-    told.started(step)
-    outcome = run_step(step, build.store, default_pool(), say=told.say)
-    told.finished(step, outcome.seconds)
+    step, progress = build.plan.steps[key], listener()
+    progress.started(step)
+    outcome = run_step(step, build.store, default_pool(), say=progress.say)
+    progress.finished(step, outcome.seconds)
     return outcome
 
 

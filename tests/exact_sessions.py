@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from engineworks.model.ort_forms import exact_options
+from engineworks.model.runtime.ort_forms import exact_options
 
 
 def open_exact(model: onnx.ModelProto) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engineworks.fingerprint import FileDigests, canonical_json, digest_of, installed_version
+from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 
 
 def test_equal_values_have_equal_digests_whatever_their_order() -> None:
@@ -84,8 +84,3 @@ def test_a_memory_that_is_no_database_is_done_without(tmp_path: Path) -> None:
     digests = FileDigests(memory)
     assert digests.digest(path) == hashlib.sha256(b"one").hexdigest()
     digests.save()
-
-
-def test_versions_are_those_of_the_metadata() -> None:
-    assert installed_version("numpy")
-    assert installed_version("no-such-distribution") is None

@@ -80,8 +80,8 @@ def _evaluation(plan: Plan, store: Store) -> Mapping[str, Any]:
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "reference" else None
         if artifact is not None and INPUTS in artifact.files:
-            found: Mapping[str, Any] = artifact.read_json(INPUTS)
-            return found
+            statistics: Mapping[str, Any] = artifact.read_json(INPUTS)
+            return statistics
     return {}
 
 

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from engineworks.builds.calibration_health import calibration_health
-from engineworks.builds.ladders import ladders
+from engineworks.builds.assembly import assemble_result
 from engineworks.builds.passport import recipe_origin, with_passport
-from engineworks.builds.results import (
-    BuildResult,
-    StepCounts,
-    build_notes,
-    engine_result,
-    synthetic_notes,
-    waiver_notes,
-)
-from engineworks.builds.side_by_side import compare_with_peers
+from engineworks.builds.results import BuildResult, engine_result
 from engineworks.errors import InputError, TrackingError
 from engineworks.host.git.state import Checkout
 from engineworks.plan.plan import Plan
-from engineworks.plan.prepared import notes_of_data, notes_of_lowering
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
@@ -32,15 +23,19 @@ FinishedBuilds = Mapping[tuple[str, str], str]
 
 NOT_ASKED: FinishedBuilds = {}
 
+Champions = Mapping[str, int | None]
+"""The champion's version by engine, None for none."""
+
 
 class Flows(Protocol):
     """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it.
 
-    release: run the flow `release`, which gives a `ReleaseResult` per plan; else `build_recipe`, a `BuildResult`.
+    champions: by engine, from before the plans were made: run the flow `release`, which gives a `ReleaseResult` per
+    plan. Without them run `build_recipe`, which gives a `BuildResult`.
     """
 
     def __call__(
-        self, plans: Sequence[Plan], settings: Settings, *, only: str | None, release: bool = False
+        self, plans: Sequence[Plan], settings: Settings, *, only: str | None, champions: Champions | None = None
     ) -> list[Any]: ...
 
 
@@ -63,8 +58,8 @@ def recorded_result(
 ) -> BuildResult | None:
     """The result of a build that needs no step and is on record, else None.
 
-    Every artifact is verified and judged again; only the record itself is taken from MLflow. Whoever asks for many
-    plans gives what serves all of them: the store, the repository's checkout, the finished builds that MLflow told of.
+    Every artifact is verified and judged again; only the record itself is taken from MLflow. A caller with many
+    plans gives what serves all of them: the store, the repository's checkout, the finished builds in MLflow.
     samples: as of `engine_result`.
     """
     if plan.to_do:
@@ -78,38 +73,21 @@ def recorded_result(
     run, waits = _record_of(plan, settings, finished)
     if run is None:
         return None
-    reused = sum(1 for step in plan.steps.values() if step.state == "cached")
     origin = recipe_origin(plan, checkout)
     report = settings.runs / run / "report.html"
     judged = (engine_result(plan, engine, store, {}, samples=samples) for engine in plan.engines)
     engines = tuple(with_passport(plan, engine, store, origin) for engine in judged)
-    calibration = calibration_health(plan, store)
-    told = (sentence for health in calibration for sentence in health.warnings)
-    notes = (*notes_of_data(plan, store), *notes_of_lowering(plan, store), *told, *build_notes(engines))
-    doubts = (*notes, *synthetic_notes(plan, engines), *waiver_notes(plan, engines))
-    return BuildResult(
-        recipe=plan.recipe,
-        run=run,
-        engines=engines,
-        refused=plan.refused,
-        steps=StepCounts(reused=reused),
+    result = assemble_result(plan, engines, store, run=run, failures={})
+    return replace(
+        result,
         report=report if report.is_file() else None,
         seconds=time.monotonic() - start,
-        comparison=compare_with_peers(plan, engines, store, {}),
-        warnings=(*doubts, *waits, *outage_of(store)),
-        calibration=calibration,
-        ladder=ladders(plan, engines, store),
-        not_selected=plan.not_selected,
+        warnings=(*result.warnings, *waits, *((store.outage,) if store.outage else ())),
     )
 
 
-def outage_of(store: Store) -> tuple[str, ...]:
-    """What to say where the store that others share does not answer."""
-    return (store.outage,) if store.outage else ()
-
-
 def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tuple[str | None, tuple[str, ...]]:
-    """The run that holds the record of this very build, None for none; where it still waits, one sentence says so.
+    """The run that holds the record of this build, None for none; and a sentence if that record still waits to be sent.
 
     What waits from earlier builds is sent first.
     """
@@ -123,17 +101,17 @@ def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tupl
         send_waiting(tracking, settings.artifacts)
         if known := finished.get((plan.recipe, plan.build_key)):
             return known, ()
-        found = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
+        runs = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
     except TrackingError as error:
         waiting = finished_build(settings.artifacts, plan.build_key)
         return (waiting.run_id, (waiting_sentence(settings.artifacts, error.message),)) if waiting else (None, ())
-    return next((run.run_id for run in found if run.status == "FINISHED"), None), ()
+    return next((run.run_id for run in runs if run.status == "FINISHED"), None), ()
 
 
 def load_flows() -> Flows:
     """Our flows by their entry point. Raises `InputError` where they are not installed."""
-    found = list(entry_points(group="engineworks.flows", name="build"))
-    if not found:
+    entries = list(entry_points(group="engineworks.flows", name="build"))
+    if not entries:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    flows: Flows = found[0].load()
+    flows: Flows = entries[0].load()
     return flows

@@ -53,11 +53,11 @@ class Comparison:
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
-    """For the record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and its kin, 'engine_speedup/fp16/cpu/SHAPE'."""
-    found: dict[str, float] = {}
+    """For the record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like, 'engine_speedup/fp16/cpu/SHAPE'."""
+    metrics: dict[str, float] = {}
     for row in comparison.rows if comparison else ():
         fields = ("speedup",) if row.engine else _PEER_METRICS
         values = {field: getattr(row, field) for field in fields}
         kind = "engine" if row.engine else "peer"
-        found |= {f"{kind}_{field}/{row.name}/{row.shape}": value for field, value in values.items() if value}
-    return found
+        metrics |= {f"{kind}_{field}/{row.name}/{row.shape}": value for field, value in values.items() if value}
+    return metrics

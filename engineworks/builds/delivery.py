@@ -19,7 +19,7 @@ from engineworks.builds.state import Build
 from engineworks.builds.step import Outcome
 from engineworks.errors import StoreError
 from engineworks.fingerprint import canonical_json, digest_of
-from engineworks.plan.kinds import StepName
+from engineworks.plan.kinds import STEP_KINDS, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Step
 from engineworks.recipe.selection import selects
 from engineworks.store.store import Store
@@ -28,9 +28,6 @@ BODY_FILE = "body.json"
 VERSION = 1
 
 _DIGEST = re.compile(r"\b(?P<kind>delivery|verdicts) (?P<key>[0-9a-f]{64})\b")
-
-PREPARE = ("export", "prepare", "fold", "calibrate", "lower", "reference", "lowered_reference")
-"""Steps that need no GPU and are shared by engines: run once, by the parent, on the CPU pool."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +58,7 @@ class Delivery:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Delivery:
-        steps = tuple(
-            Step(
-                s["kind"],
-                s["id"],
-                s["key"],
-                s["document"],
-                s["document"]["inputs"],
-                {},
-                s["state"],
-                s.get("reason", ""),
-            )
-            for s in value["steps"]
-        )
+        steps = tuple(Step(**s, inputs=s["document"]["inputs"], unkeyed={}) for s in value["steps"])
         return Delivery(
             engine=value["engine"],
             keys=value["keys"],
@@ -86,7 +71,7 @@ class Delivery:
 
 
 def delivery_of(build: Build) -> Delivery:
-    """What came of a build whose plan holds one engine."""
+    """The delivery of a build whose plan holds one engine."""
     (engine,) = build.plan.engines
     return Delivery(
         engine=engine.id,
@@ -116,7 +101,7 @@ def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
     missing = sorted({k for s in delivery.steps for k in s.inputs.values()} - steps.keys() - {*delivery.keys.values()})
     if missing:
         raise StoreError(
-            f"{engine.id}: host {delivery.host} stands on other steps than this plan ({missing[0][:12]}…)",
+            f"{engine.id}: host {delivery.host} used other steps than this plan ({missing[0][:12]}…)",
             hint="are recipes and library versions the same on both hosts?",
         )
     return replace(plan, engines=engines, steps=steps | {step.key: step for step in delivery.steps})
@@ -125,7 +110,7 @@ def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
 def prepare_keys(plan: Plan, engines: Sequence[PlannedEngine]) -> set[str]:
     """Keys of the steps to run before the engines' own can: those on the CPU pool."""
     keys = plan.closure(key for engine in engines for key in engine.steps.values())
-    return {key for key in keys if plan.steps[key].kind in PREPARE}
+    return {key for key in keys if _is_shared(plan.steps[key])}
 
 
 def is_named(engine: PlannedEngine, glob: str | None) -> bool:
@@ -140,11 +125,11 @@ def is_unfinished(plan: Plan, engine: PlannedEngine) -> bool:
 
 def unprepared(plan: Plan) -> Step | None:
     """The first prepare step that is still to do."""
-    return next((step for step in plan.to_do if step.kind in PREPARE), None)
+    return next((step for step in plan.to_do if _is_shared(step)), None)
 
 
 def publish_body(store: Store, kind: Literal["delivery", "verdicts"], name: str, body: Mapping[str, Any]) -> str:
-    """Store a JSON value under the digest of what it says; returns its key."""
+    """Store a JSON value under the digest of its contents; returns its key."""
     body = _finite(body)
     document: dict[str, Any] = {"step": kind, "version": VERSION, "name": name, "sha256": digest_of(body), "inputs": {}}
     key = digest_of(document)
@@ -188,7 +173,7 @@ def was_asked(store: Store, plan: Plan, engine: PlannedEngine, workers: Iterable
 
 def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Plan:
     """The plan with what workers did for the same orders in earlier builds, verified. `again`: glob over ids of engines
-    that are to be ordered anew: nothing here notices a new driver on a worker's host."""
+    to order again: nothing here notices a new driver on a worker's host."""
     for engine in plan.engines:
         if is_unfinished(plan, engine) and not is_named(engine, again):
             known = _find_delivery(store, plan, engine)
@@ -196,6 +181,11 @@ def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Pl
                 steps = tuple(replace(s, state="cached", reason="") for s in known.steps)
                 plan = merge_plan(plan, replace(known, steps=steps))
     return plan
+
+
+def _is_shared(step: Step) -> bool:
+    """Whether the CPU pool runs it once for all engines of the recipe."""
+    return STEP_KINDS[step.kind].owner == "recipe"
 
 
 def _find_delivery(store: Store, plan: Plan, engine: PlannedEngine) -> Delivery | None:
@@ -212,14 +202,14 @@ def _without_hardware(plan: Plan, key: str) -> object:
     document, inputs = plan.steps[key].document, plan.steps[key].inputs
     return {name: value for name, value in document.items() if name not in ("hardware", "inputs")} | {
         "inputs": {
-            role: inner if plan.steps[inner].kind in PREPARE else _without_hardware(plan, inner)
+            role: inner if _is_shared(plan.steps[inner]) else _without_hardware(plan, inner)
             for role, inner in inputs.items()
         }
     }
 
 
 def _finite(value: Any) -> Any:
-    """Without what JSON has no word for: NaN and infinity become null."""
+    """Without what JSON cannot express: NaN and infinity become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

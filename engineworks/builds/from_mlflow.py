@@ -10,15 +10,28 @@ from typing import Any
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
-from engineworks.builds.step_facts import STEPS_FILE, step_fact_from_json
+from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.errors import InputError, TrackingError
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Refused
 from engineworks.settings import Settings
-from engineworks.tracking.records import KIND, RunSummary
+from engineworks.tracking.records import (
+    BUILD_LOG_FILE,
+    CALIBRATION_FILE,
+    COMPARISON_FILE,
+    ERROR_FILE,
+    ERROR_LOG_FILE,
+    KIND,
+    LADDER_FILE,
+    PLAN_FILE,
+    STEPS_FILE,
+    VERDICT_FILE,
+    RunSummary,
+)
 from engineworks.tracking.runs import Tracking, open_tracking
 
 HINT = "`engineworks list engines` shows what was recorded"
@@ -36,14 +49,14 @@ def find_run(tracking: Tracking, name: str) -> RunSummary:
     """The run of this id; of an engine's id (recipe/precision/target) or a recipe's name the newest. Raises
     `InputError` where there is none."""
     if name.count("/") == 2:
-        found = tracking.find_runs(engine=name, kind="engine", limit=1)
+        runs = tracking.find_runs(engine=name, kind="engine", limit=1)
     elif len(name) == 32 and all(c in "0123456789abcdef" for c in name):
-        found = _by_id(tracking, name)
+        runs = _by_id(tracking, name)
     else:
-        found = tracking.find_runs(recipe=Path(name).name.removesuffix(".yaml"), kind="build", limit=1)
-    if not found:
+        runs = tracking.find_runs(recipe=Path(name).name.removesuffix(".yaml"), kind="build", limit=1)
+    if not runs:
         raise InputError(f"'{name}': no run, engine or recipe of this name was recorded", hint=HINT)
-    return found[0]
+    return runs[0]
 
 
 def _by_id(tracking: Tracking, run_id: str) -> list[RunSummary]:
@@ -61,8 +74,8 @@ def build_of(tracking: Tracking, run: RunSummary) -> RunSummary:
 
 def engine_runs(tracking: Tracking, build: RunSummary) -> list[RunSummary]:
     """Runs of the build's engines, by engine."""
-    found = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
-    return sorted(found, key=lambda run: run.engine or "")
+    runs = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
+    return sorted(runs, key=lambda run: run.engine or "")
 
 
 def read_json(tracking: Tracking, run_id: str, path: str) -> Any:
@@ -80,7 +93,7 @@ def read_text(tracking: Tracking, run_id: str, path: str) -> str | None:
 
 def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
     """The result of the build as it was recorded; engines have no path, for their files are MLflow's now."""
-    plan = read_json(tracking, build.run_id, "plan.json") or {}
+    plan = read_json(tracking, build.run_id, PLAN_FILE) or {}
     order = {e["id"]: i for i, e in enumerate(plan.get("engines", ()))}
     runs = sorted(engine_runs(tracking, build), key=lambda run: order.get(run.engine or "", len(order)))
     metrics, warnings = build.metrics, build.tags.get("engineworks.warnings", "")
@@ -92,9 +105,9 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
         steps=StepCounts(*(int(metrics.get(f"steps_{k}", 0)) for k in ("run", "reused", "failed"))),
         seconds=metrics.get("build_s", 0.0),
         warnings=tuple(warnings.splitlines()),
-        comparison=_comparison(read_json(tracking, build.run_id, "comparison.json")),
-        calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, "calibration.json") or ()),
-        ladder=tuple(ladder_from_json(one) for one in read_json(tracking, build.run_id, "ladder.json") or ()),
+        comparison=_comparison(read_json(tracking, build.run_id, COMPARISON_FILE)),
+        calibration=tuple(_health(c) for c in read_json(tracking, build.run_id, CALIBRATION_FILE) or ()),
+        ladder=tuple(ladder_from_json(ladder) for ladder in read_json(tracking, build.run_id, LADDER_FILE) or ()),
         not_selected=left_out(plan),
         dag=tuple(step_fact_from_json(step) for step in read_json(tracking, build.run_id, STEPS_FILE) or ()),
     )
@@ -115,18 +128,18 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
     def read(path: str) -> Any:
         return read_json(tracking, run.run_id, path)
 
-    error, latency = read_text(tracking, run.run_id, "error.txt"), read("latency.json")
-    failure = Failure("", error, read_text(tracking, run.run_id, "error.log") or "") if error else None
+    error, latency = read_text(tracking, run.run_id, ERROR_FILE), read(LATENCY_FILE)
+    failure = Failure("", error, read_text(tracking, run.run_id, ERROR_LOG_FILE) or "") if error else None
     word: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
     return EngineResult(
         id=run.engine or run.name,
         verdict=word,
-        checks=tuple(Check(**check) for check in read("verdict.json") or ()),
+        checks=tuple(Check(**check) for check in read(VERDICT_FILE) or ()),
         sidecar=read(SIDECAR_FILE) or {},
-        accuracy=read("accuracy.json"),
+        accuracy=read(ACCURACY_FILE),
         latency=latency,
-        champion_comparison=read("champion_comparison.json"),
-        log=read_text(tracking, run.run_id, "build.log") or "",
+        champion_comparison=read(CHAMPION_COMPARISON_FILE),
+        log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
         failure=failure,
         recommendation=_recommendation(latency, resolved),
     )

@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from engineworks.engines.backends import backend
 from engineworks.errors import EXIT_STEP_FAILED
 from engineworks.measure.accuracy import worst_cosine
-from engineworks.measure.gates.gates import METRIC_LIMITS
-from engineworks.measure.ladder.ladder import Candidate, TargetLadder, choose
+from engineworks.measure.gates.gates import ACCURACY_CHECKS
+from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose
 
 if TYPE_CHECKING:
     from engineworks.builds.results import EngineResult, Failure
     from engineworks.plan.plan import Plan, PlannedEngine
     from engineworks.recipe.targets import NamedTarget
     from engineworks.store.store import Store
-
-_ACCURACY = ("finite", "cosine", "sqnr_db", "max_abs", "mean_abs", "shapes", *METRIC_LIMITS)
-"""Names of the checks that another precision, or keeping nodes out of it, may mend."""
 
 
 def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
@@ -30,39 +28,42 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
     candidates = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
     inaccurate: dict[str, str] = {}
     passed: dict[str, str] = {}
-    for target, found in candidates.items():
-        for candidate in found:
+    for target, tried in candidates.items():
+        for candidate in tried:
             if candidate.inaccurate:
                 inaccurate.setdefault(candidate.precision, f"failed on {target}: {candidate.why}")
             if candidate.verdict == "pass":
                 passed.setdefault(candidate.precision, target)
     shape = next(iter(plan.loaded.recipe.performance.at), "")
     return tuple(
-        choose(t, candidates[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed)
+        choose(
+            LadderTarget(t.name, t.target.compute_capability, backend(t.target.backend).TRAITS.relative_times),
+            candidates[t.name], shape=shape, recipe=plan.loaded.shown, inaccurate=inaccurate, passed_on=passed,
+        )
         for t in plan.loaded.targets
         if any(r.verdict != "not tried" for r in candidates[t.name])
-    )
+    )  # fmt: skip
 
 
 def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
-    """Every precision of `auto` on this target, whatever became of it."""
+    """Every precision of `auto` on this target, tried or not."""
     auto = plan.loaded.auto
     assert auto is not None
     planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}
-    found = []
+    candidates = []
     for precision in auto.tried:
         engine = f"{plan.recipe}/{precision}/{target.name}"
         if engine in results:
             candidate = _rung_of(planned[engine], results[engine])
             lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
-            found.append(
+            candidates.append(
                 replace(candidate, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
             )
         elif engine in refused:
-            found.append(Candidate(precision, "refused", why=refused[engine]))
+            candidates.append(Candidate(precision, "refused", why=refused[engine]))
         else:
-            found.append(Candidate(precision, "not tried", why="--only left it out"))
-    return found + [Candidate(p, "not tried", why=why) for p, why in auto.untried.items()]
+            candidates.append(Candidate(precision, "not tried", why="--only left it out"))
+    return candidates + [Candidate(p, "not tried", why=why) for p, why in auto.untried.items()]
 
 
 def _model_size(store: Store, key: str) -> int | None:
@@ -91,7 +92,7 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
         cosine=cosine,
         quality=ratio if ratio is not None else cosine,
         why=_why(engine.failure) if engine.failure else next((c.sentence for c in bad), ""),
-        inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in _ACCURACY for c in failing),
+        inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in ACCURACY_CHECKS for c in failing),
         forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),
     )  # fmt: skip
 

@@ -1,17 +1,17 @@
 """What a build is expected to need, and what this host still has: numbers for `schedule`, all in MiB.
 
-The factors were measured by `benchmarks/build_memory.py` (results/build-memory-cpu.json): the peak of resident memory
-of a child that builds, as base + factor × the lowered model with its weights, rounded up. They are of models that are
-nearly all weights; activations of large profiles come on top and are not foreseen.
+A backend's `build_memory` says what its builds need: the peak of a child's resident memory, by
+`benchmarks/build_memory.py`, rounded up. The measured models are nearly all weights. Activations of large profiles need
+more, which nothing here predicts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from engineworks.engines.backends import backend
 from engineworks.plan.plan import Step
 from engineworks.store.store import Store
 
@@ -20,41 +20,26 @@ LIMIT = "ENGINEWORKS_MEMORY_MIB"
 """Environment variable: no more than this counts as available, as on a host that is shared."""
 
 
-class Need(NamedTuple):
-    """Memory of a build: `base` MiB, and `factor` MiB for each MiB of the model."""
-
-    base: float
-    factor: float
-
-
-NEEDS: Mapping[str, Need] = {
-    "onnxruntime": Need(150.0, 3.5),
-    "tensorrt_rtx": Need(400.0, 3.0),
-    "tensorrt": Need(1500.0, 3.0),
-}
-"""By backend. tensorrt was never measured: its libraries load more, its builder works as that of tensorrt_rtx."""
-
-
 def needs_of(store: Store) -> Callable[[Step], float]:
     """For the schedule: what a step whose inputs are stored will need. Only builds are foreseen, others are 0."""
 
     def need(step: Step) -> float:
         if step.kind != "build":
             return 0.0
-        base, factor = NEEDS[step.params["target"]["backend"]]
-        return base + factor * store.size_of(step.inputs["lower"]) / MIB
+        memory = backend(step.params["target"]["backend"]).TRAITS.build_memory
+        return memory.mib(store.size_of(step.inputs["lower"]) / MIB)
 
     return need
 
 
 def available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """The least of what the host, every cgroup that we are in, and `ENGINEWORKS_MEMORY_MIB` leave; infinite where
-    none of them says anything."""
-    found = [*_of_host(proc), *_of_cgroups(proc, cgroups)]
+    """The minimum of what the host, every cgroup of this process, and `ENGINEWORKS_MEMORY_MIB` leave, in MiB;
+    infinite where none of them sets a limit."""
+    limits = [*_of_host(proc), *_of_cgroups(proc, cgroups)]
     limit = os.environ.get(LIMIT, "")
     if limit.replace(".", "", 1).isdigit():
-        found.append(float(limit))
-    return min(found, default=float("inf"))
+        limits.append(float(limit))
+    return min(limits, default=float("inf"))
 
 
 def _of_host(proc: Path) -> Iterator[float]:

@@ -4,7 +4,7 @@
      "digests": {step: {file: sha256}}, "steps": {step: key}, "versions": …, "hardware": …, "profiles": …,
      "reports": {file: …}, "report_digests": {file: sha256}, "verdict": {…, checks}, "issued_at": …, "signature": …}
 
-A passport is a result like others: it lies in the store under the digest of all that it says (but the hour), so that
+A passport is a result like others: it lies in the store under the digest of its contents (without the hour), so that
 the same engine with the same verdict has one passport.
 """
 
@@ -16,14 +16,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from engineworks.builds.results import ACCURACY, LATENCY, LONGEST_LIST, EngineResult
+from engineworks.builds.results import LONGEST_LIST, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import STEP, VERSION
 from engineworks.engines.signing import Signer, read_signer
-from engineworks.fingerprint import digest_file, digest_of, installed_version
+from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.git.state import Checkout
-from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
-from engineworks.plan.kinds import StepName
+from engineworks.host.packages import installed_version
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import DEFAULTS_FILE, TARGETS_FILE
 from engineworks.store.artifact import Artifact
@@ -36,8 +36,8 @@ def recipe_origin(plan: Plan, checkout: Checkout | None = None) -> dict[str, Any
     checkout: of the recipe's repository, if it was looked at already.
     """
     loaded = plan.loaded
-    beside = (loaded.path, loaded.path.parent / DEFAULTS_FILE, loaded.path.parent / TARGETS_FILE)
-    files = [file for file in beside if file.is_file()]
+    folder = loaded.path.parent
+    files = [f for f in (loaded.path, folder / DEFAULTS_FILE, folder / TARGETS_FILE) if f.is_file()]
     git = checkout or Checkout(loaded.root)
     return {
         "name": loaded.name,
@@ -82,7 +82,7 @@ def with_passport(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
 
 
 def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a passport says but the hour and the signature, as JSON."""
+    """A passport's contents without the hour and the signature, as JSON."""
     built = store.require(engine.keys["build"])
     _, precision, target = engine.id.split("/")
     reports = _reports(engine, store)
@@ -96,7 +96,7 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
             **{k: engine.sidecar[k] for k in ("inputs", "outputs", "details", "model_sha256")},
         },
         "recipe": dict(origin),
-        "digests": {kind: dict(d) for kind, document in _documents(plan, engine) if (d := document["digests"])},
+        "digests": {s.kind: dict(d) for s in plan.needed(engine.keys.values()) if (d := s.document["digests"])},
         "steps": dict(engine.keys),
         "versions": {"engineworks": installed_version("engineworks"), **engine.sidecar["versions"]},
         "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
@@ -110,28 +110,17 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
     }  # fmt: skip
 
 
-def _documents(plan: Plan, engine: EngineResult) -> list[tuple[StepName, Mapping[str, Any]]]:
-    """The documents of all steps that the engine stands on, in the plan's order."""
-    pending, seen = [*engine.keys.values()], set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in seen:
-            seen.add(key)
-            pending.extend(plan.steps[key].inputs.values())
-    return [(step.kind, step.document) for key, step in plan.steps.items() if key in seen]
-
-
 def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
     """The artifacts of the steps that ran the engine; none of an engine that nothing here could run."""
-    found = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
-    return [artifact for artifact in found if artifact is not None]
+    artifacts = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
+    return [artifact for artifact in artifacts if artifact is not None]
 
 
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
-    """What the file says, at most without raw samples. What the engine was judged by is known already."""
+    """The report in a file; those that the engine was judged by are known already."""
     judged_by = {
-        ("compare", ACCURACY): engine.accuracy,
-        ("measure", LATENCY): engine.latency,
+        ("compare", ACCURACY_FILE): engine.accuracy,
+        ("measure", LATENCY_FILE): engine.latency,
         ("compare-champion", CHAMPION_COMPARISON_FILE): engine.champion_comparison,
     }
     known = judged_by.get((artifact.step.rpartition("/")[2], name))

@@ -1,4 +1,4 @@
-"""Who is told of a build's progress: the command line sets a listener, a worker's log needs none."""
+"""Listeners to a build's progress: the command line sets one, a worker's log needs none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Listener(Protocol):
 
 
 class Silent:
-    """The listener where nobody listens."""
+    """The listener by default: it does nothing."""
 
     def planned(self, plan: Plan) -> None:
         pass

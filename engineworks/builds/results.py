@@ -10,6 +10,7 @@ from typing import Any, Literal
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison
 from engineworks.builds.step_facts import StepFact
+from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
 from engineworks.errors import (
     EXIT_BAD_INPUT,
     EXIT_GATE_FAILED,
@@ -23,20 +24,17 @@ from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
-from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE, summary
-from engineworks.plan.kinds import StepName
+from engineworks.plan.champion_comparison import summary
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
 
 EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
-"""A verdict's word, or `failed`: a step of the engine failed, so that there is nothing to judge."""
-
-SIDECAR, ACCURACY, LATENCY, LOG = "engine.json", "accuracy.json", "latency.json", "log.txt"
+"""A verdict, or `failed`: a step of the engine failed, so that there is nothing to judge."""
 
 LONGEST_LIST = 64
-"""Longer lists of a report (raw samples) are told by their length where only its figures are wanted; the report's
-digest stands for them."""
+"""Where only figures are wanted, longer lists of a report (raw samples) are replaced by their length."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class EngineResult:
 
     @property
     def waived(self) -> tuple[str, ...]:
-        """What was let through: the name of each waived check and the waiver's words."""
+        """What was accepted by waivers: the name of each waived check and the waiver's text."""
         return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
 
     @property
@@ -145,7 +143,7 @@ class RanStep:
 @dataclass(frozen=True)
 class BuildResult:
     """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
-    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and what became of it.
+    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and its outcome.
     `not_selected`: ids of the recipe's engines that `--only` left out, which are not part of this build."""
 
     recipe: str
@@ -177,19 +175,19 @@ class BuildResult:
             "comparison": self.comparison.to_json() if self.comparison else None,
             "calibration": [c.to_json() for c in self.calibration],
             "ran": [s.to_json() for s in self.ran],
-            "ladder": [one.to_json() for one in self.ladder] if self.ladder else None,
+            "ladder": [ladder.to_json() for ladder in self.ladder] if self.ladder else None,
         }
 
     @property
     def decisive(self) -> tuple[EngineResult, ...]:
         """The engines whose words count: a candidate that a ladder dropped fails no build."""
-        dropped = {engine for one in self.ladder for engine in one.forgiven}
+        dropped = {engine for ladder in self.ladder for engine in ladder.forgiven}
         return tuple(e for e in self.engines if e.id not in dropped)
 
     @property
     def dropped(self) -> dict[str, str]:
         """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
-        return {r.engine: r.dropped for one in self.ladder for r in one.candidates if r.engine and r.dropped}
+        return {r.engine: r.dropped for ladder in self.ladder for r in ladder.candidates if r.engine and r.dropped}
 
     @property
     def verdict(self) -> EngineWord:
@@ -217,7 +215,7 @@ def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = F
 
 
 def most_severe(codes: Iterable[int]) -> int:
-    """The one exit code that says the worst of several."""
+    """The most severe of several exit codes."""
     order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
 
@@ -229,14 +227,14 @@ def engine_result(
     whether `latency` holds the raw samples, which neither the verdict nor `to_json` needs; else how many there are."""
     built = store.get(engine.steps["build"])
     failure = _failure_of(plan, engine, failures)
-    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY)
+    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY_FILE)
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
     comparison = (
         _read(store.get(engine.steps["compare_champion"]), CHAMPION_COMPARISON_FILE)
         if "compare_champion" in engine.steps
         else None
     )
-    sidecar = built.read_json(SIDECAR) if built else {}
+    sidecar = built.read_json(SIDECAR_FILE) if built else {}
     verdict = _judge(plan, engine, accuracy, latency, comparison)
     return EngineResult(
         id=engine.id,
@@ -247,7 +245,7 @@ def engine_result(
         accuracy=accuracy,
         latency=latency,
         champion_comparison=comparison,
-        log=built.file(LOG).read_text(encoding="utf-8", errors="replace") if built and LOG in built.files else "",
+        log=_log(built),
         keys=engine.steps,
         failure=failure,
         recommendation=_recommend(plan, latency),
@@ -268,14 +266,14 @@ def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]
 def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
     """What lowering costs on made-up rows, where the recipe sets no limit for it: once per lowering."""
     precisions, limits = {e.id: e.precision for e in plan.engines}, plan.loaded.recipe.accuracy.limits
-    found = []
+    notes = []
     for engine in engines:
         given = next((v for k, v in limits.items() if k == precisions[engine.id]), None)
         served = (engine.accuracy or {}).get("served")
         if served and (given is None or given.synthetic_cosine is None):
             name = f"{plan.recipe}/{precisions[engine.id]}"
-            found += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
-    return tuple(dict.fromkeys(found))
+            notes += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
+    return tuple(dict.fromkeys(notes))
 
 
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
@@ -300,40 +298,22 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, compa
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:
-    """The first failed step among those that the engine stands on."""
-    pending = [*engine.steps.values()]
-    seen: set[str] = set()
-    found: dict[str, Failure] = {}
-    while pending:
-        key = pending.pop()
-        if key in seen:
-            continue
-        seen.add(key)
-        if key in failures:
-            found[key] = failures[key]
-        pending.extend(plan.steps[key].inputs.values())
-    return next((found[key] for key in plan.steps if key in found), None)
+    """The first failed step among those that the engine needs."""
+    steps = plan.needed(engine.steps.values()) if failures else ()
+    return next((failures[step.key] for step in steps if step.key in failures), None)
 
 
 def _latency(artifact: Artifact | None, samples: bool) -> Any:
     if artifact is None or samples:
-        return _read(artifact, LATENCY)
-    return artifact.read_figures(LATENCY, LONGEST_LIST)
+        return _read(artifact, LATENCY_FILE)
+    return artifact.read_figures(LATENCY_FILE, LONGEST_LIST)
+
+
+def _log(artifact: Artifact | None) -> str:
+    if artifact is None or LOG_FILE not in artifact.files:
+        return ""
+    return artifact.file(LOG_FILE).read_text(encoding="utf-8", errors="replace")
 
 
 def _read(artifact: Artifact | None, name: str) -> Any:
     return artifact.read_json(name) if artifact else None
-
-
-__all__ = [
-    "BuildResult",
-    "EngineResult",
-    "Failure",
-    "RanStep",
-    "StepCounts",
-    "build_notes",
-    "engine_result",
-    "synthetic_notes",
-    "waiver_notes",
-    "worst_exit_code",
-]

@@ -1,7 +1,7 @@
 """In which order steps may run: pure, so that any executor can follow it.
 
 A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps wait until
-nothing else is left, and then run one at a time: anything beside them would be in their figures. A step that would not
+nothing else is left, and then run one at a time: any other step would disturb their figures. A step that would not
 fit into the memory that is left waits while others run; one that does not fit at all runs alone.
 """
 
@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Plan, Step
-
-ALONE = ("measure", "compare_champion", "peer")
-"""Steps that must have the machine for themselves."""
 
 
 def _nothing(_: Step) -> float:
     return 0.0
 
 
+def _alone(step: Step) -> bool:
+    return STEP_KINDS[step.kind].alone
+
+
 class Schedule:
-    """Hands out the steps that are to do; tell it what became of each.
+    """Hands out the steps to do; report to it how each one ended.
 
     keys: hand out these alone. lost: what has failed before. need: the memory in MiB that a step is expected to take;
     asked only of steps whose inputs are done.
@@ -47,19 +49,19 @@ class Schedule:
         self.skipped: list[Step] = []
 
     def ready(self, room: int, available_mib: float = math.inf) -> Sequence[Step]:
-        """Steps to start now, at most `room` beside those that run; each is handed out once.
+        """Steps to start now, so that at most `room` run at once; each is handed out once.
 
         available_mib: memory that is free now. What the running steps are expected to need is taken off it whole,
         although they have some of it by now: better one step too few than the kernel's choice of whom to kill.
         """
         self._drop_lost()
-        if self._large or any(s.kind in ALONE for s in self._running.values()):
+        if self._large or any(map(_alone, self._running.values())):
             return ()
         free = [s for s in self._waiting.values() if not self._blocked(s)]
-        shared = self._fitting([s for s in free if s.kind not in ALONE], room, available_mib)
-        alone = [s for s in free if s.kind in ALONE][:1]
+        shared = self._fitting([s for s in free if not _alone(s)], room, available_mib)
+        alone = [s for s in free if _alone(s)][:1]
         chosen = shared
-        if not shared and not self._running and all(s.kind in ALONE for s in self._waiting.values()):
+        if not shared and not self._running and all(map(_alone, self._waiting.values())):
             chosen = alone
         for step in chosen:
             self._running[step.key] = self._waiting.pop(step.key)
@@ -89,7 +91,7 @@ class Schedule:
         return not self._waiting and not self._running
 
     def _fitting(self, steps: Sequence[Step], room: int, available_mib: float) -> list[Step]:
-        """Those that fit beside what runs and beside each other; where nothing runs and none fits, the first alone."""
+        """Those that fit into memory together with what runs; where nothing runs and none fits, the first alone."""
         left = available_mib - sum(self._needs.get(key, 0.0) for key in self._running)
         chosen: list[Step] = []
         for step in steps:
@@ -108,7 +110,7 @@ class Schedule:
         return any(k in self._waiting or k in self._running for k in step.inputs.values())
 
     def _drop_lost(self) -> None:
-        """Skip what can never run, and what stands on that."""
+        """Skip what can never run, and what needs that."""
         while lost := [s for s in self._waiting.values() if self._lost & set(s.inputs.values())]:
             for step in lost:
                 del self._waiting[step.key]

@@ -9,6 +9,7 @@ from typing import Any
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import EngineResult, Failure
 from engineworks.engines.backends import backend
+from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.plan.peers import PlannedPeer
 from engineworks.plan.plan import Plan
 from engineworks.store.store import Store
@@ -18,8 +19,6 @@ BASES = ("pytorch-fp32", "ort-cpu-fp32")
 
 LEAST_COSINE = 0.99
 """A peer further from the reference is wrong: it gets no speed-up and is no base."""
-
-LATENCY_FILE = "latency.json"
 
 
 def compare_with_peers(
@@ -98,11 +97,10 @@ def _is_right(outputs: Mapping[str, Any]) -> bool:
 
 
 def _why_not(plan: Plan, peer: PlannedPeer, failures: Mapping[str, Failure]) -> str:
-    """The sentence of the plan, or of the step that failed: the peer's, or the first of those that it stands on."""
+    """The reason of the plan, or the message of the first failed step that the peer needs."""
     if peer.step is None:
         return peer.why_not
-    needed = plan.closure([peer.step])
-    failure = next((failures[key] for key in plan.steps if key in needed and key in failures), None)
+    failure = next((failures[step.key] for step in plan.needed([peer.step]) if step.key in failures), None)
     return failure.message if failure else "it was not run"
 
 

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from engineworks.builds.retries import BY_ITSELF
-from engineworks.builds.schedule import ALONE
-from engineworks.engines.backends import attempts
-from engineworks.errors import (
-    BuildError,
-    CalibrationError,
-    ExportError,
-    FoldError,
-    LoweringError,
-    PreparationError,
-    RunError,
-    StepError,
-)  # fmt: skip
+from engineworks.engines.backends import attempts, backend
+from engineworks.engines.engine_files import LOG_FILE
+from engineworks.errors import StepError
 from engineworks.host.child import ChildPool
-from engineworks.plan.kinds import StepName
+from engineworks.host.lock import locked
+from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Step
-from engineworks.steps.step_job import LOG_FILE
 from engineworks.store.store import Store
 
 STEP_FUNCTION = "engineworks.steps.job:main"
@@ -37,22 +26,8 @@ STEP_FUNCTION = "engineworks.steps.job:main"
 TIME_LIMIT_S = 7200.0
 """Seconds after which a step's child is killed; a target has a limit of its own for builds."""
 
-ERRORS: Mapping[StepName, type[StepError]] = {
-    "export": ExportError, "fold": FoldError, "calibrate": CalibrationError, "lower": LoweringError,
-    "build": BuildError, "reference": RunError, "lowered_reference": RunError, "compare": RunError, "measure": RunError,
-    "peer": RunError, "compare_champion": RunError, "sensitivity": RunError, "prepare": PreparationError,
-}  # fmt: skip
-"""What a crash of a step's child is."""
-
 USER_CODE = ("torch", "huggingface", "mlflow_pytorch")
 """Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
-
-OPTIMIZING = ("reference", "calibrate", "lower", "sensitivity")
-"""Steps that let ONNX Runtime optimize a model, wherever the engine will run."""
-
-FRESH = ("measure", "peer")
-"""Steps whose figures hold what their library takes for itself: another job's leavings would be in them, and theirs in
-the next."""
 
 
 @dataclass(frozen=True)
@@ -68,29 +43,21 @@ class Outcome:
 def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], None]) -> Outcome:
     """Run the step unless the store has it. Raises `StepError` or `InputError`; then nothing is stored."""
     start = time.monotonic()
-    found = store.get(step.key, say=say)
-    if found is not None:
+    stored = store.get(step.key, say=say)
+    if stored is not None:
         return Outcome(step.id, step.key, "reused", 0.0)
     inputs = {role: store.require(key).path for role, key in step.inputs.items()}
     with store.writing(step.key, step.document, step.id) as writing:
         if writing.hit is not None:
             return Outcome(step.id, step.key, "reused", time.monotonic() - start)
-        with alone_on_this_host() if step.kind in ALONE else nullcontext():
+        with alone_on_this_host() if STEP_KINDS[step.kind].alone else nullcontext():
             _run_child(step, inputs, writing.folder, pool, cache=_cache_of(step, store))
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
 
 
-@contextmanager
-def alone_on_this_host() -> Iterator[None]:
+def alone_on_this_host() -> AbstractContextManager[None]:
     """Two builds of this host measure one after the other, whatever stores and repositories they have."""
-    with (Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock").open("w") as file:
-        while True:  # polled, so that Ctrl-C is answered
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-        yield
+    return locked(Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock")
 
 
 def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
@@ -100,18 +67,18 @@ def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
 
 
 def _environment(step: Step) -> Mapping[str, str]:
-    """Marks the children that run engines of TensorRT: they are others than those that build, because the vendor keeps
-    the first logger that a process gives it, and the builds' one is slow."""
-    backend = step.params.get("target", {}).get("backend", "")
-    return {"ENGINEWORKS_CHILD": "runs engines"} if backend.startswith("tensorrt") and step.kind != "build" else {}
+    """Marks the children that run engines, where the backend wants them apart from those that build."""
+    name = step.params.get("target", {}).get("backend")
+    apart = name and step.kind != "build" and backend(name).TRAITS.own_process
+    return {"ENGINEWORKS_CHILD": "runs engines"} if apart else {}
 
 
 def attempts_of(step: Step) -> int:
     """In how many ways the step can be done: each crash of its own child leads to the next. An engine that was built is
     run in one way only, the one it was tried in."""
-    if step.kind == "build":
-        return attempts(step.params["target"]["backend"])
-    return attempts("onnxruntime") if step.kind in OPTIMIZING else 1
+    kind = STEP_KINDS[step.kind]
+    optimizer = step.params["target"]["backend"] if kind.optimizer == "target" else kind.optimizer
+    return attempts(optimizer) if optimizer else kind.attempts
 
 
 def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:
@@ -131,7 +98,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
                 return
             except StepError as error:
                 crashes.append(error.message)
-                if not BY_ITSELF.search(error.message) or len(crashes) == attempts_of(step):
+                if error.crash != "library" or len(crashes) == attempts_of(step):
                     if len(crashes) > 1:
                         error.message += f"; this was attempt {len(crashes)}, each with fewer optimizations"
                     error.log = log_file.read_text(encoding="utf-8") + (
@@ -143,15 +110,16 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
 
 
 def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPool) -> None:
+    kind = STEP_KINDS[step.kind]
     pool.run(
         STEP_FUNCTION,
         payload,
         time_limit_s=float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
         on_line=lambda line: log.write(line + "\n"),
-        fresh=step.kind in FRESH or step.params.get("source") in USER_CODE,
+        fresh=kind.fresh or step.params.get("source") in USER_CODE,
         env=_environment(step),
         what=step.id,
-        error=ERRORS[step.kind],
+        error=kind.error,
     )
 
 

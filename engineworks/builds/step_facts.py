@@ -1,4 +1,4 @@
-"""What became of every step of a plan: how long it took, what was reused, and on what it stands. Pure."""
+"""The outcome of every step of a plan: its state, its duration and its inputs. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from engineworks.plan.plan import Plan
 
 if TYPE_CHECKING:
     from engineworks.builds.step import Outcome
-
-STEPS_FILE = "steps.json"
-"""The artifact of a build's run that holds them."""
 
 StepState = Literal["run", "reused", "failed", "skipped", "needs another GPU", "not needed"]
 
@@ -37,7 +34,7 @@ class StepFact:
 def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -> tuple[StepFact, ...]:
     """In the plan's order. failed: keys of the steps that failed."""
     ended, lost = {o.key: o for o in outcomes}, set(failed)
-    found = []
+    facts = []
     for step in plan.steps.values():
         outcome = ended.get(step.key)
         state: StepState
@@ -50,10 +47,10 @@ def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -
         else:
             state = "reused" if step.state == "cached" else "skipped"
         seconds = outcome.seconds if outcome else 0.0
-        found.append(
+        facts.append(
             StepFact(step.id, step.kind, step.key, state, seconds, step.reason, tuple(step.inputs.values()))
         )  # fmt: skip
-    return tuple(found)
+    return tuple(facts)
 
 
 def step_fact_from_json(value: Mapping[str, Any]) -> StepFact:

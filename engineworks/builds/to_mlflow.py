@@ -1,4 +1,4 @@
-"""Plans and results → what MLflow is told: params, metrics, tags and texts. Pure."""
+"""Plans and results → what MLflow records: params, metrics, tags and texts. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,30 @@ from typing import Any
 
 from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.builds.step_facts import STEPS_FILE
-from engineworks.engines.engine_files import NOT_SHIPPED, SIDECAR_FILE
+from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.plan.champion_comparison import conditions_of
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Plan
-from engineworks.tracking.records import CONDITIONS, HARDWARE, LADDER, MODEL, NOT_SELECTED, EngineRecord
+from engineworks.tracking.records import (
+    BUILD_LOG_FILE,
+    CALIBRATION_FILE,
+    COMPARISON_FILE,
+    CONDITIONS,
+    ERROR_FILE,
+    ERROR_LOG_FILE,
+    HARDWARE,
+    LADDER,
+    LADDER_FILE,
+    MODEL,
+    NOT_SELECTED,
+    STEP_DOCUMENTS_FILE,
+    STEPS_FILE,
+    VERDICT_FILE,
+    EngineRecord,
+    document_file,
+)
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
@@ -43,10 +60,10 @@ def plan_params(plan: Plan) -> dict[str, str]:
 def flatten(value: Any, path: str = "") -> dict[str, str]:
     """Nested mappings as dotted names; lists as JSON."""
     if isinstance(value, Mapping):
-        found: dict[str, str] = {}
+        flat: dict[str, str] = {}
         for key, inner in value.items():
-            found |= flatten(inner, f"{path}.{key}" if path else str(key))
-        return found
+            flat |= flatten(inner, f"{path}.{key}" if path else str(key))
+        return flat
     return {path: value if isinstance(value, str) else json.dumps(value)}
 
 
@@ -54,23 +71,23 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself. ladder:
     what that of `precisions: auto` says of it, '' where there is none."""
     failure = engine.failure
-    texts = {"verdict.json": json.dumps([c.to_json() for c in engine.checks], indent=1)}
-    texts |= {f"fingerprints/{kind}.json": _document(plan, key) for kind, key in engine.keys.items()}
-    texts["fingerprints/steps.json"] = _documents(plan, engine)
+    texts = {VERDICT_FILE: json.dumps([c.to_json() for c in engine.checks], indent=1)}
+    texts |= {document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}
+    texts[STEP_DOCUMENTS_FILE] = _documents(plan, engine)
     if engine.sidecar:
         texts[SIDECAR_FILE] = json.dumps(engine.sidecar, indent=1)
     if engine.accuracy:
-        texts["accuracy.json"] = json.dumps(engine.accuracy, indent=1)
+        texts[ACCURACY_FILE] = json.dumps(engine.accuracy, indent=1)
     if engine.latency:
-        texts["latency.json"] = json.dumps(engine.latency)
+        texts[LATENCY_FILE] = json.dumps(engine.latency)
     if engine.champion_comparison:
-        texts["champion_comparison.json"] = json.dumps(engine.champion_comparison)
+        texts[CHAMPION_COMPARISON_FILE] = json.dumps(engine.champion_comparison)
     if engine.log:
-        texts["build.log"] = engine.log
+        texts[BUILD_LOG_FILE] = engine.log
     if engine.passport:
-        texts["passport.json"] = engine.passport.read_text(encoding="utf-8")
+        texts[PASSPORT_FILE] = engine.passport.read_text(encoding="utf-8")
     if failure:
-        texts |= {"error.txt": failure.message, "error.log": failure.log}
+        texts |= {ERROR_FILE: failure.message, ERROR_LOG_FILE: failure.log}
     folder = engine.path.parent if engine.path else None
     files = [f for f in folder.iterdir() if f.name not in NOT_SHIPPED] if folder else []
     return EngineRecord(
@@ -85,7 +102,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         texts=texts,
         files={f"engine/{f.name}": f for f in files},
         engine_digest=engine.sidecar.get("sha256"),
-        store_keys=(*_closure(plan, engine), *([engine.passport.parent.name] if engine.passport else [])),
+        store_keys=(*plan.closure(engine.keys.values()), *([engine.passport.parent.name] if engine.passport else [])),
         series=_series(engine),
     )
 
@@ -99,23 +116,23 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
 
 
 def result_tags(result: BuildResult) -> dict[str, str]:
-    """The verdict of all engines together, and what is doubtful about them."""
+    """The verdict of all engines together, and the warnings."""
     tags: dict[str, str] = {"engineworks.verdict": result.verdict}
     if result.ladder:
-        tags[LADDER] = "\n".join(one.sentence for one in result.ladder)
+        tags[LADDER] = "\n".join(ladder.sentence for ladder in result.ladder)
     return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
 
 
 def result_texts(result: BuildResult) -> dict[str, str]:
     """Files of the build's run that come from its result."""
     health = [c.to_json() for c in result.calibration]
-    texts = {"calibration.json": json.dumps(health, indent=1)} if health else {}
+    texts = {CALIBRATION_FILE: json.dumps(health, indent=1)} if health else {}
     if result.ladder:
-        texts["ladder.json"] = json.dumps([one.to_json() for one in result.ladder], indent=1)
+        texts[LADDER_FILE] = json.dumps([ladder.to_json() for ladder in result.ladder], indent=1)
     if result.dag:
         texts[STEPS_FILE] = json.dumps([step.to_json() for step in result.dag], indent=1)
     if result.comparison:
-        texts["comparison.json"] = json.dumps(result.comparison.to_json(), indent=1)
+        texts[COMPARISON_FILE] = json.dumps(result.comparison.to_json(), indent=1)
     return texts
 
 
@@ -124,20 +141,9 @@ def _document(plan: Plan, key: str) -> str:
 
 
 def _documents(plan: Plan, engine: EngineResult) -> str:
-    """Every step that the engine stands on, by kind: `why` finds there which input of which step another run has."""
-    steps = [plan.steps[key] for key in _closure(plan, engine)]
+    """Every step that the engine needs, by kind: `why` compares their inputs between two runs."""
+    steps = plan.needed(engine.keys.values())
     return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
-
-
-def _closure(plan: Plan, engine: EngineResult) -> set[str]:
-    """Every key that the engine stands on."""
-    pending, seen = [*engine.keys.values()], set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in seen:
-            seen.add(key)
-            pending.extend(plan.steps[key].inputs.values())
-    return seen
 
 
 def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
@@ -151,8 +157,8 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
     """Which model it was made from: the key of its export, which holds the weights."""
-    key = next((key for key in _closure(plan, engine) if plan.steps[key].kind == "export"), None)
-    return {MODEL: key} if key else {}
+    export = next((step for step in plan.needed(engine.keys.values()) if step.kind == "export"), None)
+    return {MODEL: export.key} if export else {}
 
 
 def _performance_limits(plan: Plan) -> dict[str, str]:
@@ -188,32 +194,32 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 def _metrics(engine: EngineResult) -> dict[str, float]:
     """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for name, output in (engine.accuracy or {}).get("outputs", {}).items():
-        found |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
+        metrics |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
         if output["sqnr_db"] is not None:
-            found[f"sqnr_db/{name}"] = output["sqnr_db"]
-    metric = (engine.accuracy or {}).get("metric")
-    if metric:
-        found |= {"metric": metric["engine"], "metric_reference": metric["reference"], "metric_ratio": metric["ratio"]}
+            metrics[f"sqnr_db/{name}"] = output["sqnr_db"]
+    task = (engine.accuracy or {}).get("metric")
+    if task:
+        metrics |= {"metric": task["engine"], "metric_reference": task["reference"], "metric_ratio": task["ratio"]}
     if engine.latency:
-        found["load_ms"] = engine.latency["load_ms"]
+        metrics["load_ms"] = engine.latency["load_ms"]
         for shape, figures in engine.latency["shapes"].items():
-            found |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
-            found |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
-            found |= {
+            metrics |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
+            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
+            metrics |= {
                 f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
             }
     if engine.recommendation and engine.recommendation.batch:
-        found["recommended_batch"] = engine.recommendation.batch
+        metrics["recommended_batch"] = engine.recommendation.batch
     for shape, compared in (engine.champion_comparison or {}).get("shapes", {}).items():
         low, high = compared["interval"] or (None, None)
         ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}
-        found |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
+        metrics |= {f"champion_{k}/{shape}": v for k, v in ratios.items() if v is not None}
     if engine.sidecar:
-        found |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
-    found |= _headline(engine)
-    return {k: float("nan") if v is None else float(v) for k, v in found.items()}
+        metrics |= {"engine_bytes": engine.sidecar["bytes"], "build_s": engine.sidecar["build_seconds"]}
+    metrics |= _headline(engine)
+    return {k: float("nan") if v is None else float(v) for k, v in metrics.items()}
 
 
 def _headline(engine: EngineResult) -> dict[str, float]:

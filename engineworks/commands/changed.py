@@ -13,7 +13,8 @@ from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
-    from engineworks.plan.changed import Changes, EngineChange
+    from engineworks.plan.changed import Changes
+    from engineworks.plan.recipe_change import EngineChange
 
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 Since = Annotated[str, typer.Option("--since", help="A git revision: a commit, branch or tag.")]
@@ -29,16 +30,16 @@ def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet:
     from engineworks.plan.changed import find_changes
 
     named = [path for path in recipes or [] if not path.name.startswith("_")]
-    found = find_changes(since, named or None, read_settings())
+    changes = find_changes(since, named or None, read_settings())
     if as_json:
-        terminal.print_json(found.to_json())
+        terminal.print_json(changes.to_json())
     elif quiet:
-        for recipe in found.to_build:
+        for recipe in changes.to_build:
             terminal.say(recipe.file)
     else:
-        _say(found)
-    if found.broken:
-        names = ", ".join(recipe.file for recipe in found.broken)
+        _say(changes)
+    if changes.broken:
+        names = ", ".join(recipe.file for recipe in changes.broken)
         raise errors.InputError(f"not compared: {names}", hint="engineworks validate says what is wrong")
 
 

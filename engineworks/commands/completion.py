@@ -26,13 +26,13 @@ def recipe_files(incomplete: str) -> list[str]:
 
 def engine_ids(incomplete: str) -> list[str]:
     """recipe/precision/target of every recipe in recipes/, as their files say."""
-    return sorted(one for one in _engines() if one.startswith(incomplete))
+    return sorted(engine for engine in _engines() if engine.startswith(incomplete))
 
 
 def recorded_names(incomplete: str) -> list[str]:
     """What `report` and `why` take: engines' ids and recipes' names."""
     ids = list(_engines())
-    return sorted(one for one in {*ids, *(i.partition("/")[0] for i in ids)} if one.startswith(incomplete))
+    return sorted(name for name in {*ids, *(i.partition("/")[0] for i in ids)} if name.startswith(incomplete))
 
 
 def target_names(incomplete: str) -> list[str]:

@@ -30,10 +30,10 @@ def deploy(
     from engineworks.errors import InputError
     from engineworks.recipe.load import load_targets
 
-    found = list(entry_points(group="engineworks.flows", name="deploy"))
-    if not found:
+    entries = list(entry_points(group="engineworks.flows", name="deploy"))
+    if not entries:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    said = found[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only)
+    said = entries[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only)
     if as_json:
         terminal.print_json({"made": said})
     elif not quiet:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends import backend_facts, builder
-from engineworks.fingerprint import installed_version
 from engineworks.host.gpu import Gpu, first_gpu
+from engineworks.host.packages import installed_version
 from engineworks.recipe.load import load_targets
 from engineworks.recipe.targets import NamedTarget
 from engineworks.settings import Settings

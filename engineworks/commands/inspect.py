@@ -58,7 +58,7 @@ def _engine(folder: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
-    from engineworks.model.inspect import inventory
+    from engineworks.model.fold.inventory import inventory
     from engineworks.model.onnx_files import load_model
 
     return {"kind": "onnx", "path": str(path), **inventory(load_model(path, weights=False)).to_json()}

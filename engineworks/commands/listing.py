@@ -83,11 +83,11 @@ def _engines(tracking: Tracking) -> Listing:
 
 
 def _champions(tracking: Tracking) -> Listing:
-    found = tracking.champions() if tracking.exists() else []
+    champions = tracking.champions() if tracking.exists() else []
     rows = [
         (c.engine, f"{c.model}/{c.version}", c.alias, c.digest[:12], c.since, age(c.created_at) if c.created_at else "",
          f"missing: {c.lost}" if c.lost else "")
-        for c in found
+        for c in champions
     ]  # fmt: skip
     headings = ("engine", "version", "alias", "digest", "champion since", "registered", "note")
     return Listing("champions", headings, tuple(rows))
@@ -95,8 +95,8 @@ def _champions(tracking: Tracking) -> Listing:
 
 def _last_build(tracking: Tracking, recipe: str) -> RunSummary | None:
     """Of a recipe that was not built for so long that it is not among the newest runs."""
-    found = tracking.find_runs(recipe=recipe, kind="build", limit=1) if tracking.exists() else []
-    return found[0] if found else None
+    runs = tracking.find_runs(recipe=recipe, kind="build", limit=1) if tracking.exists() else []
+    return runs[0] if runs else None
 
 
 def _newest(tracking: Tracking, kind: str) -> dict[str, RunSummary]:

@@ -45,10 +45,10 @@ def package(
             (plan,) = read_plans(settings, [recipe], any_of(only))
             loaded = plan.loaded
             engines, left = built_engines(plan, open_store(settings), unmeasured=unmeasured)
-        require_some(engines, left, lambda one: f"{one.id} {one.sentence}")
+        require_some(engines, left, lambda engine: f"{engine.id} {engine.sentence}")
         models = write_package(loaded, engines, out)
     if as_json:
-        left_out = [{"id": one.id, "verdict": one.verdict, "sentence": one.sentence} for one in left]
+        left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.sentence} for engine in left]
         packaged = [e.passport.id for e in engines]
         terminal.print_json(
             {"out": str(out), "models": [m.name for m in models], "engines": packaged, "left_out": left_out}
@@ -56,6 +56,6 @@ def package(
     else:
         for model in models:
             terminal.say(f"{model}")
-        for one in left:
-            terminal.say(f"left out: {one.id} {one.sentence}")
-    raise typer.Exit(most_severe(one.exit_code for one in left))
+        for engine in left:
+            terminal.say(f"left out: {engine.id} {engine.sentence}")
+    raise typer.Exit(most_severe(engine.exit_code for engine in left))

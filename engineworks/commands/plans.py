@@ -26,7 +26,7 @@ def read_plans(
     from engineworks.store.open import open_store
 
     peers = read_names(compare)
-    loaded = [in_mode(one, mode) for one in load_recipes(recipes, data_roots=settings.data_roots)]
+    loaded = [in_mode(recipe, mode) for recipe in load_recipes(recipes, data_roots=settings.data_roots)]
     digests = FileDigests(settings.artifacts / "digests.db")
     champions = partial(find_champions, settings=settings)
     return plan_recipes(loaded, open_store(settings), digests, only=only, compare=peers, champions=champions)

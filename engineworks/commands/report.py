@@ -29,12 +29,13 @@ def report(
     from engineworks.builds.from_mlflow import build_of, find_run, read_build, read_json, recorded
     from engineworks.report.gather import gather_background
     from engineworks.report.write import MARKDOWN_FILE, write_report
+    from engineworks.tracking.records import PLAN_FILE
 
     settings = read_settings()
     tracking = recorded(settings)
     build = build_of(tracking, find_run(tracking, run))
     result = read_build(tracking, build)
-    background = gather_background(result, read_json(tracking, build.run_id, "plan.json") or {}, tracking)
+    background = gather_background(result, read_json(tracking, build.run_id, PLAN_FILE) or {}, tracking)
     page = write_report(result, settings.runs / build.run_id, background)
     twin = page.with_name(MARKDOWN_FILE)
     if as_json:

@@ -28,12 +28,12 @@ def why(
     """Say which input of two runs or engines differs, and what came of it. Example: engineworks why digits/int8/cpu"""
     from engineworks.report.why.runs import explain_runs
 
-    found = explain_runs(first, second, read_settings())
+    explanations = explain_runs(first, second, read_settings())
     if as_json:
-        terminal.print_json({"engines": [one.to_json() for one in found]})
+        terminal.print_json({"engines": [explanation.to_json() for explanation in explanations]})
         return
-    for one in found:
-        _print(one)
+    for explanation in explanations:
+        _print(explanation)
 
 
 def _print(one: Explanation) -> None:

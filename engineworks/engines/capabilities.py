@@ -20,32 +20,56 @@ Version = tuple[int, ...]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is")
 
-TITLES = {"onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
-
 GEMMS = ("Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention")
 """Operators that TensorRT-RTX compiles to a matrix multiplication."""
+
+
+END: Version = (9999,)
+"""After every version: what the newest one that was tried can do is assumed of later ones."""
 
 
 @dataclass(frozen=True)
 class Named:
     """The compute capabilities that the versions from `since` until before `until` build for."""
 
-    backend: str
     since: Version
     until: Version
     capabilities: tuple[str, ...]
 
 
-END: Version = (9999,)
-"""After every version: what the newest one that was tried can do is assumed of later ones."""
+@dataclass(frozen=True)
+class Capabilities:
+    """One backend's row. title: its name in messages. tried: version lines that were tried, oldest first. portable: one
+    engine may serve several compute capabilities."""
 
-NAMED = (
-    Named("tensorrt_rtx", (1, 4), (1, 5), ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0")),
-    Named("tensorrt_rtx", (1, 5), (1, 7), ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0", "12.1")),
-    Named("tensorrt_rtx", (1, 7), END, ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")),
-    Named("tensorrt", (10,), END, ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")),
-    Named("onnxruntime", (1,), END, ()),
-)
+    title: str
+    tried: tuple[str, ...]
+    named: tuple[Named, ...]
+    portable: bool = False
+
+    def named_by(self, version: str) -> Named | None:
+        """What this version builds for; None if it is too old."""
+        return next((n for n in self.named if n.since <= _parsed(version) < n.until), None)
+
+
+CAPABILITIES: Mapping[str, Capabilities] = {
+    "tensorrt_rtx": Capabilities(
+        "TensorRT-RTX",
+        ("1.4", "1.5", "1.6", "1.7"),
+        (
+            Named((1, 4), (1, 5), ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0")),
+            Named((1, 5), (1, 7), ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0", "12.1")),
+            Named((1, 7), END, ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")),
+        ),
+        portable=True,
+    ),
+    "tensorrt": Capabilities(
+        "TensorRT",
+        ("10", "11"),
+        (Named((10,), END, ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")),),
+    ),
+    "onnxruntime": Capabilities("ONNX Runtime", ("1",), (Named((1,), END, ()),)),
+}
 
 PORTABLE_ONLY = ("9.0",)
 """Capabilities that TensorRT-RTX has no name for: its portable engine, built by naming none, runs there (until 1.6)."""
@@ -75,7 +99,7 @@ class Refusal:
     def say(self, version: str, precision: str, capability: str, found: str = "") -> str:
         words = {"version": _short(version), "precision": precision, "capability": capability, "found": found}
         words["operator"] = found.partition(" ")[0]
-        return self.sentence.format(title=TITLES[self.backend], **words)
+        return self.sentence.format(title=CAPABILITIES[self.backend].title, **words)
 
 
 PARSED = (
@@ -204,9 +228,6 @@ REFUSALS = (
     ),
 )  # fmt: skip
 
-TRIED = {"tensorrt_rtx": ("1.4", "1.5", "1.6", "1.7"), "tensorrt": ("10", "11"), "onnxruntime": ("1",)}
-"""Version lines that the table knows, oldest first."""
-
 
 def why_not(
     backend: str,
@@ -226,11 +247,11 @@ def why_not(
     if version is None:
         reasons = [
             why_not(backend, v, precision, compute_capabilities, operators=operators, quantized=quantized)
-            for v in TRIED[backend]
+            for v in CAPABILITIES[backend].tried
         ]
         return reasons[-1] if all(reasons) else None
     if precision not in PRECISIONS:
-        return f"'{precision}' is no precision of {TITLES[backend]}; use one of {_words(PRECISIONS, 'or')}"
+        return f"'{precision}' is no precision of {CAPABILITIES[backend].title}; use one of {_words(PRECISIONS, 'or')}"
     wrong = why_not_target(backend, version, compute_capabilities)
     if wrong is not None:
         return wrong
@@ -245,12 +266,13 @@ def why_not(
 def why_not_target(backend: str, version: str | None, compute_capabilities: Sequence[str]) -> str | None:
     """None if the backend builds for these compute capabilities, in whatever precision, otherwise the reason."""
     if version is None:
-        reasons = [why_not_target(backend, v, compute_capabilities) for v in TRIED[backend]]
+        reasons = [why_not_target(backend, v, compute_capabilities) for v in CAPABILITIES[backend].tried]
         return reasons[-1] if all(reasons) else None
-    title = f"{TITLES[backend]} {_short(version)}"
-    named = next((n for n in NAMED if n.backend == backend and n.since <= _parsed(version) < n.until), None)
+    row = CAPABILITIES[backend]
+    title = f"{row.title} {_short(version)}"
+    named = row.named_by(version)
     if named is None:
-        return f"{title} is too old; use {_words(TRIED[backend], 'or')}"
+        return f"{title} is too old; use {_words(row.tried, 'or')}"
     if not named.capabilities:
         return f"{title} builds for the CPU: leave compute_capability out" if compute_capabilities else None
     if not compute_capabilities:
@@ -262,16 +284,16 @@ def why_not_target(backend: str, version: str | None, compute_capabilities: Sequ
         if capability not in named.capabilities:
             return f"{title} does not build for compute capability {capability}; use {_words(named.capabilities, 'or')}"
     if len(compute_capabilities) > 1:
-        return _why_not_together(backend, title, compute_capabilities)
+        return _why_not_together(row, title, compute_capabilities)
     return None
 
 
-def _why_not_together(backend: str, title: str, capabilities: Sequence[str]) -> str | None:
-    if backend == "tensorrt":
+def _why_not_together(row: Capabilities, title: str, capabilities: Sequence[str]) -> str | None:
+    if not row.portable:
         return f"{title} builds for the one GPU that it runs on; give each compute capability a target of its own"
     alone = [c for c in capabilities if c in PORTABLE_ONLY]
     if alone:
-        return f"{title} cannot name {alone[0]} beside others; give {alone[0]} a target of its own"
+        return f"{title} cannot name {alone[0]} next to others; give {alone[0]} a target of its own"
     return None
 
 
@@ -299,14 +321,14 @@ def _concerned(refusal: Refusal, present: Collection[str]) -> list[str]:
 
 def _found(refusal: Refusal, operators: Collection[str] | None) -> str:
     """The operators that the refusal is about, each with how many nodes it has and the first of them."""
-    found = []
+    named_uses = []
     for use in _concerned(refusal, operators or ()):
         name, _, particular = use.partition(":")
         nodes = operators[use] if isinstance(operators, Mapping) else ()
         many = f", {len(nodes)} nodes" if len(nodes) > 1 else ""
         named = f" (node '{nodes[0]}'{many})" if nodes else ""
-        found.append(name + named + (f" with {particular.replace('_', ' ')}" if particular in _SPOKEN else ""))
-    return ", ".join(found)
+        named_uses.append(name + named + (f" with {particular.replace('_', ' ')}" if particular in _SPOKEN else ""))
+    return ", ".join(named_uses)
 
 
 _SPOKEN = ("indices", "reduction", "antialias")

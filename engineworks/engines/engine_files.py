@@ -1,4 +1,4 @@
-"""The files of an engine and their digests: checked before anything deserializes them, for that runs code of whoever
+"""The files of an engine and their digests: checked before anything deserializes them: that runs the code of whoever
 built them."""
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from engineworks.store.artifact import MANIFEST
 
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"
+LOG_FILE = "log.txt"
+"""What a step printed, in its own artifact."""
 
-_ANEW = "get the engine's whole folder anew from where it was built"
+_ANEW = "fetch the engine's whole folder again from where it was built"
 
-NOT_SHIPPED = (MANIFEST, "log.txt")
+NOT_SHIPPED = (MANIFEST, LOG_FILE)
 """Files of a build's artifact that are no part of the engine."""
 
 
 def check_engine(folder: Path) -> None:
-    """Digest the engine's files against what stands beside them: the store's manifest, else the sidecar.
+    """Digest the engine's files against the store's manifest next to them, else the sidecar.
 
     Raises `TrustError` with the first file that is missing or other than it was.
     """
@@ -36,15 +38,15 @@ def check_files(
     for name, digest in digests.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
-            raise TrustError(f"{folder}: '{name}' leaves the folder", hint="do not use it: get it anew")
+            raise TrustError(f"{folder}: '{name}' leaves the folder", hint="do not use it; fetch it again")
         try:
-            found = digest_file(file)
+            actual = digest_file(file)
         except OSError as error:
-            raise TrustError(f"{file}: cannot be read: {error.strerror}", hint="get the engine anew") from None
-        if found != digest:
+            raise TrustError(f"{file}: cannot be read: {error.strerror}", hint="fetch the engine again") from None
+        if actual != digest:
             raise TrustError(
-                f"{file}: was altered: its sha256 is {found[:12]}…, {against} says {digest[:12]}…",
-                hint="do not load it: get it anew from where it was built",
+                f"{file}: was altered: its sha256 is {actual[:12]}…, {against} says {digest[:12]}…",
+                hint="do not load it; fetch it again from where it was built",
             )
 
 

@@ -71,7 +71,7 @@ def read_passport(path: Path, trust: Trust) -> Passport:
     except FileNotFoundError:
         raise TrustError(f"{path}: there is no passport", hint="an engine without one is not loaded") from None
     except (OSError, ValueError):
-        raise TrustError(f"{path}: is no passport that can be read", hint="get the engine anew") from None
+        raise TrustError(f"{path}: is not a readable passport", hint="fetch the engine again") from None
     if not isinstance(body, dict) or body.get("passport") != VERSION:
         raise TrustError(f"{path}: is no passport of version {VERSION}")
     signed_by = trust.check(body, str(path))
@@ -95,7 +95,7 @@ def verify_files(folder: Path, passport: Passport) -> Passport:
 
 
 def _malformed(body: Mapping[str, Any]) -> str:
-    """What makes a passport unusable, '' if nothing does: nobody signed may mean that anybody wrote it."""
+    """What makes a passport unusable, '' if nothing does: an unsigned one may come from anywhere."""
     engine, verdict = body.get("engine"), body.get("verdict")
     if not isinstance(engine, dict) or not isinstance(verdict, dict) or "verdict" not in verdict:
         return "says nothing of an engine and its verdict"

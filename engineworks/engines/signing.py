@@ -70,7 +70,7 @@ class Trust:
                 hint=_ASK,
             )
         if signature.get("algorithm") != ALGORITHM or not _is_signed_by(key, signature, document):
-            raise TrustError(f"{what}: was altered: it is not what was signed", hint="do not use it: get it anew")
+            raise TrustError(f"{what}: was altered: it is not what was signed", hint="do not use it; fetch it again")
         return str(signature["key_id"])
 
 

@@ -75,8 +75,8 @@ def usable_cores() -> int:
 
 
 def limit_threads(options: onnxruntime.SessionOptions, threads: int = 0, spin_us: int = 0) -> None:
-    """Threads for a session of ONNX Runtime that may have others beside it; `threads` 0: one per usable core. spin_us:
-    microseconds that an idle one waits busily.
+    """Threads for a session of ONNX Runtime that may share the host with others. threads: 0 for one per usable core.
+    spin_us: microseconds that an idle thread waits busily.
 
     Left alone it takes every core of the host, whatever the container's quota, and its idle threads spin: where several
     steps of a build run at once, each would take the cores from the others by waiting.

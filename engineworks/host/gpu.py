@@ -50,13 +50,13 @@ def _found(tool: str, path: str) -> str | None:
 
 @cache
 def _ask(tool: str, device: str) -> Gpu | None:
-    found = _query(tool, device, ("name", "driver_version", "memory.total", "compute_cap"))
-    if found is None:  # drivers before 510 know no compute_cap, and answer nothing at all
+    fields = _query(tool, device, ("name", "driver_version", "memory.total", "compute_cap"))
+    if fields is None:  # drivers before 510 know no compute_cap, and answer nothing at all
         old = _query(tool, device, ("name", "driver_version", "memory.total"))
         if old is None:
             return None
-        found = (*old, "")
-    name, driver, memory, capability = found
+        fields = (*old, "")
+    name, driver, memory, capability = fields
     return Gpu(name, capability, driver, _cuda_of_driver(), int(memory) if memory.isdigit() else None)
 
 

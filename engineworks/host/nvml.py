@@ -62,13 +62,13 @@ class GpuWatch:
             return [f"the state of the GPU is unknown: {self._why}"]
         slowed = _union(readings, "slowed_by")
         foreign = _union(readings, "foreign_processes")
-        found = [f"the GPU was slowed by {reason}" for reason in slowed]
+        complaints = [f"the GPU was slowed by {reason}" for reason in slowed]
         if foreign:
-            found.append(f"other processes computed on the GPU: {', '.join(map(str, foreign))}")
+            complaints.append(f"other processes computed on the GPU: {', '.join(map(str, foreign))}")
         clocks = [clock for r in readings[1:] if isinstance(clock := r.get("sm_clock_mhz"), int)]
         if clocks and max(clocks) - min(clocks) > CLOCK_SPREAD * max(clocks):
-            found.append(f"the GPU's clock was not stable: {min(clocks)} to {max(clocks)} MHz")
-        return found
+            complaints.append(f"the GPU's clock was not stable: {min(clocks)} to {max(clocks)} MHz")
+        return complaints
 
 
 def _open() -> tuple[Any, Any, str]:
@@ -118,8 +118,8 @@ def _unsupported_is_left_out(nvml: Any) -> Iterator[None]:
 
 
 def _union(readings: Iterable[Mapping[str, object]], key: str) -> list[Any]:
-    found: dict[Any, None] = {}
+    union: dict[Any, None] = {}
     for reading in readings:
         values = reading.get(key)
-        found |= dict.fromkeys(values if isinstance(values, list) else [])
-    return list(found)
+        union |= dict.fromkeys(values if isinstance(values, list) else [])
+    return list(union)

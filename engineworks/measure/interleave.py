@@ -178,8 +178,8 @@ class _Arena:
             blocks = {shape: self._quads(loaded, shape) for shape in self._lot.sample(self._shapes, len(self._shapes))}
             disturbances = tuple(self._watch.complaints([before, self._watch.sample()]))
         finally:
-            for one in loaded.values():
-                one.close()
+            for engine in loaded.values():
+                engine.close()
         ratios = {shape: round_log_ratio(_log_ratio(*quad) for quad in quads) for shape, quads in blocks.items()}
         return Round(order, disturbances, ratios, blocks)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Protocol
 
-from engineworks.measure.statistics import Interval, enough_for, quantile, quantile_interval
+from engineworks.measure.statistics import TAILS, Interval, enough_for, quantile, quantile_interval
 from engineworks.measure.windows import Window, first_steady, is_settled, without_slow_start
 
 
@@ -54,6 +54,8 @@ class Sampling:
 LAZY_KERNELS = Sampling(watch_s=6.0, max_s=12.0)
 """Where specialized kernels are compiled while the general ones run, and swapped in when they are ready: on 16 cores
 beside an H100, BERT-base in fp8 ran for two to four seconds at 5.4 ms before it ran at 0.72 ms."""
+
+RUNS_FOR_TAIL = enough_for(max(TAILS.values()))
 
 QUIET_S = 0.5
 """What a compiler has made is in use so long after it came to rest."""
@@ -191,7 +193,7 @@ def _enough(warmup: Sequence[Window], steady: Sequence[Window], settled: bool, s
     max_s = max(sampling.max_s, sampling.tail_max_s) if sampling.tail else sampling.max_s
     if runs >= 5 and (steady_s >= max_s or warmup_s + steady_s >= 3 * max_s):
         return True
-    least = max(sampling.least_runs, enough_for(0.99) if sampling.tail else 0)
+    least = max(sampling.least_runs, RUNS_FOR_TAIL if sampling.tail else 0)
     if not settled or runs < least:
         return False
     long_enough = warmup_s + steady_s >= sampling.watch_s and steady_s >= SAMPLES_PER_WARM_UP * warmup_s
@@ -223,9 +225,8 @@ def _notes(sampled: Sampled, interval: Interval | None, middle: float, sampling:
         notes.append(f"median known to ± {100 * interval.half_width / middle:.1f} % only")
     if not sampled.settled:
         notes.append(f"the latency never settled: {_halves(sampled.host_ms)}")
-    need = enough_for(0.99)
-    if runs < need:
-        notes.append(f"p99 is uncertain: {runs} runs, its 95 % interval needs {need}")
+    if runs < RUNS_FOR_TAIL:
+        notes.append(f"p99 is uncertain: {runs} runs, its 95 % interval needs {RUNS_FOR_TAIL}")
     return notes
 
 

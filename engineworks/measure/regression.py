@@ -21,7 +21,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any, Literal
 
-from engineworks.measure.statistics import Interval
+from engineworks.measure.statistics import Interval, student_quantile
 
 Word = Literal["pass", "fail", "inconclusive"]
 
@@ -88,11 +88,11 @@ def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float 
     why = f"{rounds} rounds; an interval needs {least_rounds(each)}"
     if not log_ratios:
         return Comparison("inconclusive", None, None, 0, why)
-    estimate, found = signed_rank_interval(log_ratios, each)
+    estimate, interval = signed_rank_interval(log_ratios, each)
     ratio = math.exp(estimate)
-    if found is None:
+    if interval is None:
         return Comparison("inconclusive", ratio, None, rounds, why)
-    return _decide(ratio, Interval(math.exp(found.low), math.exp(found.high)), rounds, limit)
+    return _decide(ratio, Interval(math.exp(interval.low), math.exp(interval.high)), rounds, limit)
 
 
 def _decide(ratio: float, interval: Interval, rounds: int, limit: float) -> Comparison:
@@ -165,11 +165,6 @@ def confirm(first: Comparison, second: Comparison | None) -> Comparison:
 LEAST_HISTORY = 5
 """Differences between runs that history must show before its spread is believed."""
 
-_T_99 = {
-    5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250, 10: 3.169, 12: 3.055, 15: 2.947, 20: 2.845, 30: 2.750, 60: 2.660,
-}  # fmt: skip
-"""Two-sided 99 % quantiles of Student's t by degrees of freedom."""
-
 
 def compare_history(
     candidate_ms: float, champion: str, history: Sequence[tuple[str, float]], limit: float
@@ -190,7 +185,7 @@ def compare_history(
         why = f"{len(history)} measurements in the history are too few to know how much they differ by themselves"
         return Comparison("inconclusive", math.exp(estimate), None, len(history), why)
     deviation, freedom = spread
-    half = _T_99[max(k for k in _T_99 if k <= freedom)] * deviation * math.sqrt(1 + 1 / len(own))
+    half = student_quantile(0.5 + CONFIDENCE / 2, freedom) * deviation * math.sqrt(1 + 1 / len(own))
     interval = Interval(math.exp(estimate - half), math.exp(estimate + half))
     return _decide(math.exp(estimate), interval, len(history), limit)
 

@@ -234,11 +234,11 @@ def token_ids(rows: Array, decoding: str, blank: int) -> Array:
         raise ModelError(f"word and character errors need ids [rows, length] or their logits, not {list(rows.shape)}")
     if decoding == "ids":
         return np.where(ids == -1, NO_LABEL + 1, ids)
-    found = np.full(ids.shape, NO_LABEL, np.int64)
-    for row, places in zip(found, ids.tolist(), strict=True):
+    decoded = np.full(ids.shape, NO_LABEL, np.int64)
+    for row, places in zip(decoded, ids.tolist(), strict=True):
         kept = [key for key, _ in groupby(places) if key != blank]
         row[: len(kept)] = kept
-    return np.where(found == -1, NO_LABEL + 1, found)
+    return np.where(decoded == -1, NO_LABEL + 1, decoded)
 
 
 def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> float:
@@ -297,11 +297,11 @@ def _boxes(array: Array, class_at: int) -> list[dict[str, Any]]:
     for image, boxes in enumerate(np.asarray(array, np.float64), 1):
         for box in boxes[boxes[:, class_at] >= 0].tolist():
             x1, y1, x2, y2 = box[:4]
-            one: dict[str, Any] = {
+            entry: dict[str, Any] = {
                 "id": len(found) + 1, "image_id": image, "category_id": int(box[class_at]) + 1, "iscrowd": 0,
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
             }  # fmt: skip
-            found.append(one | ({"score": box[4]} if class_at == 5 else {}))
+            found.append(entry | ({"score": box[4]} if class_at == 5 else {}))
     return found
 
 

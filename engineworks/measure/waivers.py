@@ -29,20 +29,20 @@ def apply_waivers(verdict: Verdict, waivers: Sequence[Waiver], engine: str, toda
 def idle_waivers(waivers: Sequence[Waiver], engines: Sequence[tuple[str, Sequence[Check]]], today: date) -> list[str]:
     """A sentence for every waiver that lets nothing through: a misspelt one protects nobody, and one that is left over
     would hide the next failure. engines: id and checks of those that were judged; others tell nothing."""
-    found = []
+    sentences = []
     for waiver in waivers:
         mine = [checks for id_, checks in engines if checks and fnmatchcase(id_.partition("/")[2], waiver.engine)]
         named = [check for checks in mine for check in checks if names_check(waiver.check, check.name)]
         who = f"waiver of '{waiver.check}' for '{waiver.engine}' by {waiver.owner}"
         if mine and not named:
             names = ", ".join(dict.fromkeys(check.name for checks in mine for check in checks))
-            found.append(f"{who}: no check has this name; there are {names}")
+            sentences.append(f"{who}: no check has this name; there are {names}")
         elif named and all(check.verdict == "pass" for check in named):
             over = f" and expired on {waiver.expires}" if today > waiver.expires else ""
-            found.append(f"{who} is not needed{over}: what it names passes; take it out of the recipe")
+            sentences.append(f"{who} is not needed{over}: what it names passes; take it out of the recipe")
         elif named and not any(check.verdict in ("pass", "fail") for check in named):
-            found.append(f"{who} changes nothing: only a fail can be waived, and this is {named[0].verdict}")
-    return found
+            sentences.append(f"{who} changes nothing: only a fail can be waived, and this is {named[0].verdict}")
+    return sentences
 
 
 def waivers_in_force(waivers: Sequence[Waiver], today: date) -> list[Waiver]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.errors import FoldError, ModelError, SamplesError
-from engineworks.model.ort_forms import exact_options
+from engineworks.model.runtime.ort_forms import exact_options
 
 if TYPE_CHECKING:
     import onnxruntime

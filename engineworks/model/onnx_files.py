@@ -1,4 +1,4 @@
-"""ONNX files on disk: read and write, with weights beside the file where one protobuf message cannot hold them."""
+"""ONNX files on disk: read and write, with weights next to the file where one protobuf message cannot hold them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
-from engineworks.model.fold.sparse import make_dense
-from engineworks.model.graphs import all_tensors, inner_tensors
+from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
 from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
 from engineworks.tensors import Dim, TensorSpec
 
@@ -16,16 +15,16 @@ if TYPE_CHECKING:
     import onnx
 
 MODEL_FILE = "model.onnx"
-"""Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` beside it."""
+"""Name of the model in its artifact folder; its weights, if external, are in `model.onnx.data` next to it."""
 
 EXTERNAL_ABOVE_BYTES = 1 << 30
-"""Weights above this go beside the file: protobuf's hard limit is 2 GiB, and a message near it is slow to parse."""
+"""Weights above this go next to the file: protobuf's hard limit is 2 GiB, and a message near it is slow to parse."""
 
 IR_VERSION = 10
 """Newest IR version that every tool of the pipeline reads (ONNX Runtime 1.31 ≤ 13, TensorRT-RTX 1.7 ≤ 10 tested)."""
 
 MOST_IR_VERSION, MOST_OPSET = 13, 26
-"""Newest that ONNX Runtime 1.31 reads; onnx 1.23 itself writes IR 14 and opset 28 unless it is told otherwise."""
+"""Newest that ONNX Runtime 1.31 reads; onnx 1.23 itself writes IR 14 and opset 28 by default."""
 
 _DETACHED_FROM_BYTES = 4096  # smaller tensors may be shapes or axes, which shape inference wants to see
 _ALIGNMENT = 4096  # of a tensor in the data file: a page, so that it can be mapped into memory
@@ -38,6 +37,8 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """
     import onnx
     from google.protobuf.message import DecodeError
+
+    from engineworks.model.fold.sparse import make_dense
 
     try:
         model = onnx.load(str(path), load_external_data=weights)
@@ -96,15 +97,15 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write the model to `path`, its weights to `<path>.data` when they are large; the same model gives the same bytes.
 
     `model` is left as it was. Detached weights are copied from where they are, without being held in memory when
-    they go beside the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
+    they go next to the file. Raises `ModelError` if the rest does not fit into one message, and for an opset that ONNX
     Runtime does not read.
     """
     from google.protobuf.message import EncodeError
 
-    shell = _without_initializers(model)
+    shell = without_initializers(model)
     shell.ir_version = ir_version_for(model)
     if is_too_new(shell):
-        raise ModelError(f"{path}: the model would be opset {default_opset(shell)}, above {MOST_OPSET}")
+        raise ModelError(f"{path}: the model would be opset {opset_of(shell)}, above {MOST_OPSET}")
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     if weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
@@ -128,18 +129,18 @@ def model_files(path: Path) -> tuple[Path, ...]:
     return _external_files(path, load_model(path, weights=False))
 
 
-def default_opset(model: onnx.ModelProto) -> int:
+def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set (0 if the model imports none)."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def is_too_new(model: onnx.ModelProto) -> bool:
     """Whether ONNX Runtime refuses the file for its IR version or opset."""
-    return model.ir_version > MOST_IR_VERSION or default_opset(model) > MOST_OPSET
+    return model.ir_version > MOST_IR_VERSION or opset_of(model) > MOST_OPSET
 
 
 def ir_version_for(model: onnx.ModelProto) -> int:
-    """The IR version to write: ours, unless one of the opsets needs a newer one."""
+    """The IR version to write: `IR_VERSION`, unless one of the opsets needs a newer one."""
     import onnx
 
     return max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
@@ -156,26 +157,25 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...
         TensorSpec(
             value.name,
             dtype_name(value.type.tensor_type.elem_type),
-            tuple(_named(value.name, axis, d) for axis, d in enumerate(value.type.tensor_type.shape.dim)),
+            tuple(
+                f"{value.name}_{axis}" if (known := known_dim(dim)) is None else known
+                for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+            ),
         )
         for value in values
     )
 
 
 def known_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
-    """Length or name; None where the exporter wrote a stand-in: nothing, '?' or -1. Two '?' are not one dimension."""
+    """Length or name; None where the exporter wrote a placeholder: nothing, '?' or -1. Two '?' are not one
+    dimension."""
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
     return None if dim.dim_param in ("", "?", "-1", "None") else dim.dim_param
 
 
-def _named(tensor: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    known = known_dim(dim)
-    return f"{tensor}_{axis}" if known is None else known
-
-
 def dtype_name(elem_type: int) -> str:
-    """ONNX element type → our dtype name: FLOAT → float32, FLOAT16 → float16, BOOL → bool."""
+    """ONNX element type → NumPy's dtype name: FLOAT → float32, FLOAT16 → float16, BOOL → bool."""
     import onnx
 
     name: str = onnx.TensorProto.DataType.Name(elem_type).lower()
@@ -222,25 +222,14 @@ def _make_absolute(path: Path, tensor: onnx.TensorProto) -> None:
     detach(tensor, file, offset)
 
 
-def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of all but the main graph's initializers."""
     import onnx
 
-    copy = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _copy_field(copy, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(copy.graph, field.name, value)
-    return copy
-
-
-def _copy_field(message: object, name: str, value: object) -> None:
-    if isinstance(value, int | str | bytes):
-        setattr(message, name, value)
-    else:
-        getattr(message, name).MergeFrom(value)
+    shell = onnx.ModelProto()
+    copy_fields(model, shell, but={"graph"})
+    copy_fields(model.graph, shell.graph, but={"initializer"})
+    return shell
 
 
 def _write_beside(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engineworks.errors import FoldError, ModelError
-from engineworks.model.graphs import all_graphs, all_nodes, node_label
-from engineworks.model.onnx_files import MOST_OPSET, default_opset, ir_version_for, is_too_new
+from engineworks.model.graphs import all_graphs, all_nodes, model_nodes, node_label
+from engineworks.model.onnx_files import MOST_OPSET, ir_version_for, is_too_new, opset_of
 
 if TYPE_CHECKING:
     import onnx
 
 _NAMED = 3  # of the offending nodes, before "and N more"
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set (0 if the model imports none)."""
-    return default_opset(model)
 
 
 def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -43,7 +38,7 @@ def lower_to_limits(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto
 
 
 class ConversionError(Exception):
-    """The reason of ONNX's version converter, in one line; log: all that it said."""
+    """The reason of ONNX's version converter, in one line; log: its whole message."""
 
     def __init__(self, reason: str, log: str) -> None:
         super().__init__(reason)
@@ -69,7 +64,7 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
     runtime = {(_domain(schema.domain), schema.name) for schema in get_all_operator_schema()}
     own = {(_domain(f.domain), f.name) for f in model.functions}
     unknown = []
-    for node in (*all_nodes(model.graph), *(n for f in model.functions for n in f.node)):
+    for node in model_nodes(model):
         operator = (_domain(node.domain), node.op_type)
         if operator in own:
             continue
@@ -85,14 +80,14 @@ def check_operators(model: onnx.ModelProto, where: str) -> None:
 
 def raise_opset(model: onnx.ModelProto, minimum: int) -> onnx.ModelProto:
     """The model with at least this opset; never lowered. Raises `FoldError` if ONNX's converter cannot do it."""
-    found = opset_of(model)
-    if found >= minimum:
+    version = opset_of(model)
+    if version >= minimum:
         return model
     try:
         return _converted(model, minimum)
     except ConversionError as error:
         raise FoldError(
-            f"opset {found} could not be raised to {minimum}: ONNX's version converter says: {error}",
+            f"opset {version} could not be raised to {minimum}: ONNX's version converter reports: {error}",
             hint=f"export the model with opset {minimum} or newer",
             log=error.log,
         ) from None

@@ -8,8 +8,12 @@ copies references instead of gigabytes; only what is folded is read in. Such a m
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import onnx
@@ -57,6 +61,23 @@ def attach(tensor: onnx.TensorProto) -> None:
         tensor.raw_data = file.read(external_span(tensor)[2])
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
+
+
+def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The tensor's values in its shape and dtype; a detached tensor's are mapped from the file, to be read only, where
+    NumPy itself has the dtype."""
+    import onnx
+
+    if not is_external(tensor):
+        held: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+        return held
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if dtype.kind in "fiub":
+        location, offset, _ = external_span(tensor)
+        return np.require(np.memmap(location, dtype, "r", offset, tuple(tensor.dims)), requirements=["C", "A"])
+    whole = deepcopy(tensor)
+    attach(whole)
+    return tensor_values(whole)
 
 
 def append_values(tensor: onnx.TensorProto, file: IO[bytes]) -> bool:

@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from engineworks.engines.backends import backend
+from engineworks.engines.backends.base import Traits
 from engineworks.engines.engine_files import SIDECAR_FILE, check_files
 from engineworks.engines.passport import Passport
 from engineworks.engines.signing import Signer, Trust, read_signer
@@ -31,9 +33,10 @@ from engineworks.package.triton import TritonModel, config_text
 from engineworks.package.triton_engines import ENGINES_FILE, PASSPORTS, read_engines
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
-from engineworks.recipe.load import LoadedRecipe, registered_name
+from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.release import largest_batch
 from engineworks.tensors import spec_from_json
+from engineworks.tracking.aliases import registered_name
 
 PACKAGE_FILE = "engineworks-package.json"
 """At the top of a package: what belongs to it."""
@@ -41,7 +44,7 @@ PACKAGE_FILE = "engineworks-package.json"
 VERSION = "1"
 """Of every model in the package: Triton counts versions per directory, ours are in the passports."""
 
-PYTHON_MODEL = '''"""TensorRT-RTX in Triton's Python backend; needs engineworks and tensorrt-rtx in the container."""
+PYTHON_MODEL = '''"""{title} in Triton's Python backend; needs engineworks and {library} in the container."""
 
 from engineworks.release.triton_python import TritonPythonModel
 
@@ -68,6 +71,10 @@ class PackagedEngine:
     def backend(self) -> str:
         return str(self.passport.target["backend"])
 
+    @property
+    def traits(self) -> Traits:
+        return backend(self.backend).TRAITS
+
 
 def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path) -> list[Path]:
     """Write the package at once and whole; an older package at `out` is replaced. Returns the models' directories.
@@ -75,11 +82,12 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
     Raises `InputError` where `out` holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
-        raise InputError(f"{out}: is not empty and no package of ours", hint="name a new folder")
+        raise InputError(f"{out}: is neither empty nor an Engineworks package", hint="name a new folder")
     partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
-        for name, group in _groups(registered_name(loaded), engines).items():
+        model = registered_name(loaded.recipe.release.model, loaded.name)
+        for name, group in _groups(model, engines).items():
             (partial / name).mkdir()
             _write_model(loaded, name, group, partial / name)
         _write_manifest(loaded, partial, read_signer())
@@ -95,7 +103,7 @@ def verify_package(folder: Path, trust: Trust) -> list[Passport]:
         manifest = json.loads((folder / PACKAGE_FILE).read_text(encoding="utf-8"))
         digests: Mapping[str, str] = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise TrustError(f"{folder / PACKAGE_FILE}: cannot be read", hint="get the package anew") from None
+        raise TrustError(f"{folder / PACKAGE_FILE}: cannot be read", hint="fetch the package again") from None
     trust.check(manifest, str(folder / PACKAGE_FILE))
     check_files(folder, digests, against="the package")
     if strange := sorted(_files(folder) - digests.keys()):
@@ -113,7 +121,7 @@ def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[Pac
     """Engines by the directory that they share: see the module's docstring."""
     groups: dict[str, list[PackagedEngine]] = {}
     for engine in engines:
-        place = engine.target if engine.backend == "onnxruntime" else engine.backend
+        place = engine.backend if engine.traits.on_gpu else engine.target
         groups.setdefault(f"{model}-{engine.precision}-{place}", []).append(engine)
     return groups
 
@@ -125,8 +133,10 @@ def _write_model(loaded: LoadedRecipe, name: str, engines: Sequence[PackagedEngi
     for engine in engines:
         shutil.copyfile(engine.passport.source, folder / PASSPORTS / f"{engine.target}.json")
     (folder / PASSPORTS / ENGINES_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    if engines[0].backend == "tensorrt_rtx":
-        (folder / VERSION / "model.py").write_text(PYTHON_MODEL, encoding="utf-8")
+    if engines[0].traits.triton.name == "python":
+        module = backend(engines[0].backend)
+        model = PYTHON_MODEL.format(title=module.TITLE, library=module.DISTRIBUTIONS[0])
+        (folder / VERSION / "model.py").write_text(model, encoding="utf-8")
     text = config_text(_triton_model(loaded, name, engines, files, folder))
     validate_config(text)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -151,7 +161,7 @@ def _triton_model(
         outputs=[spec_from_json(s) for s in described["outputs"]],
         max_batch=max_batch,
         settings=recipe.release.triton,
-        file="" if first.backend == "tensorrt_rtx" else mains[first.target],
+        file="" if first.traits.triton.name == "python" else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.body["profiles"]),
         warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch, inputs),
@@ -163,11 +173,11 @@ def _triton_model(
 
 def _capabilities(engines: Sequence[PackagedEngine], mains: Mapping[str, str]) -> dict[str, str]:
     """File by compute capability; an engine for one of them goes before a portable one."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
         for capability in engine.passport.target["compute_capability"]:
-            found.setdefault(capability, mains[engine.target])
-    return found
+            files.setdefault(capability, mains[engine.target])
+    return files
 
 
 def _main_file(passport: Passport) -> str:
@@ -181,7 +191,7 @@ def _copy_engine(engine: PackagedEngine, folder: Path) -> dict[str, str]:
     for name in engine.passport.files:
         if name == SIDECAR_FILE:  # the passport says all that it does
             continue
-        main = "model.onnx" if engine.backend == "onnxruntime" else f"{engine.target}.plan"
+        main = engine.traits.triton.file.format(target=engine.target)
         shown = main if name == _main_file(engine.passport) else name  # weights keep the name that the model knows
         shutil.copyfile(engine.folder / name, folder / shown)
         names[name] = f"{folder.name}/{shown}"

@@ -1,4 +1,4 @@
-"""What Triton is told of a model: its `config.pbtxt`. Pure.
+"""What Triton reads about a model: its `config.pbtxt`. Pure.
 
 Fields are those of `inference.ModelConfig` (triton-inference-server/common, protobuf/model_config.proto); tests parse
 the text with the message that `tritonclient` brings, and `engineworks package` does too where it is installed.
@@ -10,12 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engineworks.engines.backends import backend
+from engineworks.engines.backends.base import Traits
 from engineworks.recipe.recipe import Triton
 from engineworks.tensors import Dim, TensorSpec
-
-BACKENDS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt_rtx": "python"}
-"""Our backend → Triton's. Triton's own tensorrt backend reads TensorRT's plans only; no backend of Triton reads those
-of TensorRT-RTX, so these run in its Python backend, which loads them through this package."""
 
 DATA_TYPES = {
     "float64": "TYPE_FP64", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16",
@@ -70,8 +68,8 @@ class TritonModel:
     load_level: str = ""
 
     @property
-    def on_gpu(self) -> bool:
-        return self.backend != "onnxruntime"
+    def traits(self) -> Traits:
+        return backend(self.backend).TRAITS
 
 
 def config_text(model: TritonModel) -> str:
@@ -81,7 +79,8 @@ def config_text(model: TritonModel) -> str:
 
 def _config(model: TritonModel) -> dict[str, Any]:
     settings = model.settings
-    fields: dict[str, Any] = {"name": model.name, "backend": BACKENDS[model.backend], "max_batch_size": model.max_batch}
+    served_by = model.traits.triton
+    fields: dict[str, Any] = {"name": model.name, "backend": served_by.name, "max_batch_size": model.max_batch}
     if model.file:
         fields["default_model_filename"] = model.file
     fields["input"] = [_tensor(model, spec) for spec in model.inputs]
@@ -92,13 +91,16 @@ def _config(model: TritonModel) -> dict[str, Any]:
             "preferred_batch_size": list(batching.preferred),
             "max_queue_delay_microseconds": batching.max_delay_us,
         }
-    group: dict[str, Any] = {"count": settings.instances, "kind": Word("KIND_GPU" if model.on_gpu else "KIND_CPU")}
-    if model.backend == "tensorrt" and model.profiles > 1:
+    group: dict[str, Any] = {
+        "count": settings.instances,
+        "kind": Word("KIND_GPU" if model.traits.on_gpu else "KIND_CPU"),
+    }
+    if served_by.own_profiles and model.profiles > 1:
         group["profile"] = [str(index) for index in range(model.profiles)]
     fields["instance_group"] = [group]
     if model.capabilities:
         fields["cc_model_filenames"] = [{"key": k, "value": v} for k, v in sorted(model.capabilities.items())]
-    if model.backend == "tensorrt" and model.cuda_graphs:
+    if served_by.own_profiles and model.cuda_graphs:
         specs = [_graph(model, warm_up) for warm_up in model.warm_ups]
         fields["optimization"] = {"cuda": {"graphs": True, "graph_spec": specs}}
     if model.load_level in GRAPH_LEVELS:
@@ -106,7 +108,7 @@ def _config(model: TritonModel) -> dict[str, Any]:
     parameters = _parameters(model)
     if parameters:
         fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in parameters.items()]
-    fields["model_warmup"] = [_warm_up(model, one) for one in model.warm_ups]
+    fields["model_warmup"] = [_warm_up(model, sample) for sample in model.warm_ups]
     return fields
 
 
@@ -126,22 +128,20 @@ def _graph(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
 
 def _parameters(model: TritonModel) -> dict[str, str]:
     """The target's options where Triton's backend has a name for them; our own Python model reads the passport."""
-    if model.backend == "onnxruntime":
-        named = {"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"}
-        return {named[k]: str(v) for k, v in model.options.items() if k in named}
-    return {}
+    named = model.traits.triton.options
+    return {named[k]: str(v) for k, v in model.options.items() if k in named}
 
 
-def _warm_up(model: TritonModel, one: WarmUp) -> dict[str, Any]:
+def _warm_up(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
     types = {spec.name: Word(DATA_TYPES[spec.dtype]) for spec in model.inputs}
     inputs = [
         {
             "key": name,
-            "value": {"data_type": types[name], "dims": list(one.shapes[name]) or [1], "input_data_file": file},
+            "value": {"data_type": types[name], "dims": list(warm_up.shapes[name]) or [1], "input_data_file": file},
         }
-        for name, file in one.files.items()
+        for name, file in warm_up.files.items()
     ]
-    return {"name": one.name, "batch_size": one.batch, "inputs": inputs, "count": one.count}
+    return {"name": warm_up.name, "batch_size": warm_up.batch, "inputs": inputs, "count": warm_up.count}
 
 
 def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
@@ -150,8 +150,8 @@ def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _message(name, value, indent)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for one in value:
-                yield from _message(name, one, indent)
+            for message in value:
+                yield from _message(name, message, indent)
         elif isinstance(value, list):
             yield f"{indent}{name}: [{', '.join(map(_scalar, value))}]"
         else:

@@ -42,7 +42,7 @@ def _read_engine(model: Path, name: str, files: dict[str, str], trust: Trust) ->
     passport = read_passport(model / name, trust)
     missing = passport.files.keys() - files.keys() - {SIDECAR_FILE}
     if missing:
-        raise TrustError(f"{model}: '{min(missing)}' of {passport.id} is missing", hint="get the package anew")
+        raise TrustError(f"{model}: '{min(missing)}' of {passport.id} is missing", hint="fetch the package again")
     digests = {files[n]: digest for n, digest in passport.files.items() if n in files}
     check_files(model, digests, against="its passport")
     main = next(n for n, digest in passport.files.items() if digest == passport.sha256)

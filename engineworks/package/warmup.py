@@ -30,18 +30,18 @@ def write_warm_ups(
     row-major, as in NumPy's `tobytes`."""
     count = recipe.release.triton.warmup
     shapes = named_shapes(recipe) if count else {}
-    found = []
+    warm_ups = []
     for name, dims in shapes.items():
-        batch, one = _one_sample(recipe, dims) if max_batch else (1, dims)
-        feeds = narrowed_feeds(inputs, feeds_at(input_specs(recipe), samples, one))
+        batch, sample_dims = _one_sample(recipe, dims) if max_batch else (1, dims)
+        feeds = narrowed_feeds(inputs, feeds_at(input_specs(recipe), samples, sample_dims))
         files = {}
         (folder / FOLDER).mkdir(exist_ok=True)
         for index, (tensor, array) in enumerate(feeds.items()):
             files[tensor] = f"{name}-{index}.raw"
             (folder / FOLDER / files[tensor]).write_bytes(array.tobytes())
         per_sample = {tensor: a.shape[1:] if max_batch else a.shape for tensor, a in feeds.items()}
-        found.append(WarmUp(name, min(batch, max_batch) if max_batch else 1, count, per_sample, files))
-    return found
+        warm_ups.append(WarmUp(name, min(batch, max_batch) if max_batch else 1, count, per_sample, files))
+    return warm_ups
 
 
 def _one_sample(recipe: Recipe, dims: Mapping[str, int]) -> tuple[int, dict[str, int]]:

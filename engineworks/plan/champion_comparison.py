@@ -14,10 +14,8 @@ from typing import Any
 from engineworks.fingerprint import digest_of
 from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.regression import confidence_of
-from engineworks.plan.kinds import STEP_KINDS
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, STEP_KINDS
 from engineworks.store.store import Store
-
-CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 
 Document = dict[str, Any]
 Report = dict[str, Any]
@@ -45,17 +43,17 @@ def champion_comparison_document(
     while True:
         shared = {"limit": regression["latency"], "confidence": confidence_of(len(earlier))}
         document["params"] = {**params, **shared, "at": shapes, "attempt": attempt}
-        found = _undecided(store, digest_of(document))
-        if found is None:
+        report = _undecided(store, digest_of(document))
+        if report is None:
             break
-        by_history = found["method"] == "history"
-        earlier += [] if by_history else [found]
+        by_history = report["method"] == "history"
+        earlier += [] if by_history else [report]
         attempt += 1
-    beside = {
+    more = {
         "champion": champion.to_json(), "places": champions.places, "conditions": conditions_of(measured),
         "max_s": regression["max_s"], "earlier": earlier, "by_history": by_history,
     }  # fmt: skip
-    return document, {**{k: v for k, v in unkeyed.items() if k == "evaluation"}, **beside}
+    return document, {**{k: v for k, v in unkeyed.items() if k == "evaluation"}, **more}
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
@@ -72,17 +70,16 @@ def conditions_of(measure: Mapping[str, Any]) -> str:
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
     """A champion comparison's report without its samples."""
-    shapes = {name: dict(found) for name, found in report.get("shapes", {}).items()}
+    shapes = {name: dict(figures) for name, figures in report.get("shapes", {}).items()}
     return {**report["champion"], "method": report["method"], "limit": report["limit"], "shapes": shapes}
 
 
 def _undecided(store: Store, key: str) -> Report | None:
-    """What is to be told of the attempt with this key, if it did not decide; None where it did, or is to be made."""
+    """The report of the attempt with this key, if it did not decide; None where it did, or was not made yet."""
     if not store.has(key) or (artifact := store.get(key)) is None:
         return None
     report = artifact.read_json(CHAMPION_COMPARISON_FILE)
     words = {shape["verdict"] for shape in report.get("shapes", {}).values()}
     if report["method"] != "history" and ("fail" in words or "inconclusive" not in words):
         return None
-    told = {name: report[name] for name in ("method", "confidence", "shapes") if name in report}
-    return {"key": key, **told}
+    return {"key": key, **{k: report[k] for k in ("method", "confidence", "shapes") if k in report}}

@@ -16,22 +16,17 @@ from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.errors import RunError, TrackingError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import NONE, Champion, Champions
+from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
-from engineworks.tracking.aliases import Slot
-from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion
+from engineworks.tracking.aliases import Slot, registered_name
+from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion, document_file
 from engineworks.tracking.runs import Tracking, open_tracking
 
 
 class ChampionError(RunError):
     """The champion, not the candidate: its engine is gone, or cannot be loaded or run here."""
-
-
-def registered_model(loaded: LoadedRecipe) -> str:
-    """The name of the recipe's registered model: `release.model`, else the recipe's own."""
-    release = getattr(loaded.recipe, "release", None)
-    return getattr(release, "model", None) or loaded.name
 
 
 def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
@@ -46,9 +41,9 @@ def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
 
 def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-    found, lost = {}, {}
+    by_engine, lost = {}, {}
     if tracking.exists():
-        model = registered_model(loaded)
+        model = registered_name(loaded.recipe.release.model, loaded.name)
         slots = {
             Slot(model, target.name, precision): f"{loaded.name}/{precision}/{target.name}"
             for precision in loaded.recipe.precisions
@@ -58,8 +53,8 @@ def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
         lost = {slots[slot]: standing.lost for slot, standing in standings.items() if standing.lost}
         aliases = {slot.alias("champion"): engine for slot, engine in slots.items() if engine not in lost}
         versions = tracking.versions_behind(model, aliases)
-        found = {aliases[alias]: _champion(tracking, aliases[alias], v) for alias, v in versions.items()}
-    return Champions(found, str(settings.artifacts), settings.store, settings.tracking_uri, lost=lost)
+        by_engine = {aliases[alias]: _champion(tracking, aliases[alias], v) for alias, v in versions.items()}
+    return Champions(by_engine, str(settings.artifacts), settings.store, settings.tracking_uri, lost=lost)
 
 
 def which_engine(engine: str, digest: str, settings: Settings) -> str:
@@ -70,19 +65,19 @@ def which_engine(engine: str, digest: str, settings: Settings) -> str:
     except TrackingError as error:
         return f"the latest build; whether it is the champion is not known: {error.message}"
     words = []
-    for one in (c for c in listed if c.engine == engine):
-        version = f"version {one.version} of {one.model}"
-        if one.lost:
-            words.append(f"the champion of {one.model} is missing: {one.lost}")
-        elif one.digest == digest:
+    for listing in (c for c in listed if c.engine == engine):
+        version = f"version {listing.version} of {listing.model}"
+        if listing.lost:
+            words.append(f"the champion of {listing.model} is missing: {listing.lost}")
+        elif listing.digest == digest:
             words.append(f"it is the champion too, {version}")
         else:
-            words.append(f"the champion is another engine: {version}, sha256 {one.digest[:12]}")
+            words.append(f"the champion is another engine: {version}, sha256 {listing.digest[:12]}")
     return "; ".join(["the latest build", *(words or ["it has no champion"])])
 
 
 def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Champion:
-    built = _read_json(tracking, version.run, "fingerprints/build.json") or {}
+    built = _read_json(tracking, version.run, document_file("build")) or {}
     return Champion(
         engine=version.engine or engine,
         model=version.model,
@@ -90,8 +85,8 @@ def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Ch
         digest=version.engine_digest,
         build_key=version.build_key or str(built.get("key", "")),
         run=version.run,
-        accuracy=_read_json(tracking, version.run, "accuracy.json"),
-        compare=_read_json(tracking, version.run, "fingerprints/compare.json"),
+        accuracy=_read_json(tracking, version.run, ACCURACY_FILE),
+        compare=_read_json(tracking, version.run, document_file("compare")),
     )
 
 
@@ -126,13 +121,13 @@ def settings_of(places: Mapping[str, str | None]) -> Settings:
 def _fetch(champion: Champion, tracking: Tracking, folder: Path) -> Path:
     try:
         holder = tracking.get_run(champion.run).tags.get(ENGINE_RUN, champion.run)
-        found = tracking.download(holder, "engine", folder)
+        files = tracking.download(holder, "engine", folder)
     except TrackingError as error:
         raise ChampionError(f"its engine is neither in the store nor in MLflow: {error.message}") from None
-    if (digest := _digest(found)) != champion.digest:
+    if (digest := _digest(files)) != champion.digest:
         was = f"sha256 {digest[:12]}" if digest else "no engine"
         raise ChampionError(f"run {holder} holds {was} in place of its engine, sha256 {champion.digest[:12]}")
-    return found
+    return files
 
 
 def _digest(folder: Path) -> str | None:
@@ -153,11 +148,11 @@ def history_of(
     settings = settings_of(places)
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     runs = tracking.find_runs(engine=champion.engine, kind="engine", conditions=conditions, limit=limit)
-    found: dict[str, dict[tuple[str, float], None]] = {}
+    history: dict[str, dict[tuple[str, float], None]] = {}
     for run in sorted(runs, key=lambda r: r.started_at):
         digest = run.tags.get(ENGINE_DIGEST)
         for name, value in run.metrics.items():
             field, _, shape = name.partition("/")
             if field == "latency_ms_p50" and digest and value > 0 and run.tags.get(CONDITIONS) == conditions:
-                found.setdefault(shape, {})[digest, value] = None
-    return {shape: list(values) for shape, values in found.items()}
+                history.setdefault(shape, {})[digest, value] = None
+    return {shape: list(values) for shape, values in history.items()}

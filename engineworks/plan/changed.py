@@ -70,11 +70,11 @@ def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings)
         _refuse_unknown(paths, before)
         if not paths and not before:
             raise InputError("there are no recipes in recipes/, now or then", hint="name the recipe files")
-        found = [planner.compare(one, before.get(one.path), tree) for one in now]
-        found += [_without_files(path, error, tree) for path, error in wrong.items()]
+        compared = [planner.compare(loaded, before.get(loaded.path), tree) for loaded in now]
+        compared += [_without_files(path, error, tree) for path, error in wrong.items()]
         gone = [_gone(path, old) for path, old in before.items() if not path.is_file()]
         planner.save()
-        return Changes(since, revision.commit, (*found, *gone), _assumed(now, tree))
+        return Changes(since, revision.commit, (*compared, *gone), _assumed(now, tree))
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def _before(
 ) -> dict[Path, _Before]:
     """The recipes of the revision, by their path in the working tree."""
     roots = (*settings.data_roots, tree.revision.repository)
-    found = {}
+    recipes = {}
     for folder in folders:
         for path in find_recipes(tree.then(folder)):
             place = folder / path.name
             if only is None or place in only:
                 try:
-                    found[place] = _Before(load_recipe(path, data_roots=roots))
+                    recipes[place] = _Before(load_recipe(path, data_roots=roots))
                 except RecipeError as error:
-                    found[place] = _Before(None, _at(str(error), tree), _only_missing(error))
-    return found
+                    recipes[place] = _Before(None, _at(str(error), tree), _only_missing(error))
+    return recipes
 
 
 def _at(message: str, tree: RevisionTree) -> str:
@@ -191,17 +191,17 @@ def _all(now: LoadedRecipe, after: Plan | str, state: State, why: str) -> Recipe
 
 
 def compare_plans(before: Plan, now: Plan) -> RecipeChange:
-    """Two plans of one recipe: which engines are others now, and what of all they stand on made them so."""
+    """Two plans of one recipe: which engines changed, and which of their inputs changed them."""
     old = {e.id: e for e in before.engines}
     engines = [
         _compare_engines(before, old[e.id], now, e) if e.id in old else EngineChange(e.id, "new", _new(before, e))
         for e in now.engines
     ]
     ids, refused = {e.id for e in now.engines}, {r.id: r.sentence for r in now.refused}
-    for one in before.engines:
-        if one.id not in ids:
-            why = refused.get(one.id, "the recipe does not name it any more")
-            engines.append(EngineChange(one.id, "gone", (why,)))
+    for engine in before.engines:
+        if engine.id not in ids:
+            why = refused.get(engine.id, "the recipe does not name it any more")
+            engines.append(EngineChange(engine.id, "gone", (why,)))
     reasons = tuple(dict.fromkeys(r for e in engines for r in e.reasons))
     renamed = (f"the recipe is named {now.recipe}, it was {before.recipe}",) if now.recipe != before.recipe else ()
     state: State = "unchanged" if all(e.state == "unchanged" for e in engines) else "changed"
@@ -219,21 +219,21 @@ def _compare_engines(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEn
 
 
 def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
-    """Where the documents of its steps begin to differ: a step that only stands on a changed one adds nothing."""
+    """Where the documents of its steps begin to differ: a step that only reads a changed one adds nothing."""
     if dict(old.steps) == dict(new.steps):
         return []
     was, is_now = _documents(before, old), _documents(now, new)
-    found: dict[str, list[str]] = {}
+    by_words: dict[str, list[str]] = {}
     for step in (s for s in is_now if s in was):
         for words in changes(_own(was[step]), _own(is_now[step])):
-            found.setdefault(words, []).append(step)
+            by_words.setdefault(words, []).append(step)
     gone = [f"step '{_kind(s)}' is {'new' if s in is_now else 'gone'}" for s in sorted(was.keys() ^ is_now.keys())]
-    reasons = [f"{words} ({', '.join(map(_kind, steps))})" for words, steps in found.items()]
-    return reasons + gone or ["its steps stand on other ones"]
+    reasons = [f"{words} ({', '.join(map(_kind, steps))})" for words, steps in by_words.items()]
+    return reasons + gone or ["its steps read other results"]
 
 
 def _own(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a step reads itself: that it stands on another step is told of that one."""
+    """What a step reads itself; what changed in another step is reported for that one."""
     return {k: v for k, v in document.items() if k != "inputs"}
 
 
@@ -242,23 +242,22 @@ def _kind(step: str) -> str:
 
 
 def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]]:
-    """Documents of all that an engine stands on, by step id, in the order of the plan."""
-    needed = plan.closure(engine.steps.values())
-    return {step.id: step.document for key, step in plan.steps.items() if key in needed}
+    """Documents of all steps that an engine needs, by step id, in the plan's order."""
+    return {step.id: step.document for step in plan.needed(engine.steps.values())}
 
 
 def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
     """Limits and waivers are in no step's key: they only judge again what is built."""
-    found = changes(judging(before.loaded.recipe, old.precision), judging(now.loaded.recipe, new.precision))
-    return [f"judged otherwise: {words}" for words in found]
+    differing = changes(judging(before.loaded.recipe, old.precision), judging(now.loaded.recipe, new.precision))
+    return [f"judged otherwise: {words}" for words in differing]
 
 
 def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]:
     """Files of these recipes that git keeps neither then nor now."""
     names = set()
-    for one in now:
-        files = [*one.files.model.values(), *one.files.metric.values(), *one.files.evaluation.sources]
-        files += one.files.calibration.sources if one.files.calibration else ()
+    for loaded in now:
+        files = [*loaded.files.model.values(), *loaded.files.metric.values(), *loaded.files.evaluation.sources]
+        files += loaded.files.calibration.sources if loaded.files.calibration else ()
         names |= {tree.name_of(f.resolve()) or str(f) for f in files}
     return tuple(sorted(n for n in names if n not in tree.tracked and n not in tree.differing))
 

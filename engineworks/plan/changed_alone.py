@@ -13,8 +13,8 @@ from typing import Any
 
 from engineworks.errors import ModelError, RecipeError
 from engineworks.host.git.revision import RevisionTree
+from engineworks.model.export.outline import read_outline
 from engineworks.model.export.source_code import source_closure
-from engineworks.model.external_data import read_outline
 from engineworks.plan.plan import changes
 from engineworks.plan.recipe_change import EngineChange, RecipeChange, State, judging
 from engineworks.recipe.load import read_recipe

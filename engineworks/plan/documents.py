@@ -2,7 +2,7 @@
 
 A document holds: step and its version, params (the slice of the recipe it reads), inputs (keys of earlier steps),
 digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What cannot shape the
-result goes beside it, into the step's `unkeyed`: absolute paths, and the samples that a rewritten graph is proved on.
+result goes into the step's `unkeyed`: absolute paths, and the samples that a rewritten graph is proved on.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from engineworks.engines.backends import backend_facts
+from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.peers import peer
-from engineworks.fingerprint import FileDigests, digest_of, installed_versions
+from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.host.packages import installed_versions
+from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
@@ -180,7 +182,7 @@ class Documents:
             "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
             "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
             "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
-            "integer_kernels": target.target.backend == "onnxruntime",
+            "integer_kernels": backend(target.target.backend).TRAITS.ort_integer_kernels,
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
@@ -296,7 +298,7 @@ class Documents:
     def _needs_tail(self, shape: str) -> bool:
         """Whether a p90 or p99 is judged at this shape, which takes many more runs than a median."""
         budget = self.recipe.performance.budget.get(shape)
-        return budget is not None and not (budget.p99_ms is None and budget.p90_ms is None)
+        return budget is not None and any(getattr(budget, field) is not None for field in TAILS)
 
     def _document(
         self,

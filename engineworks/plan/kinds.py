@@ -1,4 +1,4 @@
-"""The kinds of steps: one row each."""
+"""The kinds of steps: one row each, with every fact that another module needs about a kind."""
 
 from __future__ import annotations
 
@@ -6,34 +6,102 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.errors import (
+    BuildError,
+    CalibrationError,
+    ExportError,
+    FoldError,
+    LoweringError,
+    PreparationError,
+    RunError,
+    StepError,
+)
+
 StepName = Literal[
-    "export", "prepare", "fold", "calibrate", "lower", "build", "reference", "lowered_reference", "compare", "measure",
+    "export", "prepare", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
     "compare_champion", "peer", "sensitivity",
 ]  # fmt: skip
+
+ACCURACY_FILE = "accuracy.json"
+CHAMPION_COMPARISON_FILE = "champion_comparison.json"
+FOLD_FILE = "fold.json"
+LATENCY_FILE = "latency.json"
+LOWERING_FILE = "lowering.json"
+SENSITIVITY_FILE = "sensitivity.json"
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """version: raise it whenever the step would give another result for the same inputs. libraries: distributions
-    whose versions shape the result (a backend adds its own). engine: whether there is one per engine."""
+    """One kind of step.
+
+    version: raise it when the step gives another result for the same inputs. libraries: distributions whose versions
+    shape the result (a backend adds its own). error: what a crash of the step is. reads: kinds of steps whose results
+    it may read. column: its place in the report's graph, from the left, after all that it reads.
+
+    owner: what has one such step. A recipe's steps need no GPU: the CPU pool runs them once for all engines. A
+    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. files: what
+    the step's input files are in reports, '' where another kind names the same files.
+
+    alone: it needs the machine for itself. fresh: it runs in a new process, because its figures include what its
+    libraries take for themselves. optimizer: whose optimizations a second try after a crash uses fewer of, '' for none.
+    attempts: how often a step without one may run that crashes; the second `lowered_reference` runs no model and makes
+    fp32 the reference.
+    """
 
     version: int
     libraries: tuple[str, ...]
-    engine: bool = False
+    error: type[StepError]
+    reads: tuple[StepName, ...]
+    column: int
+    owner: Literal["recipe", "engine", "peer", "command"] = "recipe"
+    report: str = ""
+    files: str = ""
+    alone: bool = False
+    fresh: bool = False
+    optimizer: Literal["", "onnxruntime", "target"] = ""
+    attempts: int = 1
 
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
-    "export": StepKind(1, ("onnx",)),
-    "prepare": StepKind(1, ()),
-    "fold": StepKind(4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy")),
-    "calibrate": StepKind(6, ("onnx", "onnxruntime", "numpy")),
-    "lower": StepKind(7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")),
-    "reference": StepKind(5, ("onnxruntime", "numpy")),
-    "lowered_reference": StepKind(1, ("onnx", "onnxruntime", "numpy")),
-    "build": StepKind(4, (), engine=True),
-    "compare": StepKind(4, ("numpy",), engine=True),
-    "measure": StepKind(6, ("numpy",), engine=True),
-    "compare_champion": StepKind(3, ("numpy",), engine=True),
-    "peer": StepKind(1, ("numpy",)),
-    "sensitivity": StepKind(3, ("onnx", "onnxruntime", "numpy")),
-}
+    "export": StepKind(1, ("onnx",), ExportError, (), 0, files="model"),
+    "prepare": StepKind(1, (), PreparationError, (), 0),
+    "fold": StepKind(
+        4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
+        report=FOLD_FILE,
+    ),
+    "calibrate": StepKind(
+        7, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        files="calibration data", optimizer="onnxruntime",
+    ),
+    "reference": StepKind(
+        5, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
+    ),
+    "lower": StepKind(
+        7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
+        report=LOWERING_FILE, optimizer="onnxruntime",
+    ),
+    "lowered_reference": StepKind(
+        1, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+    ),
+    "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
+    "compare": StepKind(
+        4, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        report=ACCURACY_FILE,
+    ),
+    "measure": StepKind(
+        6, ("numpy",), RunError, ("build", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True, fresh=True
+    ),
+    "compare_champion": StepKind(
+        3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
+    ),
+    "peer": StepKind(
+        1, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer", report=LATENCY_FILE,
+        alone=True, fresh=True,
+    ),
+    "sensitivity": StepKind(
+        3, ("onnx", "onnxruntime", "numpy"), RunError, ("fold", "calibrate", "prepare"), 3, owner="command",
+        report=SENSITIVITY_FILE, optimizer="onnxruntime",
+    ),
+}  # fmt: skip
+"""In an order that respects what each kind reads."""

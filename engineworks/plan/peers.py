@@ -62,7 +62,7 @@ def _nothing_to_measure(documents: Documents) -> str:
 
 
 def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool) -> dict[str, str]:
-    """The same steps as the engines stand on: nothing is exported, folded or lowered twice."""
+    """The same steps as the engines need: nothing is exported, folded or lowered twice."""
     recipe = documents.name
     export = add("export", f"{recipe}/export", *documents.export())
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))

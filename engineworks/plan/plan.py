@@ -22,7 +22,7 @@ from engineworks.plan.documents import Documents, Unkeyed
 from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
-from engineworks.plan.remeasure import measured_anew
+from engineworks.plan.remeasure import measured_again
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
@@ -68,7 +68,7 @@ class PlannedEngine:
     champion: Champion | None = None
     computes: tuple[str, ...] = ()
     champion_unknown: str = ""
-    """Why it cannot be told whether there is a champion, or ''."""
+    """Why it is not known whether there is a champion, or ''."""
     champion_lost: str = ""
     """Why the champion is missing in MLflow though its list of champions names one, or ''."""
 
@@ -83,7 +83,7 @@ class PlannedEngine:
 
 @dataclass(frozen=True)
 class Refused:
-    """An engine that the target cannot do: it is not built, and this sentence says why."""
+    """An engine that its target cannot run: it is not built. sentence: why."""
 
     id: str
     sentence: str
@@ -139,16 +139,15 @@ class Plan:
 
     def closure(self, keys: Iterable[str]) -> set[str]:
         """These keys and all that they need, directly or not."""
-        pending, seen = list(keys), set[str]()
-        while pending:
-            key = pending.pop()
-            if key not in seen:
-                seen.add(key)
-                pending.extend(self.steps[key].inputs.values())
-        return seen
+        return closure(keys, self._inputs)
 
-    def to_json_text(self) -> str:
-        return json.dumps(self.to_json(), indent=1)
+    def needed(self, keys: Iterable[str]) -> list[Step]:
+        """The steps of these keys and of all that they need, in the plan's order."""
+        needed = self.closure(keys)
+        return [step for key, step in self.steps.items() if key in needed]
+
+    def _inputs(self, key: str) -> Iterable[str]:
+        return self.steps[key].inputs.values()
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -163,6 +162,17 @@ class Plan:
             "peers": [p.to_json() for p in self.peers],
             "steps": [s.to_json() for s in self.steps.values()],
         }
+
+
+def closure(keys: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> set[str]:
+    """These keys and all that they need, directly or not. inputs: the keys that the step with a key reads."""
+    pending, seen = list(keys), set[str]()
+    while pending:
+        key = pending.pop()
+        if key not in seen:
+            seen.add(key)
+            pending.extend(inputs(key))
+    return seen
 
 
 def plan_recipe(
@@ -182,7 +192,7 @@ def plan_recipe(
     pairs = product(loaded.recipe.precisions, loaded.targets)
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
-    documents, shared = Documents(loaded, digests), _Shared()
+    documents, shared = Documents(loaded, digests), dict[str, str]()
     uses = known_uses(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     steps: dict[str, Step] = {}
@@ -198,19 +208,43 @@ def plan_recipe(
         raise none_left(refused)
     steps = _needed(steps, engines)
     peers = plan_peers(documents, compare, partial(_add, steps))
-    elsewhere = {s for e in engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
     limits: dict[str, float] = loaded.recipe.time_limits.model_dump(exclude_none=True)
     limited = {key: _limited(step, limits) for key, step in steps.items()}
-    states = _States(limited, store, elsewhere)
-    for engine in engines:
-        for key in engine.steps.values():
-            states.settle(key, needed=True)
-    for peer in peers:
-        if peer.step:
-            states.settle(peer.step, needed=True)
     refusals = tuple(Refused(i, s) for i, s in refused.items())
     left_out = tuple(i for i in ids if i not in chosen)
-    return Plan(loaded, tuple(engines), refusals, states.settled(), peers, not_selected=left_out)
+    return with_states(Plan(loaded, tuple(engines), refusals, limited, peers, not_selected=left_out), store)
+
+
+def with_states(plan: Plan, store: Store) -> Plan:
+    """The plan with every step's state: to do are the goals that the store lacks, and what those need that it lacks
+    too."""
+    stored = {key for key in plan.steps if store.has(key)}
+    foreign = {s for e in plan.engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
+
+    def inputs(key: str) -> Iterable[str]:
+        return () if key in stored or key in foreign else plan.steps[key].inputs.values()
+
+    needed = closure(plan.goals, inputs)
+
+    def settled(key: str, step: Step) -> Step:
+        if key in stored:
+            return replace(step, state="cached", reason="")
+        if key not in needed:
+            return replace(step, state="not needed", reason="nothing that is to do reads it")
+        if key in foreign:
+            because = "this host cannot run the engine; see 'engineworks doctor'"
+            return replace(step, state="needs another GPU", reason=because)
+        return replace(step, state="to do", reason=_why(step, store))
+
+    return replace(plan, steps={key: settled(key, step) for key, step in plan.steps.items()})
+
+
+def _why(step: Step, store: Store) -> str:
+    before = store.latest(step.id)
+    if before is None:
+        return "never built"
+    changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
+    return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 
 def none_left(refused: Mapping[str, str]) -> TargetError:
@@ -220,14 +254,8 @@ def none_left(refused: Mapping[str, str]) -> TargetError:
 
 def _needed(steps: dict[str, Step], engines: Sequence[PlannedEngine]) -> dict[str, Step]:
     """Without the steps of engines that are refused."""
-    pending, needed = [key for e in engines for key in e.steps.values()], set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in needed:
-            needed.add(key)
-            pending.extend(steps[key].inputs.values())
-    prepared = {key for key, step in steps.items() if step.kind == "prepare"}
-    return {key: step for key, step in steps.items() if key in needed | prepared}
+    needed = closure((key for e in engines for key in e.steps.values()), lambda key: steps[key].inputs.values())
+    return {key: step for key, step in steps.items() if key in needed or step.kind == "prepare"}
 
 
 def verify_stored(plan: Plan, store: Store) -> bool:
@@ -248,12 +276,12 @@ def plan_recipes(
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
     """Plans of several recipes; every glob of `only` must match in at least one of them."""
-    names = " and ".join(one.name for one in loaded)
-    refuse_unmatched(only, [engine for one in loaded for engine in one.engine_ids], names)
+    names = " and ".join(recipe.name for recipe in loaded)
+    refuse_unmatched(only, [engine for recipe in loaded for engine in recipe.engine_ids], names)
     plans, reasons = [], []
-    for one in loaded:
+    for recipe in loaded:
         try:
-            plans.append(plan_recipe(one, store, digests, only=only, compare=compare, champions=champions(one)))
+            plans.append(plan_recipe(recipe, store, digests, only=only, compare=compare, champions=champions(recipe)))
         except TargetError as error:
             if len(loaded) == 1:
                 raise
@@ -267,7 +295,7 @@ def plan_recipes(
 def _plan_engine(
     documents: Documents,
     steps: dict[str, Step],
-    shared: _Shared,
+    shared: dict[str, str],
     engine_id: str,
     precision: str,
     target: NamedTarget,
@@ -275,7 +303,7 @@ def _plan_engine(
     store: Store,
 ) -> PlannedEngine:
     """Add the engine's steps, and those they need, to `steps`."""
-    add, once = partial(_add, steps), partial(shared.add_once, steps)
+    add, once = partial(_add, steps), partial(_add_once, steps, shared)
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = once("export", f"{recipe}/export", documents.export)
     for part, data in documents.prepared():
@@ -314,10 +342,10 @@ def _measure(
     comparison: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
     store: Store,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The measuring step's document and unkeyed: anew where what the store has was disturbed."""
+    """The measuring step's document and unkeyed inputs; another attempt where the stored one was disturbed."""
     document, unkeyed = documents.measure(target, build)
     by_history = comparison is not None and comparison[1]["by_history"]
-    return measured_anew(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
+    return measured_again(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
 
 
 def _add(
@@ -329,62 +357,23 @@ def _add(
     return key
 
 
-class _Shared:
-    """The keys of the steps that all engines of a recipe stand on, by step id: their documents are made once."""
-
-    def __init__(self) -> None:
-        self._keys: dict[str, str] = {}
-
-    def add_once(
-        self, steps: dict[str, Step], kind: StepName, name: str, make: Callable[[], tuple[Mapping[str, Any], Unkeyed]]
-    ) -> str:
-        if name not in self._keys:
-            self._keys[name] = _add(steps, kind, name, *make())
-        return self._keys[name]
+def _add_once(
+    steps: dict[str, Step],
+    shared: dict[str, str],
+    kind: StepName,
+    name: str,
+    make: Callable[[], tuple[Mapping[str, Any], Unkeyed]],
+) -> str:
+    """As `_add`, for a step that all engines of a recipe share: its document is made once. shared: keys by step id."""
+    if name not in shared:
+        shared[name] = _add(steps, kind, name, *make())
+    return shared[name]
 
 
 def _limited(step: Step, limits: Mapping[str, float]) -> Step:
     """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
     limit_s = limits.get(step.kind)
     return step if limit_s is None else replace(step, unkeyed={**step.unkeyed, "time_limit_s": limit_s})
-
-
-class _States:
-    """Which steps must run: the goals that the store lacks, and whatever those need that it lacks too."""
-
-    def __init__(self, steps: Mapping[str, Step], store: Store, elsewhere: Iterable[str]) -> None:
-        self._steps, self._store, self._elsewhere = dict(steps), store, set(elsewhere)
-        self._done: set[str] = set()
-
-    def settle(self, key: str, *, needed: bool) -> None:
-        if key in self._done:
-            return
-        self._done.add(key)
-        step = self._steps[key]
-        if self._store.has(key):
-            self._set(key, "cached", "")
-        elif key in self._elsewhere:
-            self._set(key, "needs another GPU", "nothing here can run this engine: 'engineworks doctor' says why")
-        else:
-            for inner in step.inputs.values():
-                self.settle(inner, needed=True)
-            self._set(key, "to do", self._why(step))
-
-    def settled(self) -> dict[str, Step]:
-        for key in self._steps.keys() - self._done:
-            there = self._store.has(key)
-            self._set(key, "cached" if there else "not needed", "" if there else "nothing that is to do reads it")
-        return self._steps
-
-    def _set(self, key: str, state: State, reason: str) -> None:
-        self._steps[key] = replace(self._steps[key], state=state, reason=reason)
-
-    def _why(self, step: Step) -> str:
-        before = self._store.latest(step.id)
-        if before is None:
-            return "never built"
-        changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
-        return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 
 def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:

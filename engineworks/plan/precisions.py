@@ -9,13 +9,11 @@ from engineworks.engines.backends import backend_facts
 from engineworks.engines.capabilities import why_not
 from engineworks.fingerprint import digest_of
 from engineworks.plan.documents import Documents
+from engineworks.plan.kinds import FOLD_FILE
 from engineworks.recipe.computation import WORTHWHILE_NODES, Computation, computation
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.targets import NamedTarget
 from engineworks.store.store import Store
-
-FOLD_REPORT = "fold.json"
-
 
 Uses = Mapping[str, Sequence[str]]
 """How a model uses its operators, with the names of the nodes (`model/fold/node_uses.py`)."""
@@ -29,7 +27,7 @@ def known_uses(documents: Documents, store: Store) -> Uses | None:
 
 def stored_uses(store: Store, fold: str) -> Uses | None:
     """The same by the key of the fold step."""
-    report = store.peek_json(fold, FOLD_REPORT)
+    report = store.peek_json(fold, FOLD_FILE)
     uses: Uses | None = report["inventory"]["uses"] if report else None
     return uses
 

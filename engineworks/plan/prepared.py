@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.plan.documents import Documents
+from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.datasets.preparation import REPORT_FILE, find_made
 from engineworks.recipe.load import LoadedRecipe
@@ -13,8 +14,6 @@ from engineworks.recipe.samples import SampleFile
 from engineworks.settings import read_settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
-
-LOWERING_REPORT = "lowering.json"
 
 
 def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> SampleFile:
@@ -32,20 +31,20 @@ def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> Sampl
 
 def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
     """Sentences such as how many texts were cut, of every prepared data that the store has."""
-    found: list[str] = []
+    notes: list[str] = []
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "prepare" else None
         if artifact is not None:
-            found += artifact.read_json(REPORT_FILE)["notes"]
-    return tuple(dict.fromkeys(found))
+            notes += artifact.read_json(REPORT_FILE)["notes"]
+    return tuple(dict.fromkeys(notes))
 
 
 def notes_of_lowering(plan: Plan, store: Store) -> tuple[str, ...]:
     """Sentences such as which nodes a precision's recipe names in vain, of every lowered model that the store has."""
-    found: list[str] = []
+    notes: list[str] = []
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "lower" else None
         if artifact is not None:
-            report = artifact.read_json(LOWERING_REPORT)
-            found += [f"{report['precision']}: {note}" for note in report.get("notes", ())]
-    return tuple(dict.fromkeys(found))
+            report = artifact.read_json(LOWERING_FILE)
+            notes += [f"{report['precision']}: {note}" for note in report.get("notes", ())]
+    return tuple(dict.fromkeys(notes))

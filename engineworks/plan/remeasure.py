@@ -1,8 +1,8 @@
-"""A measurement that was disturbed is no figure: the next build makes it again, and says so.
+"""A disturbed measurement does not count: the next build measures again and reports that.
 
 Only what makes a budget inconclusive, or a comparison with earlier figures, is measured again, and only because of
-what the device said, never because of the figure: so nobody measures until it fits. Each measurement has a number, and
-with it a key of its own.
+what the device reported, never because of the figure: repeating cannot force a pass. Each measurement has a number, and
+so its own key.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from typing import Any
 
 from engineworks.fingerprint import digest_of
 from engineworks.measure.gates.gates import disturbed_budgets
+from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.recipe import Budget
 from engineworks.store.store import Store
-
-LATENCY_FILE = "latency.json"
 
 Document = dict[str, Any]
 
 
-def measured_anew(
+def measured_again(
     document: Document, budgets: Mapping[str, Budget], store: Store, *, by_history: bool = False
 ) -> Document:
     """The measuring step's document, with the number of the measurement where the store holds disturbed ones.
 
-    by_history: whether its figures are held against earlier ones, because the champion does not run here.
+    by_history: whether its figures are compared with earlier ones, because the champion does not run here.
     """
     before = 0
     now = document

@@ -1,4 +1,4 @@
-"""Problems that echo another one: a value that is wrong is also one that is missing. They would hide the cause."""
+"""Problems that follow from another one: a wrong value is also a missing one. They would hide the cause."""
 
 from __future__ import annotations
 
@@ -7,58 +7,54 @@ from difflib import get_close_matches
 from typing import Any
 
 from engineworks.errors import Problem
+from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.yaml_nodes import Node
 
 Path_ = tuple[str | int, ...]
+Error = Mapping[str, Any]
+"""An error as pydantic's `ValidationError.errors()` lists it."""
 
 
-def without_cascading(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Pydantic's errors without lists that are too short for an entry of theirs is wrong, and without keys that are
-    missing for they are misspelt."""
-    return [one for one in found if not _short_for_another(one, found) and not _misspelt(one, found)]
+def without_cascading(errors: Sequence[Error]) -> list[Error]:
+    """The errors without lists that are too short because an entry is wrong, and without missing keys that are there
+    but misspelt."""
+    return [error for error in errors if not _short_for_another(error, errors) and not _misspelt(error, errors)]
 
 
-def _short_for_another(one: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
-    where = one["loc"]
-    return one["type"] == "too_short" and any(
-        len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in found
+def _short_for_another(error: Error, errors: Sequence[Error]) -> bool:
+    where = error["loc"]
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in errors
     )
 
 
-def _misspelt(one: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
-    if one["type"] != "missing":
-        return False
-    beside = [str(o["loc"][-1]) for o in found if o["type"] == "extra_forbidden" and o["loc"][:-1] == one["loc"][:-1]]
-    return bool(get_close_matches(str(one["loc"][-1]), beside, n=1, cutoff=0.6))
+def _misspelt(error: Error, errors: Sequence[Error]) -> bool:
+    return error["type"] == "missing" and bool(_closest(error, _neighbours(error, errors, "extra_forbidden")))
 
 
-def meant_key(extra: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
-    """The missing key that an unknown one beside it is likely to mean, or ''."""
-    missing = [str(o["loc"][-1]) for o in found if o["type"] == "missing" and o["loc"][:-1] == extra["loc"][:-1]]
-    return next(iter(get_close_matches(str(extra["loc"][-1]), missing, n=1, cutoff=0.6)), "")
+def meant_key(extra: Error, errors: Sequence[Error]) -> str:
+    """The new name of an old key, else the missing key next to an unknown one that it is likely to mean, or ''."""
+    return RENAMED.get(tuple(extra["loc"]), "") or _closest(extra, _neighbours(extra, errors, "missing"))
 
 
-def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Path_], refused: bool) -> bool:
-    """Whether the problem is there only because the values at `wrong` were taken out of `node`. refused: whether there
-    are problems besides."""
-    if problem.message.startswith("model.source names no source"):
-        return refused
-    return any(_of_inner(problem, node, path) or _of_elsewhere(problem, path) for path in wrong)
+def _neighbours(error: Error, errors: Sequence[Error], kind: str) -> list[str]:
+    """Keys of the same mapping that have an error of this type."""
+    return [str(e["loc"][-1]) for e in errors if e["type"] == kind and e["loc"][:-1] == error["loc"][:-1]]
 
 
-def _of_inner(problem: Problem, node: Node, path: Path_) -> bool:
-    """Something that encloses the wrong value has now too little in it."""
+def _closest(error: Error, keys: Sequence[str]) -> str:
+    return next(iter(get_close_matches(str(error["loc"][-1]), keys, n=1, cutoff=0.6)), "")
+
+
+def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Path_]) -> bool:
+    """Whether the problem exists only because the values at `wrong` were taken out of `node`: something that encloses
+    one is too small without it, or the problem is about one of them."""
+    about = problem.about
+    return any(
+        problem.place in _enclosing_places(node, path) or (about and path[: len(about)] == about) for path in wrong
+    )
+
+
+def _enclosing_places(node: Node, path: Path_) -> set[object]:
     above = [path[:length] for length in range(1, len(path))]
-    return problem.place in {place for p in above for place in (node.at(p).place, node.key_place(p))}
-
-
-def _of_elsewhere(problem: Problem, path: Path_) -> bool:
-    """What refers to the wrong value from another place."""
-    if path[:2] == ("accuracy", "limits"):
-        return "accuracy.limits says nothing of" in problem.message
-    if path[0] == "shapes":
-        return "need profiles under 'shapes'" in problem.message or "outside of every profile" in problem.message
-    if path[:2] == ("accuracy", "metric"):
-        return "needs accuracy.metric" in problem.message
-    named = {"inputs": "input", "outputs": "output"}.get(str(path[0]))
-    return named is not None and len(path) > 1 and f"{named} '{path[1]}'" in problem.message
+    return {place for p in above for place in (node.at(p).place, node.key_place(p))}

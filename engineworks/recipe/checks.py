@@ -11,11 +11,14 @@ from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
-from engineworks.recipe.recipe import AUTO, Recipe
+from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
 from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
+
+_SHAPES, _METRIC = ("shapes",), ("accuracy", "metric")
+"""Parts that several problems are about."""
 
 
 def check_recipe(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -81,7 +84,7 @@ def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
     dims = dynamic_dims(recipe)
     if dims and not recipe.shapes:
         message = f"dynamic dimensions ({', '.join(dims)}) need profiles under 'shapes'"
-        yield Problem(node.key_place(("inputs",)), message, f"shapes: {{default: {{{dims[0]}: [1, 8, 32]}}}}")
+        yield Problem(node.key_place(("inputs",)), message, f"shapes: {{default: {{{dims[0]}: [1, 8, 32]}}}}", _SHAPES)
     for name, ranges in recipe.shapes.items():
         where = node.at(("shapes", name)).place
         for dim in dims:
@@ -113,7 +116,7 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
             yield Problem(place, f"shape '{name}' has no length for dimension '{dim}'", f"e.g. {dim}: 1")
         if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
             message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
-            yield Problem(node.at(path).place, message, _profile_limits(recipe))
+            yield Problem(node.at(path).place, message, _profile_limits(recipe), _SHAPES)
     for name in recipe.performance.budget:
         if name not in recipe.performance.at:
             place = node.key_place(("performance", "budget", name))
@@ -142,7 +145,7 @@ def _sweep_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
             if admitting_profile(recipe, name, lengths) is None:
                 place = node.at((*path, "batch", index)).place
                 message = f"batch {batch} at shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
-                yield Problem(place, message, _profile_limits(recipe))
+                yield Problem(place, message, _profile_limits(recipe), _SHAPES)
 
 
 _AT_EXAMPLE = "e.g. at: {interactive: {batch: 1, sequence: 64}}"
@@ -183,17 +186,17 @@ def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]
         if precision != AUTO and (limits is None or not limits.model_fields_set):
             place = node.at(("precisions", index)).place
             hint = f"without a limit nothing can fail: say e.g. {precision}: {{cosine: 0.99}}"
-            yield Problem(place, f"accuracy.limits says nothing of {precision}", hint)
+            yield Problem(place, f"accuracy.limits says nothing of {precision}", hint, ("accuracy", "limits"))
 
 
 def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
     if recipe.accuracy.metric is not None:
         return
     for precision, limits in recipe.accuracy.limits.items():
-        for field in ("metric", "metric_ratio", "metric_delta", "metric_between"):
+        for field in METRIC_LIMITS:
             if precision in named_precisions(recipe) and getattr(limits, field) is not None:
                 place = node.key_place(("accuracy", "limits", precision, field))
-                yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1")
+                yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1", _METRIC)
 
 
 def _metric_has_labels(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -216,19 +219,21 @@ def _ranges_fit_their_types(recipe: Recipe, node: Node) -> Iterator[Problem]:
         if declared.range is None:
             continue
         low, high = declared.range
-        place = node.at(("inputs", name, "range")).place
+        place, about = node.at(("inputs", name, "range")).place, ("inputs", name)
         what = f"input '{name}': range [{low:g}, {high:g}]"
         if low > high:
-            yield Problem(place, f"{what} is upside down", "write [least, largest]")
+            yield Problem(place, f"{what} is upside down", "write [least, largest]", about)
         if declared.dtype == "bool":
-            yield Problem(place, f"{what}: a bool has no range", "remove it: both values are tried")
+            yield Problem(place, f"{what}: a bool has no range", "remove it: both values are tried", about)
         elif declared.dtype in INTEGER_RANGES:
             least, largest = INTEGER_RANGES[declared.dtype]
             if low != int(low) or high != int(high) or low < least or high > largest:
-                yield Problem(place, f"{what} does not fit {declared.dtype}", f"whole numbers, {least} to {largest}")
+                hint = f"whole numbers, {least} to {largest}"
+                yield Problem(place, f"{what} does not fit {declared.dtype}", hint, about)
         elif max(-low, high) > FLOAT_LIMITS[declared.dtype]:
             limit = FLOAT_LIMITS[declared.dtype]
-            yield Problem(place, f"{what} does not fit {declared.dtype}", f"values from {-limit:g} to {limit:g}")
+            hint = f"values from {-limit:g} to {limit:g}"
+            yield Problem(place, f"{what} does not fit {declared.dtype}", hint, about)
 
 
 def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -245,7 +250,7 @@ def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
                 where = ("shapes", profile) if largest.keys() & set(shape) else path
                 what = f"{path[0][:-1]} '{path[1]}' would have at least {size / 2**40:,.0f} TiB"
                 at = f" at the largest shape of profile '{profile}'" if profile else ""
-                yield Problem(node.key_place(where), what + at, "make its dimensions smaller")
+                yield Problem(node.key_place(where), what + at, "make its dimensions smaller", path)
 
 
 FLOAT_LIMITS = {"float16": 65504.0, "float32": 3.4028234663852886e38, "float64": 8.9e307}
@@ -264,14 +269,18 @@ def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
     output = recipe.accuracy.output
     if output is not None and output not in recipe.outputs:
         yield Problem(
-            node.at(("accuracy", "output")).place, f"no output '{output}'", did_you_mean(output, recipe.outputs)
+            node.at(("accuracy", "output")).place,
+            f"no output '{output}'",
+            did_you_mean(output, recipe.outputs),
+            about=("outputs", output),
         )
     for part in ("calibration", "evaluation"):
         samples = getattr(recipe.data, part)
         for name in samples.names if samples else ():
             if name not in recipe.inputs:
                 place = node.key_place(("data", part, "names", name))
-                yield Problem(place, f"the model has no input '{name}'", did_you_mean(name, recipe.inputs))
+                message = f"the model has no input '{name}'"
+                yield Problem(place, message, did_you_mean(name, recipe.inputs), about=("inputs", name))
 
 
 def _regressions_have_something_to_compare(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -285,9 +294,8 @@ def _regressions_have_something_to_compare(recipe: Recipe, node: Node) -> Iterat
         place = node.key_place((*path, "latency"))
         yield Problem(place, "regression.latency needs named shapes", "e.g. performance.at: {single: {batch: 1}}")
     if regression.accuracy is not None and recipe.accuracy.metric is None:
-        yield Problem(
-            node.key_place((*path, "accuracy")), "regression.accuracy needs accuracy.metric", "e.g. metric: top1"
-        )
+        place = node.key_place((*path, "accuracy"))
+        yield Problem(place, "regression.accuracy needs accuracy.metric", "e.g. metric: top1", _METRIC)
 
 
 _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (

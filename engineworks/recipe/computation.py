@@ -10,17 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engineworks.engines import backends
 from engineworks.recipe.recipe import AS_IS, CALIBRATED, FLOATS, FORMATS, Recipe
 
 WORTHWHILE_NODES = ("worthwhile:*",)
 """`quantizable.WORTHWHILE`, which a plan can say without ONNX."""
-
-_UNQUANTIZED = {"onnxruntime": "fp32"}
-"""What computes around quantized nodes where the recipe does not say. On a GPU int8 with fp32 around it is slower than
-fp16 alone. ONNX Runtime's CPU has hardly any fp16 kernel: it casts back and forth, and sees no int8 convolution behind
-fp16 scales (digits: 2.8 ms with fp16 around, 1.7 ms with fp32)."""
-
-_UNQUANTIZED_ON_GPU = "fp16"
 
 
 @dataclass(frozen=True)
@@ -46,16 +40,16 @@ class Computation:
 
     def to_json(self) -> dict[str, Any]:
         """What the lower step reads beside the name; only what is not empty."""
-        found: dict[str, Any] = {}
+        document: dict[str, Any] = {}
         if self.quantized:
-            found |= {"unquantized": self.unquantized, "quantized": {n: list(g) for n, g in self.quantized.items()}}
+            document |= {"unquantized": self.unquantized, "quantized": {n: list(g) for n, g in self.quantized.items()}}
         elif self.fp32:
-            found["unquantized"] = self.unquantized
+            document["unquantized"] = self.unquantized
         if self.calibrated:
-            found["keep"] = list(self.keep)
+            document["keep"] = list(self.keep)
         if self.fp32:
-            found["fp32"] = list(self.fp32)
-        return found
+            document["fp32"] = list(self.fp32)
+        return document
 
 
 def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
@@ -64,7 +58,7 @@ def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
         return Computation(precision)
     if precision == AS_IS:
         return Computation("fp32", as_is=True)
-    unquantized = recipe.calibration.unquantized or _UNQUANTIZED.get(backend, _UNQUANTIZED_ON_GPU)
+    unquantized = recipe.calibration.unquantized or backends.backend(backend).TRAITS.unquantized
     keep = recipe.calibration.keep
     mixture = recipe.mixtures.get(precision)
     if mixture is None:

@@ -38,16 +38,16 @@ def _arrays(
     if files is None:
         return None
     try:
-        found = open_samples(list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels)
-        for path, message in _outside_profiles(recipe, found):
+        opened = open_samples(list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels)
+        for path, message in _outside_profiles(recipe, opened):
             place, shown = files[path]
-            named = f"'{shown}': {message}" if found.more else message
+            named = f"'{shown}': {message}" if opened.more else message
             finder.add(place, named, "widen a profile under 'shapes', or change the data")
-        return found
+        return opened
     except SamplesError as error:
-        path = next((one for one in files if error.message.startswith(f"{one}: ")), next(iter(files)))
+        path = next((file for file in files if error.message.startswith(f"{file}: ")), next(iter(files)))
         place, shown = files[path]
-        finder.add(place, error.message.replace(str(path), shown), error.hint)
+        finder.add(place, error.message.replace(str(path), shown), error.hint, error.about)
         return None
 
 
@@ -72,11 +72,11 @@ def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
     """The files that a glob names, sorted; what is no glob is its own only match."""
     if not has_magic(pattern) or (finder.folder / pattern).exists():
         return [pattern]
-    found = sorted(glob(str(Path(pattern).expanduser()), root_dir=finder.folder, recursive=True))  # noqa: PTH207 - '../x'
-    if not found:
+    matches = sorted(glob(str(Path(pattern).expanduser()), root_dir=finder.folder, recursive=True))  # noqa: PTH207 - '../x'
+    if not matches:
         hint = finder.fetch_hint((finder.folder / pattern).resolve()) or "paths are relative to the recipe"
         finder.add(where, f"'{pattern}': no file matches", hint, missing=True)
-    return found
+    return matches
 
 
 def _text(
@@ -96,7 +96,7 @@ def _text(
             samples=samples.samples,
         )  # fmt: skip
     except SamplesError as error:
-        finder.add((*where, error.key or "text"), error.message, error.hint)
+        finder.add((*where, error.key or "text"), error.message, error.hint, error.about)
         return None
 
 
@@ -115,7 +115,7 @@ def _images(
             samples=samples.samples,
         )  # fmt: skip
     except SamplesError as error:
-        finder.add((*where, error.key or "images"), error.message, error.hint)
+        finder.add((*where, error.key or "images"), error.message, error.hint, error.about)
         return None
 
 

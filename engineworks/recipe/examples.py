@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from engineworks.recipe.metric import EXAMPLES as METRIC_EXAMPLES
+
 EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "Recipe": {
         "recipe": "bert-mini",
@@ -106,11 +108,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "max_abs": "0.01",
         "mean_abs": "0.001",
     },
-    "TopK": {"top_k": "5"},
-    "F1": {"f1": "binary", "threshold": "0.5"},
-    "WordError": {"word_error": "ctc", "blank": "0", "space": "3"},
-    "CharacterError": {"character_error": "ctc", "blank": "0"},
-    "PythonMetric": {"python": "metrics:character_accuracy", "lower_is_better": "true"},
+    **METRIC_EXAMPLES,
     "Performance": {
         "at": "{single: {batch: 1}, bulk: {batch: 64}}",
         "budget": "{single: {p99_ms: 5}, bulk: {memory_mib: 500}}",

@@ -10,8 +10,8 @@ from typing import Literal
 
 from engineworks.errors import ModelError, Problem
 from engineworks.model.export.from_huggingface import find_folder, task_of
+from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
-from engineworks.model.external_data import Outline, read_outline
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 
@@ -41,8 +41,8 @@ class Finder:
         self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
         self.outline: Outline | None = None
 
-    def add(self, where: Where, message: str, hint: str = "", *, missing: bool = False) -> None:
-        self.problems.append(Problem(self.node.at(where).place, message, hint, missing))
+    def add(self, where: Where, message: str, hint: str = "", about: Where = (), *, missing: bool = False) -> None:
+        self.problems.append(Problem(self.node.at(where).place, message, hint, about, missing))
 
     def inside(self, where: Where, name: str) -> Path | None:
         """The absolute path if it lies in the repository or in a data root, symbolic links followed."""
@@ -74,7 +74,7 @@ class Finder:
         except ModelError as error:
             self.add(where, error.message.replace(str(path), f"'{path.name}'"), error.hint)
             return {}
-        found = {path.name: path}
+        files = {path.name: path}
         for name, size in sorted(self.outline.external.items()):
             file = (path.parent / name).resolve()
             if not file.is_relative_to(path.parent):
@@ -88,8 +88,8 @@ class Finder:
                 has = f"needs {size:,} bytes of '{name}', which has only {file.stat().st_size:,}"
                 self.add(where, f"'{path.name}' {has}", "the file is cut short: copy it again")
             else:
-                found[name] = file
-        return found
+                files[name] = file
+        return files
 
     def huggingface(self, where: Where, name: str, task: str | None) -> Path | None:
         """A folder, else the newest snapshot of the id in the local cache; its task must be one that we export."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engineworks.errors import Problem
 from engineworks.model.export.from_huggingface import source_files
-from engineworks.model.external_data import interface_problems
+from engineworks.model.export.outline import interface_problems
 from engineworks.recipe.data import find_samples
 from engineworks.recipe.file_lookup import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric
@@ -43,16 +43,16 @@ def resolve_files(
 ) -> RecipeFiles:
     """Find every file, adding what is wrong to `problems`; the result is only whole if nothing was added."""
     finder = Finder(node, folder, roots, problems)
-    found = _model_files(recipe, finder)
+    model = _model_files(recipe, finder)
     _compare_interface(recipe, finder)
     data = recipe.data
-    evaluation = find_samples(finder, "evaluation", recipe, data.evaluation, found)
-    calibrating = find_samples(finder, "calibration", recipe, data.calibration, found) if data.calibration else None
+    evaluation = find_samples(finder, "evaluation", recipe, data.evaluation, model)
+    calibrating = find_samples(finder, "calibration", recipe, data.calibration, model) if data.calibration else None
     metric = python_metric(recipe.accuracy.metric)
     code = finder.code(("accuracy", "metric", "python"), metric) if metric else {}
     empty = SampleFile(folder, (), {}, None, 1, 1)
     return RecipeFiles(
-        folder, found.path or folder, found.files, evaluation or empty, calibrating, code, found.kind, found.resolved
+        folder, model.path or folder, model.files, evaluation or empty, calibrating, code, model.kind, model.resolved
     )
 
 
@@ -62,7 +62,7 @@ def _compare_interface(recipe: Recipe, finder: Finder) -> None:
         return
     for where, message, hint in interface_problems(input_specs(recipe), recipe.outputs, finder.outline):
         place = finder.node.at(where).place if len(where) > 2 else finder.node.key_place(where)
-        finder.problems.append(Problem(place, message, hint))
+        finder.problems.append(Problem(place, message, hint, about=where[:2] if len(where) > 1 else ()))
 
 
 def _model_files(recipe: Recipe, finder: Finder) -> FoundModel:

@@ -19,6 +19,7 @@ from engineworks.recipe.checks import check_recipe
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
 from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
@@ -70,7 +71,7 @@ class _Read:
 
     def targets(self) -> tuple[NamedTarget, ...]:
         """The recipe's targets. Raises `RecipeError` with all problems."""
-        follows = partial(is_cascading, node=self.node, wrong=self.wrong, refused=bool(self.problems))
+        follows = partial(is_cascading, node=self.node, wrong=self.wrong)
         problems = self.problems + [problem for problem in self.found if not follows(problem)]
         if problems or self.known is None:
             raise RecipeError(_one_each(problems))
@@ -122,12 +123,11 @@ def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> l
         except RecipeError as error:
             problems.extend(error.problems)
     by_name: dict[str, LoadedRecipe] = {}
-    for one in loaded:
-        first = by_name.setdefault(one.name, one)
-        if first.path != one.path:
-            problems.append(
-                Problem(Place(one.shown, 1, 1), f"the name '{one.name}' is also that of {first.shown}", "rename one")
-            )
+    for recipe in loaded:
+        first = by_name.setdefault(recipe.name, recipe)
+        if first.path != recipe.path:
+            message = f"the name '{recipe.name}' is also that of {first.shown}"
+            problems.append(Problem(Place(recipe.shown, 1, 1), message, "rename one"))
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return loaded
@@ -213,7 +213,7 @@ def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
     try:
         return model.model_validate(node.plain())
     except ValidationError as error:
-        problems.extend(_problem(model, node, one) for one in without_cascading(error.errors(include_url=False)))
+        problems.extend(_problem(model, node, e) for e in without_cascading(error.errors(include_url=False)))
         return None
 
 
@@ -223,20 +223,22 @@ def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
     wrong: set[Path_] = set()
     try:
         return Recipe.model_validate(node.plain()), frozenset()
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        for one in errors:
-            loc = tuple(step for step in one["loc"] if _exists_or_last(node, one["loc"], step))
-            if not loc or one["type"] == "missing":
-                continue
-            if one["type"] == "extra_forbidden" and (meant := meant_key(one, errors)):
-                node.at(loc[:-1]).rename(str(loc[-1]), meant)
-                continue
-            wrong.add(loc)
-            if loc[0] == "inputs" and loc[-1] == "dtype":  # it cannot be left out
-                node.at(loc).value = "float32"
-            else:
-                node.at(loc[:-1]).remove(loc[-1])
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+    for error in errors:
+        path = _path_in_file(node, error["loc"])
+        if not path or error["type"] == "missing":
+            continue
+        above = node.at(path[:-1])
+        meant = meant_key(error, errors) if error["type"] == "extra_forbidden" else ""
+        if meant and above.get(meant) is None:
+            above.rename(str(path[-1]), meant)
+            continue
+        wrong.add(path)
+        if path[0] == "inputs" and path[-1] == "dtype":  # it cannot be left out
+            node.at(path).value = "float32"
+        else:
+            above.remove(path[-1])
     try:
         return Recipe.model_validate(node.plain()), frozenset(wrong)
     except ValidationError:
@@ -253,9 +255,11 @@ def _one_each(problems: Sequence[Problem]) -> list[Problem]:
 
 def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     """One pydantic error as a sentence of ours, at its place."""
-    loc = tuple(step for step in error["loc"] if _exists_or_last(node, error["loc"], step))
+    loc = _path_in_file(node, error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
+        if new := RENAMED.get(loc):
+            return Problem(node.key_place(loc), f"unknown key '{loc[-1]}': it is called '{new}' now")
         known = metric_fields(error["loc"]) or _fields_at(model, loc[:-1])
         return Problem(node.key_place(loc), f"unknown key '{loc[-1]}'", did_you_mean(str(loc[-1]), known))
     where = ".".join(str(s) for s in loc if not isinstance(s, int)) or "the file"
@@ -278,17 +282,15 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
     return Problem(place, f"{where}: {shown} is not allowed", hint)
 
 
-def _exists_or_last(node: Node, loc: Sequence[str | int], step: str | int) -> bool:
-    """Pydantic names branches of unions ('int', 'constrained-str') in its paths: those are no steps of the file."""
+def _path_in_file(node: Node, loc: Sequence[str | int]) -> Path_:
+    """The location of an error without the branches of unions ('int', 'constrained-str'), which pydantic names there
+    too: those are no steps of the file."""
     path: Path_ = ()
-    for one in loc:
-        last = one == loc[-1] and one is step
-        inner = node.at(path).get(one)
-        if one is step:
-            return inner is not None or one == "[key]" or (last and _plain_name(one))
-        if inner is not None:
-            path = (*path, one)
-    return False
+    for index, step in enumerate(loc):
+        last = index == len(loc) - 1
+        if node.at(path).get(step) is not None or step == "[key]" or (last and _plain_name(step)):
+            path = (*path, step)
+    return path
 
 
 _BRANCHES = frozenset({"int", "str", "constrained-int", "constrained-str", "PythonMetric"})
@@ -308,8 +310,8 @@ def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:
 def _what_is_missing(model: type[BaseModel], loc: Path_) -> str:
     """'name of the recipe: …, e.g. recipe: bert-mini'."""
     above, example = _model_at(model, loc[:-1]), _example(model, loc)
-    found = above.model_fields.get(str(loc[-1])) if above else None
-    said = (found.description or "") if found else ""
+    field = above.model_fields.get(str(loc[-1])) if above else None
+    said = (field.description or "") if field else ""
     return f"{said}, e.g. {example}" if said and example else said or example
 
 
@@ -322,8 +324,8 @@ def _model_at(model: type[BaseModel], loc: Path_) -> type[BaseModel] | None:
     kind: Any = model
     for step in loc:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found = kind.model_fields.get(str(step))
-            kind = found.annotation if found else None
+            field = kind.model_fields.get(str(step))
+            kind = field.annotation if field else None
         else:
             kind = _inner(kind)
         kind = _first_model(kind)
@@ -342,7 +344,3 @@ def _first_model(kind: Any) -> Any:
         if isinstance(choice, type) and issubclass(choice, BaseModel) and not hasattr(kind, "__origin__"):
             return choice
     return kind
-
-
-def registered_name(loaded: LoadedRecipe) -> str:
-    return loaded.recipe.release.model or loaded.name

@@ -35,6 +35,9 @@ LOWER_IS_BETTER = frozenset({"perplexity", "word_error", "character_error"})
 WITHOUT_LABELS = frozenset({"top1", "top_k", "span", "cosine", "python"})
 """Without labels top1, top_k and span are agreement with the reference; cosine never reads any; python may."""
 
+CLASSIFIES = ("top1", "top_k", "f1")
+"""Metrics whose labels are classes."""
+
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "f1": ("scikit-learn",),
     "auc": ("scikit-learn",),
@@ -78,17 +81,27 @@ class PythonMetric(_Part):
     lower_is_better: bool = Field(False, description="whether smaller values are better")
 
 
-_KINDS: Mapping[str, type[BaseModel]] = {
+METRIC_KINDS: Mapping[str, type[BaseModel]] = {
     "top_k": TopK, "f1": F1, "word_error": WordError, "character_error": CharacterError, "python": PythonMetric,
 }  # fmt: skip
+"""Metrics with settings of their own, by the key that names them."""
 
 
 def _kind(value: Any) -> str | None:
     """Which branch of the union the value means, so that an error speaks of that one only."""
     if isinstance(value, Mapping):
-        return next((f"[{key}]" for key in _KINDS if key in value), None)
-    return next((f"[{key}]" for key, kind in _KINDS.items() if isinstance(value, kind)), "[name]")
+        return next((f"[{key}]" for key in METRIC_KINDS if key in value), None)
+    return next((f"[{key}]" for key, kind in METRIC_KINDS.items() if isinstance(value, kind)), "[name]")
 
+
+EXAMPLES: Mapping[str, Mapping[str, str]] = {
+    "TopK": {"top_k": "5"},
+    "F1": {"f1": "binary", "threshold": "0.5"},
+    "WordError": {"word_error": "ctc", "blank": "0", "space": "3"},
+    "CharacterError": {"character_error": "ctc", "blank": "0"},
+    "PythonMetric": {"python": "metrics:character_accuracy", "lower_is_better": "true"},
+}
+"""As in `examples.EXAMPLES`."""
 
 Metric = Annotated[
     Annotated[MetricName, Tag("[name]")]
@@ -106,12 +119,14 @@ METRIC_WORDS = ("top_k", "python", *MetricName.__args__)  # type: ignore[attr-de
 
 def metric_fields(location: Sequence[str | int]) -> list[str]:
     """The keys that go with the metric whose branch stands in the location of an error; none if there is no branch."""
-    return [field for key, kind in _KINDS.items() if f"[{key}]" in location for field in kind.model_fields]
+    return [field for key, kind in METRIC_KINDS.items() if f"[{key}]" in location for field in kind.model_fields]
 
 
 def metric_name(metric: Metric) -> str:
     """What the metric is called in recipes: 'top1', 'top_k', 'python' …"""
-    return metric if isinstance(metric, str) else next(k for k, kind in _KINDS.items() if isinstance(metric, kind))
+    return (
+        metric if isinstance(metric, str) else next(k for k, kind in METRIC_KINDS.items() if isinstance(metric, kind))
+    )
 
 
 def metric_settings(metric: Metric) -> dict[str, Any]:

@@ -171,10 +171,10 @@ def _skip(file: IO[bytes] | _Stored, size: int) -> None:
 def read_headers(path: Path) -> dict[str, ArrayHeader]:
     """dtype and shape of every array, without reading their contents."""
     with NpzReader(path) as archive:
-        found = {name: archive.header(name) for name in archive.names}
-    if not found:
+        headers = {name: archive.header(name) for name in archive.names}
+    if not headers:
         raise SamplesError(f"{path}: holds no arrays", hint="write it with numpy.savez")
-    return found
+    return headers
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:

@@ -221,6 +221,10 @@ class Limits(Part):
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
 
 
+METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
+"""Those of the limits that need a task metric."""
+
+
 class Accuracy(Part):
     metric: Metric | None = Field(
         None, description="task metric on the labels; without labels: agreement with the reference"

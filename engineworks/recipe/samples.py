@@ -78,11 +78,11 @@ class SampleFile:
         """Indices of the samples in use; those of a further file follow the last of the file before."""
         if self.chosen:
             return list(self.chosen)
-        found, start = [], 0
+        indices, start = [], 0
         for total, count in zip(self._totals, self.counts, strict=True):
-            found += [start + i * total // count for i in range(count)]
+            indices += [start + i * total // count for i in range(count)]
             start += total
-        return found
+        return indices
 
     @property
     def _totals(self) -> tuple[int, ...]:
@@ -115,8 +115,8 @@ class SampleFile:
         """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory, and none has samples of
         two files."""
         turn = 0
-        for one in self.by_file():
-            for feeds in one._batches(sizes, turn):
+        for file in self.by_file():
+            for feeds in file._batches(sizes, turn):
                 yield feeds
                 turn += 1
 
@@ -157,11 +157,11 @@ class SampleFile:
         """The labels of the samples in use, in their order, one array per file; None if there are none."""
         if self.labels is None:
             return None
-        found = []
-        for one in self.by_file():
-            with NpzReader(one.path) as archive:
-                found.append(archive.read(self.labels)[one.rows])
-        return found
+        parts = []
+        for file in self.by_file():
+            with NpzReader(file.path) as archive:
+                parts.append(archive.read(self.labels)[file.rows])
+        return parts
 
     def read_labels(self) -> NDArray[np.generic] | None:
         """The labels of the samples in use, in their order; shorter ones are filled up with what metrics leave out."""
@@ -191,12 +191,12 @@ def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
     if all(a.shape[1:] == shape for a in arrays):
         return np.concatenate(arrays)
     dtype = np.result_type(arrays[0].dtype, np.int16) if fill < 0 else arrays[0].dtype
-    found = np.full((sum(map(len, arrays)), *shape), fill, dtype)
+    rows = np.full((sum(map(len, arrays)), *shape), fill, dtype)
     start = 0
     for array in arrays:
-        found[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
+        rows[(slice(start, start + len(array)), *(slice(length) for length in array.shape[1:]))] = array
         start += len(array)
-    return found
+    return rows
 
 
 def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[str, Any]) -> SampleFile:
@@ -319,7 +319,7 @@ def _array_name(path: Path, spec: TensorSpec, names: Mapping[str, str], headers:
         hint = did_you_mean(name, headers)
         if spec.name not in names:
             hint += f"; or say which array it is: names: {{{spec.name}: …}}"
-        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint)
+        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint, model_input=spec.name)
     return name
 
 
@@ -328,6 +328,7 @@ def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, ax
         raise SamplesError(
             f"{path}: '{array}' is {header.dtype}, input '{spec.name}' is {spec.dtype}",
             hint=f"correct the input's dtype, or convert the data: array.astype('{spec.dtype}')",
+            model_input=spec.name,
         )
     sample = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
     fits = len(header.shape) == len(sample) + 1 and all(
@@ -338,6 +339,7 @@ def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, ax
         raise SamplesError(
             f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]",
             hint=f"correct the shape of input '{spec.name}', or write the data in that shape",
+            model_input=spec.name,
         )
 
 

@@ -16,7 +16,7 @@ def selects(only: str | None, engine: str) -> bool:
 
 def select(only: str | None, engines: Sequence[str], recipe: str) -> list[str]:
     """The ids that the globs select, in their order. Raises `TargetError` where there are none."""
-    chosen = [one for one in engines if selects(only, one)]
+    chosen = [engine for engine in engines if selects(only, engine)]
     if not chosen:
         refuse_unmatched(only, engines, recipe)
     return chosen
@@ -25,5 +25,5 @@ def select(only: str | None, engines: Sequence[str], recipe: str) -> list[str]:
 def refuse_unmatched(only: str | None, engines: Sequence[str], recipe: str) -> None:
     """Raises `TargetError` for a glob that fits none of the ids."""
     for glob in only.split(",") if only is not None else ():
-        if not any(selects(glob, one) for one in engines):
+        if not any(selects(glob, engine) for engine in engines):
             raise TargetError(f"--only '{glob}' matches no engine of {recipe}", hint=did_you_mean(glob, engines))

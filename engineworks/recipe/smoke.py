@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from engineworks.engines.backends import backend
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.samples import SampleFile, batch_dim
 from engineworks.recipe.targets import NamedTarget
@@ -47,7 +48,5 @@ def _fewer(data: SampleFile) -> SampleFile:
 
 
 def _quick(target: NamedTarget) -> NamedTarget:
-    if not target.target.backend.startswith("tensorrt"):
-        return target
-    options = {**target.target.options, "builder_optimization_level": 0}
+    options = {**target.target.options, **backend(target.target.backend).TRAITS.smoke_options}
     return replace(target, target=target.target.model_copy(update={"options": options}))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticKnownError
 
+from engineworks.engines.backends import BACKENDS
 from engineworks.recipe.numbers import Seconds
 from engineworks.recipe.recipe import Name, Part
 
@@ -20,10 +22,19 @@ def _number_as_text(value: object) -> object:
 ComputeCapability = Annotated[str, BeforeValidator(_number_as_text), StringConstraints(pattern=r"^\d{1,2}\.\d$")]
 
 
+def _known_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise PydanticKnownError("literal_error", {"expected": ", ".join(f"'{known}'" for known in BACKENDS)})
+    return name
+
+
+BackendName = Annotated[str, AfterValidator(_known_backend), WithJsonSchema({"enum": list(BACKENDS), "type": "string"})]
+
+
 class Target(Part):
     """One GPU type (or the CPU), the backend that builds and runs its engines, and where its jobs go."""
 
-    backend: Literal["onnxruntime", "tensorrt_rtx", "tensorrt"] = Field(description="what builds and runs its engines")
+    backend: BackendName = Field(description="what builds and runs its engines")
     description: str = Field("", description="which GPUs are meant; shapes nothing")
     compute_capability: tuple[ComputeCapability, ...] = Field(
         (), description="such as [8.9]; several make one portable engine; empty for the CPU"

@@ -53,14 +53,14 @@ class Node:
 
     def get(self, step: str | int) -> Node | None:
         if isinstance(self.value, dict):
-            found = self.value.get(str(step))
+            inner = self.value.get(str(step))
         else:
-            found = (
+            inner = (
                 self.value[step]
                 if isinstance(self.value, list) and isinstance(step, int) and step < len(self.value)
                 else None
             )
-        return found if isinstance(found, Node) else None
+        return inner if isinstance(inner, Node) else None
 
     def remove(self, step: str | int) -> None:
         """Take one entry out; what is not there stays so."""

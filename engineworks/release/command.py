@@ -19,7 +19,7 @@ def champions_of_recipes(recipes: Sequence[Path], settings: Settings) -> dict[st
     """By recipe: see `champions_before`. Raises `RecipeError`, `TrackingError`."""
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
-    return {one.name: champions_before(one, registry) for one in loaded}
+    return {recipe.name: champions_before(recipe, registry) for recipe in loaded}
 
 
 def release_plans(
@@ -34,5 +34,5 @@ def _release(plan: Plan, settings: Settings, champions: ByEngine, only: str | No
     recorded = recorded_result(plan, settings)
     if recorded is not None:
         return release_build(plan, recorded, open_tracking(settings.artifacts, settings.tracking_uri), champions)
-    released: ReleaseResult = load_flows()([plan], settings, only=only, release=True)[0]
+    released: ReleaseResult = load_flows()([plan], settings, only=only, champions=champions)[0]
     return released

@@ -13,14 +13,14 @@ from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
-from engineworks.fingerprint import installed_version
+from engineworks.host.packages import installed_version
 from engineworks.plan.documents import Documents
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
-from engineworks.recipe.load import LoadedRecipe, registered_name
+from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.tensors import spec_from_json
-from engineworks.tracking.aliases import Slot
+from engineworks.tracking.aliases import Slot, registered_name, slot_of
 from engineworks.tracking.champion_list import Standing
 from engineworks.tracking.engine_model import EngineModel
 from engineworks.tracking.registry import Registry
@@ -64,24 +64,28 @@ class ReleaseResult:
         return {**self.build.to_json(), "model": self.model, "releases": [e.to_json() for e in self.engines]}
 
     def exit_code(self) -> int:
-        """0 only if every engine is champion now; an engine that was overtaken must be judged anew."""
+        """0 only if every engine is champion now; an engine that was overtaken must be evaluated again."""
         code = self.build.exit_code(require_verdict=True)
         overtaken = any(e.action == "overtaken" for e in self.engines)
         return EXIT_INCONCLUSIVE if code == EXIT_PASSED and overtaken else code
 
 
-def slot_of(loaded: LoadedRecipe, engine: str) -> Slot:
-    """The place of the engine (recipe/precision/target) in the registry."""
-    _, precision, target = engine.split("/")
-    return Slot(registered_name(loaded), target, precision)
+def registered_model(loaded: LoadedRecipe) -> str:
+    """The name of the recipe's registered model."""
+    return registered_name(loaded.recipe.release.model, loaded.name)
+
+
+def slots_of(loaded: LoadedRecipe, only: str | None) -> dict[str, Slot]:
+    """The place in the registry of each engine that `only` selects."""
+    return {engine: slot_of(registered_model(loaded), engine) for engine in select_engines(loaded, only)}
 
 
 def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int | None]:
     """The champion's version of every engine's slot: call it before the engines are planned, for what they are judged
     against is in the plan."""
-    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, None)}
-    found = registry.versions_at("champion", list(slots.values()))
-    return {engine: found[slot] for engine, slot in slots.items()}
+    slots = slots_of(loaded, None)
+    champions = registry.versions_at("champion", list(slots.values()))
+    return {engine: champions[slot] for engine, slot in slots.items()}
 
 
 def release_build(
@@ -93,7 +97,7 @@ def release_build(
         release_engine(plan, e, result.run, tracking, registry, champions[e.id], dropped=result.dropped.get(e.id, ""))
         for e in result.engines
     ]
-    return ReleaseResult(result, registered_name(plan.loaded), tuple(released))
+    return ReleaseResult(result, registered_model(plan.loaded), tuple(released))
 
 
 def release_engine(
@@ -102,7 +106,7 @@ def release_engine(
 ) -> EngineRelease:  # fmt: skip
     """Register an engine that passed and make it champion, if the champion is still the one from before. dropped: why
     the ladder of `precisions: auto` dropped it; then it is not registered."""
-    slot = slot_of(plan.loaded, engine.id)
+    slot = slot_of(registered_model(plan.loaded), engine.id)
     alias, lost = slot.alias("champion"), registry.standings([slot])[slot].lost
     if dropped or engine.verdict != "pass":
         stays = f"{alias} stays at version {champion}" if champion else f"there is no {alias}"
@@ -128,18 +132,21 @@ def release_engine(
 def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> list[EngineRelease]:
     """Move champions back to the versions before them, by the list of champions; one that has none before it is kept,
     with the reason, and so is one that was never released. Raises `InputError` where none is moved."""
-    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, only)}
-    if not registry.exists(registered_name(loaded)):
-        what = f"there is no registered model '{registered_name(loaded)}' in MLflow"
+    model = registered_model(loaded)
+    slots = slots_of(loaded, only)
+    if not registry.exists(model):
+        what = f"there is no registered model '{model}' in MLflow"
         raise InputError(f"{what}: nothing was released, or it was deleted there", hint="nothing was changed")
     standings = registry.standings(list(slots.values()))
-    found = [_roll_back(engine, slot, standings[slot], registry) for engine, slot in slots.items()]
-    if all(one.action == "kept" for one in found):
+    outcomes = [_roll_back(engine, slot, standings[slot], registry) for engine, slot in slots.items()]
+    if all(outcome.action == "kept" for outcome in outcomes):
         which = f" that '{only}' selects" if only else ""
-        notable = [f"{one.id}: {one.sentence}" for one in found if not one.sentence.endswith(NONE_BEFORE)]
+        notable = [
+            f"{outcome.id}: {outcome.sentence}" for outcome in outcomes if not outcome.sentence.endswith(NONE_BEFORE)
+        ]
         why = ": " + "; ".join(notable) if notable else ""
         raise InputError(f"no champion of {loaded.name}{which} has one before it{why}", hint="nothing was changed")
-    return found
+    return outcomes
 
 
 NONE_BEFORE = "there is none before it"
@@ -225,7 +232,7 @@ TAG_CHARS = 5000
 
 def _run_of(tracking: Tracking, engine: EngineResult, parent: str) -> str:
     """The engine's own run in the build."""
-    found: Sequence[Any] = tracking.find_runs(engine=engine.id, parent_run_id=parent, kind="engine", limit=1)
-    if not found:
+    runs: Sequence[Any] = tracking.find_runs(engine=engine.id, parent_run_id=parent, kind="engine", limit=1)
+    if not runs:
         raise InputError(f"{engine.id}: run {parent} holds no record of it", hint="run 'engineworks build' again")
-    return str(found[0].run_id)
+    return str(runs[0].run_id)

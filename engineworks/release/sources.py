@@ -16,7 +16,7 @@ from engineworks.measure.ladder.ladder import ladder_words
 from engineworks.package.package import PackagedEngine
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.release.promotion import select_engines, slot_of
+from engineworks.release.promotion import slots_of
 from engineworks.store.store import Store
 from engineworks.tracking.registry import Registry
 
@@ -49,8 +49,8 @@ def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[P
     packaged, left = [], []
     judged = [engine_result(plan, planned, store, {}) for planned in plan.engines]
     words = ladder_words(ladders(plan, judged, store))
-    for one in judged:
-        engine = with_passport(plan, one, store, origin)
+    for judged_engine in judged:
+        engine = with_passport(plan, judged_engine, store, origin)
         if words.get(engine.id, "").startswith("dropped"):
             left.append(LeftOut(engine.id, "dropped", words[engine.id]))
         elif engine.path is None or engine.passport is None:
@@ -69,7 +69,7 @@ def champion_engines(
     """The champions of the registry, each fetched into a folder under `into` and verified. Raises `TrustError`."""
     packaged, left = [], []
     trust = read_trust()
-    slots = {engine: slot_of(loaded, engine) for engine in select_engines(loaded, only)}
+    slots = slots_of(loaded, only)
     standings = registry.standings(list(slots.values()))
     for number, (engine, slot) in enumerate(slots.items()):
         standing = standings[slot]

@@ -39,11 +39,11 @@ class TritonPythonModel:
         self._session.close()
 
     def _feeds(self, request: Any) -> dict[str, Any]:
-        found = {}
+        feeds = {}
         for name, spec in self._inputs.items():
             array = self._triton.get_input_tensor_by_name(request, name).as_numpy()
-            found[name] = array.reshape(array.shape[: len(spec.shape)])  # a [1] that stands for no dimension
-        return found
+            feeds[name] = array.reshape(array.shape[: len(spec.shape)])  # a [1] that stands for no dimension
+        return feeds
 
     def _respond(self, feeds: Sequence[Mapping[str, Any]]) -> list[Any]:
         import numpy as np

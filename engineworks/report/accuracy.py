@@ -8,7 +8,18 @@ from typing import Any
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.served_checks import row_tolerance
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Cell, Column, Section, Words, blocks_of, number, significant, table
+from engineworks.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Section,
+    Words,
+    blocks_of,
+    engine_cell,
+    number,
+    significant,
+    table,
+)
 from engineworks.report.figures import dims_text
 from engineworks.report.palette import precision_of, short
 
@@ -37,7 +48,7 @@ def _metric(compared: list[EngineResult]) -> Block | None:
             name = f"{metric['name']}{' ↓' if metric.get('lower_is_better') else ''}"
             kind = "" if metric.get("kind") == "labels" else f" ({metric.get('kind')})"
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name + kind), number(metric["engine"], 5),
+                engine_cell(engine.id), Cell(name + kind), number(metric["engine"], 5),
                 number(metric["reference"], 5), number(metric["ratio"], 5), number(metric.get("samples"), 0),
             ])  # fmt: skip
     return table(columns, rows, title="task metric")
@@ -55,7 +66,7 @@ def _outputs(compared: list[EngineResult]) -> Block | None:
             worst = output.get("worst_row_cosine")
             at = output.get("worst_row")
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name, code=True), _cosine(output["cosine"]),
+                engine_cell(engine.id), Cell(name, code=True), _cosine(output["cosine"]),
                 number(output["sqnr_db"], 1), _scientific(output["max_abs"]), _scientific(output["mean_abs"]),
                 Cell(str(output["nonfinite"]), tone="fail" if output["nonfinite"] else ""),
                 Cell(f"{worst:.5f} (sample {at})", sort=worst) if worst is not None else Cell(""),
@@ -112,18 +123,18 @@ def _limit(engine: EngineResult, output: str, visit: Mapping[str, Any], backgrou
 def _limits(engine: EngineResult, output: str, background: Background) -> str:
     """The limit, or the smallest and largest where it differs by shape."""
     visits = (engine.accuracy or {})["served"]["sequence"]
-    found = dict.fromkeys(f"{n:.3g}" for n in sorted(_limit(engine, output, v, background) for v in visits))
-    return " to ".join([*found][:: max(1, len(found) - 1)])
+    limits = dict.fromkeys(f"{n:.3g}" for n in sorted(_limit(engine, output, v, background) for v in visits))
+    return " to ".join([*limits][:: max(1, len(limits) - 1)])
 
 
 def _exact(served: Mapping[str, Any], output: str) -> bool:
     """Whether the output holds classes, counts or flags."""
-    return any("wrong_samples" in one for v in served["sequence"] for one in _records(v, output))
+    return any("wrong_samples" in record for v in served["sequence"] for record in _records(v, output))
 
 
 def _records(visit: Mapping[str, Any], output: str) -> list[Mapping[str, Any]]:
     figures = visit["outputs"].get(output, {})
-    return [one for phase in ("first", "later") for one in figures.get(phase, ())]
+    return [record for phase in ("first", "later") for record in figures.get(phase, ())]
 
 
 def _error(engine: EngineResult, output: str, place: tuple[str, str], background: Background) -> Cell:
@@ -131,17 +142,20 @@ def _error(engine: EngineResult, output: str, place: tuple[str, str], background
     visits = [v for v in served["sequence"] if _place(v) == place]
     if any("raised" in v for v in visits):
         return Cell("did not run", tone="fail", sort=float("inf"))
-    records = [one for v in visits for one in _records(v, output)]
+    records = [record for v in visits for record in _records(v, output)]
     if not records:
         return Cell("")
-    if any(one["nonfinite"] for one in records):
+    if any(record["nonfinite"] for record in records):
         return Cell("NaN or inf", tone="fail", sort=float("inf"))
     if _exact(served, output):
         changed = {
-            (str(v["lengths"]), s) for v in visits for one in _records(v, output) for s in one.get("wrong_samples", ())
+            (str(v["lengths"]), s)
+            for v in visits
+            for record in _records(v, output)
+            for s in record.get("wrong_samples", ())
         }
         return Cell(f"{len(changed)} differ" if changed else "0", sort=len(changed), heat=min(1.0, len(changed) / 4))
-    worst = max(one["most"] for one in records)
+    worst = max(record["most"] for record in records)
     limit = min(_limit(engine, output, v, background) for v in visits)
     tone = "fail" if worst > limit else ""
     return Cell(

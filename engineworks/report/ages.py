@@ -1,4 +1,4 @@
-"""How long ago, in words."""
+"""Times in words."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def age(then: float, now: float | None = None) -> str:
             count = int(passed // seconds)
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
+
+
+def day(at: float) -> str:
+    """'2026-11-21 03:12 UTC'."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))

@@ -1,4 +1,4 @@
-"""What a report tells besides the build's own result: where it comes from, what was before, who the champions are."""
+"""What a report shows next to the build's result: origin, earlier builds, champions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class ChampionFigures:
-    """The version that is served now, and what its own run recorded; None for figures that it lacks."""
+    """The version that is served now, and the figures of its run; None where the run lacks them."""
 
     model: str
     version: str
@@ -42,8 +42,8 @@ class ChampionFigures:
 
 @dataclass(frozen=True)
 class Before:
-    """The build before this one. changes: sentences on what came out otherwise, [] for nothing. causes: what it was
-    made from otherwise. apart: sentences on engines that are not part of both builds."""
+    """The build before this one. changes: sentences on changed results, () for none. causes: changed inputs. apart:
+    sentences on engines that are not part of both builds."""
 
     run: str
     at: float
@@ -73,4 +73,4 @@ class Background:
 
 
 NOTHING = Background()
-"""Of a result that nothing else is known of."""
+"""For a result without a record."""

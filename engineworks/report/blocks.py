@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engineworks.report.palette import short
 from engineworks.report.raw import Attachment
 
 Tone = str
-"""'' or the word that a cell is coloured by: pass, fail, failed, inconclusive, unmeasured, refused, muted."""
+"""'' or the name of a cell's color: pass, fail, failed, inconclusive, unmeasured, refused, muted."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what is read. sort: what the column is sorted by where the text does not say it. share: 0 to 1, drawn as a
+    """text: what is read. sort: the sort key where the text is none. share: 0 to 1, drawn as a
     bar behind the text. heat: 0 to 1, how strongly the cell is shaded."""
 
     text: str
@@ -44,6 +45,10 @@ class Table:
     below: str = ""
     marked: int | None = None
 
+    @property
+    def headings(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
 
 @dataclass(frozen=True)
 class Words:
@@ -61,7 +66,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Plot:
-    """svg: a whole <svg> element, ours. Markdown has none of it: what it shows stands in tables too."""
+    """svg: a whole <svg> element that this package made. Markdown omits it: tables hold the same data."""
 
     svg: str
     caption: str = ""
@@ -114,29 +119,39 @@ def table(
     below: str = "",
     marked: int | None = None,
 ) -> Table | None:
-    """A table without the columns that no row has anything in; None where there is no row."""
+    """A table without the columns that are blank in every row; None where there is no row."""
     cells = [tuple(row) for row in rows]
-    used = [i for i in range(len(columns)) if any(row[i].text for row in cells)]
     if not cells:
         return None
-    return Table(
-        tuple(columns[i] for i in used), tuple(tuple(row[i] for i in used) for row in cells), title, below, marked
-    )
+    used = [i for i in range(len(columns)) if any(row[i].text for row in cells)]
+    kept = tuple(tuple(row[i] for i in used) for row in cells)
+    return Table(tuple(columns[i] for i in used), kept, title, below, marked)
 
 
-def blocks_of(*found: Block | Iterable[Block | None] | None) -> tuple[Block, ...]:
-    """Those that there are, in one row."""
-    return tuple(_flat(found))
+def text_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Collection[str], below: str = ""
+) -> Table | None:
+    """A table of plain texts. texts: the columns that hold no numbers."""
+    columns = [Column(name, number=name not in texts) for name in headings]
+    return table(columns, ([Cell(text) for text in row] for row in rows), below=below)
 
 
-def _flat(found: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Block]:
-    for one in found:
-        if one is None:
-            continue
-        if isinstance(one, Block):
-            yield one
-        else:
-            yield from _flat(one)
+def blocks_of(*parts: Block | Iterable[Block | None] | None) -> tuple[Block, ...]:
+    """All blocks of the parts in their order, without None."""
+    return tuple(_flat(parts))
+
+
+def _flat(parts: Iterable[Block | Iterable[Block | None] | None]) -> Iterator[Block]:
+    for part in parts:
+        if isinstance(part, Block):
+            yield part
+        elif part is not None:
+            yield from _flat(part)
+
+
+def engine_cell(engine: str) -> Cell:
+    """The engine's name within its recipe."""
+    return Cell(short(engine), code=True)
 
 
 def number(value: float | None, digits: int = 3, **more: object) -> Cell:
@@ -147,7 +162,7 @@ def number(value: float | None, digits: int = 3, **more: object) -> Cell:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """'0.0269', '1,340': so many digits that count, never in powers of ten."""
+    """'0.0269', '1,340': so many significant digits, without an exponent."""
     if value is None:
         return ""
     if value == 0:

@@ -1,4 +1,4 @@
-"""What the calibrations are worth: their warnings, their figures, and the tensors that fare worst."""
+"""The quality of the calibrations: warnings, figures, and the worst tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _one(health: CalibrationHealth) -> Iterator[Block | None]:
     if health.warnings:
         yield Bullets(tuple(Words(w, tone="inconclusive", strong="warning") for w in health.warnings))
     else:
-        yield Words("Nothing about it is doubtful.", tone="pass")
+        yield Words("No warnings.", tone="pass")
     yield _tensors(health.figures)
     yield _inputs(health.figures)
 
@@ -30,16 +30,16 @@ def _tensors(figures: Mapping[str, Any]) -> Block | None:
     """The worst of each kind, side by side."""
     kinds = (("saturated", "clipped", 3), ("unused", "codes unused", 0), ("moved", "moved at last", 1))
     worst = {key: figures.get(key, {}).get("largest", {}) for key, _, _ in kinds}
-    names = list(dict.fromkeys(name for found in worst.values() for name in found))
+    names = list(dict.fromkeys(name for largest in worst.values() for name in largest))
     columns = [Column("tensor"), *(Column(heading, number=True) for _, heading, _ in kinds)]
     rows = [
         [Cell(name, code=True), *(_share(worst[key].get(name), digits) for key, _, digits in kinds)] for name in names
     ]
     below = (
         "clipped: part of the values beyond the range; unused: of the 255 codes; moved: by the last fifth of the "
-        "samples. The worst of each kind; a blank is no zero."
+        "samples. The worst of each kind; blank: not among the worst."
     )
-    return table(columns, rows, title="tensors that fare worst", below=below)
+    return table(columns, rows, title="worst tensors", below=below)
 
 
 def _share(value: float | None, digits: int) -> Cell:
@@ -53,4 +53,4 @@ def _inputs(figures: Mapping[str, Any]) -> Block | None:
         [Cell(name, code=True), number(seen.get("samples"), 0), *(number(seen.get(k), 4) for k in keys)]
         for name, seen in figures.get("inputs", {}).items()
     ]
-    return table(columns, rows, title="what it was calibrated on")
+    return table(columns, rows, title="calibration data")

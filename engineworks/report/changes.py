@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.report.ages import age
+from engineworks.report.ages import age, day
 from engineworks.report.background import Background, ChampionFigures, Point
 from engineworks.report.blocks import (
     Block,
@@ -17,29 +16,30 @@ from engineworks.report.blocks import (
     Section,
     Words,
     blocks_of,
+    engine_cell,
     number,
     significant,
     table,
 )
-from engineworks.report.palette import short
+from engineworks.report.palette import SEVERITY, short
 
 
 def changes_section(result: BuildResult, background: Background) -> Section:
-    found = blocks_of(
+    blocks = blocks_of(
         [Words(sentence, tone="inconclusive") for sentence in (*background.missing, *background.lost)],
         _champions(result, background), _champion_comparisons(result),
         list(_earlier(result)), list(_before(background)),
     )  # fmt: skip
-    return Section("changes", "What changed", found, brief="Changes")
+    return Section("changes", "What changed", blocks, brief="Changes")
 
 
 def _champions(result: BuildResult, background: Background) -> Block:
     known = [(e, background.champions[e.id]) for e in result.engines if e.id in background.champions]
     if not known:
-        return Words("No engine of this build has a champion to be held against.", strong="Since the champion:")
+        return Words("No engine of this build has a champion.", strong="Since the champion:")
     columns = [
         Column("engine"), Column("champion"), Column("verdict"), Column("p50 ms", number=True, hint="champion → now"),
-        Column("change", number=True, hint="of the median, as each run recorded it; beside each other: below"),
+        Column("change", number=True, hint="of the median, as each run recorded it; interleaved: below"),
         Column("metric", number=True), Column("engine MiB", number=True),
     ]  # fmt: skip
     return table(columns, [_champion(e, c) for e, c in known], title="Since the champion") or Words("")
@@ -52,17 +52,15 @@ def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
     now = shapes[shape]["latency_ms_p50"] if shape else None
     was = then.p50_ms.get(shape) if then else None
     metric = ((engine.accuracy or {}).get("metric") or {}).get("engine")
-    label, name = Cell(short(engine.id), code=True), Cell(f"{champion.model} version {champion.version}")
+    label, name = engine_cell(engine.id), Cell(f"{champion.model} version {champion.version}")
     if then and then.digest and then.digest == engine.sidecar.get("sha256"):
         same = Cell("the same engine, byte for byte", tone="pass")
         return [label, name, same, number(now, 4), Cell(""), number(metric, 5), Cell("")]
     verdicts = [c for c in engine.checks if c.name.startswith("regression")]
-    words = next(
-        (c.verdict for w in ("fail", "inconclusive", "unmeasured", "pass") for c in verdicts if c.verdict == w), ""
-    )
+    worst = min((c.verdict for c in verdicts), key=SEVERITY.index, default="")
     size = engine.sidecar.get("bytes")
     return [
-        label, name, Cell(words or "not asked for", tone=words or "muted"), _pair(was, now, 3),
+        label, name, Cell(worst or "not requested", tone=worst or "muted"), _pair(was, now, 3),
         _change(was, now), _pair(then.metric if then else None, metric, 5),
         _pair(_mib(then), size / 2**20 if size else None, 3),
     ]  # fmt: skip
@@ -86,12 +84,12 @@ def _change(was: float | None, now: float | None) -> Cell:
 
 
 def _champion_comparisons(result: BuildResult) -> Block | None:
-    """Candidate and champion, timed in turns."""
+    """Candidate and champion, interleaved."""
     columns = [
         Column("engine"), Column("shape"), Column("verdict"), Column("candidate / champion", number=True),
         Column("interval", number=True), Column("confidence", number=True),
         Column("limit", number=True), Column("rounds", number=True),
-        Column("disturbed", number=True), Column("processes", number=True), Column("said"),
+        Column("disturbed", number=True), Column("processes", number=True), Column("reason"),
     ]  # fmt: skip
     rows = []
     for engine in result.engines:
@@ -101,14 +99,14 @@ def _champion_comparisons(result: BuildResult) -> Block | None:
             attempts = comparison["attempts"]
             disturbed = sum(bool(r["disturbances"]) for r in attempts[-1]["rounds"])
             rows.append([
-                Cell(short(engine.id), code=True), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
+                engine_cell(engine.id), Cell(name), Cell(s["verdict"], tone=s["verdict"]),
                 number(s["ratio"], 4),
                 Cell(_interval(s)), Cell(f"{100 * comparison.get('confidence', 0.99):.10g} %"),
                 number(1 + comparison["limit"], 4),
                 number(s["rounds"], 0), number(disturbed, 0),
                 number(len(attempts), 0), Cell(check.words if check else "", tone="muted"),
             ])  # fmt: skip
-    return table(columns, rows, title="Champion and candidate, timed in turns")
+    return table(columns, rows, title="Champion and candidate, interleaved")
 
 
 def _interval(compared: Mapping[str, Any]) -> str:
@@ -121,13 +119,9 @@ def _earlier(result: BuildResult) -> Iterator[Block]:
     """Champion comparisons of this candidate that did not decide."""
     for engine in result.engines:
         for turn, comparison in enumerate((engine.champion_comparison or {}).get("earlier", ()), 1):
-            said = [
-                f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)"
-                for name, s in comparison["shapes"].items()
-            ]
-            yield Words(
-                ", ".join(said), tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:"
-            )
+            shapes = comparison["shapes"].items()
+            text = ", ".join(f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)" for name, s in shapes)
+            yield Words(text, tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:")
 
 
 def _before(background: Background) -> Iterator[Block]:
@@ -140,20 +134,15 @@ def _before(background: Background) -> Iterator[Block]:
     if before.changes:
         yield Bullets(tuple(Words(sentence, tone=_tone(sentence)) for sentence in before.changes))
     else:
-        yield Words("Nothing came out otherwise: the same verdicts, engines, metrics, and medians within 5 %.")
+        yield Words("No change: the same verdicts, engines and metrics, and medians within 5%.")
     yield from (Words(sentence, tone="muted") for sentence in before.apart)
     if before.causes:
-        yield Words("", strong="What they were made from otherwise:")
+        yield Words("", strong="Changed inputs:")
         yield Bullets(tuple(Words(cause) for cause in before.causes))
 
 
 def _tone(sentence: str) -> str:
-    """The colour of what it came to."""
+    """The new verdict that the sentence names, '' for none."""
     head = sentence.partition(": ")[2]
-    new = head.partition(" → ")[2].partition(":")[0] if " → " in head else ""
-    return new if new in ("pass", "fail", "failed", "inconclusive", "unmeasured", "refused") else ""
-
-
-def day(at: float) -> str:
-    """'2026-11-21 03:12 UTC'."""
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
+    new = head.partition(" → ")[2].partition(":")[0]
+    return new if new in SEVERITY else ""

@@ -1,4 +1,4 @@
-"""Precisions against each other: the ladders of `precisions: auto`, and accuracy against speed and size."""
+"""Precisions compared with each other: the ladders of `precisions: auto`, and accuracy against speed and size."""
 
 from __future__ import annotations
 
@@ -7,53 +7,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.ladder.ladder import TargetLadder
-from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Table, Words, blocks_of
+from engineworks.report.blocks import Block, Plot, Section, Words, blocks_of
+from engineworks.report.figures import shapes_of
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.palette import by_target, colors, precision_of
 from engineworks.report.plots import Choice, pareto_plot
-from engineworks.report.speed import shapes_of
 
 CAPTION = "area: size of the engine; hollow: its gate did not pass; line: nothing that passed is better in all three"
 
-TEXTS = {"precision", "verdict", "Pareto", "ladder"}
 
-
-def choice_section(result: BuildResult, *, plots: bool) -> Section | None:
+def choice_section(result: BuildResult, *, plots: bool) -> Section:
     drawn = dict(_plots(result)) if plots else {}
     ladders = [t.target for t in result.ladder]
     rest = [plot for target, plot in drawn.items() if target not in ladders]
-    found = blocks_of(_ladders(result, drawn), rest)
-    return Section("precision", "Precision: accuracy, speed, size", found, brief="Precision") if found else None
+    blocks = blocks_of(_ladders(result, drawn), rest)
+    return Section("precision", "Precision: accuracy, speed, size", blocks, brief="Precision")
 
 
 def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
-    for ladder in ladder_tables(result.ladder):
-        columns = tuple(Column(h, number=h not in TEXTS) for h in ladder.headings)
-        verdict = ladder.headings.index("verdict") if "verdict" in ladder.headings else -1
-        rows = tuple(
-            tuple(Cell(text, tone=text if i == verdict else "") for i, text in enumerate(row)) for row in ladder.rows
-        )
-        yield Words(ladder.sentence.partition(": ")[2], strong=f"Ladder of {ladder.target}:")
-        if all(row[verdict].text in ("refused", "not tried") for row in rows):
+    for shown in ladder_tables(result.ladder):
+        target = shown.ladder.target
+        yield Words(shown.ladder.sentence.partition(": ")[2], strong=f"Ladder of {target}:")
+        if all(candidate.verdict in ("refused", "not tried") for candidate in shown.ladder.candidates):
             continue
-        yield Table(columns, rows, marked=ladder.chosen)
-        yield from (Words(note, tone="muted") for note in ladder.notes)
-        if ladder.target in drawn:
-            yield drawn[ladder.target]
+        yield shown.table
+        yield from (Words(note, tone="muted") for note in shown.notes)
+        if target in drawn:
+            yield drawn[target]
 
 
 def _plots(result: BuildResult) -> Iterator[tuple[str, Plot]]:
-    """By target: of its ladder where there is one, else of its engines."""
-    ladders = {one.target: one for one in result.ladder}
+    """By target: its ladder where there is one, else its engines."""
+    ladders = {ladder.target: ladder for ladder in result.ladder}
     metric = any((e.accuracy or {}).get("metric") for e in result.engines) or any(
-        r.metric is not None for one in result.ladder for r in one.candidates
+        candidate.metric is not None for ladder in result.ladder for candidate in ladder.candidates
     )
     color = colors(result)
     for target, engines in by_target(result.engines):
         shape = next((name for e in engines for name in shapes_of(e)), "")
-        found = _of_ladder(ladders[target], color) if target in ladders else _of_engines(engines, shape, color)
+        choices = _of_ladder(ladders[target], color) if target in ladders else _of_engines(engines, shape, color)
         svg = pareto_plot(
-            found, f"Precisions on {target}", xlabel=f"median latency at {shape}, ms",
+            choices, f"Precisions on {target}", xlabel=f"median latency at {shape}, ms",
             ylabel="task metric relative to fp32's" if metric else "cosine to fp32",
         )  # fmt: skip
         if svg:
@@ -71,11 +65,11 @@ def _of_ladder(ladder: TargetLadder, color: Mapping[str, int]) -> list[Choice]:
 
 
 def _of_engines(engines: Sequence[EngineResult], shape: str, color: Mapping[str, int]) -> list[Choice]:
-    found = [(e, p) for e in engines if (p := _point(e, shape)) is not None]
-    front = _front([p for e, p in found if e.verdict == "pass"])
+    points = [(e, p) for e in engines if (p := _point(e, shape)) is not None]
+    front = _front([p for e, p in points if e.verdict == "pass"])
     return [
         Choice(precision_of(e.id), color[precision_of(e.id)], *p, e.verdict, front=e.verdict == "pass" and p in front)
-        for e, p in found
+        for e, p in points
     ]
 
 
@@ -90,7 +84,7 @@ def _point(engine: EngineResult, shape: str) -> tuple[float, float, float] | Non
 
 
 def _front(points: Sequence[tuple[float, float, float]]) -> set[tuple[float, float, float]]:
-    """Those that no other is at least as good as in latency, quality and size, and better in one."""
+    """The points that no other point beats: at least as good in latency, quality and size, and better in one."""
 
     def beats(a: tuple[float, float, float], b: tuple[float, float, float]) -> bool:
         return a != b and a[0] <= b[0] and a[1] >= b[1] and a[2] <= b[2]

@@ -1,70 +1,60 @@
-"""An engine's latency and batch sweep as text, for the terminal, the HTML page and the Markdown twin."""
+"""An engine's latency, streams and batch sweep as tables, for the terminal, the HTML page and Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from engineworks.builds.results import EngineResult
+from engineworks.report.blocks import Table, text_table
 
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text. below: one sentence, or ''."""
-
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    below: str = ""
-
-
-LATENCY_HEADINGS = (
-    "shape", "dims", "p50 ms", "p50 at 95 %", "p90 ms", "p99 ms", "device p50 ms", "device p99 ms",
-    "with copies p50 ms", "with copies p99 ms", "first run ms", "samples/s", "MiB", "runs",
+LATENCY = (
+    ("p50 ms", "latency_ms_p50", 4), ("p50 at 95 %", "median_interval", 4), ("p90 ms", "latency_ms_p90", 4),
+    ("p99 ms", "latency_ms_p99", 4), ("device p50 ms", "device_ms_p50", 4), ("device p99 ms", "device_ms_p99", 4),
+    ("with copies p50 ms", "copies_ms_p50", 4), ("with copies p99 ms", "copies_ms_p99", 4),
+    ("first run ms", "first_run_ms", 2), ("samples/s", "throughput_per_s", 0), ("MiB", "memory_mib", 2),
+    ("runs", "runs", 0),
 )  # fmt: skip
-"""p50, p90, p99: the host's clock without copies, and the median's 95 % interval. device: the same runs by the device's
-clock. MiB: what loading and running the engine adds."""
+"""Heading, key in latency.json, decimals. p50, p90, p99: the host's clock without copies, and the median's 95 %
+interval. device: the same runs by the device's clock. MiB: what loading and running the engine adds."""
 
-_LATENCY_KEYS = (
-    ("latency_ms_p50", 4), ("median_interval", 4), ("latency_ms_p90", 4), ("latency_ms_p99", 4),
-    ("device_ms_p50", 4), ("device_ms_p99", 4), ("copies_ms_p50", 4), ("copies_ms_p99", 4), ("first_run_ms", 2),
-    ("throughput_per_s", 0), ("memory_mib", 2), ("runs", 0),
+SWEEP = (
+    ("samples/s", "throughput_per_s", 0), ("mean ms", "latency_ms_mean", 4), ("p50 ms", "latency_ms_p50", 4),
+    ("p99 ms", "latency_ms_p99", 4), ("MiB", "memory_mib", 2),
 )  # fmt: skip
 
-SWEEP_HEADINGS = ("batch", "samples/s", "mean ms", "p50 ms", "p99 ms", "MiB", "error")
+Shapes = Mapping[str, Mapping[str, Any]]
+
+
+def shapes_of(engine: EngineResult) -> Shapes:
+    """What was measured, by named shape."""
+    shapes: Shapes = (engine.latency or {}).get("shapes", {})
+    return shapes
 
 
 def latency_table(engine: EngineResult) -> Table | None:
-    """One row per named shape; columns that no shape has a figure for are left out."""
-    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
-    if not shapes:
-        return None
+    """One row per named shape."""
+    headings = ("shape", "dims", *(heading for heading, _, _ in LATENCY))
     rows = [
-        (name, dims_text(s["dims"]), *(_cell(s.get(key), digits) for key, digits in _LATENCY_KEYS))
-        for name, s in shapes.items()
+        (name, dims_text(shape["dims"]), *(_cell(shape.get(key), digits) for _, key, digits in LATENCY))
+        for name, shape in shapes_of(engine).items()
     ]
-    return _without_empty_columns(LATENCY_HEADINGS, rows)
-
-
-def _without_empty_columns(headings: Sequence[str], rows: Sequence[Sequence[str]], below: str = "") -> Table:
-    used = [i for i in range(len(headings)) if any(row[i] for row in rows)]
-    return Table(tuple(headings[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows), below)
+    return text_table(headings, rows, texts=("shape", "dims", "p50 at 95 %"))
 
 
 def has_device_figures(engine: EngineResult) -> bool:
     """Whether more was measured than the host's time."""
-    shapes = (engine.latency or {}).get("shapes", {})
-    return any(s.get("device_ms_p50") is not None or s.get("copies_ms_p50") is not None for s in shapes.values())
+    keys = ("device_ms_p50", "copies_ms_p50")
+    return any(shape.get(key) is not None for shape in shapes_of(engine).values() for key in keys)
 
 
 def streams_table(engine: EngineResult) -> Table | None:
-    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
     rows = [
-        (name, str(one["streams"]), figure(one["runs_per_s"], 0), figure(one["samples_per_s"], 0))
-        for name, s in shapes.items()
-        for one in s.get("streams", ())
+        (name, str(stream["streams"]), figure(stream["runs_per_s"], 0), figure(stream["samples_per_s"], 0))
+        for name, shape in shapes_of(engine).items()
+        for stream in shape.get("streams", ())
     ]
-    return Table(("shape", "streams", "runs/s", "samples/s"), tuple(rows)) if rows else None
+    return text_table(("shape", "streams", "runs/s", "samples/s"), rows, texts=("shape",))
 
 
 def sweep_table(engine: EngineResult) -> Table | None:
@@ -72,38 +62,29 @@ def sweep_table(engine: EngineResult) -> Table | None:
     if engine.recommendation is None or engine.latency is None:
         return None
     chosen = engine.recommendation.batch
-    rows = tuple(_sweep_row(point, recommended=point["batch"] == chosen) for point in engine.latency["sweep"])
-    return _without_empty_columns(SWEEP_HEADINGS, rows, f"Recommended: {engine.recommendation.sentence}.")
-
-
-def _sweep_row(point: Mapping[str, Any], *, recommended: bool) -> tuple[str, ...]:
-    keys = (
-        ("throughput_per_s", 0), ("latency_ms_mean", 4), ("latency_ms_p50", 4), ("latency_ms_p99", 4), ("memory_mib", 2)
-    )  # fmt: skip
-    cells = (figure(point.get(key), digits) for key, digits in keys)
-    return (f"{point['batch']}{' *' if recommended else ''}", *cells, point.get("error", ""))
-
-
-def tables(engine: EngineResult) -> list[Table]:
-    """What a report shows of an engine's speed."""
-    return [t for t in (latency_table(engine), streams_table(engine), sweep_table(engine)) if t is not None]
+    rows = [
+        (f"{point['batch']}{' *' if point['batch'] == chosen else ''}",
+         *(figure(point.get(key), digits) for _, key, digits in SWEEP), point.get("error", ""))
+        for point in engine.latency["sweep"]
+    ]  # fmt: skip
+    headings = ("batch", *(heading for heading, _, _ in SWEEP), "error")
+    return text_table(headings, rows, texts=("error",), below=f"Recommended: {engine.recommendation.sentence}.")
 
 
 def remarks(engine: EngineResult) -> Iterator[str]:
-    """What to know before the figures are trusted: the device's complaints first, then the notes."""
+    """Reasons not to trust the figures: the device's complaints first, then the notes."""
     report = engine.latency or {}
     yield from report.get("device", {}).get("complaints", ())
     yield from report.get("notes", ())
-    for name, s in report.get("shapes", {}).items():
-        yield from (f"{name}: {note}" for note in s["notes"])
+    for name, shape in shapes_of(engine).items():
+        yield from (f"{name}: {note}" for note in shape["notes"])
     for point in report.get("sweep", ()):
         if "shape" not in point:
             yield from (f"batch {point['batch']}: {note}" for note in point.get("notes", ()))
 
 
 def warnings(engine: EngineResult) -> Sequence[str]:
-    """Those remarks that a terminal should show: the first thing that was wrong with the device, and how the engine ran
-    otherwise than was asked."""
+    """The remarks for a terminal: the device's first complaint, and how the engine ran differently from the recipe."""
     report = engine.latency or {}
     first, *more = report.get("device", {}).get("complaints") or [""]
     rest = f" ({len(more)} more in the report)" if more else ""
@@ -115,7 +96,7 @@ def dims_text(dims: Mapping[str, int]) -> str:
 
 
 def _cell(value: float | Sequence[float] | None, digits: int) -> str:
-    """A figure, or the two of an interval."""
+    """A number, or the two ends of an interval."""
     return " to ".join(figure(v, digits) for v in value) if isinstance(value, Sequence) else figure(value, digits)
 
 

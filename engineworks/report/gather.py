@@ -1,30 +1,39 @@
-"""The background of a build's report, from MLflow: what was before it, its champions, its links, its passports."""
+"""The background of a build's report, from MLflow: earlier builds, champions, links, passports."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
 from engineworks.builds.results import BuildResult
+from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import TrackingError
+from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
-from engineworks.tracking.aliases import Slot
+from engineworks.tracking.aliases import Slot, registered_name, slot_of
 from engineworks.tracking.pages import view_key
-from engineworks.tracking.records import ENGINE_DIGEST, FLOW_PAGE, HARDWARE, MODEL, RunSummary
+from engineworks.tracking.records import (
+    ENGINE_DIGEST,
+    FLOW_PAGE,
+    HARDWARE,
+    MODEL,
+    PLAN_FILE,
+    STEP_DOCUMENTS_FILE,
+    RunSummary,
+)
 from engineworks.tracking.runs import Tracking
 
 POINTS = 30
 """Records of an engine that a trend shows."""
 
 READ = 300
-"""Runs that are read for the trends of all engines together: more would take longer than the build's other records."""
+"""Runs that are read for the trends of all engines together; more would dominate the time of a report."""
 
 EXPLAINED = 6
 """Changed engines whose inputs are compared with those of the build before."""
@@ -38,7 +47,7 @@ FACTS = {
 
 
 def gather_background(result: BuildResult, plan: Mapping[str, Any], tracking: Tracking) -> Background:
-    """plan: as JSON. Where MLflow does not answer, the report says so and has the rest."""
+    """plan: as JSON. Where MLflow does not answer, the report has the rest and the reason."""
     resolved = plan.get("resolved") or {}
     known = Background(
         description=str(resolved.get("description") or ""), facts={"recipe file": str(plan.get("file", ""))},
@@ -47,7 +56,7 @@ def gather_background(result: BuildResult, plan: Mapping[str, Any], tracking: Tr
     try:
         return _from_record(known, result, plan, tracking)
     except TrackingError as error:
-        sentence = f"What was before, the champions and the links are not known: {error.message}"
+        sentence = f"Earlier builds, champions and links are unknown: {error.message}"
         return replace(known, missing=(sentence,))
 
 
@@ -59,7 +68,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
     passports = dict(known.passports)
     for engine in result.engines:
         if engine.id not in passports and engine.id in runs and engine.sidecar:
-            passports[engine.id] = read_json(tracking, runs[engine.id].run_id, "passport.json") or {}
+            passports[engine.id] = read_json(tracking, runs[engine.id].run_id, PASSPORT_FILE) or {}
     return replace(
         known,
         at=build.started_at,
@@ -96,9 +105,9 @@ def _links(
 
 def _build_before(tracking: Tracking, build: RunSummary) -> RunSummary | None:
     """The recipe's newest build that ended before this one began."""
-    found = tracking.find_runs(recipe=build.recipe, kind="build", limit=50)
+    builds = tracking.find_runs(recipe=build.recipe, kind="build", limit=50)
     ended = ("FINISHED", "FAILED")
-    older = (r for r in found if r.run_id != build.run_id and r.started_at < build.started_at and r.status in ended)
+    older = (r for r in builds if r.run_id != build.run_id and r.started_at < build.started_at and r.status in ended)
     return next(older, None)
 
 
@@ -123,13 +132,13 @@ def _points(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSumma
     """Of engines that were measured or compared: others have nothing that moves but their size."""
     engines = [e for e in result.engines if e.latency or e.accuracy]
     each = min(POINTS, max(8, READ // max(1, len(engines))))
-    found = {}
+    points = {}
     for engine in engines:
         now = runs.get(engine.id)
         listed = tracking.find_runs(engine=engine.id, kind="engine", limit=each)
         older = [r for r in listed if now is None or (r.run_id != now.run_id and r.started_at <= now.started_at)]
-        found[engine.id] = tuple(point_of(r) for r in reversed([*([now] if now else []), *older]))
-    return found
+        points[engine.id] = tuple(point_of(r) for r in reversed([*([now] if now else []), *older]))
+    return points
 
 
 def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> dict[str, ChampionFigures]:
@@ -138,8 +147,8 @@ def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any])
     versions = {engine: (c["model"], c["version"], c["run"]) for engine, c in planned.items()}
     if not versions:
         slots = {slot.alias("champion"): engine for slot, engine in _slots(result, plan).items()}
-        found = tracking.versions_behind(_registered(result, plan), slots)
-        listed = {slots[alias]: (v.model, v.version, v.run, v.engine) for alias, v in found.items()}
+        behind = tracking.versions_behind(_registered(result, plan), slots)
+        listed = {slots[alias]: (v.model, v.version, v.run, v.engine) for alias, v in behind.items()}
         versions = {engine: known[:3] for engine, known in listed.items() if known[3] == engine}  # no smoke build's
     return {
         engine: ChampionFigures(model, version, _point_of_run(tracking, run))
@@ -149,13 +158,12 @@ def _champions(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any])
 
 def _registered(result: BuildResult, plan: Mapping[str, Any]) -> str:
     release = (plan.get("resolved") or {}).get("release") or {}
-    return str(release.get("model") or result.recipe)
+    return registered_name(release.get("model"), result.recipe)
 
 
 def _slots(result: BuildResult, plan: Mapping[str, Any]) -> dict[Slot, str]:
     """The engines by their place in the registry."""
-    ids = [(e.id, *e.id.split("/")[1:]) for e in result.engines]
-    return {Slot(_registered(result, plan), target, precision): engine for engine, precision, target in ids}
+    return {slot_of(_registered(result, plan), e.id): e.id for e in result.engines}
 
 
 def _lost(tracking: Tracking, result: BuildResult, plan: Mapping[str, Any]) -> Iterator[str]:
@@ -180,9 +188,9 @@ def _before(
     tracking: Tracking, result: BuildResult, before: RunSummary, older: Mapping[str, RunSummary],
     runs: Mapping[str, RunSummary], resolved: Mapping[str, Any],
 ) -> Before:  # fmt: skip
-    plan = read_json(tracking, before.run_id, "plan.json") or {}
+    plan = read_json(tracking, before.run_id, PLAN_FILE) or {}
     missed = {*left_out(plan), *(e["id"] for e in plan.get("engines", ()) if e["id"] not in older)}
-    rest = {e.id: found for e in result.engines if e.id in missed and (found := _newest(tracking, e.id, before))}
+    rest = {e.id: newest for e in result.engines if e.id in missed and (newest := _newest(tracking, e.id, before))}
     shape = next((name for e in result.engines for name in (e.latency or {}).get("shapes", {})), "")
     points = {engine: point_of(run) for engine, run in {**rest, **older}.items()}
     refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
@@ -196,19 +204,17 @@ def _before(
 
 def _newest(tracking: Tracking, engine: str, build: RunSummary) -> RunSummary | None:
     """The engine's newest run before this build, which it was not part of."""
-    found = tracking.find_runs(engine=engine, kind="engine", limit=50)
-    return next((run for run in found if run.started_at < build.started_at), None)
+    listed = tracking.find_runs(engine=engine, kind="engine", limit=50)
+    return next((run for run in listed if run.started_at < build.started_at), None)
 
 
 def _apart(result: BuildResult, missed: Collection[str], rest: Mapping[str, RunSummary]) -> Iterator[str]:
     """Which engines are not part of this build, and what those are compared with that the one before has not."""
     if result.not_selected:
-        yield f"Not part of this run, for --only left them out: {', '.join(result.not_selected)}."
+        yield f"Not part of this run, because --only left them out: {', '.join(result.not_selected)}."
     for engine in (e.id for e in result.engines if e.id in missed):
-        day = (
-            f" of {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(rest[engine].started_at))}" if engine in rest else ""
-        )
-        then = f"compared with its own last build{day}" if day else "there is nothing to compare it with"
+        last = f"compared with its own last build of {day(rest[engine].started_at)}" if engine in rest else ""
+        then = last or "there is nothing to compare it with"
         yield f"{engine} was not part of the build before, or had no result: {then}."
 
 
@@ -226,11 +232,11 @@ def _causes(
 
 
 def _side(tracking: Tracking, run: RunSummary, recipe: Mapping[str, Any]) -> Side:
-    documents = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    documents = read_json(tracking, run.run_id, STEP_DOCUMENTS_FILE)
     return Side(run.engine or "", run.run_id, "", run.started_at, documents=documents or {}, resolved=recipe)
 
 
 def _words(differences: Iterable[Any]) -> Iterator[str]:
-    for one in differences:
-        if one.kind != "step":
-            yield f"{one.what} ({', '.join(one.steps)})" if one.steps else one.what
+    for difference in differences:
+        if difference.kind != "step":
+            yield f"{difference.what} ({', '.join(difference.steps)})" if difference.steps else difference.what

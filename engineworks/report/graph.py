@@ -1,7 +1,7 @@
 """A build's steps as a drawing: one column per kind, lines from what is read to what reads it. Pure; inline SVG.
 
 The steps of a recipe are nearly a tree that ends in engines, so that a layered drawing needs no solver: one row per
-engine, in the plan's order, and every other step beside the middle of those that read it.
+engine, in the plan's order, and every other step next to the middle of its readers.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from engineworks.builds.step_facts import StepFact
+from engineworks.plan.kinds import STEP_KINDS, StepKind
 
-ORDER = ("export", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
-         "compare_champion", "peer")  # fmt: skip
-COLUMNS = {"export": 0, "fold": 1, "calibrate": 2, "reference": 3, "lower": 3, "lowered_reference": 4, "build": 5,
-           "compare": 6, "measure": 7, "compare_champion": 8, "peer": 6}  # fmt: skip
-OF_ENGINE = ("build", "compare", "measure", "compare_champion")
-"""Kinds of steps that belong to one engine, in its row."""
+KINDS: dict[str, StepKind] = {str(name): row for name, row in STEP_KINDS.items()}
+"""By any name: an older record may hold kinds that do not exist any more, which stand last."""
 
 BOX_W, BOX_H, GAP_X, GAP_Y, TOP = 132, 24, 34, 6, 22
 LABEL = 19
@@ -44,14 +41,15 @@ def graph_svg(steps: Sequence[StepFact]) -> str:
 
 def _columns(steps: Sequence[StepFact]) -> dict[str, int]:
     """By key; columns that nothing is in are closed up."""
-    raw = {s.key: COLUMNS.get(s.kind, len(ORDER)) for s in steps}
+    last = max(row.column for row in KINDS.values()) + 1
+    raw = {s.key: KINDS[s.kind].column if s.kind in KINDS else last for s in steps}
     used = {c: i for i, c in enumerate(sorted(set(raw.values())))}
     return {key: used[c] for key, c in raw.items()}
 
 
 def _heading(steps: Sequence[StepFact], columns: Mapping[str, int], column: int) -> str:
     kinds = {s.kind for s in steps if columns[s.key] == column}
-    return ", ".join(k for k in ORDER if k in kinds) or ", ".join(sorted(kinds))
+    return ", ".join(k for k in KINDS if k in kinds) or ", ".join(sorted(kinds))
 
 
 def _places(steps: Sequence[StepFact], columns: Mapping[str, int]) -> dict[str, tuple[float, float]]:
@@ -72,10 +70,11 @@ def _wishes(steps: Sequence[StepFact]) -> dict[str, float]:
     rows: dict[str, float] = {}
     wish: dict[str, float] = {}
     for step in steps:
-        if step.kind in OF_ENGINE or step.kind == "peer":
-            name = "/".join(step.id.split("/")[:3]) if step.kind in OF_ENGINE else step.id
+        owner = KINDS[step.kind].owner if step.kind in KINDS else "command"
+        if owner in ("engine", "peer"):
+            name = "/".join(step.id.split("/")[:3]) if owner == "engine" else step.id
             wish[step.key] = rows.setdefault(name, float(len(rows)))
-    for kind in ("reference", "lowered_reference", "lower", "calibrate", "fold", "export"):
+    for kind in (name for name, row in reversed(KINDS.items()) if row.owner == "recipe"):
         for step in (s for s in steps if s.kind == kind):
             readers = [wish[s.key] for s in steps if step.key in s.inputs and s.key in wish and s.kind != "reference"]
             wish[step.key] = float(len(rows)) if kind == "reference" or not readers else sum(readers) / len(readers)
@@ -98,7 +97,7 @@ def _box(step: StepFact, x: float, y: float) -> str:
 
 
 def _short(step: StepFact) -> str:
-    """What tells it from the others of its column."""
+    """Its name within its column."""
     parts = step.id.split("/")
     if len(parts) >= 4:
         return "/".join(parts[1:3])
@@ -110,10 +109,10 @@ def _variant(last: str, kind: str) -> str:
     return f" {rest}" if rest else ""
 
 
-def _edge(a: tuple[float, float], b: tuple[float, float], one: StepFact, other: StepFact) -> str:
+def _edge(a: tuple[float, float], b: tuple[float, float], source: StepFact, reader: StepFact) -> str:
     x1, y1, x2, y2 = a[0] + BOX_W, a[1] + BOX_H / 2, b[0], b[1] + BOX_H / 2
     middle = (x1 + x2) / 2
-    ran = " ran" if one.state == "run" and other.state == "run" else ""
+    ran = " ran" if source.state == "run" and reader.state == "run" else ""
     if x2 <= x1:
         return ""
     curve = f"C{middle:.0f} {y1:.1f} {middle:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"

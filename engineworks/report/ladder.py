@@ -1,4 +1,4 @@
-"""The ladder of `precisions: auto` as tables."""
+"""The ladder of `precisions: auto` as tables, for the terminal, the HTML page and Markdown."""
 
 from __future__ import annotations
 
@@ -7,52 +7,51 @@ from dataclasses import dataclass
 
 from engineworks.measure.ladder import estimate as ladder_estimate
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
+from engineworks.report.blocks import Cell, Column, Table, table
 from engineworks.report.figures import figure
 
 
 @dataclass(frozen=True)
 class LadderTable:
-    """target and sentence say what was chosen; rows are in the ladder's order. chosen: index of its row, or None."""
+    """One target's candidates in the ladder's order; the chosen one is marked."""
 
-    target: str
-    sentence: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    chosen: int | None
+    ladder: TargetLadder
+    table: Table
     notes: tuple[str, ...]
 
 
 def ladder_tables(ladders: Sequence[TargetLadder]) -> Iterator[LadderTable]:
     """One table per target."""
     for ladder in ladders:
-        chosen = next((i for i, r in enumerate(ladder.candidates) if r.chosen), None)
-        rows = tuple(_cells(r) for r in ladder.candidates)
-        used = [i for i in range(len(HEADINGS)) if any(row[i] for row in rows)]
-        headings = tuple(HEADINGS[i] for i in used)
-        shown = tuple(tuple(row[i] for i in used) for row in rows)
-        yield LadderTable(ladder.target, ladder.sentence, headings, shown, chosen, tuple(_notes(ladder)))
+        chosen = next((i for i, candidate in enumerate(ladder.candidates) if candidate.chosen), None)
+        shown = table(COLUMNS, map(_cells, ladder.candidates), marked=chosen)
+        if shown:
+            yield LadderTable(ladder, shown, tuple(_notes(ladder)))
 
 
-HEADINGS = (
-    "precision", "verdict", "metric", "cosine", "of fp32", "p50 ms", "estimated", "MiB", "Pareto", "ladder"
+COLUMNS = (
+    Column("precision"), Column("verdict"),
+    *(Column(name, number=True) for name in ("metric", "cosine", "of fp32", "p50 ms", "estimated", "MiB")),
+    Column("Pareto"), Column("ladder"),
 )  # fmt: skip
 """of fp32: the quality that the plot shows. estimated: time relative to fp16 where nothing was measured. Pareto: *
 where no other candidate that passed is at least as good in quality, latency and size, and better in one."""
 
 
-def _cells(candidate: Candidate) -> tuple[str, ...]:
-    return (
-        candidate.precision,
-        candidate.verdict,
+def _cells(candidate: Candidate) -> tuple[Cell, ...]:
+    numbers = (
         figure(candidate.metric, 4),
         figure(candidate.cosine, 5),
         figure(candidate.quality, 4),
         figure(candidate.latency_ms, 3),
         figure(candidate.estimate, 2),
         figure(candidate.bytes / 2**20 if candidate.bytes else None, 2),
-        "*" if candidate.pareto else "",
-        "chosen" if candidate.chosen else f"dropped: {candidate.dropped}",
     )
+    outcome = "chosen" if candidate.chosen else f"dropped: {candidate.dropped}"
+    return (
+        Cell(candidate.precision), Cell(candidate.verdict, tone=candidate.verdict), *map(Cell, numbers),
+        Cell("*" if candidate.pareto else ""), Cell(outcome),
+    )  # fmt: skip
 
 
 def _notes(ladder: TargetLadder) -> Iterator[str]:

@@ -7,8 +7,8 @@ import hashlib
 from importlib import resources
 
 from engineworks.builds.results import BuildResult
+from engineworks.report.ages import day
 from engineworks.report.background import NOTHING, Background
-from engineworks.report.changes import day
 from engineworks.report.sections import sections
 from engineworks.report.verdict_section import anchor, counts
 

@@ -1,4 +1,4 @@
-"""Which engine has which colour: one per precision, the same in every plot of a report. And how engines are called."""
+"""Colors of precisions, the same in every plot of a report; parts of an engine's name; the order of verdicts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from engineworks.builds.results import BuildResult, EngineResult
 
+SEVERITY = ("failed", "fail", "inconclusive", "unmeasured", "refused", "pass")
+"""Verdicts, most severe first."""
+
 
 def colors(result: BuildResult) -> dict[str, int]:
-    """Index of the colour of each precision, in the order of the engines."""
+    """Index of the color of each precision, in the order of the engines."""
     return {p: i for i, p in enumerate(dict.fromkeys(precision_of(e.id) for e in result.engines))}
 
 
@@ -21,7 +24,7 @@ def target_of(engine: str) -> str:
 
 
 def short(engine: str) -> str:
-    """'int8/cpu': within one report the recipe goes without saying."""
+    """'int8/cpu': one report has one recipe."""
     return engine.partition("/")[2]
 
 

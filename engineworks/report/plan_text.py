@@ -1,15 +1,16 @@
-"""Plans as Markdown, for a comment on a pull request: what will be built and why; what is there already is counted."""
+"""Plans as Markdown, for a comment on a pull request: the steps to do and why; cached steps are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from engineworks.plan.plan import Plan
+from engineworks.report.markdown import cell, table_lines
 
 WORDS = {"needs another GPU": "for other hardware"}
 
 SHOWN = 40
-"""Steps of one recipe that are listed: a comment takes 65,536 characters on GitHub."""
+"""Listed steps of one recipe: a comment holds 65,536 characters on GitHub."""
 
 
 def render_plans(plans: Sequence[Plan]) -> str:
@@ -28,14 +29,10 @@ def _recipe(plan: Plan) -> Iterable[str]:
     )
     yield f"## {plan.recipe}: {counts or 'nothing'}"
     if plan.to_do:
-        yield from ("", "| step | why |", "| --- | --- |")
-        yield from (f"| {_cell(step.id)} | {_cell(step.reason)} |" for step in plan.to_do[:SHOWN])
+        yield ""
+        yield from table_lines(("step", "why"), ((step.id, step.reason) for step in plan.to_do[:SHOWN]))
         if len(plan.to_do) > SHOWN:
             yield f"| and {len(plan.to_do) - SHOWN} more | |"
     if plan.refused:
         yield ""
-        yield from (f"- **refused** {_cell(one.id)}: {_cell(one.sentence)}" for one in plan.refused)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+        yield from (f"- **refused** {cell(refused.id)}: {cell(refused.sentence)}" for refused in plan.refused)

@@ -110,7 +110,7 @@ def latency_plot(rows: Sequence[Distribution], title: str, *, budget_ms: float |
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
-    """1, 2, 5 and their kin instead of powers of ten."""
+    """1, 2, 5 and more steps instead of powers of ten."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     steps: tuple[float, ...] = (1, 2, 5) if high / low < 300 else (1,)
@@ -165,13 +165,13 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
         largest = max(c.bytes for c in choices)
         front = sorted((c.latency_ms, c.quality) for c in choices if c.front)
         axes.plot([x for x, _ in front], [y for _, y in front], color=MUTED, linewidth=1, zorder=1)
-        for one in choices:
-            color = series(one.color)
+        for choice in choices:
+            color = series(choice.color)
             axes.scatter(
-                [one.latency_ms], [one.quality], s=50 + 550 * one.bytes / largest,
-                edgecolors=color, facecolors=color if one.word == "pass" else PAGE, alpha=0.8, zorder=2,
-                linewidths=3 if one.chosen else 1.4,
-                label=_legend(one),
+                [choice.latency_ms], [choice.quality], s=50 + 550 * choice.bytes / largest,
+                edgecolors=color, facecolors=color if choice.word == "pass" else PAGE, alpha=0.8, zorder=2,
+                linewidths=3 if choice.chosen else 1.4,
+                label=_legend(choice),
             )  # fmt: skip
         axes.set(xlabel=xlabel, title=ylabel)
         axes.margins(0.14)
@@ -180,13 +180,13 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
         return inline(figure, title)
 
 
-def _legend(one: Choice) -> str:
-    word = ", chosen" if one.chosen else "" if one.word == "pass" else f", {one.word}"
-    return f"{one.name}: {significant(one.latency_ms)} ms, {one.bytes / 2**20:.2f} MiB{word}"
+def _legend(choice: Choice) -> str:
+    word = ", chosen" if choice.chosen else "" if choice.word == "pass" else f", {choice.word}"
+    return f"{choice.name}: {significant(choice.latency_ms)} ms, {choice.bytes / 2**20:.2f} MiB{word}"
 
 
 def trend_plot(panels: Sequence[Panel], dates: Sequence[str], marks: Sequence[Mark], title: str) -> str:
-    """Every quantity over the builds, oldest left; a line stands where a version changed, numbered as in `marks`."""
+    """Every quantity over the builds, oldest left; numbered lines mark version changes."""
     count = len(dates)
     with drawing(f"trend {title}", 8.6, 0.5 + 1.45 * len(panels)) as figure:
         rows: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.builds.results import BuildResult
+from engineworks.plan.kinds import STEP_KINDS
+from engineworks.report.ages import day
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, number, table
-from engineworks.report.changes import day
 
 
 def provenance_section(result: BuildResult, background: Background) -> Section:
-    found = blocks_of(_build(result, background), _versions(background), _engines(result, background))
-    return Section("provenance", "Provenance", found, open=False)
+    blocks = blocks_of(_build(result, background), _versions(background), _engines(result, background))
+    return Section("provenance", "Provenance", blocks, open=False)
 
 
 def _build(result: BuildResult, background: Background) -> Block | None:
@@ -36,11 +37,10 @@ def _build(result: BuildResult, background: Background) -> Block | None:
 def _digests(background: Background) -> dict[str, str]:
     """sha256 of the model's and the data's files, once each."""
     found: dict[str, str] = {}
-    words = {"export": "model", "calibrate": "calibration data", "reference": "evaluation data"}
     for passport in background.passports.values():
-        for step, word in words.items():
-            for name, digest in (passport.get("digests") or {}).get(step, {}).items():
-                said = f"{word} {name}" if name not in ("calibration", "evaluation") else word
+        for step, kind in STEP_KINDS.items():
+            for name, digest in (passport.get("digests") or {}).get(step, {}).items() if kind.files else ():
+                said = kind.files if name in ("calibration", "evaluation") else f"{kind.files} {name}"
                 found.setdefault(f"{said}, sha256", str(digest))
     return found
 
@@ -66,12 +66,10 @@ def _engines(result: BuildResult, background: Background) -> Iterator[Block]:
          Cell(background.runs.get(e.id, ""), code=True)]
         for e in result.engines if e.sidecar
     ]  # fmt: skip
-    found = table(columns, rows)
-    if found:
-        yield Fold((Cell("digests of the engines"),), (found,))
     places = [[Cell(e.id, code=True), Cell(str(e.path), code=True)] for e in result.engines if e.path]
     stored = table([Column("engine"), Column("file in the store")], places)
-    if stored:
-        yield Fold((Cell("where the engines are"),), (stored,))
+    for title, shown in (("digests of the engines", table(columns, rows)), ("where the engines are", stored)):
+        if shown:
+            yield Fold((Cell(title),), (shown,))
     if not background.passports and rows:
         yield Words("No passport is on record: versions and hardware are not known.", tone="muted")

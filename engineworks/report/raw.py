@@ -1,4 +1,4 @@
-"""What the checks were made of, whole, in the page itself: reports and raw samples as files behind links."""
+"""The reports and raw samples behind the checks, as files within the page."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
     """The engine's reports (every latency sample, every round of a champion comparison with its blocks, every stop of
     the comparison with the reference) and its checks, as gzip of JSON; the same result gives the same bytes."""
     checks = [check.to_json() for check in engine.checks]
-    found = {
+    reports = {
         "checks": checks,
         "accuracy": engine.accuracy,
         "latency": engine.latency,
-        "compare_champion": engine.champion_comparison,
+        "champion_comparison": engine.champion_comparison,
     }
-    for name, value in found.items():
+    for name, value in reports.items():
         if value:
             packed = gzip.compress(json.dumps(value).encode(), mtime=0)
             href = f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"

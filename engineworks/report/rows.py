@@ -1,8 +1,8 @@
-"""The figures of a build as text: what the table on the terminal, the HTML page and the Markdown twin all show."""
+"""The verdict table: its columns, which the terminal, the HTML page and Markdown all read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,53 +11,102 @@ from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.ladder.ladder import ladder_words
 from engineworks.report.figures import figure
 
-HEADINGS = ("engine", "verdict", "metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB", "why")
-"""p50, p99 and samples/s are at the recipe's first named shape; MiB is the size of the engine."""
-
 
 @dataclass(frozen=True)
-class Row:
-    cells: tuple[str, ...]
-    verdict: str
+class EngineColumn:
+    """A column of the verdict table. A new one is a row of `COLUMNS` and nothing else.
 
+    text: the engine's cell; '' leaves it blank. number: aligned to the right. hint: what the heading means, on the HTML
+    page. brief: also in the short table of Prefect and MLflow.
+    """
 
-def rows(result: BuildResult) -> list[Row]:
-    """One row per engine, then one per refused one. What a ladder says of an engine stands in for why."""
-    words = ladder_words(result.ladder)
-    built = [Row(_cells(e, words.get(e.id)), e.verdict) for e in result.engines]
-    blank = ("",) * (len(HEADINGS) - 3)
-    return built + [Row((r.id, "refused", *blank, r.sentence), "refused") for r in result.refused]
+    name: str
+    text: Callable[[EngineResult], str]
+    number: bool = False
+    hint: str = ""
+    brief: bool = True
 
 
 def why(engine: EngineResult) -> str:
-    """The sentence that decided: the step that failed, else the first check that did not pass, waived ones last."""
+    """The reason of the verdict: the step that failed, else the first check that did not pass, waived ones last."""
     if engine.failure:
         return engine.failure.message.splitlines()[0]
     open_checks = [c for c in engine.checks if c.verdict != "pass"]
     return next((c.words for c in sorted(open_checks, key=lambda c: bool(c.waived))), "")
 
 
-def _cells(engine: EngineResult, ladder: str | None) -> tuple[str, ...]:
-    accuracy, latency = engine.accuracy or {}, engine.latency or {}
-    metric: Mapping[str, Any] = accuracy.get("metric") or {}
-    outputs: Mapping[str, Any] = accuracy.get("outputs") or {}
+def _metric(engine: EngineResult) -> str:
+    return figure(((engine.accuracy or {}).get("metric") or {}).get("engine"), 4)
+
+
+def _cosine(engine: EngineResult) -> str:
+    outputs = (engine.accuracy or {}).get("outputs") or {}
     cosine = worst_cosine(outputs)
-    shape: Mapping[str, Any] = next(iter(latency.get("shapes", {}).values()), {})
+    return "nan" if outputs and cosine is None else figure(cosine, 5)
+
+
+def _at_first_shape(key: str, digits: int) -> Callable[[EngineResult], str]:
+    """A figure at the recipe's first named shape."""
+
+    def text(engine: EngineResult) -> str:
+        shape: Any = next(iter((engine.latency or {}).get("shapes", {}).values()), {})
+        return figure(shape.get(key), digits)
+
+    return text
+
+
+def _size(engine: EngineResult) -> str:
     size = engine.sidecar.get("bytes")
-    return (
-        engine.id,
-        engine.word,
-        figure(metric.get("engine"), 4),
-        "nan" if outputs and cosine is None else figure(cosine, 5),
-        figure(shape.get("latency_ms_p50"), 3),
-        figure(shape.get("latency_ms_p99"), 3),
-        figure(shape.get("throughput_per_s"), 0),
-        figure(size / 2**20 if size else None, 2),
-        ladder or why(engine),
-    )
+    return figure(size / 2**20 if size else None, 2)
+
+
+COLUMNS = (
+    EngineColumn("engine", lambda engine: engine.id),
+    EngineColumn("verdict", lambda engine: engine.word),
+    EngineColumn("metric", _metric, number=True, hint="task metric of the engine on the evaluation data"),
+    EngineColumn(
+        "cosine", _cosine, number=True, hint="smallest over the outputs, to the fp32 reference", brief=False
+    ),
+    EngineColumn(
+        "p50 ms", _at_first_shape("latency_ms_p50", 3), number=True,
+        hint="median latency at the recipe's first named shape",
+    ),
+    EngineColumn(
+        "p99 ms", _at_first_shape("latency_ms_p99", 3), number=True, hint="at the recipe's first named shape",
+        brief=False,
+    ),
+    EngineColumn(
+        "samples/s", _at_first_shape("throughput_per_s", 0), number=True,
+        hint="batch / median latency, at the recipe's first named shape",
+    ),
+    EngineColumn("MiB", _size, number=True, hint="size of the engine"),
+    EngineColumn("why", why),
+)  # fmt: skip
+
+HEADINGS = tuple(column.name for column in COLUMNS)
+NUMBERS = frozenset(column.name for column in COLUMNS if column.number)
+
+
+@dataclass(frozen=True)
+class Row:
+    """cells: one text per column of `COLUMNS`."""
+
+    cells: tuple[str, ...]
+    verdict: str
+
+
+def rows(result: BuildResult) -> list[Row]:
+    """One row per engine, then one per refused engine. The ladder's statement on an engine replaces its `why`."""
+    statements = ladder_words(result.ladder)
+    built = [
+        Row((*(column.text(e) for column in COLUMNS[:-1]), statements.get(e.id) or why(e)), e.verdict)
+        for e in result.engines
+    ]
+    blank = ("",) * (len(COLUMNS) - 3)
+    return built + [Row((r.id, "refused", *blank, r.sentence), "refused") for r in result.refused]
 
 
 def notes_of(result: BuildResult) -> list[str]:
-    """The build's warnings but for those that stand with the calibration."""
-    told = {sentence for health in result.calibration for sentence in health.warnings}
-    return [sentence for sentence in result.warnings if sentence not in told]
+    """The build's warnings without those that the calibration section shows."""
+    shown = {sentence for health in result.calibration for sentence in health.warnings}
+    return [sentence for sentence in result.warnings if sentence not in shown]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engineworks.builds.results import BuildResult
 from engineworks.report.accuracy import accuracy_section
 from engineworks.report.background import NOTHING, Background
-from engineworks.report.blocks import Cell, Column, Section, Table, blocks_of
+from engineworks.report.blocks import Section
 from engineworks.report.calibration import calibration_section
 from engineworks.report.changes import changes_section
 from engineworks.report.choice import choice_section
@@ -16,15 +16,15 @@ from engineworks.report.steps_section import steps_section
 from engineworks.report.trend import trend_section
 from engineworks.report.verdict_section import verdict_section
 
-_TEXTS = {"framework", "precision", "note"}
-
 
 def sections(result: BuildResult, background: Background = NOTHING, *, plots: bool) -> list[Section]:
-    """plots: with those that only HTML can show."""
-    found = [
+    """plots: with the plots, which only HTML shows."""
+    every = [
         verdict_section(result),
         changes_section(result, background),
-        _comparison(result),
+        Section(
+            "frameworks", "Next to other frameworks", tuple(comparison_tables(result.comparison)), brief="Frameworks"
+        ),
         latency_section(result, background, plots=plots),
         sweep_section(result, background, plots=plots),
         accuracy_section(result, background),
@@ -35,17 +35,4 @@ def sections(result: BuildResult, background: Background = NOTHING, *, plots: bo
         steps_section(result, plots=plots),
         provenance_section(result, background),
     ]
-    return [one for one in found if one is not None and one.blocks]
-
-
-def _comparison(result: BuildResult) -> Section | None:
-    """Frameworks side by side."""
-    found = []
-    for shown in comparison_tables(result.comparison):
-        columns = tuple(Column(h, number=h not in _TEXTS) for h in shown.headings)
-        last = len(shown.headings) - 1
-        rows = tuple(
-            tuple(Cell(text, tone="muted" if i == last else "") for i, text in enumerate(row)) for row in shown.rows
-        )
-        found.append(Table(columns, rows, shown.title, marked=shown.best))
-    return Section("frameworks", "Beside other frameworks", blocks_of(found), brief="Frameworks") if found else None
+    return [section for section in every if section is not None and section.blocks]

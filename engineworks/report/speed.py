@@ -16,19 +16,16 @@ from engineworks.report.blocks import (
     Section,
     Words,
     blocks_of,
+    engine_cell,
     number,
     significant,
     table,
 )
-from engineworks.report.figures import Table as Figures
-from engineworks.report.figures import dims_text, latency_table, remarks, streams_table, sweep_table
-from engineworks.report.palette import by_target, colors, precision_of, short, target_of
+from engineworks.report.figures import LATENCY, dims_text, latency_table, remarks, shapes_of, streams_table, sweep_table
+from engineworks.report.palette import by_target, colors, precision_of, short
 from engineworks.report.plots import Curve, Distribution, latency_plot, sweep_plot
 
-Shapes = Mapping[str, Mapping[str, Any]]
-
-
-LEGEND = "Filled: how the timed runs are distributed (root of their number). Line: median; dashes: p99."
+LEGEND = "Filled: distribution of the timed runs (root of their number). Line: median; dashes: p99."
 
 
 def latency_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
@@ -37,16 +34,11 @@ def latency_section(result: BuildResult, background: Background, *, plots: bool)
         return None
     names = dict.fromkeys(name for e in measured for name in shapes_of(e))
     drawn = [_plot(result, measured, name, background) for name in names] if plots else []
-    found = blocks_of(
+    blocks = blocks_of(
         Words(LEGEND, tone="muted") if plots else None,
         drawn, [_at_shape(measured, name) for name in names], _all_figures(measured),
     )  # fmt: skip
-    return Section("latency", "Latency", found)
-
-
-def shapes_of(engine: EngineResult) -> Shapes:
-    found: Shapes = (engine.latency or {}).get("shapes", {})
-    return found
+    return Section("latency", "Latency", blocks)
 
 
 def _title(name: str, measured: list[EngineResult]) -> str:
@@ -72,22 +64,18 @@ def _plot(result: BuildResult, measured: list[EngineResult], name: str, backgrou
 
 def _budget(background: Background, shape: str, what: str) -> float | None:
     budgets = (background.resolved.get("performance") or {}).get("budget") or {}
-    found: float | None = (budgets.get(shape) or {}).get(what)
-    return found
+    budget: float | None = (budgets.get(shape) or {}).get(what)
+    return budget
 
 
-_COLUMNS = (
-    ("p50 ms", "latency_ms_p50", 4), ("p90 ms", "latency_ms_p90", 4), ("p99 ms", "latency_ms_p99", 4),
-    ("device p50 ms", "device_ms_p50", 4), ("with copies p50 ms", "copies_ms_p50", 4),
-    ("first run ms", "first_run_ms", 2),
-    ("samples/s", "throughput_per_s", 0), ("runs", "runs", 0),
-)  # fmt: skip
+_NOT_ACROSS_ENGINES = ("p50 at 95 %", "device p99 ms", "with copies p99 ms", "MiB")
+_COLUMNS = tuple(column for column in LATENCY if column[0] not in _NOT_ACROSS_ENGINES)
 
 
 def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
     columns = [
         Column("engine"), *(Column(heading, number=True) for heading, _, _ in _COLUMNS),
-        Column("median ±", number=True, hint="half of the median's 95 % interval"), Column("beware"),
+        Column("median ±", number=True, hint="half of the median's 95 % interval"), Column("warning"),
     ]  # fmt: skip
     rows = []
     for engine in measured:
@@ -96,10 +84,9 @@ def _at_shape(measured: list[EngineResult], name: str) -> Block | None:
             continue
         cells = [number(figures.get(key), digits) for _, key, digits in _COLUMNS]
         bad = [*figures.get("complaints", ()), *figures.get("notes", ())]
-        beware = Cell(
-            bad[0] + (f" (and {len(bad) - 1} more below)" if len(bad) > 1 else "") if bad else "", tone="inconclusive"
-        )
-        rows.append([Cell(short(engine.id), code=True), *cells, _half_width(figures), beware])
+        more = f" (and {len(bad) - 1} more below)" if len(bad) > 1 else ""
+        warning = Cell(bad[0] + more if bad else "", tone="inconclusive")
+        rows.append([engine_cell(engine.id), *cells, _half_width(figures), warning])
     return table(columns, rows, title=_title(name, measured))
 
 
@@ -118,23 +105,12 @@ def _all_figures(measured: list[EngineResult]) -> Fold | None:
 
 
 def _own(engine: EngineResult) -> Fold | None:
-    """Everything that was measured of one engine, and what to know before it is trusted."""
+    """Everything measured on one engine, and the reasons not to trust it."""
     notes = list(remarks(engine))
-    shown = [plain(t) for t in (latency_table(engine), streams_table(engine)) if t is not None]
-    found = blocks_of(shown, [Words(note, tone="muted") for note in notes])
-    said = f"{len(notes)} remarks" if len(notes) > 1 else "1 remark" if notes else ""
-    return Fold((Cell(engine.id, code=True), Cell(said, tone="muted")), found) if found else None
-
-
-def plain(found: Figures) -> Block | None:
-    """A table of texts; columns of figures are told by their cells."""
-
-    def is_number(index: int) -> bool:
-        cells = [row[index] for row in found.rows if row[index]]
-        return bool(cells) and all(c.replace(",", "").replace(".", "").rstrip(" *").isdigit() for c in cells)
-
-    columns = [Column(name, number=is_number(i)) for i, name in enumerate(found.headings)]
-    return table(columns, [[Cell(text) for text in row] for row in found.rows], below=found.below)
+    remarked = [Words(note, tone="muted") for note in notes]
+    blocks = blocks_of(latency_table(engine), streams_table(engine), remarked)
+    count = f"{len(notes)} remarks" if len(notes) > 1 else "1 remark" if notes else ""
+    return Fold((Cell(engine.id, code=True), Cell(count, tone="muted")), blocks) if blocks else None
 
 
 def sweep_section(result: BuildResult, background: Background, *, plots: bool) -> Section | None:
@@ -149,7 +125,7 @@ def sweep_section(result: BuildResult, background: Background, *, plots: bool) -
         assert engine.recommendation is not None
         batch = engine.recommendation.batch
         cell = Cell(str(batch)) if batch else Cell("none", tone="inconclusive")
-        rows.append([Cell(short(engine.id), code=True), cell, Cell(f"Recommended: {engine.recommendation.sentence}.")])
+        rows.append([engine_cell(engine.id), cell, Cell(f"Recommended: {engine.recommendation.sentence}.")])
     own = Fold((Cell("Every batch, by engine"),), blocks_of([block for e in swept for block in _sweep_of(e)]))
     return Section(
         "sweep",
@@ -160,9 +136,8 @@ def sweep_section(result: BuildResult, background: Background, *, plots: bool) -
 
 
 def _sweep_of(engine: EngineResult) -> Iterator[Block | None]:
-    found = sweep_table(engine)
     yield Words("", strong=engine.id)
-    yield plain(found) if found else None
+    yield sweep_table(engine)
 
 
 def _sweep_plots(result: BuildResult, swept: list[EngineResult], budget: float | None) -> Iterator[Plot]:
@@ -206,7 +181,7 @@ def memory_section(result: BuildResult) -> Section | None:
         total, peak = latency.get("memory_total_mib"), max((m for m in used if m), default=None)
         share = peak / total if peak and total else None
         rows.append([
-            Cell(short(engine.id), code=True), _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
+            engine_cell(engine.id), _bar(engine.sidecar["bytes"] / 2**20, largest / 2**20),
             number(latency.get("load_ms"), 1), *(_bar(m, most, 1) for m in used),
             Cell(f"{share:.2%}", sort=share) if share is not None else Cell(""),
             Cell(significant(engine.sidecar.get("build_seconds"), 2), sort=engine.sidecar.get("build_seconds")),
@@ -216,6 +191,3 @@ def memory_section(result: BuildResult) -> Section | None:
 
 def _bar(value: float | None, most: float, digits: int = 2) -> Cell:
     return number(value, digits, share=value / most if value and most else None)
-
-
-__all__ = ["latency_section", "memory_section", "plain", "shapes_of", "sweep_section", "target_of"]

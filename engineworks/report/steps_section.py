@@ -8,7 +8,7 @@ from engineworks.report.graph import graph_svg
 
 STATES = ("run", "reused", "failed", "skipped", "needs another GPU", "not needed")
 WORDS = {"needs another GPU": "cannot run here"}
-"""A step for other hardware: whether another host runs it, this build does not know."""
+"""A step for other hardware: this build does not know whether another host runs it."""
 
 _TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "needs another GPU": "unmeasured"}
 
@@ -43,5 +43,5 @@ def _table(result: BuildResult) -> Fold | None:
          Cell(s.reason, tone="muted")]
         for s in result.dag
     ]  # fmt: skip
-    found = table(columns, rows)
-    return Fold((Cell("every step"),), (found,)) if found else None
+    steps = table(columns, rows)
+    return Fold((Cell("every step"),), (steps,)) if steps else None

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.report.background import Link
-from engineworks.report.rows import HEADINGS, rows
+from engineworks.report.markdown import table_lines
+from engineworks.report.rows import COLUMNS, HEADINGS, rows
 from engineworks.report.text import summary
 
 NOTE_CHARS = 4800
-"""A description in MLflow takes 5000; what is left of the table is counted."""
+"""A description in MLflow holds 5000 characters; the rows that do not fit are counted."""
 
-_SHOWN = [HEADINGS.index(h) for h in ("engine", "verdict", "metric", "p50 ms", "samples/s", "MiB", "why")]
+_SHOWN = [index for index, column in enumerate(COLUMNS) if column.brief]
 
 
 def verdict_table(result: BuildResult, links: Sequence[Link], *, most_chars: int | None = None) -> str:
-    """Markdown. most_chars: rows that go beyond are left out and counted."""
+    """Markdown. most_chars: the rows beyond it are omitted and counted."""
     linked = " · ".join(f"[{link.name}]({link.url})" for link in links)
     head = [f"**{result.recipe}: {result.verdict}**", "", summary(result), *(["", linked] if linked else []), ""]
-    head += [_line([HEADINGS[i] for i in _SHOWN]), _line(["---"] * len(_SHOWN))]
-    lines = [_line([row.cells[i] for i in _SHOWN]) for row in rows(result)]
+    headings, *lines = table_lines(
+        (HEADINGS[i] for i in _SHOWN), ((row.cells[i] for i in _SHOWN) for row in rows(result))
+    )
+    head += [headings, lines.pop(0)]
     kept = list(lines)
     while most_chars is not None and kept and len("\n".join([*head, *kept])) > most_chars - 60:
         kept.pop()
@@ -29,7 +32,7 @@ def verdict_table(result: BuildResult, links: Sequence[Link], *, most_chars: int
 
 
 def engine_note(engine: EngineResult, report: str) -> str:
-    """What an engine's run says of itself. report: address of the build's report, '' where there is none."""
+    """The description of an engine's run. report: address of the build's report, '' where there is none."""
     lines = [f"**{engine.word}**" + (f", failed in {engine.failure.step}" if engine.failure else "")]
     if engine.failure:
         lines.append(engine.failure.message)
@@ -37,7 +40,3 @@ def engine_note(engine: EngineResult, report: str) -> str:
     lines += [f"[report of the build]({report})"] if report else []
     text = "\n\n".join(lines)
     return text if len(text) <= NOTE_CHARS else text[: NOTE_CHARS - 1] + "…"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"

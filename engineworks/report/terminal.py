@@ -1,4 +1,4 @@
-"""What a person sees: tables and progress on a terminal, plain lines in a pipe or in CI. stdout holds results only."""
+"""Tables and progress on a terminal, plain lines in a pipe or in CI. stdout holds results only."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engineworks.builds import progress as progress_room
+from engineworks.builds.progress import listen
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from engineworks.builds.results import BuildResult, EngineResult
     from engineworks.plan.plan import Plan, Step
+    from engineworks.report.blocks import Table
     from engineworks.settings import Settings
 
 PIPE_WIDTH = 200
-"""Columns of a table that no terminal bounds."""
+"""Characters of a line where no terminal sets the width."""
 
 STYLES = {
     "pass": "green", "fail": "bold red", "failed": "bold red", "unmeasured": "yellow", "inconclusive": "yellow",
@@ -50,16 +51,14 @@ def print_json(value: object) -> None:
 
 
 def print_error(message: str) -> None:
-    """An error on stderr, as it is: paths and brackets are no markup."""
+    """An error on stderr, verbatim: rich would read brackets in paths as markup."""
     sys.stderr.write(f"error: {message}\n" if "\n" not in message else f"{message}\n")
 
 
 def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
     console = _console()
     for plan in plans:
-        counts = {
-            s: sum(1 for x in plan.steps.values() if x.state == s) for s in ("to do", "cached", "needs another GPU")
-        }
+        states = [step.state for step in plan.steps.values()]
         if not quiet:
             table = _table("step", "state", "why")
             for step in plan.steps.values():
@@ -70,19 +69,19 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool) -> None:
                 table.add_row(refused.id, _styled("refused"), _escape(refused.sentence))
             console.print(table)
         say(
-            f"{plan.recipe}: {many(len(plan.engines), 'engine')}, {many(counts['to do'], 'step')} to do, "
-            f"{counts['cached']} cached, {counts['needs another GPU']} for other hardware, "
+            f"{plan.recipe}: {many(len(plan.engines), 'engine')}, {many(states.count('to do'), 'step')} to do, "
+            f"{states.count('cached')} cached, {states.count('needs another GPU')} for other hardware, "
             f"{many(len(plan.refused), 'engine')} refused"
         )
 
 
 def print_results(results: Sequence[BuildResult], settings: Settings, *, quiet: bool) -> None:
     """The table of engines and verdicts, then where everything is."""
-    from engineworks.report.rows import HEADINGS, rows
+    from engineworks.report.rows import HEADINGS, NUMBERS, rows
 
     console = _console()
     for result in results:
-        table = _table(*HEADINGS)
+        table = _table(*HEADINGS, numbers=NUMBERS)
         for row in rows(result):
             table.add_row(row.cells[0], _styled(row.verdict, row.cells[1]), *map(_escape, row.cells[2:]))
         console.print(table)
@@ -109,48 +108,48 @@ def _print_ladder(console: Console, result: BuildResult) -> None:
     """One table per target of `precisions: auto`; the chosen candidate stands out."""
     from engineworks.report.ladder import ladder_tables
 
-    for found in ladder_tables(result.ladder):
-        table = _table(*found.headings)
-        for index, cells in enumerate(found.rows):
-            table.add_row(*map(_escape, cells), style="green" if index == found.chosen else None)
-        say(f"{result.recipe}, ladder of {found.sentence}")
-        console.print(table)
-        for note in found.notes:
+    for shown in ladder_tables(result.ladder):
+        say(f"{result.recipe}, ladder of {shown.ladder.sentence}")
+        _print_shown(console, shown.table)
+        for note in shown.notes:
             say(note)
 
 
 def _print_comparison(console: Console, result: BuildResult) -> None:
-    """One table per named shape; the fastest that is right stands out."""
+    """One table per named shape; the fastest correct row stands out."""
     from engineworks.report.comparison import comparison_tables
 
-    for found in comparison_tables(result.comparison):
-        table = _table(*found.headings)
-        for column in table.columns[2:-1]:
-            column.justify = "right"
-        for index, cells in enumerate(found.rows):
-            table.add_row(*map(_escape, cells), style="green" if index == found.best else None)
-        say(f"{result.recipe}, {found.title}")
-        console.print(table)
+    for table in comparison_tables(result.comparison):
+        say(f"{result.recipe}, {table.title}")
+        _print_shown(console, table)
 
 
 def _print_figures(console: Console, engine: EngineResult) -> None:
-    """What the first table has no room for: the device's own time, streams, the batch sweep, and what to beware of."""
+    """What the verdict table does not hold: the device's own time, streams, the batch sweep, and warnings."""
     from engineworks.report import figures
 
-    found = [figures.latency_table(engine)] if figures.has_device_figures(engine) else []
-    found += [figures.streams_table(engine), figures.sweep_table(engine)]
-    for shown in found:
-        if shown is None:
-            continue
-        table = _table(*shown.headings)
-        for row in shown.rows:
-            table.add_row(*map(_escape, row))
-        say(engine.id)
-        console.print(table)
-        if shown.below:
-            say(shown.below)
+    latency = figures.latency_table(engine) if figures.has_device_figures(engine) else None
+    for table in (latency, figures.streams_table(engine), figures.sweep_table(engine)):
+        if table is not None:
+            say(engine.id)
+            _print_shown(console, table)
+            if table.below:
+                say(table.below)
     for warning in figures.warnings(engine):
         say(f"note: {engine.id}: {warning}")
+
+
+def _print_shown(console: Console, table: Table) -> None:
+    """A table of a report; the marked row stands out."""
+    from engineworks.report.rows import NUMBERS
+
+    printed = _table(*table.headings, numbers=NUMBERS)
+    for column, printed_column in zip(table.columns, printed.columns, strict=True):
+        printed_column.justify = "right" if column.number else "left"
+    for index, row in enumerate(table.rows):
+        cells = (_escape(cell.text) for cell in row)
+        printed.add_row(*cells, style="green" if index == table.marked else None)
+    console.print(printed)
 
 
 def _print_pages(settings: Settings) -> None:
@@ -164,20 +163,20 @@ def _print_pages(settings: Settings) -> None:
 
 
 def _program(name: str) -> str:
-    """The program as it can be typed here: it may be in a virtual environment that is not active."""
+    """The command to type: a path where the virtual environment is not active."""
     return name if shutil.which(name) else str(Path(sys.executable).parent / name)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    table = _table("fact", "value")
-    for key, value in facts.items():
-        table.add_row(_escape(key), _escape(value if isinstance(value, str) else json.dumps(value)))
-    _console().print(table)
+    texts = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in facts.items())
+    print_table(("fact", "value"), texts)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Plain cells under their headings."""
-    table = _table(*headings)
+    from engineworks.report.rows import NUMBERS
+
+    table = _table(*headings, numbers=NUMBERS)
     for row in rows:
         table.add_row(*map(_escape, row))
     _console().print(table)
@@ -191,10 +190,10 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[None]:
         return
     if sys.stderr.isatty() and not verbose:
         with _Bar() as bar:
-            progress_room.listen(bar)
+            listen(bar)
             yield
     else:
-        progress_room.listen(_Lines(verbose))
+        listen(_Lines(verbose))
         yield
 
 
@@ -263,7 +262,7 @@ class _Bar:
         self._progress.console.print(_escape(line), highlight=False)
 
     def _advance(self, step: Step) -> None:
-        """After the last step the build is judged and recorded: the bar says so."""
+        """After the last step, the bar says that the build evaluates and records."""
         task = self._task(step)
         self._progress.update(task, advance=1)
         if self._progress.tasks[task].finished:
@@ -276,15 +275,13 @@ class _Bar:
 def _console() -> Console:
     from rich.console import Console
 
-    return (
-        Console()
-        if sys.stdout.isatty()
-        else Console(file=_Trimmed(), width=PIPE_WIDTH, no_color=True, force_terminal=False)
-    )
+    if sys.stdout.isatty():
+        return Console()
+    return Console(file=_Trimmed(), width=PIPE_WIDTH, no_color=True, force_terminal=False)
 
 
 class _Trimmed(io.StringIO):
-    """stdout without the blanks that fill a table's lines up."""
+    """stdout without trailing blanks of a table's lines."""
 
     def write(self, text: str) -> int:
         sys.stdout.write(re.sub(r"[ \t]+(?=\n)", "", text))
@@ -294,21 +291,20 @@ class _Trimmed(io.StringIO):
         sys.stdout.flush()
 
 
-def _table(*headings: str) -> Any:
+def _table(*headings: str, numbers: Collection[str] = ()) -> Any:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        number = heading in ("metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB")
-        table.add_column(
-            heading, justify="right" if number else "left", no_wrap=number or heading in ("engine", "step")
-        )
+        number = heading in numbers
+        no_wrap = number or heading in ("engine", "step")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=no_wrap)
     return table
 
 
-def _styled(word: str, shown: str = "") -> str:
-    return f"[{STYLES.get(word, '')}]{shown or word}[/]" if word in STYLES else shown or word
+def _styled(status: str, shown: str = "") -> str:
+    return f"[{STYLES[status]}]{shown or status}[/]" if status in STYLES else shown or status
 
 
 def _escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The build as Markdown, for pull requests: what the HTML page says, without its plots; details are folded."""
+"""The build as Markdown, for pull requests: the HTML page without its plots, details folded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from html import escape
 from engineworks.builds.results import BuildResult
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Words
+from engineworks.report.markdown import cell as one_line
+from engineworks.report.markdown import line
 from engineworks.report.sections import sections
 
 FOLDED = ("latency", "sweep", "accuracy", "calibration", "memory", "trend", "steps", "provenance")
@@ -22,7 +24,7 @@ def render_markdown(result: BuildResult, background: Background = NOTHING) -> st
     links = " · ".join(f"[{link.name}]({link.url})" for link in background.links)
     lines += ["", links] if links else []
     for section in sections(result, background, plots=False):
-        body = [line for block in section.blocks for line in _block(block)]
+        body = [text for block in section.blocks for text in _block(block)]
         if section.anchor in FOLDED:
             lines += ["", f"<details><summary><b>{escape(section.title)}</b></summary>", *body, "", "</details>"]
         else:
@@ -31,7 +33,7 @@ def render_markdown(result: BuildResult, background: Background = NOTHING) -> st
 
 
 def summary(result: BuildResult) -> str:
-    """What came of it, in one line."""
+    """The verdicts and steps in one line."""
     words = [e.word for e in result.engines] + ["refused"] * len(result.refused)
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
     counts += f", {len(result.not_selected)} not part of this run" if result.not_selected else ""
@@ -55,21 +57,21 @@ def _block(block: Block) -> Iterator[str]:
         yield from ("", "```", text.replace("```", "'''"), "```")
     elif isinstance(block, Fold):
         yield from ("", f"<details{' open' if block.open else ''}><summary>{_summary(block.summary)}</summary>")
-        yield from (line for inner in block.blocks for line in _block(inner))
+        yield from (text for inner in block.blocks for text in _block(inner))
         yield from ("", "</details>")
     else:
         assert isinstance(block, Plot | Files)
 
 
-def _table(found: Table) -> Iterator[str]:
-    if found.title:
-        yield from ("", f"**{found.title}**")
+def _table(table: Table) -> Iterator[str]:
+    if table.title:
+        yield from ("", f"**{table.title}**")
     yield ""
-    yield _line(c.name or " " for c in found.columns)
-    yield _line("---:" if c.number else "---" for c in found.columns)
-    yield from (_line(_cell(c) for c in row) for row in found.rows)
-    if found.below:
-        yield from ("", found.below)
+    yield line(c.name or " " for c in table.columns)
+    yield line("---:" if c.number else "---" for c in table.columns)
+    yield from (line(_cell(c) for c in row) for row in table.rows)
+    if table.below:
+        yield from ("", table.below)
 
 
 def _words(words: Words) -> str:
@@ -78,7 +80,7 @@ def _words(words: Words) -> str:
 
 
 def _plain(text: str) -> str:
-    """A message of several lines in one paragraph; its own markup is none."""
+    """A message of several lines in one paragraph, its markup escaped."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 
@@ -87,9 +89,5 @@ def _summary(cells: Iterable[Cell]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text = " ".join(cell.text.split()).replace("|", "\\|").replace("<", "&lt;")
+    text = one_line(cell.text).replace("<", "&lt;")
     return f"`{text}`" if cell.code and text else text
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

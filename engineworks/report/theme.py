@@ -17,7 +17,7 @@ SERIES = 8
 
 _VARIABLES = {"#010101": "--text", "#020202": "--muted", "#030303": "--line", "#040404": "--page"}
 _VARIABLES |= {f"#0a0b{i:02x}": f"--c{i}" for i in range(SERIES)}
-"""Colours that nobody would choose → the page's variables: Matplotlib wants colours, the page gives them."""
+"""Placeholder colors for Matplotlib → the page's variables."""
 
 TEXT, MUTED, LINE, PAGE = list(_VARIABLES)[:4]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background, Point
-from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, table
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, engine_cell, table
 from engineworks.report.palette import colors, precision_of, short, target_of
 from engineworks.report.plots import Mark, Panel, Track, trend_plot
 
@@ -20,11 +21,11 @@ def trend_section(result: BuildResult, background: Background, *, plots: bool) -
     known = {e: points for e, points in background.points.items() if len(points) >= LEAST}
     if not known:
         return None
-    found: list[Block] = []
+    blocks: list[Block] = []
     for target in dict.fromkeys(map(target_of, known)):
         engines = {e: points for e, points in known.items() if target_of(e) == target}
-        found += _target(target, engines, colors(result), plots=plots)
-    return Section("trend", "Trend over builds", blocks_of(found), brief="Trend")
+        blocks += _target(target, engines, colors(result), plots=plots)
+    return Section("trend", "Trend over builds", blocks_of(blocks), brief="Trend")
 
 
 def _target(
@@ -37,37 +38,35 @@ def _target(
 
     def track(engine: str, value: str) -> Track:
         values: list[float | None] = [None] * len(columns)
-        for index, found in enumerate(columns):
-            if engine in found:
-                values[index] = _value(found[engine], value, shape)
+        for index, column in enumerate(columns):
+            if engine in column:
+                values[index] = _value(column[engine], value, shape)
         return Track(short(engine), color.get(precision_of(engine), 0), values)
 
     kinds = (("median at " + shape, "ms", "p50"), ("metric", "", "metric"), ("engine", "MiB", "mib"))
     panels = [Panel(title, unit, [track(e, key) for e in engines]) for title, unit, key in kinds]
     panels = [p for p in panels if any(v is not None for t in p.tracks for v in t.values)]
     if plots and panels:
-        dates = [_date(found, columns) for found in columns]
-        svg = trend_plot(panels, dates, [Mark(index, label) for index, label, _ in marks], f"Trend on {target}")
+        dates = [_date(column, columns) for column in columns]
+        svg = trend_plot(panels, dates, [Mark(index, label) for index, label in marks], f"Trend on {target}")
         yield Plot(
             svg,
             f"{target}, {len(columns)} builds, oldest left" + ("; numbered lines: see below" if marks else ""),
             wide=True,
         )
-    if marks:
-        rows = [
-            [Cell(str(i)), Cell(_date(columns[index], columns)), Cell(label)]
-            for i, (index, label, _) in enumerate(marks, 1)
-        ]
-        found = table(
-            [Column("", number=True), Column("build of"), Column("changed")], rows, title=f"versions on {target}"
-        )
-        if found:
-            yield found
-    else:
-        yield Words(
-            f"{target}: no version of a library, the driver or the model changed over these builds.", tone="muted"
-        )
+    yield from _marked(target, marks, columns)
     yield from _summary(engines, shape)
+
+
+def _marked(target: str, marks: Sequence[tuple[int, str]], columns: Sequence[Mapping[str, Point]]) -> Iterator[Block]:
+    """The versions that changed, by build."""
+    headings = [Column("", number=True), Column("build of"), Column("changed")]
+    rows = [
+        [Cell(str(number)), Cell(_date(columns[index], columns)), Cell(label)]
+        for number, (index, label) in enumerate(marks, 1)
+    ]
+    none = f"{target}: no version of a library, the driver or the model changed over these builds."
+    yield table(headings, rows, title=f"versions on {target}") or Words(none, tone="muted")
 
 
 def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:
@@ -82,11 +81,11 @@ def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:
     return columns
 
 
-def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Index, sentence and names of what changed, by any engine of the target, since it was seen last."""
+def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str]]:
+    """Index and sentence of the versions that changed, by any engine of the target, since its last record."""
     last: dict[str, Mapping[str, str]] = {}
     for index, column in enumerate(columns):
-        told: dict[str, str] = {}
+        changed: dict[str, str] = {}
         for engine, point in column.items():
             if not point.versions:
                 continue
@@ -94,10 +93,10 @@ def _marks(columns: Sequence[Mapping[str, Point]]) -> Iterator[tuple[int, str, t
             for name in point.versions if before is not None else ():
                 was, now = (before or {}).get(name), point.versions[name]
                 if was is not None and was != now:
-                    told.setdefault(name, f"{name} {was} → {now}")
+                    changed.setdefault(name, f"{name} {was} → {now}")
             last[engine] = point.versions
-        if told:
-            yield index, ", ".join(told.values()), tuple(told)
+        if changed:
+            yield index, ", ".join(changed.values())
 
 
 def _value(point: Point, key: str, shape: str) -> float | None:
@@ -108,7 +107,7 @@ def _value(point: Point, key: str, shape: str) -> float | None:
 
 def _date(column: Mapping[str, Point], columns: Sequence[Mapping[str, Point]]) -> str:
     """The day; with the hour where the builds are of a few days."""
-    at, first = (min(p.at for p in one.values()) for one in (column, columns[0]))
+    at, first = (min(p.at for p in build.values()) for build in (column, columns[0]))
     last = max(p.at for p in columns[-1].values())
     return time.strftime("%Y-%m-%d" if last - first > 5 * 86400 else "%m-%d %H:%M", time.gmtime(at))
 
@@ -123,18 +122,11 @@ def _summary(engines: Mapping[str, Sequence[Point]], shape: str) -> Iterator[Blo
         values = [v for p in points if (v := p.p50_ms.get(shape)) is not None]
         figures = (values[0], min(values), max(values), values[-1]) if values else ()
         cells = [Cell(f"{v:.4g}", sort=v) for v in figures] or [Cell("")] * 4
-        rows.append([Cell(short(engine), code=True), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
-    found = table(columns, rows)
-    if found:
-        yield found
+        rows.append([engine_cell(engine), Cell(str(len(points))), *cells, Cell(_verdicts(points))])
+    yield from blocks_of(table(columns, rows))
 
 
 def _verdicts(points: Sequence[Point]) -> str:
     """'3 × pass, fail, 2 × pass'."""
-    runs: list[list[object]] = []
-    for point in points:
-        if runs and runs[-1][0] == point.verdict:
-            runs[-1][1] = int(str(runs[-1][1])) + 1
-        else:
-            runs.append([point.verdict, 1])
-    return ", ".join(f"{count} × {word}" if count != 1 else str(word) for word, count in runs)
+    runs = [(verdict, len(list(same))) for verdict, same in groupby(point.verdict for point in points)]
+    return ", ".join(f"{count} × {verdict}" if count != 1 else verdict for verdict, count in runs)

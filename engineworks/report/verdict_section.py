@@ -1,4 +1,4 @@
-"""What matters first: every engine's verdict with its sentences."""
+"""Every engine's verdict with its reasons; failures come first."""
 
 from __future__ import annotations
 
@@ -20,51 +20,38 @@ from engineworks.report.blocks import (
     blocks_of,
     table,
 )
-from engineworks.report.palette import short
+from engineworks.report.palette import SEVERITY, short
 from engineworks.report.raw import attachments
-from engineworks.report.rows import HEADINGS, notes_of, rows
-
-NUMBERS = {"metric", "cosine", "p50 ms", "p99 ms", "samples/s", "MiB"}
-
-_HINTS = {
-    "metric": "task metric of the engine on the evaluation data",
-    "cosine": "smallest over the outputs, to the fp32 reference",
-    "p50 ms": "median latency at the recipe's first named shape", "p99 ms": "at the recipe's first named shape",
-    "samples/s": "batch / median latency, at the recipe's first named shape", "MiB": "size of the engine",
-}  # fmt: skip
-
-GRAVITY = ("failed", "fail", "inconclusive", "unmeasured", "refused", "pass")
-"""In which order the verdict column sorts."""
-
+from engineworks.report.rows import COLUMNS, notes_of, rows
 
 ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
-"""In which order engines are listed; what a ladder chose comes before what it dropped."""
+"""The order in which engines are listed; the engines that a ladder dropped come last."""
 
 
 def verdict_section(result: BuildResult) -> Section:
-    found = blocks_of(_table(result), _refused(result), _notes(result), _folds(result))
-    return Section("verdicts", "Engines and verdicts", found, brief="Verdicts")
+    blocks = blocks_of(_table(result), _refused(result), _notes(result), _folds(result))
+    return Section("verdicts", "Engines and verdicts", blocks, brief="Verdicts")
 
 
 def _table(result: BuildResult) -> Table | None:
-    columns = [Column(h, number=h in NUMBERS, hint=_HINTS.get(h, "")) for h in HEADINGS]
+    columns = [Column(column.name, number=column.number, hint=column.hint) for column in COLUMNS]
     dropped = result.dropped
     built = zip(result.engines, rows(result), strict=False)  # rows of refused ones follow
     listed = sorted(built, key=lambda pair: (pair[0].id in dropped, ROWS.index(pair[0].verdict)))
-    found = []
+    cells_of_rows = []
     for engine, row in listed:
         _, verdict, *figures, why = row.cells
         cells = [Cell(short(engine.id), code=True, link=f"#{anchor(engine.id)}")]
-        cells += [Cell(verdict, tone=row.verdict, sort=GRAVITY.index(row.verdict)), *map(Cell, figures)]
-        found.append([*cells, Cell(why, tone="muted")])
-    return table(columns, found)
+        cells += [Cell(verdict, tone=row.verdict, sort=SEVERITY.index(row.verdict)), *map(Cell, figures)]
+        cells_of_rows.append([*cells, Cell(why, tone="muted")])
+    return table(columns, cells_of_rows)
 
 
 def _refused(result: BuildResult) -> Bullets | None:
     """Engines that share a reason share a line."""
     by_sentence: dict[str, list[str]] = {}
-    for one in result.refused:
-        by_sentence.setdefault(one.sentence, []).append(short(one.id))
+    for refused in result.refused:
+        by_sentence.setdefault(refused.sentence, []).append(short(refused.id))
     lines = [Words(f"{', '.join(ids)}: {why}", tone="refused", strong="refused") for why, ids in by_sentence.items()]
     return Bullets(tuple(lines)) if lines else None
 
@@ -80,9 +67,9 @@ def _notes(result: BuildResult) -> Bullets | None:
 
 
 def _folds(result: BuildResult) -> Iterator[Fold]:
-    """What failed stands open; the checks of all others are one click away."""
-    words = ladder_words(result.ladder)
-    folds = [(e, _fold(e, words.get(e.id, ""))) for e in result.engines]
+    """Failed engines are open; the checks of the others are one click away."""
+    statements = ladder_words(result.ladder)
+    folds = [(e, _fold(e, statements.get(e.id, ""))) for e in result.engines]
     loud = [fold for e, fold in folds if fold and e.verdict in ("failed", "fail") and e.id not in result.dropped]
     yield from loud
     rest = tuple(fold for _, fold in folds if fold and fold not in loud)
@@ -93,9 +80,9 @@ def _folds(result: BuildResult) -> Iterator[Fold]:
 
 def _fold(engine: EngineResult, ladder: str) -> Fold | None:
     files = tuple(attachments(engine))
-    found = blocks_of(_sentences(engine, ladder), Files(files) if files else None)
+    blocks = blocks_of(_sentences(engine, ladder), Files(files) if files else None)
     summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
-    return Fold(summary, found, open=True) if found else None
+    return Fold(summary, blocks, open=True) if blocks else None
 
 
 def _count(engine: EngineResult) -> str:
@@ -113,13 +100,13 @@ def _sentences(engine: EngineResult, ladder: str) -> Iterator[Block]:
             yield Log(engine.failure.log.rstrip("\n"))
     if ladder:
         yield Words(ladder, tone="muted", strong="ladder")
-    order = sorted(engine.checks, key=lambda c: GRAVITY.index(c.verdict))
+    order = sorted(engine.checks, key=lambda c: SEVERITY.index(c.verdict))
     if order:
         yield Bullets(tuple(Words(f"{c.name}: {c.words}", tone=c.verdict, strong=c.verdict) for c in order))
 
 
 def counts(result: BuildResult) -> list[tuple[str, str, int]]:
-    """(word, tone, how many) of the engines' words, most severe first; refused ones last."""
-    words = [(e.word, e.verdict) for e in result.engines] + [("refused", "refused") for _ in result.refused]
-    found = [(word, tone, words.count((word, tone))) for word, tone in dict.fromkeys(words)]
-    return sorted(found, key=lambda f: [*ROWS, "refused"].index(f[1]))
+    """(status, tone, count) of the engines, most severe first; refused ones last."""
+    statuses = [(e.word, e.verdict) for e in result.engines] + [("refused", "refused") for _ in result.refused]
+    counted = [(status, tone, statuses.count((status, tone))) for status, tone in dict.fromkeys(statuses)]
+    return sorted(counted, key=lambda entry: [*ROWS, "refused"].index(entry[1]))

@@ -1,4 +1,4 @@
-"""Whether threads beside the one that measures are at work: TensorRT-RTX compiles specialized kernels in some."""
+"""Whether threads other than the measuring one are at work: TensorRT-RTX compiles specialized kernels in some."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Lowered ONNX + profiles + target → engine, with a sidecar that says what it is."""
+"""Lowered ONNX + profiles + target → engine, with a sidecar that describes it."""
 
 from __future__ import annotations
 
 from engineworks.engines.backends import builder
 from engineworks.engines.backends.base import BuildRequest
-from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
 from engineworks.errors import BuildError
 from engineworks.fingerprint import digest_file
 from engineworks.model.onnx_files import MODEL_FILE
-from engineworks.steps.step_job import LOG_FILE, StepJob
+from engineworks.steps.step_job import StepJob
 from engineworks.tensors import profile_from_json
 
 

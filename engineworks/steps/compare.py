@@ -10,6 +10,7 @@ from engineworks.engines.backends.base import Session
 from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, OutputComparison
+from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.samples import SampleFile, output_axes, samples_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
@@ -17,8 +18,6 @@ from engineworks.steps.served_reference import ServedReference
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
-
-ACCURACY_FILE = "accuracy.json"
 
 
 def run(job: StepJob) -> None:
@@ -70,8 +69,8 @@ def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> 
         dtypes |= _other_dtypes(got, wanted)
         task.add(given, got, wanted)
     outputs = {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()}
-    for name, found in misshapen.items():  # figures over the other runs would hide it
-        outputs[name] |= {"misshapen": {**found, "of": run}, "cosine": None, "sqnr_db": None}
+    for name, mismatch in misshapen.items():  # figures over the other runs would hide it
+        outputs[name] |= {"misshapen": {**mismatch, "of": run}, "cosine": None, "sqnr_db": None}
     return {
         "outputs": outputs,
         "metric": task.result(),
@@ -90,12 +89,13 @@ def _compare(
     comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array], run: int,
     misshapen: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """misshapen: the first run at which an output has another shape, why, and how many of them there are."""
+    """got, wanted: outputs of one run by name, of equal shapes; their dtypes may differ. misshapen: the first run at
+    which an output has another shape, why, and how many such runs there are."""
     for name, comparison in comparisons.items():
         if name not in got or name not in wanted:
             raise RunError(f"output '{name}' cannot be compared: {'the engine' if name in wanted else 'fp32'} lacks it")
         try:
             comparison.add(got[name], wanted[name])
         except ValueError as error:
-            found = misshapen.setdefault(name, {"run": run, "why": str(error), "runs": 0})
-            found["runs"] += 1
+            mismatch = misshapen.setdefault(name, {"run": run, "why": str(error), "runs": 0})
+            mismatch["runs"] += 1

@@ -1,8 +1,8 @@
-"""Candidate and champion, loaded beside each other and measured in turns, alone on their device.
+"""Candidate and champion, loaded together and measured interleaved, alone on their device.
 
 The report says how it was found out: `identical` (the same bytes: nothing to measure), `measured` (one attempt, and a
 second one in a fresh process before anything is called slower), or `history` (the champion does not run here: what was
-measured before stands in for it, and the gate says so). `earlier`: what earlier builds measured without a decision;
+measured before replaces it, and the gate reports that). `earlier`: what earlier builds measured without a decision;
 `confidence`: of this one, higher the more there were.
 """
 
@@ -25,8 +25,8 @@ from engineworks.measure.accuracy import Array
 from engineworks.measure.champion import Champion, champion_from_json
 from engineworks.measure.interleave import SIDES, Attempt, Pace, Side, interleave
 from engineworks.measure.regression import Comparison, comparison_from_json, confirm
-from engineworks.plan.champion_comparison import CHAMPION_COMPARISON_FILE
 from engineworks.plan.champion_lookup import ChampionError, engine_of, history_of
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
@@ -64,8 +64,8 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
         seed = int(digest_of([digest, champion.digest, job.params["attempt"]])[:8], 16)
         with ChildPool() as pool:
             fresh = partial(_in_fresh_process, pool, payload, job)
-            found = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
-    return {"method": "measured"} | found
+            report = compare_engines(lambda s: attempt_in_child(payload | {"seed": s}), fresh, seed, job.say)
+    return {"method": "measured"} | report
 
 
 def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
@@ -82,9 +82,9 @@ def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str
             why = f"the second measurement came to nothing: {error.message}"
             second = {shape: Comparison("inconclusive", None, None, 0, why) for shape in first}
     shapes = {shape: confirm(c, second.get(shape)) for shape, c in first.items()}
-    for shape, found in shapes.items():
-        ratio = "nothing known" if found.ratio is None else f"{found.ratio:.4f} of the champion's time"
-        say(f"{shape}: {found.verdict}: {ratio}, {found.rounds} rounds {found.why}".rstrip())
+    for shape, figures in shapes.items():
+        ratio = "nothing known" if figures.ratio is None else f"{figures.ratio:.4f} of the champion's time"
+        say(f"{shape}: {figures.verdict}: {ratio}, {figures.rounds} rounds {figures.why}".rstrip())
     return {"shapes": {shape: c.to_json() for shape, c in shapes.items()}, "attempts": attempts}
 
 
@@ -173,6 +173,6 @@ def _whose(side: Side, error: RunError) -> RunError:
 
 def _history(job: StepJob, champion: Champion, why: str) -> Report:
     """What stands in for a champion that does not run here: the gate compares the candidate's own figures with it."""
-    found = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
-    shapes = {shape: found.get(shape, []) for shape in job.params["at"]}
+    history = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
+    shapes = {shape: history.get(shape, []) for shape in job.params["at"]}
     return {"method": "history", "why": why, "history": shapes}

@@ -55,7 +55,7 @@ _EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {
 
 
 def _declared(job: StepJob) -> list[Path]:
-    """Files that the key covers beside the factory's own source."""
+    """Files that the key covers besides the factory's own source."""
     return [Path(p) for p in job.unkeyed["files"]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.plan.kinds import FOLD_FILE
 from engineworks.recipe.samples import fixed_batch, samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
@@ -23,4 +24,4 @@ def run(job: StepJob) -> None:
     )
     for strategy, why in report.fallbacks:
         job.say(f"folding by {strategy} was given up: {why}")
-    job.write_json("fold.json", report.to_json())
+    job.write_json(FOLD_FILE, report.to_json())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import EngineworksError, StoreError
-from engineworks.model.ort_forms import after_crashes
+from engineworks.model.runtime.ort_forms import after_crashes
 from engineworks.steps.step_job import StepJob
 from engineworks.store.store import FULL
 
@@ -41,7 +41,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         if is_full(job.out):
             raise _no_space(job) from error
         raise
-    if is_full(job.out):  # C++ that does not look what became of its last bytes
+    if is_full(job.out):  # C++ that does not check its last write
         raise _no_space(job)
     return {}
 

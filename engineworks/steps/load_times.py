@@ -14,8 +14,9 @@ Load = Callable[[Path | None], Session]
 
 
 def measure_loads(load: Load, feeds: dict[str, Array], cache: Path) -> dict[str, dict[str, float]]:
-    """`without_cache` and `with_cache`, each load_ms and first_run_ms (the first run at this shape, compilation
-    included). Libraries are loaded already: both are what a second engine of a process costs."""
+    """`without_cache` and `with_cache`, each load_ms and first_run_ms, in ms (the first run at this shape, compilation
+    included). feeds: one run's inputs by name. Libraries are loaded already: both are the costs of a process's second
+    engine."""
     without = _timed(load, feeds, None)
     _timed(load, feeds, cache)  # leaves the cache behind as a session of this shape alone would
     return {"without_cache": without, "with_cache": _timed(load, feeds, cache)}

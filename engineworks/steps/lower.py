@@ -18,6 +18,7 @@ from engineworks.model.lower.naming_notes import fp32_in_vain, kept_in_vain, not
 from engineworks.model.lower.quantizable import KEPT_BY, matches
 from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
+from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.recipe.recipe import AS_IS
 from engineworks.recipe.samples import fixed_batch, samples_from_json
 from engineworks.steps.calibrate import read_ranges
@@ -26,7 +27,6 @@ from engineworks.steps.step_job import StepJob
 if TYPE_CHECKING:
     import onnx
 
-REPORT_FILE = "lowering.json"
 
 _PRODUCTS = frozenset({*GEMMS, "Conv", "ConvTranspose"})
 _SHOWN_NODES = 3
@@ -51,10 +51,10 @@ def run(job: StepJob) -> None:
 
 def _as_is(job: StepJob) -> None:
     model = load_model(job.inputs["fold"] / MODEL_FILE)
-    found = check_as_is(model, job.id)
+    checked = check_as_is(model, job.id)
     save_model(model, job.out / MODEL_FILE)
-    job.say(f"as it is: {found.quantize_nodes} QuantizeLinear, {found.dequantize_nodes} DequantizeLinear")
-    job.write_json(REPORT_FILE, {"precision": AS_IS, **found.to_json()})
+    job.say(f"as it is: {checked.quantize_nodes} QuantizeLinear, {checked.dequantize_nodes} DequantizeLinear")
+    job.write_json(LOWERING_FILE, {"precision": AS_IS, **checked.to_json()})
 
 
 def _float(job: StepJob) -> None:
@@ -63,7 +63,7 @@ def _float(job: StepJob) -> None:
     model = load_model(job.inputs["fold"] / MODEL_FILE)
     if unquantized == "fp32":
         save_model(model, job.out / MODEL_FILE)
-        job.write_json(REPORT_FILE, {"precision": precision})
+        job.write_json(LOWERING_FILE, {"precision": precision})
         return
     dtype = _DTYPES[unquantized]
     single, double = double_to_float(name_nodes(model))
@@ -74,7 +74,7 @@ def _float(job: StepJob) -> None:
         raise _nothing_lowered(job, kept)
     save_model(lowered, job.out / MODEL_FILE)
     notes = list(fp32_in_vain(model.graph.node, job.params.get("fp32", ()), report.kept))
-    job.write_json(REPORT_FILE, {"precision": precision, **report.to_json(), "kept": kept, "notes": notes})
+    job.write_json(LOWERING_FILE, {"precision": precision, **report.to_json(), "kept": kept, "notes": notes})
 
 
 def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
@@ -85,6 +85,7 @@ def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
 
 
 def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
+    """Batches of inputs by name, with the shapes and dtypes of the model's inputs."""
     samples = samples_from_json(job.paths("samples"), job.params["samples"])
     return samples.batches([fixed_batch(samples.specs) or proof_batch(weight_bytes(model))])
 
@@ -120,7 +121,7 @@ def _quantized(job: StepJob) -> None:
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)
     halves = half.kept if unquantized != "fp32" else {}
-    job.write_json(REPORT_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
+    job.write_json(LOWERING_FILE, {**report, "notes": _notes(job, source, quantized, halves)})
 
 
 def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: Collection[str]) -> list[str]:
@@ -128,10 +129,10 @@ def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: 
     nodes = source.graph.node
     left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
     fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
-    found = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
+    notes = [*not_quantized(nodes, job.params["quantized"], quantized.kept_nodes), *kept_in_vain(nodes, keep, left_out)]
     if job.params["unquantized"] == "fp32":
-        return found
-    return [*found, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
+        return notes
+    return [*notes, *fp32_in_vain(nodes, fp32, {*left_out, *halves})]
 
 
 def _still_there(patterns: Sequence[str], source: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:

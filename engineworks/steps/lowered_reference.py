@@ -3,7 +3,8 @@ written, in ONNX Runtime; once per lowering, for all targets.
 
 Beside them: how far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`),
 from which the engine's tolerance follows; and how far the lowered model is from fp32 on rows that are made up.
-Where ONNX Runtime cannot run the lowered model, the file says so, and engines are compared with fp32.
+Where ONNX Runtime cannot run the lowered model, or an attempt at it crashed, the file holds the reason, and engines are
+compared with fp32.
 """
 
 from __future__ import annotations
@@ -34,28 +35,33 @@ MOST_MOVED = 1.0
 
 
 def run(job: StepJob) -> None:
+    if job.crashes:
+        why = textwrap.shorten(f"ONNX Runtime does not run the lowered model: {job.crashes[0]}", 200, placeholder=" …")
+        job.say(f"engines are compared with fp32: {why}")
+        job.write_json(LOWERED_FILE, {"stored": False, "why": why, "moved": [], "lost": []})
+        return
     plan = ShapesPlan(job.inputs["reference"])
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     rows = ServedRows(samples, job.params["ranges"])
     model = job.inputs["lower"] / MODEL_FILE
-    found: dict[str, Any] = {"stored": False, "why": "", "moved": [], "lost": []}
+    report: dict[str, Any] = {"stored": False, "why": "", "moved": [], "lost": []}
     try:
         if not job.params["folded"]:  # else it is the model that the reference ran
             _store(plan, rows, model, job.out)
-            found["stored"] = True
-            found["lost"] = _lost(plan, job.out, job.inputs["reference"])
+            report["stored"] = True
+            report["lost"] = _lost(plan, job.out, job.inputs["reference"])
     except RunError as error:
         (job.out / SHAPES_OUTPUTS_FILE).unlink(missing_ok=True)
-        found["why"] = _short(error, model)
-        job.say(f"engines are compared with fp32: {found['why']}")
-    if not found["why"]:
-        own = StoredOutputs(plan, job.out if found["stored"] else job.inputs["reference"])
+        report["why"] = _short(error, model)
+        job.say(f"engines are compared with fp32: {report['why']}")
+    if not report["why"]:
+        own = StoredOutputs(plan, job.out if report["stored"] else job.inputs["reference"])
         try:
-            found["moved"] = _moved(plan, rows, model, own)
+            report["moved"] = _moved(plan, rows, model, own)
         except RunError as error:
             job.say(f"how far one rounding moves the outputs is not known: {_short(error, model)}")
         own.close()
-    job.write_json(LOWERED_FILE, found)
+    job.write_json(LOWERED_FILE, report)
 
 
 def _short(error: RunError, model: Path) -> str:
@@ -85,17 +91,17 @@ def _run(plan: ShapesPlan, rows: ServedRows, session: Session) -> Iterator[tuple
 def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) -> list[dict[str, Any]]:
     """Per pool and output: the largest error of a row after one rounding more, against the model's own; of outputs that
     are exact the samples whose answer changed."""
-    found: list[dict[str, Any]] = [{} for _ in plan.pools]
+    moved: list[dict[str, Any]] = [{} for _ in plan.pools]
     graph, values = graph_with_rounding(model)
     if values:
         session = backend.load_as_written(model, graph=graph)
         for piece, outputs in _run(plan, rows, session):
             wanted = own.piece(piece.key)
             for name, axis in plan.axes.items():
-                seen = found[piece.pool].setdefault(name, {"error": 0.0, "samples": []})
+                seen = moved[piece.pool].setdefault(name, {"error": 0.0, "samples": []})
                 _add_moved(seen, outputs.get(name), wanted[name], axis, plan.scale.get(name, 0.0), _samples(piece))
         session.close()
-    return found
+    return moved
 
 
 def _samples(piece: Piece) -> list[int]:

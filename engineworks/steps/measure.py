@@ -18,6 +18,7 @@ from engineworks.engines.engine_files import check_engine
 from engineworks.engines.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
+from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json, samples_per_run
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
@@ -26,10 +27,8 @@ from engineworks.steps.shape_figures import measure_shape
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec, spec_from_json
 
-LATENCY_FILE = "latency.json"
-
 LOADING, AFTER = "while loading", "at the end"
-"""Places of readings of the device beside the shapes; names of shapes hold no space."""
+"""Keys of device readings among the shapes; names of shapes hold no space."""
 
 
 def run(job: StepJob) -> None:
@@ -64,7 +63,7 @@ def _measure(job: StepJob, cache: Path | None) -> dict[str, Any]:
             "engine_mib": read_sidecar(job.inputs["build"])["bytes"] / 2**20,
             "memory_total_mib": meter.total_mib() or None,
             "shapes": {name: measured[name] for name in job.params["at"]},
-            "sweep": [measured[_batch_name(one)] for one in job.params["sweep"]],
+            "sweep": [measured[_batch_name(point)] for point in job.params["sweep"]],
             "serving": job.params["serving"],
             "disturbed_before": job.params.get("disturbed_before", 0),
             "notes": list(session.notes),
@@ -97,9 +96,9 @@ def _loads(job: StepJob) -> dict[str, dict[str, float]]:
     return measure_loads(partial(_load, job), feeds, cache)
 
 
-def _batch_name(one: Mapping[str, Any]) -> str:
+def _batch_name(point: Mapping[str, Any]) -> str:
     """Names hold no space, so that no named shape is called so."""
-    return f"batch {one['batch']}"
+    return f"batch {point['batch']}"
 
 
 class NamedShapes:
@@ -117,12 +116,12 @@ class NamedShapes:
 
     def measure(self) -> dict[str, dict[str, Any]]:
         """The named shapes by name, and the sweep's by `_batch_name`; equal shapes are measured once."""
-        sweep = {_batch_name(one): one for one in self._job.params["sweep"]}
+        sweep = {_batch_name(point): point for point in self._job.params["sweep"]}
         wanted = [*self._job.params["at"].items(), *sweep.items()]
-        found = {}
+        measured = {}
         for name, at in sorted(wanted, key=lambda item: _elements(self._specs, item[1]["dims"])):
-            found[name] = self._sweep_point(name, at) if name in sweep else self._named(name, at)
-        return found
+            measured[name] = self._sweep_point(name, at) if name in sweep else self._named(name, at)
+        return measured
 
     def _named(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
         figures = {**self._figures(name, at), **at}

@@ -20,15 +20,15 @@ Shape = Sequence[int]
 
 def profiled_operations(profile: Path) -> list[int]:
     """Operations of every run that a profile of ONNX Runtime tells of, in order."""
-    found, now = [], 0
+    operations, now = [], 0
     for event in json.loads(profile.read_text(encoding="utf-8")):
         name, args = event.get("name", ""), event.get("args", {})
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             now += node_operations(args.get("op_name", ""), _shapes(args, "input"), _shapes(args, "output"))
         elif name == "model_run":
-            found.append(now)
+            operations.append(now)
             now = 0
-    return found
+    return operations
 
 
 def _shapes(args: Mapping[str, Any], side: str) -> list[Shape]:

@@ -15,9 +15,10 @@ from engineworks.errors import RunError
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.samples import output_axes, samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
-from engineworks.steps.measure import LATENCY_FILE, NamedShapes
+from engineworks.steps.measure import NamedShapes
 from engineworks.steps.reference import read_reference
 from engineworks.steps.step_job import StepJob
 from engineworks.tracking.sources import load_pytorch
@@ -76,13 +77,13 @@ def _accuracy(job: StepJob, session: Session) -> dict[str, Any]:
     """All evaluation samples, in the batches of the reference."""
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     axes = output_axes(samples.specs, session.outputs)
-    found = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
+    comparisons = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}
     runs = samples.batches(job.params["batches"])
     for feeds, wanted in zip(runs, read_reference(job.inputs["reference"]), strict=True):
         got = session.run(feeds)
-        for name, comparison in found.items():
+        for name, comparison in comparisons.items():
             try:
                 comparison.add(got[name], wanted[name])
             except (ValueError, KeyError) as error:
                 raise RunError(f"output '{name}' cannot be compared with the reference: {error}") from None
-    return {name: comparison.result().to_json() for name, comparison in found.items()}
+    return {name: comparison.result().to_json() for name, comparison in comparisons.items()}

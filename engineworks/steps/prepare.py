@@ -38,17 +38,17 @@ def _text(job: StepJob) -> list[str]:
     if len(rows) != params["count"]:
         raise SamplesError(f"{params['name']} changed since the plan was made", hint="build again")
     numbers = params["numbers"] or in_order(
-        one for _, row in rows for one in _names(row[label] if label else None)
+        label_name for _, row in rows for label_name in _names(row[label] if label else None)
     )  # fmt: skip
-    found = tokenize(
+    tokenized = tokenize(
         iter(rows), job.path("tokenizer"), columns=columns, label=label, limit=params["limit"], numbers=numbers
     )
-    _write_text(job, found)
+    _write_text(job, tokenized)
     notes = []
-    if found.cut:
-        notes.append(f"{params['name']}: {found.cut} of {len(rows)} texts were cut to {params['limit']} tokens")
-    if found.lost:
-        notes.append(f"{params['name']}: {found.lost} answers were cut off, and do not count")
+    if tokenized.cut:
+        notes.append(f"{params['name']}: {tokenized.cut} of {len(rows)} texts were cut to {params['limit']} tokens")
+    if tokenized.lost:
+        notes.append(f"{params['name']}: {tokenized.lost} answers were cut off, and do not count")
     if numbers and not params["numbers"]:
         notes.append(f"{params['name']}: {_classes(numbers)}, for the model names no such classes")
     return notes
@@ -57,7 +57,7 @@ def _text(job: StepJob) -> list[str]:
 def _names(label: Any) -> list[str]:
     """The words among the labels of one row."""
     labels = label if isinstance(label, list) else [label]
-    return [str(one).strip() for one in labels if is_name(one)]
+    return [str(name).strip() for name in labels if is_name(name)]
 
 
 def _classes(numbers: dict[str, int]) -> str:
@@ -65,21 +65,21 @@ def _classes(numbers: dict[str, int]) -> str:
     return f"labels in the order of their names ({shown}{', …' if len(numbers) > 6 else ''})"
 
 
-def _write_text(job: StepJob, found: Tokenized) -> None:
+def _write_text(job: StepJob, tokenized: Tokenized) -> None:
     params = job.params
-    lengths = [len(row["input_ids"]) for row in found.rows]
+    lengths = [len(row["input_ids"]) for row in tokenized.rows]
     width = params["width"] or max(*lengths, params["least"])
     tokenizer = load_tokenizer(job.path("tokenizer"))
     fills = {"input_ids": padding_id(job.path("tokenizer"), tokenizer)}
     with ArchiveWriter(job.out / f"{params['name']}.npz") as archive:
         for spec in map(spec_from_json, params["specs"]):
             made = params["fields"][spec.name]
-            values = [row[made] for row in found.rows]
+            values = [row[made] for row in tokenized.rows]
             archive.write(spec.name, padded(values, width, fills.get(made, 0), spec.dtype))
         archive.write(LENGTHS, np.array(lengths, np.int64))
-        if found.labels:
-            per_token = found.kind == "tokens"
-            labels = padded(found.labels, width, IGNORED, "int64") if per_token else as_array(found.labels)
+        if tokenized.labels:
+            per_token = tokenized.kind == "tokens"
+            labels = padded(tokenized.labels, width, IGNORED, "int64") if per_token else as_array(tokenized.labels)
             archive.write(LABELS, labels)
 
 
@@ -95,7 +95,7 @@ def _images(job: StepJob) -> list[str]:
         if "labels" in params:
             by_file = read_label_file(job.path("labels")) if params["labels"] == "file" else {}
             labels = [by_file[n] if by_file else class_of(n) for n in names]
-            numbered = [number_of(n, one, params["numbers"]) for n, one in zip(names, labels, strict=True)]
+            numbered = [number_of(n, label, params["numbers"]) for n, label in zip(names, labels, strict=True)]
             archive.write(LABELS, as_array(numbered))
     return []
 

@@ -13,6 +13,7 @@ from engineworks.measure.gates.gates import Check, judge
 from engineworks.model.lower.double import double_to_float
 from engineworks.model.lower.quantize import name_nodes, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model
+from engineworks.plan.kinds import SENSITIVITY_FILE
 from engineworks.recipe.recipe import Limits
 from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.calibrate import read_ranges
@@ -28,8 +29,6 @@ from engineworks.steps.partial_quantization.ranking import (
 from engineworks.steps.partial_quantization.trials import Report, Trials
 from engineworks.steps.step_job import StepJob
 
-SENSITIVITY_FILE = "sensitivity.json"
-
 
 def run(job: StepJob) -> None:
     start = time.perf_counter()
@@ -39,9 +38,9 @@ def run(job: StepJob) -> None:
     model = name_nodes(raise_opset_for(single, globs))
     with TemporaryDirectory(dir=job.out) as scratch:
         trials = Trials(model, read_ranges(job), samples, job, globs=globs, fp32=fp32, scratch=Path(scratch))
-        found = _measure(job, trials, samples.count)
-    found["cost"]["seconds"] = time.perf_counter() - start
-    job.write_json(SENSITIVITY_FILE, {"precision": job.params["precision"], "total": samples.total, **found})
+        report = _measure(job, trials, samples.count)
+    report["cost"]["seconds"] = time.perf_counter() - start
+    job.write_json(SENSITIVITY_FILE, {"precision": job.params["precision"], "total": samples.total, **report})
 
 
 def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:

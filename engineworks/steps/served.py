@@ -144,22 +144,23 @@ class _Runs:
 
 
 def _same(a: Array, b: Array) -> bool:
+    """Whether dtype, shape and every value are equal; NaN equals nothing."""
     return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 def _hard_failures(sequence: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong whatever the limits."""
-    found = []
+    failures = []
     for visit in sequence:
         at = f"{shown(visit['dims'])} (profile {visit['profile']})"
         if "raised" in visit:
-            found.append(f"at {at} the engine did not run: {visit['raised']}")
+            failures.append(f"at {at} the engine did not run: {visit['raised']}")
         for name, figures in visit["outputs"].items():
             if "misshapen" in figures:
-                found.append(f"{name}: at {at} {figures['misshapen']['why']}")
+                failures.append(f"{name}: at {at} {figures['misshapen']['why']}")
             for phase in ("first", "later"):
                 bad = next((record for record in figures.get(phase, ()) if record["nonfinite"]), None)
                 if bad:
                     what = f"{bad['nonfinite']} values that are NaN or infinite"
-                    found.append(f"{name}: at {at} row {bad['row']} has {what}")
-    return found
+                    failures.append(f"{name}: at {at} row {bad['row']} has {what}")
+    return failures

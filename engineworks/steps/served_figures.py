@@ -33,7 +33,7 @@ class Places:
         self, visit: Visit, pool: int, name: str, got: Array, picks: Sequence[int], run: int
     ) -> dict[str, Any] | None:
         """The row that is furthest from the same row where it was seen before; None if all are seen for the first
-        time."""
+        time. got: one output of a run, with one row per pick along its batch axis."""
         axis = self._axes[name]
         assert axis is not None
         self._most_rows = max(self._most_rows, len(picks))
@@ -53,7 +53,7 @@ class Places:
         try:
             errors = row_errors(np.stack(now), np.stack(baselines), 0, self._scale.get(name, 0.0))
         except ValueError:
-            return None  # a row of another shape: told as misshapen against the reference
+            return None  # a row of another shape: reported as misshapen against the reference
         exact = got.dtype.name in EXACT_DTYPES
         figures = row_figures(errors, [picks[p] for p in places], run, exact=exact)
         assert figures is not None  # there is a row
@@ -61,18 +61,18 @@ class Places:
         return figures | {"row": places[figures["row"]], "against": self._seen[name, pool, sample][1]}
 
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         for name, axis in self._axes.items():
             first = [at for key, (_, at) in self._seen.items() if key[0] == name]
             if axis is None:
-                found[name] = {"tested": False, "why": "it has no dimension that follows the batch"}
+                report[name] = {"tested": False, "why": "it has no dimension that follows the batch"}
             elif self._most_rows == 1:
-                found[name] = {"tested": False, "why": "every run takes one sample"}
+                report[name] = {"tested": False, "why": "every run takes one sample"}
             else:
                 alone = bool(first) and all(at["batch"] == 1 for at in first)
-                found[name] = {"tested": True, "alone": alone, "places": self._compared[name]}
-            found[name]["samples"] = len(self._tried[name])
-        return found
+                report[name] = {"tested": True, "alone": alone, "places": self._compared[name]}
+            report[name]["samples"] = len(self._tried[name])
+        return report
 
 
 def row_figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: bool) -> dict[str, Any] | None:
@@ -80,15 +80,15 @@ def row_figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: boo
     row = errors.worst()
     if row is None:
         return None
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "error": float(errors.error[row]), "row": row, "sample": picks[row] if row < len(picks) else 0,
         "cosine": float(errors.cosine[row]), "nonfinite": int(errors.nonfinite[row]), "run": run,
     }  # fmt: skip
     if exact:
-        found["wrong_samples"] = sorted(
+        figures["wrong_samples"] = sorted(
             {picks[i] for i in np.flatnonzero(errors.error > SAME_SHARE).tolist() if i < len(picks)}
         )
-    return found
+    return figures
 
 
 def keep_worst(figures: dict[str, Any], phase: str, new: dict[str, Any] | None) -> None:

@@ -46,8 +46,8 @@ class ShapesPlan:
 
     def stops(self, *, device: bool) -> tuple[list[Stop], list[str]]:
         """The sequence for an engine on a device or on a CPU, and what of it is not tried."""
-        found = self._report["device" if device else "cpu"]
-        return [stop_from_json(s) for s in found["stops"]], list(found["notes"])
+        listed = self._report["device" if device else "cpu"]
+        return [stop_from_json(s) for s in listed["stops"]], list(listed["notes"])
 
     def rows(self, rows: ServedRows, pool: int) -> list[Arrays]:
         facts = self.pools[pool]
@@ -73,12 +73,13 @@ class StoredOutputs:
         self._held: tuple[str, Arrays] = ("", {})
 
     def piece(self, key: str) -> Arrays:
+        """The stored outputs of one pool or run, by name; the last piece stays in memory."""
         if self._held[0] != key:
             self._held = (key, {name: self._arrays.read(f"{key}/{name}") for name in self._plan.axes})
         return self._held[1]
 
     def of_run(self, stop: Stop, turn: int) -> Arrays:
-        """What a run of the visit's feed should give."""
+        """The expected outputs of a run of the visit's feed: by name, with one row per pick along the batch axis."""
         if not self._plan.by_rows:
             return self.piece(run_key(stop.number, turn))
         piece = self.piece(pool_key(stop.pool))
@@ -113,8 +114,8 @@ class ServedReference:
 
     def moved(self, pool: int) -> dict[str, Any]:
         """Per output, how far one rounding moves it there: see `lowered_reference`."""
-        found: Sequence[dict[str, Any]] = self.facts["moved"]
-        return found[pool] if found else {}
+        moved: Sequence[dict[str, Any]] = self.facts["moved"]
+        return moved[pool] if moved else {}
 
     def close(self) -> None:
         self._fp32.close()

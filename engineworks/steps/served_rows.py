@@ -43,12 +43,12 @@ class ServedRows:
 
     def data_lengths(self) -> dict[str, int]:
         """The lengths of the evaluation data's dynamic dimensions, without the batch."""
-        first, found = self._rows(self._spread(1))[0], {}
+        first, lengths = self._rows(self._spread(1))[0], {}
         for spec in self._specs:
             for dim, length in zip(self._row_shape(spec), first[spec.name].shape, strict=True):
                 if isinstance(dim, str):
-                    found[dim] = int(length)
-        return found
+                    lengths[dim] = int(length)
+        return lengths
 
     def elements(self, lengths: Lengths) -> int:
         """Elements of one row of all inputs."""
@@ -62,29 +62,29 @@ class ServedRows:
         return tuple(range(count)), "seeded"
 
     def read(self, lengths: Lengths, rows: Sequence[int], data: str) -> list[Arrays]:
-        """The rows that `choose` named."""
+        """The rows that `choose` named: inputs by name, without the batch axis, with the dtypes of the specs."""
         if data == "evaluation":
             return self._rows(rows)
         return [{s.name: self._made(s, lengths, i) for s in self._specs} for i in rows]
 
     def feeds(self, pool: Sequence[Arrays], picks: Sequence[int]) -> Arrays:
-        """These rows of the pool as one run's inputs. Inputs that have no batch dimension get the first row's, or,
-        where no input has one, the picked row's."""
-        found: Arrays = {}
+        """These rows of the pool as one run's inputs, stacked along the batch axis, C-contiguous. Inputs without a
+        batch dimension get the first row's, or, where no input has one, the picked row's."""
+        feeds: Arrays = {}
         for spec in self._specs:
             axis = self._axes[spec.name]
             if axis is None:
-                found[spec.name] = pool[0 if self.stacked else picks[0]][spec.name]
+                feeds[spec.name] = pool[0 if self.stacked else picks[0]][spec.name]
             else:
-                found[spec.name] = np.stack([pool[p][spec.name] for p in picks], axis=axis)
-        return {name: np.asarray(value, order="C") for name, value in found.items()}
+                feeds[spec.name] = np.stack([pool[p][spec.name] for p in picks], axis=axis)
+        return {name: np.asarray(value, order="C") for name, value in feeds.items()}
 
     def _row_shape(self, spec: TensorSpec) -> tuple[int | str, ...]:
         axis = self._axes[spec.name]
         return spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
 
     def _shape(self, spec: TensorSpec, lengths: Lengths) -> tuple[int, ...]:
-        """The batch dimension, where it stands twice in an input, is 1 in a row."""
+        """The batch dimension, where an input has it twice, is 1 in a row."""
         known = {str(self._batch): 1, **dict(lengths)}
         return tuple(known[d] if isinstance(d, str) else d for d in self._row_shape(spec))
 
@@ -95,7 +95,7 @@ class ServedRows:
         return tuple(used[i * len(used) // count] for i in range(count))
 
     def _rows(self, rows: Sequence[int]) -> list[Arrays]:
-        """Real samples."""
+        """Real samples: as `read`."""
         few = replace(self._samples, count=len(rows), chosen=tuple(rows))
         return [{name: self._first(name, value) for name, value in feeds.items()} for feeds in few.batches([1])]
 
@@ -117,6 +117,7 @@ class ServedRows:
 
 
 def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], ends: Sequence[float]) -> Array:
+    """Uniform values of the dtype and shape, between the two ends (of integers both included)."""
     low, high = ends
     if dtype == "bool" or np.issubdtype(np.dtype(dtype), np.integer):
         return random.integers(int(low), int(high), shape, np.int64, endpoint=True).astype(dtype)
@@ -124,7 +125,8 @@ def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], end
 
 
 def _mosaic(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Pieces of different rows beside each other along every axis, cut to the shape; zeros where rows are empty."""
+    """Pieces of different rows next to each other along every axis, cut to the shape; zeros where rows are empty.
+    rows: of one rank and dtype, that of the result."""
     turn = iter(range(10**9))
 
     def piece(axes: int) -> Any:

@@ -62,7 +62,7 @@ def measure_shape(
     in_flight = _streams(session, feeds, batch, streams, notes)
     seconds = time.monotonic() - begin
     used_s = (first_run_ms + sum(report.samples) + sum(copies.get("copies_samples", ()))) / 1000
-    used_s += sum(one["seconds"] for one in in_flight)
+    used_s += sum(stream["seconds"] for stream in in_flight)
     return {
         **report.to_json(),
         **_NO_COPIES,

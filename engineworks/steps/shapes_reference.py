@@ -1,5 +1,5 @@
 """Folded fp32 ONNX at the shapes of every profile → what is compared there, and what the model gives, as it is written,
-in ONNX Runtime: a part of the reference step. Engines, and the lowered models beside them, are run with exactly the
+in ONNX Runtime: a part of the reference step. Engines, and the lowered models, are run with exactly the
 rows, visits and runs that stand in SHAPES_FILE.
 
 Two modes. "rows": every row of a pool is run alone, and what a batch should give is put together from them; cheap even
@@ -7,7 +7,7 @@ where the largest batch would take minutes on a CPU, and right only if the model
 on a batch of a few. "runs", for all other models (rows that depend on each other, outputs without a batch, a fixed
 batch): every run of the sequence as it is.
 
-What is limited, and how, stands in `measure.served`. Each cut is told in a note.
+`measure.served` sets the limits. Each cut is reported in a note.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ class ShapesReference:
     def _report(self, by_rows: bool, scale: Mapping[str, float]) -> dict[str, Any]:
         pools = list(self._pools.values())
         notes = list(dict.fromkeys(self._notes))
-        found: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         for place, device in (("cpu", False), ("device", True)):
             made, cuts = stops(self._visits, pools, self._batch if by_rows else None, device=device)
-            found[place] = {"stops": [s.to_json() for s in made], "notes": [*notes, *cuts]}
+            report[place] = {"stops": [s.to_json() for s in made], "notes": [*notes, *cuts]}
         return {
             "mode": "rows" if by_rows else "runs", "axes": self._axes, "scale": dict(scale), "mixing": self._mixed,
-            "pools": [p.to_json() for p in pools], **found,
+            "pools": [p.to_json() for p in pools], **report,
         }  # fmt: skip
 
     def _choose_pools(self) -> Session:
@@ -254,13 +254,14 @@ class _CountedSession:
 
 
 def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
-    """Rows that were run alone as one array per output, along its batch axis; without outputs that cannot be."""
-    found = {}
+    """Rows that were run alone as one array [rows, …] per output, along its batch axis; without outputs whose rows
+    differ in shape, or have more than one row. axes: the batch axis by output, None for none. dtypes stay."""
+    arrays = {}
     for name, axis in axes.items():
         shapes = {r[name].shape for r in runs}
         if axis is not None and len(shapes) == 1 and next(iter(shapes))[axis : axis + 1] == (1,):
-            found[name] = np.concatenate([r[name] for r in runs], axis=axis)
-    return found
+            arrays[name] = np.concatenate([r[name] for r in runs], axis=axis)
+    return arrays
 
 
 def pool_key(pool: int) -> str:
@@ -274,6 +275,7 @@ def run_key(visit: int, run: int) -> str:
 
 
 def write_arrays(archive: zipfile.ZipFile, folder: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Add arrays of any shape and dtype (no objects) to an open .npz, as FOLDER/NAME.npy, C-contiguous."""
     for name, value in arrays.items():
         with archive.open(f"{folder}/{name}.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array(file, np.asarray(value, order="C"), allow_pickle=False)

@@ -10,9 +10,6 @@ from typing import Any
 
 from engineworks.recipe.datasets.preparation import find_made
 
-LOG_FILE = "log.txt"
-"""What a step printed, in its own artifact."""
-
 
 @dataclass(frozen=True)
 class StepJob:
@@ -41,5 +38,5 @@ class StepJob:
         return tuple(map(Path, several)) if several and isinstance(several, list | tuple) else (self.path(name),)
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a result beside the others. NaN is not JSON: a figure that is none is null."""
+        """Write a result into `out`. NaN is not JSON: write null for a missing figure."""
         (self.out / name).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

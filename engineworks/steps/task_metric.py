@@ -13,7 +13,7 @@ from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array, Metric
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.model.export.source_code import load_function, user_failure
-from engineworks.recipe.metric import is_lower_better
+from engineworks.recipe.metric import CLASSIFIES, is_lower_better
 from engineworks.recipe.samples import NO_LABEL, SampleFile, batch_axes, stacked
 from engineworks.steps.step_job import StepJob
 
@@ -21,9 +21,6 @@ Rows = Mapping[str, Array]
 
 SPAN_OUTPUTS = ("start_logits", "end_logits")
 """What transformers calls the outputs of question answering."""
-
-CLASSIFIES = ("top1", "top_k", "f1")
-"""Metrics whose labels are classes."""
 
 
 class TaskComparison:
@@ -94,18 +91,19 @@ class TaskComparison:
         return figures
 
     def _read(self, outputs: Rows) -> Array:
-        """What the metric reads, rows first: one output, or for spans those of starts and ends beside each other."""
+        """What the metric reads, rows first: one output, or for spans those of starts and ends side by side."""
         assert self._settings is not None
         spans = self._settings["name"] == "span"
         names = SPAN_OUTPUTS if spans else (self._job.params["output"] or next(iter(outputs)),)
         for name in names:
             if name not in outputs:
                 raise RunError(f"accuracy.{'metric' if spans else 'output'}: the engine has no output '{name}'")
-        found = [_rows_first(outputs[name], self._axes[name]) for name in names]
-        return np.stack(found, axis=-1) if spans else found[0]
+        rows = [_rows_first(outputs[name], self._axes[name]) for name in names]
+        return np.stack(rows, axis=-1) if spans else rows[0]
 
     def _labels_of(self, start: int, rows: Array) -> Array | None:
-        """The labels of these rows, which are of one file; those of tokens as long as the rows are in this batch."""
+        """The labels [rows] of these rows, which are of one file; labels of tokens [rows, length], as long as the rows
+        are in this batch."""
         if self._parts is None:
             return None
         for part in self._parts:
@@ -135,8 +133,8 @@ class TaskComparison:
 
 
 def row_cosines(engine: Array, reference: Array) -> Array:
-    """Cosine of every row with the reference's, f64[rows]: 1 where both are all zero or empty, 0 where one is. Outputs
-    of different shapes are one row, unlike."""
+    """Cosine of every row [rows, …] with the reference's, as float64[rows]: 1 where both are all zero or empty, 0
+    where one is. Outputs of different shapes are one row, unlike."""
     if engine.shape != reference.shape:
         return np.zeros(1)
     e, r = (np.asarray(a, np.float64).reshape(len(a), math.prod(a.shape[1:])) for a in (engine, reference))
@@ -163,6 +161,7 @@ def _copies(arrays: Rows) -> Rows:
 
 
 def _rows_first(array: Array, axis: int | None) -> Array:
+    """The array as [rows, …], a view; axis: its batch axis, None if it is one row."""
     return array[np.newaxis] if axis is None else np.moveaxis(array, axis, 0)
 
 
@@ -171,12 +170,12 @@ def _join(parts: Sequence[Rows]) -> dict[str, Array]:
     leaves out (-100, NaN), all others (values, masks) with 0."""
     if not parts:
         return {}
-    found = {}
+    joined = {}
     for name in parts[0]:
         arrays = [p[name] for p in parts]
         fill = 0 if name else NO_LABEL if arrays[0].dtype.kind in "iu" else math.nan
-        found[name] = stacked(arrays, fill)
-    return found
+        joined[name] = stacked(arrays, fill)
+    return joined
 
 
 def _json_number(value: float) -> float | None:

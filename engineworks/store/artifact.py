@@ -1,4 +1,4 @@
-"""A published result, as its manifest tells of it."""
+"""A published result, as its manifest describes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEPT_MANIFESTS = 256
 class Artifact:
     """A published result: its folder, its files with digests, and the document that its key is the digest of.
 
-    Whoever asks for a key may be given the same value as others: nobody changes what is in it.
+    Callers may share one value for a key: do not change what is in it.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Artifact:
         return read_json_file(self.file(name))
 
     def read_figures(self, name: str, longest: int) -> Any:
-        """The same with raw samples told by their number, where there are more than `longest`."""
+        """The same with raw samples replaced by their number, where there are more than `longest`."""
         return read_figures(self.file(name), longest)
 
     @property

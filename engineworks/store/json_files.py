@@ -1,4 +1,4 @@
-"""JSON files of ours, read fast: reports hold tens of thousands of figures, and a night reads hundreds of them."""
+"""This project's JSON files, read fast: a report holds tens of thousands of numbers, a nightly run reads hundreds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_json_file(path: Path | str) -> Any:
 
 def read_figures(path: Path | str, longest: int) -> Any:
     """As `read_json_file`, but for raw samples: a list of more than `longest` numbers whose key ends in 'samples' is
-    told by its length, {"values": 52991}. They are most of a report's text, and its parsing.
+    replaced by its length, {"values": 52991}. They are most of a report's text, and its parsing.
 
     Raises the same.
     """

@@ -60,7 +60,7 @@ class RemoteStore:
 
     def fetch(self, manifest: Mapping[str, Any], key: str, into: Path) -> bool:
         """Copy the artifact's files into the folder, its manifest last; False if they are not all there, or if the
-        manifest is none of ours."""
+        manifest is not of this format."""
         try:
             for name, facts in manifest["files"].items():
                 target = into / _within(name)
@@ -94,9 +94,9 @@ class RemoteStore:
         return won
 
     def remove(self, key: str, upload: str) -> None:
-        """Take the artifact away if it still is that upload; its manifest first, so that nobody finds a half."""
-        found = self.manifest(key)
-        if found is not None and found["upload"] == upload:
+        """Take the artifact away if it still is that upload; its manifest first, so that no reader finds half of it."""
+        manifest = self.manifest(key)
+        if manifest is not None and manifest["upload"] == upload:
             with contextlib.suppress(FileNotFoundError):
                 self._service.call("rm_file", self._place(key, MANIFEST))
         self._remove_upload(key, upload)
@@ -105,11 +105,11 @@ class RemoteStore:
         """Delete the files of uploads that ended without a manifest. Returns how many uploads went."""
         objects = f"{self.root.rstrip('/')}/objects"
         try:
-            found = self._service.call("find", objects, detail=True)
+            objects_found = self._service.call("find", objects, detail=True)
         except FileNotFoundError:
             return 0
         newest: dict[tuple[str, str], float] = {}
-        for path, info in found.items():
+        for path, info in objects_found.items():
             parts = PurePosixPath(path.removeprefix(objects).strip("/")).parts
             if len(parts) > 3:
                 place = (parts[1], parts[2])

@@ -112,8 +112,8 @@ class Service:
 
 
 def _foreign_errors() -> tuple[type[Exception], ...]:
-    found = (getattr(sys.modules.get(module), name, None) for module, name in FOREIGN_ERRORS)
-    return (OSError, *(error for error in found if error is not None))
+    classes = (getattr(sys.modules.get(module), name, None) for module, name in FOREIGN_ERRORS)
+    return (OSError, *(error for error in classes if error is not None))
 
 
 def _is_unreachable(error: Exception) -> bool:

@@ -62,9 +62,9 @@ class SharedStore(Store):
         try:
             if self._remote.publish(key, folder):
                 return None
-            found = self._fetch(key)
-            if found is not None:
-                return found
+            artifact = self._fetch(key)
+            if artifact is not None:
+                return artifact
             raise StoreError(f"{key[:12]} was in the store {self._remote.url}, damaged", hint="build again")
         except StoreError as error:
             self._unsent[key] = error
@@ -84,10 +84,10 @@ class SharedStore(Store):
         if manifest is None:
             return None
         with self._locked(f"{key}.fetch"):
-            found = self._manifest(key)
-            if found is not None and self._damage(found, contents=True) is None:  # another process was faster
+            stored = self._manifest(key)
+            if stored is not None and self._damage(stored, contents=True) is None:  # another process was faster
                 self._verified.add(key)
-                return found
+                return stored
             folder = self._partial(key)
             try:
                 return self._fetch_into(folder, manifest, key, say)

@@ -2,8 +2,8 @@
 
     <root>/objects/ab/abcd…/manifest.json + files     published by one atomic rename, read-only
     <root>/latest/<step id>.json                      the newest key of a step, to tell why a key is new
-    <root>/locks/  <root>/partial/                    one flock per key being built; folders not yet published
-    <root>/caches/<digest>/                           what a device's libraries would make anew; never shipped or shared
+    <root>/locks/  <root>/partial/                    one lock per key being built; folders not yet published
+    <root>/caches/<digest>/                           what a device's libraries can make again; never shared
 
 Writing: hit? return · lock · look again · build in `partial/` · digest · rename. A reader never sees half of anything:
 what is missing or damaged is a miss. flock is dropped by the kernel when its holder dies, `kill -9` included.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -26,10 +25,9 @@ from typing import Any
 
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
+from engineworks.host.lock import is_locked, locked
 from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
 from engineworks.store.json_files import read_json_file
-
-LOCK_POLL_S = 0.05
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file cannot grow: no space, no quota, RLIMIT_FSIZE."""
@@ -60,7 +58,7 @@ class Store:
     def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
         """The artifact after its digests were checked (once per process), None for a miss.
 
-        A damaged one is a miss: it is taken out of the way and `say` is told why.
+        A damaged one is a miss: it is taken out of the way and `say` gets the reason.
         """
         artifact = self._manifest(key)
         if artifact is not None:
@@ -99,9 +97,9 @@ class Store:
             yield Writing(folder=here.path, hit=here)
             return
         with self._locked(key), self._full_is_told(step):
-            found = self.get(key)
-            if found is not None:
-                yield Writing(folder=found.path, hit=found)
+            artifact = self.get(key)
+            if artifact is not None:
+                yield Writing(folder=artifact.path, hit=artifact)
                 return
             for left in (self.root / "partial").glob(f"{key}.*{UNFINISHED}"):  # we have the lock: its builder is dead
                 shutil.rmtree(left, ignore_errors=True)
@@ -196,10 +194,11 @@ class Store:
         return freed
 
     def sweep(self, older_than_s: float) -> int:
-        """Delete partial folders that a killed process left, and unused locks. Returns how many folders went."""
+        """Delete partial folders that a killed process left, and unused locks. Returns how many folders it deleted."""
         swept = 0
         for folder in (self.root / "partial").glob("*"):
-            if time.time() - folder.stat().st_mtime > older_than_s and not self._is_locked(folder.name.split(".")[0]):
+            lock = self._lock_of(folder.name.split(".")[0])
+            if time.time() - folder.stat().st_mtime > older_than_s and not is_locked(lock):
                 _make_writable(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
@@ -249,10 +248,10 @@ class Store:
         }  # fmt: skip
         try:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            found = self._share(key, folder)
-            if found is not None:
+            artifact = self._share(key, folder)
+            if artifact is not None:
                 self.note_latest(step, document)
-                return found
+                return artifact
             self._move_in(key, folder)
             self.note_latest(step, document)
         except OSError as error:
@@ -321,35 +320,15 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        locks = self.root / "locks"
-        try:
-            locks.mkdir(parents=True, exist_ok=True)
-            file = os.open(locks / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
-        try:
-            while True:  # polled, so that Ctrl-C is answered while another process builds
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(LOCK_POLL_S)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self._lock_of(key)))
+            except OSError as error:
+                raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
             yield
-        finally:
-            os.close(file)
 
-    def _is_locked(self, key: str) -> bool:
-        try:
-            file = os.open(self.root / "locks" / f"{key}.lock", os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(file)
+    def _lock_of(self, key: str) -> Path:
+        return self.root / "locks" / f"{key}.lock"
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     records      what is recorded (plain values), and how it is made to fit MLflow's limits
     owner        which process a running build belongs to, and whether that process is dead
-    opening      nobody is phoned, a fresh database is made once, a dead server is told in seconds
+    opening      no telemetry, a fresh database is made once, a dead server is reported in seconds
     sqlite       a fresh SQLite database, migrated once, in memory
     postgresql   MLflow's tables in PostgreSQL, made by one process at a time
     connection   what is written and searched once it is open

@@ -40,6 +40,17 @@ class Slot:
         return f"models:/{self.model}@{self.alias(role)}"
 
 
+def registered_name(release_model: str | None, recipe: str) -> str:
+    """The registered model of a recipe: its `release.model`, else the recipe's own name."""
+    return release_model or recipe
+
+
+def slot_of(model: str, engine: str) -> Slot:
+    """The place of the engine (recipe/precision/target) in the registered model."""
+    _, precision, target = engine.split("/")
+    return Slot(model, target, precision)
+
+
 def champions_of(tags: Mapping[str, str], slot: Slot, current: int | None) -> list[int]:
     """The slot's champions in order, the present one last, also where someone moved the alias by hand."""
     listed = _listed(tags, slot) or []

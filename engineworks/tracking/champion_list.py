@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engineworks.tracking.aliases import HISTORY, Slot, champions_of, is_readable
+from engineworks.tracking.aliases import HISTORY, Slot, champions_of, is_readable, slot_of
 from engineworks.tracking.connection import Connection, refusals
 from engineworks.tracking.queries import quoted
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
@@ -36,8 +36,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class RegisteredChampion:
-    """One champion. since: as it was tagged, 'TIME by USER', '' where nobody did. created_at: seconds since 1970, None
-    where the version is gone. lost: as of `Standing`."""
+    """One champion. since: its tag, 'TIME by USER' or ''. created_at: seconds since 1970, None where the version
+    is gone. lost: as of `Standing`."""
 
     model: str
     alias: str
@@ -75,8 +75,7 @@ def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
     engine = dict(known.tags).get(ENGINE, "")
     if engine.count("/") != 2:
         return f"version {version} is no engine that Engineworks registered"
-    _, precision, target = engine.split("/")
-    own = Slot(slot.model, target, precision).name == slot.name
+    own = slot_of(slot.model, engine).name == slot.name
     return "" if own else f"version {version} is {engine}, another engine"
 
 
@@ -115,14 +114,14 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
 def list_champions(link: Connection, recipe: str | None = None) -> list[RegisteredChampion]:
     """Champions of the registered models that are ours (of this recipe's alone), those that are missing too, by engine.
     Raises `TrackingError` where MLflow refuses."""
-    found = []
+    champions = []
     query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
     with refusals("registered models cannot be searched"):
         for model in link.client.search_registered_models(query, max_results=1000):
             if RECIPE in dict(model.tags):
                 whole = link.client.get_registered_model(model.name)
-                found += [_champion(link.client, whole, slot) for slot in _slots(whole)]
-    return sorted(found, key=lambda c: c.engine)
+                champions += [_champion(link.client, whole, slot) for slot in _slots(whole)]
+    return sorted(champions, key=lambda c: c.engine)
 
 
 def _slots(model: RegisteredModel) -> Iterator[Slot]:

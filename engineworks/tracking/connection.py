@@ -136,18 +136,18 @@ class Connection:
 
     def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
         """Whether the run's artifacts hold all these paths with these sizes in bytes."""
-        found: dict[str, int | None] = {}
+        listed: dict[str, int | None] = {}
         with refusals(f"artifacts of run {run_id} cannot be listed"):
             for folder in sorted({_folder_of(path) for path in sizes}):
-                found |= {f.path: f.file_size for f in self.client.list_artifacts(run_id, folder or None)}
+                listed |= {f.path: f.file_size for f in self.client.list_artifacts(run_id, folder or None)}
             return all(
-                found.get(path) == size or self._hides_namesake(run_id, path, found) for path, size in sizes.items()
+                listed.get(path) == size or self._hides_namesake(run_id, path, listed) for path, size in sizes.items()
             )
 
-    def _hides_namesake(self, run_id: str, path: str, found: Mapping[str, int | None]) -> bool:
+    def _hides_namesake(self, run_id: str, path: str, listed: Mapping[str, int | None]) -> bool:
         """Over REST, a folder whose only file bears its name, like `engine/engine`, is listed as empty: look above."""
         folder = _folder_of(path)
-        if path in found or PurePosixPath(folder).name != PurePosixPath(path).name:
+        if path in listed or PurePosixPath(folder).name != PurePosixPath(path).name:
             return False
         above = self.client.list_artifacts(run_id, _folder_of(folder) or None)
         return any(f.is_dir and f.path == folder for f in above)
@@ -178,19 +178,19 @@ class Connection:
             return {alias: self._version(model, version) for alias, version in wanted.items()}
 
     def _version(self, model: str, version: str) -> RegisteredVersion:
-        found = self.client.get_model_version(model, version)
-        tags = dict(found.tags)
+        answer = self.client.get_model_version(model, version)
+        tags = dict(answer.tags)
         digest, build_key = tags.get(ENGINE_DIGEST, ""), tags.get(ENGINE_BUILD_KEY, "")
-        run = tags.get(RUN) or found.run_id or ""
-        return RegisteredVersion(model, str(found.version), tags.get(ENGINE, ""), digest, build_key, run)
+        run = tags.get(RUN) or answer.run_id or ""
+        return RegisteredVersion(model, str(answer.version), tags.get(ENGINE, ""), digest, build_key, run)
 
     def _experiment_ids(self) -> list[str]:
         page = self.client.search_experiments(max_results=PAGE)
-        found = list(page)
+        experiments = list(page)
         while page.token:
             page = self.client.search_experiments(max_results=PAGE, page_token=page.token)
-            found += page
-        return [str(e.experiment_id) for e in found]
+            experiments += page
+        return [str(e.experiment_id) for e in experiments]
 
 
 def _points(batch: Batch) -> list[tuple[str, int, float]]:

@@ -1,4 +1,4 @@
-"""How the connection is opened: nobody is phoned, a fresh database is made once, nobody waits for a dead server.
+"""How the connection is opened: without telemetry, a fresh database made once, no long wait for a dead server.
 
 `mlflow-skinny`, `sqlalchemy` and `alembic` are enough; the web page and the server need the whole of mlflow.
 """
@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from engineworks.errors import TrackingError
+from engineworks.host.lock import locked
 from engineworks.tracking.connection import Connection, reason_of, refusals
 from engineworks.tracking.postgresql import is_postgresql
 from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
-from engineworks.tracking.sqlite import locked, prepare_database
+from engineworks.tracking.sqlite import prepare_database
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -42,7 +43,7 @@ DEFAULTS = {
 
 
 def prepare_environment() -> None:
-    """Nobody is phoned and nothing is printed: call before the first import of mlflow, here or in a child process."""
+    """Disable telemetry and printing: call before the first import of mlflow, here or in a child process."""
     os.environ.update(ENVIRONMENT)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -88,7 +89,7 @@ def is_server(uri: str) -> bool:
 
 
 def _database_errors(uri: str) -> tuple[type[Exception], ...]:
-    """What opening a database raises besides MLflow's own; a server needs neither library."""
+    """What opening a database raises in addition to MLflow's own errors; a server needs neither library."""
     if is_server(uri):
         return ()
     from alembic.util import CommandError
@@ -101,25 +102,25 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
     """The experiment's id; a new one keeps its artifacts under `root`, or where the server says if that is None."""
     from mlflow.exceptions import MlflowException
 
-    found: Experiment | None = client.get_experiment_by_name(name)
-    if found is None:
+    experiment: Experiment | None = client.get_experiment_by_name(name)
+    if experiment is None:
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)
         try:
             return str(client.create_experiment(name, artifact_location=root.as_uri() if root else None))
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:  # else another process was faster
+            experiment = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:  # else another process was faster
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} in {shown} is deleted",
-            hint=f"bring it back: mlflow experiments restore --experiment-id {found.experiment_id}",
+            hint=f"bring it back: mlflow experiments restore --experiment-id {experiment.experiment_id}",
         )
-    location = urlsplit(found.artifact_location)
-    if root is not None and location.scheme == "file" and found.artifact_location != root.as_uri():
-        _check_moved(found.artifact_location, root, shown)
-    return str(found.experiment_id)
+    location = urlsplit(experiment.artifact_location)
+    if root is not None and location.scheme == "file" and experiment.artifact_location != root.as_uri():
+        _check_moved(experiment.artifact_location, root, shown)
+    return str(experiment.experiment_id)
 
 
 def _check_moved(location: str, root: Path, shown: str) -> None:

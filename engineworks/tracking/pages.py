@@ -77,7 +77,7 @@ def engines_view() -> str:
 
 
 def recipe_view(recipe: str, metrics: Iterable[str]) -> str:
-    """One recipe's engines, by name, with these metrics beside the headline."""
+    """One recipe's engines, by name, with these metrics next to the headline."""
     more = [name for name in metrics if name not in HEADLINE]
     while True:
         names = [*HEADLINE[:3], *more, *HEADLINE[3:]]

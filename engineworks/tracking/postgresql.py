@@ -1,4 +1,7 @@
-"""MLflow's tables in PostgreSQL, made by one process at a time: of several that let MLflow do it at once, most fail."""
+"""MLflow's tables in PostgreSQL, made by one process at a time.
+
+`SqlAlchemyStore` of MLflow 3.17.2 still makes them without a lock: of several processes at once, most fail.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     import sqlalchemy
 
 LOCK_ID = zlib.crc32(b"engineworks/mlflow")
-"""The advisory lock of whoever makes the tables; the server drops it when its holder's connection ends."""
+"""The advisory lock for making the tables; the server drops it when its holder's connection ends."""
 
 LOCK_WAIT_S = 120
 CONNECT_S = 10

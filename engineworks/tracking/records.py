@@ -24,7 +24,7 @@ ENGINE_RUN = "engineworks.engine_run"
 STORE_KEYS = "engineworks.store_keys"
 """Tag: JSON list of store keys that the run refers to; goes on in `engineworks.store_keys.1`, `.2` and so on."""
 CONDITIONS = "engineworks.conditions"
-"""Tag: digest of what a measurement depends on besides the engine: hardware, driver, shapes, options."""
+"""Tag: digest of what a measurement depends on in addition to the engine: hardware, driver, shapes, options."""
 HARDWARE = "engineworks.hardware"
 """Tag: JSON object of the hardware that the engine was measured on."""
 ENGINE_BUILD_KEY = BUILD_KEY
@@ -52,6 +52,19 @@ CHANGED_PARAMS = "engineworks.changed_params"
 """Tag: JSON object of params recorded a second time with another value: MLflow keeps the first."""
 LONG_VALUES = "long_values.json"
 """Artifact: the whole text of params and tags that were too long for MLflow, by kind and name."""
+
+PLAN_FILE = "plan.json"
+CALIBRATION_FILE = "calibration.json"
+COMPARISON_FILE = "comparison.json"
+LADDER_FILE = "ladder.json"
+STEPS_FILE = "steps.json"
+"""Artifacts of a build's run."""
+VERDICT_FILE = "verdict.json"
+BUILD_LOG_FILE = "build.log"
+ERROR_FILE, ERROR_LOG_FILE = "error.txt", "error.log"
+STEP_DOCUMENTS_FILE = "fingerprints/steps.json"
+"""Artifacts of an engine's run, next to its reports and its passport. STEP_DOCUMENTS_FILE: every step's document, by
+kind."""
 
 NAME_CHARS = 250
 PARAM_CHARS = 6000
@@ -190,3 +203,8 @@ def _shorten(text: str, limit: int, long: dict[str, dict[str, str]], kind: str, 
     long.setdefault(kind, {})[name] = text
     note = f"… (all {len(text)} characters are in {LONG_VALUES})"
     return text[: limit - len(note)] + note
+
+
+def document_file(kind: str) -> str:
+    """The artifact of an engine's run that holds the document of its last step of a kind."""
+    return f"fingerprints/{kind}.json"

@@ -91,17 +91,17 @@ class Registry:
         """A version for the engine, the one it has if it was registered before; the candidate's alias names it."""
         slot = model.slot
         with self._alone(slot.model, model.recipe):
-            found = self._registered(model)
-            if found is None or not self._has_files(slot.model, found.version):
-                found = self._create(model)
-            with refusals(f"version {found.version} of '{slot.model}' cannot be marked"):
+            registered = self._registered(model)
+            if registered is None or not self._has_files(slot.model, registered.version):
+                registered = self._create(model)
+            with refusals(f"version {registered.version} of '{slot.model}' cannot be marked"):
                 for name, value in model.tags.items():
-                    if found.tags.get(name) != value:
-                        self._client.set_model_version_tag(slot.model, str(found.version), name, value)
-                for name in (found.tags.keys() - model.tags.keys()) & model.optional_tags:
-                    self._client.delete_model_version_tag(slot.model, str(found.version), name)
-                self._client.set_registered_model_alias(slot.model, slot.alias("candidate"), str(found.version))
-        return found
+                    if registered.tags.get(name) != value:
+                        self._client.set_model_version_tag(slot.model, str(registered.version), name, value)
+                for name in (registered.tags.keys() - model.tags.keys()) & model.optional_tags:
+                    self._client.delete_model_version_tag(slot.model, str(registered.version), name)
+                self._client.set_registered_model_alias(slot.model, slot.alias("candidate"), str(registered.version))
+        return registered
 
     def promote(self, slot: Slot, version: int, *, expected: int | None) -> Move:
         """Let the champion's alias name the version, if it still names `expected`, the one it was judged against.
@@ -121,7 +121,7 @@ class Registry:
                 listed = champions_of(tags, slot, current)
                 self._move(slot, version, listed if listed[-1:] == [version] else [*listed, version])
                 tags, current = self._state(slot)
-                if current == version and tags.get(CLAIM) == claim:  # else another host went on beside us: look again
+                if current == version and tags.get(CLAIM) == claim:  # else another host went on meanwhile: look again
                     self._mark(slot, version, SINCE)
                     return "moved"
         return "overtaken"
@@ -143,13 +143,13 @@ class Registry:
 
     def _alone(self, model: str, recipe: str | None = None) -> AbstractContextManager[str | None]:
         """Hold the registered model, made if it is missing and `recipe` says whose it is."""
-        found = self._find(model)
-        if found is None:
+        registered = self._find(model)
+        if registered is None:
             if recipe is None:
                 raise InputError(f"there is no registered model '{model}'", hint="run 'engineworks release' first")
             self._create_model(model, recipe)
-            found = self._find(model)
-        owner = found.tags.get(RECIPE) if found is not None else None
+            registered = self._find(model)
+        owner = registered.tags.get(RECIPE) if registered is not None else None
         if recipe is not None and owner != recipe:
             whose = f"is that of recipe '{owner}'" if owner else "was not made by Engineworks"
             raise InputError(f"registered model '{model}' {whose}", hint="say release: {model: another-name}")
@@ -196,12 +196,12 @@ class Registry:
 
         try:
             source = self._client.get_model_version_download_uri(model, str(version))
-            found = list_artifacts(artifact_uri=f"{source}/data/{FOLDER}", tracking_uri=self._link.uri)
+            listed = list_artifacts(artifact_uri=f"{source}/data/{FOLDER}", tracking_uri=self._link.uri)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # what the version was made of was deleted
                 raise
             return False
-        return bool({PurePosixPath(file.path).name for file in found} - {SIDECAR_FILE, PASSPORT_FILE})
+        return bool({PurePosixPath(file.path).name for file in listed} - {SIDECAR_FILE, PASSPORT_FILE})
 
     def _version(self, model: str, version: int) -> EngineVersion | None:
         return next(self._search(model, f"version_number = {version}"), None)
@@ -213,8 +213,8 @@ class Registry:
 
     def _search(self, model: str, query: str) -> Iterator[EngineVersion]:
         with refusals(f"versions of '{model}' cannot be searched"):
-            found = self._client.search_model_versions(f"name = '{model}' AND {query}")
-        yield from map(_engine_version, found)
+            versions = self._client.search_model_versions(f"name = '{model}' AND {query}")
+        yield from map(_engine_version, versions)
 
     def _create(self, model: EngineModel) -> EngineVersion:
         with refusals(f"{model.engine} cannot be registered as '{model.slot.model}'"):
@@ -234,8 +234,8 @@ class Registry:
         return _engine_version(version)
 
 
-def _engine_version(found: ModelVersion) -> EngineVersion:
-    tags = dict(found.tags)
+def _engine_version(version: ModelVersion) -> EngineVersion:
+    tags = dict(version.tags)
     if ENGINE not in tags:
-        raise TrackingError(f"version {found.version} of '{found.name}' is no engine of ours")
-    return EngineVersion(found.name, int(found.version), tags[ENGINE], tags[ENGINE_DIGEST], found.run_id, tags)
+        raise TrackingError(f"version {version.version} of '{version.name}' was not registered by Engineworks")
+    return EngineVersion(version.name, int(version.version), tags[ENGINE], tags[ENGINE_DIGEST], version.run_id, tags)

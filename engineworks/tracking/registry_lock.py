@@ -1,7 +1,7 @@
 """One release at a time moves a registered model's aliases: MLflow knows no compare-and-swap on them.
 
-On one host an flock does it, and the kernel drops it when its holder dies. Over a server, hosts share no lock: there a
-tag of the registered model is claimed as well, by write, wait, read again. Two that write at once see who was last, as
+On one host a file lock does it (`host.lock`). Over a server, hosts share no lock: there a tag of the registered model
+is claimed as well, by write, wait, read again. Two that write at once see who was last, as
 long as no write takes longer than SETTLE_S; `Registry` looks again after it moved an alias, and a claim that was left
 by a killed process is void after CLAIM_S.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engineworks.errors import TrackingError
+from engineworks.host.lock import locked
 from engineworks.tracking.connection import refusals
-from engineworks.tracking.sqlite import locked
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -48,7 +48,7 @@ def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iter
 
 
 def _claim(client: MlflowClient, model: str) -> str:
-    """Write, wait, read again. Raises `TrackingError` where others hold the model for too long, or nobody answers."""
+    """Write, wait, read again. Raises `TrackingError` if others hold the model too long, or MLflow does not answer."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         if _is_free(_read(client, model)):

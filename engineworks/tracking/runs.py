@@ -14,6 +14,7 @@ from typing import Literal
 
 from engineworks.errors import TrackingError
 from engineworks.host.collector import collect_apart
+from engineworks.host.lock import locked
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings
@@ -51,7 +52,6 @@ from engineworks.tracking.records import (
     store_keys_of,
 )
 from engineworks.tracking.registry import Registry
-from engineworks.tracking.sqlite import locked
 
 MOST_LATER = 1000
 """Runs of builds that `finished_builds` reads, where it would rather know all that are newer than some."""
@@ -159,9 +159,9 @@ class Tracking:
         with this start (seconds since the epoch) and owner."""
         link = self._connect()
         queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
-        found = next((run for query in queries for run in link.search(query, limit=1)), None)
-        if found is not None:
-            return BuildRun(link, found.run_id, recipe, found.params, resumed=True, started_at=found.started_at)
+        known = next((run for query in queries for run in link.search(query, limit=1)), None)
+        if known is not None:
+            return BuildRun(link, known.run_id, recipe, known.params, resumed=True, started_at=known.started_at)
         tags = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key, OWNER: owner, RECORD: mark}
         run_id = link.create_run(recipe, tags, started_at)
         return BuildRun(link, run_id, recipe, {}, resumed=True, started_at=started_at)
@@ -191,7 +191,7 @@ class Tracking:
         """By recipe and build key, the newest finished build of all that are named or began later than `since` (seconds
         since the epoch). Two searches or a few, where one for every recipe takes MLflow seconds.
 
-        Nothing where so much was built since then that nobody wants to read it all.
+        Nothing where so much was built since then that reading it all is not worth it.
         """
         link = self._connect()
         builds = query_of({KIND: "build"}) + " AND attributes.status = 'FINISHED'"
@@ -203,8 +203,8 @@ class Tracking:
         for at in range(0, len(missing), NAMED_AT_ONCE):
             ids = ", ".join(map(quoted, missing[at : at + NAMED_AT_ONCE]))
             named += link.search(f"{builds} AND attributes.run_id IN ({ids})")
-        found = sorted((*named, *later), key=lambda run: run.started_at)
-        return {(run.recipe, run.build_key): run.run_id for run in found if run.build_key}
+        in_order = sorted((*named, *later), key=lambda run: run.started_at)
+        return {(run.recipe, run.build_key): run.run_id for run in in_order if run.build_key}
 
     def record_night(self, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]) -> str:
         """One run for a whole night, above its builds' own: figures and pages of its summary; returns its id."""
@@ -241,7 +241,7 @@ class Tracking:
         return standings(self._connect(), slots)
 
     def champions(self, recipe: str | None = None) -> list[RegisteredChampion]:
-        """Every champion of every registered model of ours, or of this recipe's alone; those that are missing too."""
+        """Every champion that Engineworks registered, or this recipe's alone; missing ones too."""
         return list_champions(self._connect(), recipe)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:

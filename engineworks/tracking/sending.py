@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import TrackingError
+from engineworks.host.lock import locked
 from engineworks.tracking import spool
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.runs import Tracking
 from engineworks.tracking.spool import Entry, Waiting
-from engineworks.tracking.sqlite import locked
 
 FILES_LOST = "engineworks.files_lost"
 """Tag: paths of an engine's files that were gone from the store when its record was sent."""
@@ -85,7 +85,7 @@ def _replay(run: BuildRun, entry: Entry) -> None:
 
 
 def _keep_report(artifacts: Path, waiting: Waiting, run_id: str) -> None:
-    """The report is found under the run's id too; the place that the build told of stays."""
+    """The report is found under the run's id too; the place that the build named stays."""
     runs = artifacts / "runs"
     if (runs / waiting.run_id).is_dir():
         with contextlib.suppress(FileExistsError):

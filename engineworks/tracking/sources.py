@@ -81,7 +81,7 @@ class _Immutable:
 
 
 def load_pytorch(folder: Path) -> torch.nn.Module:
-    """A model of MLflow's pytorch flavor, eval'd, on the CPU. It may be a pickle: loading it runs code of whoever
+    """A model of MLflow's pytorch flavor, eval'd, on the CPU. It may be a pickle: loading it runs the code of whoever
     logged it, so only in a child process. One that was traced (pt2) stays as it was traced. Leaves PyTorch with one
     thread. Raises `ModelError` where it cannot be loaded."""
     prepare_environment()
@@ -186,7 +186,7 @@ def _known(message: str, hint: Any = lambda: "") -> Iterator[None]:
 
 def _download(model: _Immutable, tracking_uri: str, folder: Path) -> None:
     """All or nothing: a build that is killed leaves no half of a model. By its location, because what MLflow fetches by
-    a name of its registry it looks up in the registry of the environment, whatever it is told."""
+    a name of its registry it looks up in the registry of the environment, whatever it is given."""
     import mlflow.artifacts
 
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")

@@ -1,7 +1,7 @@
 """Records that MLflow did not take: kept in a file per build, until they can be sent (`sending`).
 
     <artifacts>/spool/<id>.jsonl    a head line, then one line for everything that was recorded, in its order
-    <artifacts>/spool/.lock         held by whoever sends
+    <artifacts>/spool/.lock         held by the sending process
 
 A line is written by one append and synced; one that a kill -9 or a full disk cut short is not there for any reader.
 """
@@ -119,9 +119,9 @@ def take_over(artifacts: Path, build_key: str) -> Waiting | None:
 def read_all(artifacts: Path) -> Iterator[Waiting]:
     """Everything that waits, oldest first; files that are no records are passed over."""
     for path in sorted((artifacts / FOLDER).glob("*.jsonl")):
-        found = read(path)
-        if found is not None:
-            yield found
+        waiting = read(path)
+        if waiting is not None:
+            yield waiting
 
 
 def read(path: Path) -> Waiting | None:
@@ -146,12 +146,12 @@ def finished_build(artifacts: Path, build_key: str) -> Waiting | None:
 
 def keys_in_use(artifacts: Path) -> set[str]:
     """The store keys that waiting records refer to."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for waiting in read_all(artifacts):
-        found.update(waiting.head.store_keys)
+        keys.update(waiting.head.store_keys)
         for entry in waiting.entries:
-            found.update(entry.get("store_keys", ()), entry.get("record", {}).get("store_keys", ()))
-    return found
+            keys.update(entry.get("store_keys", ()), entry.get("record", {}).get("store_keys", ()))
+    return keys
 
 
 def engine_to_json(record: EngineRecord) -> Entry:

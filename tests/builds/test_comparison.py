@@ -51,8 +51,7 @@ def compared(
     engines = [PlannedEngine("r/fp16/cpu", "r", "fp16", cast(Any, target), {})]
     recipe = SimpleNamespace(performance=SimpleNamespace(at=dict.fromkeys(shapes)))
     plan = SimpleNamespace(
-        peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), steps=dict.fromkeys(["fold", "k1", "k2"]),
-        closure=lambda keys: {*keys, "fold"},
+        peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), needed=lambda keys: [SimpleNamespace(key=key) for key in ("fold", *keys)],
     )  # fmt: skip
     report = reports.get("engine")
     accuracy = {"outputs": report["outputs"]} if report else None
@@ -105,8 +104,8 @@ def test_a_fast_wrong_peer_gets_no_speed_up_and_is_no_base(wrong: dict[str, Any]
     assert "differ from the fp32 reference" in row.note
     assert found.over == "ONNX Runtime, CPU fp32"
     (table,) = comparison_tables(found)
-    assert table.best is not None
-    assert table.rows[table.best][0] == "ONNX Runtime engine, cpu"
+    assert table.marked is not None
+    assert table.rows[table.marked][0].text == "ONNX Runtime engine, cpu"
 
 
 def test_an_engine_that_failed_its_gate_gets_none_either() -> None:
@@ -169,4 +168,4 @@ def test_metrics_are_named_by_peer_and_shape() -> None:
 def test_several_outputs_have_a_cosine_each() -> None:
     outputs = {"a": {"cosine": 1.0, "nonfinite": 0}, "b": {"cosine": 0.995, "nonfinite": 0}}
     (table,) = comparison_tables(compared({"pytorch-fp32": latency(8.0, outputs=outputs)}, names=("pytorch-fp32",)))
-    assert table.rows[0][7] == "a 1.00000, b 0.99500"
+    assert table.rows[0][7].text == "a 1.00000, b 0.99500"

@@ -93,7 +93,7 @@ def test_the_worker_s_keys_take_the_place_of_the_parent_s(store: Store) -> None:
 def test_a_worker_with_other_versions_is_refused(store: Store) -> None:
     delivery = delivered(store, fill=False)
     step = replace(delivery.steps[0], inputs={"lower": "0" * 64})
-    with pytest.raises(StoreError, match="stands on other steps than this plan"):
+    with pytest.raises(StoreError, match="used other steps than this plan"):
         merge_plan(plan_of(store), replace(delivery, steps=(step, *delivery.steps[1:])))
 
 

@@ -115,6 +115,7 @@ def test_a_build_that_crashes_is_tried_in_the_backends_other_ways(tmp_path: Path
         ("crash", "build", "onnxruntime", attempts("onnxruntime")),
         ("crash", "lower", "tensorrt_rtx", attempts("onnxruntime")),
         ("crash", "build", "tensorrt_rtx", 1),  # there is no other way
+        ("crash", "lowered_reference", "onnxruntime", 2),  # the second goes without it
         ("crash", "compare", "onnxruntime", 1),  # an engine is run as it was built, or not at all
         ("killed", "build", "onnxruntime", 1),  # for want of memory, or by somebody
     ],

@@ -21,9 +21,16 @@ from engineworks.recipe.yaml_nodes import parse_yaml
 REPOSITORY = Path(__file__).parents[2]
 
 
+SCHEMA = recipe_schema()
+
+
 def parts() -> dict[str, Any]:
-    schema = recipe_schema()
-    return {"Recipe": schema, **schema["$defs"]}
+    return {"Recipe": SCHEMA, **SCHEMA["$defs"]}
+
+
+@pytest.fixture(scope="module")
+def reference() -> str:
+    return recipe_reference()
 
 
 KEYS = [(name, key) for name, part in parts().items() for key in part["properties"]]
@@ -53,16 +60,15 @@ def test_every_part_of_the_schema_has_a_section() -> None:
 
 
 @pytest.mark.parametrize(("part", "key"), KEYS)
-def test_every_key_says_what_it_means_and_has_an_example_that_fits(part: str, key: str) -> None:
-    schema = recipe_schema()
+def test_every_key_says_what_it_means_and_has_an_example_that_fits(part: str, key: str, reference: str) -> None:
     found = parts()[part]["properties"][key]
     assert found.get("description"), f"{part}.{key}: no description"
     (example,) = found["examples"]
-    alone = {**deepcopy(found), "$defs": schema["$defs"]}
+    alone = {**deepcopy(found), "$defs": SCHEMA["$defs"]}
     if "$ref" in alone:
-        alone = {"$ref": alone["$ref"], "$defs": schema["$defs"]}
+        alone = {"$ref": alone["$ref"], "$defs": SCHEMA["$defs"]}
     jsonschema.validate(example, alone)
-    assert f"`{key}`" in recipe_reference()
+    assert f"`{key}`" in reference
     assert parse_yaml(f"x: {flow_yaml(example)}", "x").plain() == {"x": example}
 
 

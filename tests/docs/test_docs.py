@@ -22,8 +22,8 @@ from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
-LANGUAGES = ("sh", "console", "python", "yaml", "text")
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+LANGUAGES = ("sh", "console", "python", "yaml", "text", "mermaid")
 pytestmark = pytest.mark.xdist_group("docs")  # one sandbox, in the order of this file
 NOT_RUN = re.compile(r"<!-- not run: (\S.*\S) -->")
 COMMAND = re.compile(r"^\s*(\$ )?(\S+=\S+ )*(\.venv/bin/)?engineworks ", re.M)

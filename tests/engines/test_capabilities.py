@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.engines.backends import BACKENDS
-from engineworks.engines.capabilities import NAMED, PARSED, PRECISIONS, REFUSALS, TITLES, TRIED, why_not, why_not_target
+from engineworks.engines.capabilities import CAPABILITIES, PARSED, PRECISIONS, REFUSALS, why_not, why_not_target
 
 RTX = "tensorrt_rtx"
 
@@ -56,7 +56,7 @@ def test_usual_targets_take_all_precisions_of_a_recipe(precision: str, capabilit
         ),
         (
             "1.6.1.120", "fp16", ("8.0", "9.0"),
-            "TensorRT-RTX 1.6 cannot name 9.0 beside others; give 9.0 a target of its own",
+            "TensorRT-RTX 1.6 cannot name 9.0 next to others; give 9.0 a target of its own",
         ),
         (
             "1.7.1.116", "fp16", (),
@@ -134,11 +134,11 @@ def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_tables_are_about_the_same_backends_precisions_and_capabilities() -> None:
-    assert TITLES.keys() == TRIED.keys() == {n.backend for n in NAMED} == BACKENDS.keys()
+    assert CAPABILITIES.keys() == BACKENDS.keys()
     for refusal in REFUSALS:
         assert set(refusal.precisions) <= set(PRECISIONS)
         assert refusal.since < refusal.until
-        known = {c for n in NAMED if n.backend == refusal.backend for c in n.capabilities}
+        known = {c for n in CAPABILITIES[refusal.backend].named for c in n.capabilities}
         assert set(refusal.capabilities) <= known
         said = refusal.say("1.7", "int8", "8.6")
         assert re.search("; (use|replace|move|keep|train|leave) ", said), said

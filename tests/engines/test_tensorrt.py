@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engineworks.engines.backends import tensorrt
+from engineworks.engines.backends import _trt_backend, tensorrt
 from engineworks.engines.backends._trt_config import configure
 from engineworks.engines.backends._trt_parse import network_flags
 from engineworks.errors import TargetError
@@ -129,7 +129,7 @@ def test_why_not_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_its_hardware_is_the_gpu_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "first_gpu", lambda: gpu.Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
+    monkeypatch.setattr(_trt_backend, "first_gpu", lambda: gpu.Gpu("NVIDIA H100", "9.0", "580.1", "13.0"))
     assert tensorrt.hardware() == {
         "gpu": "NVIDIA H100", "compute_capability": "9.0", "driver": "580.1", "cuda": "13.0",
     }  # fmt: skip

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.engines.backends import _trt, tensorrt_rtx
 from engineworks.engines.backends.base import BuildRequest
-from engineworks.engines.capabilities import NAMED, why_not
+from engineworks.engines.capabilities import CAPABILITIES, why_not
 from engineworks.errors import BuildError, TargetError, TimeLimitError, UnsupportedError
 from engineworks.host.child import run_in_child
 from engineworks.model.fold.node_uses import node_uses
@@ -350,7 +350,7 @@ def test_the_capability_table_is_true_where_capabilities_differ(request_for: Req
 
 @pytest.mark.slow
 def test_the_capability_table_is_true_in_every_cell(request_for: RequestFor, operators: Operators) -> None:
-    named = next(n for n in reversed(NAMED) if n.backend == "tensorrt_rtx").capabilities
+    named = CAPABILITIES["tensorrt_rtx"].named[-1].capabilities
     for capabilities in [(c,) for c in named] + [("8.0", "8.6", "8.9", "12.0"), ("8.9", "12.0"), ("7.5", "8.9")]:
         for kind, precision in (*CELLS, *MORE_CELLS):
             check_cell(request_for, operators, kind, precision, capabilities)
@@ -404,8 +404,8 @@ def test_ctrl_c_in_the_middle_of_a_build_ends_it_and_leaves_nothing(
         stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
     assert parent.stdout is not None
-    while "Compiler backend is used" not in parent.stdout.readline():
-        pass
+    said = iter(parent.stdout.readline, "")
+    assert any("Compiler backend is used" in line for line in said), "the build ended before its compiler began"
     time.sleep(0.5)  # well inside the compiler
     start = time.monotonic()
     os.killpg(parent.pid, signal.SIGINT)

@@ -403,7 +403,7 @@ class TestRuntimeCache:
         (tmp_path / "runtime.cache").write_bytes(b"another")
         session = start(doubling(cuda), cache=tmp_path)
         assert session.facts["runtime_cache"] == "refused"
-        assert "not used, and made anew" in session.notes[0]
+        assert "not used, and made again" in session.notes[0]
         session.close()
         assert (tmp_path / "runtime.cache").read_bytes() == b"cache of this GPU"
 

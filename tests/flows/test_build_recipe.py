@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from by_hand import by_hand
 from conftest import STEPS, tiny_model
 
 from engineworks.builds.command import build_plans
@@ -22,17 +22,9 @@ from engineworks.recipe.load import load_recipe
 from engineworks.settings import Settings, read_settings
 from engineworks.store.open import open_store
 from engineworks.tracking.runs import open_tracking
-from flows.local_prefect import prefect_api
 
-pytestmark = pytest.mark.xdist_group("flows")
+pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
-        prefect.wait_ready()
-        yield
 
 
 @pytest.fixture
@@ -145,6 +137,39 @@ def test_a_damaged_engine_is_built_again(settings: Settings) -> None:
     assert result.steps.run == 1
     assert path.is_file()
     assert result.exit_code() == 0
+
+
+def test_a_plan_that_was_made_already_is_carried_out_as_it_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plan and settings come by closure: nothing is planned again, no environment is read, Prefect stores neither."""
+    from prefect.client.orchestration import get_client
+
+    from flows.build_recipe import build_planned
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr("tasks.plan_build.read_plans", refuse)
+    monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", "/nowhere")
+    only = "tiny/fp32/cpu"
+    first = build_planned(plan(settings, only=only), settings, only).result(raise_on_failure=False)
+    assert isinstance(first, BuildResult), first
+    assert (first.exit_code(), first.steps.failed) == (0, 0)
+    (recorded,) = open_tracking(settings.artifacts, None).find_runs(kind="build")
+    assert recorded.run_id == first.run
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(recorded.tags["prefect.flow_run"])  # type: ignore[arg-type]
+    assert run.parameters == {
+        "recipe": str(plan(settings).loaded.path), "only": only, "options": {"compare": None, "mode": "full"},
+    }  # fmt: skip
+    path = first.engines[0].path
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    again = build_planned(plan(settings, only=only), settings, only).result(raise_on_failure=False)
+    assert isinstance(again, BuildResult), again
+    assert (again.steps.run, again.exit_code()) == (1, 0), "what is damaged is made again"
 
 
 def test_one_failing_engine_stops_no_other_and_is_recorded(settings: Settings) -> None:
@@ -339,7 +364,7 @@ def crown(settings: Settings, result: BuildResult, engine: int = 0) -> None:
     _, precision, target = one.id.split("/")
     tracking = open_tracking(settings.artifacts, None)
     (run,) = tracking.find_runs(engine=one.id, kind="engine", parent_run_id=result.run)
-    client = tracking._connect().client
+    client = by_hand(tracking)
     client.create_registered_model("tiny")
     tags = {
         "engineworks.engine": one.id, "engineworks.engine_digest": one.sidecar["sha256"],

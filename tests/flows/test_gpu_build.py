@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,15 @@ from engineworks.host.gpu import first_gpu
 from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import Settings, read_settings
 from engineworks.tracking.runs import open_tracking
-from flows.local_prefect import prefect_api
 
-pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("flows"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.xdist_group("flows"),
+    pytest.mark.usefixtures("api"),
+    pytest.mark.timeout(600),
+]
 
 ON_CPU = os.environ.get("ENGINEWORKS_TEST_TARGET") == "cpu"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
-        prefect.wait_ready()
-        yield
 
 
 @pytest.fixture

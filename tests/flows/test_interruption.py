@@ -21,9 +21,10 @@ PROGRAM = Path(sys.executable).parent / "engineworks"
 BUILD = [str(PROGRAM), "build", "recipes/tiny.yaml", "--verbose"]
 
 SLOW_METRIC = """
-import time
+import pathlib, time
 
 def slow(outputs, labels, inputs):
+    pathlib.Path(__file__).with_name("begun").touch()
     time.sleep(600)
     return 1.0
 """
@@ -109,7 +110,10 @@ def test_ctrl_c_ends_the_step_within_5_s_and_leaves_nothing_half_done(repository
     (repository / "recipes" / "slowly.py").write_text(SLOW_METRIC, encoding="utf-8")
     process = start(repository)
     read_until(process, "compare: started")
-    time.sleep(1)
+    begin = time.monotonic()
+    while not (repository / "recipes" / "begun").exists():
+        assert time.monotonic() - begin < 60, "the metric was not computed"
+        time.sleep(0.05)
     children = set(group_members(process.pid)) - {process.pid}
     assert children
     begin = time.monotonic()

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engineworks.tracking.runs import open_tracking
-from flows.local_prefect import prefect_api
 
-pytestmark = pytest.mark.xdist_group("flows")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
-        prefect.wait_ready()
-        yield
+pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
 
 def test_a_broken_recipe_stops_no_other_and_the_second_night_tells_what_changed(

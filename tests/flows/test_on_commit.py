@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,8 @@ from engineworks.builds.results import BuildResult
 from engineworks.report.night.summary import NIGHT_JSON, summarize_night
 from engineworks.settings import read_settings
 from engineworks.tracking.runs import open_tracking
-from flows.local_prefect import prefect_api
 
-pytestmark = pytest.mark.xdist_group("flows")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
-        prefect.wait_ready()
-        yield
+pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
 
 def git(*arguments: str) -> None:

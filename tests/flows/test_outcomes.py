@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,9 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import FailedRun
 from prefect.flow_engine import run_flow
 
-from flows.local_prefect import prefect_api
 from flows.outcomes import ended
 
-pytestmark = pytest.mark.xdist_group("flows")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
-        prefect.wait_ready()
-        yield
+pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
 
 def order(the_flow: Any, parameters: Mapping[str, Any]) -> FlowRun:

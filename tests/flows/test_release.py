@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,8 @@ from engineworks.settings import read_settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.runs import open_tracking
-from flows.local_prefect import prefect_api
 
-pytestmark = pytest.mark.xdist_group("flows")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_api(tmp_path_factory.mktemp("prefect")) as prefect:
-        prefect.wait_ready()
-        yield
+pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
 
 def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,11 @@ def speak(payload):
     return {}
 
 def mutter_later(payload):
-    threading.Thread(target=lambda: (time.sleep(0.2), print("late")), daemon=True).start()
+    def mutter():
+        time.sleep(0.2)  # the answer goes first
+        print("late", flush=True)
+        open(payload["said"], "w").close()
+    threading.Thread(target=mutter, daemon=True).start()
     return {"pid": os.getpid()}
 
 def fill(payload):
@@ -138,11 +142,16 @@ def alive(pid: int) -> bool:
     return "State:\tZ" not in status
 
 
-def wait_gone(pid: int, seconds: float = 5.0) -> bool:
+def wait_until(true: Callable[[], object], seconds: float = 10.0) -> bool:
+    """Whether it becomes true in this time, which is long: hosts are loaded, and what it waits for is soon there."""
     until = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < until:
+    while not true() and time.monotonic() < until:
         time.sleep(0.02)
-    return not alive(pid)
+    return bool(true())
+
+
+def wait_gone(pid: int) -> bool:
+    return wait_until(lambda: not alive(pid))
 
 
 def test_a_function_of_a_module_gets_the_payload_and_its_object_comes_back(pool: ChildPool) -> None:
@@ -165,9 +174,10 @@ def test_output_of_python_of_descriptors_and_of_c_arrives_in_order_as_lines(pool
     ]  # fmt: skip
 
 
-def test_what_a_job_prints_after_its_answer_is_not_the_next_jobs(pool: ChildPool) -> None:
-    first = pool.run("child_jobs:mutter_later", {})
-    time.sleep(0.5)
+def test_what_a_job_prints_after_its_answer_is_not_the_next_jobs(pool: ChildPool, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    first = pool.run("child_jobs:mutter_later", {"said": str(said)})
+    assert wait_until(said.exists)
     lines: list[str] = []
     second = pool.run("child_jobs:speak", {"word": "mine"}, on_line=lines.append)
     assert first["pid"] == pool.run("child_jobs:echo", {})["pid"]
@@ -259,20 +269,22 @@ def test_a_job_that_takes_too_long_is_killed_even_inside_c(pool: ChildPool) -> N
     start = time.monotonic()
     with pytest.raises(TimeLimitError, match="the long build did not end within 1 s and was killed") as caught:
         pool.run("child_jobs:hang", {}, time_limit_s=1, on_line=lines.append, what="the long build")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
     assert not alive(int(lines[0].split()[1]))
     assert caught.value.log == lines[0]
 
 
 def test_what_a_job_has_started_is_killed_with_it(pool: ChildPool) -> None:
     lines: list[str] = []
-    with pytest.raises(TimeLimitError):
-        pool.run("child_jobs:start_another", {}, time_limit_s=1, on_line=lines.append)
-    inner = int(lines[0].split()[1])
-    deadline = time.monotonic() + 5
-    while alive(inner):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    event = threading.Event()
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        event.set()
+
+    with pytest.raises(Interrupted):
+        pool.run("child_jobs:start_another", {}, cancel=event, on_line=stop)
+    assert wait_gone(int(lines[0].split()[1]))
 
 
 def test_a_crash_is_one_message_with_the_signal_and_the_last_line(pool: ChildPool) -> None:
@@ -379,8 +391,7 @@ def in_thread_until_it_hangs(pool: ChildPool, **options: Any) -> tuple[threading
 
     thread = threading.Thread(target=work)
     thread.start()
-    while not lines:
-        time.sleep(0.01)
+    assert wait_until(lambda: lines), raised
     return thread, int(lines[0].split()[1]), raised
 
 
@@ -389,8 +400,8 @@ def test_an_event_stops_a_job_at_once(pool: ChildPool) -> None:
     thread, pid, raised = in_thread_until_it_hangs(pool, cancel=event)
     start = time.monotonic()
     event.set()
-    thread.join(5)
-    assert time.monotonic() - start < 1
+    thread.join(10)
+    assert time.monotonic() - start < 5  # the job would take ten minutes
     assert isinstance(raised[0], Interrupted)
     assert not alive(pid)
 
@@ -400,10 +411,10 @@ def test_cancel_all_from_another_thread_stops_every_job_at_once(pool: ChildPool)
     start = time.monotonic()
     pool.cancel_all()
     for thread, pid, raised in hanging:
-        thread.join(5)
+        thread.join(10)
         assert isinstance(raised[0], Interrupted)
         assert not alive(pid)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     assert pool.run("child_jobs:echo", {})["pid"]  # later jobs run
 
 
@@ -462,20 +473,20 @@ def read_pids(parent: subprocess.Popen[str]) -> tuple[int, int]:
     return int(parent.stdout.readline()), int(parent.stdout.readline().split()[1])
 
 
-def test_ctrl_c_ends_parent_and_children_within_a_second(jobs: Path) -> None:
+def test_ctrl_c_ends_parent_and_children(jobs: Path) -> None:
     parent = start_parent(jobs, PARENT, "child_jobs:hang")
     pids = read_pids(parent)
     os.killpg(parent.pid, signal.SIGINT)
-    assert parent.wait(5) == 130
-    assert all(wait_gone(pid, 1) for pid in pids)
+    assert parent.wait(30) == 130
+    assert all(wait_gone(pid) for pid in pids)
 
 
 def test_no_child_outlives_a_parent_that_was_killed(jobs: Path) -> None:
     parent = start_parent(jobs, PARENT, "child_jobs:hang")
     pids = read_pids(parent)
     parent.kill()
-    parent.wait(5)
-    assert all(wait_gone(pid, 2) for pid in pids)
+    parent.wait(30)
+    assert all(wait_gone(pid) for pid in pids)
 
 
 def test_a_forked_process_has_children_of_its_own(jobs: Path) -> None:

@@ -11,15 +11,15 @@ import pytest
 
 from engineworks.builds.ladders import ladders
 from engineworks.builds.results import BuildResult, EngineResult, EngineWord, Failure, StepCounts
+from engineworks.engines.backends import backend
 from engineworks.errors import PatternError, PrecisionError, RecipeError
 from engineworks.fingerprint import FileDigests
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.estimate import estimate_time
-from engineworks.measure.ladder.ladder import Candidate, TargetLadder, choose, ladder_words
+from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose, ladder_words
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.auto import expand
 from engineworks.recipe.load import load_recipe
-from engineworks.recipe.targets import NamedTarget, Target
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.page import render_html
 from engineworks.report.rows import rows
@@ -27,8 +27,8 @@ from engineworks.report.text import render_markdown
 from engineworks.store.store import Store
 from flows import local_steps
 
-CPU = NamedTarget("cpu", Target(backend="onnxruntime"))
-ADA = NamedTarget("rtx40", Target(backend="tensorrt_rtx", compute_capability=("8.9",)))
+CPU = LadderTarget("cpu", relative_times=backend("onnxruntime").TRAITS.relative_times)
+ADA = LadderTarget("rtx40", ("8.9",))
 
 
 def passed(precision: str, latency_ms: float | None, **more: Any) -> Candidate:
@@ -46,7 +46,7 @@ def unmeasured(precision: str, model_bytes: int | None = None) -> Candidate:
     return Candidate(precision, "unmeasured", f"r/{precision}/rtx40", (precision,), model_bytes=model_bytes)
 
 
-def ladder(*candidates: Candidate, target: NamedTarget = CPU, **more: Any) -> TargetLadder:
+def ladder(*candidates: Candidate, target: LadderTarget = CPU, **more: Any) -> TargetLadder:
     return choose(target, candidates, shape="one", **more)
 
 
@@ -161,16 +161,16 @@ def test_pareto_holds_those_that_nothing_beats_in_quality_latency_and_size() -> 
 
 
 def test_the_estimate_weighs_arithmetic_and_bytes() -> None:
-    assert estimate_time("tensorrt_rtx", ["8.9"], ("fp16",), 100, 100) == 1.0
-    assert estimate_time("tensorrt_rtx", ["8.9"], ("int8", "fp16"), 60, 100) == pytest.approx((0.5 + 0.6) / 2)
-    assert estimate_time("tensorrt_rtx", ["8.9"], ("int8", "fp16"), None, 100) == 0.5
-    assert estimate_time("tensorrt_rtx", ["8.0"], ("fp32",), None, None) > 2
+    assert estimate_time({}, ["8.9"], ("fp16",), 100, 100) == 1.0
+    assert estimate_time({}, ["8.9"], ("int8", "fp16"), 60, 100) == pytest.approx((0.5 + 0.6) / 2)
+    assert estimate_time({}, ["8.9"], ("int8", "fp16"), None, 100) == 0.5
+    assert estimate_time({}, ["8.0"], ("fp32",), None, None) > 2
 
 
 def test_on_hopper_int8_is_not_expected_to_be_faster_than_fp16() -> None:
     """BERT-base in int8 has 61 % of fp16's bytes, and takes 1.08 (batch 1) to 1.64 (batch 32) of its time there."""
-    assert estimate_time("tensorrt_rtx", ["9.0"], ("int8", "fp16"), 61, 100) > 1.0
-    assert estimate_time("tensorrt_rtx", ["9.0"], ("fp16",), 100, 100) == 1.0
+    assert estimate_time({}, ["9.0"], ("int8", "fp16"), 61, 100) > 1.0
+    assert estimate_time({}, ["9.0"], ("fp16",), 100, 100) == 1.0
 
 
 # --- recipes that say auto
@@ -371,8 +371,8 @@ def test_reports_show_the_ladder_its_reasons_and_a_plot(repository: Path) -> Non
         passed("fp32", 3.0), passed("fp16", 1.0, metric=0.93), replace(failed("int8"), quality=0.5, bytes=3)
     )
     found = replace(found, ladder=(measured,))
-    (table,) = ladder_tables(found.ladder)
-    assert table.rows[table.chosen or 0][0] == "fp16"
+    (shown,) = ladder_tables(found.ladder)
+    assert shown.table.rows[shown.table.marked or 0][0].text == "fp16"
     html, text = render_html(found), render_markdown(found)
     for page in (html, text):
         assert "Ladder of cpu" in page

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engineworks.measure.statistics import enough_for, quantile, quantile_interval
+from engineworks.measure.statistics import enough_for, quantile, quantile_interval, student_quantile
 
 
 @pytest.mark.parametrize("q", [0.0, 0.25, 0.5, 0.9, 0.99, 1.0])
 def test_quantiles_are_those_of_numpy(q: float) -> None:
     samples = sorted(np.random.default_rng(3).normal(size=101))
     assert quantile(samples, q) == pytest.approx(np.quantile(samples, q))
+
+
+@pytest.mark.parametrize(("freedom", "printed"), [(5, 4.032), (10, 3.169), (60, 2.660)])
+def test_students_quantiles_are_those_of_printed_tables(freedom: int, printed: float) -> None:
+    assert student_quantile(0.995, freedom) == pytest.approx(printed, abs=5e-4)
 
 
 def test_the_interval_holds_the_true_median_as_often_as_it_says() -> None:

@@ -15,7 +15,6 @@ from engineworks.errors import ModelError
 from engineworks.model.export.interface import (
     Interface,
     export_onnx,
-    export_report_from_json,
     interface_from_json,
     require_packages,
 )
@@ -67,7 +66,7 @@ def test_a_model_is_copied_byte_for_byte(tmp_path: Path, out: Path) -> None:
     assert (out / "model.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
     assert (report.exporter, report.opset, report.files) == ("copy", 17, ("model.onnx",))
     assert report.bytes == (tmp_path / "net.onnx").stat().st_size
-    assert export_report_from_json(json.loads(json.dumps(report.to_json()))) == report
+    assert json.loads(json.dumps(report.to_json())) == {**vars(report), "files": ["model.onnx"], "notes": []}
 
 
 def test_external_weights_keep_their_names_and_are_found_again(external: Path, out: Path) -> None:

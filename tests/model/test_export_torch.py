@@ -18,7 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.model.export.from_torch import export_torch, torch_payload
+from engineworks.model.export.from_torch import export_torch
 from engineworks.model.export.interface import ExportReport, Interface
 from engineworks.tensors import Dim, InputRange, Profile, TensorSpec
 
@@ -146,12 +146,14 @@ def test_the_same_factory_gives_the_same_bytes_in_every_process(bench: Bench, tm
     for _ in range(2):
         bench.export(CNN, images(opset))
         digests.add(hashlib.sha256((bench.out / "model.onnx").read_bytes()).hexdigest())
-    payload = torch_payload("net:factory", bench.root, images(opset), bench.out)
-    code = "import json,sys; from engineworks.model.export.from_torch import main; main(json.loads(sys.argv[1]))"
-    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    subprocess.run(
-        [sys.executable, "-c", code, json.dumps(payload)], check=True, env=env, cwd=tmp_path, capture_output=True
+    code = (
+        "import json, sys; from pathlib import Path; from engineworks.model.export.from_torch import export_torch; "
+        "from engineworks.model.export.interface import interface_from_json; "
+        "export_torch('net:factory', Path(sys.argv[1]), interface_from_json(json.loads(sys.argv[3])), Path(sys.argv[2]))"
     )
+    arguments = [str(bench.root), str(bench.out), json.dumps(images(opset).to_json())]
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=env, cwd=tmp_path, capture_output=True)
     digests.add(hashlib.sha256((bench.out / "model.onnx").read_bytes()).hexdigest())
     assert len(digests) == 1
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from engineworks.model.fold.inventory import inventory
 from engineworks.model.fold.node_uses import node_uses
-from engineworks.model.inspect import inventory
 
 FLOAT = TensorProto.FLOAT
 

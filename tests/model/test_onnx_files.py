@@ -15,13 +15,13 @@ from engineworks.model import onnx_files
 from engineworks.model.onnx_files import (
     MOST_IR_VERSION,
     MOST_OPSET,
-    default_opset,
     detach_weights,
     dtype_name,
     graph_inputs,
     graph_outputs,
     load_model,
     model_files,
+    opset_of,
     save_model,
     weight_bytes,
 )
@@ -206,7 +206,7 @@ def test_a_model_newer_than_onnx_runtime_reads_is_lowered_when_it_is_folded(
         outputs={"y": ("n", 4)}, minimum_opset=13, feeds=[{"x": x}],
     )  # fmt: skip
     written = onnx.load(tmp_path / "model.onnx")
-    assert (written.ir_version <= MOST_IR_VERSION, default_opset(written)) == (True, min(opset, MOST_OPSET))
+    assert (written.ir_version <= MOST_IR_VERSION, opset_of(written)) == (True, min(opset, MOST_OPSET))
     assert report.opset_from == opset
     assert f"IR {ir_version}, opset {opset} lowered to IR" in report.notes[0]
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])

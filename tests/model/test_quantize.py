@@ -560,3 +560,13 @@ def test_a_model_of_more_than_two_gigabytes_is_quantized_in_memory() -> None:
     found = quantize(model, ranges_of("x"))
     assert sum(len(t.raw_data) for t in found.model.graph.initializer) > (1 << 31)
     assert initializer(found.model, "w_quantized").shape == (rows, columns)
+
+
+def test_a_node_whose_input_was_empty_in_every_sample_stays_as_it_is() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "v"], ["y"])]
+    model = model_of(nodes, [weight("w", 8, 4), weight("v", 4, 4)])
+    seen = ranges_of("x")
+    found = quantize(model, Ranges(seen.method, 1, seen.tensors, empty=("r",)))
+    assert found.quantized_nodes == ("make_h",)
+    assert [(k.name, k.reason) for k in found.kept_nodes] == [("make_y", "'r' was empty in every calibration sample")]
+    onnx.checker.check_model(found.model, full_check=True)

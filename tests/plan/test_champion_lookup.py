@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import by_hand
 from conftest import RECIPE
 
 from engineworks.fingerprint import FileDigests, digest_file, digest_of
@@ -65,7 +66,7 @@ def release(settings: Settings, folder: Path, model: str, build_key: str = "0" *
         files = {f"engine/{f.name}": f for f in folder.iterdir()}
         record = EngineRecord(f"{model}/int8/cpu", tags=tags, texts=texts, files=files, engine_digest=digest)
         engine_run = run.record_engine(record)
-    client = tracking._connect().client
+    client = by_hand(tracking)
     client.create_registered_model(model)
     version = client.create_model_version(
         model, source=f"runs:/{engine_run}/engine", run_id=engine_run,
@@ -101,7 +102,7 @@ def test_a_champion_that_is_missing_is_not_no_champion(repository: Path, setting
     """Where its version was deleted in MLflow, the alias is gone, but the list of champions names it."""
     recipe = loaded(repository, "missing")
     release(settings, tmp_path / "engine", "missing")
-    client = open_tracking(settings.artifacts)._connect().client
+    client = by_hand(open_tracking(settings.artifacts))
     client.set_registered_model_tag("missing", "engineworks.champions.cpu-int8", "[1]")
     assert find_champions(recipe, settings).lost == {}
     client.delete_model_version("missing", "1")

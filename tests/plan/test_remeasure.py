@@ -12,7 +12,7 @@ from conftest import RECIPE
 from engineworks.fingerprint import FileDigests
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.plan import Plan, plan_recipe
-from engineworks.plan.remeasure import measured_anew
+from engineworks.plan.remeasure import measured_again
 from engineworks.recipe.load import load_recipe
 from engineworks.store.store import Store
 
@@ -62,8 +62,8 @@ def test_what_is_held_against_history_is_measured_again_too(repository: Path) ->
     plan = planned(repository, store, RECIPE)
     key = measured(store, plan, complaints=["noise"])
     document = dict(plan.steps[key].document)
-    assert measured_anew(document, {}, store) == document
-    assert measured_anew(document, {}, store, by_history=True)["params"]["disturbed_before"] == 1
+    assert measured_again(document, {}, store) == document
+    assert measured_again(document, {}, store, by_history=True)["params"]["disturbed_before"] == 1
 
 
 def test_a_figure_that_broke_its_budget_on_a_quiet_machine_stands(repository: Path) -> None:

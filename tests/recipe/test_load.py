@@ -11,6 +11,7 @@ from conftest import RECIPE
 
 from engineworks.errors import RecipeError
 from engineworks.recipe.load import find_recipes, load_recipe, load_recipes
+from engineworks.recipe.renamed import RENAMED
 
 Edit = tuple[str, str]
 
@@ -35,6 +36,10 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         "recipes/tiny.yaml:10:1: unknown key 'precison'; did you mean 'precisions'?",
     ),
     "missing key": ([("recipe: tiny\n", "")], "recipes/tiny.yaml:1:1: 'recipe' is missing"),
+    "key that was renamed": (
+        [("targets: [cpu]", "calibration: {around: fp16}\ntargets: [cpu]")],
+        "recipes/tiny.yaml:19:15: unknown key 'around': it is called 'unquantized' now",
+    ),
     "mistyped inner key": (
         [("{cosine: 0.98}", "{cosin: 0.98}")],
         "recipes/tiny.yaml:18:12: unknown key 'cosin'; did you mean 'cosine'?",
@@ -233,6 +238,33 @@ def test_the_recipe_itself_is_right(repository: Path) -> None:
 )  # fmt: skip
 def test_a_metric_may_be_named_in_these_ways(repository: Path, metric: str) -> None:
     assert problems(repository, ("metric: top1", f"metric: {metric}")) == []
+
+
+@pytest.mark.parametrize("path", RENAMED, ids=lambda path: ".".join(path))
+def test_an_old_key_is_refused_with_the_new_one_at_its_place(repository: Path, path: tuple[str, ...]) -> None:
+    *above, old = path
+    new, value = RENAMED[path], {"calibration": "fp32"}.get(path[0], "60")
+    text = f"{old}: {value}"
+    for key in reversed(above):
+        text = f"{key}: {{{text}}}"
+    if above == ["performance", "regression"]:
+        edit, place = ("  at:", f"  regression: {{latency: 5%, {old}: {value}}}\n  at:"), "21:29"
+    else:
+        edit, place = ("targets: [cpu]", f"{text}\ntargets: [cpu]"), f"19:{len(above[0]) + 4}"
+    sentence = f"unknown key '{old}': it is called '{new}' now"
+    assert problems(repository, edit) == [f"recipes/tiny.yaml:{place}: {sentence}"]
+    corrected = (edit[0], edit[1].replace(old, new))
+    assert problems(repository, corrected) == []
+
+
+def test_what_is_wrong_next_to_an_old_key_is_reported_in_the_same_go(repository: Path) -> None:
+    both = problems(
+        repository, ("targets: [cpu]", "calibration: {around: fp16, unquantized: fp16}\ntargets: [gpu]")
+    )  # fmt: skip
+    assert [problem.split(": ", 1)[1] for problem in both] == [
+        "unknown key 'around': it is called 'unquantized' now",
+        "unknown target 'gpu'; did you mean 'cpu'?",
+    ]
 
 
 def test_all_problems_come_at_once(repository: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_package_replaces_an_older_one_and_nothing_else(built: Any, tmp_path: 
     assert sorted(p.name for p in tmp_path.glob("*models*")) == ["models"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
-    with pytest.raises(InputError, match="is not empty and no package of ours"):
+    with pytest.raises(InputError, match="is neither empty nor an Engineworks package"):
         write_package(built.plan.loaded, [packaged(built)], tmp_path / "photos")
 
 

@@ -108,7 +108,7 @@ def test_a_missing_file_and_a_missing_passport_are_told(built: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not json", "is no passport that can be read"),
+        ("not json", "is not a readable passport"),
         ("[]", "is no passport of version 1"),
         ('{"passport": 1}', "says nothing of an engine"),
         ('{"passport": 1, "engine": {"files": {}}, "verdict": {"verdict": "pass"}}', "does not say what the engine's"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 from release_keys import trust_mine
 
 from engineworks.builds.results import BuildResult, EngineResult, EngineWord
@@ -143,7 +144,7 @@ def other_engine(result: BuildResult, letter: str) -> BuildResult:
 
 def test_a_champion_that_was_deleted_is_rolled_back_and_never_called_the_first(world: Any) -> None:
     built, result, tracking = world
-    plan, client = named(built, "deleted"), tracking._connect().client
+    plan, client = named(built, "deleted"), by_hand(tracking)
     release(plan, other_engine(result, "e"), tracking)
     release(plan, other_engine(result, "f"), tracking)
     client.delete_model_version("deleted", "4")
@@ -184,7 +185,7 @@ def test_where_nothing_was_released_or_the_model_was_deleted_a_rollback_says_so(
     assert "there is no registered model 'model-gone' in MLflow" in roll_back_words(plan, tracking)
     release(plan, judged(result, "fail"), tracking)
     assert "there is no champion-cpu-int8: it was never released" in roll_back_words(plan, tracking)
-    tracking._connect().client.delete_registered_model("model-gone")
+    by_hand(tracking).delete_registered_model("model-gone")
     assert "nothing was released, or it was deleted there" in roll_back_words(plan, tracking)
 
 
@@ -192,7 +193,7 @@ def test_verify_and_inspect_say_whether_the_latest_build_is_the_champion(
     world: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built, result, tracking = world
-    plan, client = named(built, "which"), tracking._connect().client
+    plan, client = named(built, "which"), by_hand(tracking)
 
     def said() -> str:
         assert _run(["verify", "tiny/int8/cpu"]) == 0
@@ -217,7 +218,7 @@ def test_a_package_of_champions_says_which_are_missing(world: Any, tmp_path: Pat
     built, result, tracking = world
     plan = named(built, "lost")
     release(plan, result, tracking)
-    tracking._connect().client.delete_model_version("lost", "2")
+    by_hand(tracking).delete_model_version("lost", "2")
     shutil.rmtree(stored_engine(tracking, "lost", "fp32").parent)
     none, left = champion_engines(plan.loaded, tracking.registry(), None, tmp_path)
     assert none == []
@@ -262,7 +263,7 @@ def test_the_champion_is_an_mlflow_model_that_gives_the_engines_outputs(world: A
 def stored_engine(tracking: Tracking, model: str, precision: str = "int8") -> Path:
     version = tracking.registry().get(Slot(model, "cpu", precision))
     assert version is not None
-    uri = tracking._connect().client.get_model_version_download_uri(model, str(version.version))
+    uri = by_hand(tracking).get_model_version_download_uri(model, str(version.version))
     return Path(uri.removeprefix("file://")) / "data" / "files" / "engine"
 
 
@@ -297,7 +298,7 @@ def test_where_keys_are_trusted_a_model_must_be_signed_by_one(
 
 def test_on_a_host_of_another_target_the_error_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built, result, tracking = world
-    release(named(built, "needs another GPU"), result, tracking)
+    release(named(built, "elsewhere"), result, tracking)
     monkeypatch.setattr("engineworks.engines.backends.onnxruntime.why_not_run", lambda _: "there is no such GPU here")
     with pytest.raises(RunError) as caught:
         load("models:/elsewhere@champion-cpu-int8", tracking)

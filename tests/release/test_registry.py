@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 
 import engineworks.errors
 from engineworks.errors import InputError
@@ -27,6 +29,9 @@ from engineworks.tracking.records import EngineRecord
 from engineworks.tracking.registry import Registry
 from engineworks.tracking.registry_lock import CLAIM, _is_free
 from engineworks.tracking.runs import Tracking, open_tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -47,6 +52,12 @@ def tracking(artifacts: Path) -> Tracking:
 @pytest.fixture(scope="module")
 def registry(tracking: Tracking) -> Registry:
     return tracking.registry()
+
+
+@pytest.fixture(scope="module")
+def client(tracking: Tracking) -> MlflowClient:
+    """What others do in MLflow by hand."""
+    return by_hand(tracking)
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +147,14 @@ def test_rollback_goes_back_step_by_step_and_then_says_that_there_is_nothing(
     assert "engineworks.rolled_back" in found.tags
 
 
-def test_rollback_steps_over_a_version_that_was_deleted(registry: Registry, model: EngineModel) -> None:
+def test_rollback_steps_over_a_version_that_was_deleted(
+    registry: Registry, model: EngineModel, client: MlflowClient
+) -> None:
     before = None
     for version in versions(registry, model, 3):
         registry.promote(model.slot, version, expected=before)
         before = version
-    registry._client.delete_model_version(model.slot.model, "2")
+    client.delete_model_version(model.slot.model, "2")
     assert registry.rollback(model.slot) == (3, 1)
 
 
@@ -159,75 +172,86 @@ def lost(registry: Registry, model: EngineModel) -> str:
     return registry.standings([model.slot])[model.slot].lost
 
 
-def test_rollback_goes_by_the_list_where_the_champion_was_deleted(registry: Registry, three: EngineModel) -> None:
+def test_rollback_goes_by_the_list_where_the_champion_was_deleted(
+    registry: Registry, three: EngineModel, client: MlflowClient
+) -> None:
     """MLflow removes the alias with its version."""
     assert lost(registry, three) == ""
-    registry._client.delete_model_version(three.slot.model, "3")
+    client.delete_model_version(three.slot.model, "3")
     assert champion(registry, three) is None
     assert lost(registry, three) == "version 3 was deleted in MLflow"
     assert registry.rollback(three.slot) == (3, 2)
     assert (champion(registry, three), lost(registry, three)) == (2, "")
     for version in "21":
-        registry._client.delete_model_version(three.slot.model, version)
+        client.delete_model_version(three.slot.model, version)
     assert registry.rollback(three.slot) is None
     assert lost(registry, three) == "version 2 was deleted in MLflow"
 
 
-def test_rollback_goes_by_the_list_where_the_alias_was_removed(registry: Registry, three: EngineModel) -> None:
+def test_rollback_goes_by_the_list_where_the_alias_was_removed(
+    registry: Registry, three: EngineModel, client: MlflowClient
+) -> None:
     alias = three.slot.alias("champion")
-    registry._client.delete_registered_model_alias(three.slot.model, alias)
+    client.delete_registered_model_alias(three.slot.model, alias)
     assert lost(registry, three) == f"version 3 has lost its alias {alias}"
     assert registry.rollback(three.slot) == (3, 2)
-    found = registry._version(three.slot.model, 3)
-    assert found is not None
+    found = client.get_model_version(three.slot.model, "3")
     assert "engineworks.rolled_back" in found.tags
 
 
-def test_a_champion_that_gets_its_alias_back_is_once_in_the_list(registry: Registry, three: EngineModel) -> None:
-    registry._client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
+def test_a_champion_that_gets_its_alias_back_is_once_in_the_list(
+    registry: Registry, three: EngineModel, client: MlflowClient
+) -> None:
+    client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
     assert registry.promote(three.slot, 3, expected=None) == "moved"
     assert registry.rollback(three.slot) == (3, 2)
 
 
-def test_rollback_passes_over_a_version_that_cannot_be_served(registry: Registry, three: EngineModel) -> None:
+def test_rollback_passes_over_a_version_that_cannot_be_served(
+    registry: Registry, three: EngineModel, client: MlflowClient
+) -> None:
     """Its files are missing, or somebody let the alias name a version that is no engine of this slot."""
-    source = registry._client.get_model_version(three.slot.model, "2").source
+    source = client.get_model_version(three.slot.model, "2").source
     shutil.rmtree(Path(str(source).removeprefix("file://")))
     assert registry.why_unfit(three.slot, 2) == "the files of version 2 are missing in MLflow"
     assert registry.rollback(three.slot) == (3, 1)
 
 
-def test_a_version_of_another_kind_is_no_champion(registry: Registry, three: EngineModel) -> None:
+def test_a_version_of_another_kind_is_no_champion(registry: Registry, three: EngineModel, client: MlflowClient) -> None:
     model, alias = three.slot.model, three.slot.alias("champion")
-    stranger = registry._client.create_model_version(model, source="runs:/x/y")
-    registry._client.set_registered_model_alias(model, alias, str(stranger.version))
+    stranger = client.create_model_version(model, source="runs:/x/y")
+    client.set_registered_model_alias(model, alias, str(stranger.version))
     assert lost(registry, three) == "version 4 is no engine that Engineworks registered"
     other = registry.register(replace(three, slot=Slot(model, "sm8.9", "fp16"), engine=f"{model}/fp16/sm8.9"))
-    registry._client.set_registered_model_alias(model, alias, str(other.version))
+    client.set_registered_model_alias(model, alias, str(other.version))
     assert lost(registry, three) == f"version 5 is {model}/fp16/sm8.9, another engine"
     assert registry.promote(Slot(model, "sm8.9", "fp16"), other.version, expected=None) == "moved"
     assert registry.standings([Slot(model, "sm8.9", "fp16")])[Slot(model, "sm8.9", "fp16")].lost == ""
     assert registry.rollback(three.slot) == (5, 3)
 
 
-def test_an_engine_whose_files_are_gone_is_registered_again(registry: Registry, model: EngineModel) -> None:
+def test_an_engine_whose_files_are_gone_is_registered_again(
+    registry: Registry, model: EngineModel, client: MlflowClient
+) -> None:
     first = registry.register(model)
-    source = registry._client.get_model_version(model.slot.model, str(first.version)).source
+    source = client.get_model_version(model.slot.model, str(first.version)).source
     shutil.rmtree(Path(str(source).removeprefix("file://")))
     assert registry.register(model).version == 2
 
 
-def test_a_list_of_champions_that_cannot_be_read_is_not_an_empty_one(registry: Registry, three: EngineModel) -> None:
-    registry._client.set_registered_model_tag(three.slot.model, three.slot.history_tag, "nonsense")
+def test_a_list_of_champions_that_cannot_be_read_is_not_an_empty_one(
+    registry: Registry, three: EngineModel, client: MlflowClient
+) -> None:
+    client.set_registered_model_tag(three.slot.model, three.slot.history_tag, "nonsense")
     assert lost(registry, three) == ""
-    registry._client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
+    client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
     assert lost(registry, three) == f"its list of champions, tag {three.slot.history_tag}, cannot be read"
 
 
 def test_the_list_of_all_champions_has_those_that_are_missing(
-    registry: Registry, tracking: Tracking, three: EngineModel
+    registry: Registry, tracking: Tracking, three: EngineModel, client: MlflowClient
 ) -> None:
-    registry._client.delete_model_version(three.slot.model, "3")
+    client.delete_model_version(three.slot.model, "3")
     (found,) = tracking.champions(three.recipe)
     assert (found.engine, found.version, found.created_at) == (three.engine, "3", None)
     assert found.lost == "version 3 was deleted in MLflow"
@@ -237,10 +261,12 @@ def test_the_list_of_all_champions_has_those_that_are_missing(
     assert found in tracking.champions()
 
 
-def test_an_alias_that_was_moved_by_hand_is_part_of_the_history(registry: Registry, model: EngineModel) -> None:
+def test_an_alias_that_was_moved_by_hand_is_part_of_the_history(
+    registry: Registry, model: EngineModel, client: MlflowClient
+) -> None:
     one, two, three = versions(registry, model, 3)
     registry.promote(model.slot, one, expected=None)
-    registry._client.set_registered_model_alias(model.slot.model, "champion-cpu-fp16", str(three))
+    client.set_registered_model_alias(model.slot.model, "champion-cpu-fp16", str(three))
     assert registry.promote(model.slot, two, expected=three) == "moved"
     assert registry.rollback(model.slot) == (two, three)
     assert registry.rollback(model.slot) == (three, one)
@@ -255,11 +281,13 @@ def test_the_history_is_what_was_written_and_what_is(text: str, current: int | N
     assert champions_of({slot.history_tag: text}, slot, current) == champions
 
 
-def test_a_registered_model_of_another_recipe_is_left_alone(registry: Registry, model: EngineModel) -> None:
+def test_a_registered_model_of_another_recipe_is_left_alone(
+    registry: Registry, model: EngineModel, client: MlflowClient
+) -> None:
     registry.register(model)
     with pytest.raises(InputError, match=f"is that of recipe '{model.recipe}'; say release:"):
         registry.register(replace(model, recipe="other"))
-    registry._client.create_registered_model("made-by-hand")
+    client.create_registered_model("made-by-hand")
     with pytest.raises(InputError, match="was not made by Engineworks"):
         registry.register(replace(model, slot=Slot("made-by-hand", "cpu", "fp16")))
 
@@ -380,7 +408,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_over_a_server_it_is_the_same(server: str, tmp_path: Path) -> None:
+def test_over_a_server_it_is_the_same(server: str, tmp_path: Path, client: MlflowClient) -> None:
     tracking = open_tracking(tmp_path, server, experiment="over-rest")
     with tracking.start_build("any", "key", {}, {}) as build:
         run_id = build.record_engine(EngineRecord("any/fp32/cpu"))
@@ -399,4 +427,4 @@ def test_over_a_server_it_is_the_same(server: str, tmp_path: Path) -> None:
     assert found is not None
     assert (found.version, found.digest) == (1, "a" * 64)
     assert (registry.download(found, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
-    assert CLAIM not in registry._client.get_registered_model("rest").tags
+    assert CLAIM not in client.get_registered_model("rest").tags

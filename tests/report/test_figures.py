@@ -46,7 +46,7 @@ def engine(**changes: Any) -> EngineResult:
 def test_host_device_and_copies_stand_side_by_side() -> None:
     table = latency_table(engine())
     assert table is not None
-    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    cells = {heading: cell.text for heading, cell in zip(table.headings, table.rows[0], strict=True)}
     assert cells["p50 ms"] == "0.2000"
     assert cells["device p50 ms"] == "0.1500"
     assert cells["with copies p50 ms"] == "0.4000"
@@ -66,8 +66,8 @@ def test_what_a_cpu_has_not_takes_no_room() -> None:
 def test_the_sweep_marks_its_choice_and_says_why() -> None:
     table = sweep_table(engine())
     assert table is not None
-    assert [row[0] for row in table.rows] == ["1", "8 *", "64"]
-    assert table.rows[2][-1] == "no <room>"
+    assert [row[0].text for row in table.rows] == ["1", "8 *", "64"]
+    assert table.rows[2][-1].text == "no <room>"
     assert table.below == "Recommended: batch 8: 5,000 samples/s at 0.2 ms."
 
 

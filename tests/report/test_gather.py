@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import by_hand
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import _headline
@@ -114,7 +115,7 @@ def test_engines_that_only_left_out_are_neither_gone_nor_new_and_are_compared_wi
     found = gather_background(some, plan("entropy"), tracking).before
     assert found is not None
     assert found.changes == ()
-    assert found.apart == ("Not part of this run, for --only left them out: only/fp32/cpu.",)
+    assert found.apart == ("Not part of this run, because --only left them out: only/fp32/cpu.",)
     every = several(tracking, "only", {"fp32": "fail", "int8": "pass", "fp16": "pass"})
     found = gather_background(every, plan("entropy"), tracking).before
     assert found is not None
@@ -123,7 +124,7 @@ def test_engines_that_only_left_out_are_neither_gone_nor_new_and_are_compared_wi
     assert found.apart[0].startswith("only/fp32/cpu was not part of the build before")
     text = render_markdown(some, gather_background(some, plan("entropy"), tracking))
     assert "1 pass, 1 not part of this run." in text
-    assert "Not part of this run, for --only left them out: only/fp32/cpu." in text
+    assert "Not part of this run, because --only left them out: only/fp32/cpu." in text
 
 
 def test_the_first_build_of_an_engine_after_others_only_has_nothing_to_be_compared_with(tracking: Tracking) -> None:
@@ -137,7 +138,7 @@ def test_the_first_build_of_an_engine_after_others_only_has_nothing_to_be_compar
 
 def test_a_champion_that_is_missing_is_told(tracking: Tracking) -> None:
     result = several(tracking, "bare", {"int8": "pass"})
-    client = tracking._connect().client
+    client = by_hand(tracking)
     client.create_registered_model("bare", tags={"engineworks.champions.cpu-int8": "[4]"})
     found = gather_background(result, plan("entropy"), tracking)
     assert found.lost == ("bare/int8/cpu: the champion is missing: version 4 was deleted in MLflow.",)

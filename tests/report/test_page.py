@@ -118,7 +118,7 @@ def test_the_first_build_says_so() -> None:
 
 def test_nothing_changed_is_said_too() -> None:
     result, background = example()
-    assert "Nothing came out otherwise" in render_markdown(
+    assert "No change: the same verdicts" in render_markdown(
         result, replace(background, before=Before("r", NOW - 60, ()))
     )
 

@@ -27,6 +27,7 @@ from engineworks.measure.gates.gates import Check, judge
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.recipe.recipe import Limits
 from engineworks.steps import compare, lowered_reference, reference
+from engineworks.steps.served_reference import LOWERED_FILE
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec
 
@@ -729,3 +730,13 @@ def test_outputs_whose_length_the_data_decides(bench: Bench, found: float) -> No
     assert "the output has shape" in failures["shape[y]"]
     assert "not a number" in failures["cosine[y]"]
     assert "shapes[y]" in failures
+
+
+def test_engines_are_compared_with_fp32_where_the_lowered_model_crashed_onnx_runtime(tmp_path: Path) -> None:
+    said: list[str] = []
+    crash = "tiny/int8/lowered-reference: crashed with SIGSEGV"
+    lowered_reference.run(StepJob("tiny", {}, {}, {}, tmp_path, said.append, crashes=(crash,)))
+    found = json.loads((tmp_path / LOWERED_FILE).read_text())
+    assert not found["stored"]
+    assert found["why"] == f"ONNX Runtime does not run the lowered model: {crash}"
+    assert said == [f"engines are compared with fp32: {found['why']}"]

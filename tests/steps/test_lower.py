@@ -189,9 +189,9 @@ def layers() -> onnx.ModelProto:
         ({"int8_weights": ["*"]}, {}, ["int8_weights is asked for attention, square, which cannot have it: none of"]),
         ({"int8_weights": ["first", "relu"]}, {}, ["int8_weights is asked for 'relu' (Relu), which cannot have it: it is"]),
         ({"int8_weights": ["worthwhile:*"]}, {}, []),
-        ({"int8_weights": ["first"]}, {"keep": ["op:Relu"]}, ["keep names 'op:Relu' (Relu) in vain"]),
+        ({"int8_weights": ["first"]}, {"keep": ["op:Relu"]}, ["keep names 'op:Relu' (Relu) without effect"]),
         ({"int8_weights": ["op:MatMul"]}, {"fp32": ["square", "size"]}, [
-            "int8_weights is asked for attention, which", "fp32 names 'size' (Add) in vain",
+            "int8_weights is asked for attention, which", "fp32 names 'size' (Add) without effect",
         ]),
     ],
 )  # fmt: skip
@@ -214,7 +214,7 @@ def test_nodes_that_stay_fp32_within_half_precision_may_be_named_by_operator(tmp
     run(StepJob(job.id, params, job.inputs, job.unkeyed, job.out, job.say))
     report = json.loads((tmp_path / "out" / "lowering.json").read_text(encoding="utf-8"))
     assert report["kept"]["relu"] == "asked for by 'op:Relu'"
-    assert report["notes"] == ["fp32 names 'size' (Add) in vain: nothing of it would be lowered"]
+    assert report["notes"] == ["fp32 names 'size' (Add) without effect: nothing of it would be lowered"]
 
 
 @pytest.mark.parametrize(("mib", "rows"), [(0, 8), (86, 8), (128, 8), (256, 4), (418, 2), (2700, 2)])

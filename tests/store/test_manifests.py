@@ -102,6 +102,12 @@ def test_what_was_removed_and_built_again_is_the_new_one(store: Store) -> None:
     assert store.require(KEY).bytes == 11
 
 
-def test_what_is_there_is_had_without_the_lock_of_its_key(store: Store) -> None:
-    with store._locked(KEY), store.writing(KEY, DOCUMENT, "tiny/fold") as writing:  # would wait for itself
+def test_what_is_there_is_had_without_the_lock_of_its_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(key: str) -> None:
+        raise AssertionError(f"the lock of {key} is waited for")
+
+    monkeypatch.setattr(store, "_locked", locked)
+    with store.writing(KEY, DOCUMENT, "tiny/fold") as writing:
         assert writing.hit is not None
+    with pytest.raises(AssertionError, match="is waited for"), store.writing("0" * 64, DOCUMENT, "tiny/fold"):
+        pass

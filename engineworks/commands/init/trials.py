@@ -17,7 +17,7 @@ from typing import Any
 from engineworks.commands.init.draft import Range
 from engineworks.commands.init.guesses import Candidates
 from engineworks.commands.init.values import feeds
-from engineworks.model.ort_forms import exact_options
+from engineworks.model.runtime.ort_forms import exact_options
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
 

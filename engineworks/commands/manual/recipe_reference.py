@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engineworks.commands.manual.schema_tables import key_rows, markdown_table
+from engineworks.recipe.metric import METRIC_KINDS
 from engineworks.recipe.schema import recipe_schema
 
 SECTIONS = {
@@ -18,11 +19,7 @@ SECTIONS = {
     "Mixture": "mixtures.NAME",
     "Calibration": "calibration",
     "Accuracy": "accuracy",
-    "TopK": "accuracy.metric: top_k",
-    "F1": "accuracy.metric: f1",
-    "WordError": "accuracy.metric: word_error",
-    "CharacterError": "accuracy.metric: character_error",
-    "PythonMetric": "accuracy.metric: python",
+    **{kind.__name__: f"accuracy.metric: {key}" for key, kind in METRIC_KINDS.items()},
     "Limits": "accuracy.limits.PRECISION",
     "Performance": "performance",
     "Budget": "performance.budget.SHAPE",

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from engineworks.commands.manual.schema_tables import key_rows, markdown_table
 from engineworks.engines.backends import BACKENDS, backend
 from engineworks.engines.capabilities import (
+    CAPABILITIES,
     END,
-    NAMED,
     PRECISIONS,
     REFUSALS,
-    TITLES,
-    TRIED,
     Refusal,
     Version,
     why_not,
@@ -53,12 +51,12 @@ def _capabilities() -> Iterator[str]:
         "TensorRT-RTX: every cell was built on a host without a GPU. TensorRT: the vendor's support matrix, "
         "not tried\nhere. ONNX Runtime: built and run on the CPU. What some operators meet besides stands below.\n"
     )
-    for name, versions in TRIED.items():
-        for version in versions:
+    for name, row in CAPABILITIES.items():
+        for version in row.tried:
             capabilities = _named(name, version)
             rows = _rows(name, version, capabilities)
             head = ("precision", *(capabilities or ("cpu",)))
-            yield f"### {TITLES[name]} {version}\n\n{markdown_table(head, rows)}\n"
+            yield f"### {row.title} {version}\n\n{markdown_table(head, rows)}\n"
 
 
 def _rows(name: str, version: str, capabilities: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -68,16 +66,22 @@ def _rows(name: str, version: str, capabilities: tuple[str, ...]) -> Iterator[tu
 
 
 def _named(name: str, version: str) -> tuple[str, ...]:
-    parsed = tuple(map(int, version.split(".")))
-    found = next(n for n in NAMED if n.backend == name and n.since <= parsed < n.until)
-    return tuple(c for c in found.capabilities if why_not_target(name, version, (c,)) is None)
+    named = CAPABILITIES[name].named_by(version)
+    return tuple(c for c in (named.capabilities if named else ()) if why_not_target(name, version, (c,)) is None)
 
 
 def _sentences() -> Iterator[str]:
     yield "## Refusals, as `plan` says them\n"
     rows = (
-        (TITLES[r.backend], _between(r.since, r.until), refused, _models_with(r), r.say("N", "P", "C", "O (node 'n')"))
+        (
+            CAPABILITIES[r.backend].title,
+            _between(r.since, r.until),
+            refused,
+            _models_with(r),
+            r.say("N", "P", "C", "O (node 'n')"),
+        )
         for r in REFUSALS
+        for row in [CAPABILITIES[r.backend]]
         for refused in [", ".join(f"`{p}`" for p in r.precisions) or "all"]
     )
     head = ("backend", "versions", "precisions", "of models with", "sentence")

@@ -17,6 +17,7 @@ from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.child import default_pool
 from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.documents import Documents
+from engineworks.plan.kinds import ACCURACY_FILE, SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, Step, plan_recipe
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
@@ -27,8 +28,6 @@ from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.suggest import did_you_mean
-
-SENSITIVITY_FILE, ACCURACY_FILE = "sensitivity.json", "accuracy.json"
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,9 @@ def failures(verdict: Verdict) -> Iterable[Check]:
 
 
 def _run(plan: Plan, keys: Iterable[str], store: Store) -> None:
-    """Run the steps with these keys, and all that they need."""
-    needed = plan.closure(keys)
-    for key, step in plan.steps.items():
-        if key in needed:
-            _run_step(step, store)
+    """Run these steps and all that they need."""
+    for step in plan.needed(keys):
+        _run_step(step, store)
 
 
 def _run_step(step: Step, store: Store) -> None:

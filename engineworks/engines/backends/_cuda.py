@@ -107,8 +107,8 @@ class PinnedBuffer:
         """The buffer as an array; valid until it grows or is freed."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         raw = (ctypes.c_uint8 * max(size, 1)).from_address(self.ensure(size))
-        found: NDArray[np.generic] = np.ctypeslib.as_array(raw)[:size].view(dtype).reshape(shape)
-        return found
+        view: NDArray[np.generic] = np.ctypeslib.as_array(raw)[:size].view(dtype).reshape(shape)
+        return view
 
     def free(self) -> None:
         if self.address:

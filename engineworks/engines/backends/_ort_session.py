@@ -12,7 +12,7 @@ from typing import Any
 from engineworks.engines.backends._feeds import Array, checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
-from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_errors import ort_errors, plain
 from engineworks.tensors import TensorSpec
 
 

@@ -36,7 +36,7 @@ def _shapes(profiles: Sequence[Profile]) -> Iterator[Mapping[str, tuple[int, ...
     seen = []
     for profile in profiles:
         for which in ("min", "opt"):
-            shapes = {name: getattr(found, which) for name, found in profile.inputs.items()}
+            shapes = {name: getattr(lengths, which) for name, lengths in profile.inputs.items()}
             if shapes not in seen:
                 seen.append(shapes)
                 yield shapes

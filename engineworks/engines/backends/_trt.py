@@ -40,8 +40,8 @@ from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildReq
 from engineworks.engines.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.engines.capabilities import PORTABLE_ONLY, why_not
 from engineworks.errors import BuildError, RunError, TargetError, UnsupportedError
-from engineworks.fingerprint import installed_version
 from engineworks.host.gpu import first_gpu
+from engineworks.host.packages import installed_version
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Vendor:
 
     def versions(self) -> Mapping[str, str]:
         """The installed distribution and its version; empty where there is none."""
-        found = ((name, installed_version(name)) for name in self.distributions)
-        return dict([(name, version) for name, version in found if version is not None][:1])
+        versions = ((name, installed_version(name)) for name in self.distributions)
+        return dict([(name, version) for name, version in versions if version is not None][:1])
 
     def load(self) -> Any:
         """The vendor's module. Raises `TargetError` where it cannot be imported."""

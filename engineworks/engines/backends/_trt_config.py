@@ -26,7 +26,7 @@ WORDS: Mapping[str, tuple[str, str, Option]] = {
     ),
     "profiling_verbosity": (
         "profiling_verbosity", "ProfilingVerbosity",
-        Option(str, "what the engine tells of its layers", ("none", "layer_names_only", "detailed")),
+        Option(str, "what the engine records about its layers", ("none", "layer_names_only", "detailed")),
     ),
     "hardware_compatibility": (
         "hardware_compatibility_level", "HardwareCompatibilityLevel",
@@ -54,6 +54,9 @@ SHARED: Mapping[str, Option] = {
     **{name: option for name, option in FLAGS.items() if name != "version_compatible"},
 }
 """Options of TensorRT-RTX, and of TensorRT too."""
+
+SMOKE: Mapping[str, object] = {"builder_optimization_level": 0}
+"""Options of a smoke build: the first kernel that works."""
 
 TENSORRT_ONLY: Mapping[str, Option] = {
     "hardware_compatibility": WORDS["hardware_compatibility"][2],
@@ -133,7 +136,7 @@ TIMING_CACHE_FILE = "timing.cache"
 def use_timing_cache(config: Any, folder: Path) -> Any:
     """Let the build begin with what earlier ones found out. Returns the cache, to be kept by `keep_timing_cache`.
 
-    A cache of another GPU or version is refused by the vendor (`ignore_mismatch` is false); then the build begins anew.
+    The vendor refuses a cache of another GPU or version (`ignore_mismatch` is false); then the build starts again.
     """
     file = folder / TIMING_CACHE_FILE
     cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")

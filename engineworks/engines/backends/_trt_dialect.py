@@ -71,7 +71,7 @@ class RtxDialect:
 
     def notes(self) -> tuple[str, ...]:
         if self._use == "refused":
-            return ("the runtime cache was made by another version, GPU or driver: not used, and made anew",)
+            return ("the runtime cache was made by another version, GPU or driver: not used, and made again",)
         return ()
 
     def facts(self) -> Mapping[str, object]:
@@ -88,7 +88,7 @@ class RtxDialect:
             partial.replace(self._file)
 
     def _fill(self, file: Path) -> str:
-        """Read the cache of earlier sessions. Returns what came of it: new, reused or refused."""
+        """Read the cache of earlier sessions. Returns the outcome: new, reused or refused."""
         if not file.is_file():
             return "new"
         self._before = file.read_bytes()

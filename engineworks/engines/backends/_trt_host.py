@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from engineworks.engines.backends.plan_header import HEADER_BYTES, read_plan_header
 from engineworks.engines.capabilities import why_not_target
 from engineworks.errors import RunError
-from engineworks.fingerprint import installed_version
 from engineworks.host.gpu import Gpu, first_gpu
+from engineworks.host.packages import installed_version
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._trt import Vendor
@@ -116,7 +116,7 @@ def _why_not_bindings(gpu: Gpu) -> str | None:
 
 def cuda_major(vendor: Vendor) -> int | None:
     """The CUDA major version that the installed vendor library was built for, by the name of its distribution; None
-    where no name tells (a build of one's own)."""
+    where no name tells (a custom build)."""
     base = vendor.distributions[0]
     for major in DRIVERS:
         if any(installed_version(f"{base}-cu{major}{part}") for part in ("-libs", "")):

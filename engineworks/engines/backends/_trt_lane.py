@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from engineworks.engines.backends._cuda import DeviceBuffer, DeviceMemoryError, Graph, PinnedBuffer, Stream
-from engineworks.engines.backends._feeds import shapes_of
+from engineworks.engines.backends._feeds import Array, shapes_of
 from engineworks.engines.backends._trt_dialect import Dialect
 from engineworks.engines.backends._trt_log import RunErrors
-from engineworks.engines.backends._trt_tensors import Array, EngineTensor, choose_profile
+from engineworks.engines.backends._trt_tensors import EngineTensor, choose_profile
 from engineworks.errors import RunError
 from engineworks.tensors import Profile
 
@@ -130,11 +130,11 @@ class Lane:
 
     def fetch(self) -> dict[str, Array]:
         """The outputs of the last run, copied."""
-        found = {}
+        outputs = {}
         for tensor in self._outputs:
             shape = tensor.array_shape(self.output_shape(tensor))
-            found[tensor.name] = self._pinned[tensor.name].view(shape, tensor.dtype).copy()
-        return found
+            outputs[tensor.name] = self._pinned[tensor.name].view(shape, tensor.dtype).copy()
+        return outputs
 
     def output_shape(self, tensor: EngineTensor) -> tuple[int, ...]:
         """Its shape in the last run."""

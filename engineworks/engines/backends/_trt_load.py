@@ -58,8 +58,7 @@ def load(
 
 
 def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
-    """Deserializing runs what is in the engine: one of another version or for other GPUs is told by its header first.
-    Raises `RunError`."""
+    """Raises `RunError` for an engine of another version or for other GPUs, by its header: loading runs its code."""
     gpu = first_gpu()
     why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
     if why is not None:
@@ -73,9 +72,9 @@ def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
     """
     if not hasattr(runtime, "get_engine_validity"):
         return ""
-    _, found = runtime.get_engine_validity(data)
+    _, reasons = runtime.get_engine_validity(data)
     flags = trt.EngineInvalidityDiagnostics.__members__.items()
-    return ", ".join(n.lower().replace("_", " ") for n, flag in flags if int(flag) and int(found) & int(flag))
+    return ", ".join(n.lower().replace("_", " ") for n, flag in flags if int(flag) and int(reasons) & int(flag))
 
 
 def _failure(title: str, engine: Path, errors: RunErrors, diagnosis: str) -> RunError:

@@ -11,7 +11,7 @@ from typing import Any
 from engineworks.host.gpu import first_gpu
 
 WITHOUT_GPU = re.compile(r"catchCudaError|cudaError 35\b")
-"""What TensorRT-RTX says beside every real error on a host without a GPU: CUDA was asked and did not answer."""
+"""What TensorRT-RTX adds to every real error on a host without a GPU: CUDA was asked and did not answer."""
 
 NO_REASON = re.compile(r"Unexpected exception bad optional access|^ModelImporter\.cpp:\d+: (While parsing|---)")
 """Errors that only say that there was one."""

@@ -67,7 +67,7 @@ def network_flags(trt: Any) -> int:
 def parse(
     trt: Any, title: str, builder: Any, logger: Logger, path: Path, model: Interface, plain: onnx.ModelProto | None
 ) -> tuple[Any, Any]:
-    """The network of the ONNX file and its parser. plain: parse this in its place, weights being beside the file.
+    """The network of the ONNX file and its parser. plain: parse this in its place; its weights lie next to the file.
 
     Raises `UnsupportedError` or `BuildError` that names every node that was refused, and `UnsupportedError` for an
     input that the network does not read.

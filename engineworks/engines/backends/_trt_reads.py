@@ -35,15 +35,15 @@ def ignored_inputs(graph: onnx.GraphProto, network: Any, names: Mapping[str, str
         for node_name in _nodes_of(layer):
             own.setdefault(node_name, []).append(layer)
     there = makers.keys() | {network.get_input(i).name for i in range(network.num_inputs)}
-    found = []
+    ignored = []
     for node, index, given in _value_reads(graph):
         name = names.get(given, given)
         if name not in there:
             continue
         starts = own.get(node.name, []) if node.name and not any(subgraphs(node)) else []
         if name not in read or (starts and name not in _reached(starts, makers, node.name)):
-            found.append(f"{_input_name(node, index)}'{given}' of {node.op_type} ({node_label(node)})")
-    return found
+            ignored.append(f"{_input_name(node, index)}'{given}' of {node.op_type} ({node_label(node)})")
+    return ignored
 
 
 def _value_reads(

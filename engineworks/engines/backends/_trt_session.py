@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from engineworks.engines.backends._feeds import checked_feeds, narrowed_feeds
+from engineworks.engines.backends._feeds import Array, checked_feeds, narrowed_feeds
 from engineworks.engines.backends._trt_dialect import Dialect, scratch_bytes
 from engineworks.engines.backends._trt_lane import Lane
 from engineworks.engines.backends._trt_log import RunErrors
-from engineworks.engines.backends._trt_tensors import Array, engine_profiles, engine_tensors, given_names
+from engineworks.engines.backends._trt_tensors import engine_profiles, engine_tensors, given_names
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
 from engineworks.tensors import NARROWED, TensorSpec

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.errors import RunError
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
-Array = NDArray[np.generic]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class EngineTensor:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of ours; int4 is uint8, two values in each."""
+    """NumPy's dtype for a dtype name of this project; int4 is uint8, two values in each."""
+    import numpy as np
+
     if name in ("bfloat16", "float8e4m3fn"):
         import ml_dtypes
 
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else ml_dtypes.float8_e4m3fn)
-        return found
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else ml_dtypes.float8_e4m3fn)
+        return dtype
     return np.dtype({"int4": "uint8"}.get(name, name))
 
 

@@ -39,10 +39,10 @@ def switched(values: Mapping[str, str]) -> Iterator[None]:
 
 def follow_switch(log: str) -> bool:
     """Set the switch as the vendor's log says that an engine wants it. False if the log says nothing of it."""
-    found = INCONSISTENT.search(log)
-    if found is not None:
-        _set(None if found[1] == "-1" else found[1])
-    return found is not None
+    match = INCONSISTENT.search(log)
+    if match is not None:
+        _set(None if match[1] == "-1" else match[1])
+    return match is not None
 
 
 def _set(value: str | None) -> None:

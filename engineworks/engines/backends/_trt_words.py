@@ -73,7 +73,7 @@ class Sentence:
 def parser_sentence(errors: Sequence[Any], graph: onnx.GraphProto | None, reason: str) -> Sentence:
     """Of a parser's errors. graph: the model's. reason: what the log says, where the parser names nothing."""
     missing: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     known = True
     for error in errors:
         operator, name, text = error.node_operator(), error.node_name(), error.desc().strip()
@@ -81,14 +81,14 @@ def parser_sentence(errors: Sequence[Any], graph: onnx.GraphProto | None, reason
             nodes = missing.setdefault(operator, [])
             nodes.extend([name] if name not in nodes else [])
         elif not operator and "convertDtype" in text:
-            found |= dict.fromkeys(_strange_types(graph), f"cast it in the model, {_ON_CPU}")
+            fields |= dict.fromkeys(_strange_types(graph), f"cast it in the model, {_ON_CPU}")
         else:
             what, hint = _of_node(operator, name, text)
             known = known and bool(hint)
-            found[what] = hint
+            fields[what] = hint
     lacking = [_missing(operator, nodes) for operator, nodes in missing.items()]
-    parts = ([f"it does not have {', '.join(lacking)}"] if lacking else []) + list(found)
-    hints = dict.fromkeys(([_REPLACE] if lacking else []) + [hint for hint in found.values() if hint])
+    parts = ([f"it does not have {', '.join(lacking)}"] if lacking else []) + list(fields)
+    hints = dict.fromkeys(([_REPLACE] if lacking else []) + [hint for hint in fields.values() if hint])
     if not parts:
         return Sentence(reason, "the whole of what it said is in the build's log", known=False)
     return Sentence("; ".join(parts), "; ".join(hints) or "the whole of what it said is in the build's log", known)

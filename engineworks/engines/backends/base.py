@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
-"""Name of the engine file in its artifact folder; weights that live outside of it stand beside it."""
+"""Name of the engine file in its artifact folder; external weights lie next to it."""
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """One engine to build.
 
-    model: the lowered ONNX file (its external data beside it). out: folder to write the engine into, empty.
+    model: the lowered ONNX file (its external data next to it). out: folder to write the engine into, empty.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
     options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
     this device, driver and version, where the builder keeps what makes the next build faster.
@@ -174,7 +174,7 @@ class MemoryMeter(Protocol):
         ...
 
     def total_mib(self) -> float:
-        """All memory of the device, MiB, whoever uses it; on a CPU what this process may use."""
+        """All memory of the device, MiB, used or not; on a CPU what this process may use."""
         ...
 
 
@@ -232,6 +232,54 @@ class Runner(Protocol):
     def device_watch(self) -> DeviceWatch: ...
 
 
+@dataclass(frozen=True)
+class BuildMemory:
+    """Resident memory that a build is expected to need: `base_mib`, and `factor` MiB for each MiB of the lowered model
+    with its weights."""
+
+    base_mib: float
+    factor: float
+
+    def mib(self, model_mib: float) -> float:
+        return self.base_mib + self.factor * model_mib
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """How Triton serves a backend's engines.
+
+    name: Triton's own backend, "python" for engines that it loads through this package. file: the engine's name in a
+    package, with {target}. options: a target's option → the parameter of Triton's backend. own_profiles: Triton itself
+    chooses the optimization profile and captures CUDA graphs.
+    """
+
+    name: str
+    file: str = "{target}.plan"
+    options: Mapping[str, str] = field(default_factory=dict)
+    own_profiles: bool = False
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What other rooms must know of a backend; `plan` reads it, so a backend module imports no vendor library for it.
+
+    build_memory: what a build needs. triton: how a package serves its engines. on_gpu: whether they run on a GPU.
+    unquantized: precision of the nodes around quantized ones where the recipe sets none. smoke_options: options of a
+    target that shorten a smoke build. own_process: engines run in other child processes than those that build.
+    ort_integer_kernels: int8 is computed by ONNX Runtime's integer kernels. relative_times: the time of each precision
+    over fp32's, for backends whose speed does not follow a GPU's peak rates.
+    """
+
+    build_memory: BuildMemory
+    triton: TritonBackend
+    on_gpu: bool = True
+    unquantized: Literal["fp32", "fp16", "bf16"] = "fp16"
+    smoke_options: Mapping[str, object] = field(default_factory=dict)
+    own_process: bool = False
+    ort_integer_kernels: bool = False
+    relative_times: Mapping[str, float] = field(default_factory=dict)
+
+
 class Backend(Protocol):
     """What every backend module has, builder or runner."""
 
@@ -246,6 +294,9 @@ class Backend(Protocol):
 
     OPTIONS: Mapping[str, Option]
     """What a target of this backend may say under `options`."""
+
+    TRAITS: Traits
+    """What other rooms must know of it."""
 
     IMPORTS: tuple[str, ...]
     """Modules that a build will import: a child that is started early may import them before its first job."""

@@ -3,7 +3,7 @@
 Its engine is the graph as ONNX Runtime optimizes it, saved as ONNX: level EXTENDED, the last whose result does not
 depend on the processor (LAYOUT and ALL rewrite convolutions to the NCHWc layout of the vector width found here, and
 ONNX Runtime itself warns that such a file should only be used where it was made; a test looks for those nodes). Loading
-runs the rest of the optimizations for the processor at hand. `_ort_forms` says what is done where that crashes.
+runs the rest of the optimizations for the present processor. `_ort_forms` says what is done where that crashes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends._ort_trial import run_once_per_profile
-from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, Serving, check_options
-from engineworks.engines.capabilities import why_not, why_not_target
+from engineworks.engines.backends.base import (
+    ENGINE_FILE,
+    BuildMemory,
+    BuildReport,
+    BuildRequest,
+    Option,
+    Serving,
+    Traits,
+    TritonBackend,
+    check_options,
+)
+from engineworks.engines.capabilities import CAPABILITIES, why_not, why_not_target
 from engineworks.errors import BuildError, RunError
-from engineworks.fingerprint import installed_version
 from engineworks.host import cpu, cpu_watch
 from engineworks.host.memory import ResidentMemory
+from engineworks.host.packages import installed_version
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, model_files
-from engineworks.model.ort_errors import ort_errors, what_failed
-from engineworks.model.ort_forms import FORMS, LEVELS, Form, after_crashes, current, exact_options, form_of, sign
+from engineworks.model.runtime.ort_errors import ort_errors, what_failed
+from engineworks.model.runtime.ort_forms import (
+    FORMS,
+    LEVELS,
+    Form,
+    after_crashes,
+    current,
+    exact_options,
+    form_of,
+    sign,
+)
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._ort_session import OrtSession
 
-TITLE = "ONNX Runtime"
+TITLE = CAPABILITIES["onnxruntime"].title
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 NEEDS_GPU_TO_BUILD = False
 IMPORTS = ("onnxruntime", "onnx")
@@ -42,6 +61,22 @@ UNFUSED = Form("basic", "basic")
 NO_EXACT_KERNEL = "Attempt to replace the existing tensor"
 """What ONNX Runtime 1.31 says where `EXACT_PRODUCTS` breaks a graph on a processor without VNNI: two products share an
 int8 weight."""
+
+TRAITS = Traits(
+    build_memory=BuildMemory(150.0, 3.5),
+    triton=TritonBackend(
+        "onnxruntime",
+        file="model.onnx",
+        options={"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"},
+    ),
+    on_gpu=False,
+    unquantized="fp32",
+    ort_integer_kernels=True,
+    relative_times={"fp32": 1.0, "int8": 1.05, "int8_weights": 1.1, "int4_weights": 1.2, "fp16": 2.0},
+)
+"""The memory was measured (results/build-memory-cpu.json). The CPU has hardly any fp16 kernel: ONNX Runtime casts back
+and forth, and recognizes no int8 convolution behind fp16 scales (digits: 2.8 ms with fp16 around it, 1.7 ms with fp32).
+Only some processors are faster in int8, so fp32 comes first until the precisions are measured."""
 
 OPTIONS: Mapping[str, Option] = {
     "threads": Option(int, "threads within an operator; 0 or nothing: one for each core that may be used"),
@@ -58,8 +93,8 @@ SMALLEST_EXTERNAL_BYTES = 1024
 
 def versions() -> Mapping[str, str]:
     """The installed distribution and its version; empty where there is none."""
-    found = ((name, installed_version(name)) for name in DISTRIBUTIONS)
-    return {name: version for name, version in found if version is not None}
+    known = ((name, installed_version(name)) for name in DISTRIBUTIONS)
+    return {name: version for name, version in known if version is not None}
 
 
 def hardware() -> Mapping[str, str]:
@@ -93,11 +128,11 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
 
 
 def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """Optimize the model, save it as `engine`, weights above 1 GiB in `engine.data` beside it, and run that once at the
-    shapes of every profile: where ONNX Runtime crashes, it is better done now, while the engine can be built again.
+    """Optimize the model and save it as `engine`, weights above 1 GiB in `engine.data` next to it. Then run it once at
+    the shapes of every profile: a crash of ONNX Runtime now leads to another build.
 
-    Profiles do not shape the result: one engine serves all shapes. ONNX Runtime logs to standard error, which the
-    child process that this runs in hands on. Raises `BuildError`, `TargetError` for an option that there is not.
+    One engine serves all shapes; profiles do not change it. ONNX Runtime logs to standard error, which the child
+    process forwards. Raises `BuildError`, and `TargetError` for an unknown option.
     """
     import onnxruntime as ort
 
@@ -191,14 +226,14 @@ def load(
 def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:
     """Load a model as it is written: every node by itself in the order of the graph, nothing fused or rearranged.
 
-    graph: another graph for the same file's weights. profile: prefix of the file that tells of the first runs, until
+    graph: another graph for the same file's weights. profile: prefix of the file that profiles the first runs, until
     `end_profile`. Raises `RunError`.
     """
     import onnxruntime as ort
 
     from engineworks.engines.backends._ort_session import OrtSession
 
-    options = session_options({"spinning": False})  # other steps run beside it
+    options = session_options({"spinning": False})  # other steps run at the same time
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
     if profile is not None:

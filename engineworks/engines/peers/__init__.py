@@ -1,6 +1,6 @@
 """What engines are compared with, on request: one literal table. Adding one is a module and a line here.
 
-A peer runs the same model on the same samples and is timed in the same way; its outputs are held against the same
+A peer runs the same model on the same samples and is timed in the same way; its outputs are compared with the same
 fp32 reference. What it cannot do is a row with a sentence: a peer never fails a build.
 """
 

@@ -13,7 +13,7 @@ from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends._ort_session import specs
 from engineworks.engines.backends.base import RunTimes
 from engineworks.errors import RunError
-from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_errors import ort_errors, plain
 from engineworks.tensors import TensorSpec
 
 Array = NDArray[np.generic]

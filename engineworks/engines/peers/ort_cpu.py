@@ -48,7 +48,7 @@ def device_watch() -> DeviceWatch:
 
 
 def load(model: PeerModel) -> OrtSession:
-    """With as many threads as the `cpu` target takes unless told otherwise."""
+    """With as many threads as the `cpu` target takes by default."""
     if model.onnx is None:
         raise RunError(f"{TITLE}: there is no ONNX file")
     return backend.load(model.onnx, {})

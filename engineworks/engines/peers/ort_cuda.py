@@ -15,12 +15,12 @@ from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
 from engineworks.engines.peers._stderr import kept_stderr
 from engineworks.engines.peers.base import PeerModel
 from engineworks.errors import RunError
-from engineworks.fingerprint import installed_versions
 from engineworks.host import cpu
 from engineworks.host.gpu import first_gpu
 from engineworks.host.nvml import GpuWatch
-from engineworks.model.ort_errors import ort_errors, plain
-from engineworks.model.ort_forms import exact_options
+from engineworks.host.packages import installed_versions
+from engineworks.model.runtime.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_forms import exact_options
 
 if TYPE_CHECKING:
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from engineworks.engines.backends.base import DeviceWatch, MemoryMeter
 from engineworks.engines.peers.base import Origin, PeerModel
 from engineworks.errors import RunError
-from engineworks.fingerprint import installed_versions
 from engineworks.host import cpu, cpu_watch
 from engineworks.host.gpu import first_gpu
 from engineworks.host.memory import ResidentMemory
 from engineworks.host.nvml import GpuWatch
+from engineworks.host.packages import installed_versions
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Functions run in child processes: what they print is their log, what kills them is told, nothing outlives us.
+"""Functions run in child processes: what they print is their log, their end is reported, none outlives the parent.
 
 A job is a function of an importable module, `module:function`, that takes and returns a JSON object. Why a process and
 not a thread: builders are C++ that cannot be interrupted, swallow Ctrl-C, print on descriptors and sometimes crash.
@@ -75,7 +75,7 @@ class ChildPool:
         a child that did nothing before and will do nothing after. what: the job's name in messages. cancel: an event
         that, once set, kills the child.
 
-        Raises: an error of ours that the job raised, as the same class (a `StepError` without a log gets the last
+        Raises: an `EngineworksError` that the job raised, as the same class (a `StepError` without a log gets the last
         lines); `TimeLimitError`; `error` if the child crashed; `Interrupted` after `cancel` or `cancel_all`;
         `ChildDefect` for any other exception. Whatever else ends the wait, KeyboardInterrupt first of all, kills the
         child and passes on.
@@ -170,7 +170,7 @@ class ChildPool:
 
 
 def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | None) -> bytes:
-    """The job as a line of JSON; a child's search path and folder are set anew for every job."""
+    """The job as a line of JSON; a child's search path and folder are set again for every job."""
     where = {"sys_path": search_path(), "cwd": str(cwd or Path.cwd())}
     return json.dumps({"function": function, "payload": dict(payload), "what": what, **where}).encode() + b"\n"
 
@@ -182,11 +182,11 @@ def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) 
             raised.log = lines.text()
         raise raised
     if "defect" in answer:
-        found = answer["defect"]
+        defect = answer["defect"]
         raise ChildDefect(
-            f"{what} raised {found['type']}: {found['message']}",
+            f"{what} raised {defect['type']}: {defect['message']}",
             hint="this is a defect of Engineworks; please report it with the log",
-            log=found["traceback"],
+            log=defect["traceback"],
         )
     return {**answer["value"], "memory_mib_peak": max(answer["memory_mib_peak"], seen_mib)}
 
@@ -199,6 +199,10 @@ CAUSES: Mapping[int, str] = {
     signal.SIGKILL: "it was killed from outside: most likely memory ran out",
     signal.SIGTERM: "it was asked to end from outside",
 }
+
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGBUS)
+BY_ITSELF = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 def _crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
@@ -214,6 +218,7 @@ def _crash(child: Child, what: str, error: type[StepError], seconds: float, line
         + (f", peak memory {child.peak_mib:.0f} MiB" if child.peak_mib else "")
         + (f"; its last line: {last}" if last else ""),
         log=lines.text(),
+        crash="outside" if -code in FROM_OUTSIDE else "library" if -code in BY_ITSELF else "",
     )
 
 

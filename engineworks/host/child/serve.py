@@ -99,7 +99,7 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
     except MemoryError as error:
         text = f"{message['what']} ran out of memory after {peak_mib():.0f} MiB ({error or 'MemoryError'})"
         answer = {"error": encode_error(StepError(text, log=traceback.format_exc()))}
-    except BaseException as error:  # noqa: BLE001  the outermost boundary: our parent is told, SystemExit too
+    except BaseException as error:  # noqa: BLE001  the outermost boundary: the parent is informed, of SystemExit too
         answer = {"defect": {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}}
     answer |= {"memory_mib_peak": _mib(peak_mib), "memory_mib": _mib(resident_mib)}
     with contextlib.suppress(OSError):  # a kernel that cannot: the peak is then that of all jobs so far
@@ -109,8 +109,8 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find(function: str) -> Job:
     module, _, name = function.partition(":")
-    found: Job = getattr(importlib.import_module(module), name)
-    return found
+    job: Job = getattr(importlib.import_module(module), name)
+    return job
 
 
 def _mib(read: Callable[[], float]) -> float:
@@ -121,7 +121,7 @@ def _mib(read: Callable[[], float]) -> float:
 
 
 def encode_error(error: EngineworksError) -> dict[str, Any]:
-    """An error of ours as JSON; a class that `errors` does not know goes as the nearest one that it does."""
+    """An `EngineworksError` as JSON; a class that `errors` does not know goes as the nearest one that it does."""
     known = next(c for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
     encoded: dict[str, Any] = {"class": known.__name__, "message": error.message, "hint": error.hint}
     if isinstance(error, StepError):

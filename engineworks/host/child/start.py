@@ -87,7 +87,7 @@ class Child:
             self.peak_mib = max(self.peak_mib, int(line.split()[1]) / 1024)
 
     def kill(self) -> None:
-        """Send SIGKILL, to what it has started too; whoever waits for the child notices."""
+        """Send SIGKILL, to what it has started too; the waiting caller notices."""
         below = descendants(self.pid) if self.alive() else ()
         self._popen.kill()
         for pid in below:
@@ -146,7 +146,7 @@ class _Starter:
             env, future = self._requests.get()
             try:
                 future.set_result(Child(env))
-            except Exception as error:  # noqa: BLE001  not swallowed: whoever asked gets it
+            except Exception as error:  # noqa: BLE001  not swallowed: the caller gets it
                 future.set_exception(error)
 
 

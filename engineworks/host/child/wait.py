@@ -14,7 +14,7 @@ from typing import Any
 from engineworks.host.child.start import Child
 
 POLL_S = 0.1
-"""How often whoever waits looks up: for a cancellation, a time limit, or a child that is gone."""
+"""How often a waiting caller checks for a cancellation, a time limit, or a child that is gone."""
 
 LOG_LINES = 50
 """Lines kept for an error's `log`."""

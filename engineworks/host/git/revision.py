@@ -66,14 +66,14 @@ def find_revision(start: Path, name: str) -> Revision:
     root = find_repository(start.resolve())
     if root is None:
         raise InputError(f"{start} is in no git repository", hint="recipes as code need one: git init")
-    found = _run(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    if found.returncode != 0:
-        if "dubious ownership" in found.stderr:
-            raise InputError(f"git: {found.stderr.strip()}")
+    answer = _run(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if answer.returncode != 0:
+        if "dubious ownership" in answer.stderr:
+            raise InputError(f"git: {answer.stderr.strip()}")
         shallow = (root / ".git" / "shallow").is_file()
         fetch = "this clone is shallow: git fetch --unshallow" if shallow else "git fetch it, or see git log --oneline"
         raise InputError(f"git knows no revision '{name}' in {root}", hint=fetch)
-    return Revision(name, found.stdout.strip(), root)
+    return Revision(name, answer.stdout.strip(), root)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _mirror(root: Path, target: Path, real: set[Path], left_out: frozenset[str])
             if name == ".git" or name in left_out:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if name in mixed or any(one.is_relative_to(path) for one in real):
+                if name in mixed or any(mixed_folder.is_relative_to(path) for mixed_folder in real):
                     bring(path, into / entry.name)
                 else:
                     (into / entry.name).symlink_to(path)
@@ -149,10 +149,10 @@ def _lines(root: Path, *arguments: str) -> list[str]:
 
 def _git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None) -> str:
     """What git prints. Raises `InputError` with git's own words."""
-    found = _run(root, *arguments, env=env, given=given)
-    if found.returncode != 0:
-        raise InputError(f"git {arguments[0]}: {found.stderr.strip() or f'exit code {found.returncode}'}")
-    return found.stdout
+    answer = _run(root, *arguments, env=env, given=given)
+    if answer.returncode != 0:
+        raise InputError(f"git {arguments[0]}: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
+    return answer.stdout
 
 
 def _run(
@@ -168,6 +168,6 @@ def _run(
             env=environ, input=given,
         )  # fmt: skip
     except FileNotFoundError:
-        raise InputError("git is not installed", hint="it tells what changed since a revision") from None
+        raise InputError("git is not installed", hint="git lists what changed since a revision") from None
     except subprocess.TimeoutExpired:
         raise InputError(f"git {arguments[0]} took more than {GIT_S:.0f} s", hint="try it by hand") from None

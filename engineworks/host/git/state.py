@@ -13,7 +13,7 @@ GIT_S = 5.0
 
 class Checkout:
     """A repository as git knows it when it is first asked: its commit, and which files differ from that. Where none of
-    a folder's YAML files does, one look tells of all its recipes."""
+    a folder's YAML files does, one look covers all its recipes."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -49,9 +49,9 @@ def changed_files(root: Path, files: Sequence[Path]) -> list[str]:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout if found.returncode == 0 else ""
+    return answer.stdout if answer.returncode == 0 else ""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engineworks.measure.served_checks import served_findings, synthetic_findings
-from engineworks.measure.statistics import enough_for
-from engineworks.recipe.recipe import Budget, Limits
+from engineworks.measure.statistics import TAILS, enough_for
+from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
 from engineworks.tensors import NARROWED
 
 Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
@@ -96,11 +96,11 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
     if metric is not None and metric.get("dead_classes"):
         yield _dead_classes(metric)
     if report.get("served") is not None:
-        for found in served_findings(report["served"], limits.cosine):
-            yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+        for finding in served_findings(report["served"], limits.cosine):
+            yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
         if limits.synthetic_cosine is not None:
-            for found in synthetic_findings(report["served"], limits.synthetic_cosine):
-                yield Check(found.name, "pass" if found.good else "fail", found.sentence)
+            for finding in synthetic_findings(report["served"], limits.synthetic_cosine):
+                yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
 
 
 _OUTPUT_LIMITS = {
@@ -109,6 +109,10 @@ _OUTPUT_LIMITS = {
     "max_abs": ("largest difference", False),
     "mean_abs": ("mean difference", False),
 }
+
+
+ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS)
+"""Names of the checks that another precision, or keeping nodes out of it, may make pass."""
 
 
 def _other_dtype(name: str, engine: str, reference: str) -> Check:
@@ -151,9 +155,6 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
     if not good and output.get("worst_row_cosine") is not None:
         sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
-
-
-METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
 
 
 def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> Check:
@@ -246,7 +247,7 @@ def _budget_check(
     if doubts := _complaints(field, figures, report):
         doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
         return Check(name, "inconclusive", f"{sentence} {doubtful}")
-    if field in _QUANTILES and figures["runs"] < (needed := enough_for(_QUANTILES[field])):
+    if field in TAILS and figures["runs"] < (needed := enough_for(TAILS[field])):
         few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
         return Check(name, "inconclusive", f"{sentence} {few}")
     return Check(name, "pass" if good else "fail", sentence)
@@ -259,9 +260,6 @@ def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any
         return []
     return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
 
-
-_QUANTILES = {"p90_ms": 0.9, "p99_ms": 0.99}
-"""Each needs a number of runs below which it has no interval at all."""
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
 """Figures that the engine has once, whatever the shape."""

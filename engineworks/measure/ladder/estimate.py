@@ -13,7 +13,7 @@ which makes 1.1 and 0.9 of it; other GPUs were not at hand, and go by their data
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SENTENCE = "estimated: mean of arithmetic at peak rate (9.0: as once seen) and weight bytes, over fp16's; not measured"
 
@@ -28,20 +28,21 @@ _MEASURED = {"9.0": {"int8": 1.6, "fp8": 1.2}}
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int8_weights": 8, "int4_weights": 4}
 
-_ON_CPU = {"fp32": 1.0, "int8": 1.05, "int8_weights": 1.1, "int4_weights": 1.2, "fp16": 2.0}
-"""ONNX Runtime on the CPU, relative to fp32: fp16 is cast back and forth, and int8 is faster on some processors
-only, so that fp32 comes first until somebody measures."""
-
 
 def estimate_time(
-    backend: str, capabilities: Sequence[str], parts: Sequence[str], size: int | None, fp16_size: int | None
+    relative_times: Mapping[str, float],
+    capabilities: Sequence[str],
+    parts: Sequence[str],
+    size: int | None,
+    fp16_size: int | None,
 ) -> float:
-    """Time relative to fp16 on the same target; to fp32 on the CPU. parts: the plain precisions that the engine
-    computes in, quantized ones first. size, fp16_size: bytes of the lowered models, None where not known."""
+    """Time relative to fp16 on the same target. relative_times: the backend's own (`Traits`), relative to fp32; then
+    nothing else counts. parts: the plain precisions that the engine computes in, quantized ones first. size, fp16_size:
+    bytes of the lowered models, None where not known."""
     known = [p for p in parts if p in _BITS] or ["fp32"]
     computing = known[:-1] or known
-    if backend == "onnxruntime":
-        return _mean([_ON_CPU.get(p, 1.0) for p in computing])
+    if relative_times:
+        return _mean([relative_times.get(p, 1.0) for p in computing])
     arithmetic = _mean([_arithmetic(p, capabilities) for p in computing])
     size_ratio = size / fp16_size if size and fp16_size else _mean([_BITS[p] / 16 for p in computing])
     return (arithmetic + size_ratio) / 2

@@ -8,15 +8,12 @@ than fp16 is not chosen. Where nothing ran here an estimate orders the candidate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from engineworks.measure.ladder import estimate as ladder_estimate
 from engineworks.recipe.recipe import CALIBRATED
-
-if TYPE_CHECKING:
-    from engineworks.recipe.targets import NamedTarget
 
 RungWord = Literal["pass", "fail", "failed", "inconclusive", "unmeasured", "refused", "not tried"]
 Basis = Literal["measured", "estimated", "nothing"]
@@ -70,6 +67,15 @@ class Candidate:
         hidden = ("latency_ms", "inaccurate")
         shown = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if k not in hidden}
         return {**shown, "latency_ms_p50": self.latency_ms}
+
+
+@dataclass(frozen=True)
+class LadderTarget:
+    """What the ladder must know of a target. capabilities: its compute capabilities. relative_times: its backend's."""
+
+    name: str
+    capabilities: Sequence[str] = ()
+    relative_times: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def ladder_words(found: Sequence[TargetLadder]) -> dict[str, str]:
 
 
 def choose(
-    target: NamedTarget,
+    target: LadderTarget,
     candidates: Sequence[Candidate],
     *,
     shape: str = "",
@@ -176,13 +182,13 @@ def choose(
     return TargetLadder(target.name, _with_pareto([*kept, *others]), basis, shape if measured else "")
 
 
-def _estimated(target: NamedTarget, standing: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[Candidate]:
+def _estimated(target: LadderTarget, standing: Sequence[Candidate], candidates: Sequence[Candidate]) -> list[Candidate]:
     half = next((r.model_bytes for r in candidates if r.precision == "fp16"), None)
-    backend, capabilities = target.target.backend, target.target.compute_capability
 
     def estimate(candidate: Candidate) -> float:
         parts = candidate.computes or (candidate.precision,)
-        return ladder_estimate.estimate_time(backend, capabilities, parts, candidate.model_bytes, half)
+        size = candidate.model_bytes
+        return ladder_estimate.estimate_time(target.relative_times, target.capabilities, parts, size, half)
 
     return [replace(r, latency_ms=None, estimate=estimate(r)) for r in standing]
 

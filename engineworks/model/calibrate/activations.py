@@ -16,7 +16,7 @@ from engineworks.model.calibrate.thresholds import entropy_bin, mse_bin, percent
 from engineworks.model.calibrate.values import Counts, Values
 
 SAMPLE_BINS = 1024
-"""Bins for the sample of a moving average: it tells one share only, and bins cost more time than values."""
+"""Bins for the sample of a moving average: it gives one share only, and bins cost more time than values."""
 
 _CODES = 2 * INT8_MAX + 1
 
@@ -104,7 +104,7 @@ class Activation:
 
     @property
     def amax(self) -> float:
-        """The magnitude to cover, as the method says; 0 if nothing was seen."""
+        """The magnitude to cover by the method; 0 if nothing was seen."""
         largest = max(-self._minimum, self._maximum, 0.0)
         if self._average:
             return min(largest, self._average.amax)
@@ -113,12 +113,13 @@ class Activation:
             return min(largest, bins * self._histogram.bin_width)
         return largest
 
+    @property
+    def empty(self) -> bool:
+        """Whether the tensor held no value so far."""
+        return not self._values
+
     def range(self, amax_early: float | None = None) -> Range:
-        """The range of all that was seen. Raises `CalibrationError` if every tensor was empty."""
-        if not self._values:
-            raise CalibrationError(
-                f"activation '{self._name}' was empty in every sample", hint="keep the nodes that read it unquantized"
-            )
+        """The range of all that was seen, which must not be empty."""
         amax = self.amax
         reach = amax * (1 + 0.5 / INT8_MAX)  # what rounds to the last code is not clipped
         clips = reach < max(-self._minimum, self._maximum)

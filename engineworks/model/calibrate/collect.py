@@ -6,8 +6,8 @@ Memory does not grow with the number of samples: every activation is counted int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,17 +34,11 @@ histogram costs as much as both extremes do."""
 
 
 class Passes(Protocol):
-    """Runs a model on one batch after the other and lets calibrators take in its tensors. A context manager."""
+    """Runs a model on one batch after the other and lets calibrators take in its tensors."""
 
     inputs: tuple[TensorSpec, ...]
     provider: str
     """ONNX Runtime's execution provider."""
-
-    def __enter__(self) -> Passes: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
 
     def run(self, feeds: Batch, seen: Mapping[str, Activation], *, look: bool) -> None:
         """One batch. look: whether a moving average samples it. Raises `SamplesError` if the names of `feeds` are not
@@ -53,6 +47,9 @@ class Passes(Protocol):
 
     def finish(self) -> None:
         """Wait until all is taken in. Raises what a calibrator raised."""
+
+    def close(self) -> None:
+        """End what it started."""
 
 
 def collect_ranges(
@@ -86,12 +83,13 @@ def collect_ranges(
     settings.check()
     settle_heap()
     seen = {name: Activation(name, settings) for name in tensors}
-    with _open(model, tensors, settings, threads, device) as passes:
+    with closing(_open(model, tensors, settings, threads, device)) as passes:
         sample_count, early = _run_all(passes, batches(), seen, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
-    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items()}
-    return Ranges(method, sample_count, ranges, settings.parameters, passes.provider)
+    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items() if not activation.empty}
+    empty = tuple(name for name, activation in seen.items() if activation.empty)
+    return Ranges(method, sample_count, ranges, settings.parameters, passes.provider, empty)
 
 
 def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int, device: Device) -> Passes:

@@ -83,7 +83,7 @@ class Histogram:
 
     def rounded(self, step: float, levels: int) -> NDArray[np.bool_]:
         """Which of the multiples 0 … `levels` of `step` a magnitude rounds to, bool[levels + 1]; what lies beyond the
-        last counts to it. A bin speaks for every multiple that its values may round to."""
+        last counts to it. A bin counts for every multiple that its values may round to."""
         filled = np.flatnonzero(self.counts)
         first = np.minimum(np.rint(filled * self.bin_width / step), levels).astype(np.intp)
         last = np.minimum(np.rint((filled + 1) * self.bin_width / step), levels).astype(np.intp)
@@ -95,7 +95,8 @@ class Histogram:
 
 
 def merge_bins(counts: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
-    """The histogram of as many bins over a range that is `factor` (a power of two ≤ bins) times as wide."""
+    """The histogram, int64[bins], of as many bins over a range that is `factor` (a power of two ≤ bins) times as
+    wide."""
     merged = np.zeros_like(counts)
     merged[: counts.size // factor] = counts.reshape(-1, factor).sum(axis=1)
     return merged

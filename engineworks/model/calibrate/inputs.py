@@ -31,7 +31,7 @@ SAMPLES_TO_COMPARE_SCALES = 8
 """Of fewer samples, mean and deviation are too much those of the single sample."""
 
 KS_ALPHA = 0.001
-"""Chance of a sentence about two sets of one origin, if the values of one sample said no more than one value."""
+"""Chance of a sentence about two sets of one origin, if the values of one sample counted as one value."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class InputWatch:
         self.repeated = True
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches. Raises `SamplesError` for the first value that is not finite, if that is asked for."""
+        """The same batches, arrays of any dtype by input name. Raises `SamplesError` for the first value that is not
+        finite, if that is asked for."""
         for batch in batches:
             rows = {
                 name: self._by_sample(name, np.asarray(value)) for name, value in batch.items() if name in self._axes
@@ -177,7 +178,7 @@ class _Moments:
 
 def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, InputStatistics]) -> tuple[str, ...]:
     """One sentence for each input whose values differ between the two sets of samples."""
-    found = []
+    sentences = []
     for name, before in calibration.items():
         now = evaluation.get(name)
         if now is None or not (before.drawn and now.drawn):
@@ -185,35 +186,35 @@ def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, I
         distance = ks_distance(before.drawn, now.drawn)
         least = MIN_DISTANCE if before.floating else MIN_DISTANCE_OF_INTEGERS
         if distance > max(least, ks_critical(before.samples, now.samples)) or _scaled(before, now):
-            found.append(
+            sentences.append(
                 f"input '{name}' differs between calibration and evaluation data: mean {before.mean:.4g} against "
                 f"{now.mean:.4g}, standard deviation {before.std:.4g} against {now.std:.4g}, range "
                 f"[{before.minimum:.4g}, {before.maximum:.4g}] against [{now.minimum:.4g}, {now.maximum:.4g}] "
                 f"(Kolmogorov-Smirnov distance {distance:.2f}); are both preprocessed in the same way?"
             )
-    return tuple(found)
+    return tuple(sentences)
 
 
-def _scaled(one: InputStatistics, other: InputStatistics) -> bool:
+def _scaled(before: InputStatistics, now: InputStatistics) -> bool:
     """Whether one set is wider than the other by a factor of two, or its mean lies outside: a forgotten scaling around
     zero moves the distribution functions apart by less than a half."""
-    if not one.floating or min(one.samples, other.samples) < SAMPLES_TO_COMPARE_SCALES:
+    if not before.floating or min(before.samples, now.samples) < SAMPLES_TO_COMPARE_SCALES:
         return False
-    narrow, wide = sorted((one.std, other.std))
-    return wide > 2 * narrow or abs(one.mean - other.mean) > wide
+    narrow, wide = sorted((before.std, now.std))
+    return wide > 2 * narrow or abs(before.mean - now.mean) > wide
 
 
-def ks_distance(one: Iterable[float], other: Iterable[float]) -> float:
-    """Largest distance of the two empirical distribution functions: D = sup |F1(x) - F2(x)|, as `scipy.stats.ks_2samp`
-    computes it (both sets sorted, both searched for all values)."""
-    first, second = np.sort(np.fromiter(one, np.float64)), np.sort(np.fromiter(other, np.float64))
+def ks_distance(values: Iterable[float], others: Iterable[float]) -> float:
+    """Largest distance, in 0 … 1, of the two empirical distribution functions: D = sup |F1(x) - F2(x)|, as
+    `scipy.stats.ks_2samp` computes it (both sets sorted, both searched for all values)."""
+    first, second = np.sort(np.fromiter(values, np.float64)), np.sort(np.fromiter(others, np.float64))
     everywhere = np.concatenate([first, second])
     cdfs = (np.searchsorted(s, everywhere, side="right") / s.size for s in (first, second))
     return float(np.abs(np.subtract(*cdfs)).max())
 
 
-def ks_critical(one: int, other: int, alpha: float = KS_ALPHA) -> float:
-    """Distance that two samples of `one` and `other` independent values of one distribution exceed with probability
+def ks_critical(samples: int, others: int, alpha: float = KS_ALPHA) -> float:
+    """Distance that n = `samples` and m = `others` independent values of one distribution exceed with probability
     `alpha`: sqrt(-ln(alpha / 2) / 2 · (n + m) / (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of
     Computer Programming, 3.3.1). Values of one sample hang together, so that n and m are counts of samples."""
-    return math.sqrt(-math.log(alpha / 2) / 2 * (one + other) / (one * other))
+    return math.sqrt(-math.log(alpha / 2) / 2 * (samples + others) / (samples * others))

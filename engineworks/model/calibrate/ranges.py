@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from engineworks.errors import CalibrationError
@@ -51,27 +51,19 @@ class Range:
 
     @property
     def constant(self) -> bool:
-        """Whether the tensor never changed: it tells int8 nothing, and points to data such as all-black images."""
+        """Whether the tensor never changed: its range is useless, and points to data such as all-black images."""
         return self.minimum == self.maximum
 
     def to_json(self) -> dict[str, object]:
-        return {
-            "amax": self.amax,
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "saturated": self.saturated,
-            "values": self.values,
-            "unused": self.unused,
-            "amax_early": self.amax_early,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Ranges:
     """The ranges of a model's activations by tensor name, and how they were found.
 
-    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; empty for min-max. provider: of ONNX
-    Runtime, on which the model ran.
+    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; none for min-max. provider: of ONNX
+    Runtime, on which the model ran. empty: tensors that held no value in any sample, which have no range.
     """
 
     method: Method
@@ -79,6 +71,7 @@ class Ranges:
     tensors: Mapping[str, Range]
     parameters: Mapping[str, float] = field(default_factory=dict)
     provider: str = "CPUExecutionProvider"
+    empty: tuple[str, ...] = ()
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -93,6 +86,7 @@ class Ranges:
             "sample_count": self.sample_count,
             "provider": self.provider,
             "constants": list(self.constants),
+            "empty": list(self.empty),
             "tensors": {name: seen.to_json() for name, seen in self.tensors.items()},
         }
 
@@ -108,9 +102,11 @@ class Ranges:
             raise CalibrationError(f"these are no calibration ranges of a known method: {method!r}", hint=_AGAIN)
         if not isinstance(sample_count, int):
             raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
-        found = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
+        ranges = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
         settings = {str(name): number for name, number in parameters.items()}
-        return cls(method, sample_count, found, settings, str(value.get("provider", cls.provider)))
+        empty = value.get("empty", ())
+        assert isinstance(empty, list | tuple)
+        return cls(method, sample_count, ranges, settings, str(value.get("provider", cls.provider)), tuple(empty))
 
 
 _AGAIN = "calibrate again"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engineworks.model.calibrate.values import LARGE, SAMPLED_EVERY, Same
+from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -44,10 +45,6 @@ class Reduced:
     sample: str | None
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    return max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=0)
-
-
 def derivations(model: onnx.ModelProto, made: Sequence[str]) -> dict[str, tuple[str, Same]]:
     """Those of the tensors that follow from others of them: their source and how."""
     named, derived = frozenset(made), dict[str, tuple[str, Same]]()
@@ -71,16 +68,16 @@ def append_reductions(model: onnx.ModelProto, tensors: Mapping[str, int], *, sam
             graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), _PREFIX + name))
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(LARGE, np.int64), f"{_PREFIX}large"))
         graph.input.append(onnx.helper.make_tensor_value_info(FROM, onnx.TensorProto.INT64, [1]))
-    found = {}
+    reduced = {}
     for at, (tensor, rank) in enumerate(tensors.items()):
         names = Reduced(*(f"{_PREFIX}{what}:{at}" for what in ("size", "least", "most", "total", "sample")))
-        found[tensor] = names if sample else Reduced(names.size, names.least, names.most, names.total, None)
+        reduced[tensor] = names if sample else Reduced(names.size, names.least, names.most, names.total, None)
         graph.node.extend(_reductions(tensor, names, rank, opset))
         if names.sample and sample:
             graph.node.extend(_sampling(tensor, names.size, names.sample))
-    outputs = (name for names in found.values() for name in vars(names).values() if name)
+    outputs = (name for names in reduced.values() for name in vars(names).values() if name)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return found
+    return reduced
 
 
 def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx.NodeProto]:
@@ -120,7 +117,7 @@ def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodePro
 
 
 def _sampling(tensor: str, size: str, sample: str) -> list[onnx.NodeProto]:
-    """One value in `SAMPLED_EVERY` of a large tensor, all of a small one, none where `FROM` says so."""
+    """One value in `SAMPLED_EVERY` of a large tensor, all of a small one, none where `FROM` lies beyond the tensor."""
     import onnx
 
     make = onnx.helper.make_node

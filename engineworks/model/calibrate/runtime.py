@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from engineworks.errors import CalibrationError, SamplesError
 from engineworks.host.cpu import limit_threads
 from engineworks.host.gpu import first_gpu
-from engineworks.model.ort_errors import ort_errors
-from engineworks.model.ort_forms import exact_options, ort_level
+from engineworks.model.runtime.ort_errors import ort_errors
+from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import names_read
+from engineworks.model.onnx_files import without_initializers
 
 if TYPE_CHECKING:
     import onnx
@@ -100,7 +101,7 @@ def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX element types by tensor name: those written in the model, and those that shape inference finds."""
-    return {name: found.elem_type for name, found in inferred_tensors(model).items()}
+    return {name: tensor.elem_type for name, tensor in inferred_tensors(model).items()}
 
 
 def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
@@ -116,12 +117,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with names and types of the weights only; small ones stay, they may be shapes."""
     import onnx
 
-    bare = onnx.ModelProto(ir_version=model.ir_version)
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
-    for part in ("node", "input", "output", "value_info"):
-        getattr(bare.graph, part).extend(getattr(model.graph, part))
-    bare.graph.name = model.graph.name
+    bare = without_initializers(model)
     for tensor in model.graph.initializer:
         if tensor.ByteSize() <= _STRIP_ABOVE_BYTES and tensor.data_location != onnx.TensorProto.EXTERNAL:
             bare.graph.initializer.append(tensor)

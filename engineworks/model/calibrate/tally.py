@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,10 +34,8 @@ class Tally:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="calibration")
         self._counting: Future[None] | None = None
 
-    def __enter__(self) -> Tally:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Wait for the thread and end it."""
         self._thread.shutdown()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:

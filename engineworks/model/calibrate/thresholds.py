@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from engineworks.model.calibrate.histograms import merge_bins
 
 LEVELS = 128
-"""Magnitudes that symmetric int8 tells apart."""
+"""Magnitudes that symmetric int8 distinguishes."""
 
 ENTROPY_BINS = 2048
 """Bins of the search for the least divergence, as in TensorRT: finer ones follow the noise of few samples."""
@@ -22,7 +22,8 @@ values are equal (a background, padding, zeros behind a bias) it would clip at t
 
 
 def percentile_bin(counts: NDArray[np.int64], percentile: float) -> int:
-    """Number of bins, from 0 up, that hold at least `percentile` per cent of all values (0 of an empty histogram)."""
+    """Number of bins of `counts`, int64[bins], from 0 up, that hold at least `percentile` per cent of all values (0 of
+    an empty histogram)."""
     total = int(counts.sum())
     if not total:
         return 0
@@ -30,13 +31,13 @@ def percentile_bin(counts: NDArray[np.int64], percentile: float) -> int:
 
 
 def entropy_bin(counts: NDArray[np.int64]) -> int:
-    """Number of bins, from 0 up, to which clipping loses least information.
+    """Number of bins of `counts`, int64[bins], from 0 up, to which clipping loses least information.
 
     For each i ≥ 128, P is the histogram's first i bins with all that lies beyond added to the last one, Q the same
     bins spread evenly over 128 levels (and, within a level, over the bins that are not empty); the i of the least
     Kullback-Leibler divergence of Q from P is chosen, the largest one of equals. After S. Migacz, "8-bit Inference
     with TensorRT", GTC 2017 (s7310), pages 38-40, with even levels and the bin of zeros levelled to its neighbour as
-    in NVIDIA's pytorch-quantization, calib/histogram.py, `_compute_amax_entropy`; `MAX_CLIPPED` is our own.
+    in NVIDIA's pytorch-quantization, calib/histogram.py, `_compute_amax_entropy`; `MAX_CLIPPED` is added here.
     """
     factor = max(1, counts.size // ENTROPY_BINS)
     coarse = merge_bins(counts, factor)
@@ -53,7 +54,8 @@ def entropy_bin(counts: NDArray[np.int64]) -> int:
 
 
 def mse_bin(counts: NDArray[np.int64]) -> int:
-    """Number of bins, from 0 up, to which clipping and rounding to int8 moves the values least, by squared error.
+    """Number of bins of `counts`, int64[bins], to which clipping and rounding to int8 moves the values least, by
+    squared error.
 
     For each candidate a, every bin's centre x is quantized with the step s = a / 127 and E(a) = Σ counts (x - Q(x))²;
     the a of the least E is chosen, the largest one of equals. As NVIDIA's pytorch-quantization and ModelOpt,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,16 @@ def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = N
     stored: the artifact's JSON. model: `digest_model` of the model that is to be lowered. data: sha256 of the
     calibration data in use, None if it is not known. Raises `ModelError` and `SamplesError`.
     """
-    found = stored.get("model")
-    if found != model:
-        whose = f"another model ({_short(found)})" if found else "a model that they do not name"
+    recorded = stored.get("model")
+    if recorded != model:
+        whose = f"another model ({_short(recorded)})" if recorded else "a model that they do not name"
         raise ModelError(
             f"these calibration ranges were made of {whose}, not of the one in use ({_short(model)})",
             hint="calibrate again with this model",
         )
-    found = (stored.get("data") or {}).get("sha256")
-    if data is not None and found != data:
-        whose = f"other data ({_short(found)})" if found else "data that they do not name"
+    recorded = (stored.get("data") or {}).get("sha256")
+    if data is not None and recorded != data:
+        whose = f"other data ({_short(recorded)})" if recorded else "data that they do not name"
         raise SamplesError(
             f"these calibration ranges were made of {whose}, not of the calibration data in use ({_short(data)})",
             hint="calibrate again with this data",
@@ -60,33 +60,38 @@ def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None
     if statistics and all(seen.constant for seen in statistics.values()):
         values = ", ".join(f"'{name}' is always {seen.minimum:.7g}" for name, seen in statistics.items())
         raise SamplesError(
-            f"calibration data {shown} is constant: {values}", hint="ranges of nothing ruin a model; give real samples"
+            f"calibration data {shown} is constant: {values}", hint="no range can be computed; use real samples"
         )
 
 
 def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repeated: bool) -> tuple[str, ...]:
-    """What makes these ranges doubtful, one sentence each; `repeated`: whether all samples are the same."""
-    found = [
+    """Warnings about these ranges, one sentence each; `repeated`: whether all samples are the same."""
+    sentences = [
         f"calibration input '{name}' is {seen.minimum:.7g} in every sample"
         for name, seen in statistics.items()
         if seen.constant and seen.floating
     ]
     count = ranges.sample_count
     if repeated and count > 1:
-        found.append(f"all {count} calibration samples are the same")
+        sentences.append(f"all {count} calibration samples are the same")
     if count < FEW_SAMPLES:
-        found.append(
+        sentences.append(
             f"calibration had {count} sample{'s' if count > 1 else ''}, which is far too few: "
             f"give it at least {FEW_SAMPLES}, better some hundreds"
+        )
+    if ranges.empty:
+        also = f" and {len(ranges.empty) - 1} more tensors were" if len(ranges.empty) > 1 else " was"
+        sentences.append(
+            f"'{ranges.empty[0]}'{also} empty in every calibration sample: nodes that read them are not quantized"
         )
     moved = [(seen.moved, name) for name, seen in ranges.tensors.items() if seen.moved > MOVED]
     if len(moved) > MOVED_TENSORS * len(ranges.tensors):
         share, name = max(moved)
-        found.append(
+        sentences.append(
             f"{len(moved)} of {len(ranges.tensors)} calibration ranges still moved by more than {MOVED:.0%} with the "
             f"last fifth of the samples ('{name}' by {share:.0%}): give it more samples, or mix their order"
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def constant_integers(
@@ -110,17 +115,16 @@ def summary(ranges: Ranges) -> dict[str, object]:
         "provider": ranges.provider,
         "tensors": len(tensors),
         "constants": list(ranges.constants),
-        "saturated": _spread(tensors, ((seen.saturated, name) for name, seen in tensors.items())),
-        "unused": _spread(tensors, ((seen.unused, name) for name, seen in tensors.items())),
-        "moved": _spread(tensors, ((seen.moved, name) for name, seen in tensors.items())),
+        "empty": list(ranges.empty),
+        **{share: _spread(tensors, share) for share in ("saturated", "unused", "moved")},
     }
 
 
-def _spread(tensors: Mapping[str, Range], shares: Iterable[tuple[float, str]]) -> dict[str, object]:
-    """Mean, and the largest with the tensors that it is of."""
-    ranked = sorted(shares, reverse=True)
-    mean = sum(share for share, _ in ranked) / len(tensors) if tensors else 0.0
-    return {"mean": mean, "largest": {name: share for share, name in ranked[:_SHOWN] if share > 0}}
+def _spread(tensors: Mapping[str, Range], share: str) -> dict[str, object]:
+    """Mean of this attribute, and the largest with the tensors that they are of."""
+    ranked = sorted(((getattr(seen, share), name) for name, seen in tensors.items()), reverse=True)
+    mean = sum(value for value, _ in ranked) / len(tensors) if tensors else 0.0
+    return {"mean": mean, "largest": {name: value for value, name in ranked[:_SHOWN] if value > 0}}
 
 
 def _short(digest: object) -> str:

@@ -33,7 +33,7 @@ Counts = Callable[[int], NDArray[np.int64]]
 
 
 class Values(Protocol):
-    """What can be said of a tensor. dtype: as numpy calls it. size: how many values there are."""
+    """A tensor of any shape. dtype: as numpy calls it. size: how many values there are."""
 
     @property
     def dtype(self) -> str: ...
@@ -49,7 +49,7 @@ class Values(Protocol):
 
 
 class AllValues(Values, Protocol):
-    """A tensor whose values are all at hand."""
+    """A tensor all of whose values can be read."""
 
     def counts(self, exponent: int) -> NDArray[np.int64]:
         """`Counts` of all values."""

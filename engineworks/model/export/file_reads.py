@@ -1,7 +1,7 @@
 """Which files a piece of the user's code reads, so that none of them is missing from a fingerprint.
 
-Python tells of every file that it opens (`sys.addaudithook`, event "open"). Native code does not: safetensors, whose
-loader is such, is watched by its own function; what other extensions open by themselves stays unseen.
+Python reports every file that it opens (`sys.addaudithook`, event "open"). Native code does not: safetensors, whose
+loader is such, is watched by its own function; what other extensions open stays unseen.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def recorded_reads() -> Iterator[set[Path]]:
     """The files opened for reading while the block runs, absolute; filled when the block ends, however it ends."""
     _add_hook()
     names: list[str] = []
-    found: set[Path] = set()
+    files: set[Path] = set()
     _listeners.append(names.append)
     try:
         with _watched_safetensors(names.append):
-            yield found
+            yield files
     finally:
         _listeners.remove(names.append)
-        found.update(path.resolve() for path in map(Path, names) if path.is_file())
+        files.update(path.resolve() for path in map(Path, names) if path.is_file())
 
 
 def undeclared_reads(reads: Iterable[Path], root: Path, declared: Iterable[Path]) -> list[Path]:
     """Those of `reads` that shape the result but are neither declared (as files or folders) nor part of Python.
 
     Everything below `root` counts; elsewhere, all but the Python installation, system and temporary folders.
-    A compiled file stands for its source.
+    A compiled file counts as its source.
     """
     root = root.resolve()
     known = {path.resolve() for path in declared}
@@ -69,8 +69,8 @@ def _installed_folders() -> set[str]:
     """Standard library and site-packages; a prefix such as /usr holds more than Python, that of a venv does not."""
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
     own = str(Path(__file__).parents[2])  # not in site-packages where it is worked on
-    found = {own, *(sysconfig.get_path(k) for k in kinds), *site.getsitepackages(), site.getusersitepackages()}
-    return found if sys.prefix == sys.base_prefix else {*found, sys.prefix}
+    folders = {own, *(sysconfig.get_path(k) for k in kinds), *site.getsitepackages(), site.getusersitepackages()}
+    return folders if sys.prefix == sys.base_prefix else {*folders, sys.prefix}
 
 
 def _exempt_folders() -> list[Path]:
@@ -78,7 +78,7 @@ def _exempt_folders() -> list[Path]:
 
 
 def _add_hook() -> None:
-    """Once a process: an audit hook cannot be taken away, it only falls silent."""
+    """Once a process: an audit hook cannot be removed, only made silent."""
     global _hooked
     if not _hooked:
         sys.addaudithook(_on_event)
@@ -103,7 +103,7 @@ def _reads(mode: str | None, flags: int | None) -> bool:
 
 @contextmanager
 def _watched_safetensors(listener: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs, every module's `safe_open` tells which file it opens."""
+    """While the block runs, every module's `safe_open` reports which file it opens."""
     try:
         original = importlib.import_module("safetensors").safe_open
     except ImportError:

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.model.export.interface import (
-    ExportReport,
-    Interface,
-    interface_from_json,
-    require_packages,
-    versions_of,
-)
+from engineworks.model.export.interface import ExportReport, Interface, require_packages, versions_of
 from engineworks.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -38,24 +32,6 @@ OPTIONAL_PREFIX = "pooler."
 """Weights that a checkpoint may lack when no output needs them: most encoders are trained without their pooler."""
 
 PACKAGES: Mapping[str, str] = {"torch": "torch", "onnxscript": "onnxscript", "transformers": "transformers"}
-
-
-def huggingface_payload(
-    source: str, root: Path, interface: Interface, out: Path, *, task: str | None = None
-) -> dict[str, object]:
-    """The JSON that `main` takes; `root` is the recipe's folder."""
-    return {
-        "source": source, "root": str(root), "task": task, "interface": interface.to_json(), "out": str(out),
-    }  # fmt: skip
-
-
-def main(payload: Mapping[str, Any]) -> dict[str, object]:
-    """Entry point of the child process; the report as JSON."""
-    report = export_huggingface(
-        payload["source"], Path(payload["root"]), interface_from_json(payload["interface"]), Path(payload["out"]),
-        task=payload["task"],
-    )  # fmt: skip
-    return report.to_json()
 
 
 def export_huggingface(

@@ -12,7 +12,7 @@ import numpy as np
 
 from engineworks.errors import EngineworksError, ExportError, ModelError
 from engineworks.model.export.file_reads import recorded_reads, undeclared_reads
-from engineworks.model.export.interface import ExportReport, Interface, interface_from_json, require_packages
+from engineworks.model.export.interface import ExportReport, Interface, require_packages
 from engineworks.model.export.source_code import load_function, source_closure, user_failure
 
 if TYPE_CHECKING:
@@ -20,25 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Arrays = dict[str, NDArray[np.generic]]
-
-
-def torch_payload(
-    factory: str, root: Path, interface: Interface, out: Path, *, files: Sequence[Path] = ()
-) -> dict[str, object]:
-    """The JSON that `main` takes: `files` are those of `model.files`, absolute."""
-    return {
-        "factory": factory, "root": str(root), "files": [str(f) for f in files],
-        "interface": interface.to_json(), "out": str(out),
-    }  # fmt: skip
-
-
-def main(payload: Mapping[str, Any]) -> dict[str, object]:
-    """Entry point of the child process; the report as JSON."""
-    report = export_torch(
-        payload["factory"], Path(payload["root"]), interface_from_json(payload["interface"]), Path(payload["out"]),
-        files=[Path(f) for f in payload["files"]],
-    )  # fmt: skip
-    return report.to_json()
 
 
 def export_torch(
@@ -128,7 +109,7 @@ def _named_examples(examples: Any, factory: str, interface: Interface) -> Arrays
         raise ModelError(
             f"factory '{factory}' gave {count} example inputs ({', '.join(given)}), the recipe has {', '.join(names)}"
         )
-    found: Arrays = {}
+    arrays: Arrays = {}
     lengths: dict[str, int] = {}
     for spec in interface.inputs:
         value = given[spec.name]
@@ -136,8 +117,8 @@ def _named_examples(examples: Any, factory: str, interface: Interface) -> Arrays
         if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape, lengths):
             what = f"{array.dtype.name}{list(array.shape)}"
             raise ModelError(f"factory '{factory}': example input '{spec.name}' is {what}, the recipe says {spec}")
-        found[spec.name] = array
-    return found
+        arrays[spec.name] = array
+    return arrays
 
 
 def _fits(got: tuple[int, ...], said: Sequence[int | str], lengths: dict[str, int]) -> bool:

@@ -1,21 +1,19 @@
-"""Model source → `model.onnx` in a folder of its own. Here: what every exporter shares, and ONNX files.
-
-PyTorch and Hugging Face live in `export_torch` and `export_huggingface`, whose `main(payload)` runs in a child.
-"""
+"""Model source → `model.onnx` in a separate folder: what every exporter shares, and the export of ONNX files."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ExportError, ModelError
-from engineworks.fingerprint import installed_version
-from engineworks.model.onnx_files import MODEL_FILE, check_tensors, load_model, model_files
+from engineworks.host.packages import installed_version
+from engineworks.model.graphs import all_tensors
+from engineworks.model.onnx_files import MODEL_FILE, check_tensors, load_model, model_files, opset_of
 from engineworks.tensors import Dim, Profile, TensorSpec, profile_from_json, spec_from_json
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Interface:
-    """What the recipe says of the exported model: inputs, shapes of the outputs, profiles and opset."""
+    """What the recipe declares of the exported model: inputs, shapes of the outputs, profiles and opset."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: Mapping[str, tuple[Dim, ...]]
@@ -41,13 +39,13 @@ class Interface:
 
     def lengths(self) -> dict[str, tuple[int, ...]]:
         """Every length that a profile names for each dynamic dimension, rising."""
-        found: dict[str, set[int]] = {}
+        by_dim: dict[str, set[int]] = {}
         for spec in self.inputs:
             for axis, dim in enumerate(spec.shape):
                 if isinstance(dim, str):
                     ranges = [p.inputs[spec.name] for p in self.profiles]
-                    found.setdefault(dim, set()).update(r[axis] for x in ranges for r in (x.min, x.opt, x.max))
-        return {dim: tuple(sorted(lengths)) for dim, lengths in found.items()}
+                    by_dim.setdefault(dim, set()).update(r[axis] for x in ranges for r in (x.min, x.opt, x.max))
+        return {dim: tuple(sorted(lengths)) for dim, lengths in by_dim.items()}
 
 
 def interface_from_json(value: Mapping[str, Any]) -> Interface:
@@ -83,14 +81,6 @@ class ExportReport:
         }  # fmt: skip
 
 
-def export_report_from_json(value: Mapping[str, Any]) -> ExportReport:
-    """The inverse of `ExportReport.to_json`."""
-    return ExportReport(
-        exporter=value["exporter"], opset=value["opset"], files=tuple(value["files"]), bytes=value["bytes"],
-        seconds=value["seconds"], notes=tuple(value["notes"]), versions=dict(value["versions"]),
-    )  # fmt: skip
-
-
 def export_onnx(source: Path, out: Path) -> ExportReport:
     """Copy an ONNX file into the folder `out` as MODEL_FILE, its external data under their own names.
 
@@ -111,7 +101,7 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
     files = (MODEL_FILE, *names)
     return ExportReport(
         exporter="copy",
-        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        opset=opset_of(model),
         files=files,
         bytes=folder_bytes(out, files),
         seconds=time.monotonic() - started,
@@ -141,15 +131,13 @@ def versions_of(*distributions: str) -> dict[str, str]:
 def _external_names(source: Path, model: onnx.ModelProto) -> list[str]:
     """Names of the files that hold external tensors, each long enough: a truncated download is found here."""
     sizes: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
+    for tensor in all_tensors(model):
         entry = {e.key: e.value for e in tensor.external_data}
         name = entry.get("location")
         if not name:
             continue
         if Path(name).is_absolute() or ".." in Path(name).parts or name == MODEL_FILE:
             raise ModelError(f"{source}: external data '{name}' cannot keep its name", hint="save it beside the model")
-        if not (source.parent / name).is_file():
-            raise ModelError(f"{source}: external data '{name}' is missing", hint="copy it beside the model")
         size = sizes.setdefault(name, (source.parent / name).stat().st_size)
         end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
         if end > size:
@@ -158,16 +146,6 @@ def _external_names(source: Path, model: onnx.ModelProto) -> list[str]:
                 hint="the file is cut short: copy it again",
             )
     return sorted(sizes)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Initializers and constants of the graph and of the graphs inside its nodes."""
-    yield from graph.initializer
-    for attribute in (a for node in graph.node for a in node.attribute):
-        if attribute.HasField("t"):
-            yield attribute.t
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-            yield from _tensors(inner)
 
 
 def _copy(source: Path, target: Path) -> None:

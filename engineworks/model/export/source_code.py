@@ -1,6 +1,6 @@
-"""The user's own Python beside a recipe: which files a module is made of, and how one of its functions is loaded.
+"""The user's own Python next to a recipe: which files a module is made of, and how one of its functions is loaded.
 
-A name lies beside the recipe if `name.py` or `name/__init__.py` does; the folders between need no `__init__.py`, and
+A name lies next to the recipe if `name.py` or `name/__init__.py` does; the folders between need no `__init__.py`, and
 the standard library is never shadowed. Reading and importing follow this one rule, so that what is fingerprinted is
 what runs, even where an installed package has the same name as a folder of the recipe.
 """
@@ -28,7 +28,7 @@ def source_closure(module: str, root: Path) -> tuple[Path, ...]:
     """The module's file under `root`, then every file there that it imports, directly or not, sorted.
 
     Nothing is executed: imports are read from the syntax tree (`import_module("literal")` too). Empty if the module
-    is not under `root`; a file that does not parse stands for itself alone.
+    is not under `root`; a file that does not parse counts without its imports.
     """
     modules = local_modules(module, root)
     own = modules.pop(module, None)
@@ -37,17 +37,17 @@ def source_closure(module: str, root: Path) -> tuple[Path, ...]:
 
 def local_modules(module: str, root: Path) -> dict[str, Path]:
     """The same closure by module name, packages under the name of the package."""
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         path = find_module(name, root)
-        if name in found or path is None:
+        if name in modules or path is None:
             continue
-        found[name] = path
+        modules[name] = path
         waiting.extend(_parents(name))
         waiting.extend(_imported_names(name, path))
-    return found
+    return modules
 
 
 def imported_distributions(module: str, root: Path) -> dict[str, str]:

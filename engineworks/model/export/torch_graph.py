@@ -21,7 +21,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 def name_nodes(model: ir.Model, wrapper: str) -> None:
     """Name every node '<module path>/<operator>', with '_1', '_2', … for further ones of the same module.
 
-    So `keep: [encoder/layer/0/*]` says what it means, and names stay the same when other parts of the model change.
+    So `keep: [encoder/layer/0/*]` is readable, and names stay the same when other parts of the model change.
     Everything else that the exporter notes down (stack traces with paths of this machine) is removed.
     """
     taken: Counter[str] = Counter()

@@ -45,12 +45,11 @@ DYNAMO_OPSET = 18
 def write_onnx(
     module: torch.nn.Module, interface: Interface, out: Path, *, root: Path, examples: Arrays | None = None
 ) -> ExportReport:
-    """Export an eval'd module into the folder `out` as MODEL_FILE (weights above 1 GiB beside it).
+    """Export an eval'd module into the folder `out` as MODEL_FILE (weights above 1 GiB in DATA_FILE).
 
-    examples: inputs to trace and to check with; default: made from the interface. root: the recipe's folder, for
-    messages. Raises `ModelError` if the module does not fit the interface, `ExportError` if it fails or no exporter
-    gives a model with the module's outputs.
-    """
+    examples: arrays by input name, in the recipe's dtypes and shapes, to trace and to check with; default: made from
+    the interface. root: the recipe's folder, for messages. Raises `ModelError` if the module does not fit the
+    interface, `ExportError` if it fails or no exporter gives a model with the module's outputs."""
     started = time.monotonic()
     wrapped = _wrap(module, interface)
     trials = [_try_module(wrapped, interface, inputs, root) for inputs in trial_inputs(interface, examples)]
@@ -163,7 +162,7 @@ def _export_checked(
     export: Callable[[torch.nn.Module, Interface, Arrays], tuple[ir.Model, list[str]]], wrapped: torch.nn.Module,
     interface: Interface, out: Path, trials: list[Trial], repeatable: bool,
 ) -> list[str]:  # fmt: skip
-    """Export, write and check; what is to be said of it."""
+    """Export, write and check; returns notes for the report."""
     import onnx
 
     model, notes = export(wrapped, interface, trials[-1].inputs)
@@ -171,7 +170,7 @@ def _export_checked(
     convert_opset(model, interface.opset)
     if opset_of(model) != interface.opset:
         raise ExportError(
-            f"opset {interface.opset} cannot be had, only {opset_of(model)}",
+            f"opset {interface.opset} is not available, only {opset_of(model)}",
             hint=f"set model.opset: {opset_of(model)}",
         )
     name_interface(model, interface)
@@ -237,7 +236,7 @@ def _export_torchscript(wrapped: torch.nn.Module, interface: Interface, inputs: 
 
 
 def _one_line(error: BaseException) -> str:
-    """First line that says something; exporters wrap their reasons in pages."""
+    """First informative line; exporters wrap their reasons in pages."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(("#", "==", "--"))), "")
     kind = "" if isinstance(error, EngineworksError) else f"{type(error).__name__}: "

@@ -35,20 +35,20 @@ class Trial:
 
 
 def trial_inputs(interface: Interface, examples: Arrays | None) -> list[tuple[dict[str, int], Arrays]]:
-    """Inputs at the smallest lengths of the profiles, and last at the next larger ones: those are traced, as tracing
-    freezes a length of 1. Given examples are cut or repeated to these lengths; made ones have other values each time.
-    """
+    """(length of each dimension, arrays by input name in the recipe's dtypes) at the profiles' smallest lengths, and
+    last at the next larger ones: those are traced, as tracing freezes a length of 1. Given examples are cut or repeated
+    to these lengths; made ones have other values each time."""
     lengths = interface.lengths()
     low = {dim: known[0] for dim, known in lengths.items()}
     high = {dim: known[min(1, len(known) - 1)] for dim, known in lengths.items()}
-    found = []
+    trials = []
     for seed, dims in enumerate((low, high) if low != high else (low,)):
         shapes = {spec.name: spec.concrete(dims) for spec in interface.inputs}
         if examples is None:
-            found.append((dims, _made_inputs(interface, shapes, seed)))
+            trials.append((dims, _made_inputs(interface, shapes, seed)))
         else:
-            found.append((dims, {name: _fitted(examples[name], shape) for name, shape in shapes.items()}))
-    return found
+            trials.append((dims, {name: _fitted(examples[name], shape) for name, shape in shapes.items()}))
+    return trials
 
 
 def _made_inputs(interface: Interface, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
@@ -90,8 +90,9 @@ def compare_outputs(path: Path, trials: list[Trial]) -> float:
 
 
 def difference_of(expected: Arrays, got: Arrays) -> float | None:
-    """Largest absolute difference relative to the largest expected value of the same output; None if it is above
-    `TOLERANCE`, or if shapes, the places of NaN and infinity, or more than 1 % of the integers differ."""
+    """Largest absolute difference of arrays by output name, relative to the largest expected value of the same output,
+    computed in float64; None if it is above `TOLERANCE`, or if shapes, the places of NaN and infinity, or more than 1 %
+    of the integers differ."""
     worst = 0.0
     for name, right in expected.items():
         value = got[name]
@@ -105,9 +106,9 @@ def difference_of(expected: Arrays, got: Arrays) -> float | None:
         finite = np.isfinite(right)
         if not np.array_equal(finite, np.isfinite(value)):
             return None
-        wanted, found = right[finite].astype(np.float64), value[finite].astype(np.float64)
+        wanted, actual = right[finite].astype(np.float64), value[finite].astype(np.float64)
         scale = float(np.abs(wanted).max(initial=0.0))
-        off = float(np.abs(wanted - found).max(initial=0.0))
+        off = float(np.abs(wanted - actual).max(initial=0.0))
         relative = off / scale if scale else off
         if relative > limit:
             return None

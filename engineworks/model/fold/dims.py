@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError, SamplesError
-from engineworks.model.external_data import Declared, Outline, interface_problems
+from engineworks.model.export.outline import Declared, Outline, interface_problems
 from engineworks.model.graphs import all_graphs
 from engineworks.model.onnx_files import dtype_name, known_dim
 from engineworks.tensors import Dim, TensorSpec
@@ -71,7 +71,7 @@ def apply_inputs(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[
 
 
 def forget_inner_shapes(model: onnx.ModelProto) -> None:
-    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them anew. The
+    """Drop what the model claims of the dimensions of inner tensors and of outputs; inference finds them again. The
     inputs and outputs of branches and bodies keep their rank, which Loop needs."""
     for depth, graph in enumerate(all_graphs(model.graph)):
         del graph.value_info[:]
@@ -94,7 +94,7 @@ def apply_outputs(
     seen: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Write the dimensions of the graph's outputs, best source first: inferred lengths, the recipe, inferred names,
-    the model's own claim in the recipe's words, else '<output>_<axis>'.
+    the model's own claim in the recipe's names, else '<output>_<axis>'.
 
     `bound` and `seen` are one real run: the length of every input dimension, and the outputs' shapes. A claim that
     this run contradicts is not written.
@@ -110,11 +110,11 @@ def apply_outputs(
         shape.Clear()
         shape.SetInParent()
         for axis, length in enumerate(lengths):
-            found = inferred[axis]
+            inferred_dim = inferred[axis]
             sources = (
-                found if isinstance(found, int) else None,
+                inferred_dim if isinstance(inferred_dim, int) else None,
                 said[axis],
-                found if found in bound else None,
+                inferred_dim if inferred_dim in bound else None,
                 claims[axis],
             )
             fitting = (dim for dim in sources if dim is not None and _fits(dim, length, bound))
@@ -159,7 +159,7 @@ def _declared(value: onnx.ValueInfoProto) -> Declared:
 
 
 def _translated(claim: Dim | None, symbols: Symbols) -> Dim | None:
-    """The model's claim in the recipe's words, expressions too ('s26 + s70' → 'past + sequence'); None where it is of
+    """The model's claim in the recipe's names, expressions too ('s26 + s70' → 'past + sequence'); None where it is of
     names that are no input's."""
     if not isinstance(claim, str):
         return claim

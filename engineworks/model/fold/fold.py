@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +20,14 @@ from engineworks.errors import FoldError, ModelError
 from engineworks.model.equivalence import check_same_twice, compare, first_shapes, open_session
 from engineworks.model.fold import dims
 from engineworks.model.fold.folding import STRATEGIES, Strategy, tool_failures
+from engineworks.model.fold.inventory import Inventory, inventory
 from engineworks.model.fold.names import has_duplicate_node_names, name_nodes, name_tensors
 from engineworks.model.fold.preparation import Prepared, finish, prepare
 from engineworks.model.fold.repeatable import check_repeatable
 from engineworks.model.fold.tidy import constants_to_initializers, count_nodes, hoist_initializers
 from engineworks.model.graphs import subgraphs
-from engineworks.model.inspect import Inventory, inventory
-from engineworks.model.onnx_files import detach_weights, load_model, save_model
-from engineworks.model.opset import check_operators, lower_to_limits, opset_of
+from engineworks.model.onnx_files import detach_weights, load_model, opset_of, save_model
+from engineworks.model.opset import check_operators, lower_to_limits
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -62,14 +63,9 @@ class FoldReport:
 
     def to_json(self) -> dict[str, object]:
         return {
-            "strategy": self.strategy,
+            **vars(self),
             "fallbacks": [{"strategy": name, "why": why} for name, why in self.fallbacks],
-            "nodes_before": self.nodes_before,
-            "nodes_after": self.nodes_after,
-            "opset_from": self.opset_from,
-            "opset_to": self.opset_to,
             "max_abs": dict(self.max_abs),
-            "samples": self.samples,
             "notes": list(self.notes),
             "inventory": self.inventory.to_json(),
         }
@@ -77,7 +73,7 @@ class FoldReport:
 
 @dataclass(frozen=True)
 class _Original:
-    """The model as it came, loaded to be compared with; what the recipe says of it; and of the first of the feeds the
+    """The model as it came, loaded to be compared with; what the recipe declares of it; and, for the first feed, the
     lengths of the inputs' named dimensions and the shapes of the outputs."""
 
     session: onnxruntime.InferenceSession
@@ -100,8 +96,8 @@ def fold_model(
     """Fold the ONNX file `source` into the file `out` (weights above 1 GiB in `<out>.data`).
 
     `inputs`, `outputs`: the recipe's; their lengths and dimension names are checked against the model and written into
-    it. `feeds`: arrays by input name, at least one; the proof is as good as they are. The same arguments give the same
-    bytes.
+    it. `feeds`: arrays by input name, in the recipe's dtypes and shapes, at least one; the proof is as good as they
+    are. The same arguments give the same bytes.
 
     Raises `ModelError` for a model that cannot be used or does not fit the recipe, `SamplesError` for feeds that it
     cannot run, `FoldError` if the opset cannot be raised or no way to fold gave an equal model.
@@ -208,8 +204,7 @@ def _attempt(
     """Fold in one way, write the result to `path`, prove it. Raises `FoldError` or `ModelError` with the reason."""
     import onnx
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(prepared.model)
+    copy = deepcopy(prepared.model)
     try:
         folded = strategy.fold(copy, path.parent)
     except tool_failures() as error:

@@ -20,8 +20,8 @@ from engineworks.model.equivalence import runtime_reason
 from engineworks.model.fold.large_constants import NEVER_FOLDED, fold_large_constants
 from engineworks.model.fold.names import name_tensors
 from engineworks.model.fold.shapes import fold_known_shapes, infer_shapes, spell_out_limits
-from engineworks.model.fold.tidy import count_nodes, drop_unused, hoist_initializers, inline_known_branches, sort_nodes
-from engineworks.model.graphs import names_read, subgraphs
+from engineworks.model.fold.tidy import count_nodes, drop_unused, hoist_initializers, inline_known_branches
+from engineworks.model.graphs import names_read, sort_nodes, subgraphs
 from engineworks.model.tensor_storage import attach, tensor_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _SMALLEST_LIMIT_BYTES = 1 << 20
 _MAX_PASSES = 16
-_RUNTIME_FATAL, _RUNTIME_DEFAULT_SEVERITY = 4, 2  # of ONNX Runtime's logger, which does not tell what it was set to
+_RUNTIME_FATAL, _RUNTIME_DEFAULT_SEVERITY = 4, 2  # of ONNX Runtime's logger, which does not report its setting
 _SHOWN_CHARS = 500
 _TOOLS = threading.Lock()
 
@@ -122,10 +122,6 @@ def _graphsurgeon_pass(
     return folded
 
 
-def _fold_nothing(model: onnx.ModelProto, _: Path) -> onnx.ModelProto:
-    return model
-
-
 STRATEGIES: tuple[Strategy, ...] = (
     Strategy("polygraphy", partial(_fold_by_polygraphy, fold_shapes=True)),
     Strategy("graphsurgeon, branches by us", partial(_fold_by_graphsurgeon, fold_shapes=True)),
@@ -134,7 +130,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         "graphsurgeon, one constant at a time",
         partial(_fold_by_graphsurgeon, fold_shapes=False, partitioning="recursive"),
     ),
-    Strategy("clean-up only", _fold_nothing),
+    Strategy("clean-up only", lambda model, _: model),
 )
 
 
@@ -187,7 +183,7 @@ def _quiet_tools(ir_version: int) -> Iterator[list[str]]:
     Runtime's. All three keep one logger per interpreter, hence the lock.
 
     graphsurgeon has the constants of a branch computed in a model of ONNX's newest IR version, which ONNX Runtime may
-    not read yet: `ir_version` stands in for it meanwhile.
+    not read yet: `ir_version` replaces it meanwhile.
     """
     import onnx
     import onnxruntime

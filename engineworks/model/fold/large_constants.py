@@ -15,8 +15,8 @@ import numpy as np
 from engineworks.model.equivalence import runtime_failures
 from engineworks.model.fold.tidy import drop_unused
 from engineworks.model.graphs import subgraphs
-from engineworks.model.ort_forms import exact_options
-from engineworks.model.tensor_storage import detach, external_span, is_external, tensor_bytes
+from engineworks.model.runtime.ort_forms import exact_options
+from engineworks.model.tensor_storage import detach, is_external, tensor_bytes, tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +35,8 @@ def fold_large_constants(model: onnx.ModelProto, spill: Path, limit_bytes: int) 
 
     Expects sorted nodes and unique names; does nothing for models with few such weights.
     """
+    import onnx
+
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     wanted = _wanted_nodes(graph, constants)
@@ -51,7 +53,7 @@ def fold_large_constants(model: onnx.ModelProto, spill: Path, limit_bytes: int) 
                 continue
             for name, value in values.items():
                 tensor = graph.initializer.add(name=name, dims=value.shape)
-                tensor.data_type = _element_type(value)
+                tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
                 start = file.tell()
                 file.write(np.ascontiguousarray(value).data)
                 file.flush()
@@ -99,9 +101,9 @@ def _computed(
     import onnxruntime
 
     names = list(dict.fromkeys(name for name in node.input if name))
-    feeds = {name: _mapped(constants[name]) for name in names}
-    if any(feed is None for feed in feeds.values()):
+    if any(onnx.helper.tensor_dtype_to_np_dtype(constants[name].data_type).kind not in "fiub" for name in names):
         return None
+    feeds = {name: tensor_values(constants[name]) for name in names}
     outputs = [name for name in node.output if name]
     graph = onnx.helper.make_graph(
         [node],
@@ -118,25 +120,3 @@ def _computed(
         return dict(zip(outputs, session.run(outputs, feeds), strict=True))
     except runtime_failures():
         return None
-
-
-def _mapped(tensor: onnx.TensorProto) -> NDArray[np.generic] | None:
-    """The tensor's values, mapped from their file if they are detached; None for dtypes that NumPy has not."""
-    import onnx
-
-    if not is_external(tensor):
-        held: NDArray[np.generic] = onnx.numpy_helper.to_array(tensor)
-        return held if held.dtype.kind in "fiub" else None
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if dtype.kind not in "fiub":
-        return None
-    location, offset, _ = external_span(tensor)
-    values = np.memmap(location, dtype=dtype, mode="r", offset=offset, shape=tuple(tensor.dims))
-    aligned: NDArray[np.generic] = np.require(values, requirements=["C", "A"])
-    return aligned
-
-
-def _element_type(value: NDArray[np.generic]) -> int:
-    import onnx
-
-    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))

@@ -6,7 +6,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableSequence
 from typing import TYPE_CHECKING
 
-from engineworks.model.graphs import all_graphs, all_nodes, subgraphs
+from engineworks.model.graphs import all_graphs, all_nodes, fresh_name, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -27,14 +27,13 @@ def name_nodes(graph: onnx.GraphProto) -> None:
     seen: set[str] = set()
     for position, node in enumerate(all_nodes(graph)):
         if not node.name or node.name in seen:
-            node.name = _fresh(f"{node.op_type}_{position}", taken)
-            taken.add(node.name)
+            node.name = fresh_name(f"{node.op_type}_{position}", taken)
         seen.add(node.name)
 
 
 def name_tensors(graph: onnx.GraphProto) -> None:
     """Rename tensors inside of branches and bodies that share their name with another graph's tensor. ONNX allows
-    that for graphs beside each other; tools that flatten graphs or look tensors up by name do not."""
+    that for graphs next to each other; tools that flatten graphs or look tensors up by name do not."""
     taken = {name for inner in all_graphs(graph) for name in _defined(inner)}
     _rename(graph, ChainMap(), set(), taken)
 
@@ -42,7 +41,7 @@ def name_tensors(graph: onnx.GraphProto) -> None:
 def _rename(graph: onnx.GraphProto, visible: ChainMap[str, str], seen: set[str], taken: set[str]) -> None:
     own: dict[str, str] = {}
     for name in _defined(graph):
-        own[name] = name if name not in seen else _fresh(name, taken)
+        own[name] = name if name not in seen else fresh_name(name, taken)
         taken.add(own[name])
         seen.add(own[name])
     scope = visible.new_child(own)
@@ -69,12 +68,3 @@ def _defined(graph: onnx.GraphProto) -> Iterator[str]:
     names += [sparse.values.name for sparse in graph.sparse_initializer]
     names += [name for node in graph.node for name in node.output]
     yield from dict.fromkeys(name for name in names if name)
-
-
-def _fresh(stem: str, taken: set[str]) -> str:
-    if stem not in taken:
-        return stem
-    number = 1
-    while f"{stem}_{number}" in taken:
-        number += 1
-    return f"{stem}_{number}"

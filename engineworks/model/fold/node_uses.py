@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import all_nodes
+from engineworks.model.tensor_storage import is_external, tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -29,13 +30,13 @@ def operator_name(node: onnx.NodeProto) -> str:
 
 def node_uses(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Use → names of the nodes, branches and bodies included. Small weights must be loaded."""
-    found: dict[str, list[str]] = {}
+    uses: dict[str, list[str]] = {}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in all_nodes(model.graph):
         operator = operator_name(node)
         for use in ("", *_particular(node, operator, constants)):
-            found.setdefault(f"{operator}:{use}" if use else operator, []).append(node.name)
-    return {use: tuple(nodes) for use, nodes in sorted(found.items())}
+            uses.setdefault(f"{operator}:{use}" if use else operator, []).append(node.name)
+    return {use: tuple(nodes) for use, nodes in sorted(uses.items())}
 
 
 def _particular(node: onnx.NodeProto, operator: str, constants: Mapping[str, onnx.TensorProto]) -> Iterator[str]:
@@ -64,7 +65,7 @@ def _quantizer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) 
 
 
 def stored_type(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> str:
-    """Type of the quantized side of a QuantizeLinear or DequantizeLinear, such as 'int8'; '' where nothing tells."""
+    """Type of the quantized side of a QuantizeLinear or DequantizeLinear, such as 'int8'; '' where it is unknown."""
     import onnx
 
     zero = constants.get(node.input[2]) if len(node.input) > 2 else None
@@ -78,9 +79,6 @@ def stored_type(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto])
 
 def _is_zero(tensor: onnx.TensorProto | None) -> bool:
     """Whether all its values are 0; a computed one may be anything, and one in a file of its own is not looked at."""
-    from engineworks.model.lower.half.graph import tensor_values
-    from engineworks.model.tensor_storage import is_external
-
     if tensor is None:
         return False
     return is_external(tensor) or not tensor_values(tensor).astype("float32").any()

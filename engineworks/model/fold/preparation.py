@@ -15,8 +15,8 @@ from engineworks.model.fold.tidy import (
     drop_inputs_with_values,
     drop_unused,
     hoist_initializers,
-    sort_nodes,
 )
+from engineworks.model.graphs import sort_nodes
 from engineworks.model.onnx_files import ir_version_for, known_dim
 from engineworks.model.opset import inline_functions, raise_opset, tidy_domains
 from engineworks.tensors import Dim, TensorSpec
@@ -31,7 +31,7 @@ _KEPT_FIELDS = ("producer_name", "producer_version", "domain", "model_version", 
 class Prepared:
     """The graph that every strategy starts from.
 
-    claims, symbols: what the model said of its outputs' dimensions, and the recipe's names for the model's own.
+    claims, symbols: what the model declared of its outputs' dimensions, and the recipe's names for the model's own.
     notes: what was changed, one sentence each.
     """
 
@@ -58,7 +58,7 @@ def prepare(model: onnx.ModelProto, inputs: Sequence[TensorSpec], minimum_opset:
 
 
 def finish(folded: onnx.ModelProto, prepared: Prepared) -> onnx.ModelProto:
-    """The folded graph as it is written: the interface and metadata of the prepared one, everything else anew."""
+    """The folded graph as it is written: the interface and metadata of the prepared one, everything else rebuilt."""
     for field in ("input", "output"):
         folded.graph.ClearField(field)
         getattr(folded.graph, field).extend(getattr(prepared.model.graph, field))

@@ -6,11 +6,13 @@ A seed does not make an operator repeatable: it fixes the sequence, and every ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.model.graphs import names_read, node_label, subgraphs
-from engineworks.model.opset import inline_functions, opset_of, shortened
+from engineworks.model.onnx_files import opset_of
+from engineworks.model.opset import inline_functions, shortened
 
 if TYPE_CHECKING:
     import onnx
@@ -30,10 +32,7 @@ def check_repeatable(model: onnx.ModelProto, where: str) -> None:
     functions too. Nodes that no output needs, and branches that are never taken, do not count."""
     shown = model
     if model.functions:
-        import onnx
-
-        shown = onnx.ModelProto()
-        shown.CopyFrom(model)
+        shown = deepcopy(model)
         shown = inline_functions(shown)
     opset, random, training = opset_of(shown), list[str](), list[str]()
     for node, constants in _used(shown.graph, {}):
@@ -92,18 +91,18 @@ def _taken(node: onnx.NodeProto, constants: Constants) -> Iterator[onnx.GraphPro
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Initializers and tensors of Constant nodes by name, through Identity too. Expects sorted nodes for the latter."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Identity" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
+            constants[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    return constants
 
 
 def _in_training(node: onnx.NodeProto, opset: int, constants: Constants) -> bool:
-    """Whether a Dropout drops or a BatchNormalization takes the statistics of its own batch. Where only a run can tell
-    (training mode is computed, or an input of the model), no; folding then finds it by running the model twice."""
+    """Whether a Dropout drops or a BatchNormalization takes the statistics of its own batch. Where only a run can show
+    it (training mode is computed, or an input of the model), no; folding then finds it by running the model twice."""
     if node.op_type not in ("Dropout", "BatchNormalization"):
         return False
     attributes = {attribute.name: attribute.i for attribute in node.attribute}

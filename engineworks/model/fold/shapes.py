@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from engineworks.model.fold.tidy import set_nodes
-from engineworks.model.graphs import all_graphs, all_nodes, subgraphs
+from engineworks.model.graphs import all_graphs, all_nodes, set_nodes, subgraphs
 from engineworks.model.onnx_files import known_dim
 from engineworks.tensors import Dim
 
@@ -20,7 +19,8 @@ Lengths = Sequence[Dim | None]
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the types and shapes of inner tensors as far as they can be told; unchanged if inference fails.
+    """The model with the types and shapes of inner tensors as far as they can be inferred; unchanged if inference
+    fails.
 
     ONNX gives up at a Reshape to lengths that it does not know, and at everything behind it. But the number of these
     lengths is known, and so the rank, which the version converter and others need.
@@ -46,7 +46,7 @@ def _add_ranks(model: onnx.ModelProto) -> bool:
     lengths = {t.name: t.dims[0] for t in graph.initializer if len(t.dims) == 1}
     lengths |= {n: t.shape.dim[0].dim_value for n, t in types.items() if ranks.get(n) == 1}
     elements = {name: t.elem_type for name, t in types.items()} | {t.name: t.data_type for t in graph.initializer}
-    found = False
+    added = False
     for node in graph.node:
         if node.op_type != "Reshape" or node.domain or len(node.input) < 2 or node.output[0] in ranks:
             continue
@@ -56,8 +56,8 @@ def _add_ranks(model: onnx.ModelProto) -> bool:
             value.type.tensor_type.elem_type = element
             for _ in range(rank):
                 value.type.tensor_type.shape.dim.add()
-            found = True
-    return found
+            added = True
+    return added
 
 
 def fold_known_shapes(graph: onnx.GraphProto, known: Mapping[str, Lengths] | None = None) -> int:

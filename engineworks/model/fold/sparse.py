@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
-from engineworks.model.graphs import all_graphs, subgraphs
+from engineworks.model.graphs import model_graphs, model_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -21,31 +20,16 @@ def make_dense(model: onnx.ModelProto, where: str) -> None:
     """
     import onnx
 
-    for graph in _graphs(model):
+    for graph in model_graphs(model):
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse, sparse.values.name, where))
         graph.ClearField("sparse_initializer")
-    for node in _nodes(model):
+    for node in model_nodes(model):
         if node.op_type != "Constant" or not node.attribute or node.attribute[0].name != "sparse_value":
             continue
         if node.attribute[0].type == onnx.AttributeProto.SPARSE_TENSOR:  # not a reference to a function's attribute
             dense = _dense(node.attribute[0].sparse_tensor, node.output[0], where)
             node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", dense))
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield from all_graphs(model.graph)
-    for function in model.functions:
-        for node in function.node:
-            for inner in subgraphs(node):
-                yield from all_graphs(inner)
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for graph in _graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
 
 
 def _dense(sparse: onnx.SparseTensorProto, name: str, where: str) -> onnx.TensorProto:

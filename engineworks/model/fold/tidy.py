@@ -1,45 +1,15 @@
-"""Clean-up that changes no value: sorting, dropping what no output needs, constants as initializers, known branches
+"""Clean-up that changes no value: dropping what no output needs, constants as initializers, known branches
 in place. It expects unique tensor names (`names.name_tensors`)."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from engineworks.errors import ModelError
-from engineworks.model.graphs import all_graphs, all_nodes, names_read, node_label, subgraphs
+from engineworks.model.graphs import all_graphs, all_nodes, constant_tensor, names_read, set_nodes, subgraphs
 
 if TYPE_CHECKING:
     import onnx
-
-
-def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put every node after those whose tensors it reads, else in the order it had. Raises `ModelError` for a cycle."""
-    for node in graph.node:
-        for inner in subgraphs(node):
-            sort_nodes(inner)
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    readers: dict[int, list[int]] = {}
-    waiting = []
-    for index, node in enumerate(graph.node):
-        needed = {makers[name] for name in names_read(node) if name in makers}
-        waiting.append(len(needed))
-        for maker in needed:
-            readers.setdefault(maker, []).append(index)
-    ready = [index for index, count in enumerate(waiting) if not count]
-    order = []
-    while ready:
-        order.append(heapq.heappop(ready))
-        for reader in readers.get(order[-1], ()):
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heapq.heappush(ready, reader)
-    if len(order) < len(waiting):
-        stuck = next(node for node, count in zip(graph.node, waiting, strict=True) if count)
-        raise ModelError(f"the graph has a cycle through {node_label(stuck)} ({stuck.op_type})")
-    if order != sorted(order):
-        set_nodes(graph, [graph.node[index] for index in order])
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
@@ -88,12 +58,11 @@ def drop_inputs_with_values(graph: onnx.GraphProto) -> None:
 
 
 def constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes into initializers, in their own type: float attributes are float32 (graphsurgeon makes them
-    float64). Strings and sparse values stay nodes."""
+    """Turn Constant nodes into initializers, in their own type. Strings and sparse values stay nodes."""
     for inner in all_graphs(graph):
         kept = []
         for node in inner.node:
-            tensor = _constant(node)
+            tensor = constant_tensor(node)
             if tensor is None:
                 kept.append(node)
             else:
@@ -103,7 +72,7 @@ def constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def hoist_initializers(graph: onnx.GraphProto) -> None:
-    """Move the initializers of branches and bodies to the main graph, where they can be shared and kept beside the
+    """Move the initializers of branches and bodies to the main graph, where they can be shared and kept next to the
     file. graphsurgeon copies into every branch what it reads from outside. A branch keeps what it returns as it is,
     for ONNX Runtime wants a graph's outputs to be its own."""
     names = {tensor.name for tensor in graph.initializer}
@@ -127,57 +96,25 @@ def inline_known_branches(graph: onnx.GraphProto, known: Mapping[str, onnx.Tenso
     import onnx
 
     known = {**(known or {}), **{tensor.name: tensor for tensor in graph.initializer}}
-    inner_found = sum(inline_known_branches(inner, known) for node in graph.node for inner in subgraphs(node))
+    inner_inlined = sum(inline_known_branches(inner, known) for node in graph.node for inner in subgraphs(node))
     nodes: list[onnx.NodeProto] = []
-    found = 0
+    inlined = 0
     for node in graph.node:
         if node.op_type != "If" or node.domain or node.input[0] not in known:
             nodes.append(node)
             continue
-        found += 1
+        inlined += 1
         taken = "then_branch" if onnx.numpy_helper.to_array(known[node.input[0]]).item() else "else_branch"
         branch = next(attribute.g for attribute in node.attribute if attribute.name == taken)
         graph.initializer.extend(branch.initializer)
         nodes.extend(branch.node)
         for value, name in zip(branch.output, node.output, strict=True):
             nodes.append(onnx.helper.make_node("Identity", [value.name], [name], name=f"{node.name}/{name}"))
-    if found:
+    if inlined:
         set_nodes(graph, nodes)
-    return found + inner_found
-
-
-def set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Replace the graph's nodes."""
-    import onnx
-
-    copies = onnx.GraphProto()
-    copies.node.extend(nodes)
-    del graph.node[:]
-    graph.node.extend(copies.node)
+    return inlined + inner_inlined
 
 
 def count_nodes(graph: onnx.GraphProto) -> int:
     """Nodes of the graph and of everything inside of it."""
     return sum(1 for _ in all_nodes(graph))
-
-
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    import numpy as np
-    import onnx
-
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.ref_attr_name:
-        return None
-    tensor = onnx.TensorProto()
-    if attribute.name == "value":
-        tensor.CopyFrom(attribute.t)
-    elif attribute.name in ("value_float", "value_floats"):
-        tensor = onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), np.float32))
-    elif attribute.name in ("value_int", "value_ints"):
-        tensor = onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), np.int64))
-    else:
-        return None
-    tensor.name = node.output[0]
-    return tensor

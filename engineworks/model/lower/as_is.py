@@ -1,7 +1,7 @@
-"""A model that brings its own Q/DQ (quantization-aware training): looked at, never changed.
+"""A model that brings its own Q/DQ (quantization-aware training): checked, never changed.
 
-What a target cannot do with them (zero points that are not 0, say, which a CPU runs and TensorRT refuses) stands in
-`capabilities`, for it is the target's.
+What a target cannot do with them (zero points that are not 0, say, which a CPU runs and TensorRT refuses) is in
+`capabilities`, because it depends on the target.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engineworks.errors import ModelError
 from engineworks.model.fold.node_uses import stored_type
 from engineworks.model.graphs import all_nodes, node_label
-from engineworks.model.opset import opset_of
+from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
     import onnx

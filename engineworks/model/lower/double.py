@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from engineworks.model.graphs import all_nodes, all_tensors
+from engineworks.model.graphs import all_tensors, model_nodes
 from engineworks.model.lower.half.graph import DOUBLE, SINGLE, TypedGraph
 from engineworks.model.lower.half.patterns import integer_arithmetic
 from engineworks.model.lower.half.prove import check_well_formed
@@ -44,9 +44,10 @@ def holds_double(model: onnx.ModelProto) -> bool:
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     if any(v.type.tensor_type.elem_type == DOUBLE for v in values):
         return True
-    nodes = (*all_nodes(model.graph), *(n for f in model.functions for n in f.node))
     return any(t.data_type == DOUBLE for t in all_tensors(model)) or any(
-        a.name in ("to", "dtype", "output_dtype") and a.i == DOUBLE for node in nodes for a in node.attribute
+        a.name in ("to", "dtype", "output_dtype") and a.i == DOUBLE
+        for node in model_nodes(model)
+        for a in node.attribute
     )
 
 
@@ -67,5 +68,5 @@ def _kept(graph: TypedGraph, facts: WeightFacts) -> dict[int, str]:
             reason = "computed from integers, which float32 would round"
         if reason:
             kept[at] = reason
-    found = with_neighbours(graph, kept, float_io=True)
-    return {at: "lies between nodes that stay double" if why == BETWEEN else why for at, why in found.items()}
+    reasons = with_neighbours(graph, kept, float_io=True)
+    return {at: "lies between nodes that stay double" if why == BETWEEN else why for at, why in reasons.items()}

@@ -96,7 +96,7 @@ class QuantizedWeight:
 def quantize_weight(
     values: NDArray[np.float32], axis: int | None, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 values and their scale: fp32[n] along `axis`, a scalar where that is None.
+    """Symmetric int8 values in the shape of `values`, and their scale: fp32[n] along `axis`, fp32[] where that is None.
 
     scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1.
     Raises `LoweringError` for NaN and infinity.
@@ -114,7 +114,8 @@ def quantize_weight(
 
 
 def quantize_weight_fp8(values: NDArray[np.float32], name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """e4m3 values and one scale, max|w| / 448. Raises `LoweringError` for NaN and infinity."""
+    """e4m3 values in the shape of `values` and one scale, fp32[], max|w| / 448 (OCP FP8, table 1). Raises
+    `LoweringError` for NaN and infinity."""
     import ml_dtypes
 
     scale = np.float32(_largest(values, None, name).item() / FP8_MAX)
@@ -128,7 +129,7 @@ def quantize_weight_fp8(values: NDArray[np.float32], name: str) -> tuple[NDArray
 def quantize_weight_int4(
     values: NDArray[np.float32], axis: int, block: int, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Values in -8 … 7 (as int8) and scales of blocks of `block` weights along `axis` of a matrix.
+    """Values in -8 … 7, int8 in the shape of the matrix, and scales, fp32 with `axis` in blocks of `block` weights.
 
     Of a few ends of the range, each block takes that with the smallest squared error (`_CLIPS`). Raises
     `LoweringError` for NaN and infinity.

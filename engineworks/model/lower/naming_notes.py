@@ -1,4 +1,4 @@
-"""What a recipe names and does not get: one sentence for each reason, shown as notes of the build."""
+"""What a recipe asks for without effect: one sentence for each reason, shown as notes of the build."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from engineworks.model.lower.formats import FORMATS
 from engineworks.model.lower.quantizable import WORTHWHILE, KeptNode, matches
+from engineworks.model.opset import shortened
 
 if TYPE_CHECKING:
     import onnx
-
-_SHOWN = 3
 
 
 def not_quantized(
@@ -25,12 +24,12 @@ def not_quantized(
             if node.named == name:
                 reasons.setdefault(node.reason, []).append(node.name)
         for reason, labels in reasons.items():
-            yield f"{name} is asked for {_several(labels)}, which cannot have it: {reason}"
+            yield f"{name} is asked for {shortened(labels)}, which cannot have it: {reason}"
         for pattern in patterns:
             ops = _operators(nodes, pattern)
             if pattern != WORTHWHILE and not ops & set(FORMATS[name].operators):
-                fitting = ", ".join(FORMATS[name].operators)
-                yield f"{name} is asked for '{pattern}' ({_several(ops)}), which cannot have it: it is for {fitting}"
+                named, fitting = shortened(sorted(ops)), ", ".join(FORMATS[name].operators)
+                yield f"{name} is asked for '{pattern}' ({named}), which cannot have it: it is for {fitting}"
 
 
 def kept_in_vain(
@@ -39,23 +38,17 @@ def kept_in_vain(
     """Patterns of `keep` that name nothing which would be quantized without them. quantizable: names of such nodes."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in quantizable for node in nodes):
-            ops = _several(_operators(nodes, pattern))
-            yield f"keep names '{pattern}' ({ops}) in vain: int8 and fp8 would not take it"
+            ops = shortened(sorted(_operators(nodes, pattern)))
+            yield f"keep names '{pattern}' ({ops}) without effect: int8 and fp8 would not quantize it"
 
 
 def fp32_in_vain(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], kept: Collection[str]) -> Iterator[str]:
     """Patterns of `fp32` that name no node with a floating-point tensor. kept: names of the nodes that stay fp32."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in kept for node in nodes):
-            ops = _several(_operators(nodes, pattern))
-            yield f"fp32 names '{pattern}' ({ops}) in vain: nothing of it would be lowered"
+            ops = shortened(sorted(_operators(nodes, pattern)))
+            yield f"fp32 names '{pattern}' ({ops}) without effect: nothing of it would be lowered"
 
 
 def _operators(nodes: Sequence[onnx.NodeProto], pattern: str) -> set[str]:
     return {node.op_type for node in nodes if matches(node, pattern)}
-
-
-def _several(names: Collection[str]) -> str:
-    listed = sorted(names) if isinstance(names, set) else list(names)
-    more = len(listed) - _SHOWN
-    return ", ".join(listed[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

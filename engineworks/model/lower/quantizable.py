@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ _PASSING = ("Identity", "Transpose")
 @dataclass(frozen=True)
 class KeptNode:
     """A node of a quantizable type that stays in high precision, and why, as half a sentence. named: the format that
-    the recipe names it for, in vain; '' where it does not name it, or keeps it out."""
+    the recipe asks for it, without effect; '' where it does not, or keeps the node out."""
 
     name: str
     op_type: str
@@ -75,6 +75,18 @@ class QuantizationPlan:
     nodes: Mapping[int, NodePlan]
     kept: tuple[KeptNode, ...]
 
+    def without(self, tensors: Collection[str], model: onnx.ModelProto) -> QuantizationPlan:
+        """Without the nodes whose activations are among `tensors`, which were empty in every calibration sample."""
+        nodes, kept = dict(self.nodes), list(self.kept)
+        for at, plan in self.nodes.items():
+            empty = next((o.tensor for o in plan.operands if isinstance(o, Activation) and o.tensor in tensors), None)
+            if empty is not None:
+                node = model.graph.node[at]
+                reason = f"'{empty}' was empty in every calibration sample"
+                kept.append(KeptNode(node_label(node), node.op_type, reason))
+                del nodes[at]
+        return QuantizationPlan(nodes, tuple(kept))
+
 
 KEPT_BY = "kept by"
 """How the reason of a node begins that the recipe keeps out."""
@@ -117,7 +129,7 @@ def plan_quantization(
     for at, node in enumerate(model.graph.node):
         if node.op_type not in op_types or node.domain not in ("", "ai.onnx"):
             continue
-        chosen, pattern = _chosen_format(node, {name: found[at] for name, found in wanted.items() if at in found})
+        chosen, pattern = _chosen_format(node, {name: matched[at] for name, matched in wanted.items() if at in matched})
         stays = never.get(at) or (kept_by.get(at) if chosen and chosen.activations else None)
         if chosen is None or stays is not None:
             kept.append(
@@ -153,9 +165,9 @@ def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Fo
     if not matched:
         return None, ""
     if len(matched) > 1:
-        (one, first), (other, second) = list(matched.items())[:2]
+        (chosen, first), (other, second) = list(matched.items())[:2]
         raise PatternError(
-            f"node '{node_label(node)}' is to be {one} by '{first}' and {other} by '{second}'",
+            f"node '{node_label(node)}' is to be {chosen} by '{first}' and {other} by '{second}'",
             hint="let one of the two globs name fewer nodes",
         )
     name, pattern = next(iter(matched.items()))
@@ -164,7 +176,7 @@ def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Fo
 
 def _match(model: onnx.ModelProto, patterns: Sequence[str], what: str) -> dict[int, str]:
     """Position of each node that a pattern matches → the first such pattern."""
-    found: dict[int, str] = {}
+    first_pattern: dict[int, str] = {}
     for pattern in patterns:
         matched = [at for at, node in enumerate(model.graph.node) if matches(node, pattern)]
         if not matched:
@@ -173,8 +185,8 @@ def _match(model: onnx.ModelProto, patterns: Sequence[str], what: str) -> dict[i
             names = " or ".join(f"'{name}'" for name in close)
             hint = f"did you mean {names}?" if close else "run inspect to see the names of its nodes"
             raise PatternError(f"{what}: '{pattern}' matches no node of the model", hint=hint)
-        found |= {at: pattern for at in matched if at not in found}
-    return found
+        first_pattern |= {at: pattern for at in matched if at not in first_pattern}
+    return first_pattern
 
 
 def matches(node: onnx.NodeProto, pattern: str) -> bool:
@@ -204,14 +216,14 @@ class _Sources:
     def operands(self, node: onnx.NodeProto, chosen: Format) -> tuple[Activation | Weight, ...]:
         """Those of the first two inputs that the format stores. Raises `_NotQuantized` where they cannot or should
         not be."""
-        found = tuple(self._operand(node, index) for index in (0, 1))
-        weights = [o for o in found if isinstance(o, Weight)]
+        operands = tuple(self._operand(node, index) for index in (0, 1))
+        weights = [o for o in operands if isinstance(o, Weight)]
         if len(weights) == 2:
             raise _NotQuantized("both its operands are constant: it should have been folded")
-        if node.op_type.startswith("Conv") and not isinstance(found[1], Weight):
+        if node.op_type.startswith("Conv") and not isinstance(operands[1], Weight):
             raise _NotQuantized("its weights are computed at run time")
         if chosen.activations:
-            return found
+            return operands
         if not weights:
             raise _NotQuantized("none of its operands is a weight")
         return tuple(_in_blocks(weights[0]) if chosen.name == "int4_weights" else weight for weight in weights)
@@ -219,25 +231,25 @@ class _Sources:
     def is_depthwise(self, node: onnx.NodeProto) -> bool:
         """Whether each channel of the input is convolved by itself."""
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-        found = self._constant(node.input[1]) if node.op_type == "Conv" and groups > 1 else None
-        return found is not None and found[0].dims[found[1][1]] == 1
+        constant = self._constant(node.input[1]) if node.op_type == "Conv" and groups > 1 else None
+        return constant is not None and constant[0].dims[constant[1][1]] == 1
 
     def is_thin(self, node: onnx.NodeProto) -> bool:
         """Whether it is a convolution with few channels, before or behind it."""
-        found = self._constant(node.input[1]) if node.op_type.startswith("Conv") else None
-        return found is not None and min(found[0].dims[axis] for axis in found[1][:2]) <= THIN_CHANNELS
+        constant = self._constant(node.input[1]) if node.op_type.startswith("Conv") else None
+        return constant is not None and min(constant[0].dims[axis] for axis in constant[1][:2]) <= THIN_CHANNELS
 
     def _operand(self, node: onnx.NodeProto, index: int) -> Activation | Weight:
         import onnx
 
         name = node.input[index]
-        found = self._constant(name)
-        kind = found[0].data_type if found else self._types.get(name, onnx.TensorProto.FLOAT)
+        constant = self._constant(name)
+        kind = constant[0].data_type if constant else self._types.get(name, onnx.TensorProto.FLOAT)
         if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
             raise _NotQuantized(f"'{name}' is {onnx.TensorProto.DataType.Name(kind).lower()}, not float32")
-        if found is None:
+        if constant is None:
             return Activation(index, name)
-        tensor, axes, names = found
+        tensor, axes, names = constant
         if not math.prod(tensor.dims):
             raise _NotQuantized(f"its weight '{name}' is empty")
         return Weight(index, tensor, axes, _channel_axis(node, index, len(axes)), names)

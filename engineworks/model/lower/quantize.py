@@ -9,15 +9,16 @@ a later pass can convert what is left to fp16.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError
 from engineworks.model.calibrate.ranges import Ranges
-from engineworks.model.graphs import names_read
+from engineworks.model.graphs import copy_fields, fresh_name, names_read
 from engineworks.model.lower.formats import (
     FORMATS,
     Format,
@@ -36,6 +37,7 @@ from engineworks.model.lower.quantizable import (
     node_label,
     plan_quantization,
 )
+from engineworks.model.onnx_files import opset_of
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +84,7 @@ def quantize(
     formats need (`raise_opset_for`), an entry that matches no node, a node that two formats name, an activation
     without a range, and a weight that is not finite or not loaded.
     """
-    plan = plan_quantization(model, globs, keep, op_types, fp32)
+    plan = plan_quantization(model, globs, keep, op_types, fp32).without(ranges.empty if ranges else (), model)
     _check_opset(model, {node.format.name: node.format for node in plan.nodes.values()}.values())
     writer = _Writer(model, ranges)
     for at, node in enumerate(model.graph.node):
@@ -102,17 +104,14 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
 
     Raises `LoweringError` where ONNX's version converter cannot do it.
     """
-    import onnx
 
     from engineworks.model.lower.half.graph import whole_model
     from engineworks.model.lower.half.read import typed_graph
-    from engineworks.model.opset import opset_of
 
     needed = max((FORMATS[name].opset for name in globs), default=0)
     if opset_of(model) >= needed:
         return model
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = deepcopy(model)
     graph = typed_graph(name_nodes(named), minimum_opset=needed)
     raised = whole_model(graph.shell, graph.weights)
     _check_opset(raised, [FORMATS[name] for name in globs])
@@ -127,12 +126,12 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    for one in formats:
-        if opset < one.opset:
+    opset = opset_of(model)
+    for format_ in formats:
+        if opset < format_.opset:
             raise PrecisionError(
-                f"the model is of opset {opset}; {one.name} needs {one.opset}, and it could not be raised",
-                hint=f"export it with opset {one.opset} or later",
+                f"the model is of opset {opset}; {format_.name} needs {format_.opset}, and it could not be raised",
+                hint=f"export it with opset {format_.opset} or later",
             )
 
 
@@ -153,27 +152,25 @@ class _Writer:
         self, node: onnx.NodeProto, operands: Iterable[Activation | Weight] = (), chosen: Format = FORMATS["int8"]
     ) -> None:
         """Append the node, its `operands` read from the format."""
-        import onnx
 
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         for operand in operands:
             made = self._weight(operand, chosen) if isinstance(operand, Weight) else self._activation(operand, chosen)
             copy.input[operand.index] = made
         self._nodes.append(copy)
 
     def _activation(self, operand: Activation, chosen: Format) -> str:
-        """Name of the tensor after Q and DQ, which stand before its first consumer of this format."""
+        """Name of the tensor after Q and DQ, which precede its first consumer of this format."""
         tensor = operand.tensor
         key = tensor, chosen.name
         if key not in self.activations:
-            found = self._ranges.tensors.get(tensor) if self._ranges else None
-            if found is None:
+            seen = self._ranges.tensors.get(tensor) if self._ranges else None
+            if seen is None:
                 raise LoweringError(
                     f"activation '{tensor}' has no calibration range",
                     hint="calibrate this model again, with the same 'keep'",
                 )
-            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(found)), chosen)
+            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(seen)), chosen)
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
             self._append_node("QuantizeLinear", tensor, [tensor, *parameters], quantized)
             self._append_node("DequantizeLinear", tensor, [quantized, *parameters], dequantized)
@@ -227,12 +224,7 @@ class _Writer:
         self._nodes.append(node)
 
     def _unique(self, name: str) -> str:
-        found, number = name, 1
-        while found in self._taken:
-            number += 1
-            found = f"{name}_{number}"
-        self._taken.add(found)
-        return found
+        return fresh_name(name, self._taken, first=2)
 
     def finish(self) -> onnx.ModelProto:
         """The new model, without the weights (and the nodes that only passed them on) that nothing reads any more."""
@@ -248,8 +240,8 @@ class _Writer:
             nodes.append(node)
         gone = self._replaced - used
         result = onnx.ModelProto()
-        _copy_fields(self._source, result, but={"graph"})
-        _copy_fields(graph, result.graph, but={"node", "initializer", "input", "value_info"})
+        copy_fields(self._source, result, but={"graph"})
+        copy_fields(graph, result.graph, but={"node", "initializer", "input", "value_info"})
         result.graph.node.extend(reversed(nodes))
         result.graph.initializer.extend(t for t in graph.initializer if t.name not in gone)
         result.graph.initializer.extend(self._initializers)
@@ -283,16 +275,3 @@ def _all_names(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         names.update((node.name, *node.output, *names_read(node)))
     return names
-
-
-def _copy_fields(source: Any, target: Any, *, but: set[str]) -> None:
-    """Copy a protobuf message field by field, so that no large one has to be copied to be dropped."""
-    for field, value in source.ListFields():
-        if field.name in but:
-            continue
-        if hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        elif hasattr(value, "CopyFrom"):
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)

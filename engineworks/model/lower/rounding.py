@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engineworks.model.graphs import set_nodes
 from engineworks.model.lower.half.graph import infer_types, split_model
 from engineworks.model.onnx_files import load_model
 
@@ -56,8 +57,7 @@ def graph_with_rounding(path: Path) -> tuple[bytes, int]:
             moved[result + "/noise"] = result  # counted only: the result keeps its name
             node.output[0] = f"{result}/exact"
             nodes += _noise(node.output[0], result, types[result], len(moved))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, nodes)
     return model.SerializeToString(), len(moved)
 
 

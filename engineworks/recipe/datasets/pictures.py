@@ -100,7 +100,7 @@ def _numbers(classes: set[str], known: Mapping[str, int]) -> Mapping[str, int]:
     """The model's own numbers if it knows all names, none where the classes are numbers already, else their order."""
     if classes <= known.keys():
         return known
-    return in_order(classes) if any(is_name(one) for one in classes) else {}
+    return in_order(classes) if any(is_name(label) for label in classes) else {}
 
 
 def _by_folder(names: Sequence[str]) -> dict[str, str]:

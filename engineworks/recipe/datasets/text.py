@@ -128,6 +128,7 @@ def sequence_dim(specs: Sequence[TensorSpec]) -> str | int:
             raise SamplesError(
                 f"input '{spec.name}' is {spec.dtype}{list(spec.shape)}: text makes int64 or int32 [batch, sequence]",
                 hint="give the arrays of such models as npz",
+                model_input=spec.name,
             )
         dims.add(spec.shape[1])
     if len(dims) != 1:
@@ -170,13 +171,13 @@ def length_limit(
 
 def _ranges(profiles: Profiles, dim: str | int, batch: str | int) -> tuple[tuple[int, int, int, int], ...]:
     """(least batch, most batch, least length, most length) of every profile."""
-    found = []
+    ranges = []
     for dims in profiles.values():
         if isinstance(dim, str) and dim in dims:
             least, _, most = dims[batch] if isinstance(batch, str) and batch in dims else (1, 1, 1 << 30)
             low, _, high = dims[dim]
-            found.append((least, most, low, high))
-    return tuple(found)
+            ranges.append((least, most, low, high))
+    return tuple(ranges)
 
 
 def _field(spec: TensorSpec, names: Mapping[str, str]) -> str:
@@ -184,5 +185,6 @@ def _field(spec: TensorSpec, names: Mapping[str, str]) -> str:
     if name not in FIELDS:
         hint = did_you_mean(name, FIELDS)
         hint += "" if spec.name in names else f"; or say which it is: names: {{{spec.name}: …}}"
-        raise SamplesError(f"no tokenizer makes '{name}' for input '{spec.name}'", hint=hint, key="names")
+        message = f"no tokenizer makes '{name}' for input '{spec.name}'"
+        raise SamplesError(message, hint=hint, key="names", model_input=spec.name)
     return name

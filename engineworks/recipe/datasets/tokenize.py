@@ -124,8 +124,8 @@ def padded(rows: Sequence[Sequence[int]], width: int, fill: int, dtype: str) -> 
 
 def _chunks(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
     chunk = []
-    for one in rows:
-        chunk.append(one)
+    for row in rows:
+        chunk.append(row)
         if len(chunk) == CHUNK:
             yield chunk
             chunk = []

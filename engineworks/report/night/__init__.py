@@ -1,1 +1,1 @@
-"""What a night of builds came to: chosen recipes, summary, metrics."""
+"""The summary of a night of builds, its metrics, and where they are published."""

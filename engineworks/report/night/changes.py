@@ -1,5 +1,5 @@
 """What changed since the nights before. A recipe or an engine is compared with its own last result: what is not part of
-this night is neither new, nor gone, nor mended. Plain values in, sentences out.
+this night is neither new, nor gone, nor fixed. Plain values in, sentences out.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 MOVED = 0.05
-"""Relative change of a median from which it is told. Between nights an unchanged engine is not measured again, so
-that what is told was measured anew; whether it is a regression is the gate's to say."""
+"""Relative change of a median from which it is reported. An unchanged engine is not measured again, so a reported
+median was measured again; the gate decides whether it is a regression."""
 
 Row = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 class Past:
     """What the nights before left: the last record of every recipe by name and of every engine by id, each with the end
     of its night as `at`. left_out: engines that `--only` left out of their last night. files: recipe files that there
-    are now, () where nobody says. absent: names of recipes that were not part of the last night."""
+    are now, () if unknown. absent: names of recipes that were not part of the last night."""
 
     recipes: Mapping[str, Row]
     engines: Mapping[str, Row]
@@ -37,13 +37,13 @@ class Past:
         """By name, why a recipe is no more: its file is not in the folder, or has another recipe in this night."""
         names, now = {r["recipe"] for r in recipes}, {r["file"]: r["recipe"] for r in recipes if r["file"]}
         folders = {PurePath(file).parent for file in self.files}
-        found = {}
+        reasons = {}
         for name, file in ((n, r.get("file")) for n, r in self.recipes.items() if n not in names):
             if file in now:
-                found[name] = f"{file} is recipe {now[file]} now"
+                reasons[name] = f"{file} is recipe {now[file]} now"
             elif file and file not in self.files and PurePath(file).parent in folders:
-                found[name] = f"{file} was removed"
-        return found
+                reasons[name] = f"{file} was removed"
+        return reasons
 
     def still_known(self, recipes: Sequence[Row], engines: Iterable[Row], left_out: Iterable[str]) -> tuple[Row, ...]:
         """Engines that the night of these has no result of, and that are not gone either."""
@@ -102,9 +102,7 @@ def _recipes(past: Past, recipes: Sequence[Row]) -> Iterable[str]:
     for recipe in recipes:
         if recipe["error"] and recipe["recipe"] not in wrong:
             yield f"{recipe['recipe']}: no result: {recipe['error'].splitlines()[0]}"
-    yield from (
-        f"{name}: has results again" for name in sorted(r["recipe"] for r in recipes if _mended(r, wrong, past))
-    )
+    yield from (f"{name}: has results again" for name in sorted(r["recipe"] for r in recipes if _fixed(r, wrong, past)))
     for name, why in sorted(past.gone(recipes).items()):
         count = sum(recipe_of(i) == name for i in past.engines)
         if count or name not in wrong:
@@ -115,14 +113,14 @@ def _wrong(past: Past) -> set[str]:
     return {name for name, r in past.recipes.items() if r.get("error")}
 
 
-def _mended(recipe: Row, wrong: Set[str], past: Past) -> bool:
+def _fixed(recipe: Row, wrong: Set[str], past: Past) -> bool:
     """Its last night had no result, perhaps under the name of its file, for its own could not be read."""
     files = {past.recipes[name].get("file") for name in wrong} - {None, ""}
     return not recipe["error"] and (recipe["recipe"] in wrong or recipe.get("file") in files)
 
 
 def _new(past: Past, engines: Iterable[Row]) -> Iterable[str]:
-    """Engines of a recipe that never had a result on record are no news besides 'has results again'."""
+    """Engines of a recipe that never had a result on record are not reported next to 'has results again'."""
     silent = _wrong(past) - {recipe_of(i) for i in past.engines}
     for engine in engines:
         if engine["id"] in past.left_out:

@@ -92,15 +92,15 @@ def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
     steps = _gauge(registry, "recipe_steps", "Steps of a recipe by how they went.", ("recipe", "how"))
     error = _gauge(registry, "recipe_without_result", "1 where a recipe has no result.", ("recipe",))
     part = _gauge(registry, "recipe_in_night", "0 where the last night left a recipe out: as it was last.", ("recipe",))
-    for one in night.absent:  # not mended by being left out
-        part.labels(one["recipe"]).set(0)
-        error.labels(one["recipe"]).set(bool(one["error"]))
-    for one in night.recipes:
-        part.labels(one["recipe"]).set(1)
-        took.labels(one["recipe"]).set(one["seconds"])
-        error.labels(one["recipe"]).set(bool(one["error"]))
+    for recipe in night.absent:  # leaving a recipe out fixes nothing
+        part.labels(recipe["recipe"]).set(0)
+        error.labels(recipe["recipe"]).set(bool(recipe["error"]))
+    for recipe in night.recipes:
+        part.labels(recipe["recipe"]).set(1)
+        took.labels(recipe["recipe"]).set(recipe["seconds"])
+        error.labels(recipe["recipe"]).set(bool(recipe["error"]))
         for how in ("run", "reused", "failed"):
-            steps.labels(one["recipe"], how).set(one["steps"].get(how, 0))
+            steps.labels(recipe["recipe"], how).set(recipe["steps"].get(how, 0))
     kinds = _gauge(
         registry, "step_duration_seconds", "Time of the steps that ran, by recipe and step.", ("recipe", "step")
     )

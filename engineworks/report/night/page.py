@@ -1,4 +1,4 @@
-"""A night's summary as Markdown: for Prefect's page, MLflow, a chat. What needs somebody comes first."""
+"""A night's summary as Markdown: for Prefect's page, MLflow, a chat. What needs work comes first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engineworks.report.figures import figure
+from engineworks.report.markdown import cell, table_lines
 from engineworks.report.night.changes import recipe_of
 
 if TYPE_CHECKING:
@@ -23,31 +24,27 @@ def render_night(night: Summary) -> str:
     lines = [f"# Night of {night.at:%Y-%m-%d}: {night.verdict}", "", f"{counts}. {_effort(night)}"]
     wrong = [r for r in night.recipes if r["error"]]
     if wrong:
-        lines += ["", "## Recipes without a result", "", *(f"- **{r['recipe']}**: {_cell(r['error'])}" for r in wrong)]
+        lines += ["", "## Recipes without a result", "", *(f"- **{r['recipe']}**: {cell(r['error'])}" for r in wrong)]
     lines += _not_part(night)
     lines += ["", "## Changed since last night", "", *_changes(night)]
-    lines += ["", "## Engines", "", *_table(HEADINGS, map(_engine, night.engines))]
+    lines += ["", "## Engines", "", *table_lines(HEADINGS, map(_engine, night.engines))]
     lines += ["", "## Rebuilt, and why", "", *_rebuilt(night)]
     if night.slowest:
         rows = ((s["id"], f"{s['seconds']:.1f}") for s in night.slowest)
-        lines += ["", "## Slowest steps", "", *_table(("step", "seconds"), rows)]
-    lines += [
-        "",
-        "## Recipes",
-        "",
-        *_table(("recipe", "seconds", "run", "reused", "failed", "MLflow run"), _recipes(night)),
-    ]
+        lines += ["", "## Slowest steps", "", *table_lines(("step", "seconds"), rows)]
+    headings = ("recipe", "seconds", "run", "reused", "failed", "MLflow run")
+    lines += ["", "## Recipes", "", *table_lines(headings, _recipes(night))]
     return "\n".join(lines) + "\n"
 
 
 def _not_part(night: Summary) -> list[str]:
-    """What the counts leave out, as it was last."""
+    """What the counts leave out, with its last result."""
     lines = []
     for recipe in night.absent:
         words = [e["verdict"] for e in night.known if recipe_of(e["id"]) == recipe["recipe"]]
         counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
         last = f"no result: {recipe['error'].splitlines()[0]}" if recipe["error"] else counts or "no engines"
-        lines.append(f"- **{recipe['recipe']}**: last on {recipe['at'][:10]}, {_cell(last)}")
+        lines.append(f"- **{recipe['recipe']}**: last on {recipe['at'][:10]}, {cell(last)}")
     if night.left_out:
         lines.append(f"- {len(night.left_out)} engines that --only left out: {', '.join(night.left_out)}")
     return ["", "## Not part of this run", "", *lines] if lines else []
@@ -64,7 +61,7 @@ def _changes(night: Summary) -> Iterable[str]:
         return ["No night before this one is on record."]
     earlier = [f"{r['recipe']} (its last: {r['at'][:10]})" for r in night.rejoined]
     note = ["", f"Not part of last night, so compared with their own last: {', '.join(earlier)}."] if earlier else []
-    return [*([f"- {_cell(c)}" for c in night.changes] or [f"Nothing, since {night.before}."]), *note]
+    return [*([f"- {cell(c)}" for c in night.changes] or [f"Nothing, since {night.before}."]), *note]
 
 
 def _rebuilt(night: Summary) -> Iterable[str]:
@@ -73,7 +70,7 @@ def _rebuilt(night: Summary) -> Iterable[str]:
     shown = night.rebuilt[:REBUILT]
     rows = ((s["id"], f"{s['seconds']:.1f}", s["reason"]) for s in sorted(shown, key=lambda s: str(s["id"])))
     more = len(night.rebuilt) - len(shown)
-    return [*_table(("step", "seconds", "why"), rows), *(["", f"and {more} shorter ones"] if more else [])]
+    return [*table_lines(("step", "seconds", "why"), rows), *(["", f"and {more} shorter ones"] if more else [])]
 
 
 def _engine(engine: Mapping[str, Any]) -> tuple[str, ...]:
@@ -86,20 +83,6 @@ def _engine(engine: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _recipes(night: Summary) -> Iterable[tuple[str, ...]]:
-    for one in sorted(night.recipes, key=lambda r: -r["seconds"]):
-        steps = one["steps"]
-        counts = (str(steps.get(k, 0)) for k in ("run", "reused", "failed"))
-        yield (one["recipe"], f"{one['seconds']:.1f}", *counts, f"`{one['run']}`" if one["run"] else "")
-
-
-def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    names = list(headings)
-    return [_line(names), _line(["---"] * len(names)), *map(_line, rows)]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(map(_cell, cells)) + " |"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    for recipe in sorted(night.recipes, key=lambda r: -r["seconds"]):
+        counts = (str(recipe["steps"].get(k, 0)) for k in ("run", "reused", "failed"))
+        yield (recipe["recipe"], f"{recipe['seconds']:.1f}", *counts, f"`{recipe['run']}`" if recipe["run"] else "")

@@ -1,4 +1,4 @@
-"""Where a night's summary goes besides Prefect: MLflow, and Prometheus by a file or a push gateway."""
+"""Publishes a night's summary outside Prefect: to MLflow, and to Prometheus by a file or a push gateway."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def record_summary(summary: Summary, tracking: Tracking) -> str:
 
 
 def publish_metrics(summary: Summary, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Write and push where the environment says so; a sentence for each that did not work."""
+    """Write and push where the environment names a place; returns a message per failure."""
     env = os.environ if environ is None else environ
     ways: dict[str, Callable[[str], None]] = {
         TEXTFILE: lambda place: write_metrics(summary, Path(place)),

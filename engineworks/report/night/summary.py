@@ -1,4 +1,4 @@
-"""A night in one value: what every build came to, beside the night before. Figures in, figures out: nothing is opened.
+"""A night in one value: the result of every build, next to the night before. Pure: figures in, figures out.
 
 The night before comes from MLflow, as the JSON that this module made of it.
 """
@@ -19,10 +19,10 @@ NIGHT_JSON, NIGHT_PAGE = "nightly.json", "nightly.md"
 """The summary's files in the night's MLflow run."""
 
 WORDS = ("failed", "fail", "inconclusive", "unmeasured", "pass", "refused")
-"""What an engine's night may end in, most severe first."""
+"""Results of an engine, most severe first."""
 
 SLOWEST = 10
-"""Steps that are named as the slowest."""
+"""Number of steps that are listed as the slowest."""
 
 
 class Nights(Protocol):
@@ -66,7 +66,7 @@ class Summary:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Engines by what they ended in; only what there was."""
+        """Engines by result, without zeros."""
         words = [e["verdict"] for e in self.engines]
         return {word: words.count(word) for word in WORDS if word in words}
 
@@ -96,7 +96,7 @@ class Summary:
         return json.dumps(self.to_json(), indent=1, allow_nan=False)
 
     def metrics(self) -> dict[str, float]:
-        """What MLflow draws over the nights."""
+        """The series that MLflow draws over the nights."""
         counts = {f"engines_{word}": float(number) for word, number in self.counts.items()}
         steps = {
             f"steps_{k}": float(sum(r["steps"].get(k, 0) for r in self.recipes)) for k in ("run", "reused", "failed")
@@ -118,7 +118,7 @@ def summarize_night(
     results: Iterable[Result], tracking: Nights, *, at: datetime | None = None, seconds: float | None = None,
     recipe_files: Sequence[str] = (),
 ) -> Summary:  # fmt: skip
-    """The night that these builds were, beside the nights on record. at: its end, by default now. seconds: wall
+    """The night of these builds, next to the recorded nights. at: its end, by default now. seconds: wall
     time of the whole night, by default the sum of its builds. recipe_files: all of the folder, chosen or not: a recipe
     of this folder whose file is not among them was removed.
 
@@ -159,7 +159,7 @@ def summarize_since(
     result: BuildResult, before: Mapping[str, Point], refused: Mapping[str, str], shape: str,
     left_out: Iterable[str] = (),
 ) -> tuple[str, ...]:  # fmt: skip
-    """Sentences on what is not as it was in an earlier build of the recipe, as a night tells them. before: by engine.
+    """Sentences on what changed since an earlier build of the recipe, as in a night's summary. before: by engine.
     refused: by engine, why it was. shape: whose medians are compared. left_out: engines that `--only` left out of the
     earlier build."""
     old = [

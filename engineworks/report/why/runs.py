@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_json, read_text, recorded
 from engineworks.errors import InputError, RecipeError
+from engineworks.plan.kinds import ACCURACY_FILE, LATENCY_FILE, STEP_KINDS
+from engineworks.plan.plan import closure
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
-from engineworks.tracking.records import ENGINE_DIGEST, KIND, RunSummary
+from engineworks.tracking.records import (
+    ENGINE_DIGEST,
+    ERROR_FILE,
+    KIND,
+    PLAN_FILE,
+    STEP_DOCUMENTS_FILE,
+    VERDICT_FILE,
+    RunSummary,
+    document_file,
+)
 from engineworks.tracking.runs import Tracking
 
 
@@ -29,10 +40,10 @@ def explain_runs(first: str, second: str | None, settings: Settings) -> list[Exp
     before = find_run(tracking, first) if second else _previous(tracking, after)
     pairs = _pairs(tracking, before, after)
     explained = []
-    for one, other in pairs:
-        found = explain(_side(tracking, store, one), _side(tracking, store, other))
-        file = build_of(tracking, other).tags.get("engineworks.file", "")
-        explained.append(_with_places(found, Path(file)))
+    for before_run, after_run in pairs:
+        explanation = explain(_side(tracking, store, before_run), _side(tracking, store, after_run))
+        file = build_of(tracking, after_run).tags.get("engineworks.file", "")
+        explained.append(_with_places(explanation, Path(file)))
     return explained
 
 
@@ -52,8 +63,8 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
         return [(before, after)]
     sides = []
     for run, other in ((before, after), (after, before)):
-        found = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[KIND] == "build" else [run])}
-        sides.append({k: r for k, r in found.items() if other.engine in (None, k)})
+        engines = {r.engine: r for r in (engine_runs(tracking, run) if run.tags[KIND] == "build" else [run])}
+        sides.append({k: r for k, r in engines.items() if other.engine in (None, k)})
     both = [engine for engine in sides[0] if engine in sides[1]]
     if not both:
         raise InputError(
@@ -64,8 +75,8 @@ def _pairs(tracking: Tracking, before: RunSummary, after: RunSummary) -> list[tu
 
 
 def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
-    plan = read_json(tracking, run.parent_run_id, "plan.json") if run.parent_run_id else None
-    accuracy = read_json(tracking, run.run_id, "accuracy.json")
+    plan = read_json(tracking, run.parent_run_id, PLAN_FILE) if run.parent_run_id else None
+    accuracy = read_json(tracking, run.run_id, ACCURACY_FILE)
     return Side(
         engine=run.engine or run.name,
         run=run.run_id,
@@ -74,11 +85,11 @@ def _side(tracking: Tracking, store: Store, run: RunSummary) -> Side:
         digest=run.tags.get(ENGINE_DIGEST, ""),
         documents=_documents(tracking, store, run),
         resolved=_resolved(plan, run),
-        checks=tuple(read_json(tracking, run.run_id, "verdict.json") or ()),
+        checks=tuple(read_json(tracking, run.run_id, VERDICT_FILE) or ()),
         accuracy=accuracy,
-        latency=read_json(tracking, run.run_id, "latency.json"),
+        latency=read_json(tracking, run.run_id, LATENCY_FILE),
         size=run.metrics.get("engine_bytes"),
-        error=(read_text(tracking, run.run_id, "error.txt") or "").partition("\n")[0],
+        error=(read_text(tracking, run.run_id, ERROR_FILE) or "").partition("\n")[0],
     )
 
 
@@ -97,44 +108,45 @@ def _resolved(plan: Any, run: RunSummary) -> Mapping[str, Any] | None:
 
 def _documents(tracking: Tracking, store: Store, run: RunSummary) -> dict[str, Mapping[str, Any]]:
     """Documents of all steps by kind, each with its key."""
-    found = read_json(tracking, run.run_id, "fingerprints/steps.json")
+    found = read_json(tracking, run.run_id, STEP_DOCUMENTS_FILE)
     if isinstance(found, dict):
         return found
     known: dict[str, Mapping[str, Any]] = {}
-    pending = []
-    for kind in ("build", "compare", "measure", "compare_champion"):
-        document = read_json(tracking, run.run_id, f"fingerprints/{kind}.json")
-        if document:
+    for kind in (name for name, row in STEP_KINDS.items() if row.owner == "engine"):
+        if document := read_json(tracking, run.run_id, document_file(kind)):
             known[kind] = document
-            pending += document.get("inputs", {}).values()
-    while pending:
-        artifact = store.get(pending.pop())
-        if artifact is not None and artifact.document["step"] not in known:
-            known[artifact.document["step"]] = {"key": artifact.key, **artifact.document}
-            pending += artifact.document.get("inputs", {}).values()
+
+    def inputs(key: str) -> Iterable[str]:
+        artifact = store.get(key)
+        if artifact is None:
+            return ()
+        known.setdefault(artifact.document["step"], {"key": key, **artifact.document})
+        return list(artifact.document.get("inputs", {}).values())
+
+    closure([key for document in known.values() for key in document.get("inputs", {}).values()], inputs)
     return known
 
 
-def _with_places(found: Explanation, file: Path) -> Explanation:
-    """Recipe lines get the place where they stand now, if the file is here and still has them."""
+def _with_places(explanation: Explanation, file: Path) -> Explanation:
+    """Recipe lines get their present place, if the file is here and still has them."""
     from engineworks.recipe.yaml_nodes import read_yaml
 
     if not file.is_file():
-        return replace(found, differences=tuple(_without_place(d) for d in found.differences))
+        return replace(explanation, differences=tuple(_without_place(d) for d in explanation.differences))
     try:
         node = read_yaml(file, str(file))
     except RecipeError:
-        return replace(found, differences=tuple(_without_place(d) for d in found.differences))
+        return replace(explanation, differences=tuple(_without_place(d) for d in explanation.differences))
 
-    def placed(one: Difference) -> Difference:
-        if one.kind != "recipe":
-            return one
-        parts = tuple(one.place.split("."))
-        there = node.get(parts[0]) is not None  # else it stands in the defaults, or nowhere
-        return replace(one, place=str(node.key_place(parts)) if there else "")
+    def placed(difference: Difference) -> Difference:
+        if difference.kind != "recipe":
+            return difference
+        parts = tuple(difference.place.split("."))
+        there = node.get(parts[0]) is not None  # else it is in the defaults, or nowhere
+        return replace(difference, place=str(node.key_place(parts)) if there else "")
 
-    return replace(found, differences=tuple(placed(d) for d in found.differences))
+    return replace(explanation, differences=tuple(placed(d) for d in explanation.differences))
 
 
-def _without_place(one: Difference) -> Difference:
-    return replace(one, place="")
+def _without_place(difference: Difference) -> Difference:
+    return replace(difference, place="")

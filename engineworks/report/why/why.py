@@ -1,7 +1,7 @@
-"""Why two engines differ: which input of which step, and what came of it. Pure: recorded documents in, sentences out.
+"""Why two engines differ: which input of which step, and its effect. Pure: recorded documents in, sentences out.
 
 A step's document is all that shapes its result (its key is the document's digest), so whatever made two engines
-different stands in the documents of their steps: the recipe's lines, files by their digests, versions, hardware.
+different is in the documents of their steps: the recipe's lines, files by their digests, versions, hardware.
 """
 
 from __future__ import annotations
@@ -12,22 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ORDER = (
-    "export",
-    "prepare",
-    "fold",
-    "calibrate",
-    "lower",
-    "build",
-    "reference",
-    "lowered_reference",
-    "compare",
-    "measure",
-    "compare_champion",
-)
+from engineworks.plan.kinds import STEP_KINDS, StepName
 
-MODEL_STEPS = frozenset({"export"})
-DATA_STEPS = frozenset({"prepare", "calibrate", "reference"})
 NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
 _FROM_RECIPE = {"profiles": "shapes", "shapes": "performance", "serving": "serving"}
 """What some settings of steps are called in a recipe."""
@@ -50,7 +36,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Effect:
-    """One figure or word of the result, before and after. said: what the difference means, '' where it says itself."""
+    """One figure or verdict of the result, before and after. said: its meaning, '' if obvious."""
 
     name: str
     before: str
@@ -105,12 +91,12 @@ class Explanation:
 def explain(before: Side, after: Side) -> Explanation:
     """Everything that differs between the two, inputs first."""
     old, new = before.documents or {}, after.documents or {}
-    anew = tuple(k for k in ORDER if k in old and k in new and old[k].get("key") != new[k].get("key"))
+    anew = tuple(k for k in STEP_KINDS if k in old and k in new and old[k].get("key") != new[k].get("key"))
     found: list[Difference] = [
         Difference("step", f"step {kind} is {'new' if kind in new else 'gone'}", (kind,))
-        for kind in ORDER if (kind in old) != (kind in new)
+        for kind in STEP_KINDS if (kind in old) != (kind in new)
     ]  # fmt: skip
-    for kind in ORDER:
+    for kind in STEP_KINDS:
         if kind in old and kind in new:
             found += _step_differences(kind, old[kind], new[kind])
     lines = list(_recipe_differences(before.resolved or {}, after.resolved or {}))
@@ -133,7 +119,7 @@ def changed_values(before: Any, now: Any, path: str = "") -> Iterator[tuple[str,
 
 
 def _told(setting: Difference, told: set[str]) -> bool:
-    """Whether a line of the recipe says it already, and where."""
+    """Whether a listed line of the recipe has this setting."""
     words = re.split(r"[.:]", setting.what)
     return bool({_FROM_RECIPE.get(words[0], words[0]), words[0], words[-2] if len(words) > 1 else ""} & told)
 
@@ -144,9 +130,9 @@ def _recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
             yield Difference("recipe", f"{path}: {shown(old)} → {shown(new)}", place=path)
 
 
-def _step_differences(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+def _step_differences(kind: StepName, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
     for name, first, second in changed_values(old.get("digests", {}), new.get("digests", {})):
-        yield Difference(_file_kind(kind), f"file {name}: {_contents(first, second)}", (kind,))
+        yield Difference(_file_kind(kind, name), f"file {name}: {_contents(first, second)}", (kind,))
     for name, first, second in changed_values(old.get("libraries", {}), new.get("libraries", {})):
         yield Difference("version", f"{name}: {shown(first)} → {shown(second)}", (kind,))
     for name, first, second in changed_values(old.get("hardware", {}), new.get("hardware", {})):
@@ -158,8 +144,10 @@ def _step_differences(kind: str, old: Mapping[str, Any], new: Mapping[str, Any])
         yield Difference("setting", f"{name}: {shown(first)} → {shown(second)}", (kind,))
 
 
-def _file_kind(step: str) -> str:
-    return "model" if step in MODEL_STEPS else "data" if step in DATA_STEPS else "code"
+def _file_kind(step: StepName, name: str) -> str:
+    if name.startswith("metric "):
+        return "code"
+    return "model" if STEP_KINDS[step].files == "model" else "data"
 
 
 def _contents(old: object, new: object) -> str:
@@ -174,13 +162,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
-def _joined(found: Iterable[Difference]) -> tuple[Difference, ...]:
+def _joined(differences: Iterable[Difference]) -> tuple[Difference, ...]:
     """One line for what several steps read."""
     merged: dict[tuple[str, str], Difference] = {}
-    for one in found:
-        known = merged.get((one.kind, one.what))
-        steps = (*(known.steps if known else ()), *one.steps)
-        merged[one.kind, one.what] = Difference(one.kind, one.what, tuple(dict.fromkeys(steps)), one.place)
+    for difference in differences:
+        known = merged.get((difference.kind, difference.what))
+        steps = (*(known.steps if known else ()), *difference.steps)
+        merged[difference.kind, difference.what] = Difference(
+            difference.kind, difference.what, tuple(dict.fromkeys(steps)), difference.place
+        )
     return tuple(merged.values())
 
 

@@ -50,7 +50,7 @@ def single_nodes(groups: Iterable[Group]) -> list[Group]:
 
 def exact_pattern(name: str) -> str:
     """A glob that matches this name alone."""
-    return _SPECIAL.sub(lambda found: f"[{found[0]}]", name)
+    return _SPECIAL.sub(lambda match: f"[{match[0]}]", name)
 
 
 def keep_patterns(kept: Sequence[Group], all_names: Iterable[str]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def _common_name(nodes: tuple[str, ...]) -> str:
     if len(nodes) == 1:
         return nodes[0]
     end = 0
-    for found in _SEPARATORS.finditer(nodes[0]):
-        if all(name.startswith(nodes[0][: found.end()]) for name in nodes):
-            end = found.end()
+    for match in _SEPARATORS.finditer(nodes[0]):
+        if all(name.startswith(nodes[0][: match.end()]) for name in nodes):
+            end = match.end()
     return nodes[0][:end] or f"{nodes[0]} … {nodes[-1]}"

@@ -112,7 +112,7 @@ def shortest_list(ranked: Sequence[Group], holds: Callable[[Sequence[Group]], bo
             low = middle
     kept = list(ranked[:high])
     for group in reversed(ranked[: high - 1]):  # the last of the list is needed: without it the limits did not hold
-        fewer = [one for one in kept if one is not group]
+        fewer = [other for other in kept if other is not group]
         if holds(fewer):
             kept = fewer
     return kept

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engineworks.engines.backends.onnxruntime import session_options
 from engineworks.errors import RunError
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE, save_model, weight_bytes
-from engineworks.model.ort_errors import ort_errors, plain
+from engineworks.model.runtime.ort_errors import ort_errors, plain
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +45,7 @@ class CutSession:
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """All outputs by name; tensors that are no inputs are left aside. Raises `RunError`."""
         try:
-            found = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
+            outputs = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime failed: {plain(error)}") from None
-        return dict(zip(self._outputs, found, strict=True))
+        return dict(zip(self._outputs, outputs, strict=True))

@@ -29,7 +29,7 @@ Report = dict[str, Any]
 
 
 class Trials:
-    """Quantizes parts of `model` (fp32, every node named, weights in memory) and says how far its outputs move.
+    """Quantizes parts of `model` (fp32, every node named, weights in memory) and reports how far its outputs move.
 
     globs, fp32: as of `quantize`. job: what the task metric reads. scratch: an empty folder. The samples, fp32's
     outputs for them, and the tensors of one cut are held in memory.
@@ -97,8 +97,8 @@ class Trials:
         if rest is self._model:
             return True
         planned = plan_quantization(rest, globs, (), QUANTIZABLE).nodes
-        found = {rest.graph.node[at].name: _operands(plan) for at, plan in planned.items()}
-        return found == {name: _operands(self._plans[name]) for name in group.nodes}
+        operands = {rest.graph.node[at].name: _operands(plan) for at, plan in planned.items()}
+        return operands == {name: _operands(self._plans[name]) for name in group.nodes}
 
     def _compare(self, model: onnx.ModelProto, batches: Sequence[Tensors]) -> Report:
         """As the step `compare` reports. Outputs that the (cut) model does not make are those of fp32."""

@@ -33,8 +33,8 @@ def autocast_model(
 ) -> onnx.ModelProto:
     """Convert with AutoCast, which finds the nodes to keep in fp32 on one sample; inputs and outputs keep their dtype.
 
-    `keep` are names of nodes. `folder` is for its files. Raises `LoweringError` with what AutoCast says.
-    """
+    `keep` are names of nodes. `folder` is for its files. `sample`: arrays by input name. Raises `LoweringError` with
+    AutoCast's message."""
     import re
 
     path, data = folder / "autocast.onnx", folder / "autocast.npz"

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.model.graphs import set_nodes
+
 if TYPE_CHECKING:
     import onnx
 
@@ -41,8 +43,7 @@ def scale_channels_after_products(model: onnx.ModelProto) -> tuple[str, ...]:
         nodes.extend(_multiplied(node, weights[node.input[at]].ratios_for(at)))
     for weight in weights.values():
         model.graph.initializer.extend(weight.use_one_scale(initializers))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, nodes)
     return tuple(changed)
 
 
@@ -73,9 +74,9 @@ class _Weight:
         quantized = onnx.numpy_helper.to_array(initializers[values])
         axis = next((a.i for a in self.node.attribute if a.name == "axis"), 1) % quantized.ndim
         used = quantized.any(axis=tuple(i for i in range(quantized.ndim) if i != axis))
-        one = np.median(self.scales[used]).astype(np.float32) if used.any() else np.float32(1)
-        ratios = np.where(used, self.scales / one, 1).astype(np.float32)
-        initializers[scale].CopyFrom(onnx.numpy_helper.from_array(np.asarray(one), scale))
+        common = np.median(self.scales[used]).astype(np.float32) if used.any() else np.float32(1)
+        ratios = np.where(used, self.scales / common, 1).astype(np.float32)
+        initializers[scale].CopyFrom(onnx.numpy_helper.from_array(np.asarray(common), scale))
         initializers[zero_point].CopyFrom(onnx.numpy_helper.from_array(np.asarray(0, np.int8), zero_point))
         del self.node.attribute[:]
         for operand in sorted(self.read_as):
@@ -122,13 +123,8 @@ def _multiplied(node: onnx.NodeProto, ratios: str) -> Iterator[onnx.NodeProto]:
     yield make("Mul", [raw, ratios], [f"{output}_channels"], name=f"{name}_channels")
     if beta != 1.0:
         factor = f"{output}_beta"
-        yield make("Constant", [], [factor], name=f"{name}_beta", value=_scalar(beta, factor))
+        constant = onnx.numpy_helper.from_array(np.asarray(beta, np.float32), factor)
+        yield make("Constant", [], [factor], name=f"{name}_beta", value=constant)
         yield make("Mul", [bias, factor], [f"{output}_bias"], name=f"{name}_times_beta")
         bias = f"{output}_bias"
     yield make("Add", [f"{output}_channels", bias], [output], name=f"{name}_bias")
-
-
-def _scalar(value: float, name: str) -> onnx.TensorProto:
-    import onnx
-
-    return onnx.numpy_helper.from_array(np.asarray(value, np.float32), name)

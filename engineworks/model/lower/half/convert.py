@@ -1,4 +1,4 @@
-"""fp32 → fp16 or bf16 by rules that read the graph alone; `half.py` adds what sample inputs tell."""
+"""fp32 → fp16 or bf16 by rules that read the graph alone; `half.py` adds what sample inputs show."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ see large ones as inputs: so the size of a model is no limit of theirs, and deta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.model.graphs import names_read, subgraphs
-from engineworks.model.opset import opset_of
-from engineworks.model.tensor_storage import attach, external_span, is_external, tensor_bytes
+from engineworks.model.onnx_files import opset_of, without_initializers
+from engineworks.model.tensor_storage import is_external, tensor_bytes, tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -68,7 +69,7 @@ class TypedGraph:
     """A model taken apart. `shell` is the model without the main graph's initializers, which are in `weights`
     together with its floating Constant nodes; `types` maps each tensor of the main graph whose type is known to its
     ONNX element type. Nodes are in topological order and have names that differ. `wide`: the type that is converted,
-    float32, or double on its way to float32; what is said of "float" tensors here is said of tensors of that type.
+    float32, or double on its way to float32; "float" tensors here are tensors of that type.
     """
 
     shell: onnx.ModelProto
@@ -110,25 +111,21 @@ class TypedGraph:
     @cached_property
     def captured(self) -> Mapping[int, tuple[str, ...]]:
         """Index of a node with subgraphs → the main graph's tensors that these read, sorted."""
-        found = {}
+        captured = {}
         for at, node in enumerate(self.nodes):
             inner = {name for graph in subgraphs(node) for name in _outer_names(graph)}
             if any(True for _ in subgraphs(node)):
-                found[at] = tuple(
+                captured[at] = tuple(
                     sorted(n for n in inner if n in self.producers or n in self.weights or self.is_input(n))
                 )
-        return found
+        return captured
 
     @cached_property
     def captured_names(self) -> frozenset[str]:
         return frozenset(name for names in self.captured.values() for name in names)
 
     def is_input(self, name: str) -> bool:
-        return name in self._input_names
-
-    @cached_property
-    def _input_names(self) -> frozenset[str]:
-        return frozenset(self.inputs)
+        return name in self.inputs
 
     def is_float(self, name: str) -> bool:
         """Whether the tensor is of the type that is converted."""
@@ -152,7 +149,10 @@ class TypedGraph:
 
 def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
     """The model without the main graph's initializers, and these by name. Only the former is a copy."""
-    return _without_weights(model), {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    shell = without_initializers(model)
+    drop_inputs(shell.graph, set(weights))  # an old exporter lists weights among the inputs
+    return shell, weights
 
 
 def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, int]:
@@ -176,8 +176,7 @@ def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
     """The model with its small weights, and with inputs of the right type and shape in place of large ones."""
     import onnx
 
-    shown = onnx.ModelProto()
-    shown.CopyFrom(shell)
+    shown = deepcopy(shell)
     for name, tensor in weights.items():
         if tensor_bytes(tensor) < _SHOWN_BYTES and not is_external(tensor):
             shown.graph.initializer.append(tensor)
@@ -188,47 +187,11 @@ def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
 
 def whole_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
     """Put a model together again from its shell and those of the weights that something uses, in their order."""
-    import onnx
 
-    model = onnx.ModelProto()
-    model.CopyFrom(shell)
+    model = deepcopy(shell)
     used = {name for node in model.graph.node for name in names_read(node)} | {v.name for v in model.graph.output}
     model.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
     return model
-
-
-def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The tensor's values; mapped from its file, to be read only, where it is detached."""
-    import onnx
-
-    if is_external(tensor) and tensor.data_type == FLOAT:
-        location, offset, _ = external_span(tensor)
-        mapped: NDArray[Any] = np.memmap(location, np.float32, "r", offset, tuple(tensor.dims))
-        return mapped
-    if is_external(tensor):
-        held = onnx.TensorProto()
-        held.CopyFrom(tensor)
-        attach(held)
-        tensor = held
-    values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
-    return values
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the main graph's initializers, also where an old exporter lists them among the inputs."""
-    import onnx
-
-    shell = onnx.ModelProto()
-    for part, source in ((shell, model), (shell.graph, model.graph)):
-        for descriptor, value in source.ListFields():
-            if descriptor.name in ("graph", "initializer"):
-                continue
-            if isinstance(value, int | str | bytes):
-                setattr(part, descriptor.name, value)
-            else:
-                getattr(part, descriptor.name).MergeFrom(value)
-    drop_inputs(shell.graph, {tensor.name for tensor in model.graph.initializer})
-    return shell
 
 
 def drop_inputs(graph: onnx.GraphProto, names: set[str]) -> None:

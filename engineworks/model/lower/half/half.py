@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
-from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare, to_half
+from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
 from engineworks.model.lower.half.graph import FLOAT, HalfType, TypedGraph, whole_model
 from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half.overflow import Overflow, first_overflow
@@ -27,8 +27,6 @@ from engineworks.model.lower.half.run import Arrays, Bench
 
 if TYPE_CHECKING:
     import onnx
-
-__all__ = ["DEFAULT_LIMITS", "HalfLimits", "HalfReport", "HalfType", "Halved", "lower_half", "to_half"]
 
 _SHARES = (0.01, 0.03, 0.1, 0.3)
 """Share of the noisiest nodes that each further round keeps in fp32 (and at least 1, 2, 4, 8 of them)."""
@@ -50,17 +48,16 @@ def lower_half(
     1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
        exceed the type's largest value / headroom.
     2. `to_half` converts.
-    3. The result is checked, loaded and compared with the fp32 model (`prove` says how, and why by emulation).
+    3. The result is checked, loaded and compared with the fp32 model (see `prove`, which emulates it).
     4. Where an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too,
        in at most `limits.rounds` rounds.
     5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
        False never uses it, True uses nothing else.
 
-    references: the fp32 model's outputs on the samples, where the caller has them. source: the model that those are of
-    where `model` was made of another (in double). `model` is left as it was. Raises `SamplesError` without samples or
-    for ones that do not fit, and `LoweringError` if no result passes, naming the worst output, its figure and the
-    limit, and the node where it stops being finite.
-    """
+    feeds, references: arrays by name for each sample; the latter the fp32 model's outputs, where the caller has them.
+    source: the model that those are of where `model` was made of another (in double). `model` is left as it was. Raises
+    `SamplesError` without samples or for ones that do not fit, and `LoweringError` if no result passes, naming the
+    worst output, its figure and the limit, and the node where it stops being finite."""
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
     if autocast is True and reason:
@@ -71,8 +68,9 @@ def lower_half(
     samples = _checked(list(islice(feeds, limits.samples)), prepared.graph)
     with tempfile.TemporaryDirectory(prefix="half-") as folder:
         bench = Bench(Path(folder))
-        found = reference_outputs(bench, source or model, samples) if references is None else references
-        lowering = _Lowering(bench, model, prepared, limits, samples, found)
+        expected = reference_outputs(bench, source or model, samples) if references is None else references
+        _check_references(expected)
+        lowering = _Lowering(bench, model, prepared, limits, samples, expected)
         if autocast is True:
             return lowering.by_autocast().result(limits)
         attempt = lowering.by_rules()
@@ -107,51 +105,42 @@ class _Attempt:
         )
 
 
+@dataclass
 class _Lowering:
     """One model on its way to half precision: the samples, what the fp32 model makes of them, and the attempts."""
 
-    def __init__(
-        self,
-        bench: Bench,
-        model: onnx.ModelProto,
-        prepared: Prepared,
-        limits: HalfLimits,
-        samples: Sequence[Arrays],
-        references: Sequence[Mapping[str, NDArray[Any]]],
-    ) -> None:
-        self._bench = bench
-        self._model = model
-        self._prepared = prepared
-        self._limits = limits
-        self._samples = samples
-        self._references = references
-        _check_references(self._references)
+    bench: Bench
+    model: onnx.ModelProto
+    prepared: Prepared
+    limits: HalfLimits
+    samples: Sequence[Arrays]
+    references: Sequence[Mapping[str, NDArray[Any]]]
 
     def by_rules(self) -> _Attempt:
-        """Our own conversion, repaired as long as it fails and rounds are left.
+        """The conversion by rules, repaired as long as it fails and rounds are left.
 
         The first repair is to leave mask constants as they are, so that what they reach is out of range and stays
         fp32: a row that is masked as a whole is uniform only where the mask swallows the scores.
         """
         reasons = self._out_of_range()
-        attempt = self._prove_rules(convert(self._prepared, reasons), 0)
-        if attempt.failing and self._prepared.clamps:
-            self._prepared = prepare(self._model, self._prepared.half.name, self._prepared.keep, clamps=())
+        attempt = self._prove_rules(convert(self.prepared, reasons), 0)
+        if attempt.failing and self.prepared.clamps:
+            self.prepared = prepare(self.model, self.prepared.half.name, self.prepared.keep, clamps=())
             reasons = self._out_of_range()
-            attempt = self._prove_rules(convert(self._prepared, reasons), 0)
+            attempt = self._prove_rules(convert(self.prepared, reasons), 0)
         return self._repaired(attempt, reasons)
 
     def _repaired(self, attempt: _Attempt, reasons: Mapping[str, str]) -> _Attempt:
         """Keep more and more of the noisiest nodes, until the outputs pass or nothing changes any more."""
-        if not attempt.failing or not self._limits.rounds:
+        if not attempt.failing or not self.limits.rounds:
             return attempt
         ranked = self._noisiest(attempt)
-        for repairs in range(self._limits.rounds):
+        for repairs in range(self.limits.rounds):
             more = self._noisy(ranked, repairs)
             if more.keys() <= reasons.keys():
                 break
             reasons = {**more, **reasons}
-            attempt = self._prove_rules(convert(self._prepared, reasons), repairs + 1)
+            attempt = self._prove_rules(convert(self.prepared, reasons), repairs + 1)
             if not attempt.failing:
                 break
         return attempt
@@ -166,8 +155,8 @@ class _Lowering:
 
     def check_repeatable(self, source: onnx.ModelProto) -> None:
         """Raises `LoweringError` if `source` gives two results on one sample: then there is nothing to prove."""
-        again = reference_outputs(self._bench, source, self._samples[:1])[0]
-        for name, value in self._references[0].items():
+        again = reference_outputs(self.bench, source, self.samples[:1])[0]
+        for name, value in self.references[0].items():
             if not np.array_equal(value, again[name]):
                 raise LoweringError(
                     f"the fp32 model gives another output '{name}' each time it runs on the same sample",
@@ -178,15 +167,15 @@ class _Lowering:
         """The node where a failing attempt stops being finite; None where it fails for another reason."""
         if all(proof.finite for proof in attempt.report.outputs):
             return None
-        source = whole_model(self._prepared.graph.shell, self._prepared.graph.weights)
-        return first_overflow(self._bench, source, attempt.model, self._prepared.half, self._samples)
+        source = whole_model(self.prepared.graph.shell, self.prepared.graph.weights)
+        return first_overflow(self.bench, source, attempt.model, self.prepared.half, self.samples)
 
     def by_autocast(self) -> _Attempt:
         """AutoCast's conversion."""
-        half = self._prepared.half
-        keep = [node.name for node in self._prepared.graph.nodes if asked_for(node, self._prepared.keep)]
-        made = autocast_model(self._bench.folder, self._model, half.name, self._samples[0], keep)
-        check_well_formed(made, self._prepared.graph)
+        half = self.prepared.half
+        keep = [node.name for node in self.prepared.graph.nodes if asked_for(node, self.prepared.keep)]
+        made = autocast_model(self.bench.folder, self.model, half.name, self.samples[0], keep)
+        check_well_formed(made, self.prepared.graph)
         graph = typed_graph(made)
         kept = {
             node.name: "kept by AutoCast"
@@ -197,44 +186,49 @@ class _Lowering:
             node.op_type != "Cast" and any(graph.types.get(n) == half.elem_type for n in (*node.input, *node.output))
             for node in graph.nodes
         )
-        report = HalfReport(
-            dtype=half.name, converter="autocast", nodes=len(graph.nodes), converted=converted, casts=_casts(made),
-            kept=kept, clamps=(), weights=None, rounds=0, samples=len(self._samples), outputs=(),
-        )  # fmt: skip
-        return self._proved(made, report)
+        return self._proved(made, "autocast", len(graph.nodes), converted, kept)
 
     def _prove_rules(self, halved: Halved, repairs: int) -> _Attempt:
-        report = HalfReport(
-            dtype=self._prepared.half.name, converter="engineworks", nodes=len(self._prepared.graph.nodes),
-            converted=len(halved.converted_nodes), casts=_casts(halved.model), kept=halved.kept_nodes,
-            clamps=halved.clamps, weights=halved.weights, rounds=repairs, samples=len(self._samples), outputs=(),
-        )  # fmt: skip
-        return self._proved(halved.model, report)
+        nodes, converted = len(self.prepared.graph.nodes), len(halved.converted_nodes)
+        attempt = self._proved(halved.model, "engineworks", nodes, converted, halved.kept_nodes)
+        report = replace(attempt.report, clamps=halved.clamps, weights=halved.weights, rounds=repairs)
+        return replace(attempt, report=report)
 
-    def _proved(self, model: onnx.ModelProto, report: HalfReport) -> _Attempt:
-        half = self._prepared.half
+    def _proved(
+        self,
+        model: onnx.ModelProto,
+        converter: Literal["engineworks", "autocast"],
+        nodes: int,
+        converted: int,
+        kept: Mapping[str, str],
+    ) -> _Attempt:
+        half = self.prepared.half
         if half.name == "float16":
-            run_once(self._bench, model, self._samples[0])
-        proofs = prove(self._bench, model, half, self._samples, self._references)
-        failing = tuple(proof.name for proof in proofs if failure(proof, self._limits))
-        return _Attempt(model, replace(report, outputs=proofs), failing)
+            run_once(self.bench, model, self.samples[0])
+        proofs = prove(self.bench, model, half, self.samples, self.references)
+        failing = tuple(proof.name for proof in proofs if failure(proof, self.limits))
+        report = HalfReport(
+            dtype=half.name, converter=converter, nodes=nodes, converted=converted, casts=_casts(model), kept=kept,
+            clamps=(), weights=None, rounds=0, samples=len(self.samples), outputs=proofs,
+        )  # fmt: skip
+        return _Attempt(model, report, failing)
 
     def _out_of_range(self) -> dict[str, str]:
-        graph = self._prepared.graph
-        ranges = observe(self._bench, graph, self._bench.store(graph.weights), self._samples)
-        return out_of_range(graph, ranges, self._prepared.half, self._limits.headroom)
+        graph = self.prepared.graph
+        ranges = observe(self.bench, graph, self.bench.store(graph.weights), self.samples)
+        return out_of_range(graph, ranges, self.prepared.half, self.limits.headroom)
 
     def _noisiest(self, attempt: _Attempt) -> list[tuple[int, float]]:
-        graph, stored = self._prepared.graph, self._bench.store(self._prepared.graph.weights)
+        graph, stored = self.prepared.graph, self.bench.store(self.prepared.graph.weights)
         kept = attempt.report.kept
         nodes = [at for at, node in enumerate(graph.nodes) if node.name not in kept and graph.float_outputs(at)]
-        errors = own_errors(self._bench, graph, stored, self._prepared.half, nodes, self._samples)
+        errors = own_errors(self.bench, graph, stored, self.prepared.half, nodes, self.samples)
         return worst_first(graph, errors, attempt.failing)
 
     def _noisy(self, ranked: Sequence[tuple[int, float]], repairs: int) -> dict[str, str]:
         """Reasons to keep the first of the ranked nodes; the noise is often that of rounded inputs, so their makers
         stay fp32 as well."""
-        graph = self._prepared.graph
+        graph = self.prepared.graph
         reasons: dict[str, str] = {}
         share = _SHARES[min(repairs, len(_SHARES) - 1)]
         for at, error in ranked[: max(2**repairs, math.ceil(share * len(ranked)))]:

@@ -1,16 +1,18 @@
 """What a model's activations do on sample inputs: how large they grow, and what half precision does to each node.
 
-Both are measured inside the graph, by reductions beside the node, so that memory stays that of a plain run.
+Both are measured inside the graph, by reductions next to the node, so that memory stays that of a plain run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engineworks.model.graphs import set_nodes
 from engineworks.model.lower.half.graph import FLOAT, HalfFormat, TypedGraph
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rules import FLOAT_PORTS
@@ -80,16 +82,14 @@ def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: 
 
 
 class _Watch:
-    """The graph with reductions beside its nodes. `tensors`: tensor → output with its magnitude; `counts`: mean →
+    """The graph with reductions next to its nodes. `tensors`: tensor → output with its magnitude; `counts`: mean →
     outputs with the number of elements before and after it."""
 
     def __init__(self, graph: TypedGraph) -> None:
-        import onnx
 
         self.tensors: dict[str, str] = {}
         self.counts: dict[str, tuple[str, str]] = {}
-        self.shell = onnx.ModelProto()
-        self.shell.CopyFrom(graph.shell)
+        self.shell = deepcopy(graph.shell)
         nodes = [_scalar("watch:zero", 0.0), _scalar("watch:inf", float("inf"))]
         for name in graph.inputs:
             if graph.is_float(name):
@@ -100,7 +100,7 @@ class _Watch:
                 nodes += self._magnitude(name)
                 if node.op_type in _AVERAGES:
                     nodes += self._elements(node.input[0], name)
-        _replace_nodes(self.shell, nodes, self._outputs())
+        replace_nodes(self.shell, nodes, self._outputs())
 
     def _magnitude(self, name: str) -> Iterator[onnx.NodeProto]:
         """max |x| over the finite elements: infinities are meant (masks), and stay what they are in half precision."""
@@ -163,11 +163,10 @@ def _ratio(error: float, power: float) -> float:
 def _shadowed(
     graph: TypedGraph, half: HalfFormat, wanted: Sequence[int]
 ) -> tuple[onnx.ModelProto, dict[int, list[tuple[str, str]]]]:
-    """The graph with a rounded copy beside each of the nodes, and the outputs with error and power of each."""
+    """The graph with a rounded copy of each of the nodes, and the outputs with error and power of each."""
     import onnx
 
-    shell = onnx.ModelProto()
-    shell.CopyFrom(graph.shell)
+    shell = deepcopy(graph.shell)
     figures: dict[int, list[tuple[str, str]]] = {at: [] for at in wanted}
     nodes: list[onnx.NodeProto] = []
     rounded: set[str] = set()
@@ -183,8 +182,7 @@ def _shadowed(
         nodes.append(node)
         if at not in figures:
             continue
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         copy.name = f"shadow:{node.name}"
         for position, name in graph.float_inputs(at):
             if (node.op_type, position) not in FLOAT_PORTS:
@@ -199,7 +197,7 @@ def _shadowed(
             nodes.append(onnx.helper.make_node("ReduceSumSquare", [name], [power], keepdims=0))
             figures[at].append((error, power))
     names = [name for pairs in figures.values() for pair in pairs for name in pair]
-    _replace_nodes(shell, nodes, (onnx.helper.make_tensor_value_info(n, FLOAT, []) for n in names))
+    replace_nodes(shell, nodes, (onnx.helper.make_tensor_value_info(n, FLOAT, []) for n in names))
     return shell, figures
 
 
@@ -232,10 +230,10 @@ def _scalar(name: str, value: float) -> onnx.NodeProto:
     return onnx.helper.make_node("Constant", [], [name], value=tensor)
 
 
-def _replace_nodes(
-    shell: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]
+def replace_nodes(
+    shell: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]
 ) -> None:
-    nodes, outputs = list(nodes), list(outputs)
-    del shell.graph.node[:], shell.graph.output[:], shell.graph.value_info[:]
-    shell.graph.node.extend(nodes)
+    """Give the model's graph other nodes and outputs, and no inferred shapes."""
+    set_nodes(shell.graph, nodes)
+    del shell.graph.output[:], shell.graph.value_info[:]
     shell.graph.output.extend(outputs)

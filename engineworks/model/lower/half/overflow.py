@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engineworks.model.lower.half.graph import FLOAT, HalfFormat, infer_types, split_model
+from engineworks.model.lower.half.observe import replace_nodes
 from engineworks.model.lower.half.prove import emulated
 from engineworks.model.lower.half.run import Arrays, Bench, run
 
@@ -37,19 +39,19 @@ def first_overflow(
     """The first node of `made`, in its order, that gives what is not finite on one of the samples; None if none does.
 
     Nodes of the same name that do so in the fp32 model too (masks of minus infinity) do not count. Both models are
-    run once more, `made` emulated as in `prove`, with a reduction beside every node.
+    run once more, `made` emulated as in `prove`, with a reduction next to every node.
     """
     shell, weights = split_model(made)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind in (FLOAT, half.elem_type)}
     with bench.borrow(weights) as stored:
-        found = _not_finite(bench, shell, emulated(shell, weights, half), stored, float_like, samples)
-    if not found:
+        overflows = _not_finite(bench, shell, emulated(shell, weights, half), stored, float_like, samples)
+    if not overflows:
         return None
     shell, weights = split_model(fp32)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind == FLOAT}
     with bench.borrow(weights) as stored:
-        usual = {one.node for one in _not_finite(bench, shell, shell, stored, float_like, samples)}
-    return next((one for one in found if one.node not in usual), None)
+        usual = {overflow.node for overflow in _not_finite(bench, shell, shell, stored, float_like, samples)}
+    return next((overflow for overflow in overflows if overflow.node not in usual), None)
 
 
 def _not_finite(
@@ -65,24 +67,23 @@ def _not_finite(
     owners = [(n, o) for n in named.graph.node for o in n.output if o in wanted]
     watched, tensors = _watched(shell, [tensor for _, tensor in owners])
     session = bench.open(watched, stored)
-    found: dict[str, Overflow] = {}
+    overflows: dict[str, Overflow] = {}
     for at, sample in enumerate(samples):
         values = dict(zip(tensors, run(session, sample, [_WATCH + t for t in tensors]), strict=True))
         bad = {tensor for tensor, value in values.items() if np.isnan(value)}
         for node, tensor in owners:
             if tensor in bad and bad.isdisjoint(node.input):
-                found.setdefault(node.name, Overflow(node.name, node.op_type, tensor, at))
-        if found:
+                overflows.setdefault(node.name, Overflow(node.name, node.op_type, tensor, at))
+        if overflows:
             break
-    return list(found.values())
+    return list(overflows.values())
 
 
 def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
     """The graph with a scalar output for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
     import onnx
 
-    watched = onnx.ModelProto()
-    watched.CopyFrom(shell)
+    watched = deepcopy(shell)
     wanted, made, nodes = set(tensors), [], []
     for node in watched.graph.node:
         nodes.append(node)
@@ -92,10 +93,5 @@ def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.Model
                 nodes.append(onnx.helper.make_node("Sub", [name, name], [f"{_WATCH}difference:{name}"]))
                 reduced = [f"{_WATCH}difference:{name}"], [_WATCH + name]
                 nodes.append(onnx.helper.make_node("ReduceSumSquare", *reduced, keepdims=0))
-    copies = [onnx.NodeProto() for _ in nodes]
-    for copy, node in zip(copies, nodes, strict=True):
-        copy.CopyFrom(node)
-    del watched.graph.node[:], watched.graph.output[:], watched.graph.value_info[:]
-    watched.graph.node.extend(copies)
-    watched.graph.output.extend(onnx.helper.make_tensor_value_info(_WATCH + n, FLOAT, []) for n in made)
+    replace_nodes(watched, nodes, (onnx.helper.make_tensor_value_info(_WATCH + n, FLOAT, []) for n in made))
     return watched, made

@@ -58,15 +58,15 @@ def _is_vector(graph: TypedGraph, name: str) -> bool:
 
 def normalizations(graph: TypedGraph) -> frozenset[int]:
     """Nodes of spelled-out layer, RMS and L2 norms: the square, its mean or sum, epsilon, root, and the division."""
-    found: set[int] = set()
+    nodes: set[int] = set()
     for at, node in enumerate(graph.nodes):
         square = graph.producers.get(node.input[0]) if node.input else None
         if node.op_type in ("ReduceMean", "ReduceSum") and square is not None and _is_square(graph, square):
-            found |= {at, square, *_centering(graph, square)}
-            found.update(_until_division(graph, at))
+            nodes |= {at, square, *_centering(graph, square)}
+            nodes.update(_until_division(graph, at))
         elif node.op_type in ("ReduceL2", "ReduceSumSquare"):
-            found.update(_until_division(graph, at))
-    return frozenset(found)
+            nodes.update(_until_division(graph, at))
+    return frozenset(nodes)
 
 
 def _is_square(graph: TypedGraph, at: int) -> bool:

@@ -1,11 +1,11 @@
 """Proof that a half-precision model computes what the fp32 model does, on the CPU.
 
-ONNX Runtime's CPU provider is no judge of the half model itself: of fp16 it computes most operators in fp32 and drops
+ONNX Runtime's CPU provider cannot judge the half model itself: it computes most fp16 operators in fp32 and drops
 the casts between them (300 * 300 in "fp16" is 90000 there, not infinity), and it has hardly any kernel for bf16. So
 the model is emulated: an fp32 graph in which every tensor that is half in the model goes through a Cast to the half
 type and back, weights included. Each node then sees and gives exactly the values that half precision holds; sums
 inside a node are fp32, as on the tensor cores of the builders we target. This works alike for fp16 and bf16. That the
-model itself is well formed is shown besides: by the ONNX checker with strict type inference and, for fp16, by a run
+model itself is well formed is shown too: by the ONNX checker with strict type inference and, for fp16, by a run
 in ONNX Runtime.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,11 @@ from engineworks.model.lower.half.graph import (
     infer_types,
     shown_model,
     split_model,
-    tensor_values,
 )
 from engineworks.model.lower.half.patterns import LAYOUT
 from engineworks.model.lower.half.rewrite import rename_reads
 from engineworks.model.lower.half.run import Arrays, Bench, run
+from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +50,7 @@ _EXACT = LAYOUT | {
 class OutputProof:
     """One output of the half model against the fp32 model's.
 
-    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 stands for
+    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means
     equal. agreement: share of equal elements, for outputs that are not floating point, and of equal infinities.
     max_abs_error: over all elements. finite: no value is infinite or NaN where the reference is finite. compared of
     `samples` have the reference's shape (an output's length may depend on the data); the others count in no figure.
@@ -97,7 +98,7 @@ def run_once(bench: Bench, model: onnx.ModelProto, sample: Arrays) -> None:
     """Run the fp16 model once in ONNX Runtime, optimized as an engine of the CPU is when it is served: a crash is found
     here (`execution.step` tries again with fewer optimizations).
 
-    Raises `LoweringError` if it is refused with few optimizations too: the fault of a fusion says nothing of the model.
+    Raises `LoweringError` if it is refused with few optimizations too: the fault of a fusion is not the model's.
     """
     shell, weights = split_model(model)
     names = [value.name for value in shell.graph.output]
@@ -121,23 +122,20 @@ def prove(
     """
     shell, weights = split_model(model)
     names = [value.name for value in shell.graph.output]
-    tallies = {name: _Tally(name) for name in names}
     with bench.borrow(weights) as stored:
         session = bench.open(emulated(shell, weights, half), stored)
-        for sample, reference in zip(samples, references, strict=True):
-            for name, value in zip(names, run(session, sample, names), strict=True):
-                tallies[name].add(reference[name], value)
-    return tuple(tally.proof() for tally in tallies.values())
+        return compare_outputs(references, (dict(zip(names, run(session, s, names), strict=True)) for s in samples))
 
 
 def compare_outputs(
-    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Sequence[Mapping[str, NDArray[Any]]]
+    references: Sequence[Mapping[str, NDArray[Any]]], outputs: Iterable[Mapping[str, NDArray[Any]]]
 ) -> tuple[OutputProof, ...]:
-    """Outputs of each sample against the references of the same samples."""
+    """Outputs of each sample against the references of the same samples: arrays by output name, any shape and dtype;
+    floating ones are compared in float64."""
     tallies = {name: _Tally(name) for name in references[0]}
-    for reference, found in zip(references, outputs, strict=True):
+    for reference, actual in zip(references, outputs, strict=True):
         for name, tally in tallies.items():
-            tally.add(reference[name], found[name])
+            tally.add(reference[name], actual[name])
     return tuple(tally.proof() for tally in tallies.values())
 
 
@@ -151,15 +149,13 @@ class _Emulator:
     def __init__(
         self, shell: onnx.ModelProto, halves: set[str], weights: Mapping[str, onnx.TensorProto], half: HalfFormat
     ) -> None:
-        import onnx
 
         self._halves = halves
         self._half = half
         self._outer = {name for name in halves if name in weights or name in {v.name for v in shell.graph.input}}
         self._nodes: list[onnx.NodeProto] = []
         self._made: set[str] = set()
-        self.shell = onnx.ModelProto()
-        self.shell.CopyFrom(shell)
+        self.shell = deepcopy(shell)
         for node in self.shell.graph.node:
             self._emit(node)
         for value in self.shell.graph.output:
@@ -274,7 +270,7 @@ class _Tally:
 
 
 def cosine(expected: NDArray[np.float64], got: NDArray[np.float64]) -> float:
-    """Cosine of the angle between two vectors; 1 where both are zero or empty, 0 where only one is."""
+    """Cosine of the angle between two vectors, float64[n]; 1 where both are zero or empty, 0 where only one is."""
     norms = float(np.linalg.norm(expected)) * float(np.linalg.norm(got))
     if norms == 0:
         return float(not expected.any() and not got.any())

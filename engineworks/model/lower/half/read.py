@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from engineworks.errors import ModelError
-from engineworks.model.graphs import all_graphs, names_read, subgraphs
+from engineworks.model.graphs import constant_tensor, fresh_name, set_nodes, sort_nodes, subgraphs
 from engineworks.model.lower.half.graph import TypedGraph, drop_inputs, infer_types, shown_model, split_model
-from engineworks.model.opset import opset_of
+from engineworks.model.onnx_files import opset_of
 from engineworks.model.tensor_storage import is_external
 
 if TYPE_CHECKING:
@@ -37,8 +34,7 @@ def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph
         shell.opset_import.add(domain="", version=max(minimum_opset, _OPSET_OF_CASTS))
     if shell.functions:
         shell = _without_shown(onnx.inliner.inline_local_functions(shown_model(shell, weights)), weights)
-    for graph in all_graphs(shell.graph):
-        _sort_nodes(graph)
+    sort_nodes(shell.graph)
     if opset_of(shell) < minimum_opset and not any(True for node in shell.graph.node for _ in subgraphs(node)):
         shell = _raise_opset(shell, weights, minimum_opset)
     _set_constants_aside(shell, weights)
@@ -84,28 +80,12 @@ def _set_constants_aside(shell: onnx.ModelProto, weights: dict[str, onnx.TensorP
     outputs = {value.name for value in shell.graph.output}
     rest = []
     for node in shell.graph.node:
-        tensor = _constant_tensor(node) if node.op_type == "Constant" and node.output[0] not in outputs else None
+        tensor = constant_tensor(node) if outputs.isdisjoint(node.output) else None
         if tensor is None or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
             rest.append(node)
             continue
-        tensor.name = node.output[0]
         weights[tensor.name] = tensor
-    del shell.graph.node[:]
-    shell.graph.node.extend(rest)
-
-
-def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    import onnx
-
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(attribute.t)
-        return tensor
-    if attribute.name in ("value_float", "value_floats"):
-        values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-        return onnx.numpy_helper.from_array(np.asarray(values, dtype=np.float32))
-    return None
+    set_nodes(shell.graph, rest)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
@@ -115,37 +95,4 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     for at, node in enumerate(graph.node):
         if node.name in taken and counts[node.name] == 1:
             continue
-        base = node.name or f"{node.op_type}_{at}"
-        name, number = base, 0
-        while name in taken:
-            number += 1
-            name = f"{base}_{number}"
-        node.name = name
-        taken.add(name)
-
-
-def _sort_nodes(graph: onnx.GraphProto) -> None:
-    """Topological order that keeps the given order wherever it can."""
-    nodes = list(graph.node)
-    made_at = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    needs = [{made_at[n] for n in names_read(node) if n in made_at} - {at} for at, node in enumerate(nodes)]
-    if all(max(before, default=-1) < at for at, before in enumerate(needs)):
-        return
-    waiting = [len(before) for before in needs]
-    unlocks: dict[int, list[int]] = {}
-    for at, before in enumerate(needs):
-        for other in before:
-            unlocks.setdefault(other, []).append(at)
-    ready = [at for at, count in enumerate(waiting) if not count]
-    order = []
-    while ready:
-        at = heapq.heappop(ready)
-        order.append(at)
-        for other in unlocks.get(at, ()):
-            waiting[other] -= 1
-            if not waiting[other]:
-                heapq.heappush(ready, other)
-    if len(order) < len(nodes):
-        raise ModelError(f"graph '{graph.name}' has a cycle: {len(nodes) - len(order)} nodes wait for each other")
-    del graph.node[:]
-    graph.node.extend(nodes[at] for at in order)
+        node.name = fresh_name(node.name or f"{node.op_type}_{at}", taken)

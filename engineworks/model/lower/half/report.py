@@ -1,4 +1,4 @@
-"""What a proof must reach, what it found, and in which words a failure is told."""
+"""What a proof must reach, what it found, and how a failure is reported."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class HalfReport:
         return clamped_names(self.clamps)
 
     def to_json(self) -> dict[str, object]:
-        found = {k: v for k, v in asdict(self).items() if k != "clamps"}
-        return {**found, "kept": dict(self.kept), "clamped": list(self.clamped)}
+        fields = {k: v for k, v in asdict(self).items() if k != "clamps"}
+        return {**fields, "kept": dict(self.kept), "clamped": list(self.clamped)}
 
 
 def failure(proof: OutputProof, limits: HalfLimits) -> str:

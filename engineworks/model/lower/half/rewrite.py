@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engineworks.model.graphs import subgraphs
+from engineworks.model.graphs import fresh_name, set_nodes, subgraphs
 from engineworks.model.lower.half.graph import DOUBLE, FloatFormat, TypedGraph, whole_model
 from engineworks.model.lower.half.rules import FLOAT_PORTS, takes_any_type
 from engineworks.model.lower.half.weights import half_tensor
@@ -53,10 +54,8 @@ class _Rewriter:
         self._nodes: list[onnx.NodeProto] = []
 
     def run(self) -> Rewritten:
-        import onnx
 
-        shell = onnx.ModelProto()
-        shell.CopyFrom(self._graph.shell)
+        shell = deepcopy(self._graph.shell)
         self._start(shell)
         for at, node in enumerate(shell.graph.node):
             self._emit(at, node)
@@ -64,8 +63,7 @@ class _Rewriter:
             if self._graph.is_float(value.name):
                 value.type.tensor_type.elem_type = self._outer_type(value.name)
                 self._name(value.name, self._outer_type(value.name))
-        del shell.graph.node[:]
-        shell.graph.node.extend(self._nodes)
+        set_nodes(shell.graph, self._nodes)
         self._retype_values(shell.graph)
         return Rewritten(whole_model(shell, self._weights), self._converted(), tuple(self._halved))
 
@@ -175,8 +173,10 @@ class _Rewriter:
             return self._weight(name, elem_type)
         source = self._names[name, self._native[name]]
         suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
-        made = name if self._is_outer(name, elem_type) else self._unique(f"{name}_{suffix}")
-        cast = onnx.helper.make_node("Cast", [source], [made], name=self._unique(f"{name}_to_{suffix}"), to=elem_type)
+        made = name if self._is_outer(name, elem_type) else fresh_name(f"{name}_{suffix}", self._taken)
+        cast = onnx.helper.make_node(
+            "Cast", [source], [made], name=fresh_name(f"{name}_to_{suffix}", self._taken), to=elem_type
+        )
         self._nodes.append(cast)
         self._names[name, elem_type] = made
         return made
@@ -186,7 +186,7 @@ class _Rewriter:
         if elem_type == self._wide:
             made, self._weights[name] = name, tensor
         else:
-            made = self._unique(f"{name}_{self._half.suffix}") if name in self._float_weights else name
+            made = fresh_name(f"{name}_{self._half.suffix}", self._taken) if name in self._float_weights else name
             self._weights[made] = half_tensor(tensor, self._half, made)
             self._halved.append(name)
         self._names[name, elem_type] = made
@@ -197,21 +197,13 @@ class _Rewriter:
         elem_type = self._native[name]
         suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
         renamed = name in self._graph.outputs and not self._is_outer(name, elem_type)
-        made = self._unique(f"{name}_{suffix}") if renamed else name
+        made = fresh_name(f"{name}_{suffix}", self._taken) if renamed else name
         self._names[name, elem_type] = made
         return made
 
     def _is_outer(self, name: str, elem_type: int) -> bool:
         """Whether the graph output of this name is to have this type."""
         return name in self._graph.outputs and not self._graph.is_input(name) and elem_type == self._outer_type(name)
-
-    def _unique(self, base: str) -> str:
-        name, number = base, 0
-        while name in self._taken:
-            number += 1
-            name = f"{base}_{number}"
-        self._taken.add(name)
-        return name
 
     def _retype_values(self, graph: onnx.GraphProto) -> None:
         """Let value_info say what is true now; entries of tensors that are gone are dropped."""

@@ -67,10 +67,6 @@ _PEEPHOLES = 7  # position of this input of LSTM
 _SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: what bf16, the coarsest type that is asked for, makes of any
 
 
-def is_quantizer(graph: TypedGraph, at: int) -> bool:
-    return graph.nodes[at].op_type in _QUANTIZERS
-
-
 def takes_any_type(graph: TypedGraph, at: int) -> bool:
     return graph.nodes[at].op_type in ANY_TYPE and not graph.float_outputs(at)
 
@@ -86,7 +82,7 @@ def kept_in_fp32(
 ) -> dict[int, str]:
     """Index of every node that stays fp32 → the reason. Nodes without a float32 tensor are in neither camp.
 
-    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io` tells whether the
+    `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io`: whether the
     graph's inputs and outputs stay fp32.
     """
     exact, squares = integer_arithmetic(graph), normalizations(graph)
@@ -152,7 +148,7 @@ def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
 
 def weights_unfit(graph: TypedGraph, at: int, half: FloatFormat, facts: WeightFacts) -> str | None:
     """Why the node's weights cannot be half: values out of range, or all of them too small."""
-    if is_quantizer(graph, at):
+    if graph.nodes[at].op_type in _QUANTIZERS:
         scale = graph.nodes[at].input[1]
         if scale not in graph.weights:
             return f"its scale '{scale}' is computed at run time"
@@ -197,11 +193,11 @@ def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) 
 
 def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> frozenset[int]:
     """Light nodes all of whose results are wanted in fp32 if every light node after them can stay fp32 too."""
-    found = set(kept)
+    floating = set(kept)
     for at in range(len(graph.nodes) - 1, -1, -1):
-        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, found, float_io):
-            found.add(at)
-    return frozenset(found)
+        if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, floating, float_io):
+            floating.add(at)
+    return frozenset(floating)
 
 
 def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int], float_io: bool) -> bool:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError
 from engineworks.host.cpu import limit_threads
 from engineworks.model.lower.half.graph import whole_model
-from engineworks.model.ort_errors import ort_errors
-from engineworks.model.ort_forms import exact_options, ort_level
+from engineworks.model.runtime.ort_errors import ort_errors
+from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Half precision around quantized nodes: which nodes stand it is found on the model before it was quantized.
+"""Half precision around quantized nodes: which nodes tolerate it is found on the model before quantization.
 
 Rounding in half precision moves values over the edges of int8's steps, so a quantized model in half precision differs
 from itself in fp32 by about the noise of quantization; nothing can be learned from that difference about single nodes
-(MiniLM: 199 of 345 nodes were kept in fp32 for it, in vain). Therefore the fp32 model is lowered and proved first, with
-the limits for half precision alone; its decisions are taken over; and the result is held against the fp32 model beside
-the quantized one: it may not be much noisier.
+(MiniLM: 199 of 345 nodes were kept in fp32 for it, without gain). Therefore the fp32 model is lowered and proved first,
+with the limits for half precision alone, and its decisions are taken over. Then the result and the quantized model are
+compared with the fp32 model: the result may not be much noisier.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def halve_unquantized(
             if reason:
                 raise PrecisionError(
                     f"{dtype} around quantized nodes: {reason}" + (f"; {overflow}" if overflow else ""),
-                    hint="say calibration: {unquantized: fp32}, or bf16, or name the node under fp32 of a mixture",
+                    hint="set calibration: {unquantized: fp32}, or bf16, or name the node under fp32 of a mixture",
                 )
     report = replace(
         plain, nodes=len(prepared.graph.nodes), converted=len(halved.converted_nodes), kept=halved.kept_nodes,

@@ -1,4 +1,4 @@
-"""Weights in half precision: what rounding does to them, and masks that stand for minus infinity."""
+"""Weights in half precision: what rounding does to them, and masks that mean minus infinity."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.model.lower.half.graph import FloatFormat, TypedGraph, tensor_values
+from engineworks.model.lower.half.graph import FloatFormat, TypedGraph
 from engineworks.model.lower.half.patterns import integer_arithmetic
+from engineworks.model.tensor_storage import tensor_values
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +84,8 @@ class WeightFacts(Mapping[str, WeightFact]):
 
 
 def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
-    """Count what rounding to half precision does to the values; those that are not finite count as elements only."""
+    """Count what rounding to half precision does to values of any shape and float dtype; those that are not finite
+    count as elements only."""
     flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
     largest, nonzero, flushed, small = 0.0, 0, 0, 0
     for start in range(0, flat.size, _CHUNK):  # what stays in the cache: twenty times faster than whole arrays
@@ -100,7 +102,8 @@ def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
 
 
 def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
-    """Largest relative change of a quantization scale by rounding; infinite where one overflows or becomes 0."""
+    """Largest relative change of a quantization scale (of any shape) by rounding, 0 … 1; infinite where one overflows
+    or becomes 0."""
     exact = np.asarray(scale, dtype=np.float64).ravel()
     exact = exact[exact != 0]
     with np.errstate(over="ignore"):
@@ -131,9 +134,9 @@ def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) ->
     scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns what
     was done, for `apply_clamps` to do it to a model made of this one.
     """
-    found = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
-    apply_clamps(graph, half, found)
-    return tuple(found)
+    clamps = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
+    apply_clamps(graph, half, clamps)
+    return tuple(clamps)
 
 
 def apply_clamps(graph: TypedGraph, half: FloatFormat, clamps: Sequence[Clamp]) -> None:
@@ -190,13 +193,15 @@ def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
 
 
 def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: str) -> None:
+    import onnx
+
     source = node.input[clamp.position]
     if source not in graph.weights:
         return
     if name not in graph.weights:
         values = graph.values(source)
         bounded = np.where(np.isfinite(values), np.clip(values, -clamp.limit, clamp.limit), values).astype(values.dtype)
-        graph.weights[name] = _float_tensor(bounded, name)
+        graph.weights[name] = onnx.numpy_helper.from_array(bounded, name)
         graph.types[name] = graph.wide
     node.input[clamp.position] = name
 
@@ -212,13 +217,9 @@ def _far_fillings(graph: TypedGraph, half: FloatFormat) -> Iterator[Clamp]:
 
 
 def _cut_filling(node: onnx.NodeProto, limit: float) -> None:
+    import onnx
+
     tensor = node.attribute[0].t
     value = tensor_values(tensor)
     bounded = np.clip(value, -limit, limit).astype(value.dtype)
-    tensor.CopyFrom(_float_tensor(bounded, tensor.name))
-
-
-def _float_tensor(values: NDArray[Any], name: str) -> onnx.TensorProto:
-    import onnx
-
-    return onnx.numpy_helper.from_array(values, name)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(bounded, tensor.name))

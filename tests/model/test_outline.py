@@ -16,7 +16,7 @@ from conftest import tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from engineworks.errors import ModelError, RecipeError
-from engineworks.model.external_data import Declared, Outline, read_outline
+from engineworks.model.export.outline import Declared, Outline, read_outline
 from engineworks.recipe.load import load_recipe, load_recipes
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's exceptions say, in our words: which operator of which node it cannot run."""
+"""ONNX Runtime's exceptions in plain words: which operator of which node it cannot run."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def what_failed(error: Exception, model: Path) -> str:
     """The end of a sentence that begins with ONNX Runtime: 'has no CPU kernel for Gemm (node 'fc1')'."""
     text = str(error)
     for wording in NO_KERNEL:
-        if found := wording.search(text):
-            fields = found.groupdict()
+        if match := wording.search(text):
+            fields = match.groupdict()
             why = f": {fields['why']}" if fields.get("why") else ""
             return f"has no CPU kernel for {fields['op']}{_named(fields.get('node', ''), fields['op'], model)}{why}"
     for wording in INVALID:
-        if found := wording.search(text):
-            fields = found.groupdict()
+        if match := wording.search(text):
+            fields = match.groupdict()
             why = " ".join(w for w in (fields["why"], fields.get("more")) if w)
             return f"finds {fields['op']}{_named(fields['node'], fields['op'], model)} invalid: {why}"
     return f"cannot load it: {plain(error)}"
@@ -64,7 +64,7 @@ def _named(node: str, op: str, model: Path) -> str:
         nodes = load_model(model, weights=False).graph.node
     except ModelError:
         return ""
-    found = next((n for n in nodes if n.op_type == op_type and (not domain or n.domain == domain)), None)
-    if found is None:
+    failing = next((n for n in nodes if n.op_type == op_type and (not domain or n.domain == domain)), None)
+    if failing is None:
         return ""
-    return f" (node '{found.name}')" if found.name else f" (node of '{found.output[0]}')"
+    return f" (node '{failing.name}')" if failing.name else f" (node of '{failing.output[0]}')"

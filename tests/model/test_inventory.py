@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engineworks.model.inspect import inventory
+from engineworks.model.fold.inventory import inventory
 from engineworks.model.onnx_files import load_model
 from engineworks.tensors import TensorSpec
 

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, read from the protobuf's wire format alone: inputs, outputs, external data.
+"""What an ONNX file declares, read from the protobuf's wire format alone: inputs, outputs, external data.
 
 `validate` and `plan` need it and must not import ONNX. Tensors and nodes are skipped over, so that a file of any size
 takes few reads. Format: protobuf.dev/programming-guides/encoding; field numbers: onnx.proto. Weights in the attributes
@@ -82,29 +82,29 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def interface_problems(
-    inputs: Sequence[TensorSpec], outputs: Mapping[str, Sequence[Dim]], found: Outline
+    inputs: Sequence[TensorSpec], outputs: Mapping[str, Sequence[Dim]], outline: Outline
 ) -> Iterator[tuple[Where, str, str]]:
     """Every difference between the recipe's inputs and outputs and the model's: what of the recipe it is about, a
     sentence, and what to do."""
-    known = {one.name: one for one in found.inputs}
+    known = {value.name: value for value in outline.inputs}
     for spec in inputs:
         if spec.name in known:
             yield from _input_problems(spec, known[spec.name])
         else:
             yield ("inputs", spec.name), f"the model has no input '{spec.name}'", did_you_mean(spec.name, known)
     declared = {spec.name for spec in inputs}
-    for one in found.inputs:
-        if one.name not in declared:
-            yield ("inputs",), f"the model has an input that the recipe does not declare: {one}", ""
-    made = {one.name: one for one in found.outputs}
+    for value in outline.inputs:
+        if value.name not in declared:
+            yield ("inputs",), f"the model has an input that the recipe does not declare: {value}", ""
+    made = {value.name: value for value in outline.outputs}
     for name, shape in outputs.items():
         if name not in made:
             yield ("outputs", name), f"the model has no output '{name}'", did_you_mean(name, made)
         else:
             yield from _output_problems(name, shape, made[name])
-    for one in found.outputs:
-        if one.kind not in ("tensor", ""):
-            yield ("outputs",), f"output '{one.name}' is no tensor but a {one.kind}", _TENSORS_ONLY
+    for value in outline.outputs:
+        if value.kind not in ("tensor", ""):
+            yield ("outputs",), f"output '{value.name}' is no tensor but a {value.kind}", _TENSORS_ONLY
 
 
 _TENSORS_ONLY = "export the model with tensors only"
@@ -150,7 +150,7 @@ def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator
 def _hint(begin: bytes) -> str:
     if begin.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: run 'git lfs pull'"
-    return "is it another format, cut short, or a page that said why a download failed?"
+    return "is it another format, cut short, or the error page of a failed download?"
 
 
 def _outline(data: mmap.mmap, path: Path) -> Outline:
@@ -173,14 +173,14 @@ def _outline(data: mmap.mmap, path: Path) -> Outline:
                     _add_external(data, tensor, external)
     if not all(whole.values()):
         raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
-    return Outline(external, tuple(one for one in inputs if one.name not in weights), tuple(outputs))
+    return Outline(external, tuple(value for value in inputs if value.name not in weights), tuple(outputs))
 
 
-def _add_external(data: mmap.mmap, tensor: Span, found: dict[str, int]) -> None:
+def _add_external(data: mmap.mmap, tensor: Span, sizes: dict[str, int]) -> None:
     entries = {_text(data, e, _KEY): _text(data, e, _ENTRY_VALUE) for e in _all(data, tensor, _EXTERNAL)}
     if name := entries.get("location"):
         end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
-        found[name] = max(found.get(name, 0), end)
+        sizes[name] = max(sizes.get(name, 0), end)
 
 
 def _declared(data: mmap.mmap, value: Span) -> Declared:
@@ -191,7 +191,7 @@ def _declared(data: mmap.mmap, value: Span) -> Declared:
             if field == _TENSOR_TYPE:
                 dtype = _DTYPES.get(_number(data, inner, _ELEMENT) or 0, dtype)
                 for dims in _all(data, inner, _SHAPE):
-                    shape = tuple(_dim(data, one) for one in _all(data, dims, _DIM))
+                    shape = tuple(_dim(data, span) for span in _all(data, dims, _DIM))
     return Declared(name, kind, dtype, shape)
 
 
@@ -209,11 +209,11 @@ def _text(data: mmap.mmap, message: Span, wanted: int) -> str:
 
 
 def _number(data: mmap.mmap, message: Span, wanted: int) -> int | None:
-    found = None
+    number = None
     for field, (at, end) in _fields(data, message):
         if field == wanted and at < end:
-            found, _ = _varint(data, at)
-    return found
+            number, _ = _varint(data, at)
+    return number
 
 
 def _all(data: mmap.mmap, message: Span, wanted: int) -> Iterator[Span]:

@@ -1,8 +1,8 @@
 """How far ONNX Runtime optimizes a model: as a rule, and after it crashed.
 
 Some optimizations of ONNX Runtime end the process (SIGSEGV) instead of raising an error. A step whose child crashed is
-run again with the next of `FORMS` (`execution.step`). An engine made in another form than the first says so in its own
-metadata, so that every later load of it, wherever it is, takes the level that it was tried at.
+run again with the next of `FORMS` (`execution.step`). An engine made in another form than the first records it in its
+metadata, so that every later load, on any host, takes the level that it was tried at.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineworks.model.external_data import metadata_of
+from engineworks.model.export.outline import metadata_of
 
 EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """ONNX Runtime fuses DequantizeLinear and MatMul of weights in int4 or int8 to MatMulNBits, which at its own level, 4,
-rounds the activations to int8 as well. Engines compute what their precision says: at level 1, fp32, they do."""
+rounds the activations to int8 as well. Engines compute what their precision promises: at level 1 they do, in fp32."""
 
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 """Without VNNI, x86 kernels add two int8 products in int16, which saturates: errors of .6 were seen where operands are
@@ -46,7 +46,7 @@ LEVELS: Mapping[str, str] = {
     "all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC",
     "none": "ORT_DISABLE_ALL",
 }  # fmt: skip
-"""Our word → ONNX Runtime's level, the highest first."""
+"""Name of a level → ONNX Runtime's, the highest first."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ FORMS: Sequence[Form] = (
     Form("basic", "basic"),
     Form("none", "none"),
 )
-"""Tried in this order. MatmulTransposeFusion of ONNX Runtime 1.31 leaves a broken graph where a Cast stands between a
+"""Tried in this order. MatmulTransposeFusion of ONNX Runtime 1.31 leaves a broken graph where a Cast lies between a
 Transpose and a MatMul, as in every fp16 model on a CPU. From the second on the load runs no fusion: Triton's ONNX
 Runtime backend can set the level of a load, but switch no optimizer off."""
 
@@ -96,12 +96,12 @@ def current() -> Form:
 
 
 def form_of(engine: Path) -> Form:
-    """The form that the engine was made in; the current one for a model that says nothing."""
+    """The form that the engine was made in; the current one for a model without this entry."""
     try:
-        found = json.loads(metadata_of(engine)[METADATA_KEY])
-    except (KeyError, OSError, ValueError):  # ONNX Runtime says what is wrong with the file
+        written = json.loads(metadata_of(engine)[METADATA_KEY])
+    except (KeyError, OSError, ValueError):  # ONNX Runtime reports what is wrong with the file
         return current()
-    return Form(str(found["saved"]), str(found["loaded"]), tuple(found["without"]))
+    return Form(str(written["saved"]), str(written["loaded"]), tuple(written["without"]))
 
 
 def sign(engine: Path, form: Form) -> None:
@@ -113,9 +113,9 @@ def sign(engine: Path, form: Form) -> None:
         file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
 
 
-def ort_level(word: str) -> Any:
-    """ONNX Runtime's level; no higher than the current form's."""
+def ort_level(name: str) -> Any:
+    """ONNX Runtime's level of this name; no higher than the current form's."""
     import onnxruntime as ort
 
     order = list(LEVELS)
-    return getattr(ort.GraphOptimizationLevel, LEVELS[max(word, current().loaded, key=order.index)])
+    return getattr(ort.GraphOptimizationLevel, LEVELS[max(name, current().loaded, key=order.index)])

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from engineworks.model.fold.node_uses import node_uses, operator_name
 from engineworks.model.graphs import all_nodes, all_tensors
-from engineworks.model.onnx_files import dtype_name, graph_inputs, graph_outputs
-from engineworks.model.opset import opset_of
+from engineworks.model.onnx_files import dtype_name, graph_inputs, graph_outputs, opset_of
 from engineworks.model.tensor_storage import tensor_bytes
 from engineworks.tensors import TensorSpec
 
@@ -47,13 +46,10 @@ class Inventory:
     def to_json(self) -> dict[str, object]:
         return {
             "nodes": self.nodes,
+            **vars(self),
             "operators": dict(self.operators),
             "uses": {use: list(nodes) for use, nodes in self.uses.items()},
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
             "bytes_by_dtype": dict(self.bytes_by_dtype),
-            "opset": self.opset,
-            "ir_version": self.ir_version,
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
         }

@@ -1,0 +1,66 @@
+"""What the backends `tensorrt` and `tensorrt_rtx` have in common: a backend's functions, bound to one vendor module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.engines.backends import _trt
+from engineworks.engines.backends._trt_host import why_not_run_here
+from engineworks.engines.backends.base import BuildReport, BuildRequest, Serving
+from engineworks.host.gpu import first_gpu
+from engineworks.host.nvml import GpuWatch
+from engineworks.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from engineworks.engines.backends._cuda import DeviceMemory
+    from engineworks.engines.backends._trt_session import TrtSession
+
+
+@dataclass(frozen=True)
+class TrtBackend:
+    """`Builder` and `Runner` (see `base`) for one vendor module, and a backend's `versions` and `hardware`."""
+
+    vendor: _trt.Vendor
+
+    def versions(self) -> Mapping[str, str]:
+        """The installed distribution and its version; empty where there is none."""
+        return self.vendor.versions()
+
+    def hardware(self) -> Mapping[str, str]:
+        """The GPU, its driver and CUDA; empty on a host without a GPU."""
+        gpu = first_gpu()
+        return gpu.to_json() if gpu else {}
+
+    def build(self, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
+        """Write one engine for `request.compute_capabilities`. Raises `BuildError`, `TargetError`."""
+        return _trt.build(self.vendor, request, log)
+
+    def why_not_run(self, compute_capabilities: Sequence[str]) -> str | None:
+        """None if the GPU of this host runs engines of such a target, otherwise the reason."""
+        return why_not_run_here(self.vendor, compute_capabilities)
+
+    def load(
+        self,
+        engine: Path,
+        options: Mapping[str, object],
+        *,
+        serving: Serving = Serving(),  # noqa: B008 - frozen
+        cache: Path | None = None,
+        known: Sequence[TensorSpec] = (),
+    ) -> TrtSession:
+        """Load an engine for the first visible GPU. Raises `RunError`, and `TargetError` for an unknown option."""
+        from engineworks.engines.backends._trt_load import load
+
+        return load(self.vendor, engine, options, serving, cache, known)
+
+    def memory_meter(self) -> DeviceMemory:
+        """The memory of the GPU. Raises `RunError` where it does not answer."""
+        from engineworks.engines.backends import _cuda
+
+        return _cuda.DeviceMemory()
+
+    def device_watch(self) -> GpuWatch:
+        return GpuWatch()

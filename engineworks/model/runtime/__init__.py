@@ -1,0 +1,1 @@
+"""ONNX Runtime as every room uses it: its optimization levels and its errors."""

@@ -1,0 +1,12 @@
+"""Keys of recipes that have another name now: an old one is refused with a message that gives the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+RENAMED: Mapping[tuple[str | int, ...], str] = {
+    ("calibration", "around"): "unquantized",
+    ("performance", "regression", "most_s"): "max_s",
+    ("time_limits", "duel"): "compare_champion",
+}
+"""Path of the old key → the new key, in the same mapping."""

@@ -1,0 +1,31 @@
+"""Flow runs of plans that the command has made already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from prefect import Flow, flow
+from prefect.client.schemas.objects import State
+
+from engineworks.plan.plan import Plan
+
+R = TypeVar("R")
+
+
+def run_planned(
+    like: Flow[..., Any], plan: Plan, only: str | None, body: Callable[[], State[R]], **options: Any
+) -> State[R]:
+    """Run `body` as a flow run with the name and the parameters of the flow `like`.
+
+    The command has its plan and settings already. They come by closure, because Prefect stores parameters. options:
+    further parameters to show.
+    """
+
+    @flow(name=like.name, flow_run_name="{recipe}", task_runner=like.task_runner)
+    def planned(recipe: str, only: str | None, options: dict[str, Any]) -> State[R]:
+        del recipe, only, options  # for Prefect's pages
+        return body()
+
+    state: State[Any] = planned(str(plan.loaded.path), only, options, return_state=True)
+    return state

@@ -94,6 +94,35 @@ def test_a_model_without_exact_kernels_is_built_all_the_same(tmp_path: Path) -> 
     np.testing.assert_allclose(found, EXPECTED, rtol=1e-4, atol=1e-3)
 
 
+def test_a_weight_on_the_left_with_scales_per_channel_is_built_all_the_same(tmp_path: Path) -> None:
+    """Without VNNI, ONNX Runtime builds this product and fails to run it: the build's own run finds that."""
+    scales = np.linspace(0.01, 0.02, 16, dtype=np.float32)
+    constants = {
+        "one": np.float32(1),
+        "zero": np.int8(0),
+        "w": WEIGHT.T,
+        "scale": scales,
+        "zeros": np.zeros(16, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zeros"], ["wd"], axis=0),
+        helper.make_node("MatMul", ["wd", "xd"], ["y"], name="product"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k, 4]) for n, k in (("x", 64), ("y", 16)))
+    values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], values)
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    shape = InputRange((2, 64, 4), (2, 64, 4), (2, 64, 4))
+    report = backend.build(BuildRequest(path, tmp_path, "int8", (Profile("only", {"x": shape}),)), lambda line: None)
+    columns = np.stack([ROWS.T, ROWS.T])
+    got: Any = backend.load(tmp_path / report.file, {}).run({"x": columns})["y"]
+    expected = (WEIGHT.T.astype(np.float32) * scales[:, None]) @ columns
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-2)
+
+
 def test_every_session_has_these_options() -> None:
     """Options are made in one place; each session is opened with such options."""
     made, without = [], []

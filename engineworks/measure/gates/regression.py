@@ -1,4 +1,4 @@
-"""Candidate against champion → checks, each with its sentence. Pure: no files, no clock, no engine."""
+"""Candidate against champion → checks with reasons. Pure: no files, no clock, no engine."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def regression_checks(
     champion_unknown: str = "",
     champion_lost: str = "",
 ) -> list[Check]:
-    """The checks of `performance.regression`; none where the recipe does not ask.
+    """The checks of `performance.regression`; none if the recipe does not ask for them.
 
-    comparison: the report of the comparison with the champion. latency, accuracy: the candidate's. compare: the
+    comparison: the report of the comparison with the champion. latency, accuracy: the candidate's reports. compare: the
     document of the step that made `accuracy`.
     """
     if regression is None:
@@ -78,7 +78,7 @@ def _comparison_check(
 
 
 def _earlier(before: int, confidence: float) -> str:
-    """What those who built until it passed would rather not say."""
+    """States how many comparisons came before, which repeated builds would otherwise hide."""
     if not before:
         return ""
     others = "one before did" if before == 1 else f"{before} before did"
@@ -153,7 +153,7 @@ def _accuracy_check(
 
 
 def _what_changed(then: Report, now: Report) -> str:
-    """What makes two metrics incomparable, or ''."""
+    """Why the two metrics cannot be compared, or ''."""
     if then["digests"].get("evaluation") != now["digests"].get("evaluation"):
         return "the evaluation data"
     same = ("samples", "labels")
@@ -166,7 +166,7 @@ def _what_changed(then: Report, now: Report) -> str:
 
 
 def _worse_by(ours: Report, theirs: float) -> float:
-    """Relative to the champion; a metric of errors is worse when it grows."""
+    """How much worse than the champion, relative to it; an error metric is worse when it grows."""
     drop = theirs - ours["engine"]
     drop = -drop if ours.get("lower_is_better") else drop
     if theirs:
@@ -184,7 +184,7 @@ def _slower(ratio: float) -> str:
 
 
 def _confidence(value: float) -> str:
-    """99 %, 99.5 %, 99.75 %: as many digits as tell it from certainty."""
+    """99 %, 99.5 %, 99.75 %: enough digits not to round to 100 %."""
     return f"{100 * value:.10g} %"
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Champion:
-    """engine: id, recipe/precision/target. digest: sha256 of the engine file. build_key: key of its build's artifact in
+    """The served version of an engine.
+
+    engine: id, recipe/precision/target. digest: sha256 of the engine file. build_key: key of its build's artifact in
     the store, '' if unknown. run: id of the MLflow run that recorded it. accuracy: its report. compare: the document of
-    the step that made the report. Both are None if the run holds none."""
+    the step that made the report. Both are None if the run holds none.
+    """
 
     engine: str
     model: str

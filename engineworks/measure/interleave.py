@@ -44,7 +44,7 @@ class Loaded(Protocol):
 
 
 class Watch(Protocol):
-    """What this module needs of a device watch: disturbances since the last call."""
+    """A device watch: it samples the device and turns the readings into complaints."""
 
     def sample(self) -> Mapping[str, object]: ...
 

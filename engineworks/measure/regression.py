@@ -156,8 +156,10 @@ def trust(comparison: Comparison, rounds: int, disturbances: Sequence[str]) -> C
 
 
 def confirm(first: Comparison, second: Comparison | None) -> Comparison:
-    """The comparison to report. A fail needs two measurements in two processes; a failing second measurement cancels a
-    pass."""
+    """The comparison to report. A fail needs two measurements in two processes.
+
+    A pass followed by a fail is inconclusive.
+    """
     if second is not None and (first.verdict, second.verdict) == ("pass", "fail"):
         why = "the first measurement passed, a second one in a fresh process failed"
         return Comparison("inconclusive", first.ratio, first.interval, first.rounds, why)

@@ -1,23 +1,24 @@
-"""The report of the served comparison and the recipe's limits → what passed, and where it first went wrong. Pure.
+"""The report of the served comparison and the recipe's limits → passed checks, and where a failure began. Pure.
 
-An engine is compared with the lowered model itself, run by ONNX Runtime as it is written: it must be what was lowered.
-A row may be off by
+The reference is the lowered model itself, run by ONNX Runtime as written: the engine must match it.
 
-- 3 ρ from the lowered model, at most by .7: a row that was put in another's place is off by more than that;
-- ρ from itself, alone or elsewhere in a batch or later, at most by .5; where the precision quantizes 3 ρ, for both
-  answers have rounded on their own. Where the fp32 model's own rows depend on each other a little (up to .05, as with
-  ranges that are found at run time), three times that is allowed.
+A row's error may be
 
-ρ follows from the precision (ROUNDED). Where one rounding more moves the lowered model's own row by m, 4 m is
-allowed for both: what is quantized, or compared with a threshold, may tip, and no kernel is to blame for it.
+- 3 ρ against the lowered model, at most .7: a row in another row's place has a larger error;
+- ρ against the same row alone, elsewhere in a batch, or later, at most .5. For quantized precisions it is 3 ρ, because
+  both answers were rounded separately. Where rows of the fp32 model depend on each other a little (up to .05, as with
+  ranges computed at run time), three times that dependence is allowed.
 
-Where ONNX Runtime cannot run the lowered model, the engine is compared with fp32 and the error of the precision itself
-is allowed for: with the recipe's `cosine` limit c for it (USUAL_COSINE where it has none), θ = √(2(1 − c)) is the
-relative error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ,
-at most by .7, from fp32; by θ, at most .25, from itself; by 1.5 θ, at most .35, where the precision quantizes.
+ρ follows from the precision (ROUNDED). Where one extra rounding moves the lowered model's own row by m, 4 m is allowed
+for both. Quantized values, and values compared with a threshold, may tip without any kernel being at fault.
 
-Of int32, int64 and bool outputs, where one rounding may tip a class, a precision below fp32 may change EXCUSED_SAMPLES
-of its samples against the reference and one against itself; fp32 none. Samples that one rounding tips do not count.
+Where ONNX Runtime cannot run the lowered model, fp32 is the reference, and the error of the precision is allowed for.
+The recipe's `cosine` limit c (or USUAL_COSINE) over all samples allows a relative error θ = √(2(1 − c)); θ is at least
+ROUNDING. Then a row's error may be 3 θ, at most .7, against fp32. Against itself it may be θ, at most .25; for
+quantized precisions 1.5 θ, at most .35.
+
+For int32, int64 and bool outputs one rounding may tip a class. A precision below fp32 may change EXCUSED_SAMPLES of its
+samples against the reference and one against itself; fp32 none. Samples that one rounding tips do not count.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ from typing import Any
 USUAL_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
 ROUNDING = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 4e-2, "int8": 5e-2}
 ROUNDED = {"fp32": 4.5e-3, "fp16": 1.4e-2, "bf16": 4.5e-2, "int8": 5e-2}
-"""ρ: what kernels of this precision are apart by; a cosine of .99999, .9999 and .999, and of 8 bits a few roundings."""
+"""ρ: the difference between kernels of this precision.
+
+It corresponds to a cosine of .99999, .9999 and .999, and for 8 bits to a few roundings.
+"""
 
 MOVED = 4.0
-"""One draw of noise is less than the worst of many kernels."""
+"""Allowed multiple of the movement, because one draw of noise is less than the worst of many kernels."""
 
 EXCUSED_SAMPLES = 0.34
-"""Part of the samples that may change their class below fp32: 4 of a pool of 13."""
+"""Share of the samples that may change their class below fp32: 4 of a pool of 13."""
 
 DEPENDS_A_LITTLE = 0.05
 
@@ -48,7 +52,8 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest error of a row against the reference, and against itself; samples of exact outputs that may change."""
+    """Maximum errors of a row against the reference and against itself; number of samples of exact outputs that may
+    change."""
 
     reference: float
     itself: float
@@ -58,7 +63,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome: its name, whether it passed, and its sentence."""
+    """One check's outcome: its name, whether it passed, and its message."""
 
     name: str
     good: bool
@@ -66,7 +71,7 @@ class Finding:
 
 
 def tolerance(precision: str, cosine: float | None) -> Tolerance:
-    """What a row may be off by; cosine: the recipe's limit for this precision."""
+    """The allowed errors of a row. cosine: the recipe's limit for this precision."""
     known = precision if precision in USUAL_COSINE else "int8"
     theta = math.sqrt(2 * (1 - (USUAL_COSINE[known] if cosine is None else cosine)))
     theta = max(ROUNDING[known], theta)
@@ -76,7 +81,7 @@ def tolerance(precision: str, cosine: float | None) -> Tolerance:
 
 
 def rounding_tolerance(precision: str, moved: float) -> Tolerance:
-    """What a row may be off by from the lowered model; moved: what one rounding more moves it by."""
+    """The allowed errors of a row against the lowered model. moved: how far one extra rounding moves it."""
     known = precision if precision in ROUNDED else "int8"
     rho, move = ROUNDED[known], MOVED * moved
     itself = (3.0 if known == "int8" else 1.0) * rho
@@ -87,31 +92,33 @@ def rounding_tolerance(precision: str, moved: float) -> Tolerance:
 
 
 def row_tolerance(served: Mapping[str, Any], visit: Mapping[str, Any], output: str, cosine: float | None) -> Tolerance:
-    """What a row of this output may be off by at this visit."""
+    """The allowed errors of a row of this output at this visit."""
     if not _by_lowered(served):
         return tolerance(served["precision"], cosine)
     return rounding_tolerance(served["precision"], _moves(visit, output).get("error", 0.0))
 
 
 def _by_lowered(served: Mapping[str, Any]) -> bool:
-    """Whether the engine was compared with its lowered model; reports of older builds name nothing."""
+    """Whether the reference is the lowered model; reports of older builds name none."""
     return bool(served.get("reference", {}).get("of") == "lowered")
 
 
 def _moves(visit: Mapping[str, Any], output: str) -> Mapping[str, Any]:
-    """How far one rounding more moves the output of the lowered model there."""
+    """How far one extra rounding moves the output of the lowered model at this visit."""
     found: Mapping[str, Any] = visit.get("moved", {}).get(output, {})
     return found
 
 
 def _tipped(visit: Mapping[str, Any], output: str, one: Mapping[str, Any]) -> set[int]:
-    """Samples whose exact answer is another, but for those that one rounding tips."""
+    """Samples whose exact answer differs, except those that one rounding tips."""
     return set(one.get("wrong_samples", ())) - set(_moves(visit, output).get("samples", ()))
 
 
 def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """By output: at which lengths the evaluation data has no sample, and how far the precision is from fp32 there, on
-    made rows: of the lowered model, or where that cannot be run, of the engine."""
+    """By output: lengths without evaluation samples, and the precision's error against fp32 there, on synthetic rows.
+
+    The errors are the lowered model's, or the engine's if the lowered model cannot run.
+    """
     if _by_lowered(served):
         found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
         for lost in served.get("lost", ()):
@@ -132,7 +139,7 @@ def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, A
 
 
 def synthetic_warnings(served: Mapping[str, Any], cosine: float | None) -> Iterator[str]:
-    """What the lowered model loses on made rows, beyond what the recipe's limit lets a single row lose."""
+    """Losses of the lowered model on synthetic rows that exceed what the recipe's limit allows a single row."""
     if not _by_lowered(served):
         return
     allowed = tolerance(served["precision"], cosine).reference
@@ -169,7 +176,7 @@ def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Find
 
 
 def served_findings(served: Mapping[str, Any], cosine: float | None) -> Iterator[Finding]:
-    """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only where rows could be told apart."""
+    """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only if rows can be told apart."""
     sequence: Sequence[Mapping[str, Any]] = served["sequence"]
     if not sequence:
         return
@@ -199,7 +206,7 @@ def _shapes(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance],
 
 
 def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
-    """Where else it was wrong, and where it was right: always, or at least before it went wrong."""
+    """The other wrong shapes, and the right ones: always, or at least before the first failure."""
     bad = {s for s, w in zip(shapes, wrong, strict=True) if w}
     good = list(dict.fromkeys(s for s in shapes if s not in bad))
     before = list(dict.fromkeys(shapes[: wrong.index(True)]))
@@ -210,7 +217,7 @@ def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
 
 
 def _wrong(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> Iterator[tuple[str, str] | None]:
-    """Per visit: phase and what is wrong in words, None where nothing is."""
+    """Per visit: phase and message of what is wrong, None if nothing is."""
     pools: dict[str, set[int]] = {}
     against = _compared_with(served)
     for visit, allowed in zip(served["sequence"], limits, strict=True):

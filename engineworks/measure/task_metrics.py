@@ -1,8 +1,8 @@
-"""Task metrics by libraries made for them: an output with its rows first, and labels → one number.
+"""Task metrics by established libraries: an output with rows on axis 0, and labels → one number.
 
-Each metric is two functions. `reduce` takes one run's rows to what the metric needs of them (predictions, not logits),
-so that memory does not grow with the vocabulary; `score` takes all reduced rows and all labels to the figure. A NaN in
-an output is never right: it is class -1, or makes the figure NaN, which no gate passes.
+Each metric is two functions. `reduce` takes one run's rows to predictions (not logits), so that memory does not grow
+with the vocabulary. `score` takes all reduced rows and all labels to the metric. A NaN in an output is never right: it
+becomes class -1, or makes the metric NaN, which no gate passes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from engineworks.errors import ModelError
 Array = NDArray[Any]
 
 NO_LABEL = -100
-"""Labels below zero are left out of perplexity and of texts, this one of top_k, f1 and span too: padding."""
+"""Padding: top_k, f1 and span leave out this label; perplexity and texts leave out every label below zero."""
 
 LONGEST_ANSWER = 30
-"""Tokens of an answer at most, as evaluations of SQuAD have it."""
+"""Maximum tokens of an answer, as in evaluations of SQuAD."""
 
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """name: what reports call it. reduce(rows, labels of these rows or None); score(reduced, labels or None)."""
+    """name: as in reports. reduce(rows, labels of these rows or None); score(reduced rows, labels or None)."""
 
     name: str
     reduce: Callable[[Array, Array | None], Array]
@@ -38,7 +38,7 @@ class TaskMetric:
 
 
 def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
-    """The metric that the recipe names, with its settings (`recipe_metric.metric_settings`)."""
+    """The metric that the recipe names, with its settings (`recipe.metric.metric_settings`)."""
     name = settings["name"]
     if name in ("top1", "top_k"):
         k = settings.get("top_k", 1)
@@ -64,10 +64,10 @@ def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
 
 
 def ratio_to_reference(engine: float, reference: float, *, lower_is_better: bool) -> float:
-    """How good the engine is relative to the reference: 1 as good, less worse, whichever way the metric goes.
+    """Quality of the engine relative to the reference: 1 is as good, less is worse, whichever way the metric goes.
 
-    engine / reference, or reference / engine where smaller is better (1 where the engine makes no error at all). NaN
-    where the reference is not above zero: then a ratio says nothing.
+    engine / reference, or reference / engine if smaller is better (1 if the engine makes no error at all). NaN if the
+    reference is not above zero, because the ratio is then meaningless.
     """
     if lower_is_better:
         if engine == 0:
@@ -77,7 +77,10 @@ def ratio_to_reference(engine: float, reference: float, *, lower_is_better: bool
 
 
 def largest(logits: Array, k: int) -> Array:
-    """The k classes with the largest logits (last axis), i64[..., k], the largest last; -1 where a logit is NaN."""
+    """The k classes with the largest logits (last axis), i64[..., k], the largest last; -1 for NaN logits.
+
+    logits: float[..., classes].
+    """
     scores = np.asarray(logits, np.float64)
     if k > scores.shape[-1]:
         raise ModelError(f"top_k: {k} of {scores.shape[-1]} classes")
@@ -88,7 +91,7 @@ def largest(logits: Array, k: int) -> Array:
 
 
 def hit_rate(found: Array, labels: Array) -> float:
-    """Part of the labels that are among the classes found for them."""
+    """Share of the labels among the predicted classes. found: i64[..., k]; labels: int[...]."""
     if labels.shape != found.shape[:-1]:
         raise ModelError(f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(found.shape[:-1])}")
     counted = _counted("top_k", labels)
@@ -96,8 +99,11 @@ def hit_rate(found: Array, labels: Array) -> float:
 
 
 def best_spans(logits: Array) -> Array:
-    """First and last token, i64[rows, 2], with the largest sum of logits: last ≥ first, at most `LONGEST_ANSWER` tokens
-    (Devlin et al. 2019, section 4.2). logits [rows, length, 2]: of starts, of ends. -1 where a logit is NaN."""
+    """First and last token, i64[rows, 2], with the largest sum of logits; -1 where a logit is NaN.
+
+    last ≥ first, at most `LONGEST_ANSWER` tokens (Devlin et al. 2019, section 4.2). logits: float[rows, length, 2], of
+    starts and of ends.
+    """
     if logits.ndim != 3 or logits.shape[-1] != 2:
         raise ModelError(f"span needs logits of starts and ends [rows, length], not {list(logits.shape)}")
     scores = np.asarray(logits, np.float64)
@@ -112,7 +118,7 @@ def best_spans(logits: Array) -> Array:
 
 
 def span_rate(found: Array, labels: Array) -> float:
-    """Part of the answers whose first and last token were both found."""
+    """Share of the answers whose first and last token are both right. found, labels: int[rows, 2]."""
     if labels.shape != found.shape:
         raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(found.shape)}")
     counted = _counted("span", labels).all(axis=-1)
@@ -120,7 +126,7 @@ def span_rate(found: Array, labels: Array) -> float:
 
 
 def _counted(name: str, labels: Array) -> Array:
-    """Which labels are none for padding. Raises `ModelError` if none is."""
+    """bool, shape of `labels`: which labels are not padding. Raises `ModelError` if all are."""
     counted: Array = labels != NO_LABEL
     if not counted.any():
         raise ModelError(f"{name}: every label is {NO_LABEL}, so that none counts")
@@ -128,13 +134,17 @@ def _counted(name: str, labels: Array) -> Array:
 
 
 LEAST_KNOWN = 5
-"""Samples of a class that the reference must have right before the engine's having none of them counts: if each tipped
-by itself, even one in four, so many would tip together once in a thousand."""
+"""Minimum number of a class's samples that the reference gets right for a check of the class.
+
+Even if each sample tipped with probability one in four, this many would tip together only once in a thousand.
+"""
 
 
 def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[str, int]]:
-    """Classes of which the engine has no sample right and the reference has `LEAST_KNOWN` at least, half of all at
-    least. engine, reference: reduced rows of top-k [..., k] or f1 [...]; labels: the classes."""
+    """Classes with no sample right in the engine, but at least `LEAST_KNOWN` and at least half right in the reference.
+
+    engine, reference: reduced rows of top-k, int[..., k], or f1, int[...]; labels: int[...], the classes.
+    """
     y = labels.reshape(-1)
     right = []
     for found in (engine, reference):
@@ -150,7 +160,11 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[st
 
 
 def classes(rows: Array, threshold: float) -> Array:
-    """One class per row: integers as they are, the largest logit of several, or 1 from the threshold on of one."""
+    """One class per row, i64[...]: integers as they are, the largest of several logits, or whether one score ≥
+    threshold.
+
+    rows: int or bool[...] classes, float[..., classes] logits, or float[...] or [..., 1] scores.
+    """
     if rows.dtype.kind in "iub":
         return _flat(rows).astype(np.int64)
     if rows.ndim > 1 and rows.shape[-1] > 1:
@@ -160,7 +174,10 @@ def classes(rows: Array, threshold: float) -> Array:
 
 
 def f1(predictions: Array, labels: Array, average: str) -> float:
-    """F1 score by scikit-learn; -1 (a NaN) counts as a class that is never right."""
+    """F1 score by scikit-learn; -1 (a NaN) counts as a class that is never right.
+
+    predictions: int[...]; labels: the same shape, or with a last axis of 1.
+    """
     y = _fitting("f1", labels, predictions).astype(np.int64)
     counted = _counted("f1", y)
     y, predictions = y[counted], predictions[counted]
@@ -171,8 +188,11 @@ def f1(predictions: Array, labels: Array, average: str) -> float:
 
 
 def auc(rows: Array, labels: Array) -> float:
-    """Area under the ROC curve by scikit-learn. rows: one score, or two logits or more; of several classes the mean of
-    each against the rest (labels: their numbers)."""
+    """Area under the ROC curve by scikit-learn.
+
+    rows: float[rows] or [rows, 1], one score, or float[rows, classes], two logits or more. labels: int[rows]. For three
+    classes or more, the mean of each class against the rest.
+    """
     scores = np.asarray(rows, np.float64)
     y = labels.reshape(-1)
     if not np.isfinite(scores).all():
@@ -191,7 +211,8 @@ def auc(rows: Array, labels: Array) -> float:
 
 
 def spearman(rows: Array, labels: Array) -> float:
-    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy."""
+    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy. rows: [rows] or [rows, 1]; labels:
+    [rows]."""
     scores, y = _flat(rows).astype(np.float64), np.asarray(labels, np.float64)
     if scores.shape != y.shape:
         raise ModelError(f"spearman needs one score per row: labels {list(y.shape)}, outputs {list(scores.shape)}")
@@ -201,8 +222,11 @@ def spearman(rows: Array, labels: Array) -> float:
 
 
 def token_losses(logits: Array, labels: Array | None) -> Array:
-    """-log p(label) of every place, f64[rows, length]; NaN where there is no label (below zero). labels [rows, length]
-    are the tokens that the logits of the same place foretell: shift them when the data is written."""
+    """-log p(label) of every position, f64[rows, length]; NaN without a label (below zero).
+
+    logits: float[rows, length, classes]. labels: int[rows, length], the tokens that the logits at the same position
+    predict: shift them when writing the data.
+    """
     assert labels is not None  # checked with the recipe
     if labels.shape != logits.shape[:-1]:
         raise ModelError(
@@ -218,7 +242,10 @@ def token_losses(logits: Array, labels: Array | None) -> Array:
 
 
 def perplexity(losses: Array) -> float:
-    """exp of the mean loss per token (Jelinek, Mercer, Bahl & Baker 1977)."""
+    """exp of the mean loss per token (Jelinek, Mercer, Bahl & Baker 1977).
+
+    losses: f64[rows, length], NaN for padding.
+    """
     counted = losses[~np.isnan(losses)]
     if not counted.size:
         raise ModelError("perplexity: every label is below zero, so that none counts")
@@ -227,8 +254,11 @@ def perplexity(losses: Array) -> float:
 
 
 def token_ids(rows: Array, decoding: str, blank: int) -> Array:
-    """Ids per row, i64[rows, length], padded with -100. rows: logits [rows, length, classes], or ids [rows, length].
-    ctc (Graves et al. 2006): the best of every place, then repeats as one, then no blanks."""
+    """Ids per row, i64[rows, length], padded with -100. rows: float[rows, length, classes] logits, or int[rows, length]
+    ids.
+
+    ctc (Graves et al. 2006): the best class of every position, then merged repeats, then blanks removed.
+    """
     ids = np.asarray(rows, np.int64) if rows.dtype.kind in "iu" else largest(rows, 1)[..., 0]
     if ids.ndim != 2:
         raise ModelError(f"word and character errors need ids [rows, length] or their logits, not {list(rows.shape)}")
@@ -242,7 +272,7 @@ def token_ids(rows: Array, decoding: str, blank: int) -> Array:
 
 
 def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> float:
-    """Edits per word or character of the labels, by jiwer. labels: ids [rows, length], padded with what is below
+    """Edits per word or character of the labels, by jiwer. ids, labels: int[rows, length], padded with values below
     zero."""
     if len(ids) != len(labels) or labels.ndim != 2:
         raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
@@ -265,8 +295,8 @@ def _text(ids: Sequence[int], *, words: bool, space: int | None) -> str:
 def mean_average_precision(rows: Array, labels: Array) -> float:
     """COCO's mean average precision (IoU .50 to .95), by faster-coco-eval.
 
-    rows [images, n, 6]: x1, y1, x2, y2, score, class; labels [images, m, 5]: x1, y1, x2, y2, class. A class below zero
-    is padding.
+    rows: float[images, n, 6], x1, y1, x2, y2, score, class. labels: float[images, m, 5], x1, y1, x2, y2, class. A class
+    below zero is padding.
     """
     if rows.ndim != 3 or rows.shape[-1] != 6 or labels.ndim != 3 or labels.shape[-1] != 5:
         raise ModelError(
@@ -311,7 +341,7 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _flat(rows: Array) -> Array:
-    """[rows, 1] → [rows]."""
+    """[rows, 1] → [rows]; other shapes stay."""
     return rows[..., 0] if rows.ndim > 1 and rows.shape[-1] == 1 else rows
 
 
@@ -323,7 +353,7 @@ def _fitting(name: str, labels: Array, predictions: Array) -> Array:
 
 
 def _library(metric: str, module: str, distribution: str) -> Any:
-    """Raises `ModelError` where the library that computes the metric is not installed."""
+    """The library that computes the metric. Raises `ModelError` if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

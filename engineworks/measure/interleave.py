@@ -193,14 +193,14 @@ class _Arena:
             self._lot.shuffle(self._orders)
         return self._orders.pop()
 
-    def _warm_up(self, one: Loaded, shape: str) -> float:
+    def _warm_up(self, engine: Loaded, shape: str) -> float:
         """Run until the time is up and the latest runs agree within 5 %, at most ten times as long.
 
         Returns a typical time in ms.
         """
         begin = self._clock()
         while True:
-            recent = one.time_runs(shape, 4)
+            recent = engine.time_runs(shape, 4)
             spent_ms = 1000 * (self._clock() - begin)
             settled = abs(sum(recent[:2]) - sum(recent[2:])) <= 0.05 * sum(recent)
             if (spent_ms >= self._pace.warmup_ms and settled) or spent_ms >= 10 * self._pace.warmup_ms:
@@ -216,11 +216,11 @@ class _Arena:
             quads.append((order, [self._block(loaded[SIDES["AB".index(o)]], shape, settle, runs) for o in order]))
         return quads
 
-    def _block(self, one: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
+    def _block(self, engine: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
         self._rest()
         if settle:
-            one.time_runs(shape, settle)
-        return one.time_runs(shape, runs)
+            engine.time_runs(shape, settle)
+        return engine.time_runs(shape, runs)
 
 
 def _log_ratio(order: str, blocks: Sequence[Sequence[float]]) -> float:

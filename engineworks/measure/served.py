@@ -178,7 +178,7 @@ def stops(
 ) -> tuple[list[Stop], list[str]]:
     """The sequence for an engine on a device, or on this host's CPU; and notes on the parts left out."""
     index = {p.lengths: i for i, p in enumerate(pools)}
-    found: list[Stop] = []
+    sequence: list[Stop] = []
     notes: list[str] = []
     spent = 0
     for number, given in enumerate(visits):
@@ -194,13 +194,13 @@ def stops(
         least = len(picks) + 1
         runs = max(least, WARM_RUNS if device else min(WARM_RUNS, VISIT_OPERATIONS // max(1, cost)))
         spent += runs * cost
-        if found and not device and spent > CPU_OPERATIONS:
+        if sequence and not device and spent > CPU_OPERATIONS:
             left = len(visits) - number
             notes.append(f"the last {left} visits were left out: {CPU_OPERATIONS:.1e} operations were spent")
             break
         notes += cut
-        found.append(Stop(number, visit, index[given.lengths], picks, runs))
-    return found, list(dict.fromkeys(notes))
+        sequence.append(Stop(number, visit, index[given.lengths], picks, runs))
+    return sequence, list(dict.fromkeys(notes))
 
 
 def shown(dims: Mapping[str, int]) -> str:

@@ -105,13 +105,13 @@ def _by_lowered(served: Mapping[str, Any]) -> bool:
 
 def _moves(visit: Mapping[str, Any], output: str) -> Mapping[str, Any]:
     """How far one extra rounding moves the output of the lowered model at this visit."""
-    found: Mapping[str, Any] = visit.get("moved", {}).get(output, {})
-    return found
+    moves: Mapping[str, Any] = visit.get("moved", {}).get(output, {})
+    return moves
 
 
-def _tipped(visit: Mapping[str, Any], output: str, one: Mapping[str, Any]) -> set[int]:
+def _tipped(visit: Mapping[str, Any], output: str, record: Mapping[str, Any]) -> set[int]:
     """Samples whose exact answer differs, except those that one rounding tips."""
-    return set(one.get("wrong_samples", ())) - set(_moves(visit, output).get("samples", ()))
+    return set(record.get("wrong_samples", ())) - set(_moves(visit, output).get("samples", ()))
 
 
 def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -120,22 +120,22 @@ def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, A
     The errors are the lowered model's, or the engine's if the lowered model cannot run.
     """
     if _by_lowered(served):
-        found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
+        losses: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
         for lost in served.get("lost", ()):
-            found.setdefault(lost["output"], []).append(lost)
-        return found
-    found = {name: [] for name in served["rows"]}
+            losses.setdefault(lost["output"], []).append(lost)
+        return losses
+    losses = {name: [] for name in served["rows"]}
     for visit in served["sequence"]:
         for name, figures in visit["outputs"].items() if visit.get("data") == "seeded" else ():
             records = [r for phase in PHASES for r in figures.get(phase, ())]
             if records:
                 worst = max(records, key=lambda r: r["error"])
                 lengths = dict(visit["lengths"]) or visit["dims"]
-                found[name].append({
+                losses[name].append({
                     "lengths": lengths, "error": worst["error"], "cosine": min(r["cosine"] for r in records),
                     "nonfinite": worst["nonfinite"],
                 })  # fmt: skip
-    return found
+    return losses
 
 
 def synthetic_warnings(served: Mapping[str, Any], cosine: float | None) -> Iterator[str]:
@@ -144,10 +144,10 @@ def synthetic_warnings(served: Mapping[str, Any], cosine: float | None) -> Itera
         return
     allowed = tolerance(served["precision"], cosine).reference
     for output, losses in synthetic_losses(served).items():
-        bad = [one for one in losses if one["nonfinite"] or one["error"] > allowed]
+        bad = [loss for loss in losses if loss["nonfinite"] or loss["error"] > allowed]
         if not bad:
             continue
-        worst = max(bad, key=lambda one: (one["nonfinite"] > 0, one["error"]))
+        worst = max(bad, key=lambda loss: (loss["nonfinite"] > 0, loss["error"]))
         size = (
             f"{worst['nonfinite']} values are NaN or infinite" if worst["nonfinite"] else f"error {worst['error']:.3g}"
         )
@@ -162,7 +162,7 @@ def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Find
     """`synthetic_cosine[OUTPUT]` of every output."""
     for output, losses in synthetic_losses(served).items():
         name = f"synthetic_cosine[{output}]"
-        worst = min(losses, key=lambda one: -math.inf if one["nonfinite"] else one["cosine"], default=None)
+        worst = min(losses, key=lambda loss: -math.inf if loss["nonfinite"] else loss["cosine"], default=None)
         if worst is None:
             why = "the lowered model is the fp32 model, or the evaluation data has samples of every shape"
             yield Finding(name, True, f"{output}: no row was made up, or none could differ: {why}.")
@@ -223,15 +223,15 @@ def _wrong(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) 
     for visit, allowed in zip(served["sequence"], limits, strict=True):
         changed = pools.setdefault(str(visit["lengths"]), set())
         figures = visit["outputs"].get(output, {})
-        found = None
+        first = None
         for phase in PHASES:
-            for one in figures.get(phase, ()):
-                changed |= _tipped(visit, output, one)
-                bad = _bad(one, allowed.reference, len(changed) > allowed.changed * visit["samples"], against)
-                found = found or ((_phase(phase, one["run"], visit), bad) if bad else None)
+            for record in figures.get(phase, ()):
+                changed |= _tipped(visit, output, record)
+                bad = _bad(record, allowed.reference, len(changed) > allowed.changed * visit["samples"], against)
+                first = first or ((_phase(phase, record["run"], visit), bad) if bad else None)
         if "misshapen" in figures:
-            found = (_phase("later", figures["misshapen"]["run"], visit), figures["misshapen"]["why"])
-        yield found
+            first = (_phase("later", figures["misshapen"]["run"], visit), figures["misshapen"]["why"])
+        yield first
 
 
 def _compared_with(served: Mapping[str, Any]) -> str:
@@ -240,16 +240,16 @@ def _compared_with(served: Mapping[str, Any]) -> str:
     return "the fp32 reference"
 
 
-def _bad(one: Figures, limit: float, too_many: bool, against: str) -> str:
+def _bad(record: Figures, limit: float, too_many: bool, against: str) -> str:
     """What is wrong with the worst row, or ''."""
-    row = f"row {one['row']}"
-    if one["nonfinite"]:
-        return f"{row} has {one['nonfinite']} values that are NaN or infinite where {against} has others"
-    if "wrong_samples" in one:
-        return f"{row} differs from {against}" if too_many and one["wrong_samples"] else ""
-    if one["most"] <= limit:
+    row = f"row {record['row']}"
+    if record["nonfinite"]:
+        return f"{row} has {record['nonfinite']} values that are NaN or infinite where {against} has others"
+    if "wrong_samples" in record:
+        return f"{row} differs from {against}" if too_many and record["wrong_samples"] else ""
+    if record["most"] <= limit:
         return ""
-    figures = f"error {max(one['error'], one['most']):.3g}, limit {limit:.3g}; cosine {one['cosine']:.3g}"
+    figures = f"error {max(record['error'], record['most']):.3g}, limit {limit:.3g}; cosine {record['cosine']:.3g}"
     return f"{row} differs from {against} ({figures})"
 
 
@@ -261,29 +261,29 @@ def _rows(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -
     for index, (visit, allowed) in enumerate(zip(sequence, limits, strict=True)):
         limit = max(allowed.itself, 3 * mixing if mixing <= DEPENDS_A_LITTLE else 0.0)
         moved = pools.setdefault(str(visit["lengths"]), set())
-        for one in visit["outputs"].get(output, {}).get("moved", ()):
-            moved |= _tipped(visit, output, one)
-            wrong = len(moved) > allowed.moved if "wrong_samples" in one else one["most"] > limit
-            if one["nonfinite"] or wrong:
-                return Finding(name, False, _moved(output, sequence, index, one, limit, mixing))
-            if one["most"] / limit > worst / at_worst:
-                worst, at_worst = one["most"], limit
+        for record in visit["outputs"].get(output, {}).get("moved", ()):
+            moved |= _tipped(visit, output, record)
+            wrong = len(moved) > allowed.moved if "wrong_samples" in record else record["most"] > limit
+            if record["nonfinite"] or wrong:
+                return Finding(name, False, _moved(output, sequence, index, record, limit, mixing))
+            if record["most"] / limit > worst / at_worst:
+                worst, at_worst = record["most"], limit
     where = "alone and in batches" if facts["alone"] else "at other places and beside other rows"
     figures = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
     return Finding(name, True, f"{output}: {facts['samples']} rows gave the same answer {where} ({figures}).")
 
 
 def _moved(
-    output: str, sequence: Sequence[Mapping[str, Any]], index: int, one: Figures, limit: float, mixing: float
+    output: str, sequence: Sequence[Mapping[str, Any]], index: int, record: Figures, limit: float, mixing: float
 ) -> str:
-    against = one["against"]
+    against = record["against"]
     before = "alone" if against["batch"] == 1 else f"as row {against['row']} of {_shape(against['dims'])}"
-    if against["dims"] == sequence[index]["dims"] and against["row"] == one["row"]:
+    if against["dims"] == sequence[index]["dims"] and against["row"] == record["row"]:
         before = f"at run {against['run']} there"
-    size = f"is off by {max(one['error'], one['most']):.3g} (limit {limit:.3g})"
-    size = "is NaN or infinite" if one["nonfinite"] else size
-    where = _at(sequence, index, f"run {one['run']}")
-    sentence = f"{output}: row {one['row']} at {where} {size} from the same sample {before}"
+    size = f"is off by {max(record['error'], record['most']):.3g} (limit {limit:.3g})"
+    size = "is NaN or infinite" if record["nonfinite"] else size
+    where = _at(sequence, index, f"run {record['run']}")
+    sentence = f"{output}: row {record['row']} at {where} {size} from the same sample {before}"
     if mixing > DEPENDS_A_LITTLE:
         sentence += "; the fp32 reference does so too: in this model rows depend on each other"
     return sentence + "."

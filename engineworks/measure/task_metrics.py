@@ -86,16 +86,18 @@ def largest(logits: Array, k: int) -> Array:
         raise ModelError(f"top_k: {k} of {scores.shape[-1]} classes")
     some = np.argpartition(scores, -k, axis=-1)[..., -k:] if k > 1 else scores.argmax(axis=-1)[..., np.newaxis]
     rising = np.take_along_axis(scores, some, axis=-1).argsort(axis=-1, kind="stable")
-    found = np.take_along_axis(some, rising, axis=-1)
-    return np.where(np.isnan(scores).any(axis=-1, keepdims=True), -1, found)
+    top = np.take_along_axis(some, rising, axis=-1)
+    return np.where(np.isnan(scores).any(axis=-1, keepdims=True), -1, top)
 
 
-def hit_rate(found: Array, labels: Array) -> float:
-    """Share of the labels among the predicted classes. found: i64[..., k]; labels: int[...]."""
-    if labels.shape != found.shape[:-1]:
-        raise ModelError(f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(found.shape[:-1])}")
+def hit_rate(predictions: Array, labels: Array) -> float:
+    """Share of the labels among the predicted classes. predictions: i64[..., k]; labels: int[...]."""
+    if labels.shape != predictions.shape[:-1]:
+        raise ModelError(
+            f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(predictions.shape[:-1])}"
+        )
     counted = _counted("top_k", labels)
-    return float((found == labels[..., np.newaxis]).any(axis=-1)[counted].mean())
+    return float((predictions == labels[..., np.newaxis]).any(axis=-1)[counted].mean())
 
 
 def best_spans(logits: Array) -> Array:
@@ -110,19 +112,19 @@ def best_spans(logits: Array) -> Array:
     length = scores.shape[1]
     first, last = np.arange(length)[:, np.newaxis], np.arange(length)[np.newaxis, :]
     allowed = (last >= first) & (last < first + LONGEST_ANSWER)
-    found = np.empty((len(scores), 2), np.int64)
-    for row, (starts, ends) in zip(found, np.moveaxis(scores, -1, 1), strict=True):
+    spans = np.empty((len(scores), 2), np.int64)
+    for row, (starts, ends) in zip(spans, np.moveaxis(scores, -1, 1), strict=True):
         sums = np.where(allowed, starts[:, np.newaxis] + ends[np.newaxis, :], -np.inf)
         row[:] = -1 if np.isnan(sums).any() else divmod(int(sums.argmax()), length)
-    return found
+    return spans
 
 
-def span_rate(found: Array, labels: Array) -> float:
-    """Share of the answers whose first and last token are both right. found, labels: int[rows, 2]."""
-    if labels.shape != found.shape:
-        raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(found.shape)}")
+def span_rate(predictions: Array, labels: Array) -> float:
+    """Share of the answers whose first and last token are both right. predictions, labels: int[rows, 2]."""
+    if labels.shape != predictions.shape:
+        raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(predictions.shape)}")
     counted = _counted("span", labels).all(axis=-1)
-    return float((found == labels).all(axis=-1)[counted].mean())
+    return float((predictions == labels).all(axis=-1)[counted].mean())
 
 
 def _counted(name: str, labels: Array) -> Array:
@@ -147,15 +149,17 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[st
     """
     y = labels.reshape(-1)
     right = []
-    for found in (engine, reference):
-        kept = found.reshape(len(y), -1) if len(y) and found.size % len(y) == 0 else found.reshape(-1, 1)
+    for predictions in (engine, reference):
+        kept = (
+            predictions.reshape(len(y), -1) if len(y) and predictions.size % len(y) == 0 else predictions.reshape(-1, 1)
+        )
         right.append((kept == y[:, np.newaxis]).any(axis=1))
     dead = []
-    for one in np.unique(y).tolist():
-        mine = y == one
+    for label in np.unique(y).tolist():
+        mine = y == label
         samples, known, ours = int(mine.sum()), int(right[1][mine].sum()), int(right[0][mine].sum())
         if not ours and known >= max(LEAST_KNOWN, samples / 2):
-            dead.append({"class": int(one), "samples": samples, "reference": known})
+            dead.append({"class": int(label), "samples": samples, "reference": known})
     return dead
 
 
@@ -278,10 +282,10 @@ def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> 
         raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
     jiwer = _library("word_error" if words else "character_error", "jiwer", "jiwer")
     wanted = [_text(row, words=words, space=space) for row in labels.tolist()]
-    found = [_text(row, words=words, space=space) for row in ids.tolist()]
+    texts = [_text(row, words=words, space=space) for row in ids.tolist()]
     if not all(wanted):
         raise ModelError("word and character errors need labels of one id at least in every row")
-    return float(jiwer.wer(wanted, found) if words else jiwer.cer(wanted, found))
+    return float(jiwer.wer(wanted, texts) if words else jiwer.cer(wanted, texts))
 
 
 def _text(ids: Sequence[int], *, words: bool, space: int | None) -> str:
@@ -307,15 +311,15 @@ def mean_average_precision(rows: Array, labels: Array) -> float:
     if not np.isfinite(rows).all():
         return math.nan
     coco = _library("mean_average_precision", "faster_coco_eval", "faster-coco-eval")
-    truth, found = _boxes(labels, 4), _boxes(rows, 5)
+    truth, detections = _boxes(labels, 4), _boxes(rows, 5)
     if not truth:
         raise ModelError("mean_average_precision: the labels hold no box")
-    if not found:
+    if not detections:
         return 0.0
     images = [{"id": i + 1} for i in range(len(labels))]
-    categories = [{"id": c} for c in sorted({b["category_id"] for b in (*truth, *found)})]
+    categories = [{"id": c} for c in sorted({b["category_id"] for b in (*truth, *detections)})]
     ground = coco.COCO({"images": images, "annotations": truth, "categories": categories, "info": {}})
-    evaluation = coco.COCOeval_faster(ground, ground.loadRes(found), "bbox", print_function=lambda *_: None)
+    evaluation = coco.COCOeval_faster(ground, ground.loadRes(detections), "bbox", print_function=lambda *_: None)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -323,16 +327,16 @@ def mean_average_precision(rows: Array, labels: Array) -> float:
 
 
 def _boxes(array: Array, class_at: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for image, boxes in enumerate(np.asarray(array, np.float64), 1):
         for box in boxes[boxes[:, class_at] >= 0].tolist():
             x1, y1, x2, y2 = box[:4]
             entry: dict[str, Any] = {
-                "id": len(found) + 1, "image_id": image, "category_id": int(box[class_at]) + 1, "iscrowd": 0,
+                "id": len(entries) + 1, "image_id": image, "category_id": int(box[class_at]) + 1, "iscrowd": 0,
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
             }  # fmt: skip
-            found.append(entry | ({"score": box[4]} if class_at == 5 else {}))
-    return found
+            entries.append(entry | ({"score": box[4]} if class_at == 5 else {}))
+    return entries
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -346,10 +350,10 @@ def _flat(rows: Array) -> Array:
 
 
 def _fitting(name: str, labels: Array, predictions: Array) -> Array:
-    found = _flat(labels) if labels.ndim > predictions.ndim else labels
-    if found.shape != predictions.shape:
+    fitting = _flat(labels) if labels.ndim > predictions.ndim else labels
+    if fitting.shape != predictions.shape:
         raise ModelError(f"{name}: labels {list(labels.shape)} do not fit predictions {list(predictions.shape)}")
-    return found
+    return fitting
 
 
 def _library(metric: str, module: str, distribution: str) -> Any:

@@ -240,7 +240,7 @@ def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
     """Of every profile, the inputs and outputs at its largest shape; an output's own dimensions count as 1."""
     if not _profiles_can_be_asked(recipe):
         return
-    tensors = [(("inputs", name), one.shape, ITEM_BYTES[one.dtype]) for name, one in recipe.inputs.items()]
+    tensors = [(("inputs", name), spec.shape, ITEM_BYTES[spec.dtype]) for name, spec in recipe.inputs.items()]
     tensors += [(("outputs", name), shape, 1) for name, shape in recipe.outputs.items()]
     for path, shape, item_bytes in tensors:
         for profile, triples in (recipe.shapes or {"": {}}).items():

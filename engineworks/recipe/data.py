@@ -136,13 +136,13 @@ def _config(model: FoundModel) -> Path | None:
     return model.path if model.kind == "huggingface" else None
 
 
-def _outside_profiles(recipe: Recipe, found: SampleFile) -> Iterator[tuple[Path, str]]:
+def _outside_profiles(recipe: Recipe, samples: SampleFile) -> Iterator[tuple[Path, str]]:
     """Lengths of the data (all but the batch) that no profile allows, each with its file."""
-    axes = batch_axes(found.specs)
-    for path in found.paths:
+    axes = batch_axes(samples.specs)
+    for path in samples.paths:
         headers = read_headers(path)
-        for spec in found.specs:
-            array = found.arrays[spec.name]
+        for spec in samples.specs:
+            array = samples.arrays[spec.name]
             dims = [d for axis, d in enumerate(spec.shape) if axis != axes[spec.name]]
             for dim, length in zip(dims, headers[array].shape[1:], strict=True):
                 ranges = [triples[dim] for triples in recipe.shapes.values() if isinstance(dim, str) and dim in triples]

@@ -96,13 +96,13 @@ class Finder:
         if (self.folder / Path(name).expanduser()).is_dir() and self.inside(where, name) is None:
             return None
         try:
-            found = find_folder(name, self.folder)
-            task_of(found, task)
+            model_folder = find_folder(name, self.folder)
+            task_of(model_folder, task)
         except ModelError as error:
             fetch = self.fetch_hint((self.folder / name).resolve())
             self.add(where, error.message, fetch or error.hint, missing=not (self.folder / name).is_dir())
             return None
-        return found
+        return model_folder
 
     def code(self, where: Where, factory: str) -> dict[str, Path]:
         """The source files of `module:function`: its module and what that imports from beside the recipe."""

@@ -109,8 +109,11 @@ def _read(path: Path) -> _Read:
         recipe, wrong = _validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    found = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
-    return _Read(recipe, node, known, wrong, problems, found)
+    check_problems = [
+        *check_recipe(recipe, node),
+        *(_unknown_targets(recipe, node, known) if known is not None else ()),
+    ]
+    return _Read(recipe, node, known, wrong, problems, check_problems)
 
 
 def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:
@@ -162,11 +165,11 @@ def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target]
         return DEFAULT_TARGETS
     shown = _shown(path)
     try:
-        targets, found = _parse_targets(read_text(path, shown), shown)
+        targets, target_problems = _parse_targets(read_text(path, shown), shown)
     except RecipeError as error:
         problems.extend(error.problems)
         return None
-    problems.extend(found)
+    problems.extend(target_problems)
     return targets
 
 

@@ -93,13 +93,13 @@ class SampleFile:
         """How many samples of each file are used: by its share of all, in whole runs where the batch is fixed."""
         step = fixed_batch(self.specs) or 1 if self.more else 1
         picks, units = self.count // step, self.total // step
-        found, start = [], 0
+        counts, start = [], 0
         for total in self._totals:
             end = start + total // step
             # Of the picks j · units // picks, those that lie in [start, end).
-            found.append((-(-end * picks // units) - -(-start * picks // units)) * step)
+            counts.append((-(-end * picks // units) - -(-start * picks // units)) * step)
             start = end
-        return tuple(found) if self.more else (self.count,)
+        return tuple(counts) if self.more else (self.count,)
 
     def by_file(self) -> Iterator[SampleFile]:
         """The samples in use, file by file: each of one length. A single file is itself."""
@@ -109,7 +109,7 @@ class SampleFile:
 
     def of_one_length(self) -> SampleFile:
         """The samples of the file of which most are used: rows that can be stacked into one batch."""
-        return replace(max(self.by_file(), key=lambda one: one.count), ragged=None)
+        return replace(max(self.by_file(), key=lambda part: part.count), ragged=None)
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
         """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory, and none has samples of
@@ -205,8 +205,8 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
     specs = tuple(spec_from_json(s) for s in value["specs"])
     ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
     total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
-    found = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
-    return replace(found, more=tuple(more), totals=totals)
+    samples = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
+    return replace(samples, more=tuple(more), totals=totals)
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
@@ -271,8 +271,8 @@ def open_samples(
 ) -> SampleFile:
     """Check the files' headers against the model's inputs. Raises `SamplesError` for the first thing that is wrong."""
     path, *more = [paths] if isinstance(paths, Path) else paths
-    found = [_open_file(one, specs, names, labels) for one in (path, *more)]
-    totals = tuple(total for _, total in found)
+    opened = [_open_file(file, specs, names, labels) for file in (path, *more)]
+    totals = tuple(total for _, total in opened)
     total, fixed = sum(totals), fixed_batch(specs)
     what = "the files have" if more else "the file has"
     if samples is not None and samples > total:
@@ -281,15 +281,15 @@ def open_samples(
     if fixed and count % fixed:
         whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
         raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
-    for one, held in zip((path, *more), totals, strict=True):
+    for file, held in zip((path, *more), totals, strict=True):
         if fixed and more and held % fixed:
             raise SamplesError(
-                f"{one}: {held} samples, and the model takes {fixed} at a time, all of one file",
+                f"{file}: {held} samples, and the model takes {fixed} at a time, all of one file",
                 hint=f"give this file a multiple of {fixed} samples",
             )
     if labels is not None and more:
         _check_label_kinds((path, *more), labels)
-    first = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
+    first = SampleFile(path, tuple(specs), opened[0][0], labels, total, count)
     return replace(first, more=tuple(more), totals=totals) if more else first
 
 
@@ -372,8 +372,8 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
     """
     axes = batch_axes(specs)
     batch = samples_per_run(specs, dims)
-    one = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
-    return {spec.name: _fit(one[spec.name], spec.concrete(dims)) for spec in specs}
+    feeds = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
+    return {spec.name: _fit(feeds[spec.name], spec.concrete(dims)) for spec in specs}
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:

@@ -137,17 +137,17 @@ def ladder_from_json(value: Mapping[str, Any]) -> TargetLadder:
     """The inverse of `TargetLadder.to_json`; also reads older documents without `forgiven`."""
     fields = {f.name for f in dataclass_fields(Candidate)}
     candidates = []
-    for one in value["candidates"]:
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items() if k in fields}
-        candidates.append(Candidate(**{**known, "latency_ms": one["latency_ms_p50"]}))
+    for document in value["candidates"]:
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
+        candidates.append(Candidate(**{**known, "latency_ms": document["latency_ms_p50"]}))
     return TargetLadder(value["target"], tuple(candidates), value["basis"], value["shape"] or "")
 
 
-def ladder_words(found: Sequence[TargetLadder]) -> dict[str, str]:
+def ladder_words(ladders: Sequence[TargetLadder]) -> dict[str, str]:
     """By engine: 'chosen', 'chosen by estimate' or 'dropped: reason'."""
     return {
-        r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(one)}"
-        for one in found for r in one.candidates if r.engine
+        r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(ladder)}"
+        for ladder in ladders for r in ladder.candidates if r.engine
     }  # fmt: skip
 
 

@@ -20,10 +20,10 @@ def label_numbers(folder: Path | None) -> dict[str, int]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
         return {}
-    found = config.get("label2id") if isinstance(config, dict) else None
-    if not isinstance(found, dict) or all(str(name).startswith("LABEL_") for name in found):
+    label2id = config.get("label2id") if isinstance(config, dict) else None
+    if not isinstance(label2id, dict) or all(str(name).startswith("LABEL_") for name in label2id):
         return {}
-    return {str(name): int(number) for name, number in found.items()}
+    return {str(name): int(number) for name, number in label2id.items()}
 
 
 def in_order(names: Iterable[str]) -> dict[str, int]:
@@ -61,5 +61,5 @@ def is_name(label: Any) -> bool:
 
 def as_array(labels: list[int] | list[float] | list[list[int]]) -> NDArray[Any]:
     """int64, or float32 where one is a fraction."""
-    found = np.array(labels)
-    return found.astype(np.int64 if found.dtype.kind in "iu" else np.float32)
+    array = np.array(labels)
+    return array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)

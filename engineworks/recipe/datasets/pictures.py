@@ -63,8 +63,8 @@ def plan_images(
 
 def image_names(folder: Path) -> list[str]:
     """Names of all images below the folder, relative to it, in order; what is hidden is left out."""
-    found = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
+    images = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p.as_posix() for p in images if not any(part.startswith(".") for part in p.parts))
 
 
 def class_of(name: str) -> str:
@@ -78,12 +78,12 @@ def read_label_file(path: Path) -> dict[str, Any]:
     for column in ("file", "label"):
         if column not in columns:
             raise SamplesError(f"{path.name}: has no column '{column}'", hint="its columns are file and label")
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for place, row in read_rows(path, range(total), ("file", "label")):
-        if row["file"] in found:
+        if row["file"] in by_name:
             raise SamplesError(f"{place}: '{row['file']}' stands twice", hint="one row per image")
-        found[str(row["file"])] = row["label"]
-    return found
+        by_name[str(row["file"])] = row["label"]
+    return by_name
 
 
 def _pixels(specs: Sequence[TensorSpec]) -> TensorSpec:

@@ -52,10 +52,10 @@ def plan_text(
     tokenizer: its folder. model: the model's folder, whose config may name the classes. names: input → what the
     tokenizer calls it, where they differ. profiles: dimension → (min, opt, max) by profile.
     """
-    found, total = look_at(path)
+    present, total = look_at(path)
     for key, column in [*(("columns", c) for c in columns), *([("labels", label)] if label else [])]:
-        if column not in found:
-            hint = did_you_mean(column, found) if found else "the file holds no rows"
+        if column not in present:
+            hint = did_you_mean(column, present) if present else "the file holds no rows"
             raise SamplesError(f"{path.name}: has no column '{column}'", hint=hint, key=key)
     count = counted(path.name, total, samples, specs)
     files = tokenizer_files(tokenizer)
@@ -96,14 +96,14 @@ def counted(name: str, total: int, samples: int | None, specs: Sequence[TensorSp
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of a tokenizer, by name. Raises `SamplesError` where there is none."""
-    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not found.keys() - {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}:
+    files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if not files.keys() - {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}:
         raise SamplesError(
             f"'{folder.name}' holds no tokenizer",
             hint=f"expected {FAST_FILE}, as save_pretrained writes it",
             key="tokenizer",
         )
-    return found
+    return files
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:

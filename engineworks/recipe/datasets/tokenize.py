@@ -66,7 +66,7 @@ def tokenize(
     tokenizer = load_tokenizer(folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit)
-    found = Tokenized()
+    tokenized = Tokenized()
     for chunk in _chunks(rows):
         words = [isinstance(row[columns[0]], list) for _, row in chunk]
         if any(words) != all(words):
@@ -74,11 +74,13 @@ def tokenize(
         inputs = [_text(place, row, columns) for place, row in chunk]
         encodings = tokenizer.encode_batch(inputs, is_pretokenized=any(words))
         for (place, row), encoding in zip(chunk, encodings, strict=True):
-            found.rows.append({name: list(getattr(encoding, at)) for name, at in _ATTRIBUTES.items()})
-            found.cut += bool(encoding.overflowing)
+            tokenized.rows.append({name: list(getattr(encoding, at)) for name, at in _ATTRIBUTES.items()})
+            tokenized.cut += bool(encoding.overflowing)
             if label is not None:
-                found.add_label(place, *_label(place, row[label], row[columns[0]], encoding, numbers, len(columns) - 1))
-    return found
+                tokenized.add_label(
+                    place, *_label(place, row[label], row[columns[0]], encoding, numbers, len(columns) - 1)
+                )
+    return tokenized
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -110,16 +112,16 @@ def padding_id(folder: Path, tokenizer: Tokenizer) -> int:
         return int(padding["pad_id"])
     name = tokenizer_settings(folder).get("pad_token")
     token = name.get("content") if isinstance(name, dict) else name
-    found = tokenizer.token_to_id(str(token)) if token else None
-    return int(found) if found is not None else 0
+    token_id = tokenizer.token_to_id(str(token)) if token else None
+    return int(token_id) if token_id is not None else 0
 
 
 def padded(rows: Sequence[Sequence[int]], width: int, fill: int, dtype: str) -> NDArray[Any]:
     """[rows, width], filled up at the end."""
-    found = np.full((len(rows), width), fill, dtype)
-    for slot, row in zip(found, rows, strict=True):
+    block = np.full((len(rows), width), fill, dtype)
+    for slot, row in zip(block, rows, strict=True):
         slot[: len(row)] = row
-    return found
+    return block
 
 
 def _chunks(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
@@ -156,12 +158,12 @@ def _label(
         raise SamplesError(f"{place}: labels per word, and the text is no list of words", hint='["The", "words"]')
     if len(value) != len(text):
         raise SamplesError(f"{place}: {len(value)} labels for {len(text)} words", hint="one label per word")
-    known = [number_of(place, one, numbers) for one in value]
-    found, before = [], None
+    known = [number_of(place, name, numbers) for name in value]
+    per_token, before = [], None
     for at in encoding.word_ids:
-        found.append(IGNORED if at is None or at == before else known[at])
+        per_token.append(IGNORED if at is None or at == before else known[at])
         before = at
-    return "tokens", found
+    return "tokens", per_token
 
 
 def _span(place: str, value: Mapping[str, Any], encoding: Encoding, sequence: int) -> list[int]:

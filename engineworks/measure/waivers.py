@@ -1,7 +1,7 @@
 """Waivers: a named failure that a recipe accepts until a day. Pure: today is an argument.
 
 The check keeps its verdict `fail` and its reason, and gets the waiver's text next to it. The engine's verdict depends
-on the checks that are not waived. An expired waiver changes no verdict: the check's reason says that it expired.
+on the checks that are not waived. An expired waiver changes no verdict: the check's reason states that it expired.
 """
 
 from __future__ import annotations

@@ -128,12 +128,12 @@ class Finder:
 
     @staticmethod
     def fetch_hint(path: Path) -> str:
-        """Suggests the script next to the recipes that fetches data too large for git."""
+        """The command that fetches data too large for git, or ''."""
         return "run 'make fetch' to get the data of the examples" if "fetched" in path.parts else ""
 
 
 def _near(path: Path) -> str:
-    """Names of existing files like the missing one."""
+    """A hint about existing files, for a missing one."""
     if not path.parent.is_dir():
         return f"there is no folder {path.parent.name}/ either; paths are relative to the recipe"
     if path.is_dir():

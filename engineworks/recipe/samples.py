@@ -174,7 +174,7 @@ class SampleFile:
 def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
     """Sizes of the batches of `count` samples, cycling through `sizes` from the `turn`-th on.
 
-    If possible no batch is below the minimum of `sizes`, which the engine may not take: the one before the last
+    If possible no batch is below the minimum of `sizes`, because the engine may refuse it. The one before the last
     shrinks.
     """
     least, most = max(1, min(sizes)), max(sizes)
@@ -234,8 +234,8 @@ def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
 def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
     """The batch axis of each tensor; None for one without (its sample is fed as it is).
 
-    A fixed batch above 1 that is not axis 0 of every input cannot be distinguished from other lengths. Then one run
-    takes one sample, for every input.
+    A fixed batch above 1 that is not axis 0 of every input cannot be distinguished from other lengths. Then one sample
+    is the whole input of a run.
     """
     dim = batch_dim(specs)
     if isinstance(dim, int):

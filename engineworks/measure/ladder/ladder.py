@@ -2,7 +2,7 @@
 
 The fastest candidate that passes its gate wins, by the median latency at the first named shape. Candidates within `TIE`
 are equally fast, and the more faithful one wins: an int8 no faster than fp16 is not chosen. Where no engine ran, an
-estimate orders the candidates, and the ladder says so.
+estimate orders the candidates, and the ladder states that.
 """
 
 from __future__ import annotations

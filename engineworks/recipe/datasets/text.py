@@ -1,6 +1,6 @@
 """The meaning of `text:` in a recipe: columns, tokenizer and length.
 
-It reads headers and configs only; the step `prepare` tokenizes the text (`tokenize`).
+This module reads headers and configs only; the step `prepare` tokenizes the text (`tokenize`).
 """
 
 from __future__ import annotations

@@ -106,8 +106,7 @@ class ModelError(InputError):
 
 
 class SamplesError(InputError):
-    """key: the key of the recipe's data entry with the problem. model_input: the input with the problem. Both are '' if
-    unknown."""
+    """key: the affected key of the recipe's data entry. model_input: the affected input. Both are '' if unknown."""
 
     def __init__(self, message: str, *, hint: str = "", key: str = "", model_input: str = "") -> None:
         super().__init__(message, hint=hint)

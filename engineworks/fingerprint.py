@@ -1,5 +1,5 @@
-"""Digests of canonical JSON, files and folders. A step's cache key is the digest of everything that shapes its
-result."""
+"""Digests of canonical JSON, files and folders. The digest of everything that shapes a step's result is its
+cache key."""
 
 from __future__ import annotations
 

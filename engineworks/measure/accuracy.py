@@ -54,8 +54,7 @@ class OutputComparison:
         self._worst_row, self._worst_cosine = 0, math.inf
 
     def add(self, engine: Array, reference: Array) -> None:
-        """Add one run: engine and reference, any numeric dtype, of the same shape. Raises ValueError if the shapes
-        differ."""
+        """Add one run: engine and reference, any numeric dtype, same shape. Raises ValueError if the shapes differ."""
         if engine.shape != reference.shape:
             raise ValueError(f"the output has shape {list(engine.shape)}, the reference {list(reference.shape)}")
         e, r = engine.astype(np.float64), reference.astype(np.float64)
@@ -89,6 +88,7 @@ class OutputComparison:
         )
 
     def _note_worst_row(self, e: NDArray[np.float64], r: NDArray[np.float64]) -> None:
+        """e, r: f64, equal shapes, rows along `self._axis`."""
         axis = 0 if self._axis is None or e.ndim == 0 else self._axis
         rows = e.shape[axis] if self._axis is not None and e.ndim else 1
         over = tuple(i for i in range(e.ndim) if i != axis) if self._axis is not None and e.ndim else None

@@ -260,8 +260,7 @@ def odd_multiple(triple: Triple) -> int:
 
 @dataclass(frozen=True)
 class RowErrors:
-    """Per row, arrays [rows]: relative error, cosine, and the number of elements that are NaN or infinite on one side
-    only."""
+    """Per row, [rows]: relative error, cosine, and the number of elements that are NaN or infinite on one side only."""
 
     error: NDArray[np.float64]
     cosine: NDArray[np.float64]
@@ -275,10 +274,9 @@ class RowErrors:
 
 
 def row_errors(engine: Array, reference: Array, axis: int | None, scale: float) -> RowErrors:
-    """The error of each row. engine, reference: any numeric dtype, equal shapes; rows lie along `axis`, None: one row
-    in all.
+    """The error of each row along `axis`; None: all is one row.
 
-    Raises ValueError if the shapes differ.
+    engine, reference: any numeric dtype, equal shapes. Raises ValueError if the shapes differ.
     """
     if engine.shape != reference.shape:
         raise ValueError(f"the output has shape {list(engine.shape)}, the reference {list(reference.shape)}")
@@ -300,6 +298,7 @@ def row_errors(engine: Array, reference: Array, axis: int | None, scale: float) 
 
 
 def _as_rows(array: Array, axis: int | None) -> Array:
+    """[..., rows at `axis`, ...] → [rows, values], same dtype; axis None: [1, values]."""
     if axis is None:
         return array.reshape(1, -1)
     moved = np.moveaxis(array, axis, 0)

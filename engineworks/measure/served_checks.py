@@ -52,8 +52,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Maximum errors of a row against the reference and against itself; number of samples of exact outputs that may
-    change."""
+    """Maximum errors of a row against the reference and against itself; number of exact samples that may change."""
 
     reference: float
     itself: float

@@ -164,8 +164,7 @@ def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[st
 
 
 def classes(rows: Array, threshold: float) -> Array:
-    """One class per row, i64[...]: integers as they are, the largest of several logits, or whether one score ≥
-    threshold.
+    """One class per row, i64[...]: integers as they are, the largest of several logits, or whether a score ≥ threshold.
 
     rows: int or bool[...] classes, float[..., classes] logits, or float[...] or [..., 1] scores.
     """
@@ -215,8 +214,10 @@ def auc(rows: Array, labels: Array) -> float:
 
 
 def spearman(rows: Array, labels: Array) -> float:
-    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy. rows: [rows] or [rows, 1]; labels:
-    [rows]."""
+    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy.
+
+    rows: float[rows] or [rows, 1]; labels: [rows].
+    """
     scores, y = _flat(rows).astype(np.float64), np.asarray(labels, np.float64)
     if scores.shape != y.shape:
         raise ModelError(f"spearman needs one score per row: labels {list(y.shape)}, outputs {list(scores.shape)}")
@@ -258,10 +259,10 @@ def perplexity(losses: Array) -> float:
 
 
 def token_ids(rows: Array, decoding: str, blank: int) -> Array:
-    """Ids per row, i64[rows, length], padded with -100. rows: float[rows, length, classes] logits, or int[rows, length]
-    ids.
+    """Ids per row, i64[rows, length], padded with -100.
 
-    ctc (Graves et al. 2006): the best class of every position, then merged repeats, then blanks removed.
+    rows: float[rows, length, classes] logits, or int[rows, length] ids. ctc (Graves et al. 2006): the best class of
+    every position, then merged repeats, then blanks removed.
     """
     ids = np.asarray(rows, np.int64) if rows.dtype.kind in "iu" else largest(rows, 1)[..., 0]
     if ids.ndim != 2:
@@ -276,8 +277,10 @@ def token_ids(rows: Array, decoding: str, blank: int) -> Array:
 
 
 def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> float:
-    """Edits per word or character of the labels, by jiwer. ids, labels: int[rows, length], padded with values below
-    zero."""
+    """Edits per word or character of the labels, by jiwer.
+
+    ids, labels: int[rows, length], padded with values below zero.
+    """
     if len(ids) != len(labels) or labels.ndim != 2:
         raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
     jiwer = _library("word_error" if words else "character_error", "jiwer", "jiwer")
@@ -327,6 +330,7 @@ def mean_average_precision(rows: Array, labels: Array) -> float:
 
 
 def _boxes(array: Array, class_at: int) -> list[dict[str, Any]]:
+    """[images, n, 5 or 6] → COCO entries; `class_at`: index of the class, below zero for padding."""
     entries: list[dict[str, Any]] = []
     for image, boxes in enumerate(np.asarray(array, np.float64), 1):
         for box in boxes[boxes[:, class_at] >= 0].tolist():
@@ -350,6 +354,7 @@ def _flat(rows: Array) -> Array:
 
 
 def _fitting(name: str, labels: Array, predictions: Array) -> Array:
+    """The labels in the predictions' shape, without a last axis of 1. Raises `ModelError` if they do not fit."""
     fitting = _flat(labels) if labels.ndim > predictions.ndim else labels
     if fitting.shape != predictions.shape:
         raise ModelError(f"{name}: labels {list(labels.shape)} do not fit predictions {list(predictions.shape)}")

@@ -46,8 +46,7 @@ def first_steady(windows: Sequence[Window]) -> int:
 
 
 def without_slow_start(windows: Sequence[Window]) -> list[Window]:
-    """The windows without slow leading runs of the first one: where the time fell within it, the runs before
-    the fall."""
+    """The windows without slow leading runs of the first one: if the time fell within it, the runs before the fall."""
     first, *rest = windows
     levels = [median(medians) for medians in _by_clock(windows)]
     skip = max(_slow_start(runs, level) for runs, level in zip((first.host_ms, first.device_ms), levels, strict=False))

@@ -1,5 +1,4 @@
-"""Problems that only follow from another one, such as a wrong value that also counts as missing: they hide the
-cause."""
+"""Problems that only follow from another one, such as a wrong value that also counts as missing. They hide it."""
 
 from __future__ import annotations
 

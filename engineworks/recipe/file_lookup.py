@@ -22,9 +22,9 @@ SourceKind = Literal["onnx", "torch", "huggingface", "mlflow_pytorch"]
 
 @dataclass(frozen=True)
 class FoundModel:
-    """kind: how it is exported. path: the ONNX file, the factory's module file or the model's folder; None if not
-    found.
+    """A model's files.
 
+    kind: how it is exported. path: the ONNX file, the factory's module file or the model's folder; None if not found.
     files: all files that shape it, by names that do not depend on the machine. tokenizer, processor: their folders, if
     they came with it. resolved: the current meaning of a name in a registry.
     """
@@ -95,8 +95,8 @@ class Finder:
         return files
 
     def huggingface(self, where: Where, name: str, task: str | None) -> Path | None:
-        """A folder, else the newest snapshot of the id in the local cache; its task must be one that Engineworks
-        exports."""
+        """A folder, else the newest snapshot of the id in the local cache; its task must be one that can be
+        exported."""
         if (self.folder / Path(name).expanduser()).is_dir() and self.inside(where, name) is None:
             return None
         try:

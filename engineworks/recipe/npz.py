@@ -142,8 +142,10 @@ class _Stored(io.RawIOBase):
 
 
 _NAME_LENGTHS_AT = 26
-"""Offset in a local zip header of the lengths of the name and the extra field, which precede the data (PKWARE's
-APPNOTE.TXT, 4.3.7)."""
+"""Offset in a local zip header of the lengths of the name and the extra field (PKWARE's APPNOTE.TXT, 4.3.7).
+
+The data follows both.
+"""
 
 _ENCRYPTED = 1
 

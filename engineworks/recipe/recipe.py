@@ -45,8 +45,7 @@ TRIED_BY_AUTO: tuple[Precision, ...] = (*FLOATS, *FORMATS)
 
 
 def _date_as_text(value: object) -> object:
-    """The date, if it is text. Pydantic takes numbers for days since 1970: `expires: 2027` would have expired
-    long ago."""
+    """The date, if it is text. Pydantic takes numbers for days since 1970, so `expires: 2027` would be long past."""
     if isinstance(value, str) and len(value) != len("2027-01-31"):
         raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
     if not isinstance(value, str | date):

@@ -134,7 +134,7 @@ class SampleFile:
                 done += size
 
     def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Rows by array name, [samples, …] → inputs in the model's own layout."""
+        """Rows by array name, [samples, …] → inputs in the model's own layout and the array's dtype."""
         import numpy as np
 
         axes, feeds = batch_axes(self.specs), dict[str, Any]()
@@ -375,7 +375,8 @@ def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
 def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:
     """Feeds of exactly this shape from real samples, repeated if too few or short, cut if too long.
 
-    Real values keep token ids within the vocabulary, and data-dependent kernels at their usual speed.
+    Input → array of shape `spec.concrete(dims)` in the input's dtype. Real values keep token ids within the vocabulary,
+    and data-dependent kernels at their usual speed.
     """
     axes = batch_axes(specs)
     batch = samples_per_run(specs, dims)
@@ -384,6 +385,7 @@ def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[s
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array in this shape, same dtype: repeated or cut along each axis; zeros for an empty one."""
     import numpy as np
 
     for axis, length in enumerate(shape):

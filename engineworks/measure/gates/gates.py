@@ -21,8 +21,10 @@ Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
 @dataclass(frozen=True)
 class Check:
-    """One limit compared with one measurement. waived: who accepts the failure, until when and why; '' without a
-    waiver."""
+    """One limit compared with one measurement.
+
+    waived: who accepts the failure, until when and why; '' without a waiver.
+    """
 
     name: str
     verdict: Word

@@ -15,7 +15,7 @@ from engineworks.suggest import did_you_mean
 
 
 def label_numbers(folder: Path | None) -> dict[str, int]:
-    """`label2id` of the model's config.json; {} if it is missing or holds transformers' placeholders LABEL_0,
+    """`label2id` of the model's config.json; {} if missing, or if it holds transformers' placeholders LABEL_0,
     LABEL_1."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}

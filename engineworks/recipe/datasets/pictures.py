@@ -115,7 +115,7 @@ def _by_folder(names: Sequence[str]) -> dict[str, str]:
 
 
 def _by_file(path: Path | None, names: Sequence[str]) -> Mapping[str, str]:
-    assert path is not None  # checked above
+    assert path is not None  # the caller gives a file unless labels is 'folder'
     labels = read_label_file(path)
     for name in names:
         if name not in labels:

@@ -104,7 +104,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         slow = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         converted: Tokenizer = slow.backend_tokenizer
-    except Exception as error:  # transformers raises whatever its parts raise
+    except Exception as error:  # transformers passes on any error of its parts
         raise SamplesError(f"'{folder.name}': transformers cannot read its tokenizer: {error}") from error
     return converted
 

@@ -1,7 +1,7 @@
 """Is the candidate slower than the champion? Ratios of medians, their intervals, and the resulting verdict.
 
 The unit is a *round*: both engines loaded again, then timed in short alternating blocks. Samples within a round are
-dependent (clock, caches, neighbours), and one load's place in memory shifts all its runs by some percent. More samples
+dependent (clock, caches, neighbors), and one load's place in memory shifts all its runs by some percent. More samples
 of one load do not reveal that (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). So a round gives
 one number, the log of candidate over champion, and only rounds count.
 
@@ -184,7 +184,7 @@ def compare_history(
 
     champion: its digest. history: digest and median latency in ms of every earlier measurement, oldest first. The
     spread between measurements comes from engines measured several times, if there are enough. Otherwise it comes from
-    neighbours in time (von Neumann et al., The Mean Square Successive Difference, 1941), which is wider because it
+    neighbors in time (von Neumann et al., The Mean Square Successive Difference, 1941), which is wider because it
     contains true changes.
     """
     own = [math.log(ms) for digest, ms in history if digest == champion]

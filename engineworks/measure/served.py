@@ -40,7 +40,7 @@ POOL_VALUES, RUN_VALUES = 2**23, 2**24
 """Limits on values of inputs and outputs: of all rows of a pool, and of one run."""
 
 ROW_OPERATIONS, POOL_OPERATIONS = 2**40, 2**35
-"""Rows above the first limit are left out (20 s). The second limits the rows of a pool, but 2 at least (1 s)."""
+"""Lengths whose rows exceed the first limit are left out (20 s). The second limits a pool, to 2 rows at least (1 s)."""
 
 REFERENCE_RUN_OPERATIONS = 2**36
 """Limit of one run of the reference where rows depend on each other (2 s)."""

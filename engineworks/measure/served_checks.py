@@ -216,7 +216,7 @@ def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
 
 
 def _wrong(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> Iterator[tuple[str, str] | None]:
-    """Per visit: phase and message of what is wrong, None if nothing is."""
+    """Per visit: phase and message of the failure, None without one."""
     pools: dict[str, set[int]] = {}
     against = _compared_with(served)
     for visit, allowed in zip(served["sequence"], limits, strict=True):
@@ -240,7 +240,7 @@ def _compared_with(served: Mapping[str, Any]) -> str:
 
 
 def _bad(record: Figures, limit: float, too_many: bool, against: str) -> str:
-    """What is wrong with the worst row, or ''."""
+    """The failure of the worst row, or ''."""
     row = f"row {record['row']}"
     if record["nonfinite"]:
         return f"{row} has {record['nonfinite']} values that are NaN or infinite where {against} has others"

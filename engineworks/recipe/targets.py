@@ -56,7 +56,7 @@ class NamedTarget:
     target: Target
 
     def to_json(self) -> dict[str, object]:
-        """What shapes an engine: pool, time limit and description do not."""
+        """Parameters that shape an engine; pool, time limit and description do not."""
         return {
             "backend": self.target.backend,
             "compute_capability": list(self.target.compute_capability),

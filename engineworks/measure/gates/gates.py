@@ -259,7 +259,7 @@ def _budget_check(
 
 
 def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """What disturbed the device during the measurement; such a measurement neither passes nor fails.
+    """Disturbances of the device during the measurement, which then neither passes nor fails.
 
     A disturbance can bias a result either way: freed memory, clocks kept high, cores taken by another process.
     """

@@ -1,4 +1,4 @@
-"""The command line. The only place that exits, and the outer boundary where every error becomes one message."""
+"""The command line: the only module that exits, and the outer boundary where every error becomes one message."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ for command in app.registered_commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: run the command and exit with its code; no traceback reaches the user."""
+    """Entry point: run the command and exit with its code; users never see a traceback."""
     sys.exit(_run(arguments))
 
 
@@ -237,7 +237,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _last_word(error: Exception) -> int:
-    """Wrong use of the command line has a message of its own; anything else is a defect, kept in a file."""
+    """Print usage errors by their own method; anything else is an internal error, whose traceback goes to a file."""
     show = getattr(error, "show", None)
     if callable(show):
         show()

@@ -1,12 +1,12 @@
-"""The one tree of errors, and how a place in a file is written.
+"""The one tree of errors, and the format of a place in a file.
 
-EngineworksError                 70  a defect of ours unless a subclass says otherwise
-├── InputError                    2  what the user gave is wrong; nothing was started
+EngineworksError                 70  an internal error unless a subclass says otherwise
+├── InputError                    2  wrong user input; nothing was started
 │   ├── RecipeError               2  one or more problems in a recipe, defaults or targets file, each with its place
 │   ├── ModelError                2  the model file, factory or folder cannot be used
 │   ├── SamplesError              2  calibration or evaluation data does not fit the model
 │   ├── TargetError               2  unknown target, or one that cannot do what was asked
-│   └── TrustError                2  an engine is altered, unsigned where it must be, or a stranger's: not loaded
+│   └── TrustError                2  an engine is altered, lacks a required signature, or has a foreign one: not loaded
 ├── StepError                     4  a step of the plan failed
 │   ├── ExportError               4
 │   ├── PreparationError          4  text or images could not be made into samples
@@ -18,15 +18,16 @@ EngineworksError                 70  a defect of ours unless a subclass says oth
 │   ├── BuildError                4  the builder refused or crashed; `log` holds its last lines
 │   │   └── UnsupportedError      2  the builder cannot do what the model asks: building again changes nothing
 │   ├── RunError                  4  an engine that was built could not be loaded or run
-│   └── TimeLimitError            4  a child process outlived its limit and was killed
+│   └── TimeLimitError            4  a child process exceeded its limit and was killed
 ├── StoreError                    4  the store cannot be read or written
 ├── TrackingError                 4  MLflow cannot be reached or refused a record
-├── ChildDefect                  70  a job in a child raised what no class here covers; `log` holds its traceback
+├── ChildDefect                  70  a job in a child raised an error of no class here; `log` holds its traceback
 └── Interrupted                 130  the user stopped the run
 
-A failed gate is not here: it is a verdict (`gates.Verdict`), recorded like any other, and the command's exit code is 1.
+A failed gate is not here: it is a verdict (`measure.gates.gates.Verdict`), recorded like any other, and the command's
+exit code is 1.
 
-Wording: what happened with the value, where, what to do.
+Wording of messages: what happened with the value, where, what to do.
 """
 
 from __future__ import annotations
@@ -58,9 +59,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, what, and what to do about it. about: path of another part of the recipe that
-    the message refers to; where that part is wrong itself, this problem only follows from it. missing: a file that the
-    recipe names is not on this host."""
+    """One problem: its place, a message, and a fix.
+
+    about: path of another part of the recipe that the message refers to; if that part is wrong, this problem only
+    follows from it. missing: a file that the recipe names and that is not on this host.
+    """
 
     place: Place
     message: str
@@ -73,7 +76,7 @@ class Problem:
 
 
 class EngineworksError(Exception):
-    """Base of all errors that we raise; `str()` is the whole message for the user, hint included."""
+    """Base of all errors that Engineworks raises; `str()` is the whole message for the user, including the hint."""
 
     exit_code = EXIT_DEFECT
 
@@ -103,7 +106,7 @@ class ModelError(InputError):
 
 
 class SamplesError(InputError):
-    """key: which key of the recipe's data entry it is about, and model_input: which input; '' where not known."""
+    """key: the affected key of the recipe's data entry. model_input: the affected input. Both are '' if unknown."""
 
     def __init__(self, message: str, *, hint: str = "", key: str = "", model_input: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -125,8 +128,11 @@ class TrustError(InputError):
 
 
 Crash = Literal["", "outside", "library"]
-"""Which signal ended a step's process, '' for none. outside: one of the kernel, for want of memory or disk, or of an
-operator; the same step may succeed later. library: a library's crash, which comes again unless it works otherwise."""
+"""The kind of signal that ended a step's process, '' for none.
+
+outside: from the kernel (lack of memory or disk) or an operator; the same step may succeed later. library: a library's
+crash, which recurs unless the library runs differently.
+"""
 
 
 class StepError(EngineworksError):
@@ -161,14 +167,16 @@ class LoweringError(StepError):
 
 
 class PatternError(LoweringError):
-    """The recipe's to correct: unlike a `PrecisionError` it says nothing of the model."""
+    """The user must fix the recipe. Unlike a `PrecisionError` it implies nothing about the model."""
 
     exit_code = EXIT_BAD_INPUT
 
 
 class PrecisionError(LoweringError):
-    """It overflows, loses too much, is of too old an opset, or has nothing to lower. `precisions: auto` drops such a
-    precision; otherwise the recipe is to change."""
+    """The precision overflows, loses too much, needs a newer opset, or has no node to lower.
+
+    `precisions: auto` drops such a precision; otherwise the user must change the recipe.
+    """
 
     exit_code = EXIT_BAD_INPUT
 
@@ -178,7 +186,7 @@ class BuildError(StepError):
 
 
 class UnsupportedError(BuildError):
-    """A reason that is known, with what to do: the recipe's or the model's to change. `plan` remembers it."""
+    """A known reason with a fix: change the recipe or the model. `plan` remembers it."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -200,7 +208,7 @@ class TrackingError(EngineworksError):
 
 
 class ChildDefect(EngineworksError):
-    """A job raised what no error of ours covers: a defect. `log` holds its traceback."""
+    """A job raised an error that no class here covers: an internal error. `log` holds its traceback."""
 
     def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
         super().__init__(message, hint=hint)

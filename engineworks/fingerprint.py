@@ -1,4 +1,5 @@
-"""Digests: of canonical JSON, of files, of folders. A step's key is the digest of everything that shapes its result."""
+"""Digests of canonical JSON, files and folders. The digest of everything that shapes a step's result is its
+cache key."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 RACY_SECONDS = 2.0
-"""A file changed this recently may change again within the clock's grain: its digest is not remembered, as in git."""
+"""A file changed this recently may change again within the clock's grain, so its digest is not remembered, as
+in git."""
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no spaces, no NaN: equal values give equal text (RFC 8785 in spirit; our numbers are short)."""
+    """Sorted keys, no spaces, no NaN: equal values give equal text (similar to RFC 8785; our numbers are short)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -32,10 +34,10 @@ def digest_file(path: Path) -> str:
 
 
 class FileDigests:
-    """Digests of files, remembered by path, size, times and inode so that planning does not read gigabytes again.
+    """Digests of files, remembered by path, size, times and inode, so that planning does not read gigabytes again.
 
-    memory: SQLite file to remember them in; None remembers nothing. A memory that cannot be used is done without:
-    it is only ever a shortcut.
+    memory: SQLite file to remember them in; None remembers nothing. An unusable file is ignored, because it only saves
+    time.
     """
 
     def __init__(self, memory: Path | None) -> None:

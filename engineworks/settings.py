@@ -1,4 +1,4 @@
-"""Where things are: environment variables, read once, into a frozen value."""
+"""Settings: environment variables, read once, as a frozen value."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 class Settings:
     """Places of this run.
 
-    artifacts: moved as a whole by ENGINEWORKS_ARTIFACTS (default: `artifacts` in the repository, or in the current
-    folder outside of one). store: a folder or fsspec URL, ENGINEWORKS_STORE (default: `<artifacts>/store`).
-    data_roots: folders outside of the repository that recipes may read, ENGINEWORKS_DATA_ROOTS (colon-separated).
-    tracking_uri: MLFLOW_TRACKING_URI, None for the SQLite file under artifacts.
+    artifacts: the root, set by ENGINEWORKS_ARTIFACTS (default: `artifacts` in the repository, or in the current folder
+    outside a repository). store: a folder or fsspec URL, ENGINEWORKS_STORE (default: `<artifacts>/store`). data_roots:
+    folders outside the repository that recipes may read, ENGINEWORKS_DATA_ROOTS (colon-separated). tracking_uri:
+    MLFLOW_TRACKING_URI, None for the SQLite file under artifacts.
     """
 
     artifacts: Path
@@ -30,7 +30,7 @@ class Settings:
 
 
 def read_settings(environ: Mapping[str, str] | None = None, *, start: Path | None = None) -> Settings:
-    """Settings of the environment; `start` is the folder that counts as the current one."""
+    """Settings from the environment; `start` replaces the current folder."""
     env = os.environ if environ is None else environ
     here = (start or Path.cwd()).resolve()
     artifacts = Path(env.get("ENGINEWORKS_ARTIFACTS") or (find_repository(here) or here) / "artifacts")
@@ -45,7 +45,7 @@ def read_settings(environ: Mapping[str, str] | None = None, *, start: Path | Non
 
 
 def find_repository(start: Path) -> Path | None:
-    """The nearest folder at or above `start` that holds `.git`, None outside of a repository."""
+    """The nearest folder at or above `start` that holds `.git`, None outside a repository."""
     for folder in (start, *start.parents):
         if (folder / ".git").exists():
             return folder

@@ -11,11 +11,11 @@ ALIASES = {
     "bfloat16": "bf16", "accuracy": "top1", "acc": "top1", "min_max": "minmax", "kl": "entropy",
     "w8a16": "int8_weights", "w4a16": "int4_weights",
 }  # fmt: skip
-"""What other tools call it; a word counts where its meaning is one of the known ones."""
+"""Names in other tools; an alias counts only if its meaning is one of the known words."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, many: int = 12) -> str:
-    """A hint for a mistyped word: the closest known one, else the list of what there is (shortened)."""
+    """A hint for a mistyped word: the closest known one, else the list of known words (shortened)."""
     names = sorted(known)
     if ALIASES.get(word.lower()) in names:
         return f"did you mean '{ALIASES[word.lower()]}'?"

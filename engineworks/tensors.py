@@ -1,4 +1,4 @@
-"""Names, dtypes and shapes of tensors, without NumPy or ONNX: what `plan` needs to know of a model."""
+"""Names, dtypes and shapes of tensors, without NumPy or ONNX, as `plan` needs them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ DTYPES = (
     "float64", "float32", "float16", "bfloat16", "float8e4m3fn",
     "int64", "int32", "int16", "int8", "int4", "uint64", "uint32", "uint16", "uint8", "bool",
 )  # fmt: skip
-"""The dtype names of recipes, sidecars and reports: NumPy's names, and ONNX's for what NumPy lacks."""
+"""The dtype names of recipes, sidecars and reports: NumPy's names, and ONNX's for dtypes that NumPy lacks."""
 
 
 NARROWED = (("float32", "float64"), ("int32", "int64"))
-"""(engine's type, model's type): what TensorRT makes of the model's inputs and outputs. The engine's own type stands in
-sidecars, Triton's configuration and MLflow's signature, and outputs come in it; a session also takes the model's."""
+"""(engine's dtype, model's dtype): dtypes that TensorRT substitutes for those of the model's inputs and outputs.
+
+Sidecars, Triton's configuration, MLflow's signature and outputs have the engine's dtype; a session also takes the
+model's.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class TensorSpec:
         return tuple(d for d in self.shape if isinstance(d, str))
 
     def concrete(self, dims: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with every named dimension replaced by its length in `dims` (KeyError where one is missing)."""
+        """The shape with every named dimension replaced by its length in `dims` (KeyError if one is missing)."""
         return tuple(dims[d] if isinstance(d, str) else d for d in self.shape)
 
     def to_json(self) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""Numbers in, figures and verdicts out. Pure."""
+"""Measurements in, verdicts out. Pure."""

@@ -1,10 +1,10 @@
-"""How far an engine's outputs are from the reference, accumulated run by run: numbers in, numbers out.
+"""Distance of an engine's outputs from the reference, accumulated run by run. Pure.
 
 Formulas, over all elements of an output (r: reference, e: engine), in float64:
 
     max_abs  = max |e - r|            mean_abs = mean |e - r|
     cosine   = Σ e·r / (‖e‖ ‖r‖)      (Salton & McGill 1983; 1.0 where both are all zero or empty, 0.0 where one is
-                                       all zero, not a number where values are finite on one side only)
+                                       all zero, NaN where values are finite on one side only)
     sqnr_db  = 10 log10(Σ r² / Σ (e - r)²)   (signal-to-quantization-noise ratio: Oppenheim & Schafer,
                                               Discrete-Time Signal Processing, 4.8.3; None where the outputs are equal)
 """
@@ -25,8 +25,11 @@ Metric = Callable[[Mapping[str, Array], Array | None, Mapping[str, Array]], floa
 
 @dataclass(frozen=True)
 class OutputAccuracy:
-    """One output over all samples. `nonfinite`: elements that are NaN or Inf in the engine's output but not in the
-    reference's, or the other way round; the differences are over the others, cosine and sqnr_db are no numbers then."""
+    """One output over all samples.
+
+    nonfinite: number of elements that are NaN or Inf on one side only. The differences cover the other elements; cosine
+    and sqnr_db are then NaN.
+    """
 
     max_abs: float
     mean_abs: float
@@ -51,7 +54,7 @@ class OutputComparison:
         self._worst_row, self._worst_cosine = 0, math.inf
 
     def add(self, engine: Array, reference: Array) -> None:
-        """One run's output and its reference, equal in shape (ValueError if not)."""
+        """Add one run: engine and reference, any numeric dtype, same shape. Raises ValueError if the shapes differ."""
         if engine.shape != reference.shape:
             raise ValueError(f"the output has shape {list(engine.shape)}, the reference {list(reference.shape)}")
         e, r = engine.astype(np.float64), reference.astype(np.float64)
@@ -85,6 +88,7 @@ class OutputComparison:
         )
 
     def _note_worst_row(self, e: NDArray[np.float64], r: NDArray[np.float64]) -> None:
+        """e, r: f64, equal shapes, rows along `self._axis`."""
         axis = 0 if self._axis is None or e.ndim == 0 else self._axis
         rows = e.shape[axis] if self._axis is not None and e.ndim else 1
         over = tuple(i for i in range(e.ndim) if i != axis) if self._axis is not None and e.ndim else None
@@ -98,7 +102,7 @@ class OutputComparison:
 
 
 def cosine(dot: float, ee: float, rr: float) -> float:
-    """Cosine from the sums Σer, Σee, Σrr, within [-1, 1]; not a number where one of them is not finite."""
+    """Cosine from the sums Σer, Σee, Σrr, within [-1, 1]; NaN if a sum is not finite."""
     if not (math.isfinite(dot) and math.isfinite(ee) and math.isfinite(rr)):
         return math.nan
     if ee == 0.0 or rr == 0.0:
@@ -107,8 +111,10 @@ def cosine(dot: float, ee: float, rr: float) -> float:
 
 
 def worst_cosine(outputs: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The smallest of the outputs; None where one of them is not a number, or there are no outputs. outputs: as
-    `OutputAccuracy.to_json` has them."""
+    """The smallest cosine of the outputs; None if one is not a number or there are no outputs.
+
+    outputs: as `OutputAccuracy.to_json` writes them.
+    """
     cosines = [o["cosine"] for o in outputs.values()]
     return None if None in cosines else min(cosines, default=None)
 

@@ -1,4 +1,4 @@
-"""The champion of an engine: the version that is served now, as the registry and its own run tell of it. Pure."""
+"""The champion of an engine: the version now served, as described by the registry and its own run. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Champion:
-    """engine: its identity, recipe/precision/target. digest: sha256 of its engine file. build_key: of its build's
-    artifact in the store, '' where nothing tells it. run: id of the MLflow run that recorded it. accuracy: its report,
-    and compare: the document of the step that made it; None where the run holds none."""
+    """The served version of an engine.
+
+    engine: id, recipe/precision/target. digest: sha256 of the engine file. build_key: key of its build's artifact in
+    the store, '' if unknown. run: id of the MLflow run that recorded it. accuracy: its report. compare: the document of
+    the step that made the report. Both are None if the run holds none.
+    """
 
     engine: str
     model: str
@@ -23,7 +26,7 @@ class Champion:
     compare: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, str]:
-        """Who it is; not what it did."""
+        """The champion's identity, without its reports."""
         return {k: v for k, v in asdict(self).items() if k not in ("accuracy", "compare")}
 
     def __str__(self) -> str:
@@ -36,16 +39,16 @@ def champion_from_json(value: Mapping[str, Any]) -> Champion:
 
 @dataclass(frozen=True)
 class Champions:
-    """Champions by engine id, and the places where their engines may be found (see `settings.Settings`)."""
+    """Champions by engine id, and the places to look for their engines (see `settings.Settings`)."""
 
     by_engine: Mapping[str, Champion] = field(default_factory=dict)
     artifacts: str = ""
     store: str = ""
     tracking_uri: str | None = None
     unknown_because: str = ""
-    """Why nobody can tell who the champions are; '' where it is known."""
+    """Why the champion lookup failed; '' if it succeeded."""
     lost: Mapping[str, str] = field(default_factory=dict)
-    """By engine, why its champion is missing in MLflow though the list of champions names one."""
+    """By engine: why MLflow lacks the champion that the list of champions names."""
 
     @property
     def places(self) -> dict[str, str | None]:
@@ -53,4 +56,4 @@ class Champions:
 
 
 NONE = Champions()
-"""Of a recipe that asks for no comparison, or before the first release."""
+"""For a recipe that asks for no comparison, or before the first release."""

@@ -1,9 +1,10 @@
-"""Champion and candidate timed beside each other, in rounds: the same conditions for both, their places by lot.
+"""Time champion and candidate interleaved, in rounds: the same conditions for both, in random order.
 
-A round loads both engines anew (in random order: one load's place in memory is worth some percent), warms both up, and
-times short blocks of runs in the order ABBA or BAAB, by lot. Before every change of engine this process comes to rest,
-for worker threads of the other one may still spin (those of ONNX Runtime do for some 15 ms); after it some runs are not
-timed, for the other one's working set is in the caches.
+Each round loads both engines again, because one load's place in memory changes the time by some percent. It loads them
+in random order, warms both up, and times short blocks of runs in the order ABBA or BAAB, chosen at random.
+
+Before every change of engine this process waits until worker threads of the other engine stop spinning (about 15 ms for
+ONNX Runtime). After a change some runs are not timed, because the caches hold the other engine's working set.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ SIDES: tuple[Side, Side] = ("champion", "candidate")
 
 
 MOST_RUNS = 100
-"""In one block: more do not make its median better known than the load that it belongs to lets it be."""
+"""Maximum runs in one block. More would not help: the load that a block belongs to limits its accuracy."""
 
 
 class Loaded(Protocol):
-    """A loaded engine that knows its feeds."""
+    """A loaded engine with its feeds."""
 
     def time_runs(self, shape: str, runs: int) -> Sequence[float]:
         """Milliseconds of each of `runs` runs at the named shape; one run before them is not timed."""
@@ -43,7 +44,7 @@ class Loaded(Protocol):
 
 
 class Watch(Protocol):
-    """`backends.base.DeviceWatch`."""
+    """A device watch: it samples the device and turns the readings into complaints."""
 
     def sample(self) -> Mapping[str, object]: ...
 
@@ -52,8 +53,8 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How long things take. max_s: allowed for all rounds; None: what 20 rounds take, 20 s to 5 min. block_ms: timed
-    in one go. settle_ms: untimed after a change of engine. quads: ABBA sequences per round and shape."""
+    """Durations. max_s: limit for all rounds; None: the time of 20 rounds, but 20 s to 5 min. block_ms: length of a
+    timed block. settle_ms: untimed after a change of engine. quads: ABBA sequences per round and shape."""
 
     max_s: float | None = None
     block_ms: float = 4.0
@@ -88,7 +89,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One measurement in one process: all of its rounds, and where every shape stands after them."""
+    """One measurement in one process: all its rounds, and the result of every shape after them."""
 
     shapes: Mapping[str, Comparison]
     rounds: tuple[Round, ...]
@@ -114,9 +115,11 @@ def interleave(
     rest: Callable[[], object] = lambda: None,
     confidence: float = CONFIDENCE,
 ) -> Attempt:
-    """Rounds until every shape is decided or the time is up. Only undisturbed rounds count, and a first one never does:
-    files, caches and clocks get warm in it. rest: returns when no thread of the engines works any more. Raises what
-    `load` and `time_runs` raise."""
+    """Run rounds until every shape is decided or the time is up.
+
+    Only undisturbed rounds count. The first round never counts: it warms up files, caches and clocks. rest: returns
+    when no thread of the engines is working. Raises what `load` and `time_runs` raise.
+    """
     arena = _Arena(load, tuple(shapes), watch, random.Random(seed), pace, clock, rest)
     begin = clock()
     arena.round()
@@ -147,7 +150,7 @@ def _stand(rounds: Sequence[Round], shapes: Sequence[str], limit: float, confide
 
 
 class _Arena:
-    """What all rounds share; runs per block are set once, by the slower side, and are the same for both."""
+    """State shared by all rounds. The slower side sets the runs per block once, the same for both."""
 
     def __init__(
         self,
@@ -184,17 +187,20 @@ class _Arena:
         return Round(order, disturbances, ratios, blocks)
 
     def _next_order(self) -> tuple[Side, ...]:
-        """By lot, but each order once in every two rounds."""
+        """A random order, but each order once in every two rounds."""
         if not self._orders:
             self._orders = [SIDES, SIDES[::-1]]
             self._lot.shuffle(self._orders)
         return self._orders.pop()
 
-    def _warm_up(self, one: Loaded, shape: str) -> float:
-        """Run until the time is up and the latest runs agree within 5 %, or ten times as long. Returns a usual time."""
+    def _warm_up(self, engine: Loaded, shape: str) -> float:
+        """Run until the time is up and the latest runs agree within 5 %, at most ten times as long.
+
+        Returns a typical time in ms.
+        """
         begin = self._clock()
         while True:
-            recent = one.time_runs(shape, 4)
+            recent = engine.time_runs(shape, 4)
             spent_ms = 1000 * (self._clock() - begin)
             settled = abs(sum(recent[:2]) - sum(recent[2:])) <= 0.05 * sum(recent)
             if (spent_ms >= self._pace.warmup_ms and settled) or spent_ms >= 10 * self._pace.warmup_ms:
@@ -210,11 +216,11 @@ class _Arena:
             quads.append((order, [self._block(loaded[SIDES["AB".index(o)]], shape, settle, runs) for o in order]))
         return quads
 
-    def _block(self, one: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
+    def _block(self, engine: Loaded, shape: str, settle: int, runs: int) -> Sequence[float]:
         self._rest()
         if settle:
-            one.time_runs(shape, settle)
-        return one.time_runs(shape, runs)
+            engine.time_runs(shape, settle)
+        return engine.time_runs(shape, runs)
 
 
 def _log_ratio(order: str, blocks: Sequence[Sequence[float]]) -> float:

@@ -1,4 +1,4 @@
-"""Latency of a session at one shape: run until its time is steady, and its median known well enough."""
+"""Latency of a session at one shape: run until its time is steady and its median is precise enough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engineworks.measure.windows import Window, first_steady, is_settled, withou
 
 
 class Times(Protocol):
-    """Milliseconds of each run by the host's clock and by the device's; the latter is empty where there is none."""
+    """Milliseconds of each run by the host's clock and by the device's; the latter is empty without a device clock."""
 
     @property
     def host_ms(self) -> Sequence[float]: ...
@@ -23,25 +23,28 @@ class Times(Protocol):
 
 
 TimeRuns = Callable[[int], Times]
-"""`runs` → the time of each."""
+"""Number of runs → the time of each."""
 
 AtWork = Callable[[], bool]
-"""Whether something in this process worked beside the runs since the last call: a compiler of better kernels."""
+"""Whether this process did other work since the last call: compiling specialized kernels."""
 
 WINDOW_MS = 50.0
-"""Length of a window: short against the time in which specialized kernels arrive, long against a run."""
+"""Length of a window: short compared with the arrival of specialized kernels, long compared with a run."""
 
 LONGEST_WINDOW_MS = 300.0
 
 SAMPLES_PER_WARM_UP = 2.5
-"""Sampling lasts so many times as long as the warm-up did, so that the warm-up is no third of the whole."""
+"""Sampling lasts at least this many times the warm-up, so that the warm-up stays below a third of the total."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """When to stop. watch_s: least time from the first run on in which the time may still drop. max_s: longest time
-    of steady runs; a warm-up may take twice as long. precision: wanted half width of the median's 95 % interval,
-    relative to the median. tail: whether p99 must be known, which takes more runs."""
+    """When to stop.
+
+    watch_s: minimum time from the first run in which the time may still drop. max_s: maximum time of steady runs; a
+    warm-up may take twice as long. precision: wanted half width of the median's 95 % interval, relative to the median.
+    tail: whether p99 must be known, which takes more runs.
+    """
 
     watch_s: float = 0.25
     least_runs: int = 50
@@ -52,21 +55,23 @@ class Sampling:
 
 
 LAZY_KERNELS = Sampling(watch_s=6.0, max_s=12.0)
-"""Where specialized kernels are compiled while the general ones run, and swapped in when they are ready: on 16 cores
-beside an H100, BERT-base in fp8 ran for two to four seconds at 5.4 ms before it ran at 0.72 ms."""
+"""For backends that compile specialized kernels while general ones run, and swap them in later.
+
+On 16 cores next to an H100, BERT-base in fp8 ran for two to four seconds at 5.4 ms before it reached 0.72 ms.
+"""
 
 RUNS_FOR_TAIL = enough_for(max(TAILS.values()))
 
 QUIET_S = 0.5
-"""What a compiler has made is in use so long after it came to rest."""
+"""Time after which the results of an idle compiler are in use."""
 
 BRIEF = Sampling(watch_s=0.1, max_s=0.5, precision=0.01)
-"""For a second figure at a shape that is warm already."""
+"""For a second measurement at a shape that is already warm."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Timed runs in order, without the warm-up's. settled: whether their time was steady to the end."""
+    """Timed runs in order, without the warm-up. settled: whether their time was steady to the end."""
 
     host_ms: tuple[float, ...]
     device_ms: tuple[float, ...]
@@ -77,9 +82,11 @@ class Sampled:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Milliseconds at one shape, without copies. device_*: None where there is no device clock. `median_interval`:
-    95 %, None if there are too few samples. `notes`: what to know before a figure is trusted. `samples`: every timed
-    run in order, after the warm-up."""
+    """Milliseconds at one shape, without copies.
+
+    device_*: None without a device clock. median_interval: 95 %, None with too few samples. notes: what to know before
+    trusting the result. samples: every timed run in order, after the warm-up.
+    """
 
     latency_ms_p50: float
     latency_ms_p90: float
@@ -108,12 +115,12 @@ class LatencyReport:
 
 
 def never() -> bool:
-    """Of an engine that nothing makes faster while it runs."""
+    """For an engine that does not get faster while it runs."""
     return False
 
 
 def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work: AtWork = never) -> LatencyReport:
-    """Time a session. `batch`: samples per run, for the throughput (batch / median). at_work: as in `sample_runs`."""
+    """Time a session. batch: samples per run, for the throughput (batch / median). at_work: as in `sample_runs`."""
     sampled = sample_runs(time_runs, sampling, at_work)
     samples = sampled.host_ms
     ordered = sorted(samples)
@@ -136,7 +143,7 @@ def measure_latency(time_runs: TimeRuns, batch: int, sampling: Sampling, at_work
 
 
 def percentiles(name: str, samples: Sequence[float]) -> dict[str, Any]:
-    """{NAME_p50, NAME_p90, NAME_p99}; None where there are no samples."""
+    """{NAME_p50, NAME_p90, NAME_p99}, in ms; None without samples."""
     ordered = sorted(samples)
     return {f"{name}_p{q}": quantile(ordered, q / 100) if ordered else None for q in (50, 90, 99)}
 
@@ -147,10 +154,10 @@ def rounded(samples: Sequence[float]) -> list[float]:
 
 
 def sample_runs(time_runs: TimeRuns, sampling: Sampling, at_work: AtWork = never) -> Sampled:
-    """Time windows of runs until the time has settled and the median is known, or the time is up.
+    """Time windows of runs until the time has settled and the median is precise enough, or the time is up.
 
-    at_work: asked after every window. Until it has said no for `QUIET_S`, the time is to drop yet, however steady it
-    looks: sampling goes on as long as a warm-up may take.
+    at_work: called after every window. Until it has returned False for `QUIET_S`, the time may still drop, however
+    steady it looks. Sampling then continues for as long as a warm-up may take.
     """
     windows = [_timed(time_runs, _LEAST_RUNS_PER_WINDOW)]
     worked_until_s = 0.0
@@ -174,11 +181,11 @@ def _timed(time_runs: TimeRuns, runs: int) -> Window:
 
 
 _LEAST_RUNS_PER_WINDOW = 3
-"""Of engines that take seconds. A session may need one run more for each call, which is not timed."""
+"""For engines that take seconds per run. A session may add one untimed run per call."""
 
 
 def _runs_per_window(last: Window) -> int:
-    """So many as fill a window; a longer one where setting a call up would cost more than a tenth of it."""
+    """Enough runs to fill a window; a longer one if setting up a call would cost more than a tenth of it."""
     usual_ms = last.medians_ms[0]
     set_up_ms = 1000 * last.seconds - sum(last.host_ms)
     window_ms = min(max(WINDOW_MS, 10 * set_up_ms), LONGEST_WINDOW_MS)
@@ -187,7 +194,7 @@ def _runs_per_window(last: Window) -> int:
 
 
 def _enough(warmup: Sequence[Window], steady: Sequence[Window], settled: bool, sampling: Sampling) -> bool:
-    """Time is up where the steady runs took `max_s`, or all of them three times that; five are kept at least."""
+    """Whether to stop: the median is precise enough, or the time is up (and at least five runs are kept)."""
     warmup_s, steady_s = sum(w.seconds for w in warmup), sum(w.seconds for w in steady)
     runs = sum(len(w.host_ms) for w in steady)
     max_s = max(sampling.max_s, sampling.tail_max_s) if sampling.tail else sampling.max_s

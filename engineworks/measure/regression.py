@@ -1,13 +1,13 @@
-"""Is the candidate slower than the champion? Ratios of medians, their intervals, and the word that follows.
+"""Is the candidate slower than the champion? Ratios of medians, their intervals, and the resulting verdict.
 
-The unit is a *round*: both engines loaded anew beside each other, then timed in short blocks that alternate. Within a
-round samples depend on each other (clock, caches, neighbours), and one load's place in memory shifts all of its runs by
-some percent: more samples of one load say nothing of that (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time,
-ISMM 2013). So a round gives one number, the log of candidate over champion, and only rounds are counted.
+The unit is a *round*: both engines loaded again, then timed in short alternating blocks. Samples within a round are
+dependent (clock, caches, neighbors), and one load's place in memory shifts all its runs by some percent. More samples
+of one load do not reveal that (Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013). So a round gives
+one number, the log of candidate over champion, and only rounds count.
 
-Champion and candidate take their places by lot, so where they are the same the numbers lie evenly around 0, whatever
-their distribution: the signed-rank interval of Hodges & Lehmann (Estimates of Location Based on Rank Tests, 1963;
-Hollander, Wolfe & Chicken, Nonparametric Statistical Methods, 2014, 3.2 and 3.3) is then exact.
+Champion and candidate run in random order. If they are equal, the numbers are symmetric around 0, whatever their
+distribution. The signed-rank interval of Hodges & Lehmann (Estimates of Location Based on Rank Tests, 1963; Hollander,
+Wolfe & Chicken, Nonparametric Statistical Methods, 2014, 3.2 and 3.3) is then exact.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ from engineworks.measure.statistics import Interval, student_quantile
 Word = Literal["pass", "fail", "inconclusive"]
 
 LOOKS = (11, 15, 22, 32, 48, 72)
-"""Rounds after which it is asked whether the interval decides; 11 is the least that has an interval at all."""
+"""Numbers of rounds after which the interval is checked; 11 is the minimum that has an interval."""
 
 CONFIDENCE = 0.99
-"""Of all looks together: each gets an equal share of what is left to err (Bonferroni). Of the first comparison of two
-engines; see `confidence_of`."""
+"""Confidence of all checks together, for the first comparison of two engines (see `confidence_of`).
+
+Each check gets an equal share of the error (Bonferroni).
+"""
 
 DISTURBED_SHARE = 1 / 3
-"""Share of disturbed rounds above which the others are not trusted either."""
+"""Maximum share of disturbed rounds; above it the other rounds are not trusted either."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate over champion at one shape. ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None
-    where there is too little for one. why: what keeps it from deciding, or ''. rounds: those that count."""
+    """Candidate over champion at one shape.
+
+    ratio: of medians, 1.02 is 2 % slower. interval: at `CONFIDENCE`, None if there are too few rounds. why: why it does
+    not decide, or ''. rounds: those that count.
+    """
 
     verdict: Word
     ratio: float | None
@@ -60,29 +65,31 @@ def comparison_from_json(value: Mapping[str, Any]) -> Comparison:
 
 
 def quad_log_ratio(champion: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]]) -> float:
-    """Log of candidate over champion from blocks of milliseconds, by their medians. In the order ABBA or BAAB a steady
-    drift of the machine cancels."""
+    """Log of candidate over champion from blocks of milliseconds, by their medians.
+
+    The order ABBA or BAAB cancels a steady drift of the machine.
+    """
     return fmean(math.log(median(b)) for b in candidate) - fmean(math.log(median(b)) for b in champion)
 
 
 def round_log_ratio(quads: Iterable[float]) -> float:
-    """The round's one number: the median of its quads, so that a burst that hits one of them does not count."""
+    """The round's one number: the median of its quads, so that a burst in one quad does not count."""
     return median(quads)
 
 
 def confidence_of(before: int) -> float:
-    """The confidence of a comparison of two engines that were compared `before` times already, without a decision.
+    """The confidence of a comparison of two engines after `before` comparisons without a decision.
 
-    Who measures until it fits finds what he looks for (optional stopping). So every further comparison may err half as
-    often as the one before: at one side of the interval all of them together err in less than
-    (1 - CONFIDENCE) / 2 · (1 + 1/2 + 1/4 + …) = 1 - CONFIDENCE, however many there are (alpha spending: Lan & DeMets,
-    Discrete Sequential Boundaries for Clinical Trials, Biometrika 1983; the sum is Bonferroni's).
+    Measuring until the result fits would produce false passes (optional stopping). So every further comparison gets
+    half the error of the one before. At one side of the interval, all of them together err in less than (1 -
+    CONFIDENCE) / 2 · (1 + 1/2 + 1/4 + …) = 1 - CONFIDENCE, however many there are. (Alpha spending: Lan & DeMets,
+    Discrete Sequential Boundaries for Clinical Trials, Biometrika 1983; the sum is Bonferroni's.)
     """
     return 1 - (1 - CONFIDENCE) * 0.5**before
 
 
 def compare_rounds(log_ratios: Sequence[float], limit: float, confidence: float = CONFIDENCE) -> Comparison:
-    """Where the rounds so far stand. limit: 0.05 lets the candidate be 5 % slower. confidence: all looks together."""
+    """The result of the rounds so far. limit: 0.05 allows 5 % slower. confidence: of all checks together."""
     rounds = len(log_ratios)
     each = 1 - (1 - confidence) / len(LOOKS)
     why = f"{rounds} rounds; an interval needs {least_rounds(each)}"
@@ -104,8 +111,10 @@ def _decide(ratio: float, interval: Interval, rounds: int, limit: float) -> Comp
 
 
 def signed_rank_interval(values: Sequence[float], confidence: float) -> tuple[float, Interval | None]:
-    """Hodges-Lehmann estimate of the centre (median of all pairwise means, Walsh averages), and the interval that
-    Wilcoxon's signed-rank test does not reject; None where there are too few values for this confidence."""
+    """Hodges-Lehmann estimate of the center (median of all pairwise means, the Walsh averages) and its interval.
+
+    The interval holds what Wilcoxon's signed-rank test does not reject; None if too few values for this confidence.
+    """
     n = len(values)
     walsh = sorted((values[i] + values[j]) / 2 for i in range(n) for j in range(i, n))
     cut = _signed_rank_quantile(n, (1 - confidence) / 2)
@@ -114,7 +123,7 @@ def signed_rank_interval(values: Sequence[float], confidence: float) -> tuple[fl
 
 
 def least_rounds(confidence: float) -> int:
-    """Fewest rounds that have a signed-rank interval at all: its least tail is 2⁻ⁿ at each side."""
+    """Fewest rounds that have a signed-rank interval: its smallest tail is 2⁻ⁿ at each side."""
     return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 
 
@@ -135,9 +144,9 @@ def _signed_rank_quantile(n: int, tail: float) -> int | None:
 
 
 def trust(comparison: Comparison, rounds: int, disturbances: Sequence[str]) -> Comparison:
-    """The comparison of the undisturbed rounds, or inconclusive where too many of all `rounds` were disturbed.
+    """The comparison of the undisturbed rounds, or inconclusive if too many of all `rounds` were disturbed.
 
-    disturbances: what disturbed each of the others, one sentence each.
+    disturbances: what disturbed each of the others, one reason each.
     """
     if len(disturbances) <= DISTURBED_SHARE * rounds:
         return comparison
@@ -147,8 +156,10 @@ def trust(comparison: Comparison, rounds: int, disturbances: Sequence[str]) -> C
 
 
 def confirm(first: Comparison, second: Comparison | None) -> Comparison:
-    """A fail must be measured twice, in two processes; a pass is none where a second measurement fails. Returns the one
-    to report."""
+    """The comparison to report. A fail needs two measurements in two processes.
+
+    A pass followed by a fail is inconclusive.
+    """
     if second is not None and (first.verdict, second.verdict) == ("pass", "fail"):
         why = "the first measurement passed, a second one in a fresh process failed"
         return Comparison("inconclusive", first.ratio, first.interval, first.rounds, why)
@@ -163,18 +174,18 @@ def confirm(first: Comparison, second: Comparison | None) -> Comparison:
 
 
 LEAST_HISTORY = 5
-"""Differences between runs that history must show before its spread is believed."""
+"""Minimum number of differences between runs for an estimate of their spread."""
 
 
 def compare_history(
     candidate_ms: float, champion: str, history: Sequence[tuple[str, float]], limit: float
 ) -> Comparison:
-    """The candidate against what was measured before on the same hardware, where the champion cannot run beside it.
+    """The candidate against earlier measurements on the same hardware, where the champion cannot run next to it.
 
     champion: its digest. history: digest and median latency in ms of every earlier measurement, oldest first. The
-    spread between measurements is that of one engine measured several times, where that happened often enough, else
-    that of neighbours in time (von Neumann et al., The Mean Square Successive Difference, 1941), which contains true
-    changes and is wider.
+    spread between measurements comes from engines measured several times, if there are enough. Otherwise it comes from
+    neighbors in time (von Neumann et al., The Mean Square Successive Difference, 1941), which is wider because it
+    contains true changes.
     """
     own = [math.log(ms) for digest, ms in history if digest == champion]
     if not own:

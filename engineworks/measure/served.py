@@ -1,20 +1,20 @@
-"""Which shapes a session is led through, and how far each row is off: numbers in, numbers out.
+"""The shapes that a session runs, and the error of each row. Pure.
 
-A *row* is one sample of a batch. Rows come from a small pool, so that the same sample is seen alone, in batches and at
-several places; POOL_ROWS is prime, so that no shift by a power of two puts a row where its twin stood. *Lengths* are
+A *row* is one sample of a batch. Rows come from a small pool, so that the same sample runs alone, in batches and at
+several positions. POOL_ROWS is prime, so that no shift by a power of two puts a row where its twin was. *Lengths* are
 the dynamic dimensions without the batch.
 
-The sequence leads through every profile: min, opt, max, an odd size, the largest batch of the shortest rows, and the
-lengths of the evaluation data; then back through the profiles in reverse order: max, min, opt and odd again.
+The sequence visits every profile: min, opt, max, an odd size, the largest batch of the shortest rows, and the lengths
+of the evaluation data. Then it goes back through the profiles in reverse order: max, min, opt and odd again.
 
-What it costs is limited by counts alone, never by a clock, so that the same model and data give the same rows, visits
-and runs on every host: of values (elements of inputs and outputs) and of *operations*, about as long as one
-multiply-add of a convolution each (`steps.operations` counts them). The limits stand for seconds on two cores.
+Only counts limit the cost, never a clock, so that the same model and data give the same rows, visits and runs on every
+host. The counts are values (elements of inputs and outputs) and *operations*, each about one multiply-add of a
+convolution (`steps.operations` counts them). Times next to the limits are for two cores.
 
-The error of a row (r: reference, e: engine) is ‖e − r‖ / max(‖r‖, scale · √n): relative, but never to less than the
-usual size of this output (scale: its root mean square over the evaluation data; n: the row's elements), so that a row
-which is all but zero is not blamed for rounding. A cosine of c between equally long rows is an error of √(2(1 − c)).
-Of outputs that are int32, int64 or bool (class ids, counts, flags) it is the share of elements that differ.
+The error of a row (r: reference, e: engine) is ‖e − r‖ / max(‖r‖, scale · √n). It is relative to at least the usual
+size of this output (scale: its root mean square over the evaluation data; n: the row's elements). So rounding does not
+fail a row of almost zeros. A cosine of c between equally long rows is an error of √(2(1 − c)). For int32, int64 and
+bool outputs (class ids, counts, flags) the error is the share of elements that differ.
 """
 
 from __future__ import annotations
@@ -34,32 +34,35 @@ Lengths = tuple[tuple[str, int], ...]
 POOL_ROWS = 13
 
 WARM_RUNS = 14
-"""Runs of a visit: the first, and those by turns on different rows after it."""
+"""Runs of a visit: the first, and the later ones, which alternate between different rows."""
 
 POOL_VALUES, RUN_VALUES = 2**23, 2**24
-"""Of inputs and outputs: of all rows of a pool, and of one run."""
+"""Limits on values of inputs and outputs: of all rows of a pool, and of one run."""
 
 ROW_OPERATIONS, POOL_OPERATIONS = 2**40, 2**35
-"""Lengths at which a row takes more are left out (20 s); a pool has as many rows as these allow, 2 at least (1 s)."""
+"""Lengths whose rows exceed the first limit are left out (20 s). The second limits a pool, to 2 rows at least (1 s)."""
 
 REFERENCE_RUN_OPERATIONS = 2**36
-"""Of one run of the reference where rows depend on each other (2 s)."""
+"""Limit of one run of the reference where rows depend on each other (2 s)."""
 
 RUN_OPERATIONS, VISIT_OPERATIONS, CPU_OPERATIONS = 2**34, 2**34, 2**40
-"""Of an engine on this CPU: of one run, of one visit's runs, of all (20 s). A device has no such limits."""
+"""Limits of an engine on this CPU: of one run, of one visit's runs, of all runs (20 s). A device has no such limits."""
 
 COMPARISON = 256
-"""Operations that comparing one value takes."""
+"""Operations to compare one value."""
 
 EXACT_DTYPES = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "bool")
-"""Of these, values are names or counts: near is not right. (int8 and uint8 are pictures and quantized values.)"""
+"""Dtypes of names or counts, which must be equal. (int8 and uint8 are pictures and quantized values.)"""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One stop of the sequence. dims: every dynamic dimension, the batch too. batch: rows of a run. tour: 1 out, 2
-    back. role: what the shape is in its profile. first_row: the pool's row that stands first. alone: whether all rows
-    of the pool are run, as few at a time as the profile allows."""
+    """One stop of the sequence.
+
+    dims: every dynamic dimension, including the batch. batch: rows of a run. tour: 1 out, 2 back. role: the shape's
+    role in its profile. first_row: the pool's row in first position. alone: whether all rows of the pool run, as few at
+    a time as the profile allows.
+    """
 
     profile: str
     role: str
@@ -82,8 +85,8 @@ def visit_from_json(value: Mapping[str, Any]) -> Visit:
 def visit_sequence(
     profiles: Mapping[str, Mapping[str, Triple]], batch: str | None, data: Mapping[str, int], fixed_batch: int = 1
 ) -> list[Visit]:
-    """The stops. profiles: name → dimension → (min, opt, max). batch: name of the batch dimension, None where it is
-    fixed (to `fixed_batch`). data: lengths of the evaluation data."""
+    """The stops. profiles: name → dimension → (min, opt, max). batch: name of the batch dimension, None if it is fixed
+    (to `fixed_batch`). data: lengths of the evaluation data."""
     visits: list[Visit] = []
     for tour, names in ((1, list(profiles)), (2, list(profiles)[::-1])):
         for name in names:
@@ -101,13 +104,13 @@ def visit_sequence(
 
 
 def without_spare_odds(visits: Sequence[Visit]) -> list[Visit]:
-    """An odd multiple only stands in where the model does not take the odd size."""
+    """The visits without odd multiples, which only replace odd sizes that the model does not take."""
     odd = {v.profile for v in visits if v.role == "odd"}
     return [v for v in visits if not (v.role == "odd multiple" and v.profile in odd)]
 
 
 def row_picks(visit: Visit, pool: int) -> list[list[int]]:
-    """Which rows of the pool each run of the visit takes: two different feeds at least, where there are two rows."""
+    """Rows of the pool for each run of the visit: at least two different feeds if there are two rows."""
     size = visit.batch
     starts = list(range(0, pool, size)) if visit.alone else [visit.first_row]
     if len(starts) == 1:
@@ -118,8 +121,8 @@ def row_picks(visit: Visit, pool: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """Rows of one length. rows: of the data file, or numbers of made ones (data: "evaluation" or "seeded"). values,
-    operations: of one row."""
+    """Rows of one length. rows: indices in the data file, or numbers of synthetic rows (data: "evaluation" or
+    "seeded"). values, operations: of one row."""
 
     lengths: Lengths
     rows: tuple[int, ...]
@@ -133,8 +136,8 @@ class PoolFacts:
 
 @dataclass(frozen=True)
 class Stop:
-    """A visit as an engine makes it. number: its place in the whole sequence. pool: index of its rows. picks: the
-    pool's rows of each feed. runs: over the feeds by turns."""
+    """A visit as an engine makes it. number: its position in the whole sequence. pool: index of its rows. picks: the
+    pool's rows of each feed. runs: number of runs, which alternate between the feeds."""
 
     number: int
     visit: Visit
@@ -157,12 +160,12 @@ def stop_from_json(value: Mapping[str, Any]) -> Stop:
 
 
 def rows_of_a_pool(values: int, operations: int) -> int:
-    """How many rows of so many values and operations each."""
+    """Number of rows for a pool, given the values and operations of one row."""
     return max(2, min(POOL_ROWS, POOL_VALUES // max(1, values), POOL_OPERATIONS // max(1, operations)))
 
 
 def cut_batch(visit: Visit, batch: str | None, most: int, why: str) -> tuple[Visit, list[str]]:
-    """The visit with no more than `most` rows, and a note of it. Its smallest batch is never cut."""
+    """The visit with at most `most` rows, and a note. The profile's smallest batch is never cut."""
     if batch is None or visit.batch <= most or visit.alone:
         return visit, []
     dims = {**visit.dims, batch: max(1, most)}
@@ -173,9 +176,9 @@ def cut_batch(visit: Visit, batch: str | None, most: int, why: str) -> tuple[Vis
 def stops(
     visits: Sequence[Visit], pools: Sequence[PoolFacts], batch: str | None, *, device: bool
 ) -> tuple[list[Stop], list[str]]:
-    """The sequence for an engine on a device, or on the CPU at hand; and what of it is not tried."""
+    """The sequence for an engine on a device, or on this host's CPU; and notes on the parts left out."""
     index = {p.lengths: i for i, p in enumerate(pools)}
-    found: list[Stop] = []
+    sequence: list[Stop] = []
     notes: list[str] = []
     spent = 0
     for number, given in enumerate(visits):
@@ -191,13 +194,13 @@ def stops(
         least = len(picks) + 1
         runs = max(least, WARM_RUNS if device else min(WARM_RUNS, VISIT_OPERATIONS // max(1, cost)))
         spent += runs * cost
-        if found and not device and spent > CPU_OPERATIONS:
+        if sequence and not device and spent > CPU_OPERATIONS:
             left = len(visits) - number
             notes.append(f"the last {left} visits were left out: {CPU_OPERATIONS:.1e} operations were spent")
             break
         notes += cut
-        found.append(Stop(number, visit, index[given.lengths], picks, runs))
-    return found, list(dict.fromkeys(notes))
+        sequence.append(Stop(number, visit, index[given.lengths], picks, runs))
+    return sequence, list(dict.fromkeys(notes))
 
 
 def shown(dims: Mapping[str, int]) -> str:
@@ -206,7 +209,7 @@ def shown(dims: Mapping[str, int]) -> str:
 
 
 def _from_one(triple: Triple) -> tuple[int, ...]:
-    """A batch of no rows shows nothing."""
+    """Sizes of at least 1: an empty batch tests nothing."""
     return tuple(max(1, n) for n in triple)
 
 
@@ -241,7 +244,7 @@ def _distinct(roles: Iterator[tuple[str, dict[str, int]]]) -> Iterator[tuple[str
 
 
 def odd_size(triple: Triple) -> int:
-    """An odd length strictly between min and max that is not opt, between opt and max if there is one; else opt."""
+    """An odd length strictly between min and max that is not opt, between opt and max if possible; else opt."""
     low, opt, high = triple
     wanted = ((opt + high) // 2 | 1, (low + opt) // 2 | 1, (low + 1) | 1, (high - 1) | 1)
     return next((n for n in wanted if low < n < high and n != opt), opt)
@@ -257,23 +260,23 @@ def odd_multiple(triple: Triple) -> int:
 
 @dataclass(frozen=True)
 class RowErrors:
-    """Per row: relative error, cosine, and elements that are NaN or infinite on one side only."""
+    """Per row, [rows]: relative error, cosine, and the number of elements that are NaN or infinite on one side only."""
 
     error: NDArray[np.float64]
     cosine: NDArray[np.float64]
     nonfinite: NDArray[np.int64]
 
     def worst(self) -> int | None:
-        """The row that is furthest off; None where there is none."""
+        """Index of the row with the largest error; None without rows."""
         if not len(self.error):
             return None
         return int(np.argmax(np.where(self.nonfinite > 0, np.inf, self.error)))
 
 
 def row_errors(engine: Array, reference: Array, axis: int | None, scale: float) -> RowErrors:
-    """How far each row of `engine` is off; rows lie along `axis`, None: all is one row.
+    """The error of each row along `axis`; None: all is one row.
 
-    Raises ValueError where the shapes differ.
+    engine, reference: any numeric dtype, equal shapes. Raises ValueError if the shapes differ.
     """
     if engine.shape != reference.shape:
         raise ValueError(f"the output has shape {list(engine.shape)}, the reference {list(reference.shape)}")
@@ -295,6 +298,7 @@ def row_errors(engine: Array, reference: Array, axis: int | None, scale: float) 
 
 
 def _as_rows(array: Array, axis: int | None) -> Array:
+    """[..., rows at `axis`, ...] → [rows, values], same dtype; axis None: [1, values]."""
     if axis is None:
         return array.reshape(1, -1)
     moved = np.moveaxis(array, axis, 0)

@@ -1,23 +1,24 @@
-"""The report of the served comparison and the recipe's limits → what passed, and where it first went wrong. Pure.
+"""The report of the served comparison and the recipe's limits → passed checks, and where a failure began. Pure.
 
-An engine is compared with the lowered model itself, run by ONNX Runtime as it is written: it must be what was lowered.
-A row may be off by
+The reference is the lowered model itself, run by ONNX Runtime as written: the engine must match it.
 
-- 3 ρ from the lowered model, at most by .7: a row that was put in another's place is off by more than that;
-- ρ from itself, alone or elsewhere in a batch or later, at most by .5; where the precision quantizes 3 ρ, for both
-  answers have rounded on their own. Where the fp32 model's own rows depend on each other a little (up to .05, as with
-  ranges that are found at run time), three times that is allowed.
+A row's error may be
 
-ρ follows from the precision (ROUNDED). Where one rounding more moves the lowered model's own row by m, 4 m is
-allowed for both: what is quantized, or compared with a threshold, may tip, and no kernel is to blame for it.
+- 3 ρ against the lowered model, at most .7: a row in another row's place has a larger error;
+- ρ against the same row alone, elsewhere in a batch, or later, at most .5. For quantized precisions it is 3 ρ, because
+  both answers were rounded separately. Where rows of the fp32 model depend on each other a little (up to .05, as with
+  ranges computed at run time), three times that dependence is allowed.
 
-Where ONNX Runtime cannot run the lowered model, the engine is compared with fp32 and the error of the precision itself
-is allowed for: with the recipe's `cosine` limit c for it (USUAL_COSINE where it has none), θ = √(2(1 − c)) is the
-relative error that such a cosine allows over all samples, and never less than ROUNDING. Then a row may be off by 3 θ,
-at most by .7, from fp32; by θ, at most .25, from itself; by 1.5 θ, at most .35, where the precision quantizes.
+ρ follows from the precision (ROUNDED). Where one extra rounding moves the lowered model's own row by m, 4 m is allowed
+for both. Quantized values, and values compared with a threshold, may tip without any kernel being at fault.
 
-Of int32, int64 and bool outputs, where one rounding may tip a class, a precision below fp32 may change EXCUSED_SAMPLES
-of its samples against the reference and one against itself; fp32 none. Samples that one rounding tips do not count.
+Where ONNX Runtime cannot run the lowered model, fp32 is the reference, and the error of the precision is allowed for.
+The recipe's `cosine` limit c (or USUAL_COSINE) over all samples allows a relative error θ = √(2(1 − c)); θ is at least
+ROUNDING. Then a row's error may be 3 θ, at most .7, against fp32. Against itself it may be θ, at most .25; for
+quantized precisions 1.5 θ, at most .35.
+
+For int32, int64 and bool outputs one rounding may tip a class. A precision below fp32 may change EXCUSED_SAMPLES of its
+samples against the reference and one against itself; fp32 none. Samples that one rounding tips do not count.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ from typing import Any
 USUAL_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.98}
 ROUNDING = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 4e-2, "int8": 5e-2}
 ROUNDED = {"fp32": 4.5e-3, "fp16": 1.4e-2, "bf16": 4.5e-2, "int8": 5e-2}
-"""ρ: what kernels of this precision are apart by; a cosine of .99999, .9999 and .999, and of 8 bits a few roundings."""
+"""ρ: the difference between kernels of this precision.
+
+It corresponds to a cosine of .99999, .9999 and .999, and for 8 bits to a few roundings.
+"""
 
 MOVED = 4.0
-"""One draw of noise is less than the worst of many kernels."""
+"""Allowed multiple of the movement, because one draw of noise is less than the worst of many kernels."""
 
 EXCUSED_SAMPLES = 0.34
-"""Part of the samples that may change their class below fp32: 4 of a pool of 13."""
+"""Share of the samples that may change their class below fp32: 4 of a pool of 13."""
 
 DEPENDS_A_LITTLE = 0.05
 
@@ -48,7 +52,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest error of a row against the reference, and against itself; samples of exact outputs that may change."""
+    """Maximum errors of a row against the reference and against itself; number of exact samples that may change."""
 
     reference: float
     itself: float
@@ -58,7 +62,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome: its name, whether it passed, and its sentence."""
+    """One check's outcome: its name, whether it passed, and its message."""
 
     name: str
     good: bool
@@ -66,7 +70,7 @@ class Finding:
 
 
 def tolerance(precision: str, cosine: float | None) -> Tolerance:
-    """What a row may be off by; cosine: the recipe's limit for this precision."""
+    """The allowed errors of a row. cosine: the recipe's limit for this precision."""
     known = precision if precision in USUAL_COSINE else "int8"
     theta = math.sqrt(2 * (1 - (USUAL_COSINE[known] if cosine is None else cosine)))
     theta = max(ROUNDING[known], theta)
@@ -76,7 +80,7 @@ def tolerance(precision: str, cosine: float | None) -> Tolerance:
 
 
 def rounding_tolerance(precision: str, moved: float) -> Tolerance:
-    """What a row may be off by from the lowered model; moved: what one rounding more moves it by."""
+    """The allowed errors of a row against the lowered model. moved: how far one extra rounding moves it."""
     known = precision if precision in ROUNDED else "int8"
     rho, move = ROUNDED[known], MOVED * moved
     itself = (3.0 if known == "int8" else 1.0) * rho
@@ -87,60 +91,62 @@ def rounding_tolerance(precision: str, moved: float) -> Tolerance:
 
 
 def row_tolerance(served: Mapping[str, Any], visit: Mapping[str, Any], output: str, cosine: float | None) -> Tolerance:
-    """What a row of this output may be off by at this visit."""
+    """The allowed errors of a row of this output at this visit."""
     if not _by_lowered(served):
         return tolerance(served["precision"], cosine)
     return rounding_tolerance(served["precision"], _moves(visit, output).get("error", 0.0))
 
 
 def _by_lowered(served: Mapping[str, Any]) -> bool:
-    """Whether the engine was compared with its lowered model; reports of older builds name nothing."""
+    """Whether the reference is the lowered model; reports of older builds name none."""
     return bool(served.get("reference", {}).get("of") == "lowered")
 
 
 def _moves(visit: Mapping[str, Any], output: str) -> Mapping[str, Any]:
-    """How far one rounding more moves the output of the lowered model there."""
-    found: Mapping[str, Any] = visit.get("moved", {}).get(output, {})
-    return found
+    """How far one extra rounding moves the output of the lowered model at this visit."""
+    moves: Mapping[str, Any] = visit.get("moved", {}).get(output, {})
+    return moves
 
 
-def _tipped(visit: Mapping[str, Any], output: str, one: Mapping[str, Any]) -> set[int]:
-    """Samples whose exact answer is another, but for those that one rounding tips."""
-    return set(one.get("wrong_samples", ())) - set(_moves(visit, output).get("samples", ()))
+def _tipped(visit: Mapping[str, Any], output: str, record: Mapping[str, Any]) -> set[int]:
+    """Samples whose exact answer differs, except those that one rounding tips."""
+    return set(record.get("wrong_samples", ())) - set(_moves(visit, output).get("samples", ()))
 
 
 def synthetic_losses(served: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """By output: at which lengths the evaluation data has no sample, and how far the precision is from fp32 there, on
-    made rows: of the lowered model, or where that cannot be run, of the engine."""
+    """By output: lengths without evaluation samples, and the precision's error against fp32 there, on synthetic rows.
+
+    The errors are the lowered model's, or the engine's if the lowered model cannot run.
+    """
     if _by_lowered(served):
-        found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
+        losses: dict[str, list[Mapping[str, Any]]] = {name: [] for name in served["rows"]}
         for lost in served.get("lost", ()):
-            found.setdefault(lost["output"], []).append(lost)
-        return found
-    found = {name: [] for name in served["rows"]}
+            losses.setdefault(lost["output"], []).append(lost)
+        return losses
+    losses = {name: [] for name in served["rows"]}
     for visit in served["sequence"]:
         for name, figures in visit["outputs"].items() if visit.get("data") == "seeded" else ():
             records = [r for phase in PHASES for r in figures.get(phase, ())]
             if records:
                 worst = max(records, key=lambda r: r["error"])
                 lengths = dict(visit["lengths"]) or visit["dims"]
-                found[name].append({
+                losses[name].append({
                     "lengths": lengths, "error": worst["error"], "cosine": min(r["cosine"] for r in records),
                     "nonfinite": worst["nonfinite"],
                 })  # fmt: skip
-    return found
+    return losses
 
 
 def synthetic_warnings(served: Mapping[str, Any], cosine: float | None) -> Iterator[str]:
-    """What the lowered model loses on made rows, beyond what the recipe's limit lets a single row lose."""
+    """Losses of the lowered model on synthetic rows that exceed what the recipe's limit allows a single row."""
     if not _by_lowered(served):
         return
     allowed = tolerance(served["precision"], cosine).reference
     for output, losses in synthetic_losses(served).items():
-        bad = [one for one in losses if one["nonfinite"] or one["error"] > allowed]
+        bad = [loss for loss in losses if loss["nonfinite"] or loss["error"] > allowed]
         if not bad:
             continue
-        worst = max(bad, key=lambda one: (one["nonfinite"] > 0, one["error"]))
+        worst = max(bad, key=lambda loss: (loss["nonfinite"] > 0, loss["error"]))
         size = (
             f"{worst['nonfinite']} values are NaN or infinite" if worst["nonfinite"] else f"error {worst['error']:.3g}"
         )
@@ -155,7 +161,7 @@ def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Find
     """`synthetic_cosine[OUTPUT]` of every output."""
     for output, losses in synthetic_losses(served).items():
         name = f"synthetic_cosine[{output}]"
-        worst = min(losses, key=lambda one: -math.inf if one["nonfinite"] else one["cosine"], default=None)
+        worst = min(losses, key=lambda loss: -math.inf if loss["nonfinite"] else loss["cosine"], default=None)
         if worst is None:
             why = "the lowered model is the fp32 model, or the evaluation data has samples of every shape"
             yield Finding(name, True, f"{output}: no row was made up, or none could differ: {why}.")
@@ -169,7 +175,7 @@ def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Find
 
 
 def served_findings(served: Mapping[str, Any], cosine: float | None) -> Iterator[Finding]:
-    """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only where rows could be told apart."""
+    """`shapes[OUTPUT]` and `rows[OUTPUT]` of every output; `rows` only if rows can be told apart."""
     sequence: Sequence[Mapping[str, Any]] = served["sequence"]
     if not sequence:
         return
@@ -199,7 +205,7 @@ def _shapes(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance],
 
 
 def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
-    """Where else it was wrong, and where it was right: always, or at least before it went wrong."""
+    """The other wrong shapes, and the right ones: always, or at least before the first failure."""
     bad = {s for s, w in zip(shapes, wrong, strict=True) if w}
     good = list(dict.fromkeys(s for s in shapes if s not in bad))
     before = list(dict.fromkeys(shapes[: wrong.index(True)]))
@@ -210,21 +216,21 @@ def _elsewhere(shapes: Sequence[str], wrong: Sequence[bool]) -> str:
 
 
 def _wrong(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> Iterator[tuple[str, str] | None]:
-    """Per visit: phase and what is wrong in words, None where nothing is."""
+    """Per visit: phase and message of the failure, None without one."""
     pools: dict[str, set[int]] = {}
     against = _compared_with(served)
     for visit, allowed in zip(served["sequence"], limits, strict=True):
         changed = pools.setdefault(str(visit["lengths"]), set())
         figures = visit["outputs"].get(output, {})
-        found = None
+        first = None
         for phase in PHASES:
-            for one in figures.get(phase, ()):
-                changed |= _tipped(visit, output, one)
-                bad = _bad(one, allowed.reference, len(changed) > allowed.changed * visit["samples"], against)
-                found = found or ((_phase(phase, one["run"], visit), bad) if bad else None)
+            for record in figures.get(phase, ()):
+                changed |= _tipped(visit, output, record)
+                bad = _bad(record, allowed.reference, len(changed) > allowed.changed * visit["samples"], against)
+                first = first or ((_phase(phase, record["run"], visit), bad) if bad else None)
         if "misshapen" in figures:
-            found = (_phase("later", figures["misshapen"]["run"], visit), figures["misshapen"]["why"])
-        yield found
+            first = (_phase("later", figures["misshapen"]["run"], visit), figures["misshapen"]["why"])
+        yield first
 
 
 def _compared_with(served: Mapping[str, Any]) -> str:
@@ -233,16 +239,16 @@ def _compared_with(served: Mapping[str, Any]) -> str:
     return "the fp32 reference"
 
 
-def _bad(one: Figures, limit: float, too_many: bool, against: str) -> str:
-    """What is wrong with the worst row, or ''."""
-    row = f"row {one['row']}"
-    if one["nonfinite"]:
-        return f"{row} has {one['nonfinite']} values that are NaN or infinite where {against} has others"
-    if "wrong_samples" in one:
-        return f"{row} differs from {against}" if too_many and one["wrong_samples"] else ""
-    if one["most"] <= limit:
+def _bad(record: Figures, limit: float, too_many: bool, against: str) -> str:
+    """The failure of the worst row, or ''."""
+    row = f"row {record['row']}"
+    if record["nonfinite"]:
+        return f"{row} has {record['nonfinite']} values that are NaN or infinite where {against} has others"
+    if "wrong_samples" in record:
+        return f"{row} differs from {against}" if too_many and record["wrong_samples"] else ""
+    if record["most"] <= limit:
         return ""
-    figures = f"error {max(one['error'], one['most']):.3g}, limit {limit:.3g}; cosine {one['cosine']:.3g}"
+    figures = f"error {max(record['error'], record['most']):.3g}, limit {limit:.3g}; cosine {record['cosine']:.3g}"
     return f"{row} differs from {against} ({figures})"
 
 
@@ -254,29 +260,29 @@ def _rows(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -
     for index, (visit, allowed) in enumerate(zip(sequence, limits, strict=True)):
         limit = max(allowed.itself, 3 * mixing if mixing <= DEPENDS_A_LITTLE else 0.0)
         moved = pools.setdefault(str(visit["lengths"]), set())
-        for one in visit["outputs"].get(output, {}).get("moved", ()):
-            moved |= _tipped(visit, output, one)
-            wrong = len(moved) > allowed.moved if "wrong_samples" in one else one["most"] > limit
-            if one["nonfinite"] or wrong:
-                return Finding(name, False, _moved(output, sequence, index, one, limit, mixing))
-            if one["most"] / limit > worst / at_worst:
-                worst, at_worst = one["most"], limit
+        for record in visit["outputs"].get(output, {}).get("moved", ()):
+            moved |= _tipped(visit, output, record)
+            wrong = len(moved) > allowed.moved if "wrong_samples" in record else record["most"] > limit
+            if record["nonfinite"] or wrong:
+                return Finding(name, False, _moved(output, sequence, index, record, limit, mixing))
+            if record["most"] / limit > worst / at_worst:
+                worst, at_worst = record["most"], limit
     where = "alone and in batches" if facts["alone"] else "at other places and beside other rows"
     figures = f"largest difference {worst:.3g}, limit {at_worst:.3g}"
     return Finding(name, True, f"{output}: {facts['samples']} rows gave the same answer {where} ({figures}).")
 
 
 def _moved(
-    output: str, sequence: Sequence[Mapping[str, Any]], index: int, one: Figures, limit: float, mixing: float
+    output: str, sequence: Sequence[Mapping[str, Any]], index: int, record: Figures, limit: float, mixing: float
 ) -> str:
-    against = one["against"]
+    against = record["against"]
     before = "alone" if against["batch"] == 1 else f"as row {against['row']} of {_shape(against['dims'])}"
-    if against["dims"] == sequence[index]["dims"] and against["row"] == one["row"]:
+    if against["dims"] == sequence[index]["dims"] and against["row"] == record["row"]:
         before = f"at run {against['run']} there"
-    size = f"is off by {max(one['error'], one['most']):.3g} (limit {limit:.3g})"
-    size = "is NaN or infinite" if one["nonfinite"] else size
-    where = _at(sequence, index, f"run {one['run']}")
-    sentence = f"{output}: row {one['row']} at {where} {size} from the same sample {before}"
+    size = f"is off by {max(record['error'], record['most']):.3g} (limit {limit:.3g})"
+    size = "is NaN or infinite" if record["nonfinite"] else size
+    where = _at(sequence, index, f"run {record['run']}")
+    sentence = f"{output}: row {record['row']} at {where} {size} from the same sample {before}"
     if mixing > DEPENDS_A_LITTLE:
         sentence += "; the fp32 reference does so too: in this model rows depend on each other"
     return sentence + "."

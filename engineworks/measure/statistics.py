@@ -1,4 +1,4 @@
-"""Statistics of samples: pure functions over lists of numbers."""
+"""Statistics of samples. Pure functions over lists of numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from statistics import NormalDist
 
 TAILS = {"p90_ms": 0.9, "p99_ms": 0.99}
-"""Quantiles by the budget that limits them: each needs a number of runs below which it has no interval."""
+"""Quantiles by the budget that limits them; each has a minimum number of runs for an interval."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def quantile_interval(ordered: Sequence[float], q: float, confidence: float = 0.95) -> Interval | None:
-    """Distribution-free interval of a quantile from order statistics (Hahn & Meeker 1991, Statistical Intervals, 5.2),
-    with the normal approximation of the binomial; None where there are too few samples for this confidence."""
+    """Distribution-free interval of a quantile from order statistics (Hahn & Meeker 1991, Statistical Intervals, 5.2).
+
+    Uses the normal approximation of the binomial; None if there are too few samples for this confidence.
+    """
     n = len(ordered)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     spread = z * math.sqrt(n * q * (1 - q))
@@ -52,7 +54,7 @@ def enough_for(q: float, confidence: float = 0.95) -> int:
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """Quantile of Student's t distribution with so many degrees of freedom."""
+    """Quantile of Student's t distribution with this many degrees of freedom."""
     from scipy.stats import t  # imported here: it takes .66 s
 
     return float(t.ppf(p, freedom))

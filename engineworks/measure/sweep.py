@@ -1,8 +1,8 @@
-"""Which batch to serve with: the rule, and the sentence that says why. Pure.
+"""Which batch to serve with: the rule and the reason. Pure.
 
-The rule: of the batches whose median latency is within the budget and whose memory is within 70 % of the device's, the
-one with the most samples per second. A larger batch must give more than 1 % more: less than that is not known, and the
-smaller one answers sooner. Samples per second are batch / median latency, one run at a time.
+The rule: choose the batch with the most samples per second. Its median latency must be within the budget, and its
+memory within 70 % of the device's. A larger batch must give over 1 % more, because smaller differences are unreliable
+and the smaller batch answers sooner. Samples per second are batch / median latency, one run at a time.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 MEMORY_SHARE = 0.7
-"""Of the device's memory: the rest is for other engines, other processes and fragmentation."""
+"""Share of the device's memory; the rest is for other engines, other processes and fragmentation."""
 
 MARGIN = 0.01
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One batch. memory_mib: what loading and running the engine adds. error: why it could not be run, or ''."""
+    """One batch. memory_mib: memory that loading and running the engine adds. error: why it could not run, or ''."""
 
     batch: int
     samples_per_s: float = 0.0
@@ -30,7 +30,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """batch: None where none meets the rule."""
+    """batch: None if no batch meets the rule."""
 
     batch: int | None
     sentence: str
@@ -40,7 +40,7 @@ class Recommendation:
 
 
 def sweep_point(figures: Mapping[str, Any]) -> SweepPoint:
-    """A point of a measurement's report."""
+    """A point from a measurement's report."""
     if figures.get("error"):
         return SweepPoint(figures["batch"], error=figures["error"])
     return SweepPoint(
@@ -51,7 +51,7 @@ def sweep_point(figures: Mapping[str, Any]) -> SweepPoint:
 def recommend(
     points: Sequence[SweepPoint], *, latency_ms: float | None, memory_total_mib: float | None
 ) -> Recommendation:
-    """The batch to serve with. None: there is no such budget, or the device's memory is not known."""
+    """The batch to serve with. latency_ms: None without such a budget. memory_total_mib: None if unknown."""
     refused = {p.batch: _refusal(p, latency_ms, memory_total_mib) for p in points}
     best: SweepPoint | None = None
     for point in sorted(points, key=lambda p: p.batch):

@@ -1,8 +1,8 @@
-"""Task metrics by libraries made for them: an output with its rows first, and labels → one number.
+"""Task metrics by established libraries: an output with rows on axis 0, and labels → one number.
 
-Each metric is two functions. `reduce` takes one run's rows to what the metric needs of them (predictions, not logits),
-so that memory does not grow with the vocabulary; `score` takes all reduced rows and all labels to the figure. A NaN in
-an output is never right: it is class -1, or makes the figure NaN, which no gate passes.
+Each metric is two functions. `reduce` takes one run's rows to predictions (not logits), so that memory does not grow
+with the vocabulary. `score` takes all reduced rows and all labels to the metric. A NaN in an output is never right: it
+becomes class -1, or makes the metric NaN, which no gate passes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from engineworks.errors import ModelError
 Array = NDArray[Any]
 
 NO_LABEL = -100
-"""Labels below zero are left out of perplexity and of texts, this one of top_k, f1 and span too: padding."""
+"""Padding: top_k, f1 and span leave out this label; perplexity and texts leave out every label below zero."""
 
 LONGEST_ANSWER = 30
-"""Tokens of an answer at most, as evaluations of SQuAD have it."""
+"""Maximum tokens of an answer, as in evaluations of SQuAD."""
 
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """name: what reports call it. reduce(rows, labels of these rows or None); score(reduced, labels or None)."""
+    """name: as in reports. reduce(rows, labels of these rows or None); score(reduced rows, labels or None)."""
 
     name: str
     reduce: Callable[[Array, Array | None], Array]
@@ -38,7 +38,7 @@ class TaskMetric:
 
 
 def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
-    """The metric that the recipe names, with its settings (`recipe_metric.metric_settings`)."""
+    """The metric that the recipe names, with its settings (`recipe.metric.metric_settings`)."""
     name = settings["name"]
     if name in ("top1", "top_k"):
         k = settings.get("top_k", 1)
@@ -64,10 +64,10 @@ def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
 
 
 def ratio_to_reference(engine: float, reference: float, *, lower_is_better: bool) -> float:
-    """How good the engine is relative to the reference: 1 as good, less worse, whichever way the metric goes.
+    """Quality of the engine relative to the reference: 1 is as good, less is worse, whichever way the metric goes.
 
-    engine / reference, or reference / engine where smaller is better (1 where the engine makes no error at all). NaN
-    where the reference is not above zero: then a ratio says nothing.
+    engine / reference, or reference / engine if smaller is better (1 if the engine makes no error at all). NaN if the
+    reference is not above zero, because the ratio is then meaningless.
     """
     if lower_is_better:
         if engine == 0:
@@ -77,50 +77,58 @@ def ratio_to_reference(engine: float, reference: float, *, lower_is_better: bool
 
 
 def largest(logits: Array, k: int) -> Array:
-    """The k classes with the largest logits (last axis), i64[..., k], the largest last; -1 where a logit is NaN."""
+    """The k classes with the largest logits (last axis), i64[..., k], the largest last; -1 for NaN logits.
+
+    logits: float[..., classes].
+    """
     scores = np.asarray(logits, np.float64)
     if k > scores.shape[-1]:
         raise ModelError(f"top_k: {k} of {scores.shape[-1]} classes")
     some = np.argpartition(scores, -k, axis=-1)[..., -k:] if k > 1 else scores.argmax(axis=-1)[..., np.newaxis]
     rising = np.take_along_axis(scores, some, axis=-1).argsort(axis=-1, kind="stable")
-    found = np.take_along_axis(some, rising, axis=-1)
-    return np.where(np.isnan(scores).any(axis=-1, keepdims=True), -1, found)
+    top = np.take_along_axis(some, rising, axis=-1)
+    return np.where(np.isnan(scores).any(axis=-1, keepdims=True), -1, top)
 
 
-def hit_rate(found: Array, labels: Array) -> float:
-    """Part of the labels that are among the classes found for them."""
-    if labels.shape != found.shape[:-1]:
-        raise ModelError(f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(found.shape[:-1])}")
+def hit_rate(predictions: Array, labels: Array) -> float:
+    """Share of the labels among the predicted classes. predictions: i64[..., k]; labels: int[...]."""
+    if labels.shape != predictions.shape[:-1]:
+        raise ModelError(
+            f"labels of shape {list(labels.shape)} do not fit outputs of shape {list(predictions.shape[:-1])}"
+        )
     counted = _counted("top_k", labels)
-    return float((found == labels[..., np.newaxis]).any(axis=-1)[counted].mean())
+    return float((predictions == labels[..., np.newaxis]).any(axis=-1)[counted].mean())
 
 
 def best_spans(logits: Array) -> Array:
-    """First and last token, i64[rows, 2], with the largest sum of logits: last ≥ first, at most `LONGEST_ANSWER` tokens
-    (Devlin et al. 2019, section 4.2). logits [rows, length, 2]: of starts, of ends. -1 where a logit is NaN."""
+    """First and last token, i64[rows, 2], with the largest sum of logits; -1 where a logit is NaN.
+
+    last ≥ first, at most `LONGEST_ANSWER` tokens (Devlin et al. 2019, section 4.2). logits: float[rows, length, 2], of
+    starts and of ends.
+    """
     if logits.ndim != 3 or logits.shape[-1] != 2:
         raise ModelError(f"span needs logits of starts and ends [rows, length], not {list(logits.shape)}")
     scores = np.asarray(logits, np.float64)
     length = scores.shape[1]
     first, last = np.arange(length)[:, np.newaxis], np.arange(length)[np.newaxis, :]
     allowed = (last >= first) & (last < first + LONGEST_ANSWER)
-    found = np.empty((len(scores), 2), np.int64)
-    for row, (starts, ends) in zip(found, np.moveaxis(scores, -1, 1), strict=True):
+    spans = np.empty((len(scores), 2), np.int64)
+    for row, (starts, ends) in zip(spans, np.moveaxis(scores, -1, 1), strict=True):
         sums = np.where(allowed, starts[:, np.newaxis] + ends[np.newaxis, :], -np.inf)
         row[:] = -1 if np.isnan(sums).any() else divmod(int(sums.argmax()), length)
-    return found
+    return spans
 
 
-def span_rate(found: Array, labels: Array) -> float:
-    """Part of the answers whose first and last token were both found."""
-    if labels.shape != found.shape:
-        raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(found.shape)}")
+def span_rate(predictions: Array, labels: Array) -> float:
+    """Share of the answers whose first and last token are both right. predictions, labels: int[rows, 2]."""
+    if labels.shape != predictions.shape:
+        raise ModelError(f"span: labels of shape {list(labels.shape)} do not fit answers {list(predictions.shape)}")
     counted = _counted("span", labels).all(axis=-1)
-    return float((found == labels).all(axis=-1)[counted].mean())
+    return float((predictions == labels).all(axis=-1)[counted].mean())
 
 
 def _counted(name: str, labels: Array) -> Array:
-    """Which labels are none for padding. Raises `ModelError` if none is."""
+    """bool, shape of `labels`: which labels are not padding. Raises `ModelError` if all are."""
     counted: Array = labels != NO_LABEL
     if not counted.any():
         raise ModelError(f"{name}: every label is {NO_LABEL}, so that none counts")
@@ -128,29 +136,38 @@ def _counted(name: str, labels: Array) -> Array:
 
 
 LEAST_KNOWN = 5
-"""Samples of a class that the reference must have right before the engine's having none of them counts: if each tipped
-by itself, even one in four, so many would tip together once in a thousand."""
+"""Minimum number of a class's samples that the reference gets right for a check of the class.
+
+Even if each sample tipped with probability one in four, this many would tip together only once in a thousand.
+"""
 
 
 def dead_classes(engine: Array, reference: Array, labels: Array) -> list[dict[str, int]]:
-    """Classes of which the engine has no sample right and the reference has `LEAST_KNOWN` at least, half of all at
-    least. engine, reference: reduced rows of top-k [..., k] or f1 [...]; labels: the classes."""
+    """Classes with no sample right in the engine, but at least `LEAST_KNOWN` and at least half right in the reference.
+
+    engine, reference: reduced rows of top-k, int[..., k], or f1, int[...]; labels: int[...], the classes.
+    """
     y = labels.reshape(-1)
     right = []
-    for found in (engine, reference):
-        kept = found.reshape(len(y), -1) if len(y) and found.size % len(y) == 0 else found.reshape(-1, 1)
+    for predictions in (engine, reference):
+        kept = (
+            predictions.reshape(len(y), -1) if len(y) and predictions.size % len(y) == 0 else predictions.reshape(-1, 1)
+        )
         right.append((kept == y[:, np.newaxis]).any(axis=1))
     dead = []
-    for one in np.unique(y).tolist():
-        mine = y == one
+    for label in np.unique(y).tolist():
+        mine = y == label
         samples, known, ours = int(mine.sum()), int(right[1][mine].sum()), int(right[0][mine].sum())
         if not ours and known >= max(LEAST_KNOWN, samples / 2):
-            dead.append({"class": int(one), "samples": samples, "reference": known})
+            dead.append({"class": int(label), "samples": samples, "reference": known})
     return dead
 
 
 def classes(rows: Array, threshold: float) -> Array:
-    """One class per row: integers as they are, the largest logit of several, or 1 from the threshold on of one."""
+    """One class per row, i64[...]: integers as they are, the largest of several logits, or whether a score ≥ threshold.
+
+    rows: int or bool[...] classes, float[..., classes] logits, or float[...] or [..., 1] scores.
+    """
     if rows.dtype.kind in "iub":
         return _flat(rows).astype(np.int64)
     if rows.ndim > 1 and rows.shape[-1] > 1:
@@ -160,7 +177,10 @@ def classes(rows: Array, threshold: float) -> Array:
 
 
 def f1(predictions: Array, labels: Array, average: str) -> float:
-    """F1 score by scikit-learn; -1 (a NaN) counts as a class that is never right."""
+    """F1 score by scikit-learn; -1 (a NaN) counts as a class that is never right.
+
+    predictions: int[...]; labels: the same shape, or with a last axis of 1.
+    """
     y = _fitting("f1", labels, predictions).astype(np.int64)
     counted = _counted("f1", y)
     y, predictions = y[counted], predictions[counted]
@@ -171,8 +191,11 @@ def f1(predictions: Array, labels: Array, average: str) -> float:
 
 
 def auc(rows: Array, labels: Array) -> float:
-    """Area under the ROC curve by scikit-learn. rows: one score, or two logits or more; of several classes the mean of
-    each against the rest (labels: their numbers)."""
+    """Area under the ROC curve by scikit-learn.
+
+    rows: float[rows] or [rows, 1], one score, or float[rows, classes], two logits or more. labels: int[rows]. For three
+    classes or more, the mean of each class against the rest.
+    """
     scores = np.asarray(rows, np.float64)
     y = labels.reshape(-1)
     if not np.isfinite(scores).all():
@@ -191,7 +214,10 @@ def auc(rows: Array, labels: Array) -> float:
 
 
 def spearman(rows: Array, labels: Array) -> float:
-    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy."""
+    """Rank correlation (-1 … 1) of one score per row with the labels, by SciPy.
+
+    rows: float[rows] or [rows, 1]; labels: [rows].
+    """
     scores, y = _flat(rows).astype(np.float64), np.asarray(labels, np.float64)
     if scores.shape != y.shape:
         raise ModelError(f"spearman needs one score per row: labels {list(y.shape)}, outputs {list(scores.shape)}")
@@ -201,8 +227,11 @@ def spearman(rows: Array, labels: Array) -> float:
 
 
 def token_losses(logits: Array, labels: Array | None) -> Array:
-    """-log p(label) of every place, f64[rows, length]; NaN where there is no label (below zero). labels [rows, length]
-    are the tokens that the logits of the same place foretell: shift them when the data is written."""
+    """-log p(label) of every position, f64[rows, length]; NaN without a label (below zero).
+
+    logits: float[rows, length, classes]. labels: int[rows, length], the tokens that the logits at the same position
+    predict: shift them when writing the data.
+    """
     assert labels is not None  # checked with the recipe
     if labels.shape != logits.shape[:-1]:
         raise ModelError(
@@ -218,7 +247,10 @@ def token_losses(logits: Array, labels: Array | None) -> Array:
 
 
 def perplexity(losses: Array) -> float:
-    """exp of the mean loss per token (Jelinek, Mercer, Bahl & Baker 1977)."""
+    """exp of the mean loss per token (Jelinek, Mercer, Bahl & Baker 1977).
+
+    losses: f64[rows, length], NaN for padding.
+    """
     counted = losses[~np.isnan(losses)]
     if not counted.size:
         raise ModelError("perplexity: every label is below zero, so that none counts")
@@ -227,8 +259,11 @@ def perplexity(losses: Array) -> float:
 
 
 def token_ids(rows: Array, decoding: str, blank: int) -> Array:
-    """Ids per row, i64[rows, length], padded with -100. rows: logits [rows, length, classes], or ids [rows, length].
-    ctc (Graves et al. 2006): the best of every place, then repeats as one, then no blanks."""
+    """Ids per row, i64[rows, length], padded with -100.
+
+    rows: float[rows, length, classes] logits, or int[rows, length] ids. ctc (Graves et al. 2006): the best class of
+    every position, then merged repeats, then blanks removed.
+    """
     ids = np.asarray(rows, np.int64) if rows.dtype.kind in "iu" else largest(rows, 1)[..., 0]
     if ids.ndim != 2:
         raise ModelError(f"word and character errors need ids [rows, length] or their logits, not {list(rows.shape)}")
@@ -242,16 +277,18 @@ def token_ids(rows: Array, decoding: str, blank: int) -> Array:
 
 
 def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> float:
-    """Edits per word or character of the labels, by jiwer. labels: ids [rows, length], padded with what is below
-    zero."""
+    """Edits per word or character of the labels, by jiwer.
+
+    ids, labels: int[rows, length], padded with values below zero.
+    """
     if len(ids) != len(labels) or labels.ndim != 2:
         raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
     jiwer = _library("word_error" if words else "character_error", "jiwer", "jiwer")
     wanted = [_text(row, words=words, space=space) for row in labels.tolist()]
-    found = [_text(row, words=words, space=space) for row in ids.tolist()]
+    texts = [_text(row, words=words, space=space) for row in ids.tolist()]
     if not all(wanted):
         raise ModelError("word and character errors need labels of one id at least in every row")
-    return float(jiwer.wer(wanted, found) if words else jiwer.cer(wanted, found))
+    return float(jiwer.wer(wanted, texts) if words else jiwer.cer(wanted, texts))
 
 
 def _text(ids: Sequence[int], *, words: bool, space: int | None) -> str:
@@ -265,8 +302,8 @@ def _text(ids: Sequence[int], *, words: bool, space: int | None) -> str:
 def mean_average_precision(rows: Array, labels: Array) -> float:
     """COCO's mean average precision (IoU .50 to .95), by faster-coco-eval.
 
-    rows [images, n, 6]: x1, y1, x2, y2, score, class; labels [images, m, 5]: x1, y1, x2, y2, class. A class below zero
-    is padding.
+    rows: float[images, n, 6], x1, y1, x2, y2, score, class. labels: float[images, m, 5], x1, y1, x2, y2, class. A class
+    below zero is padding.
     """
     if rows.ndim != 3 or rows.shape[-1] != 6 or labels.ndim != 3 or labels.shape[-1] != 5:
         raise ModelError(
@@ -277,15 +314,15 @@ def mean_average_precision(rows: Array, labels: Array) -> float:
     if not np.isfinite(rows).all():
         return math.nan
     coco = _library("mean_average_precision", "faster_coco_eval", "faster-coco-eval")
-    truth, found = _boxes(labels, 4), _boxes(rows, 5)
+    truth, detections = _boxes(labels, 4), _boxes(rows, 5)
     if not truth:
         raise ModelError("mean_average_precision: the labels hold no box")
-    if not found:
+    if not detections:
         return 0.0
     images = [{"id": i + 1} for i in range(len(labels))]
-    categories = [{"id": c} for c in sorted({b["category_id"] for b in (*truth, *found)})]
+    categories = [{"id": c} for c in sorted({b["category_id"] for b in (*truth, *detections)})]
     ground = coco.COCO({"images": images, "annotations": truth, "categories": categories, "info": {}})
-    evaluation = coco.COCOeval_faster(ground, ground.loadRes(found), "bbox", print_function=lambda *_: None)
+    evaluation = coco.COCOeval_faster(ground, ground.loadRes(detections), "bbox", print_function=lambda *_: None)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -293,16 +330,17 @@ def mean_average_precision(rows: Array, labels: Array) -> float:
 
 
 def _boxes(array: Array, class_at: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    """[images, n, 5 or 6] → COCO entries; `class_at`: index of the class, below zero for padding."""
+    entries: list[dict[str, Any]] = []
     for image, boxes in enumerate(np.asarray(array, np.float64), 1):
         for box in boxes[boxes[:, class_at] >= 0].tolist():
             x1, y1, x2, y2 = box[:4]
             entry: dict[str, Any] = {
-                "id": len(found) + 1, "image_id": image, "category_id": int(box[class_at]) + 1, "iscrowd": 0,
+                "id": len(entries) + 1, "image_id": image, "category_id": int(box[class_at]) + 1, "iscrowd": 0,
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
             }  # fmt: skip
-            found.append(entry | ({"score": box[4]} if class_at == 5 else {}))
-    return found
+            entries.append(entry | ({"score": box[4]} if class_at == 5 else {}))
+    return entries
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -311,19 +349,20 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _flat(rows: Array) -> Array:
-    """[rows, 1] → [rows]."""
+    """[rows, 1] → [rows]; other shapes stay."""
     return rows[..., 0] if rows.ndim > 1 and rows.shape[-1] == 1 else rows
 
 
 def _fitting(name: str, labels: Array, predictions: Array) -> Array:
-    found = _flat(labels) if labels.ndim > predictions.ndim else labels
-    if found.shape != predictions.shape:
+    """The labels in the predictions' shape, without a last axis of 1. Raises `ModelError` if they do not fit."""
+    fitting = _flat(labels) if labels.ndim > predictions.ndim else labels
+    if fitting.shape != predictions.shape:
         raise ModelError(f"{name}: labels {list(labels.shape)} do not fit predictions {list(predictions.shape)}")
-    return found
+    return fitting
 
 
 def _library(metric: str, module: str, distribution: str) -> Any:
-    """Raises `ModelError` where the library that computes the metric is not installed."""
+    """The library that computes the metric. Raises `ModelError` if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Waivers: a named failure that is let through until a day. Pure: today comes in as an argument.
+"""Waivers: a named failure that a recipe accepts until a day. Pure: today is an argument.
 
-The check keeps its verdict `fail` and its sentence, and gets the waiver's words beside it; the engine's verdict is made
-of the checks that are not waived. An expired waiver changes no verdict: the check's sentence says that it is over.
+The check keeps its verdict `fail` and its reason, and gets the waiver's text next to it. The engine's verdict depends
+on the checks that are not waived. An expired waiver changes no verdict: the check's reason states that it expired.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from engineworks.recipe.recipe import Waiver
 
 
 def apply_waivers(verdict: Verdict, waivers: Sequence[Waiver], engine: str, today: date) -> Verdict:
-    """The verdict with every waiver applied that holds today. engine: its id, recipe/precision/target.
+    """The verdict with every waiver applied that is in force today. engine: its id, recipe/precision/target.
 
-    Only failures can be waived: what is inconclusive or unmeasured is not known to be wrong, so nobody can answer for
-    it. Where several waivers name a check, the one that holds longest counts.
+    Only failures can be waived: an inconclusive or unmeasured check is not known to be wrong, so no owner can accept
+    it. If several waivers name a check, the one that lasts longest counts.
     """
     mine = [w for w in waivers if fnmatchcase(engine.partition("/")[2], w.engine)]
     checks = tuple(_apply(check, mine, today) for check in verdict.checks)
@@ -27,8 +27,11 @@ def apply_waivers(verdict: Verdict, waivers: Sequence[Waiver], engine: str, toda
 
 
 def idle_waivers(waivers: Sequence[Waiver], engines: Sequence[tuple[str, Sequence[Check]]], today: date) -> list[str]:
-    """A sentence for every waiver that lets nothing through: a misspelt one protects nobody, and one that is left over
-    would hide the next failure. engines: id and checks of those that were judged; others tell nothing."""
+    """A message for every waiver that covers no failure.
+
+    A misspelt waiver protects nothing, and a leftover one would hide the next failure. engines: id and checks of the
+    engines with a verdict; others give no evidence.
+    """
     sentences = []
     for waiver in waivers:
         mine = [checks for id_, checks in engines if checks and fnmatchcase(id_.partition("/")[2], waiver.engine)]
@@ -46,12 +49,12 @@ def idle_waivers(waivers: Sequence[Waiver], engines: Sequence[tuple[str, Sequenc
 
 
 def waivers_in_force(waivers: Sequence[Waiver], today: date) -> list[Waiver]:
-    """Those that hold today: the day on which they expire is the last."""
+    """Waivers in force today: the day on which they expire is the last."""
     return [w for w in waivers if today <= w.expires]
 
 
 def names_check(pattern: str, name: str) -> bool:
-    """Whether the waiver's pattern means this check: brackets are brackets, as in `cosine[logits]`."""
+    """Whether the waiver's pattern matches this check; brackets are literal, as in `cosine[logits]`."""
     return pattern == name or fnmatchcase(name, pattern.replace("[", "[[]"))
 
 

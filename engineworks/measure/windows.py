@@ -1,9 +1,9 @@
 """Timed runs in windows: from which window on the time is steady, and whether it stays so. Pure.
 
-An engine gets faster while it warms up: caches fill, clocks rise, and TensorRT-RTX swaps specialized kernels in for
-general ones, some hundred milliseconds to seconds after the first run at a shape, so that the time drops by a step.
-Waiting for that without timing would be lost time; so every run is timed, and those before the last drop are left out
-afterwards. What gets slower later is no warm-up: it stays in the figures.
+An engine gets faster while it warms up: caches fill, clocks rise, and TensorRT-RTX replaces general kernels with
+specialized ones. That happens some hundred milliseconds to seconds after the first run at a shape, so the time drops by
+a step. Waiting without timing would waste time. So every run is timed, and those before the last drop are left out
+afterwards. A later slowdown is not a warm-up: it stays in the results.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ TOLERANCE = 0.03
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive runs of one call. host_ms, device_ms: of each run; device_ms is empty where there is no such clock.
-    seconds: what the call took in all."""
+    """Consecutive runs of one call.
+
+    host_ms, device_ms: of each run; device_ms is empty without a device clock. seconds: duration of the whole call.
+    """
 
     host_ms: tuple[float, ...]
     device_ms: tuple[float, ...]
@@ -28,7 +30,7 @@ class Window:
 
     @cached_property
     def medians_ms(self) -> tuple[float, ...]:
-        """By the host's clock, and by the device's where there is one."""
+        """By the host's clock, then by the device's if there is one."""
         return tuple(median(times) for times in (self.host_ms, self.device_ms) if times)
 
 
@@ -39,13 +41,12 @@ def steady_from(medians: Sequence[float], tolerance: float = TOLERANCE) -> int:
 
 
 def first_steady(windows: Sequence[Window]) -> int:
-    """Index of the first window that is steady by the host's clock and by the device's, where there is one."""
+    """Index of the first window that is steady by the host's clock and by the device's, if there is one."""
     return max(steady_from(medians) for medians in _by_clock(windows))
 
 
 def without_slow_start(windows: Sequence[Window]) -> list[Window]:
-    """The windows without the leading runs of the first that are slower than they are: where the time fell within
-    that window, those before the fall."""
+    """The windows without slow leading runs of the first one: if the time fell within it, the runs before the fall."""
     first, *rest = windows
     levels = [median(medians) for medians in _by_clock(windows)]
     skip = max(_slow_start(runs, level) for runs, level in zip((first.host_ms, first.device_ms), levels, strict=False))
@@ -56,7 +57,7 @@ def without_slow_start(windows: Sequence[Window]) -> list[Window]:
 def is_settled(windows: Sequence[Window]) -> bool:
     """Whether the halves of these windows agree, and the last one is not a step below them, by every clock.
 
-    One window tells nothing of that: False.
+    False for a single window, which shows nothing.
     """
     return len(windows) > 1 and all(_agree(medians) for medians in _by_clock(windows))
 

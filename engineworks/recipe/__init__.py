@@ -1,1 +1,1 @@
-"""What a recipe says: read from YAML, checked with places, and its shorthand spelled out."""
+"""Recipes: read from YAML, checked with places, and expanded from shorthand."""

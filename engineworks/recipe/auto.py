@@ -8,18 +8,24 @@ from dataclasses import dataclass, field
 from engineworks.recipe.recipe import AUTO, CALIBRATED, PRECISIONS, TRIED_BY_AUTO, Limits, Recipe
 
 DEFAULT_COSINES: Mapping[str, float] = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
-"""Cosine limits of the floats where neither the recipe nor `_defaults.yaml` gives one; those of the shapes check."""
+"""Cosine limits of the float precisions if neither the recipe nor `_defaults.yaml` gives one.
+
+The shapes check uses the same values.
+"""
 
 QUANTIZED_COSINE = 0.98
 QUANTIZED_COSINE_ALONE = 0.99
-"""Without a task metric the cosine is all that says what quantization costs."""
+"""Without a task metric, only the cosine shows the loss from quantization."""
 QUANTIZED_METRIC_RATIO = 0.99
 
 
 @dataclass(frozen=True)
 class Auto:
-    """What `auto` stands for in one recipe. tried: on every target that can do it, with the mixtures that stand beside
-    `auto`. untried: why not, by precision. built_in: precisions whose limits are this module's."""
+    """The meaning of `auto` in one recipe.
+
+    tried: precisions for every target that supports them, with the mixtures listed next to `auto`. untried: reasons, by
+    precision. built_in: precisions whose limits come from this module.
+    """
 
     tried: tuple[str, ...]
     untried: Mapping[str, str] = field(default_factory=dict)
@@ -27,7 +33,7 @@ class Auto:
 
 
 def expand(recipe: Recipe) -> tuple[Recipe, Auto | None]:
-    """The recipe with the precisions that `auto` stands for, each with limits; as it is where it does not say auto."""
+    """The recipe with the precisions that `auto` means, each with limits; unchanged without `auto`."""
     if AUTO not in recipe.precisions:
         return recipe, None
     blind = recipe.data.calibration is None
@@ -46,7 +52,7 @@ def expand(recipe: Recipe) -> tuple[Recipe, Auto | None]:
 
 
 def named_precisions(recipe: Recipe) -> tuple[str, ...]:
-    """Those that engines of the recipe may have, whether it was expanded or not."""
+    """Precisions that engines of the recipe may have, expanded or not."""
     return tuple(dict.fromkeys((*recipe.precisions, *PRECISIONS))) if AUTO in recipe.precisions else recipe.precisions
 
 

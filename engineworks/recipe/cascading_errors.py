@@ -1,4 +1,4 @@
-"""Problems that follow from another one: a wrong value is also a missing one. They would hide the cause."""
+"""Problems that only follow from another one, such as a wrong value that also counts as missing. They hide it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ Error = Mapping[str, Any]
 
 
 def without_cascading(errors: Sequence[Error]) -> list[Error]:
-    """The errors without lists that are too short because an entry is wrong, and without missing keys that are there
-    but misspelt."""
+    """The errors, except lists that are too short because an entry is wrong, and missing keys that are misspelt."""
     return [error for error in errors if not _short_for_another(error, errors) and not _misspelt(error, errors)]
 
 
@@ -33,7 +32,7 @@ def _misspelt(error: Error, errors: Sequence[Error]) -> bool:
 
 
 def meant_key(extra: Error, errors: Sequence[Error]) -> str:
-    """The new name of an old key, else the missing key next to an unknown one that it is likely to mean, or ''."""
+    """The new name of an old key, else the missing key that an unknown one probably means, or ''."""
     return RENAMED.get(tuple(extra["loc"]), "") or _closest(extra, _neighbours(extra, errors, "missing"))
 
 
@@ -47,8 +46,10 @@ def _closest(error: Error, keys: Sequence[str]) -> str:
 
 
 def is_cascading(problem: Problem, *, node: Node, wrong: Collection[Path_]) -> bool:
-    """Whether the problem exists only because the values at `wrong` were taken out of `node`: something that encloses
-    one is too small without it, or the problem is about one of them."""
+    """Whether the problem exists only because the values at `wrong` were taken out of `node`.
+
+    Either a part around one of them is too small without it, or the problem is about one of them.
+    """
     about = problem.about
     return any(
         problem.place in _enclosing_places(node, path) or (about and path[: len(about)] == about) for path in wrong

@@ -1,4 +1,4 @@
-"""What two fields of a recipe say together: each check yields problems at their places. No files are read."""
+"""Rules across fields of a recipe: each check yields problems at their places. No files are read."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SAMPLE_KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("names", "columns", "tokenizer", "max_length", "padding"),
     "images": ("processor",),
 }
-"""What data may be, and the keys that go with it beside `samples` and `labels`."""
+"""Kinds of data, and the keys allowed with each besides `samples` and `labels`."""
 
 _ONE_KIND = "give exactly one: npz: FILE, text: FILE or images: FOLDER"
 
@@ -237,10 +237,10 @@ def _ranges_fit_their_types(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    """Of every profile, the inputs and outputs at its largest shape; an output's own dimensions count as 1."""
+    """Check the size of inputs and outputs at every profile's largest shape; an output's own dimensions count as 1."""
     if not _profiles_can_be_asked(recipe):
         return
-    tensors = [(("inputs", name), one.shape, ITEM_BYTES[one.dtype]) for name, one in recipe.inputs.items()]
+    tensors = [(("inputs", name), spec.shape, ITEM_BYTES[spec.dtype]) for name, spec in recipe.inputs.items()]
     tensors += [(("outputs", name), shape, 1) for name, shape in recipe.outputs.items()]
     for path, shape, item_bytes in tensors:
         for profile, triples in (recipe.shapes or {"": {}}).items():
@@ -254,7 +254,7 @@ def _tensors_can_exist(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 FLOAT_LIMITS = {"float16": 65504.0, "float32": 3.4028234663852886e38, "float64": 8.9e307}
-"""Largest absolute value of a range: of float64 a half, so that the difference of both ends is finite too."""
+"""Largest absolute value of a range. For float64 a half, so that the difference of both ends is finite too."""
 
 ITEM_BYTES = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "int8": 1, "uint8": 1, "bool": 1,

@@ -1,7 +1,7 @@
-"""What a precision's name means: the type in which a model computes, and which of its nodes are quantized to what.
+"""The meaning of a precision's name: the type in which a model computes, and the nodes quantized to each format.
 
-`int8` and its kin are shorthand: every node that is worth it is quantized, the rest is fp16 (fp32 on the CPU). A
-mixture of the recipe says for itself which nodes: '*' means all that can be. Nothing here looks at a model.
+`int8` and the other formats are shorthand: every worthwhile node is quantized, the rest is fp16 (fp32 on the CPU). A
+mixture of the recipe names its nodes; '*' means all that can be quantized. Nothing here looks at a model.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from engineworks.engines import backends
 from engineworks.recipe.recipe import AS_IS, CALIBRATED, FLOATS, FORMATS, Recipe
 
 WORTHWHILE_NODES = ("worthwhile:*",)
-"""`quantizable.WORTHWHILE`, which a plan can say without ONNX."""
+"""`quantizable.WORTHWHILE`, repeated here so that a plan needs no ONNX."""
 
 
 @dataclass(frozen=True)
 class Computation:
-    """How an engine computes. around: fp32, fp16 or bf16. quantized: format → globs of the nodes that have it. keep:
-    globs of nodes that calibrated formats leave alone. fp32: globs of nodes that stay fp32 within fp16 or bf16."""
+    """How an engine computes.
+
+    around: fp32, fp16 or bf16. quantized: format → globs of the nodes that have it. keep: globs of nodes that
+    calibrated formats exclude. fp32: globs of nodes that stay fp32 within fp16 or bf16.
+    """
 
     unquantized: str
     quantized: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -30,16 +33,16 @@ class Computation:
 
     @property
     def calibrated(self) -> bool:
-        """Whether activations are quantized: then their ranges must be known."""
+        """Whether activations are quantized, which needs their ranges."""
         return any(name in CALIBRATED for name in self.quantized)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The plain precisions that a target must be able to do."""
+        """The plain precisions that a target must support."""
         return (AS_IS,) if self.as_is else (*self.quantized, self.unquantized)
 
     def to_json(self) -> dict[str, Any]:
-        """What the lower step reads beside the name; only what is not empty."""
+        """Parameters of the lower step besides the name; empty ones are left out."""
         document: dict[str, Any] = {}
         if self.quantized:
             document |= {"unquantized": self.unquantized, "quantized": {n: list(g) for n, g in self.quantized.items()}}
@@ -53,7 +56,7 @@ class Computation:
 
 
 def computation(recipe: Recipe, precision: str, backend: str) -> Computation:
-    """What `precision`, a plain name or one of the recipe's mixtures, means on a target of this backend."""
+    """The meaning of `precision`, a plain name or one of the recipe's mixtures, on a target of this backend."""
     if precision in FLOATS:
         return Computation(precision)
     if precision == AS_IS:

@@ -1,4 +1,4 @@
-"""The samples that a recipe names: arrays, texts or images, found and held against the model's inputs."""
+"""The samples that a recipe names: arrays, texts or images, found and checked against the model's inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engineworks.recipe.samples import SampleFile, batch_axes, open_samples
 def find_samples(
     finder: Finder, part: Literal["calibration", "evaluation"], recipe: Recipe, samples: Samples, model: FoundModel
 ) -> SampleFile | None:
-    """None where something is wrong, which is noted."""
+    """The samples; None if something is wrong, which the finder notes."""
     where: Where = ("data", part)
     labels = samples.labels if isinstance(samples, Evaluation) else None
     if samples.text is not None:
@@ -52,7 +52,7 @@ def _arrays(
 
 
 def _npz_files(finder: Finder, where: Where, npz: Sequence[str]) -> dict[Path, tuple[Where, str]] | None:
-    """Every file, each with its place in the recipe and the name that messages give it; None where one is missing."""
+    """Every file, with its place in the recipe and its name for messages; None if one is missing."""
     files: dict[Path, tuple[Where, str]] = {}
     whole = True
     for index, pattern in enumerate(npz):
@@ -69,7 +69,7 @@ def _npz_files(finder: Finder, where: Where, npz: Sequence[str]) -> dict[Path, t
 
 
 def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
-    """The files that a glob names, sorted; what is no glob is its own only match."""
+    """The files that a glob matches, sorted; a name without wildcards matches itself."""
     if not has_magic(pattern) or (finder.folder / pattern).exists():
         return [pattern]
     matches = sorted(glob(str(Path(pattern).expanduser()), root_dir=finder.folder, recursive=True))  # noqa: PTH207 - '../x'
@@ -122,7 +122,7 @@ def _images(
 def _folder(
     finder: Finder, where: Where, key: str, given: str | None, own: Path | None, model: FoundModel
 ) -> Path | None:
-    """The folder that the recipe names, else that of the model."""
+    """The folder that the recipe names, else the model's folder."""
     if given is not None:
         return finder.subfolder((*where, key), given)
     if own is None and model.path is not None:
@@ -136,13 +136,13 @@ def _config(model: FoundModel) -> Path | None:
     return model.path if model.kind == "huggingface" else None
 
 
-def _outside_profiles(recipe: Recipe, found: SampleFile) -> Iterator[tuple[Path, str]]:
+def _outside_profiles(recipe: Recipe, samples: SampleFile) -> Iterator[tuple[Path, str]]:
     """Lengths of the data (all but the batch) that no profile allows, each with its file."""
-    axes = batch_axes(found.specs)
-    for path in found.paths:
+    axes = batch_axes(samples.specs)
+    for path in samples.paths:
         headers = read_headers(path)
-        for spec in found.specs:
-            array = found.arrays[spec.name]
+        for spec in samples.specs:
+            array = samples.arrays[spec.name]
             dims = [d for axis, d in enumerate(spec.shape) if axis != axes[spec.name]]
             for dim, length in zip(dims, headers[array].shape[1:], strict=True):
                 ranges = [triples[dim] for triples in recipe.shapes.values() if isinstance(dim, str) and dim in triples]

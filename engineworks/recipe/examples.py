@@ -1,6 +1,6 @@
-"""One example for every key of a recipe, as YAML text: they stand in the schema that editors read and in the reference.
+"""One example for every key of a recipe, as YAML text. Editors' schema and the reference show them.
 
-A test lays each of them into a recipe and validates it, and fails for a key that has none.
+A test puts each of them into a recipe and validates it, and fails for a key without an example.
 """
 
 from __future__ import annotations

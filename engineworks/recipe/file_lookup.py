@@ -1,4 +1,4 @@
-"""Looking for the files that a recipe names; what is wrong is noted at its place in the recipe."""
+"""Look up the files that a recipe names; note problems at their places in the recipe."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ SourceKind = Literal["onnx", "torch", "huggingface", "mlflow_pytorch"]
 
 @dataclass(frozen=True)
 class FoundModel:
-    """kind: how it is exported. path: the ONNX file, the factory's module file or the model's folder; None where it was
-    not found. files: all that shape it, by names that do not depend on the machine. tokenizer, processor: folders of
-    what came with it. resolved: what a name in a registry stands for now."""
+    """A model's files.
+
+    kind: how it is exported. path: the ONNX file, the factory's module file or the model's folder; None if not found.
+    files: all files that shape it, by names that do not depend on the machine. tokenizer, processor: their folders, if
+    they came with it. resolved: the current meaning of a name in a registry.
+    """
 
     kind: SourceKind
     path: Path | None
@@ -35,7 +38,7 @@ class FoundModel:
 
 
 class Finder:
-    """Looks for files, and notes what is wrong at its place in the recipe. outline: of the ONNX file that was found."""
+    """Looks up files, and notes problems at their places in the recipe. outline: of the ONNX file that was found."""
 
     def __init__(self, node: Node, folder: Path, roots: Sequence[Path], problems: list[Problem]) -> None:
         self.node, self.folder, self.roots, self.problems = node, folder, roots, problems
@@ -92,20 +95,21 @@ class Finder:
         return files
 
     def huggingface(self, where: Where, name: str, task: str | None) -> Path | None:
-        """A folder, else the newest snapshot of the id in the local cache; its task must be one that we export."""
+        """A folder, else the newest snapshot of the id in the local cache; its task must be one that can be
+        exported."""
         if (self.folder / Path(name).expanduser()).is_dir() and self.inside(where, name) is None:
             return None
         try:
-            found = find_folder(name, self.folder)
-            task_of(found, task)
+            model_folder = find_folder(name, self.folder)
+            task_of(model_folder, task)
         except ModelError as error:
             fetch = self.fetch_hint((self.folder / name).resolve())
             self.add(where, error.message, fetch or error.hint, missing=not (self.folder / name).is_dir())
             return None
-        return found
+        return model_folder
 
     def code(self, where: Where, factory: str) -> dict[str, Path]:
-        """The source files of `module:function`: its module and what that imports from beside the recipe."""
+        """The source files of `module:function`: its module and the modules that it imports from next to the recipe."""
         module = factory.partition(":")[0]
         files = source_closure(module, self.folder)
         if not files:
@@ -114,7 +118,7 @@ class Finder:
         return {f.relative_to(self.folder).as_posix(): f for f in files}
 
     def subfolder(self, where: Where, name: str) -> Path | None:
-        """A folder that is there."""
+        """The folder, if it exists."""
         path = self.inside(where, name)
         if path is not None and not path.is_dir():
             what = "is a file, not a folder" if path.is_file() else "no such folder"
@@ -124,12 +128,12 @@ class Finder:
 
     @staticmethod
     def fetch_hint(path: Path) -> str:
-        """Data that is too large for git is fetched by a script beside the recipes."""
+        """The command that fetches data too large for git, or ''."""
         return "run 'make fetch' to get the data of the examples" if "fetched" in path.parts else ""
 
 
 def _near(path: Path) -> str:
-    """What there is in place of a file that is not there."""
+    """A hint about existing files, for a missing one."""
     if not path.parent.is_dir():
         return f"there is no folder {path.parent.name}/ either; paths are relative to the recipe"
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""The files that a recipe names: inside the allowed folders, there, and fitting the model's declared inputs."""
+"""The files that a recipe names: inside the allowed folders, present, and fitting the model's declared inputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from engineworks.recipe.yaml_nodes import Node
 
 @dataclass(frozen=True)
 class RecipeFiles:
-    """What a recipe reads, as absolute paths.
+    """Files that a recipe reads, as absolute paths.
 
     kind: how the source is exported: onnx, torch, huggingface or mlflow_pytorch. source: the ONNX file, the factory's
     module file or the model's folder. model: every file that shapes the model, by a name that does not depend on the
-    machine. resolved: what a name in a registry stands for now.
+    machine. resolved: the current meaning of a name in a registry.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class RecipeFiles:
 def resolve_files(
     recipe: Recipe, node: Node, folder: Path, roots: Sequence[Path], problems: list[Problem]
 ) -> RecipeFiles:
-    """Find every file, adding what is wrong to `problems`; the result is only whole if nothing was added."""
+    """Find every file, adding problems to `problems`; the result is complete only if none was added."""
     finder = Finder(node, folder, roots, problems)
     model = _model_files(recipe, finder)
     _compare_interface(recipe, finder)
@@ -57,7 +57,7 @@ def resolve_files(
 
 
 def _compare_interface(recipe: Recipe, finder: Finder) -> None:
-    """The inputs and outputs that an ONNX file declares, against the recipe's."""
+    """Compare the inputs and outputs that an ONNX file declares with the recipe's."""
     if finder.outline is None:
         return
     for where, message, hint in interface_problems(input_specs(recipe), recipe.outputs, finder.outline):

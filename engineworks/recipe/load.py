@@ -1,4 +1,4 @@
-"""Recipe files → recipes: read, laid over the defaults, checked, with every problem at its file:line:column."""
+"""Recipe files → recipes: read, merged with the defaults, checked, with every problem at its file:line:column."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ Path_ = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe with the files it names (absolute) and its targets. auto: what `precisions: auto` stands for;
-    the recipe's precisions are those then."""
+    """A checked recipe with its files (absolute paths) and its targets.
+
+    auto: the meaning of `precisions: auto`, if given; the recipe then holds those precisions.
+    """
 
     recipe: Recipe
     path: Path
@@ -53,14 +55,17 @@ class LoadedRecipe:
 
     @property
     def engine_ids(self) -> tuple[str, ...]:
-        """Of every precision on every target, also of those that their targets refuse."""
+        """Engines of every precision on every target, including those that their targets refuse."""
         return tuple(f"{self.name}/{p}/{t.name}" for p in self.recipe.precisions for t in self.targets)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A recipe before its files were looked for. wrong: places of values that were left out; found: what the checks
-    found, some of which only follows from `problems`."""
+    """A recipe before its files are looked up.
+
+    wrong: places of values that were left out. found: problems of the checks, some of which only follow from
+    `problems`.
+    """
 
     recipe: Recipe
     node: Node
@@ -90,7 +95,7 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
 
 
 def read_recipe(path: Path) -> tuple[Recipe, tuple[NamedTarget, ...]]:
-    """A recipe and its targets, whether or not the files that it names are there. Raises `RecipeError`."""
+    """A recipe and its targets, whether or not the files that it names exist. Raises `RecipeError`."""
     read = _read(path)
     targets = read.targets()
     return expand(read.recipe)[0], targets
@@ -109,12 +114,15 @@ def _read(path: Path) -> _Read:
         recipe, wrong = _validate_rest(node)
     if recipe is None:
         raise RecipeError(_one_each(problems))
-    found = [*check_recipe(recipe, node), *(_unknown_targets(recipe, node, known) if known is not None else ())]
-    return _Read(recipe, node, known, wrong, problems, found)
+    check_problems = [
+        *check_recipe(recipe, node),
+        *(_unknown_targets(recipe, node, known) if known is not None else ()),
+    ]
+    return _Read(recipe, node, known, wrong, problems, check_problems)
 
 
 def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> list[LoadedRecipe]:
-    """Read several; the problems of all files come in one `RecipeError`."""
+    """Read several recipes; one `RecipeError` holds the problems of all files."""
     loaded: list[LoadedRecipe] = []
     problems: list[Problem] = []
     for path in paths:
@@ -134,7 +142,7 @@ def load_recipes(paths: Sequence[Path], *, data_roots: Sequence[Path] = ()) -> l
 
 
 def find_recipes(folder: Path) -> list[Path]:
-    """Every recipe in the folder: its .yaml files but those whose names begin with '_'."""
+    """Every recipe in the folder: its .yaml files, except those whose names begin with '_'."""
     return sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))
 
 
@@ -148,7 +156,7 @@ def load_targets(folder: Path) -> Mapping[str, Target]:
 
 
 def _shown(path: Path) -> str:
-    """The path as messages name it: relative to the current folder where it lies below it."""
+    """The path as messages name it: relative to the current folder if it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -156,23 +164,23 @@ def _shown(path: Path) -> str:
 
 
 def _load_targets(folder: Path, problems: list[Problem]) -> Mapping[str, Target] | None:
-    """The targets; None where the file is wrong, which `problems` say then."""
+    """The targets; None if the file is wrong, with the reasons added to `problems`."""
     path = folder / TARGETS_FILE
     if not path.is_file():
         return DEFAULT_TARGETS
     shown = _shown(path)
     try:
-        targets, found = _parse_targets(read_text(path, shown), shown)
+        targets, target_problems = _parse_targets(read_text(path, shown), shown)
     except RecipeError as error:
         problems.extend(error.problems)
         return None
-    problems.extend(found)
+    problems.extend(target_problems)
     return targets
 
 
 @lru_cache(maxsize=4)
 def _parse_targets(text: str, shown: str) -> tuple[Mapping[str, Target] | None, tuple[Problem, ...]]:
-    """The targets that the text names, and what is wrong with them: the same for all recipes of a folder."""
+    """The targets that the text names, and its problems: the same for all recipes of a folder."""
     node, problems = parse_yaml(text, shown), list[Problem]()
     read = _validate(Targets, node, problems)
     if read:
@@ -218,8 +226,10 @@ def _validate(model: type[M], node: Node, problems: list[Problem]) -> M | None:
 
 
 def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
-    """The recipe without its wrong values, so that what two right fields say together is reported in the same go, and
-    where those values stood."""
+    """The recipe without its wrong values, and the places of those values.
+
+    The checks of fields against each other then run on the rest and report in the same pass.
+    """
     wrong: set[Path_] = set()
     try:
         return Recipe.model_validate(node.plain()), frozenset()
@@ -246,7 +256,7 @@ def _validate_rest(node: Node) -> tuple[Recipe | None, frozenset[Path_]]:
 
 
 def _one_each(problems: Sequence[Problem]) -> list[Problem]:
-    """The first problem of every place: a second one there is mostly the first in other words."""
+    """The first problem of every place: a second one mostly repeats the first in other words."""
     first: dict[Place, Problem] = {}
     for problem in problems:
         first.setdefault(problem.place, problem)
@@ -254,7 +264,7 @@ def _one_each(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
-    """One pydantic error as a sentence of ours, at its place."""
+    """One pydantic error as a problem in Engineworks' wording, at its place."""
     loc = _path_in_file(node, error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -283,8 +293,10 @@ def _problem(model: type[BaseModel], node: Node, error: Any) -> Problem:
 
 
 def _path_in_file(node: Node, loc: Sequence[str | int]) -> Path_:
-    """The location of an error without the branches of unions ('int', 'constrained-str'), which pydantic names there
-    too: those are no steps of the file."""
+    """The location of an error without the branches of unions ('int', 'constrained-str').
+
+    pydantic adds those, but they are not keys of the file.
+    """
     path: Path_ = ()
     for index, step in enumerate(loc):
         last = index == len(loc) - 1
@@ -294,7 +306,7 @@ def _path_in_file(node: Node, loc: Sequence[str | int]) -> Path_:
 
 
 _BRANCHES = frozenset({"int", "str", "constrained-int", "constrained-str", "PythonMetric"})
-"""What pydantic calls the branches of unions."""
+"""Pydantic's names for the branches of unions."""
 
 
 def _plain_name(step: str | int) -> bool:
@@ -339,7 +351,7 @@ def _inner(kind: Any) -> Any:
 
 
 def _first_model(kind: Any) -> Any:
-    """The model of `Model | None` and `Annotated[Model, …]`; anything else as it is."""
+    """The model of `Model | None` and `Annotated[Model, …]`; other types are unchanged."""
     for choice in getattr(kind, "__args__", ()):
         if isinstance(choice, type) and issubclass(choice, BaseModel) and not hasattr(kind, "__origin__"):
             return choice

@@ -1,4 +1,4 @@
-"""The task metrics that a recipe may name, and what is known of them without computing one.
+"""The task metrics that a recipe may name, and their properties, without computing them.
 
 `metric: top1`, `metric: {top_k: 5}`, `metric: {f1: binary, threshold: 0.0}`, `metric: {python: module:function}`.
 """
@@ -33,7 +33,7 @@ MetricName = Literal[
 LOWER_IS_BETTER = frozenset({"perplexity", "word_error", "character_error"})
 
 WITHOUT_LABELS = frozenset({"top1", "top_k", "span", "cosine", "python"})
-"""Without labels top1, top_k and span are agreement with the reference; cosine never reads any; python may."""
+"""Without labels top1, top_k and span measure agreement with the reference; cosine never reads labels; python may."""
 
 CLASSIFIES = ("top1", "top_k", "f1")
 """Metrics whose labels are classes."""
@@ -84,11 +84,11 @@ class PythonMetric(_Part):
 METRIC_KINDS: Mapping[str, type[BaseModel]] = {
     "top_k": TopK, "f1": F1, "word_error": WordError, "character_error": CharacterError, "python": PythonMetric,
 }  # fmt: skip
-"""Metrics with settings of their own, by the key that names them."""
+"""Metrics with settings, by the key that names them."""
 
 
 def _kind(value: Any) -> str | None:
-    """Which branch of the union the value means, so that an error speaks of that one only."""
+    """The branch of the union that the value means, so that an error names only that one."""
     if isinstance(value, Mapping):
         return next((f"[{key}]" for key in METRIC_KINDS if key in value), None)
     return next((f"[{key}]" for key, kind in METRIC_KINDS.items() if isinstance(value, kind)), "[name]")
@@ -118,12 +118,12 @@ METRIC_WORDS = ("top_k", "python", *MetricName.__args__)  # type: ignore[attr-de
 
 
 def metric_fields(location: Sequence[str | int]) -> list[str]:
-    """The keys that go with the metric whose branch stands in the location of an error; none if there is no branch."""
+    """The keys of the metric whose union branch an error location names; none without a branch."""
     return [field for key, kind in METRIC_KINDS.items() if f"[{key}]" in location for field in kind.model_fields]
 
 
 def metric_name(metric: Metric) -> str:
-    """What the metric is called in recipes: 'top1', 'top_k', 'python' …"""
+    """The metric's name in recipes: 'top1', 'top_k', 'python' …"""
     return (
         metric if isinstance(metric, str) else next(k for k, kind in METRIC_KINDS.items() if isinstance(metric, kind))
     )
@@ -142,7 +142,7 @@ def metric_settings(metric: Metric) -> dict[str, Any]:
 
 
 def python_metric(metric: Metric | None) -> str | None:
-    """'module:function' of a metric of the user's own, None for all others."""
+    """'module:function' of a user's custom metric, None for all others."""
     return metric.python if isinstance(metric, PythonMetric) else None
 
 

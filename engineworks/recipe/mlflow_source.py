@@ -1,4 +1,4 @@
-"""`mlflow: models:/name/version` → the files of the model that this is now."""
+"""`mlflow: models:/name/version` → the files of the model version that it now means."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from engineworks.recipe.file_lookup import Finder, FoundModel
 from engineworks.settings import read_settings
 
 PYTORCH_PARTS = ("data", "code")
-"""What shapes a model of the pytorch flavor: its weights, and the source logged with it; not when and by whom."""
+"""Parts that shape a model of the pytorch flavor: its weights and the logged source, not the date or author."""
 
 
 def find_mlflow(finder: Finder, uri: str, task: str | None) -> FoundModel:
-    """The model's files on this host, fetched if need be; what is wrong is noted at its place."""
+    """The model's files on this host, fetched if needed; problems are noted at their places."""
     from engineworks.tracking.sources import fetch_model
 
     where = ("model", "source", "mlflow")

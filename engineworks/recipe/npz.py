@@ -1,9 +1,9 @@
-"""Reading .npz files: the one place that does, so that no open member can disturb another.
+"""Reading .npz files: the only module that does, so that no open member can disturb another.
 
-Python 3.12 and 3.13 have a fault in their first releases (python/cpython#127847): `ZipExtFile.seek` of a stored member
-moves relative to the position that another open member of the same archive left, and what is read then are other
-bytes of the file. Here whole arrays are read from start to end, without a seek, and an array that is read by rows has
-a file handle of its own. Pickled arrays are refused: reading them could run code.
+The first releases of Python 3.12 and 3.13 have a bug (python/cpython#127847). `ZipExtFile.seek` of a stored member
+moves relative to the position that another open member of the same archive left, and then reads wrong bytes. So this
+module reads whole arrays from start to end without a seek, and opens a separate file handle to read an array by rows.
+It refuses pickled arrays, because reading them could run code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".npy"
 REASONS = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError)
-"""What `zipfile` raises for a file that is damaged or packed in a way that it does not know."""
+"""Errors that `zipfile` raises for a file that is damaged or uses unknown packing."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,21 @@ class NpzReader:
         return ArrayHeader(dtype.name, shape, fortran)
 
     def read(self, name: str) -> NDArray[np.generic]:
-        """The whole array. Raises `KeyError` where the file has none of this name."""
+        """The whole array, with the shape and dtype in the file. Raises `KeyError` if the file has no such array."""
         from numpy.lib import format as npy
 
-        self.header(name)  # says what is wrong with it in our words
+        self.header(name)  # raises this module's own message about the array
         with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
             array: NDArray[np.generic] = npy.read_array(file, allow_pickle=False)
         return array
 
     def rows(self, name: str) -> RowReader:
-        """The array row by row, until the reader that is returned is closed."""
+        """The array row by row, until the returned reader is closed."""
         return RowReader(self.path, name)
 
 
 class RowReader:
-    """Rows of one array (its first axis) in rising order, without holding the array; its file handle is its own."""
+    """Rows of one array (axis 0) in ascending order, without holding the array; it has its own file handle."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -94,7 +94,7 @@ class RowReader:
                 self._whole = whole.read(name)
 
     def rows(self, indices: Sequence[int]) -> NDArray[np.generic]:
-        """[rows, …] of these indices, which rise, also from call to call."""
+        """The rows [len(indices), …] in the array's dtype. Indices must ascend, also from call to call."""
         import numpy as np
 
         if self._whole is not None:
@@ -117,7 +117,7 @@ class RowReader:
 
 
 class _Stored(io.RawIOBase):
-    """The bytes of a member that is not compressed, by a handle of its own."""
+    """The bytes of an uncompressed member, with its own handle."""
 
     def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
         self._file = path.open("rb")
@@ -142,8 +142,10 @@ class _Stored(io.RawIOBase):
 
 
 _NAME_LENGTHS_AT = 26
-"""Where a local header of a zip file has the lengths of the name and of the extra field after it, before the data
-(PKWARE's APPNOTE.TXT, 4.3.7)."""
+"""Offset in a local zip header of the lengths of the name and the extra field (PKWARE's APPNOTE.TXT, 4.3.7).
+
+The data follows both.
+"""
 
 _ENCRYPTED = 1
 
@@ -151,7 +153,7 @@ _PIECE = 1 << 20
 
 
 def _open_member(path: Path, member: str) -> IO[bytes] | _Stored:
-    """A member with a file handle of its own, from which nothing needs `ZipExtFile.seek`."""
+    """A member with its own file handle, which never needs `ZipExtFile.seek`."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(member)
         if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED:
@@ -160,7 +162,7 @@ def _open_member(path: Path, member: str) -> IO[bytes] | _Stored:
 
 
 def _skip(file: IO[bytes] | _Stored, size: int) -> None:
-    """Go forward by so many bytes."""
+    """Skip this many bytes."""
     if isinstance(file, _Stored):
         return file.skip(size)
     while size > 0 and (piece := file.read(min(size, _PIECE))):

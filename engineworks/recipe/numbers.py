@@ -1,6 +1,6 @@
-"""The numbers of recipes and targets files: finite, neither bool nor text, and no larger than what they count can be.
+"""The numbers of recipes and targets files: finite, neither bool nor text, and no larger than their purpose allows.
 
-Every numeric field takes its type from here; a test walks the schema and tries what is no usable number.
+Every numeric field takes its type from here; a test walks the schema and tries unusable numbers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 LARGEST_LENGTH = 2**31 - 1
-"""Longest dimension: the most that TensorRT takes. Counts end there too."""
+"""Longest dimension, TensorRT's maximum. Also the maximum of counts."""
 
 LONGEST_S = 1_000_000
 """Longest time limit in seconds, 11 days: the operating system's timers end at 24 days."""
@@ -25,6 +25,6 @@ Percentile = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=50, le=
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_S)]
 Length = Annotated[int, Field(strict=True, ge=1, le=LARGEST_LENGTH)]
 Extent = Annotated[int, Field(strict=True, ge=0, le=LARGEST_LENGTH)]
-"""A length that may be 0: an empty KV cache, say. Counts that may be 0 have this type too."""
+"""A length that may be 0, such as an empty KV cache. Counts that may be 0 have this type too."""
 Streams = Annotated[int, Field(strict=True, ge=1, le=64)]
 Opset = Annotated[int, Field(strict=True, ge=13, le=23)]

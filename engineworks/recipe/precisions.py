@@ -1,4 +1,4 @@
-"""What a recipe says of precisions and mixtures of them: each check yields problems at their places."""
+"""Rules for a recipe's precisions and mixtures of them: each check yields problems at their places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named dimensions → optimization profiles and concrete shapes. Pure; checked in `recipe_checks`."""
+"""Named dimensions → optimization profiles and concrete shapes. Pure; checked in `recipe.checks`."""
 
 from __future__ import annotations
 

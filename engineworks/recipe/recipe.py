@@ -1,7 +1,7 @@
 """A recipe as frozen values: what to build, never how. The JSON Schema that editors use is generated from here.
 
-Fields say what they are in `description`, which is also the text of the schema. Values are checked one by one here;
-what needs two fields at once is checked in `recipe_checks`, what needs files or a model in the step that reads them.
+Each field's `description` is also its text in the schema. This module checks values one by one. `recipe.checks` checks
+fields against each other, and the steps check files and models when they read them.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ FLOATS: tuple[Float, ...] = ("fp32", "fp16", "bf16")
 
 Format = Literal["int8", "fp8", "int8_weights", "int4_weights"]
 FORMATS: tuple[Format, ...] = ("int8", "fp8", "int8_weights", "int4_weights")
-"""What a node's operands are quantized to; those that end in `_weights` leave activations alone."""
+"""Formats for a node's operands; those that end in `_weights` leave activations alone."""
 
 CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
 """Formats that quantize activations, and so need calibration data."""
 
 AS_IS = "as_is"
-"""The precision of a model that brings its own: it is passed on as it is."""
+"""The precision of a model that brings its own, which is passed on unchanged."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
 PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
 
 AUTO = "auto"
-"""In place of precisions: try what each target has, and choose."""
+"""In place of precisions: try those of each target, and choose."""
 
 TRIED_BY_AUTO: tuple[Precision, ...] = (*FLOATS, *FORMATS)
-"""What `auto` stands for; `as_is` is no choice but a fact about the model."""
+"""The precisions that `auto` tries; `as_is` is no choice but a property of the model."""
 
 
 def _date_as_text(value: object) -> object:
-    """Pydantic takes numbers for days since 1970: `expires: 2027` would have expired long ago."""
+    """The date, if it is text. Pydantic takes numbers for days since 1970, so `expires: 2027` would be long past."""
     if isinstance(value, str) and len(value) != len("2027-01-31"):
         raise PydanticCustomError("date_text", "it should be a date, such as 2027-01-31")
     if not isinstance(value, str | date):
@@ -222,7 +222,7 @@ class Limits(Part):
 
 
 METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
-"""Those of the limits that need a task metric."""
+"""Limits that need a task metric."""
 
 
 class Accuracy(Part):

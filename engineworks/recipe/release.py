@@ -1,4 +1,4 @@
-"""What a recipe's `release` and `waivers` say together with the rest of it. No files are read."""
+"""Rules across `release`, `waivers` and the rest of a recipe. No files are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engineworks.recipe.yaml_nodes import Node
 
 
 def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    """Triton joins requests along axis 0 of every tensor, up to the largest batch of the profiles."""
+    """Check that Triton can join requests along axis 0 of every tensor, up to the largest batch of the profiles."""
     batching = recipe.release.triton.dynamic_batching
     if batching is None:
         return
@@ -31,7 +31,7 @@ def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def largest_batch(recipe: Recipe) -> int:
-    """The largest batch that Triton may form; 0 where it cannot: the batch must be a dynamic axis 0 everywhere."""
+    """The largest batch that Triton may form; 0 unless the batch is a dynamic axis 0 everywhere."""
     dim = batch_dim(input_specs(recipe))
     shapes = [i.shape for i in recipe.inputs.values()] + list(recipe.outputs.values())
     if not isinstance(dim, str) or any(shape[:1] != (dim,) for shape in shapes):
@@ -40,7 +40,7 @@ def largest_batch(recipe: Recipe) -> int:
 
 
 def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    """A waiver is for a named failure of an engine of this recipe."""
+    """Check that every waiver names a check of an engine of this recipe."""
     engines = [f"{precision}/{target}" for precision in named_precisions(recipe) for target in recipe.targets]
     for index, waiver in enumerate(recipe.waivers):
         path = ("waivers", index)
@@ -54,7 +54,7 @@ def waivers_name_something(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def aliases_differ(recipe: Recipe, node: Node) -> Iterator[Problem]:
-    """MLflow's aliases have no dots: targets that differ in nothing else would share a champion."""
+    """Check aliases: MLflow's have no dots, so targets that differ only in dots would share a champion."""
     names: dict[str, str] = {}
     for index, target in enumerate(recipe.targets):
         other = names.setdefault(target.replace(".", "_"), target)

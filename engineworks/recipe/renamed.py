@@ -1,4 +1,4 @@
-"""Keys of recipes that have another name now: an old one is refused with a message that gives the new one."""
+"""Renamed keys of recipes: an old key is refused with a message that gives the new one."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Samples in .npz files: checked by their headers alone, read batch by batch.
 
-Axis 0 of every array counts the samples; one sample has the shape of the model's input without its batch dimension.
-The batch dimension is the one whose name begins with 'batch', else the name of axis 0 of the first input that has a
-name there. Rows are stacked along the axis where each input has that name, so [samples, layers, …] in the file feeds an
+Axis 0 of every array counts the samples; one sample has the shape of the model's input without its batch dimension. The
+batch dimension is the one whose name begins with 'batch', else the name of axis 0 of the first input that has a name
+there. Rows are stacked along the axis where each input has that name. So [samples, layers, …] in the file feeds an
 input [layers, batch, …].
 
-Samples may lie in several files, each of one length of a named dimension: they count as one sequence, file after file,
+Samples may lie in several files, each of one length of a named dimension. They count as one sequence, file after file,
 and no batch holds samples of two files.
 """
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleFile:
-    """Samples of a model: which arrays of which files feed which input.
+    """Samples of a model: the arrays of files that feed each input.
 
-    arrays: input → array name. labels: name of the label array. count: how many samples are used, evenly spread over
-    `total`, so that a file sorted by class still gives every class. ragged: rows have lengths of their own, and batches
-    are cut to the longest. preparation: set where `path` is no .npz but what one is made of. more: further files after
-    `path`; totals: how many samples each file holds, `path` first, where there are several.
+    arrays: input → array name. labels: name of the label array. count: number of samples used, evenly spread over
+    `total`, so that a file sorted by class still gives every class. ragged: rows have their own lengths, and batches
+    are cut to the longest. preparation: set if `path` is the source of an .npz instead of an .npz. more: further files
+    after `path`. totals: if there are several files, the number of samples in each, `path` first.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class SampleFile:
     more: tuple[Path, ...] = ()
     totals: tuple[int, ...] = ()
     chosen: tuple[int, ...] = ()
-    """Rows of the file to read instead, `count` of them; only of a single file."""
+    """Rows of the file to read instead, `count` of them; only for a single file."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -64,7 +64,7 @@ class SampleFile:
 
     @property
     def title(self) -> str:
-        """What messages call the data: 'lines.npz', or 'lines32.npz and 2 more files'."""
+        """The data's name in messages: 'lines.npz', or 'lines32.npz and 2 more files'."""
         rest = len(self.more)
         return self.path.name + (f" and {rest} more file{'s' if rest > 1 else ''}" if rest else "")
 
@@ -90,30 +90,32 @@ class SampleFile:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many samples of each file are used: by its share of all, in whole runs where the batch is fixed."""
+        """Number of samples used from each file: in proportion to its size, in whole runs if the batch is fixed."""
         step = fixed_batch(self.specs) or 1 if self.more else 1
         picks, units = self.count // step, self.total // step
-        found, start = [], 0
+        counts, start = [], 0
         for total in self._totals:
             end = start + total // step
             # Of the picks j · units // picks, those that lie in [start, end).
-            found.append((-(-end * picks // units) - -(-start * picks // units)) * step)
+            counts.append((-(-end * picks // units) - -(-start * picks // units)) * step)
             start = end
-        return tuple(found) if self.more else (self.count,)
+        return tuple(counts) if self.more else (self.count,)
 
     def by_file(self) -> Iterator[SampleFile]:
-        """The samples in use, file by file: each of one length. A single file is itself."""
+        """The samples in use, file by file: each of one length. A single file gives itself."""
         for path, total, count in zip(self.paths, self._totals, self.counts, strict=True):
             if count:
                 yield replace(self, path=path, total=total, count=count, more=(), totals=()) if self.more else self
 
     def of_one_length(self) -> SampleFile:
-        """The samples of the file of which most are used: rows that can be stacked into one batch."""
-        return replace(max(self.by_file(), key=lambda one: one.count), ragged=None)
+        """The samples of the most used file: rows that can be stacked into one batch."""
+        return replace(max(self.by_file(), key=lambda part: part.count), ragged=None)
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
-        """Feeds of the model; batch sizes go round `sizes`. Only one batch is held in memory, and none has samples of
-        two files."""
+        """Feeds of the model, input → array in the input's shape and dtype; batch sizes cycle through `sizes`.
+
+        Only one batch is held in memory, and none has samples of two files.
+        """
         turn = 0
         for file in self.by_file():
             for feeds in file._batches(sizes, turn):
@@ -121,7 +123,7 @@ class SampleFile:
                 turn += 1
 
     def _batches(self, sizes: Sequence[int], turn: int) -> Iterator[Arrays]:
-        """Those of a single file; `turn`: how many batches were before."""
+        """The batches of a single file. turn: number of batches before."""
         names = {*self.arrays.values(), *([LENGTHS] if self.ragged else [])}
         with ExitStack() as open_files:
             readers = {n: open_files.enter_context(closing(RowReader(self.path, n))) for n in sorted(names)}
@@ -132,7 +134,7 @@ class SampleFile:
                 done += size
 
     def _feeds(self, read: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Rows by array name, [samples, …] → inputs in the model's own layout."""
+        """Rows by array name, [samples, …] → inputs in the model's own layout and the array's dtype."""
         import numpy as np
 
         axes, feeds = batch_axes(self.specs), dict[str, Any]()
@@ -154,7 +156,7 @@ class SampleFile:
         return block[(slice(None), *(slice(width) if d == self.ragged.dim else slice(None) for d in own))]
 
     def label_parts(self) -> list[NDArray[np.generic]] | None:
-        """The labels of the samples in use, in their order, one array per file; None if there are none."""
+        """The labels of the samples in use, in order, one array [samples, …] per file; None without labels."""
         if self.labels is None:
             return None
         parts = []
@@ -164,14 +166,17 @@ class SampleFile:
         return parts
 
     def read_labels(self) -> NDArray[np.generic] | None:
-        """The labels of the samples in use, in their order; shorter ones are filled up with what metrics leave out."""
+        """The labels of the samples in use, [count, …], in order; shorter ones are padded with `NO_LABEL`."""
         parts = self.label_parts()
         return None if parts is None else stacked(parts, NO_LABEL)
 
 
 def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
-    """The sizes of the batches of `count` samples: they go round `sizes`, from the `turn`-th on. Where it can be done,
-    no batch is smaller than the least of `sizes`, which the engine may not take: the one before the last gives way."""
+    """Sizes of the batches of `count` samples, cycling through `sizes` from the `turn`-th on.
+
+    If possible no batch is below the minimum of `sizes`, because the engine may refuse it. The one before the last
+    shrinks.
+    """
     least, most = max(1, min(sizes)), max(sizes)
     while count:
         size = min(count, max(1, sizes[turn % len(sizes)]))
@@ -183,8 +188,10 @@ def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int
 
 
 def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
-    """Arrays [rows, …] → all rows as one array, shorter ones filled up with `fill` (unsigned types become signed for a
-    negative one)."""
+    """Arrays [rows, …] → all rows as one array [all rows, …], shorter ones padded with `fill`.
+
+    Unsigned types become signed for a negative `fill`.
+    """
     import numpy as np
 
     shape = tuple(max(lengths) for lengths in zip(*(a.shape[1:] for a in arrays), strict=True))
@@ -205,15 +212,15 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
     specs = tuple(spec_from_json(s) for s in value["specs"])
     ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
     total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
-    found = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
-    return replace(found, more=tuple(more), totals=totals)
+    samples = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
+    return replace(samples, more=tuple(more), totals=totals)
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
-    """The name of the batch dimension, or its length where it is fixed.
+    """The name of the batch dimension, or its length if it is fixed.
 
-    A dynamic dimension whose name begins with 'batch' is it, on whichever axis; else the dynamic axis 0 of the first
-    input that has one.
+    It is a dynamic dimension whose name begins with 'batch', on any axis; else the dynamic axis 0 of the first input
+    that has one.
     """
     named = [d for spec in specs for d in spec.dynamic_dims if d.lower().startswith("batch")]
     if named:
@@ -225,10 +232,10 @@ def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
 
 
 def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """Where each tensor has the batch dimension; None for one that has none (its sample is fed as it is).
+    """The batch axis of each tensor; None for one without (its sample is fed as it is).
 
-    A fixed batch above 1 that is not axis 0 of every input cannot be told from other lengths: then a sample is all
-    that one run takes, for every input.
+    A fixed batch above 1 that is not axis 0 of every input cannot be distinguished from other lengths. Then one sample
+    is the whole input of a run.
     """
     dim = batch_dim(specs)
     if isinstance(dim, int):
@@ -238,7 +245,7 @@ def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
 
 
 def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """Where each output has the batch dimension: by its name, else axis 0 if the model's batch is there."""
+    """The batch axis of each output: by its name, else axis 0 if the model's batch is there."""
     dim = batch_dim(inputs)
     axes = batch_axes(inputs)
     if all(axis is None for axis in axes.values()):
@@ -256,7 +263,7 @@ def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
 
 
 def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
-    """How many samples one run takes where the dynamic dimensions have these lengths."""
+    """How many samples one run takes if the dynamic dimensions have these lengths."""
     dim = batch_dim(specs)
     return dims.get(dim, 1) if isinstance(dim, str) else fixed_batch(specs) or 1
 
@@ -269,10 +276,10 @@ def open_samples(
     samples: int | None,
     labels: str | None,
 ) -> SampleFile:
-    """Check the files' headers against the model's inputs. Raises `SamplesError` for the first thing that is wrong."""
+    """Check the files' headers against the model's inputs. Raises `SamplesError` for the first problem."""
     path, *more = [paths] if isinstance(paths, Path) else paths
-    found = [_open_file(one, specs, names, labels) for one in (path, *more)]
-    totals = tuple(total for _, total in found)
+    opened = [_open_file(file, specs, names, labels) for file in (path, *more)]
+    totals = tuple(total for _, total in opened)
     total, fixed = sum(totals), fixed_batch(specs)
     what = "the files have" if more else "the file has"
     if samples is not None and samples > total:
@@ -281,22 +288,22 @@ def open_samples(
     if fixed and count % fixed:
         whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
         raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
-    for one, held in zip((path, *more), totals, strict=True):
+    for file, held in zip((path, *more), totals, strict=True):
         if fixed and more and held % fixed:
             raise SamplesError(
-                f"{one}: {held} samples, and the model takes {fixed} at a time, all of one file",
+                f"{file}: {held} samples, and the model takes {fixed} at a time, all of one file",
                 hint=f"give this file a multiple of {fixed} samples",
             )
     if labels is not None and more:
         _check_label_kinds((path, *more), labels)
-    first = SampleFile(path, tuple(specs), found[0][0], labels, total, count)
+    first = SampleFile(path, tuple(specs), opened[0][0], labels, total, count)
     return replace(first, more=tuple(more), totals=totals) if more else first
 
 
 def _open_file(
     path: Path, specs: Sequence[TensorSpec], names: Mapping[str, str], labels: str | None
 ) -> tuple[dict[str, str], int]:
-    """Input → array name, and how many samples the file holds."""
+    """Input → array name, and the number of samples in the file."""
     headers = read_headers(path)
     arrays = {spec.name: _array_name(path, spec, names, headers) for spec in specs}
     totals = {a: headers[a].shape[0] if headers[a].shape else 0 for a in arrays.values()}
@@ -353,7 +360,7 @@ def _check_labels(path: Path, labels: str, headers: Mapping[str, ArrayHeader], t
 
 
 def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
-    """Labels of all files are used as one array: they need one type, and as many dimensions."""
+    """Check that the labels of all files have one dtype and number of dimensions, because they become one array."""
     first = read_headers(paths[0])[labels]
     for path in paths[1:]:
         header = read_headers(path)[labels]
@@ -366,17 +373,19 @@ def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
 
 
 def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:
-    """Feeds of exactly this shape, made of real samples: repeated where they are too few or short, cut where too long.
+    """Feeds of exactly this shape from real samples, repeated if too few or short, cut if too long.
 
-    Real values keep token ids within the vocabulary, and data-dependent kernels at their usual speed.
+    Input → array of shape `spec.concrete(dims)` in the input's dtype. Real values keep token ids within the vocabulary,
+    and data-dependent kernels at their usual speed.
     """
     axes = batch_axes(specs)
     batch = samples_per_run(specs, dims)
-    one = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
-    return {spec.name: _fit(one[spec.name], spec.concrete(dims)) for spec in specs}
+    feeds = next(samples.batches([1 if None in axes.values() else min(batch, samples.count)]))
+    return {spec.name: _fit(feeds[spec.name], spec.concrete(dims)) for spec in specs}
 
 
 def _fit(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array in this shape, same dtype: repeated or cut along each axis; zeros for an empty one."""
     import numpy as np
 
     for axis, length in enumerate(shape):

@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes, generated from the models; recipes/recipe.schema.json is kept in step by a test."""
+"""The JSON Schema of recipes, generated from the models; a test keeps recipes/recipe.schema.json in step."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def _plain(example: str) -> Any:
 
 
 FROM_DEFAULTS = ("accuracy", "targets", "precisions")
-"""Keys that `_defaults.yaml` may bring, so that a recipe without them is not marked in an editor."""
+"""Keys that `_defaults.yaml` may bring, so that editors accept a recipe without them."""

@@ -1,8 +1,8 @@
 """`--mode smoke`: the same recipe in a fraction of the time, for pull requests; never to be mistaken for a full build.
 
-Its recipe is called `digits@smoke`, a name that no recipe file can have, so its engines, runs and reports are others
-than those of `digits`; every one of its keys holds the mode, so that no step is shared with a full build; and `release`
-and `package` know no mode.
+Its recipe is called `digits@smoke`, a name that no recipe file can have. So its engines, runs and reports differ from
+those of `digits`. Every one of its keys holds the mode, so that no step is shared with a full build. `release` and
+`package` know no mode.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from engineworks.recipe.targets import NamedTarget
 Mode = Literal["full", "smoke"]
 
 SAMPLES = 64
-"""Samples of the evaluation and of the calibration data that a smoke build looks at, evenly spread."""
+"""Samples of the evaluation and calibration data that a smoke build uses, evenly spread."""
 
 
 def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
     """The recipe as it is built in this mode.
 
-    smoke: 64 samples, TensorRT's lowest optimization level, one measurement per named shape: no budgets, no sweep, no
-    streams, no champion, for what would they say of such an engine.
+    smoke: 64 samples, TensorRT's lowest optimization level, one measurement per named shape. Budgets, sweep, streams
+    and champion are left out, because they mean nothing for such an engine.
     """
     if mode == "full":
         return loaded
@@ -43,7 +43,7 @@ def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
 
 
 def _fewer(data: SampleFile) -> SampleFile:
-    """A model with a fixed batch keeps its samples: fewer might not fill it."""
+    """Fewer samples; a model with a fixed batch keeps all, because fewer might not fill it."""
     return replace(data, count=min(data.count, SAMPLES)) if isinstance(batch_dim(data.specs), str) else data
 
 

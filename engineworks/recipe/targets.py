@@ -1,4 +1,4 @@
-"""Targets: where an engine is to run. `_targets.yaml` beside the recipes maps a name to backend and GPU type."""
+"""Targets: where an engine runs. `_targets.yaml` next to the recipes maps a name to backend and GPU type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engineworks.recipe.recipe import Name, Part
 
 
 def _number_as_text(value: object) -> object:
-    """YAML reads an unquoted 8.9 as a number."""
+    """The number as text, because YAML reads an unquoted 8.9 as a number."""
     return str(value) if isinstance(value, float) else value
 
 
@@ -56,7 +56,7 @@ class NamedTarget:
     target: Target
 
     def to_json(self) -> dict[str, object]:
-        """What shapes an engine: pool, time limit and description do not."""
+        """Parameters that shape an engine; pool, time limit and description do not."""
         return {
             "backend": self.target.backend,
             "compute_capability": list(self.target.compute_capability),
@@ -65,4 +65,4 @@ class NamedTarget:
 
 
 DEFAULT_TARGETS: Mapping[str, Target] = {"cpu": Target(backend="onnxruntime", description="ONNX Runtime on this CPU")}
-"""The targets where no `_targets.yaml` stands beside the recipes."""
+"""The targets if no `_targets.yaml` exists next to the recipes."""

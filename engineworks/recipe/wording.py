@@ -1,4 +1,4 @@
-"""One pydantic error → the words of a problem: what was given, and what is asked for."""
+"""One pydantic error → a problem's wording: the given value and the required one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PATTERNS = {
     r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$": "a module and a name in it, such as metrics:accuracy",
     r"^\d{1,2}\.\d$": "a compute capability such as 8.9",
 }
-"""What texts that fit a pattern of the schema look like, in words."""
+"""Descriptions of texts that match a pattern of the schema."""
 
 HUGE = 2**64
-"""Whole numbers from here on are not shown: Python may refuse to write them."""
+"""Integers from here on are not shown: Python may refuse to write them."""
 
 _WHY = {
     "string_type": "it should be text",
@@ -48,7 +48,7 @@ _WHY = {
 
 
 def reason(kind: str, message: str, context: Mapping[str, Any]) -> str:
-    """What is asked for, by the error's type; in pydantic's own words where we have none."""
+    """The requirement, by the error's type; pydantic's own words if Engineworks has none."""
     if kind == "string_pattern_mismatch":
         return f"it should be {PATTERNS.get(context['pattern'], 'like ' + context['pattern'])}"
     return _WHY[kind].format(**context) if kind in _WHY else message[:1].lower() + message[1:]

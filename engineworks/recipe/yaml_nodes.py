@@ -1,6 +1,6 @@
 """YAML text → nodes that know their place, so that every later problem can name file:line:column.
 
-Only plain data is accepted: one document, string keys, each once, no tags, no merge keys, aliases within reason.
+Only plain data is accepted: one document, unique string keys, no tags, no merge keys, a limited expansion of aliases.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from engineworks.errors import Place, Problem, RecipeError
 
 MAX_NODES = 10_000
-"""Nodes of a file after aliases are expanded; nested aliases ("billion laughs") pass it at once."""
+"""Maximum nodes of a file after aliases are expanded; nested aliases ("billion laughs") exceed it at once."""
 
 MAX_DEPTH = 100
 
@@ -27,7 +27,7 @@ SCALARS = {"str", "int", "float", "bool", "null", "timestamp"}
 
 @dataclass
 class Node:
-    """A scalar, a list of nodes or a mapping of nodes, and where it stands in which file."""
+    """A scalar, a list of nodes or a mapping of nodes, and its place in a file."""
 
     place: Place
     value: Any
@@ -63,25 +63,25 @@ class Node:
         return inner if isinstance(inner, Node) else None
 
     def remove(self, step: str | int) -> None:
-        """Take one entry out; what is not there stays so."""
+        """Take one entry out, if it exists."""
         if isinstance(self.value, dict):
             self.value.pop(str(step), None)
         elif isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
             del self.value[step]
 
     def rename(self, key: str, to: str) -> None:
-        """Let an entry of this mapping have another key, at the same place."""
+        """Rename a key of this mapping; its place stays."""
         self.value[to] = self.value.pop(key)
         self.key_places[to] = self.key_places.pop(key)
 
     def key_place(self, path: tuple[str | int, ...]) -> Place:
-        """The place of the key that `path` ends with, or of the deepest node above it."""
+        """The place of the last key of `path`, or of the deepest node above it."""
         parent = self.at(path[:-1])
         return parent.key_places.get(str(path[-1]), parent.place) if path else self.place
 
 
 def read_yaml(path: Path, shown: str) -> Node:
-    """Parse the file. `shown` is how messages name it. Raises `RecipeError` with every problem that was found."""
+    """Parse the file. shown: its name in messages. Raises `RecipeError` with every problem that was found."""
     return parse_yaml(read_text(path, shown), shown)
 
 
@@ -109,7 +109,7 @@ def parse_yaml(text: str, shown: str) -> Node:
 
 
 def merge(over: Node, under: Node) -> Node:
-    """`over` on top of `under`: mappings merge key by key, anything else is replaced as a whole."""
+    """`over` on top of `under`: mappings merge key by key; other values are replaced as a whole."""
     if not (isinstance(over.value, dict) and isinstance(under.value, dict)):
         return over
     merged = dict(under.value)
@@ -119,7 +119,7 @@ def merge(over: Node, under: Node) -> Node:
 
 
 def read_text(path: Path, shown: str) -> str:
-    """The file's text. Raises `RecipeError` where it cannot be read, or is too large for a recipe."""
+    """The file's text. Raises `RecipeError` if it cannot be read, or is too large for a recipe."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe")
@@ -167,7 +167,7 @@ def _compose(text: str, shown: str) -> Any:
 
 
 def _opened(error: Any) -> str:
-    """What the parser was in, for a bracket or quote that was never closed; '' where that is the same line."""
+    """The construct around an unclosed bracket or quote; '' if it began on the same line."""
     mark = error.context_mark
     if mark is None or not error.context or (error.problem_mark and mark.line == error.problem_mark.line):
         return ""
@@ -176,7 +176,7 @@ def _opened(error: Any) -> str:
 
 
 def _bracket_depth(text: str) -> int:
-    """How deep brackets nest, those in quoted text counted too: the parser takes quadratic time over deep ones."""
+    """Nesting depth of brackets, including those in quoted text: the parser takes quadratic time over deep nesting."""
     depth = deepest = 0
     for character in text:
         if character in "[{":
@@ -205,7 +205,7 @@ def _control_line(text: str) -> int:
 
 
 class _Reader:
-    """Composed YAML nodes → our nodes, collecting problems instead of stopping at the first."""
+    """Composed YAML nodes → `Node`, collecting problems instead of stopping at the first."""
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
@@ -213,7 +213,7 @@ class _Reader:
         self._sizes: dict[int, int] = {}
 
     def size(self, node: Any) -> int:
-        """Nodes below `node` with aliases expanded; a node that holds itself counts as too many."""
+        """Nodes below `node` with aliases expanded; a node that contains itself counts as too many."""
         known = self._sizes.get(id(node))
         if known is not None:
             return known

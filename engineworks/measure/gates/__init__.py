@@ -1,1 +1,1 @@
-"""Figures and limits → verdicts with sentences. Pure."""
+"""Measurements and limits → verdicts with reasons. Pure."""

@@ -1,7 +1,7 @@
 """Reports and limits → verdict. Pure: no files, no clock, no engine.
 
-A verdict is pass, fail, inconclusive (the figures do not tell) or unmeasured (nothing here could run the engine).
-Every check says its own sentence; a figure that is missing or not finite fails.
+A verdict is pass, fail, inconclusive (the measurements do not decide) or unmeasured (no host has run the engine). Every
+check gives its reason; a measurement that is missing or not finite fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
 @dataclass(frozen=True)
 class Check:
-    """One limit held against one figure. waived: who lets its failure through, until when and why; '' if nobody."""
+    """One limit compared with one measurement.
+
+    waived: who accepts the failure, until when and why; '' without a waiver.
+    """
 
     name: str
     verdict: Word
@@ -33,7 +36,7 @@ class Check:
 
     @property
     def words(self) -> str:
-        """The sentence, and the waiver where there is one."""
+        """The reason, followed by the waiver if there is one."""
         return f"{self.sentence} [{self.waived}]" if self.waived else self.sentence
 
 
@@ -44,7 +47,7 @@ class Verdict:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """The failures that stand: those that nobody waived."""
+        """The failures without a waiver."""
         return tuple(c for c in self.checks if c.verdict == "fail" and not c.waived)
 
 
@@ -56,7 +59,7 @@ def judge(
     *,
     unmeasured_because: str = "",
 ) -> Verdict:
-    """The verdict of one engine from its reports (as JSON, None where there is none) and the recipe's limits."""
+    """The verdict of one engine from the recipe's limits and the engine's reports (as JSON, None where missing)."""
     if accuracy is None:
         why = unmeasured_because or "it was not compared with the reference"
         return Verdict("unmeasured", (Check("accuracy", "unmeasured", f"Not run: {why}."),))
@@ -65,13 +68,13 @@ def judge(
 
 
 def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
-    """The verdict with checks that were made elsewhere."""
+    """The verdict with further checks added."""
     checks = (*verdict.checks, *more)
     return Verdict(worst(checks), checks)
 
 
 def worst(checks: Iterable[Check]) -> Word:
-    """The most severe verdict of the checks that nobody waived."""
+    """The most severe verdict of the checks without a waiver."""
     words = {c.verdict for c in checks if not c.waived}
     order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
     return next((word for word in order if word in words), "pass")
@@ -112,18 +115,20 @@ _OUTPUT_LIMITS = {
 
 
 ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS)
-"""Names of the checks that another precision, or keeping nodes out of it, may make pass."""
+"""Checks that another precision, or excluding nodes from it, may make pass."""
 
 
 def _other_dtype(name: str, engine: str, reference: str) -> Check:
-    """An output of another type than the model's: who reads it as the model says reads nonsense. What TensorRT makes
-    of a model's types is no fault of the engine."""
+    """Check for an output whose dtype differs from the model's: a reader of the model's dtype would misread it.
+
+    Dtypes that TensorRT itself substitutes do not fail.
+    """
     word: Word = "pass" if (engine, reference) in NARROWED else "fail"
     return Check(f"dtype[{name}]", word, f"{name}: the engine gives {engine}, the model {reference}.")
 
 
 def _other_shape(name: str, misshapen: Mapping[str, Any]) -> Check:
-    """Of an output whose length depends on the data, such as the number of detections."""
+    """Check for an output whose length depends on the data, such as the number of detections."""
     sentence = (
         f"{name}: {misshapen['why']} (run {misshapen['run']}; {misshapen['runs']} of {misshapen['of']} runs differ)."
     )
@@ -180,7 +185,7 @@ def _wavering(metric: Mapping[str, Any]) -> str:
 
 
 def _dead_classes(metric: Mapping[str, Any]) -> Check:
-    """Classes that fp32 knows and the engine does not: a mean over many classes hides them."""
+    """Check for classes that fp32 gets right and the engine does not. A mean over many classes hides them."""
     dead, of = metric["dead_classes"], "fp32" if metric["kind"] == "labels" else "the fp32 reference"
     told = [f"class {c['class']} (0 of {c['samples']} right, {of} {c['reference']})" for c in dead[:MOST_NAMED]]
     more = f" and {len(dead) - MOST_NAMED} more" if len(dead) > MOST_NAMED else ""
@@ -188,11 +193,11 @@ def _dead_classes(metric: Mapping[str, Any]) -> Check:
 
 
 MOST_NAMED = 5
-"""Classes that a sentence names."""
+"""Maximum number of classes that a message names."""
 
 
 def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[bool, str]:
-    """Whether the metric is within the limit, and the limit in words. Error rates are better when smaller."""
+    """Whether the metric meets the limit, and the limit in words. Smaller error rates are better."""
     lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
     if field == "metric_ratio":
         words = f"at most fp32 / {_figure(limit)}, smaller is better" if lower else f"at least {_figure(limit)} of fp32"
@@ -222,7 +227,7 @@ def _performance_checks(
 
 
 def disturbed_budgets(latency: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[str]:
-    """Names of the budgets whose figures are not to be trusted, because something was wrong with the device."""
+    """Names of the budgets whose measurements are unreliable because the device was disturbed."""
     return [
         f"{field}[{shape}]"
         for shape, budget in budgets.items()
@@ -254,15 +259,17 @@ def _budget_check(
 
 
 def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """What was wrong with the device meanwhile. It may have made a figure better or worse: memory that another process
-    gave back, clocks that it kept high, cores that it took. So such a figure neither passes nor fails."""
+    """Disturbances of the device during the measurement, which then neither passes nor fails.
+
+    A disturbance can bias a result either way: freed memory, clocks kept high, cores taken by another process.
+    """
     if field == "engine_mib":
         return []
     return list(report.get("load_complaints", ()) if field == "load_ms" else figures.get("complaints", ()))
 
 
 _OF_THE_ENGINE = ("load_ms", "engine_mib")
-"""Figures that the engine has once, whatever the shape."""
+"""Measurements that an engine has once, whatever the shape."""
 
 _BUDGETS = {
     "p50_ms": ("median latency", "latency_ms_p50", "ms"),
@@ -277,7 +284,7 @@ _BUDGETS = {
 
 
 def reaches(value: float, limit: float) -> bool:
-    """value ≥ limit, met exactly too: .98 - .97 is .010000000000000009 to a computer."""
+    """Whether value ≥ limit up to rounding: .98 - .97 is .010000000000000009 in floating point."""
     return value >= limit or math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-15)
 
 
@@ -286,7 +293,7 @@ def _finite_number(value: object) -> bool:
 
 
 def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
-    """Both figures, with as many digits as it takes to see that they differ: not '1, limit at least 1'."""
+    """Both numbers with enough digits to differ: not '1, limit at least 1'."""
     if not _finite_number(value) or value == limit:
         return _figure(value), _figure(limit)
     digits = next(n for n in range(6, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
@@ -294,5 +301,5 @@ def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
 
 
 def _figure(value: float | None) -> str:
-    """Six significant digits where they matter: 0.99 and 0.9999 must not look alike."""
+    """Up to six significant digits: 0.99 and 0.9999 must not look alike."""
     return "not a number" if value is None or not math.isfinite(value) else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""Candidate against champion → checks, each with its sentence. Pure: no files, no clock, no engine."""
+"""Candidate against champion → checks with reasons. Pure: no files, no clock, no engine."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def regression_checks(
     champion_unknown: str = "",
     champion_lost: str = "",
 ) -> list[Check]:
-    """The checks of `performance.regression`; none where the recipe does not ask.
+    """The checks of `performance.regression`; none if the recipe does not ask for them.
 
-    comparison: the report of the comparison with the champion. latency, accuracy: the candidate's. compare: the
+    comparison: the report of the comparison with the champion. latency, accuracy: the candidate's reports. compare: the
     document of the step that made `accuracy`.
     """
     if regression is None:
@@ -64,21 +64,23 @@ def _latency_checks(
         for shape, history in comparison["history"].items():
             yield _history_check(f"{name}[{shape}]", shape, limit, champion, comparison, history, latency)
     else:
-        for shape, found in comparison["shapes"].items():
-            yield _comparison_check(f"{name}[{shape}]", shape, limit, champion, comparison, comparison_from_json(found))
+        for shape, document in comparison["shapes"].items():
+            yield _comparison_check(
+                f"{name}[{shape}]", shape, limit, champion, comparison, comparison_from_json(document)
+            )
 
 
 def _comparison_check(
-    name: str, shape: str, limit: float, champion: Champion, comparison: Report, found: Comparison
+    name: str, shape: str, limit: float, champion: Champion, comparison: Report, result: Comparison
 ) -> Check:
     times = len(comparison["attempts"])
-    how = f"{found.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    sentence = _sentence(shape, found, limit, str(champion), how, comparison["confidence"])
-    return Check(name, found.verdict, sentence + _earlier(len(comparison["earlier"]), comparison["confidence"]))
+    how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
+    sentence = _sentence(shape, result, limit, str(champion), how, comparison["confidence"])
+    return Check(name, result.verdict, sentence + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
 def _earlier(before: int, confidence: float) -> str:
-    """What those who built until it passed would rather not say."""
+    """States how many comparisons came before, which repeated builds would otherwise hide."""
     if not before:
         return ""
     others = "one before did" if before == 1 else f"{before} before did"
@@ -98,10 +100,10 @@ def _history_check(
         doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
         return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
-    found = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
-    how = f"{found.rounds} measurements in MLflow"
-    said = f"{_sentence(shape, found, limit, str(champion), how)} {stand_in}"
-    return Check(name, found.verdict, f"{said} {WAY_OUT}" if found.verdict == "inconclusive" else said)
+    result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
+    how = f"{result.rounds} measurements in MLflow"
+    said = f"{_sentence(shape, result, limit, str(champion), how)} {stand_in}"
+    return Check(name, result.verdict, f"{said} {WAY_OUT}" if result.verdict == "inconclusive" else said)
 
 
 LOST = (
@@ -116,19 +118,19 @@ WAY_OUT = (
 
 
 def _sentence(
-    shape: str, found: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
+    shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
     """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
     said = f"{shape}: "
-    if found.ratio is not None:
-        said += f"{_slower(found.ratio)} than {champion}"
-        if found.interval is not None:
-            low, high = _slower(found.interval.low), _slower(found.interval.high)
+    if result.ratio is not None:
+        said += f"{_slower(result.ratio)} than {champion}"
+        if result.interval is not None:
+            low, high = _slower(result.interval.low), _slower(result.interval.high)
             said += f", {_confidence(confidence)} interval {low} to {high}"
     else:
         said += f"cannot be compared with {champion}"
     said += f", limit {_percent(limit)} slower ({how})."
-    return f"{said} Inconclusive: {found.why}." if found.why else said
+    return f"{said} Inconclusive: {result.why}." if result.why else said
 
 
 def _accuracy_check(
@@ -153,7 +155,7 @@ def _accuracy_check(
 
 
 def _what_changed(then: Report, now: Report) -> str:
-    """What makes two metrics incomparable, or ''."""
+    """Why the two metrics cannot be compared, or ''."""
     if then["digests"].get("evaluation") != now["digests"].get("evaluation"):
         return "the evaluation data"
     same = ("samples", "labels")
@@ -166,7 +168,7 @@ def _what_changed(then: Report, now: Report) -> str:
 
 
 def _worse_by(ours: Report, theirs: float) -> float:
-    """Relative to the champion; a metric of errors is worse when it grows."""
+    """How much worse than the champion, relative to it; an error metric is worse when it grows."""
     drop = theirs - ours["engine"]
     drop = -drop if ours.get("lower_is_better") else drop
     if theirs:
@@ -184,7 +186,7 @@ def _slower(ratio: float) -> str:
 
 
 def _confidence(value: float) -> str:
-    """99 %, 99.5 %, 99.75 %: as many digits as tell it from certainty."""
+    """99 %, 99.5 %, 99.75 %: enough digits not to round to 100 %."""
     return f"{100 * value:.10g} %"
 
 

@@ -1,1 +1,1 @@
-"""`precisions: auto`: which candidate of the ladder of precisions is chosen, and why."""
+"""`precisions: auto`: which candidate of the precision ladder is chosen, and why."""

@@ -1,14 +1,15 @@
-"""How long an engine that nothing here can run will take, relative to fp16: a guess, to order candidates by. Pure.
+"""Estimated time of an engine that this host cannot run, relative to fp16; a guess to order candidates by. Pure.
 
-estimate = (arithmetic + bytes) / 2, both relative to fp16: the first is what bounds large batches, the second what
-bounds small ones. Arithmetic: the reciprocal of the dense peak rates in NVIDIA's data sheets (T4, A100, A10, L40S, H100
-SXM, RTX PRO 6000), as if every node had the precision. Bytes: of the lowered models, whose weights are stored as the
-engine needs them; by the precision's bits where these are not known. (An engine's own size is mostly kernels where the
-model is small: digits in int8 is 1.5 times fp16 for it.) It knows nothing of casts and kernels: measuring replaces it.
+estimate = (arithmetic + bytes) / 2, both relative to fp16. Arithmetic limits large batches, bytes limit small ones.
 
-Held against an H100 (TensorRT-RTX 1.6, BERT-base, int8 and fp8 over fp16): the peak rates say 0.56 for both, the GPU
-1.08 at batch 1 and 1.64 (int8), 1.23 (fp8) at batch 32. So on 9.0 the arithmetic is what was measured at batch 32,
-which makes 1.1 and 0.9 of it; other GPUs were not at hand, and go by their data sheets.
+Arithmetic: the reciprocal of the dense peak rates in NVIDIA's data sheets (T4, A100, A10, L40S, H100 SXM, RTX PRO
+6000), as if every node had the precision. Bytes: size of the lowered models, which store weights as the engine needs
+them; the precision's bits if sizes are unknown. (A small model's engine is mostly kernels: digits in int8 is 1.5 times
+the size of fp16.) The estimate ignores casts and kernels; a measurement replaces it.
+
+Compared with an H100 (TensorRT-RTX 1.6, BERT-base, int8 and fp8 over fp16): the peak rates predict 0.56 for both. The
+GPU measured 1.08 at batch 1, and 1.64 (int8) and 1.23 (fp8) at batch 32. So for 9.0 the arithmetic is the value
+measured at batch 32, which gives estimates of 1.1 and 0.9. No other GPU was measured; those use their data sheets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _FP32_ELSEWHERE = 4.0
 _ARITHMETIC = {"fp16": 1.0, "bf16": 1.0, "int8": 0.5, "fp8": 0.5, "int8_weights": 1.0, "int4_weights": 1.0}
 
 _MEASURED = {"9.0": {"int8": 1.6, "fp8": 1.2}}
-"""Time of arithmetic relative to fp16 where it was measured, by compute capability; see above."""
+"""Measured time of arithmetic relative to fp16, by compute capability; see above."""
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int8_weights": 8, "int4_weights": 4}
 
@@ -36,9 +37,12 @@ def estimate_time(
     size: int | None,
     fp16_size: int | None,
 ) -> float:
-    """Time relative to fp16 on the same target. relative_times: the backend's own (`Traits`), relative to fp32; then
-    nothing else counts. parts: the plain precisions that the engine computes in, quantized ones first. size, fp16_size:
-    bytes of the lowered models, None where not known."""
+    """Time relative to fp16 on the same target.
+
+    relative_times: the backend's own times relative to fp32 (`Traits`); if given, nothing else counts. parts: the plain
+    precisions that the engine computes in, quantized ones first. size, fp16_size: bytes of the lowered models, None if
+    unknown.
+    """
     known = [p for p in parts if p in _BITS] or ["fp32"]
     computing = known[:-1] or known
     if relative_times:

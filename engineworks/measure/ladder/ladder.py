@@ -1,8 +1,8 @@
 """The ladder of `precisions: auto`: which precision each target gets, and why not the others. Pure.
 
-The fastest candidate that passes its gate is chosen, by the median latency at the first named shape. Candidates that
-differ by less than `TIE` are equally fast, and the more faithful one wins: an int8 that is not faster
-than fp16 is not chosen. Where nothing ran here an estimate orders the candidates, and the ladder says so.
+The fastest candidate that passes its gate wins, by the median latency at the first named shape. Candidates within `TIE`
+are equally fast, and the more faithful one wins: an int8 no faster than fp16 is not chosen. Where no engine ran, an
+estimate orders the candidates, and the ladder states that.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ TIE = 0.02
 """Candidates whose times differ by less are equally fast."""
 
 FIDELITY = ("fp32", "fp16", "bf16", "int8_weights", "int8", "fp8", "int4_weights")
-"""Most faithful first; mixtures and models' own precisions come after these, in the recipe's order."""
+"""Most faithful first; mixtures and models' own precisions follow, in the recipe's order."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One precision on one target.
 
-    latency_ms: median at the first named shape, None where it was not measured; doubt: what was wrong with the device
-    meanwhile. bytes: of the engine; model_bytes: of the lowered model. quality: the task metric relative to fp32, else
-    the smallest cosine to it. estimate: time relative to fp16 (on the CPU to fp32), set where it orders. why: what its
-    gate or the failed step said. inaccurate: a check of accuracy failed. forgiven: its failure fails no build as long
-    as another candidate stands. dropped: why it is not chosen, '' for the chosen one. passed_on: another target where
-    the chosen one passed. pareto: no other candidate that passed is at least as good in quality, latency and size,
-    and better in one.
+    latency_ms: median at the first named shape, None if not measured. doubt: what disturbed the device meanwhile.
+    bytes: size of the engine. model_bytes: size of the lowered model. quality: the task metric relative to fp32, else
+    the smallest cosine to it.
+
+    estimate: time relative to fp16 (on the CPU to fp32), set if it orders the candidates. why: the reason from its gate
+    or failed step. inaccurate: an accuracy check failed. forgiven: its failure fails no build while another candidate
+    remains. dropped: why it is not chosen, '' for the chosen one. passed_on: another target where the chosen one
+    passed. pareto: no other passing candidate is at least as good in quality, latency and size, and better in one.
     """
 
     precision: str
@@ -71,7 +72,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LadderTarget:
-    """What the ladder must know of a target. capabilities: its compute capabilities. relative_times: its backend's."""
+    """What the ladder needs of a target. capabilities: its compute capabilities. relative_times: its backend's."""
 
     name: str
     capabilities: Sequence[str] = ()
@@ -80,8 +81,10 @@ class LadderTarget:
 
 @dataclass(frozen=True)
 class TargetLadder:
-    """The candidates of one target: the chosen one, others that could be, fastest first, then those that could not.
-    basis: what the order rests on. shape: the named shape of the latencies, '' where there is none."""
+    """The candidates of one target: the chosen one, other possible ones, fastest first, then the impossible ones.
+
+    basis: what the order depends on. shape: the named shape of the latencies, '' if there is none.
+    """
 
     target: str
     candidates: tuple[Candidate, ...]
@@ -94,7 +97,7 @@ class TargetLadder:
 
     @property
     def sentence(self) -> str:
-        """What was chosen and why; then what became of int8, which most people ask for."""
+        """The choice and its reason; then the outcome of int8, the most requested precision."""
         chosen = self.chosen
         if chosen is None:
             first = next((r for r in self.candidates if r.verdict not in ("refused", "not tried")), self.candidates[0])
@@ -113,7 +116,7 @@ class TargetLadder:
 
     @property
     def forgiven(self) -> frozenset[str]:
-        """Engines whose failure fails no build: dropped candidates, as long as there is one to choose."""
+        """Engines whose failure fails no build: dropped candidates, if another candidate can be chosen."""
         return frozenset(r.engine for r in self.candidates if r.engine and r.forgiven) if self.chosen else frozenset()
 
     def to_json(self) -> dict[str, Any]:
@@ -131,20 +134,20 @@ class TargetLadder:
 
 
 def ladder_from_json(value: Mapping[str, Any]) -> TargetLadder:
-    """As `TargetLadder.to_json` wrote it, also before it told what is forgiven."""
+    """The inverse of `TargetLadder.to_json`; also reads older documents without `forgiven`."""
     fields = {f.name for f in dataclass_fields(Candidate)}
     candidates = []
-    for one in value["candidates"]:
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items() if k in fields}
-        candidates.append(Candidate(**{**known, "latency_ms": one["latency_ms_p50"]}))
+    for document in value["candidates"]:
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items() if k in fields}
+        candidates.append(Candidate(**{**known, "latency_ms": document["latency_ms_p50"]}))
     return TargetLadder(value["target"], tuple(candidates), value["basis"], value["shape"] or "")
 
 
-def ladder_words(found: Sequence[TargetLadder]) -> dict[str, str]:
+def ladder_words(ladders: Sequence[TargetLadder]) -> dict[str, str]:
     """By engine: 'chosen', 'chosen by estimate' or 'dropped: reason'."""
     return {
-        r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(one)}"
-        for one in found for r in one.candidates if r.engine
+        r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(ladder)}"
+        for ladder in ladders for r in ladder.candidates if r.engine
     }  # fmt: skip
 
 
@@ -157,9 +160,11 @@ def choose(
     inaccurate: Mapping[str, str] | None = None,
     passed_on: Mapping[str, str] | None = None,
 ) -> TargetLadder:
-    """Order the candidates, choose one and say why not the others. recipe: its file, for commands to type.
-    inaccurate: by precision, how it failed on another target; such a candidate is not chosen unseen. passed_on: by
-    precision, a target where it passed."""
+    """Order the candidates, choose one and explain why not the others.
+
+    recipe: the recipe's file, for commands in messages. inaccurate: by precision, how it failed on another target; such
+    a candidate is not chosen unmeasured. passed_on: by precision, a target where it passed.
+    """
     failed_elsewhere, right_elsewhere = inaccurate or {}, passed_on or {}
     passed = [r for r in candidates if r.verdict == "pass"]
     unseen = [r for r in candidates if r.verdict == "unmeasured" and r.precision not in failed_elsewhere]
@@ -194,7 +199,7 @@ def _estimated(target: LadderTarget, standing: Sequence[Candidate], candidates: 
 
 
 def _ordered(standing: Sequence[Candidate], rank: Mapping[str, int]) -> list[Candidate]:
-    """Fastest first, but the most faithful of those that are as fast as the fastest before all."""
+    """Fastest first, but the most faithful of those that tie with the fastest leads."""
     by_time = sorted(standing, key=lambda r: (_seconds(r), rank[r.precision]))
     if not by_time:
         return []
@@ -204,7 +209,7 @@ def _ordered(standing: Sequence[Candidate], rank: Mapping[str, int]) -> list[Can
 
 
 def _why_slower(candidate: Candidate, chosen: Candidate, ordered: Sequence[Candidate], rank: Mapping[str, int]) -> str:
-    """A candidate that a more faithful one equals is useless; another is only slower than the chosen one."""
+    """Why a candidate lost: a more faithful one is as fast, or the chosen one is faster."""
     rivals = [
         r for r in ordered
         if rank[r.precision] < rank[candidate.precision] and _seconds(candidate) * (1 + TIE) >= _seconds(r)
@@ -228,7 +233,7 @@ def _why_dropped(candidate: Candidate, recipe: str, inaccurate: Mapping[str, str
 
 
 def _what_next(candidate: Candidate, recipe: str) -> str:
-    """What falls back to the candidate below may still be mended: some of its nodes are to blame, not all."""
+    """The next command to try: excluding the nodes to blame may still fix a candidate that falls back."""
     if not (candidate.calibrated and (candidate.inaccurate or candidate.verdict == "unmeasured")):
         return ""
     return f" Which nodes to keep out of it: engineworks sensitivity {recipe} --precision {candidate.precision}"
@@ -255,7 +260,7 @@ def _ranks(candidates: Sequence[Candidate]) -> dict[str, int]:
 
 
 def _seconds(candidate: Candidate) -> float:
-    """What orders: the latency in ms, or the estimate."""
+    """The sort key: the latency in ms, or the estimate."""
     return candidate.estimate if candidate.estimate is not None else candidate.latency_ms or 0.0
 
 

@@ -1,4 +1,4 @@
-"""Labels as data sets write them → class numbers, by the model's own `label2id` where it knows the names."""
+"""Labels as data sets write them → class numbers, by the model's own `label2id` if it knows the names."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from engineworks.suggest import did_you_mean
 
 
 def label_numbers(folder: Path | None) -> dict[str, int]:
-    """`label2id` of the model's config.json; {} where it has none, or only transformers' stand-ins LABEL_0, LABEL_1."""
+    """`label2id` of the model's config.json; {} if missing, or if it holds transformers' placeholders LABEL_0,
+    LABEL_1."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
         return {}
-    found = config.get("label2id") if isinstance(config, dict) else None
-    if not isinstance(found, dict) or all(str(name).startswith("LABEL_") for name in found):
+    label2id = config.get("label2id") if isinstance(config, dict) else None
+    if not isinstance(label2id, dict) or all(str(name).startswith("LABEL_") for name in label2id):
         return {}
-    return {str(name): int(number) for name, number in found.items()}
+    return {str(name): int(number) for name, number in label2id.items()}
 
 
 def in_order(names: Iterable[str]) -> dict[str, int]:
-    """Numbers by the names' order, where nothing else says which is which (as torchvision's ImageFolder counts)."""
+    """Numbers by the names' order, if no other numbering is known (as torchvision's ImageFolder counts)."""
     return {name: number for number, name in enumerate(sorted(set(names)))}
 
 
 def number_of(place: str, label: Any, numbers: Mapping[str, int]) -> int | float:
-    """The class number of a label: itself if it is a number. Raises `SamplesError` for a name that is none of
-    `numbers`."""
+    """The class number of a label; a number is its own. Raises `SamplesError` for a name that is not in `numbers`."""
     if isinstance(label, bool | int | float):
         return int(label) if isinstance(label, bool) else label
     text = str(label).strip()
@@ -60,6 +60,6 @@ def is_name(label: Any) -> bool:
 
 
 def as_array(labels: list[int] | list[float] | list[list[int]]) -> NDArray[Any]:
-    """int64, or float32 where one is a fraction."""
-    found = np.array(labels)
-    return found.astype(np.int64 if found.dtype.kind in "iu" else np.float32)
+    """The labels as int64[rows] or [rows, n]; float32 if a label is a fraction."""
+    array = np.array(labels)
+    return array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)

@@ -1,4 +1,4 @@
-"""What `images:` in a recipe means: which files, which processor, which classes. Names are read, no image is opened."""
+"""The meaning of `images:` in a recipe: files, processor and classes. It reads names and opens no image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engineworks.tensors import TensorSpec
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 PROCESSOR_FILE = "preprocessor_config.json"
 BY_FOLDER = "folder"
-"""In place of a file with labels: the class of an image is the folder it lies in."""
+"""Replaces a file with labels: the class of an image is the folder it lies in."""
 
 
 def plan_images(
@@ -31,8 +31,10 @@ def plan_images(
     label_file: Path | None,
     samples: int | None,
 ) -> SampleFile:
-    """The samples that the step `prepare` will make of this folder. Raises `SamplesError` for the first thing that is
-    wrong. processor: the folder with its config. labels: 'folder', or anything else together with its `label_file`."""
+    """The samples that the step `prepare` will make of this folder. Raises `SamplesError` for the first problem.
+
+    processor: the folder with its config. labels: 'folder', or any other value together with its `label_file`.
+    """
     spec = _pixels(specs)
     names = image_names(folder)
     count = counted(folder.name, len(names), samples, specs)
@@ -62,9 +64,9 @@ def plan_images(
 
 
 def image_names(folder: Path) -> list[str]:
-    """Names of all images below the folder, relative to it, in order; what is hidden is left out."""
-    found = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
+    """Names of all images below the folder, relative to it, sorted; hidden files are left out."""
+    images = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p.as_posix() for p in images if not any(part.startswith(".") for part in p.parts))
 
 
 def class_of(name: str) -> str:
@@ -73,17 +75,17 @@ def class_of(name: str) -> str:
 
 
 def read_label_file(path: Path) -> dict[str, Any]:
-    """Label by name of the image. Raises `SamplesError` where a column is missing or an image stands twice."""
+    """Label by name of the image. Raises `SamplesError` if a column is missing or an image is a duplicate."""
     columns, total = look_at(path)
     for column in ("file", "label"):
         if column not in columns:
             raise SamplesError(f"{path.name}: has no column '{column}'", hint="its columns are file and label")
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for place, row in read_rows(path, range(total), ("file", "label")):
-        if row["file"] in found:
+        if row["file"] in by_name:
             raise SamplesError(f"{place}: '{row['file']}' stands twice", hint="one row per image")
-        found[str(row["file"])] = row["label"]
-    return found
+        by_name[str(row["file"])] = row["label"]
+    return by_name
 
 
 def _pixels(specs: Sequence[TensorSpec]) -> TensorSpec:
@@ -97,7 +99,7 @@ def _pixels(specs: Sequence[TensorSpec]) -> TensorSpec:
 
 
 def _numbers(classes: set[str], known: Mapping[str, int]) -> Mapping[str, int]:
-    """The model's own numbers if it knows all names, none where the classes are numbers already, else their order."""
+    """The model's own numbers if it knows all names, none if the classes are already numbers, else their order."""
     if classes <= known.keys():
         return known
     return in_order(classes) if any(is_name(label) for label in classes) else {}
@@ -113,7 +115,7 @@ def _by_folder(names: Sequence[str]) -> dict[str, str]:
 
 
 def _by_file(path: Path | None, names: Sequence[str]) -> Mapping[str, str]:
-    assert path is not None  # found before
+    assert path is not None  # the caller gives a file unless labels is 'folder'
     labels = read_label_file(path)
     for name in names:
         if name not in labels:

@@ -1,4 +1,4 @@
-"""How samples are made of other data than arrays: what shapes them, and where it lies."""
+"""How samples are made from text or images: the parameters that shape them, and the files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 LABELS = "labels"
-"""Name of the array of labels among the made ones."""
+"""Name of the label array among the prepared arrays."""
 
 LENGTHS = "lengths"
-"""Name of the array of the rows' own lengths, where these differ."""
+"""Name of the array of the rows' own lengths, if these differ."""
 
 REPORT_FILE = "prepared.json"
-"""What became of the data: samples, classes, and `notes`, sentences for the user."""
+"""The report of the step: samples, classes, and `notes`, messages for the user."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the step `prepare` makes samples of.
+    """The input of the step `prepare`.
 
-    params: all that shapes them but files' contents (part of the key). files: role → file whose digest is part of the
-    key. tree: many files that are digested as one. places: role → path that the step reads. libraries: distributions
-    whose versions shape the result.
+    params: all parameters that shape the samples, except files' contents (part of the cache key). files: role → file
+    whose digest is part of the key. tree: many files with one common digest. places: role → path that the step reads.
+    libraries: distributions whose versions shape the result.
     """
 
     params: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Preparation:
 class Ragged:
     """Rows of different lengths along `dim`, kept padded; a batch is cut to its longest row.
 
-    ranges: one per profile: smallest and largest batch, then length. A batch is padded to the least length that a
+    ranges: one per profile: minimum and maximum batch, then length. A batch is padded to the minimum length that a
     profile allows for its size.
     """
 
@@ -50,7 +50,7 @@ class Ragged:
     ranges: tuple[tuple[int, int, int, int], ...] = ()
 
     def width(self, batch: int, longest: int) -> int:
-        """The length of a batch of so many rows whose longest is so long."""
+        """The padded length of a batch of `batch` rows whose longest has `longest` elements."""
         fitting = [
             max(low, longest) for least, most, low, high in self.ranges if least <= batch <= most and longest <= high
         ]
@@ -66,7 +66,7 @@ class Ragged:
 
 
 def longest_for_all(ranges: Sequence[tuple[int, int, int, int]], batches: Sequence[int]) -> int | None:
-    """The greatest length that a row may have to fit into a batch of every one of these sizes; None without ranges."""
+    """The maximum length of a row that fits into a batch of every one of these sizes; None without ranges."""
     limits = [
         max((high for least, most, _, high in ranges if least <= batch <= most), default=None) for batch in batches
     ]
@@ -74,5 +74,5 @@ def longest_for_all(ranges: Sequence[tuple[int, int, int, int]], batches: Sequen
 
 
 def find_made(folder: Path) -> Path:
-    """The .npz in the artifact of a `prepare` step; it is named after what it was made of."""
+    """The .npz in the artifact of a `prepare` step; its name comes from its source."""
     return next(folder.glob("*.npz"))

@@ -18,10 +18,10 @@ PACKAGES = {"transformers": "transformers", "PIL": "pillow"}
 
 
 def see(folder: Path, names: Sequence[str], processor: Path, spec: TensorSpec) -> Iterator[NDArray[Any]]:
-    """One image after the other as the input takes it, [channels, height, width].
+    """The images one by one in the input's layout, [channels, height, width] of the input's dtype.
 
-    Raises `ModelError` where a package is missing, `SamplesError` for an image or processor that cannot be read, and
-    where the processor's images do not fit the input.
+    Raises `ModelError` if a package is missing. Raises `SamplesError` for an image or processor that cannot be read,
+    and if the processor's images do not fit the input.
     """
     require_packages(PACKAGES, extra="images", doing=f"images in '{folder.name}'")
     loaded = _load(processor)
@@ -52,12 +52,12 @@ def _load(folder: Path) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except Exception as error:  # transformers raises whatever its parts raise
+    except Exception as error:  # transformers passes on any error of its parts
         raise SamplesError(f"'{folder.name}': transformers cannot read its image processor: {error}") from error
 
 
 def _pixels(processor: Any, path: Path, name: str, mode: str) -> NDArray[Any]:
-    """mode: Pillow's name of grey (L) or colours (RGB)."""
+    """One image as [channels, height, width]. mode: Pillow's name of grey (L) or colors (RGB)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -67,7 +67,7 @@ def _pixels(processor: Any, path: Path, name: str, mode: str) -> NDArray[Any]:
         raise SamplesError(f"{name}: is no image that can be read: {error}") from None
     try:
         made = processor(images=upright, return_tensors="np")["pixel_values"]
-    except Exception as error:  # transformers raises whatever its parts raise
+    except Exception as error:  # transformers passes on any error of its parts
         raise SamplesError(f"{name}: the processor fails: {error}") from error
     pixels: NDArray[Any] = np.asarray(made)[0]
     return pixels

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 
 class ArchiveWriter:
-    """Writes arrays into an uncompressed .npz, as numpy.savez does; its dates are fixed, so that equal arrays make
-    equal files."""
+    """Writes arrays into an uncompressed .npz, as numpy.savez does.
+
+    Its dates are fixed, so that equal arrays make equal files.
+    """
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
@@ -29,7 +31,7 @@ class ArchiveWriter:
         self.write_rows(name, array, len(array))
 
     def write_rows(self, name: str, rows: Iterable[NDArray[Any]], count: int) -> None:
-        """`count` rows of one shape and dtype, as one array."""
+        """Write `count` rows of one shape and dtype as one array [count, …]."""
         entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
         with self._archive.open(entry, "w", force_zip64=True) as file:
             started = False

@@ -1,7 +1,7 @@
-"""Rows of .jsonl, .csv and .parquet files: counted and read without holding the file.
+"""Rows of .jsonl, .csv and .parquet files: counted and read without holding the file in memory.
 
-JSON Lines: one object per line (jsonlines.org). CSV: RFC 4180, the first row names the columns. Parquet is read by
-pyarrow, which nothing else here needs.
+JSON Lines: one object per line (jsonlines.org). CSV: RFC 4180, the first row names the columns. Parquet needs pyarrow,
+which no other module uses.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 Row = dict[str, Any]
 
-csv.field_size_limit(1 << 27)  # a document is longer than the 128 KiB that csv takes for a field
+csv.field_size_limit(1 << 27)  # a document is longer than csv's default limit of 128 KiB per field
 
 
 def look_at(path: Path) -> tuple[list[str], int]:
-    """Names of the columns and the number of rows. Raises `SamplesError` for a file that does not parse.
+    """Names of the columns and the number of rows. Raises `SamplesError` for a file that cannot be parsed.
 
     The columns of a .jsonl file are those of its first line.
     """
@@ -47,9 +47,9 @@ def look_at(path: Path) -> tuple[list[str], int]:
 
 
 def read_rows(path: Path, wanted: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """The rows with these numbers (rising, from 0), each with its place in the file: `file.csv:12`.
+    """The rows with these numbers (ascending, from 0), each with its place in the file: `file.csv:12`.
 
-    Raises `SamplesError` for a row that does not parse or lacks one of `columns`.
+    Raises `SamplesError` for a row that cannot be parsed or lacks one of `columns`.
     """
     pending = iter(wanted)
     next_row = next(pending, None)
@@ -88,7 +88,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | str]]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that hold something, with their numbers."""
+    """Non-empty lines with their numbers."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):

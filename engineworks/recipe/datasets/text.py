@@ -1,5 +1,7 @@
-"""What `text:` in a recipe means: which columns, which tokenizer, how long. Headers and configs are read, no text is
-tokenized: that is the step's work (`tokenize`)."""
+"""The meaning of `text:` in a recipe: columns, tokenizer and length.
+
+This module reads headers and configs only; the step `prepare` tokenizes the text (`tokenize`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
 FIELDS = ("input_ids", "attention_mask", "token_type_ids")
-"""What tokenizers make, by the names that transformers gives them."""
+"""Outputs of tokenizers, by the names that transformers gives them."""
 
 FAST_FILE = "tokenizer.json"
 TOKENIZER_FILES = (
@@ -27,7 +29,7 @@ TOKENIZER_FILES = (
 """Files that shape a tokenizer, by the names that transformers writes."""
 
 NO_LIMIT = 1_000_000
-"""A `model_max_length` of this or more is transformers' way to say that there is none."""
+"""A `model_max_length` of this or more means no limit, as transformers writes it."""
 
 Profiles = Mapping[str, Mapping[str, tuple[int, ...]]]
 
@@ -46,16 +48,15 @@ def plan_text(
     profiles: Profiles,
     samples: int | None,
 ) -> SampleFile:
-    """The samples that the step `prepare` will make of this file. Raises `SamplesError` for the first thing that is
-    wrong.
+    """The samples that the step `prepare` will make of this file. Raises `SamplesError` for the first problem.
 
-    tokenizer: its folder. model: the model's folder, whose config may name the classes. names: input → what the
-    tokenizer calls it, where they differ. profiles: dimension → (min, opt, max) by profile.
+    tokenizer: its folder. model: the model's folder, whose config may name the classes. names: input → the tokenizer's
+    name for it, if they differ. profiles: dimension → (min, opt, max) by profile.
     """
-    found, total = look_at(path)
+    present, total = look_at(path)
     for key, column in [*(("columns", c) for c in columns), *([("labels", label)] if label else [])]:
-        if column not in found:
-            hint = did_you_mean(column, found) if found else "the file holds no rows"
+        if column not in present:
+            hint = did_you_mean(column, present) if present else "the file holds no rows"
             raise SamplesError(f"{path.name}: has no column '{column}'", hint=hint, key=key)
     count = counted(path.name, total, samples, specs)
     files = tokenizer_files(tokenizer)
@@ -80,7 +81,7 @@ def plan_text(
 
 
 def counted(name: str, total: int, samples: int | None, specs: Sequence[TensorSpec]) -> int:
-    """How many samples are used of `total`. Raises `SamplesError` where they are too few."""
+    """How many samples are used of `total`. Raises `SamplesError` if there are too few."""
     if total == 0:
         raise SamplesError(f"{name}: holds no samples")
     if samples is not None and samples > total:
@@ -95,19 +96,19 @@ def counted(name: str, total: int, samples: int | None, specs: Sequence[TensorSp
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a tokenizer, by name. Raises `SamplesError` where there is none."""
-    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if not found.keys() - {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}:
+    """The files of a tokenizer, by name. Raises `SamplesError` if there is none."""
+    files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if not files.keys() - {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}:
         raise SamplesError(
             f"'{folder.name}' holds no tokenizer",
             hint=f"expected {FAST_FILE}, as save_pretrained writes it",
             key="tokenizer",
         )
-    return found
+    return files
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; {} where there is none. Raises `SamplesError` where it is no JSON object."""
+    """tokenizer_config.json; {} if it is missing. Raises `SamplesError` if it is not a JSON object."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
@@ -121,7 +122,7 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
 
 
 def sequence_dim(specs: Sequence[TensorSpec]) -> str | int:
-    """The one dimension that counts tokens. Raises `SamplesError` where inputs are no [batch, sequence] of integers."""
+    """The one dimension that counts tokens. Raises `SamplesError` if inputs are not integer [batch, sequence]."""
     dims = set()
     for spec in specs:
         if len(spec.shape) != 2 or spec.dtype not in ("int64", "int32"):
@@ -147,7 +148,7 @@ def length_limit(
     batch: str | int,
     max_length: int | None,
 ) -> int:
-    """Tokens at most: what is asked for, else what the tokenizer's model and the profiles take."""
+    """Maximum number of tokens: the requested length, else what the tokenizer's model and the profiles accept."""
     if isinstance(dim, int):
         possible: int | None = dim
     else:
@@ -170,7 +171,7 @@ def length_limit(
 
 
 def _ranges(profiles: Profiles, dim: str | int, batch: str | int) -> tuple[tuple[int, int, int, int], ...]:
-    """(least batch, most batch, least length, most length) of every profile."""
+    """(minimum batch, maximum batch, minimum length, maximum length) of every profile."""
     ranges = []
     for dims in profiles.values():
         if isinstance(dim, str) and dim in dims:

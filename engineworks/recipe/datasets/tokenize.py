@@ -1,4 +1,4 @@
-"""Texts → input_ids, attention_mask, token_type_ids, by the tokenizers library; labels of tokens and of spans too."""
+"""Texts → input_ids, attention_mask, token_type_ids, by the tokenizers library; labels of tokens and spans too."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 IGNORED = -100
-"""The label of what has none: special tokens, the later pieces of a word, padding (as in PyTorch's losses)."""
+"""The label of tokens without one: special tokens, later pieces of a word, padding (as in PyTorch's losses)."""
 
 CHUNK = 256
-"""Texts that are tokenized at once."""
+"""Number of texts tokenized at once."""
 
 Kind = Literal["class", "tokens", "span"]
 
@@ -33,8 +33,10 @@ _ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_ty
 @dataclass
 class Tokenized:
     """rows: per text, field → its values. labels: per text a number ("class"), one for each token ("tokens"), or the
-    first and last token of an answer ("span"); kind: which of these. cut: how many texts were too long; lost: how many
-    answers were cut off."""
+    first and last token of an answer ("span"). kind: which of these.
+
+    cut: number of texts that were too long. lost: number of answers that were cut off.
+    """
 
     rows: list[Mapping[str, list[int]]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
@@ -61,12 +63,14 @@ def tokenize(
     limit: int,
     numbers: Mapping[str, int],
 ) -> Tokenized:
-    """Tokenize the rows, cut to `limit` tokens, unpadded. Raises `SamplesError` for a row that is no text, or whose
-    label does not fit."""
+    """Tokenize the rows, cut to `limit` tokens, unpadded.
+
+    Raises `SamplesError` for a row that is not text, or whose label does not fit.
+    """
     tokenizer = load_tokenizer(folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit)
-    found = Tokenized()
+    tokenized = Tokenized()
     for chunk in _chunks(rows):
         words = [isinstance(row[columns[0]], list) for _, row in chunk]
         if any(words) != all(words):
@@ -74,15 +78,17 @@ def tokenize(
         inputs = [_text(place, row, columns) for place, row in chunk]
         encodings = tokenizer.encode_batch(inputs, is_pretokenized=any(words))
         for (place, row), encoding in zip(chunk, encodings, strict=True):
-            found.rows.append({name: list(getattr(encoding, at)) for name, at in _ATTRIBUTES.items()})
-            found.cut += bool(encoding.overflowing)
+            tokenized.rows.append({name: list(getattr(encoding, at)) for name, at in _ATTRIBUTES.items()})
+            tokenized.cut += bool(encoding.overflowing)
             if label is not None:
-                found.add_label(place, *_label(place, row[label], row[columns[0]], encoding, numbers, len(columns) - 1))
-    return found
+                tokenized.add_label(
+                    place, *_label(place, row[label], row[columns[0]], encoding, numbers, len(columns) - 1)
+                )
+    return tokenized
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """tokenizer.json by the tokenizers library; older files are converted by transformers. Raises `SamplesError`."""
+    """tokenizer.json by the tokenizers library; transformers converts older files. Raises `SamplesError`."""
     if (folder / FAST_FILE).is_file():
         require_packages({"tokenizers": "tokenizers"}, extra="text", doing=f"text for '{folder.name}'")
         import tokenizers
@@ -98,28 +104,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         slow = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         converted: Tokenizer = slow.backend_tokenizer
-    except Exception as error:  # transformers raises whatever its parts raise
+    except Exception as error:  # transformers passes on any error of its parts
         raise SamplesError(f"'{folder.name}': transformers cannot read its tokenizer: {error}") from error
     return converted
 
 
 def padding_id(folder: Path, tokenizer: Tokenizer) -> int:
-    """The id of the padding token; 0 where the tokenizer names none: what is masked is not read."""
+    """The id of the padding token; 0 if the tokenizer names none, because the mask hides it."""
     padding = tokenizer.padding
     if padding:
         return int(padding["pad_id"])
     name = tokenizer_settings(folder).get("pad_token")
     token = name.get("content") if isinstance(name, dict) else name
-    found = tokenizer.token_to_id(str(token)) if token else None
-    return int(found) if found is not None else 0
+    token_id = tokenizer.token_to_id(str(token)) if token else None
+    return int(token_id) if token_id is not None else 0
 
 
 def padded(rows: Sequence[Sequence[int]], width: int, fill: int, dtype: str) -> NDArray[Any]:
-    """[rows, width], filled up at the end."""
-    found = np.full((len(rows), width), fill, dtype)
-    for slot, row in zip(found, rows, strict=True):
+    """Rows as one array [rows, width] of `dtype`, filled up at the end."""
+    block = np.full((len(rows), width), fill, dtype)
+    for slot, row in zip(block, rows, strict=True):
         slot[: len(row)] = row
-    return found
+    return block
 
 
 def _chunks(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
@@ -147,7 +153,7 @@ def _text(place: str, row: Row, columns: Sequence[str]) -> Any:
 def _label(
     place: str, value: Any, text: Any, encoding: Encoding, numbers: Mapping[str, int], sequence: int
 ) -> tuple[Kind, Any]:
-    """sequence: which of the texts an answer is in."""
+    """The kind of label and its values. sequence: which of the texts an answer is in."""
     if isinstance(value, Mapping):
         return "span", _span(place, value, encoding, sequence)
     if not isinstance(value, list):
@@ -156,16 +162,16 @@ def _label(
         raise SamplesError(f"{place}: labels per word, and the text is no list of words", hint='["The", "words"]')
     if len(value) != len(text):
         raise SamplesError(f"{place}: {len(value)} labels for {len(text)} words", hint="one label per word")
-    known = [number_of(place, one, numbers) for one in value]
-    found, before = [], None
+    known = [number_of(place, name, numbers) for name in value]
+    per_token, before = [], None
     for at in encoding.word_ids:
-        found.append(IGNORED if at is None or at == before else known[at])
+        per_token.append(IGNORED if at is None or at == before else known[at])
         before = at
-    return "tokens", found
+    return "tokens", per_token
 
 
 def _span(place: str, value: Mapping[str, Any], encoding: Encoding, sequence: int) -> list[int]:
-    """The first and last token of an answer as SQuAD writes it, {text, answer_start}; -100 where it was cut off."""
+    """The first and last token of an answer in SQuAD's format, {text, answer_start}; -100 if it was cut off."""
     text, start = (_first(value.get(key)) for key in ("text", "answer_start"))
     if not isinstance(text, str) or not isinstance(start, int):
         raise SamplesError(

@@ -33,8 +33,8 @@ class OrtCudaSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """From host arrays to host arrays. Raises `RunError`."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
-        found = self._try(arrays, lambda: session.run(self._names, arrays))
-        return dict(zip(self._names, found, strict=True))
+        outputs = self._try(arrays, lambda: session.run(self._names, arrays))
+        return dict(zip(self._names, outputs, strict=True))
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
         """Without copies, one run more that is not timed gives the outputs their memory on the device. ONNX Runtime
@@ -52,8 +52,8 @@ class OrtCudaSession:
 
             return RunTimes(_time(once, runs))
 
-        found: RunTimes = self._try(arrays, timed)
-        return found
+        times: RunTimes = self._try(arrays, timed)
+        return times
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
         raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")

@@ -73,10 +73,10 @@ class TorchSession:
         import torch
 
         writeable = {n: a if a.flags.writeable else a.copy() for n, a in arrays.items()}  # PyTorch warns of others
-        found = {name: torch.from_numpy(array).to(self._device) for name, array in writeable.items()}
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in writeable.items()}
         if self._half:
-            found = {name: t.half() if t.is_floating_point() else t for name, t in found.items()}
-        return found
+            tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+        return tensors
 
     def _from_device(self, result: Any) -> dict[str, Array]:
         import torch

@@ -59,8 +59,8 @@ def why_not(source: str, precision: str) -> str | None:
 
 
 def versions() -> Mapping[str, str | None]:
-    found = installed_versions(DISTRIBUTIONS)
-    return {name: version for name, version in found.items() if version or name == DISTRIBUTIONS[0]}
+    installed = installed_versions(DISTRIBUTIONS)
+    return {name: version for name, version in installed.items() if version or name == DISTRIBUTIONS[0]}
 
 
 def hardware() -> Mapping[str, str]:

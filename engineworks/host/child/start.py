@@ -114,12 +114,12 @@ def descendants(pid: int) -> Sequence[int]:
         with contextlib.suppress(OSError):  # it ended meanwhile
             parent = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
             children.setdefault(int(parent), []).append(int(stat.parent.name))
-    found, pending = [], [pid]
+    below_pid, pending = [], [pid]
     while pending:
         below = children.get(pending.pop(), [])
-        found += below
+        below_pid += below
         pending += below
-    return found
+    return below_pid
 
 
 class _Starter:

@@ -135,9 +135,7 @@ def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
     wanted = environment(request.precision, rtx=vendor.rtx, tf32=bool(request.options.get("tf32")))
     with switched(wanted), logger_of(trt).sending(job.log) as logger:
         builder = _create_builder(trt, title, logger)
-        network, _parser = parse(
-            trt, title, builder, logger, request.model, model, plain
-        )  # the parser owns the weights
+        network, _parser = parse(trt, title, builder, logger, request.model, model, plain)  # parser owns weights
         config = builder.create_builder_config()
         configure(trt, title, config, request.options)
         add_profiles(builder, config, network, request.profiles, model.inputs, network_names(network))

@@ -62,7 +62,7 @@ TENSORRT_ONLY: Mapping[str, Option] = {
     "hardware_compatibility": WORDS["hardware_compatibility"][2],
     "version_compatible": FLAGS["version_compatible"],
 }
-"""TensorRT-RTX has no such option: its engines are portable between the GPUs that they name."""
+"""Options of TensorRT alone: TensorRT-RTX engines are portable between the GPUs that they name."""
 
 
 def configure(trt: Any, title: str, config: Any, options: Mapping[str, Any]) -> None:

@@ -200,7 +200,8 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
 
 
 def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
-    """Return one or two rows of the evaluation data, in a batch that the profiles allow: one array per input."""
+    """Return evaluation data for one run, one array [rows, …] per input: 2 rows if the profiles allow it, otherwise
+    their minimum batch."""
     from engineworks.fingerprint import FileDigests
 
     allowed = Documents(plan.loaded, FileDigests(None)).batches()

@@ -44,6 +44,7 @@ def narrowed_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> d
 
 
 def _narrowed(name: str, array: Array, dtype: str) -> Array:
+    """Convert the array to `dtype`, same shape. Raises `RunError` for an integer or a float out of range."""
     with np.errstate(over="ignore"):
         narrow: Array = array.astype(dtype)
     if dtype == "float32":

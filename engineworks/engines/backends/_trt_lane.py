@@ -45,7 +45,10 @@ class Lane:
         self._pinned = {t.name: PinnedBuffer() for t in tensors}
 
     def place(self, arrays: Mapping[str, Array]) -> None:
-        """Set the shapes of a run, allocate memory, and copy the inputs to page-locked memory."""
+        """Set the shapes of a run, allocate memory, and copy the inputs to page-locked memory.
+
+        arrays: one checked array per input, with the engine's dtype.
+        """
         self._label = shapes_of(arrays)
         self._switch_profile(choose_profile(self._profiles, arrays, self._profile))
         for tensor in self._inputs:
@@ -129,7 +132,8 @@ class Lane:
         return partial(self._context.execute_async_v3, self.stream.handle)
 
     def fetch(self) -> dict[str, Array]:
-        """Return copies of the last run's outputs."""
+        """Return copies of the last run's outputs, with the engine's shapes and dtypes; int4 is a row of packed bytes
+        (uint8)."""
         outputs = {}
         for tensor in self._outputs:
             shape = tensor.array_shape(self.output_shape(tensor))

@@ -57,6 +57,7 @@ class OrtCudaSession:
         return times
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Raises `RunError`: a peer has no streams."""
         raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
 
     def close(self) -> None:

@@ -47,10 +47,12 @@ class TorchSession:
         return self._try(arrays, lambda: self._from_device(self._call(self._to_device(arrays))))
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """Time `runs` runs in ms; `copies` includes the copies to and from the device."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._timed(arrays, runs, copies))
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Raises `RunError`: a peer has no streams."""
         raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
 
     def close(self) -> None:
@@ -71,6 +73,7 @@ class TorchSession:
         return self._module(**tensors) if self._by_name else self._module(*tensors.values())
 
     def _to_device(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        """Copy arrays to the device with their shapes and dtypes; floats become float16 for `half`."""
         import torch
 
         writeable = {n: a if a.flags.writeable else a.copy() for n, a in arrays.items()}  # else PyTorch warns
@@ -80,6 +83,7 @@ class TorchSession:
         return tensors
 
     def _from_device(self, result: Any) -> dict[str, Array]:
+        """Copy outputs to host arrays with their shapes and dtypes; bfloat16 becomes float32."""
         import torch
 
         from engineworks.model.export.torch_onnx import plain_outputs

@@ -114,12 +114,12 @@ def descendants(pid: int) -> Sequence[int]:
         with contextlib.suppress(OSError):  # it ended meanwhile
             parent = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
             children.setdefault(int(parent), []).append(int(stat.parent.name))
-    below_pid, pending = [], [pid]
+    pids, pending = [], [pid]
     while pending:
         below = children.get(pending.pop(), [])
-        below_pid += below
+        pids += below
         pending += below
-    return below_pid
+    return pids
 
 
 class _Starter:

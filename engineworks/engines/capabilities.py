@@ -1,4 +1,4 @@
-"""What each backend can do, by version, precision and compute capability: a table with a message for each refusal.
+"""The capabilities of each backend by version, precision and compute capability, with a message for each refusal.
 
 `plan` asks before anything is built, so this module imports no vendor library. Sources:
 

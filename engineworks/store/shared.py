@@ -135,7 +135,7 @@ class SharedStore(Store):
         sent = 0
         for mark in sorted((self.root / "pending").glob("*")):
             artifact = self._manifest(mark.name)
-            if artifact is None:  # nothing is there to be sent
+            if artifact is None:  # nothing to upload
                 mark.unlink(missing_ok=True)
                 continue
             try:

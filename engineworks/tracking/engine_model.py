@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "engine"
 FOLDER = "files"
-"""Not `engine`: over REST a folder whose only file bears its name is listed as empty."""
+"""Not `engine`: over REST a folder whose only file has its name is listed as empty."""
 
 
 @dataclass(frozen=True)

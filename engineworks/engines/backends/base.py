@@ -1,4 +1,4 @@
-"""What a backend is: a module that satisfies `Builder`, `Runner` or both.
+"""The interface of backends: a module that satisfies `Builder`, `Runner` or both.
 
 A backend that only runs has no `build`; one that only builds has no `load`. Functions import vendor libraries, so the
 table in `engines/backends/__init__.py` works without any of them.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
-"""Name of the engine file in its artifact folder; external weights lie next to it."""
+"""Name of the engine file in its artifact folder; external weights are next to it."""
 
 
 @dataclass(frozen=True)

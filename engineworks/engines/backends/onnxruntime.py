@@ -111,7 +111,7 @@ def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
 
 
 def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
-    """As `why_not_build`."""
+    """Return why this host cannot run engines of the target, as `why_not_build`."""
     return why_not_build(compute_capabilities)
 
 

@@ -1,4 +1,4 @@
-"""What a peer is: a module that satisfies `Peer`. Functions import its framework."""
+"""The interface of peers: a module that satisfies `Peer`. Functions import its framework."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class PeerModel:
-    """What a peer loads: the ONNX file in the requested precision, or the origin for a peer that runs the source."""
+    """The input of a peer: the ONNX file in the requested precision, or the origin for a peer that runs the source."""
 
     precision: str
     onnx: Path | None = None

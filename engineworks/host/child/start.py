@@ -1,4 +1,4 @@
-"""Starting, feeding and killing one child process. See `engineworks.host.child`."""
+"""Starts, feeds and kills one child process. See `engineworks.host.child`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 - TensorRT-RTX 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116: every cell was built on a machine without a GPU, for every
   capability that the version names. Each network had one kind of operator (Conv, ConvTranspose, Gemm, MatMul, Einsum,
-  LSTM, attention), in fp32, fp16, bf16, int8 Q/DQ, int8 and int4 weights, and fp8 Q/DQ, the quantized ones with
+  LSTM, attention). Precisions: fp32, fp16, bf16, int8 Q/DQ, int8 and int4 weights, fp8 Q/DQ; the quantized ones with
   unquantized nodes in fp32 and in fp16. 9.0 was run on an H200.
 - TensorRT 10 and 11: the vendor's support matrix; not tested.
 - ONNX Runtime 1.31: the same networks, built and run on the CPU.

@@ -20,8 +20,8 @@ SLOWEST_BYTES_PER_S = 256 * 1024
 """A transfer may take one more second per this many bytes; slower services are unusable."""
 
 DOWN_S = 20.0
-"""Seconds without another request after the service did not answer: a build of many engines fails once, instead of
-waiting for one limit after the other."""
+"""Seconds without another request after the service did not answer: a build of many engines fails once, not one limit
+after the other."""
 
 OPTIONS = {
     "s3": {

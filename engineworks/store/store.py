@@ -166,8 +166,8 @@ class Store:
             return 0.0
 
     def age_s(self, key: str) -> float:
-        """Return seconds since publication, by the clock that gives less: the wall clock may have been set meanwhile,
-        and the boot's clock restarts at every boot."""
+        """Return seconds since publication, by the clock that gives less. The wall clock may have been set meanwhile;
+        the boot's clock restarts at every boot."""
         age = time.time() - self.published_at(key)
         try:
             boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]

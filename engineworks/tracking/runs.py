@@ -156,7 +156,7 @@ class Tracking:
         self, mark: str, run_id: str, recipe: str, build_key: str, owner: str, started_at: float
     ) -> BuildRun:
         """Return the run of a build whose records waited: `run_id` if MLflow has it, else the run with this mark, else
-        a new one with this start (seconds since the epoch) and owner."""
+        a new one. started_at (seconds since the epoch) and owner are a new run's."""
         link = self._connect()
         queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
         known = next((run for query in queries for run in link.search(query, limit=1)), None)

@@ -1,7 +1,7 @@
 """Sends waiting records to MLflow, each once.
 
-A send repeated after a kill writes to the same places: the tag with its id finds the build's run, its name finds an
-engine's, and metrics keep the time of their first record.
+A send repeated after a kill writes to the same places. A tag with its id finds the build's run, and its name an
+engine's. Metrics keep the time of their first record.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class RtxDialect:
             self._config.set_runtime_cache(self._cache)
 
     def context(self, *, graphs: bool, trial: bool) -> Any:
-        """A trial context requests no specialized kernels: dropping it loses those in progress, and with a runtime
-        cache no later context requests them (1.6.1: fp8 engines stayed four to seven times slower)."""
+        """A trial context requests no specialized kernels. Dropping it loses those in progress, and with a runtime
+        cache no later context requests them. (1.6.1: fp8 engines stayed four to seven times slower.)"""
         kernels = self._trt.DynamicShapesKernelSpecializationStrategy
         wanted = kernels.NONE if trial else getattr(kernels, self._serving.kernels.upper())
         self._config.dynamic_shapes_kernel_specialization_strategy = wanted

@@ -77,8 +77,8 @@ class TrtSession:
             return lane.fetch()
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
-        """Time each run in ms after one untimed run: by the host's clock from the call to the end of the wait, and by
-        CUDA events. Copies use page-locked memory. Raises `RunError`."""
+        """Time `runs` runs in ms after one untimed run. host: from the call to the end of the wait; device: by CUDA
+        events. Copies use page-locked memory. Raises `RunError`."""
         host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
             lane.place(self._arrays(feeds))

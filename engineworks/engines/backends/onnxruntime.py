@@ -75,8 +75,8 @@ TRAITS = Traits(
     relative_times={"fp32": 1.0, "int8": 1.05, "int8_weights": 1.1, "int4_weights": 1.2, "fp16": 2.0},
 )
 """Memory: measured (results/build-memory-cpu.json). The CPU has few fp16 kernels: ONNX Runtime casts back and forth,
-and recognizes no int8 convolution behind fp16 scales (digits: 2.8 ms with fp16 for unquantized nodes, 1.7 ms with
-fp32). Only some processors are faster in int8, so fp32 comes first until the precisions are measured."""
+and recognizes no int8 convolution behind fp16 scales. Digits: 2.8 ms with fp16 for unquantized nodes, 1.7 ms with fp32.
+Only some processors are faster in int8, so fp32 comes first until the precisions are measured."""
 
 OPTIONS: Mapping[str, Option] = {
     "threads": Option(int, "threads within an operator; 0 or nothing: one for each core that may be used"),

@@ -1,1 +1,1 @@
-"""Builds engines and runs them: backends, peers, and the files and signatures of an engine."""
+"""Builds and runs engines: backends, peers, and the files and signatures of an engine."""

@@ -1,12 +1,12 @@
-"""What each backend can do, by version, precision and compute capability: a table and the sentence for each refusal.
+"""The capabilities of each backend by version, precision and compute capability, with a message for each refusal.
 
-`plan` asks before anything is built, so nothing is imported here. Where the figures come from:
+`plan` asks before anything is built, so this module imports no vendor library. Sources:
 
-- TensorRT-RTX 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116: every cell was built on a machine without a GPU, with small
-  networks of one kind of operator each (Conv, ConvTranspose, Gemm, MatMul, Einsum, LSTM, attention; fp32, fp16, bf16,
-  int8 Q/DQ, int8 and int4 weights, fp8 Q/DQ, these with fp32 and with fp16 around them) for every capability that
-  the version names. 9.0 was run on an H200.
-- TensorRT 10 and 11: the vendor's support matrix; not tried here.
+- TensorRT-RTX 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116: every cell was built on a machine without a GPU, for every
+  capability that the version names. Each network had one kind of operator (Conv, ConvTranspose, Gemm, MatMul, Einsum,
+  LSTM, attention). Precisions: fp32, fp16, bf16, int8 Q/DQ, int8 and int4 weights, fp8 Q/DQ; the quantized ones with
+  unquantized nodes in fp32 and in fp16. 9.0 was run on an H200.
+- TensorRT 10 and 11: the vendor's support matrix; not tested.
 - ONNX Runtime 1.31: the same networks, built and run on the CPU.
 """
 
@@ -25,12 +25,12 @@ GEMMS = ("Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention")
 
 
 END: Version = (9999,)
-"""After every version: what the newest one that was tried can do is assumed of later ones."""
+"""Later than every version: later versions are assumed to support what the newest tested one does."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """The compute capabilities that the versions from `since` until before `until` build for."""
+    """The compute capabilities that versions from `since` (included) to `until` (excluded) build for."""
 
     since: Version
     until: Version
@@ -39,8 +39,8 @@ class Named:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """One backend's row. title: its name in messages. tried: version lines that were tried, oldest first. portable: one
-    engine may serve several compute capabilities."""
+    """One backend's row. title: its name in messages. tried: tested version lines, oldest first. portable: one engine
+    may serve several compute capabilities."""
 
     title: str
     tried: tuple[str, ...]
@@ -48,7 +48,7 @@ class Capabilities:
     portable: bool = False
 
     def named_by(self, version: str) -> Named | None:
-        """What this version builds for; None if it is too old."""
+        """Return what this version builds for; None if it is too old."""
         return next((n for n in self.named if n.since <= _parsed(version) < n.until), None)
 
 
@@ -72,17 +72,17 @@ CAPABILITIES: Mapping[str, Capabilities] = {
 }
 
 PORTABLE_ONLY = ("9.0",)
-"""Capabilities that TensorRT-RTX has no name for: its portable engine, built by naming none, runs there (until 1.6)."""
+"""Capabilities that TensorRT-RTX has no name for. Its portable engine, which names none, runs there (until 1.6)."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What cannot be built, and the sentence that says so and what to do instead.
+    """A combination that cannot be built, with a message that states it and suggests an alternative.
 
-    precisions, capabilities: empty for all. operators: only models that have one of these, or use it so
-    ('LSTM:sequence_lens', see `model/fold/node_uses.py`); `assumed` while a model's operators are not known.
-    of_quantized: only if such an operator is quantized. but: only models that have an operator that is none of these.
-    In the sentence {found} are those operators, with their nodes.
+    precisions, capabilities: empty for all. operators: only models with one of these, or with such a use of it
+    ('LSTM:sequence_lens', see `model/fold/node_uses.py`). assumed: applies also while a model's operators are unknown.
+    of_quantized: only if such an operator is quantized. but: only models with an operator outside this list. In the
+    message, {found} is those operators with their nodes.
     """
 
     backend: str
@@ -122,7 +122,7 @@ PARSED = (
     "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tan", "Tanh", "TensorScatter", "ThresholdedRelu", "Tile",
     "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where", "Xor",
 )  # fmt: skip
-"""Operators that the ONNX parser of TensorRT-RTX 1.7.1 says that it has, whatever their domain."""
+"""Operators that the ONNX parser of TensorRT-RTX 1.7.1 lists as supported, in any domain."""
 
 _ON_CPU = "or build the model for a CPU target (backend: onnxruntime)"
 _NO_KERNEL = "move it out of the model to before or after the engine, " + _ON_CPU
@@ -130,7 +130,7 @@ _SYMMETRIC = "train with symmetric int8 (qscheme=torch.per_tensor_symmetric, dty
 
 
 def _quantized_otherwise(backend: str, since: Version) -> tuple[Refusal, ...]:
-    """What TensorRT's parsers take of a model's own Q/DQ: signed, symmetric, and no biases."""
+    """Refusals of a model's own Q/DQ nodes: TensorRT's parsers accept signed, symmetric ones without biases."""
     refused = {
         "zero_point": ("{title} {version} has no quantization with a zero point that is not 0: {found}; ", _SYMMETRIC),
         "unsigned": ("{title} {version} reads unsigned quantized values as int8: {found}; ", _SYMMETRIC),
@@ -238,11 +238,11 @@ def why_not(
     operators: Collection[str] | None = None,
     quantized: Collection[str] | None = None,
 ) -> str | None:
-    """None if engines of this precision can be built for the target, otherwise the reason, as a sentence.
+    """Return why engines of this precision cannot be built for the target, None if they can.
 
-    version: the installed one; None where it is not known: then only what all versions refuse is refused.
-    operators, quantized: operator types of the model and how it uses them (with the names of the nodes, where it is a
-    mapping), and those of them that are quantized; None while not known.
+    version: the installed one; None if unknown: only refusals of all versions then apply. operators: operator types of
+    the model and its uses of them, as a mapping with node names. quantized: those of them that are quantized. Both are
+    None while unknown.
     """
     if version is None:
         reasons = [
@@ -264,7 +264,7 @@ def why_not(
 
 
 def why_not_target(backend: str, version: str | None, compute_capabilities: Sequence[str]) -> str | None:
-    """None if the backend builds for these compute capabilities, in whatever precision, otherwise the reason."""
+    """Return why the backend cannot build for these compute capabilities in any precision, None if it can."""
     if version is None:
         reasons = [why_not_target(backend, v, compute_capabilities) for v in CAPABILITIES[backend].tried]
         return reasons[-1] if all(reasons) else None
@@ -305,7 +305,7 @@ def _about(backend: str, version: str, capability: str) -> Iterator[Refusal]:
 
 
 def _concerns(refusal: Refusal, operators: Collection[str] | None, quantized: Collection[str] | None) -> bool:
-    """Whether the model has an operator that the refusal is about."""
+    """Whether the model has an operator that the refusal covers."""
     present = quantized if refusal.of_quantized else operators
     if not refusal.operators and not refusal.but:
         return True
@@ -313,14 +313,14 @@ def _concerns(refusal: Refusal, operators: Collection[str] | None, quantized: Co
 
 
 def _concerned(refusal: Refusal, present: Collection[str]) -> list[str]:
-    """Those of the operators that the refusal is about; 'com.microsoft.Gelu' is parsed like Gelu."""
+    """Return the operators that the refusal covers; 'com.microsoft.Gelu' is parsed like Gelu."""
     if refusal.but:
         return sorted(o for o in present if ":" not in o and o.rpartition(".")[2] not in refusal.but)
     return [o for o in refusal.operators if o in present]
 
 
 def _found(refusal: Refusal, operators: Collection[str] | None) -> str:
-    """The operators that the refusal is about, each with how many nodes it has and the first of them."""
+    """Return the operators that the refusal covers, each with its number of nodes and the first of them."""
     named_uses = []
     for use in _concerned(refusal, operators or ()):
         name, _, particular = use.partition(":")
@@ -332,12 +332,12 @@ def _found(refusal: Refusal, operators: Collection[str] | None) -> str:
 
 
 _SPOKEN = ("indices", "reduction", "antialias")
-"""Uses that a refusal's sentence does not name itself."""
+"""Uses that a refusal's message does not name itself."""
 
 
 @lru_cache(maxsize=64)
 def _parsed(version: str) -> Version:
-    """1.7.1.116 → (1, 7, 1, 116); what follows the digits of a part does not count (10.0.post1, 1.31.0rc1)."""
+    """1.7.1.116 → (1, 7, 1, 116); ignores suffixes of a part (10.0.post1, 1.31.0rc1)."""
     parts = []
     for part in version.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

@@ -1,5 +1,4 @@
-"""The files of an engine and their digests: checked before anything deserializes them: that runs the code of whoever
-built them."""
+"""The files of an engine and their digests, checked before deserialization, which runs the builder's code."""
 
 from __future__ import annotations
 
@@ -15,18 +14,18 @@ from engineworks.store.artifact import MANIFEST
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"
 LOG_FILE = "log.txt"
-"""What a step printed, in its own artifact."""
+"""The output of a step, in its own artifact."""
 
 _ANEW = "fetch the engine's whole folder again from where it was built"
 
 NOT_SHIPPED = (MANIFEST, LOG_FILE)
-"""Files of a build's artifact that are no part of the engine."""
+"""Files of a build's artifact that are not part of the engine."""
 
 
 def check_engine(folder: Path) -> None:
-    """Digest the engine's files against the store's manifest next to them, else the sidecar.
+    """Compare the engine's files with the store's manifest next to them, or with the sidecar.
 
-    Raises `TrustError` with the first file that is missing or other than it was.
+    Raises `TrustError` with the first missing or changed file.
     """
     check_files(folder, {name: digest for name, digest in _written(folder).items() if name not in NOT_SHIPPED})
 
@@ -34,7 +33,7 @@ def check_engine(folder: Path) -> None:
 def check_files(
     folder: Path, digests: Mapping[str, str], *, against: str = "what was recorded when it was built"
 ) -> None:
-    """Raises `TrustError` unless every file has its sha256 (64 hex digits), by path relative to the folder."""
+    """Raises `TrustError` unless every file has its sha256 (64 hex digits). digests: by path relative to the folder."""
     for name, digest in digests.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):

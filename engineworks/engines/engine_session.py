@@ -1,4 +1,4 @@
-"""The stored engine of a build artifact → a session, after its bytes were verified."""
+"""The stored engine of a build artifact → a session, after its bytes are verified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
 
 
 def runner_of(target: Mapping[str, Any]) -> Runner:
-    """The backend that runs engines of this target. Raises `RunError` where this host cannot."""
+    """Return the backend that runs engines of this target. Raises `RunError` where this host cannot."""
     run = runner(target["backend"])
     why = "its backend cannot run engines" if run is None else run.why_not_run(target["compute_capability"])
     if run is None or why is not None:
@@ -29,7 +29,7 @@ def runner_of(target: Mapping[str, Any]) -> Runner:
 
 
 def serving_from_json(value: Mapping[str, Any]) -> Serving:
-    """The inverse of `Serving.to_json`."""
+    """Read what `Serving.to_json` wrote."""
     return Serving(cuda_graphs=value["cuda_graphs"], kernels=value["kernels"])
 
 
@@ -41,9 +41,9 @@ def load_engine(
     cache: Path | None = None,
     checked: bool = False,
 ) -> Session:
-    """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` where its bytes were altered.
+    """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` if its bytes were altered.
 
-    checked: the caller has just called `check_engine`, so that it does not count as time to load.
+    checked: the caller has just called `check_engine`, so that the check does not count as load time.
     """
     run = runner_of(target)
     if not checked:

@@ -1,4 +1,4 @@
-"""An engine that was shipped → a session, for those who serve it: nothing is loaded that was not verified."""
+"""A shipped engine → a session, for servers. Only verified bytes are loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engineworks.errors import RunError
 
 
 def open_engine(folder: Path) -> Session:
-    """Load the engine in the folder, after its digests and, where trusted keys are set, its signature were checked.
+    """Load the engine in the folder after checking its digests and, where trusted keys are set, its signature.
 
     Raises `TrustError`, or `RunError` where this host cannot run it.
     """

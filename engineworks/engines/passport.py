@@ -1,4 +1,4 @@
-"""Passports, read and verified: nothing else is loaded. `builds.passport` issues them and says what they hold."""
+"""Reads and verifies passports, and loads nothing else. `builds.passport` issues them and documents their contents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEP = "passport"
 
 @dataclass(frozen=True)
 class Passport:
-    """A passport that was read. source: the file. signed_by: id of the trusted key that signed it, '' if none did."""
+    """A passport as read. source: the file. signed_by: id of the trusted key that signed it, '' if none did."""
 
     body: Mapping[str, Any]
     source: Path
@@ -39,22 +39,22 @@ class Passport:
 
     @property
     def target(self) -> Mapping[str, Any]:
-        """backend, compute_capability and options, as the pipeline knows targets."""
+        """Return backend, compute_capability and options, as the pipeline describes targets."""
         target: Mapping[str, Any] = self.body["engine"]["target"]
         return target
 
     @property
     def serving(self) -> Serving:
-        """How the engine was compared and measured, and is to be run."""
+        """Return how the engine was compared and measured, and should be run."""
         return serving_from_json(self.body["serving"])
 
     @property
     def files(self) -> Mapping[str, str]:
-        """sha256 by file name."""
+        """Return sha256 by file name."""
         return {name: facts["sha256"] for name, facts in self.body["engine"]["files"].items()}
 
     def sentence(self) -> str:
-        """What the passport says, in a line."""
+        """Summarize the passport in a line."""
         signature = self.body.get(SIGNATURE)
         signed = f"signed by {self.signed_by}" if self.signed_by else "not signed"
         if signature and not self.signed_by:
@@ -65,7 +65,7 @@ class Passport:
 
 
 def read_passport(path: Path, trust: Trust) -> Passport:
-    """Read a passport and check its signature where one is asked for. Raises `TrustError`."""
+    """Read a passport and check its signature where one is required. Raises `TrustError`."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -81,21 +81,21 @@ def read_passport(path: Path, trust: Trust) -> Passport:
 
 
 def verify_folder(folder: Path, trust: Trust) -> Passport:
-    """The passport in the engine's folder, after its signature and the digest of every file were checked.
+    """Return the passport in the engine's folder after checking its signature and the digest of every file.
 
-    Raises `TrustError`: no passport, unsigned, a stranger's, or altered.
+    Raises `TrustError`: no passport, unsigned, signed by an unknown key, or altered.
     """
     return verify_files(folder, read_passport(folder / PASSPORT_FILE, trust))
 
 
 def verify_files(folder: Path, passport: Passport) -> Passport:
-    """Check the engine's files in the folder against the passport. Raises `TrustError`."""
+    """Compare the engine's files in the folder with the passport. Raises `TrustError`."""
     check_files(folder, passport.files, against="its passport")
     return passport
 
 
 def _malformed(body: Mapping[str, Any]) -> str:
-    """What makes a passport unusable, '' if nothing does: an unsigned one may come from anywhere."""
+    """Return why a passport is unusable, '' if it is not: an unsigned one may come from anywhere."""
     engine, verdict = body.get("engine"), body.get("verdict")
     if not isinstance(engine, dict) or not isinstance(verdict, dict) or "verdict" not in verdict:
         return "says nothing of an engine and its verdict"

@@ -1,10 +1,10 @@
-"""Signatures: ed25519 (RFC 8032) by `cryptography`. Keys come by path or by environment, as PEM (PKCS 8, SPKI).
+"""Signatures: ed25519 (RFC 8032) by `cryptography`. Keys are PEM (PKCS 8, SPKI), from a path or the environment.
 
-    ENGINEWORKS_SIGNING_KEY    the private key that passports are signed with: a file, or the PEM text itself
-    ENGINEWORKS_TRUSTED_KEYS   public keys that are believed: files or folders of *.pem and *.pub, colon-separated,
-                               or PEM text; where it is set, what is not signed by one of them is refused
+    ENGINEWORKS_SIGNING_KEY    the private key that signs passports: a file, or the PEM text itself
+    ENGINEWORKS_TRUSTED_KEYS   trusted public keys: files or folders of *.pem and *.pub, colon-separated, or PEM
+                               text; where it is set, Engineworks refuses anything not signed by one of them
 
-A signature is over the canonical JSON of the document (sorted keys, no blanks, UTF-8) without its `signature`.
+A signature covers the canonical JSON of the document (sorted keys, no blanks, UTF-8) without its `signature`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ BEGIN, END = "-----BEGIN ", "-----END "
 
 @dataclass(frozen=True)
 class Signer:
-    """A private key and the id of its public one."""
+    """A private key and the id of its public key."""
 
     key: Ed25519PrivateKey
     key_id: str
 
     def sign(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """The document with its signature in it; one that it had is replaced."""
+        """Return the document with its signature, which replaces an existing one."""
         value = self.key.sign(_signed_bytes(document))
         signature = {"algorithm": ALGORITHM, "key_id": self.key_id, "value": base64.b64encode(value).decode()}
         return {**document, SIGNATURE: signature}
@@ -47,15 +47,15 @@ class Signer:
 
 @dataclass(frozen=True)
 class Trust:
-    """The public keys that are believed, by id. required: whether what is not signed by one of them is refused."""
+    """The trusted public keys, by id. required: whether documents not signed by one of them are refused."""
 
     keys: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
     required: bool = False
 
     def check(self, document: Mapping[str, Any], what: str) -> str:
-        """The id of the trusted key that signed the document, '' where no key is required.
+        """Return the id of the trusted key that signed the document, '' where no key is required.
 
-        Raises `TrustError`: unsigned, signed by a stranger, or altered since it was signed.
+        Raises `TrustError`: unsigned, signed by an unknown key, or altered since it was signed.
         """
         if not self.required:
             return ""
@@ -78,7 +78,8 @@ _ASK = "ask its builder, or add the builder's public key if you trust it"
 
 
 def read_signer(environ: Mapping[str, str] | None = None) -> Signer | None:
-    """The key to sign with, None where ENGINEWORKS_SIGNING_KEY is not set. Raises `InputError` for a useless one."""
+    """Return the signing key, None where ENGINEWORKS_SIGNING_KEY is not set. Raises `InputError` for an unusable
+    one."""
     given = (os.environ if environ is None else environ).get(SIGNING_KEY)
     if not given:
         return None
@@ -88,7 +89,7 @@ def read_signer(environ: Mapping[str, str] | None = None) -> Signer | None:
     text = given.encode() if given.lstrip().startswith(BEGIN) else _read(Path(given).expanduser(), SIGNING_KEY)
     try:
         key = serialization.load_pem_private_key(text, password=None)
-    except (TypeError, ValueError):  # TypeError: it is encrypted
+    except (TypeError, ValueError):  # TypeError: the key is encrypted
         raise InputError(f"{SIGNING_KEY} is no unencrypted private key in PEM", hint=_MAKE) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"{SIGNING_KEY} is a {type(key).__name__}, not an ed25519 key", hint=_MAKE)
@@ -99,8 +100,8 @@ _MAKE = "make a pair with 'engineworks keygen FOLDER'"
 
 
 def read_trust(environ: Mapping[str, str] | None = None) -> Trust:
-    """The keys of ENGINEWORKS_TRUSTED_KEYS. Raises `InputError` where it is set and names no key: nothing is believed
-    by mistake."""
+    """Return the keys of ENGINEWORKS_TRUSTED_KEYS. Raises `InputError` where it is set but names no key, so that no
+    document is trusted by mistake."""
     given = (os.environ if environ is None else environ).get(TRUSTED_KEYS)
     if not given:
         return Trust()
@@ -113,7 +114,7 @@ def read_trust(environ: Mapping[str, str] | None = None) -> Trust:
 def write_key_pair(folder: Path, name: str) -> tuple[Path, Path, str]:
     """Write `<name>.key` (private, mode 600) and `<name>.pub`; returns both and the key's id.
 
-    Raises `InputError` where one of them is there: a key is never overwritten.
+    Raises `InputError` if one of them exists: a key is never overwritten.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -135,7 +136,7 @@ def write_key_pair(folder: Path, name: str) -> tuple[Path, Path, str]:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """The first 16 hex digits of the sha256 of the raw public key (32 bytes)."""
+    """Return the first 16 hex digits of the sha256 of the raw public key (32 bytes)."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
@@ -154,7 +155,7 @@ def _signed_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def _key_texts(given: str) -> Iterator[tuple[bytes, str]]:
-    """Every PEM text that the variable names, and where it stands."""
+    """Yield every PEM text that the variable names, with its location."""
     if given.lstrip().startswith(BEGIN):
         yield given.encode(), TRUSTED_KEYS
         return
@@ -166,7 +167,7 @@ def _key_texts(given: str) -> Iterator[tuple[bytes, str]]:
 
 
 def _public_keys(text: bytes, where: str) -> Iterator[Ed25519PublicKey]:
-    """The keys of a file that may hold several, one after the other."""
+    """Yield the keys of a file, which may hold several."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -1,9 +1,9 @@
-"""Python's garbage collector, for a process that holds much which is no garbage, and whose threads parse.
+"""Python's garbage collector, for a process with many permanent objects and with threads that parse.
 
-Python 3.11 makes syntax trees (`ast.parse`; `inspect.signature`, pydantic and the headers of NumPy files call it)
-with one count of recursion for all threads (python/cpython#106905). Only the collector interrupts that work: what
-it frees may let another thread run, and where that one parses too both counts are wrong: SystemError, "AST constructor
-recursion depth mismatch". From Python 3.12 on the collector runs between two instructions only.
+Python 3.11 makes syntax trees with one recursion count for all threads (python/cpython#106905). `ast.parse`,
+`inspect.signature`, pydantic and headers of NumPy files do so. Only the collector interrupts that work: freeing an
+object may run another thread. If that thread parses too, both counts are wrong: SystemError, "AST constructor recursion
+depth mismatch". From Python 3.12 on, the collector runs only between two instructions.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SELDOM = 20_000
-"""Objects more than before at which the collector looks, where Python's own limit is 700: some MiB."""
+"""New objects that trigger a collection (some MiB); Python's default is 700."""
 
 POLL_S = 0.2
 WHOLE_EVERY = 10
-"""Of so many collections one looks at all objects, as Python has it."""
+"""One in this many collections scans all objects, as in Python's default."""
 
 _lock = threading.Lock()
 _apart: threading.Thread | None = None
@@ -29,8 +29,8 @@ _paused = 0
 
 
 def collect_apart() -> None:
-    """From now on this process collects garbage in a thread of its own, which parses nothing: no thread is interrupted
-    in the middle of parsing. Call it before threads work; a second call does nothing. Not needed after Python 3.11."""
+    """Collect this process's garbage in a separate thread, which parses nothing, so that no thread is interrupted while
+    it parses. Call it before threads work; a second call does nothing. Not needed after Python 3.11."""
     global _apart
     with _lock:
         if _apart is not None or sys.version_info >= (3, 12):
@@ -61,8 +61,7 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 @contextmanager
 def not_collected() -> Iterator[None]:
-    """While modules are imported: they make a million objects that stay, and looking through them for garbage costs a
-    fifth of the time."""
+    """Do not collect while modules are imported: that takes a fifth less time, because their million objects stay."""
     global _paused
     gc.disable()
     _paused += 1
@@ -77,8 +76,8 @@ def not_collected() -> Iterator[None]:
 
 @contextmanager
 def collected_seldom() -> Iterator[None]:
-    """While MLflow is imported and hundreds of recipes are looked up: Prefect and MLflow are a million objects, and at
-    Python's own pace the collector goes through them every few seconds, 0.2 s each time."""
+    """Collect rarely, for imports of MLflow and lookups of hundreds of recipes. Prefect and MLflow have a million
+    objects; by default the collector scans them every few seconds, 0.2 s each time."""
     before = gc.get_threshold()
     gc.set_threshold(SELDOM, *before[1:])
     try:

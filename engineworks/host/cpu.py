@@ -1,4 +1,4 @@
-"""The processor as Linux describes it: what a measurement on the CPU depends on."""
+"""The processor as Linux describes it: measurements on the CPU depend on it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ISA_FLAGS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
-"""Flags of /proc/cpuinfo that decide which kernels of ONNX Runtime run (x86-64, then Arm)."""
+"""Flags of /proc/cpuinfo that select ONNX Runtime's kernels (x86-64, then Arm)."""
 
 
 def processors(cpuinfo: str) -> Iterator[dict[str, str]]:
-    """The blocks of /proc/cpuinfo, one per logical processor."""
+    """Yield the blocks of /proc/cpuinfo, one per logical processor."""
     for block in cpuinfo.strip().split("\n\n"):
         fields = (line.partition(":") for line in block.splitlines())
         yield {key.strip(): value.strip() for key, _, value in fields}
@@ -33,7 +33,7 @@ def processor_name(cpuinfo: str) -> str:
 
 
 def instruction_sets(cpuinfo: str) -> str:
-    """Those of `ISA_FLAGS` that the processor has, in that order: 'avx2 avx512f avx512_vnni'."""
+    """Return the processor's `ISA_FLAGS`, in that order: 'avx2 avx512f avx512_vnni'."""
     first = next(processors(cpuinfo), {})
     flags = (first.get("flags") or first.get("Features") or "").split()
     return " ".join(f for f in ISA_FLAGS if f in flags)
@@ -51,7 +51,7 @@ def computes_half(cpuinfo: str) -> bool:
 
 
 def physical_cores(cpuinfo: str, allowed: set[int]) -> int:
-    """Cores behind the logical processors that we may use: two threads of one core count once."""
+    """Return the number of cores behind the usable logical processors: two threads of one core count once."""
     cores = {
         (p.get("physical id", "0"), p.get("core id", p["processor"]))
         for p in processors(cpuinfo)
@@ -61,25 +61,25 @@ def physical_cores(cpuinfo: str, allowed: set[int]) -> int:
 
 
 def quota_cores(cpu_max: str) -> int | None:
-    """The limit of a container in whole cores, rounded up (cgroup v2, cpu.max: '<quota> <period>' or 'max …')."""
+    """Return a container's limit in whole cores, rounded up (cgroup v2, cpu.max: '<quota> <period>' or 'max …')."""
     quota, _, period = cpu_max.strip().partition(" ")
     return max(1, math.ceil(int(quota) / int(period))) if quota.isdigit() and period.isdigit() else None
 
 
 @cache
 def usable_cores() -> int:
-    """Physical cores that this process may use: those of its affinity mask, at most its container's quota."""
+    """Return physical cores that this process may use: those of its affinity mask, at most its container's quota."""
     cores = physical_cores(read_text("/proc/cpuinfo"), os.sched_getaffinity(0))
     quota = quota_cores(read_text("/sys/fs/cgroup/cpu.max"))
     return min(cores, quota) if quota else cores
 
 
 def limit_threads(options: onnxruntime.SessionOptions, threads: int = 0, spin_us: int = 0) -> None:
-    """Threads for a session of ONNX Runtime that may share the host with others. threads: 0 for one per usable core.
-    spin_us: microseconds that an idle thread waits busily.
+    """Set the threads of an ONNX Runtime session that may share the host. threads: 0 for one per usable core. spin_us:
+    microseconds that an idle thread busy-waits.
 
-    Left alone it takes every core of the host, whatever the container's quota, and its idle threads spin: where several
-    steps of a build run at once, each would take the cores from the others by waiting.
+    By default a session uses every core of the host, whatever the container's quota, and its idle threads spin. Where
+    several steps run at once, each would take cores from the others by waiting.
     """
     options.intra_op_num_threads = threads or usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
@@ -89,7 +89,7 @@ def limit_threads(options: onnxruntime.SessionOptions, threads: int = 0, spin_us
 
 @cache
 def describe() -> dict[str, str]:
-    """Name, usable cores and instruction sets of this processor."""
+    """Return name, usable cores and instruction sets of this processor."""
     text = read_text("/proc/cpuinfo")
     return {"processor": processor_name(text), "cores": str(usable_cores()), "isa": instruction_sets(text)}
 

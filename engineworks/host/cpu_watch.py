@@ -1,11 +1,11 @@
-"""What others did with this processor while something was measured, as Linux counts it.
+"""Load of this processor during a measurement, as Linux counts it.
 
 own_s       processor time of this process, ended threads included
-waited_s    time its threads stood in a run queue (/proc/self/task/*/schedstat)
-busy_s      time that the logical processors it may use worked for anyone (/proc/stat, in ticks of some 10 ms)
+waited_s    time that its threads waited in a run queue (/proc/self/task/*/schedstat)
+busy_s      time that its logical processors worked for any process (/proc/stat, in ticks of about 10 ms)
 stolen_s    time that the hypervisor gave them to other machines (the same file)
-throttled_s time that the container's quota stopped us (cpu.stat of cgroup v1 or v2)
-overheated  how often a core was slowed for its temperature (thermal_throttle, where the kernel has it)
+throttled_s time that the container's quota stopped this process (cpu.stat of cgroup v1 or v2)
+overheated  number of slowdowns of a core for its temperature (thermal_throttle, where the kernel has it)
 mhz         fastest clock of those processors (cpufreq; a virtual machine mostly has none)
 """
 
@@ -20,12 +20,12 @@ from pathlib import Path
 from engineworks.host.cpu import read_text
 
 WAITING_SHARE = 0.05
-"""Share of its time that a measured process may wait for a processor before its figures are doubted."""
+"""Maximum share of its time that a measured process may wait for a processor without a complaint."""
 FOREIGN_SHARE = 0.10
-"""Share of its processors that others may use: caches, memory and clock are shared even where a core is not."""
+"""Maximum share of its processors that others may use: they share caches, memory and clock."""
 STOLEN_SHARE = 0.02
 CLOCK_SPREAD = 0.10
-"""Between the slowest and the fastest clock that was read, relative to the fastest."""
+"""Maximum difference between the slowest and the fastest clock reading, relative to the fastest."""
 
 Reading = Mapping[str, object]
 
@@ -34,7 +34,7 @@ class LoadWatch:
     """Satisfies `base.DeviceWatch` for a CPU."""
 
     def sample(self) -> Reading:
-        """{} where the kernel keeps no such counts."""
+        """Return one reading, {} where the kernel keeps no such counts."""
         cpus = os.sched_getaffinity(0)
         stat = read_text("/proc/stat")
         waited = _waited_s()
@@ -79,7 +79,7 @@ def _load_complaints(first: _Reading, last: _Reading) -> Iterator[str]:
     own_s, waited_s = last.own_s - first.own_s, max(0.0, last.waited_s - first.waited_s)
     there_s = last.processors * (last.monotonic_s - first.monotonic_s)
     stolen_s = last.stolen_s - first.stolen_s
-    grain_s = 2 * last.processors / os.sysconf("SC_CLK_TCK")  # each counter is behind by up to a tick, at both ends
+    grain_s = 2 * last.processors / os.sysconf("SC_CLK_TCK")  # each counter lags by up to a tick, at both ends
     foreign_s = last.busy_s - first.busy_s - own_s
     if own_s + waited_s > 0 and (share := waited_s / (own_s + waited_s)) > WAITING_SHARE:
         yield f"other work had the processor: this process waited for it {100 * share:.0f} % of its time"
@@ -99,7 +99,7 @@ def _clock_complaints(mhz: Sequence[float]) -> Iterator[str]:
 
 
 def busy_and_stolen(stat: str, cpus: set[int]) -> tuple[float, float]:
-    """Seconds that these logical processors worked, and seconds that were stolen from them (/proc/stat, proc(5))."""
+    """Return seconds that these logical processors worked, and stolen seconds (/proc/stat, proc(5))."""
     ticks = os.sysconf("SC_CLK_TCK")
     busy = stolen = 0
     for line in stat.splitlines():
@@ -112,13 +112,14 @@ def busy_and_stolen(stat: str, cpus: set[int]) -> tuple[float, float]:
 
 
 def throttled_s(cpu_stat: str) -> float:
-    """From a cgroup's cpu.stat: throttled_usec (v2) or throttled_time in nanoseconds (v1); 0 without a quota."""
+    """Read seconds from a cgroup's cpu.stat: throttled_usec (v2) or throttled_time in nanoseconds (v1); 0 without a
+    quota."""
     fields = dict(line.split() for line in cpu_stat.splitlines() if len(line.split()) == 2)
     return int(fields.get("throttled_usec", 0)) / 1e6 + int(fields.get("throttled_time", 0)) / 1e9
 
 
 def _cgroup_stat() -> str:
-    """The nearest cpu.stat that counts throttling: our own group's, or, in a container, what it sees as the root."""
+    """Return the nearest cpu.stat that counts throttling: our own group's, or the visible root's in a container."""
     own = [line.split(":", 2) for line in read_text("/proc/self/cgroup").splitlines() if line.count(":") >= 2]
     paths = [path.rstrip("/") for _, controllers, path in own if not controllers or "cpu" in controllers.split(",")]
     folders = [f"/sys/fs/cgroup{top}{path}" for path in [*paths, ""] for top in ("", "/cpu", "/cpu,cpuacct")]

@@ -1,4 +1,4 @@
-"""The GPU that a process started here would use, asked of the driver's own tool: no CUDA library is loaded."""
+"""The GPU that a process started here would use, from the driver's own tool; loads no CUDA library."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 
 NVIDIA_SMI_S = 20.0
-"""Seconds that nvidia-smi may take; on a host with many GPUs and no persistence daemon it takes several."""
+"""Time limit for nvidia-smi in seconds; many GPUs without a persistence daemon take several."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """compute_capability, cuda: '' where the driver is too old to say. memory_mib: all there is, None where unknown."""
+    """compute_capability, cuda: '' where the driver is too old to report them. memory_mib: total in MiB, None where
+    unknown."""
 
     name: str
     compute_capability: str
@@ -24,7 +25,7 @@ class Gpu:
     memory_mib: int | None = None
 
     def to_json(self) -> dict[str, str]:
-        """What a measurement's key holds."""
+        """Return the part of a measurement's key."""
         return {
             "gpu": self.name,
             "compute_capability": self.compute_capability,
@@ -34,7 +35,7 @@ class Gpu:
 
 
 def first_gpu() -> Gpu | None:
-    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible, None where there is none."""
+    """Return the first GPU that CUDA_VISIBLE_DEVICES leaves visible, None where there is none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.strip():
         return None
@@ -44,14 +45,14 @@ def first_gpu() -> Gpu | None:
 
 @cache
 def _found(tool: str, path: str) -> str | None:
-    """Where the tool is: asked for every engine of a plan, it need not be looked for each time."""
+    """Return the tool's path, cached because every engine of a plan asks for it."""
     return shutil.which(tool, path=path)
 
 
 @cache
 def _ask(tool: str, device: str) -> Gpu | None:
     fields = _query(tool, device, ("name", "driver_version", "memory.total", "compute_cap"))
-    if fields is None:  # drivers before 510 know no compute_cap, and answer nothing at all
+    if fields is None:  # drivers before 510 do not know compute_cap, and then answer nothing at all
         old = _query(tool, device, ("name", "driver_version", "memory.total"))
         if old is None:
             return None
@@ -61,7 +62,7 @@ def _ask(tool: str, device: str) -> Gpu | None:
 
 
 def _query(tool: str, device: str, fields: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The fields' values; None where the tool, the driver or the device does not answer."""
+    """Return the fields' values; None where the tool, the driver or the device does not answer."""
     query = [tool, "-i", device, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
@@ -72,7 +73,7 @@ def _query(tool: str, device: str, fields: tuple[str, ...]) -> tuple[str, ...] |
 
 
 def _cuda_of_driver() -> str:
-    """The CUDA version that the driver supports, '13.0', or '' where its library is not found."""
+    """Return the CUDA version that the driver supports, '13.0', or '' where its library is missing."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -14,11 +14,11 @@ POLL_S = 0.02
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file, made where it is missing. Raises `OSError` where it cannot be made."""
+    """Hold the lock file, created if missing. Raises `OSError` where it cannot be created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        while not _take(file):  # polled, so that Ctrl-C is answered
+        while not _take(file):  # polled, so that Ctrl-C works
             time.sleep(POLL_S)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Memory of this process as the kernel counts it (Linux: /proc, proc(5))."""
+"""Memory of this process by the kernel's counts (Linux: /proc, proc(5))."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 def resident_mib() -> float:
-    """Resident memory now, MiB."""
+    """Return the present resident memory in MiB."""
     return _status_mib("VmRSS")
 
 
 def peak_mib() -> float:
-    """Peak of the resident memory since the process began or `reset_peak`, MiB."""
+    """Return the peak of the resident memory in MiB since the process began or since `reset_peak`."""
     return _status_mib("VmHWM")
 
 
 def reset_peak() -> None:
-    """Let the peak begin at the present value (writing 5 to clear_refs: proc(5))."""
+    """Restart the peak at the present value (writes 5 to clear_refs: proc(5))."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -28,7 +28,7 @@ def _status_mib(field: str) -> float:
 
 
 def total_mib() -> float:
-    """Memory that this process may use, MiB: the host's, or its container's limit where that is less (cgroup v2,
+    """Return the memory that this process may use in MiB: the host's, or its container's limit if less (cgroup v2,
     memory.max: bytes or 'max'). 0 where neither can be read."""
     lines = (line.split() for line in _read("/proc/meminfo").splitlines())
     kib = next((int(fields[1]) for fields in lines if fields[0] == "MemTotal:"), 0)

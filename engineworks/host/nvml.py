@@ -1,7 +1,7 @@
-"""The state of the GPU by NVML: what makes a figure taken on it worth nothing.
+"""The state of the GPU by NVML, which can invalidate a measurement.
 
-Fields and their units: NVML API reference (nvidia-ml-py carries the same names): clocks in MHz, temperature in °C,
-power in mW, throttle ("clocks event") reasons as a mask of bits.
+Units from the NVML API reference (nvidia-ml-py has the same names): clocks in MHz, temperature in °C, power in mW,
+throttle ("clocks event") reasons as a bit mask.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ SLOWED_BY: Mapping[str, str] = {
     "nvmlClocksThrottleReasonHwThermalSlowdown": "its temperature (hardware)",
     "nvmlClocksThrottleReasonHwPowerBrakeSlowdown": "an external power brake",
 }
-"""Reasons that slow the GPU below what it would do otherwise, by NVML's constant. Idle, application clocks, sync boost
-and display settings are not among them: they are how the GPU is meant to run."""
+"""Reasons that slow the GPU, by NVML's constant. Idle, application clocks, sync boost and display settings are left
+out: they are its normal operation."""
 
 CLOCK_SPREAD = 0.10
-"""Largest difference of the GPU's clock between readings under load, relative to the highest, that is called stable."""
+"""Maximum difference between stable clock readings under load, relative to the highest."""
 
 
 class GpuWatch:
-    """Satisfies `base.DeviceWatch` for the first visible GPU. Where NVML cannot be read, readings are empty, and the
-    complaint says so: a figure whose circumstances are unknown is not trusted blindly."""
+    """Satisfies `base.DeviceWatch` for the first visible GPU. Where NVML cannot be read, readings are empty and a
+    complaint says so, because such measurements cannot be trusted."""
 
     def __init__(self) -> None:
         self._nvml, self._device, self._why = _open()
 
     def sample(self) -> dict[str, object]:
-        """Clocks in MHz, temperature in °C, power in W, what slows it, process ids of others that compute on it."""
+        """Return clocks in MHz, temperature in °C, power in W, throttle reasons, and ids of other processes that
+        compute on the GPU."""
         if self._nvml is None:
             return {}
         nvml, device = self._nvml, self._device
@@ -57,7 +58,7 @@ class GpuWatch:
         return reading
 
     def complaints(self, readings: Sequence[Mapping[str, object]]) -> list[str]:
-        """The first reading is taken at rest: its clock does not count."""
+        """Ignore the clock of the first reading, which is taken at rest."""
         if self._nvml is None:
             return [f"the state of the GPU is unknown: {self._why}"]
         slowed = _union(readings, "slowed_by")
@@ -72,7 +73,7 @@ class GpuWatch:
 
 
 def _open() -> tuple[Any, Any, str]:
-    """NVML, the handle of the first visible GPU, and why there is none."""
+    """Return NVML, the handle of the first visible GPU, and the reason if there is none."""
     try:
         import pynvml
     except ImportError:
@@ -85,7 +86,7 @@ def _open() -> tuple[Any, Any, str]:
 
 
 def _handle(nvml: Any, visible: str) -> Any:
-    """NVML counts all GPUs of the host, whatever CUDA_VISIBLE_DEVICES says: a number or a UUID."""
+    """Return the handle. NVML counts all GPUs of the host, but CUDA_VISIBLE_DEVICES may hold a number or a UUID."""
     first = visible.split(",")[0].strip()
     if first and not first.isdigit():
         return nvml.nvmlDeviceGetHandleByUUID(first)
@@ -93,10 +94,9 @@ def _handle(nvml: Any, visible: str) -> Any:
 
 
 def _foreign(pids: Sequence[int]) -> list[int]:
-    """Those of the processes on the GPU that are none of ours: not of our process group, where our other children are.
+    """Return the GPU's processes outside of our process group, which holds our other children.
 
-    In a container NVML may tell the host's numbers, where this process has another one: then one of them, whichever,
-    is this one.
+    In a container NVML may report the host's process ids: if ours is missing, drop one of them, as this process.
     """
     if os.getpid() not in pids:
         pids = pids[1:]
@@ -112,7 +112,7 @@ def _of_our_group(pid: int) -> bool:
 
 @contextmanager
 def _unsupported_is_left_out(nvml: Any) -> Iterator[None]:
-    """Virtual machines and small GPUs do not tell everything."""
+    """Skip readings that virtual machines and small GPUs do not support."""
     with suppress(nvml.NVMLError):
         yield
 

@@ -1,4 +1,4 @@
-"""Distributions installed here, read from package metadata: nothing is imported."""
+"""Installed distributions, from package metadata; imports nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 
 @cache
 def installed_version(distribution: str) -> str | None:
-    """Its version, None where it is not installed."""
+    """Return its version, None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -17,5 +17,5 @@ def installed_version(distribution: str) -> str | None:
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str | None]:
-    """By name, in the same order."""
+    """Return versions by name, in the same order."""
     return {name: installed_version(name) for name in distributions}

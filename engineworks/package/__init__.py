@@ -1,1 +1,1 @@
-"""What a server loads: Triton model repositories, warm-up samples."""
+"""Packages for servers: Triton model repositories, warm-up samples."""

@@ -4,10 +4,10 @@
     <out>/<model>/config.pbtxt
     <out>/<model>/1/model.onnx              or <target>.plan, one per GPU type
     <out>/<model>/warmup/…                  samples of the evaluation data
-    <out>/<model>/passports/<target>.json   and engines.json: which file belongs to which passport
+    <out>/<model>/passports/<target>.json   and engines.json: maps files to passports
 
-The CPU's engines are a model each. Engines of one precision for several GPU types are one model: Triton picks the file
-by the GPU's compute capability (`cc_model_filenames`).
+Each CPU engine is a model. Engines of one precision for several GPU types are one model: Triton picks the file by the
+GPU's compute capability (`cc_model_filenames`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from engineworks.tensors import spec_from_json
 from engineworks.tracking.aliases import registered_name
 
 PACKAGE_FILE = "engineworks-package.json"
-"""At the top of a package: what belongs to it."""
+"""The manifest at the top of a package."""
 
 VERSION = "1"
-"""Of every model in the package: Triton counts versions per directory, ours are in the passports."""
+"""Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
 
 PYTHON_MODEL = '''"""{title} in Triton's Python backend; needs engineworks and {library} in the container."""
 
@@ -54,7 +54,7 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class PackagedEngine:
-    """An engine to package: its files, whose names and digests are in the passport."""
+    """An engine to package. The passport holds its files' names and digests."""
 
     folder: Path
     passport: Passport
@@ -77,7 +77,7 @@ class PackagedEngine:
 
 
 def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path) -> list[Path]:
-    """Write the package at once and whole; an older package at `out` is replaced. Returns the models' directories.
+    """Write the package atomically, replacing an older package at `out`. Returns the models' directories.
 
     Raises `InputError` where `out` holds something else.
     """
@@ -98,7 +98,7 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
 
 
 def verify_package(folder: Path, trust: Trust) -> list[Passport]:
-    """The passports of the package, after every file and signature was checked. Raises `TrustError`."""
+    """Return the package's passports after checking every file and signature. Raises `TrustError`."""
     try:
         manifest = json.loads((folder / PACKAGE_FILE).read_text(encoding="utf-8"))
         digests: Mapping[str, str] = dict(manifest["files"])
@@ -118,7 +118,7 @@ def verify_package(folder: Path, trust: Trust) -> list[Passport]:
 
 
 def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[PackagedEngine]]:
-    """Engines by the directory that they share: see the module's docstring."""
+    """Group engines by their shared directory: see the module's docstring."""
     groups: dict[str, list[PackagedEngine]] = {}
     for engine in engines:
         place = engine.backend if engine.traits.on_gpu else engine.target
@@ -172,7 +172,7 @@ def _triton_model(
 
 
 def _capabilities(engines: Sequence[PackagedEngine], mains: Mapping[str, str]) -> dict[str, str]:
-    """File by compute capability; an engine for one of them goes before a portable one."""
+    """Return the file by compute capability; an engine for one capability precedes a portable one."""
     files: dict[str, str] = {}
     for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
         for capability in engine.passport.target["compute_capability"]:
@@ -185,21 +185,22 @@ def _main_file(passport: Passport) -> str:
 
 
 def _copy_engine(engine: PackagedEngine, folder: Path) -> dict[str, str]:
-    """Copy the engine's files under the names that Triton knows; passport's name → path in the model's directory."""
+    """Copy the engine's files under Triton's names. Returns the path in the model's directory by the passport's
+    name."""
     folder.mkdir(exist_ok=True)
     names = {}
     for name in engine.passport.files:
-        if name == SIDECAR_FILE:  # the passport says all that it does
+        if name == SIDECAR_FILE:  # the passport has the same content
             continue
         main = engine.traits.triton.file.format(target=engine.target)
-        shown = main if name == _main_file(engine.passport) else name  # weights keep the name that the model knows
+        shown = main if name == _main_file(engine.passport) else name  # weights keep the name in the model
         shutil.copyfile(engine.folder / name, folder / shown)
         names[name] = f"{folder.name}/{shown}"
     return names
 
 
 def validate_config(text: str) -> None:
-    """Parse the text with the real message, where `tritonclient[grpc]` is installed. Raises `EngineworksError`."""
+    """Parse the text with Triton's real message, where `tritonclient[grpc]` is installed. Raises `EngineworksError`."""
     if find_spec("tritonclient") is None or find_spec("grpc") is None:
         return
     from google.protobuf import text_format
@@ -223,7 +224,7 @@ def _files(folder: Path) -> set[str]:
 
 
 def _replace(partial: Path, out: Path) -> None:
-    """Put the new package where the old one is: two renames, and a reader in between finds none."""
+    """Replace the old package by two renames; a reader between them finds none."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists():
         os.rename(partial, out)

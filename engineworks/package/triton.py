@@ -1,7 +1,7 @@
-"""What Triton reads about a model: its `config.pbtxt`. Pure.
+"""Writes Triton's description of a model, `config.pbtxt`. Pure.
 
-Fields are those of `inference.ModelConfig` (triton-inference-server/common, protobuf/model_config.proto); tests parse
-the text with the message that `tritonclient` brings, and `engineworks package` does too where it is installed.
+Fields are those of `inference.ModelConfig` (triton-inference-server/common, protobuf/model_config.proto). Tests parse
+the text with `tritonclient`'s message, and so does `engineworks package` where it is installed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ DATA_TYPES = {
 
 
 GRAPH_LEVELS = {"basic": -1, "extended": 1, "none": 2}
-"""Our word for ONNX Runtime's level → that of Triton's ONNX Runtime backend."""
+"""This project's name of ONNX Runtime's level → that of Triton's ONNX Runtime backend."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A bare word of the text format: the name of an enum's value."""
+    """A bare word in the text format: the name of an enum's value."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """One warm-up sample: `batch` copies of it are run, as one batch, `count` times. files: data file by input; shapes:
-    of one sample without its batch dimension, or whole where Triton does no batching."""
+    """One warm-up sample: Triton runs `batch` copies of it, as one batch, `count` times. files: data file by input.
+    shapes: of one sample without its batch dimension, or complete where Triton does no batching."""
 
     name: str
     batch: int
@@ -48,10 +48,10 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class TritonModel:
-    """One directory of a model repository. file: of the engine, where there is no other; capabilities: file by compute
-    capability. max_batch: 0 where Triton cannot batch. shapes: the named shapes, for CUDA graphs. profiles: how many
-    optimization profiles its engines have; options: of the target. load_level: the level up to which ONNX Runtime may
-    optimize the engine when it loads it, '' for its own."""
+    """One directory of a model repository. file: the engine's, if it is the only one; capabilities: file by compute
+    capability. max_batch: 0 where Triton cannot batch. shapes: the named shapes, for CUDA graphs.
+    profiles: number of optimization profiles of its engines. options: of the target. load_level: maximum optimization
+    level when ONNX Runtime loads the engine, '' for ONNX Runtime's default."""
 
     name: str
     backend: str
@@ -73,7 +73,7 @@ class TritonModel:
 
 
 def config_text(model: TritonModel) -> str:
-    """The model's `config.pbtxt`."""
+    """Return the model's `config.pbtxt`."""
     return "\n".join(_lines(_config(model))) + "\n"
 
 
@@ -113,7 +113,8 @@ def _config(model: TritonModel) -> dict[str, Any]:
 
 
 def _tensor(model: TritonModel, spec: TensorSpec) -> dict[str, Any]:
-    """A tensor without its batch dimension. Triton wants at least one dimension: none is written as [1], reshaped."""
+    """Describe a tensor without its batch dimension. Triton wants at least one dimension: none becomes [1],
+    reshaped."""
     shape: tuple[Dim, ...] = spec.shape[1:] if model.max_batch else spec.shape
     dims = [-1 if isinstance(d, str) else d for d in shape]
     described: dict[str, Any] = {"name": spec.name, "data_type": Word(DATA_TYPES[spec.dtype]), "dims": dims or [1]}
@@ -121,13 +122,13 @@ def _tensor(model: TritonModel, spec: TensorSpec) -> dict[str, Any]:
 
 
 def _graph(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
-    """A CUDA graph is captured for this batch and these shapes; batch 0 where Triton does no batching."""
+    """Describe a CUDA graph for this batch and these shapes; batch 0 where Triton does no batching."""
     shapes = [{"key": name, "value": {"dim": list(shape)}} for name, shape in warm_up.shapes.items()]
     return {"batch_size": warm_up.batch if model.max_batch else 0, "input": shapes}
 
 
 def _parameters(model: TritonModel) -> dict[str, str]:
-    """The target's options where Triton's backend has a name for them; our own Python model reads the passport."""
+    """Return the target's options that Triton's backend has a name for; our Python model reads the passport."""
     named = model.traits.triton.options
     return {named[k]: str(v) for k, v in model.options.items() if k in named}
 
@@ -145,7 +146,7 @@ def _warm_up(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
 
 
 def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Protobuf's text format: scalars as `name: value`, messages and repeated messages in braces."""
+    """Yield Protobuf's text format: scalars as `name: value`, messages and repeated messages in braces."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
             yield from _message(name, value, indent)
@@ -169,7 +170,7 @@ def _scalar(value: object) -> str:
         return value.text
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):  # bytes that are no printable ASCII as octal escapes
+    if isinstance(value, str):  # octal escapes for bytes outside of printable ASCII
         quoted = (chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in value.encode())
         return '"' + "".join(quoted) + '"'
     return str(value)

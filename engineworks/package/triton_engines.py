@@ -1,4 +1,4 @@
-"""The engines in one directory of a Triton package, each checked against its passport."""
+"""The engines in one directory of a Triton package, each verified by its passport."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ENGINES_FILE = "engines.json"
 
 @dataclass(frozen=True)
 class EngineInPackage:
-    """An engine of the directory: its file, verified, and its passport."""
+    """An engine of the directory: its verified file and its passport."""
 
     file: Path
     passport: Passport
 
 
 def read_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
-    """Every engine of the model's directory, after its signature and bytes were checked. Raises `TrustError`."""
+    """Return every engine of the model's directory after checking its signature and bytes. Raises `TrustError`."""
     place = model / PASSPORTS / ENGINES_FILE
     try:
         described = json.loads(place.read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def _read_engine(model: Path, name: str, files: dict[str, str], trust: Trust) ->
 def open_packaged(model: Path) -> Session:
     """Load the engine of the model's directory that this host can run.
 
-    Raises `TrustError` before anything is loaded, `RunError` where none of them runs here.
+    Raises `TrustError` before loading anything, `RunError` where this host can run none of them.
     """
     engines = read_engines(model, read_trust())
     chosen = _choose(engines)
@@ -65,7 +65,7 @@ def open_packaged(model: Path) -> Session:
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:
-    """An engine for this very GPU type before a portable one."""
+    """Choose an engine, preferring one for exactly this GPU type to a portable one."""
     reasons = []
     for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
         target = engine.passport.target

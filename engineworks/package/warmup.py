@@ -13,11 +13,11 @@ from engineworks.recipe.samples import SampleFile, batch_dim, feeds_at
 from engineworks.tensors import TensorSpec
 
 FOLDER = "warmup"
-"""Where Triton looks for `input_data_file`, in the model's directory."""
+"""The folder in the model's directory where Triton looks for `input_data_file`."""
 
 
 def named_shapes(recipe: Recipe) -> dict[str, dict[str, int]]:
-    """The shapes that are measured; without any, the usual one of every profile."""
+    """Return the measured shapes; without any, the usual shape of every profile."""
     at = {name: dict(dims) for name, dims in recipe.performance.at.items()}
     return at or {name: {dim: triple[1] for dim, triple in ranges.items()} for name, ranges in recipe.shapes.items()}
 
@@ -25,9 +25,11 @@ def named_shapes(recipe: Recipe) -> dict[str, dict[str, int]]:
 def write_warm_ups(
     recipe: Recipe, samples: SampleFile, folder: Path, max_batch: int, inputs: Sequence[TensorSpec]
 ) -> list[WarmUp]:
-    """Write the samples into the model's directory, in the types of the engine's own inputs. Triton repeats one sample
-    to make a batch (`batch_size`); where it does no batching the whole feeds are written. Values are little-endian and
-    row-major, as in NumPy's `tobytes`."""
+    """Write the samples into the model's directory, in the dtypes of the engine's inputs.
+
+    With batching, a file is one sample of shape [1, …] that Triton repeats to make a batch (`batch_size`); otherwise it
+    is the whole feed. Values are little-endian and row-major, as in NumPy's `tobytes`.
+    """
     count = recipe.release.triton.warmup
     shapes = named_shapes(recipe) if count else {}
     warm_ups = []
@@ -45,7 +47,7 @@ def write_warm_ups(
 
 
 def _one_sample(recipe: Recipe, dims: Mapping[str, int]) -> tuple[int, dict[str, int]]:
-    """The batch of a named shape, and the shape with a batch of one."""
+    """Return the batch of a named shape, and the shape with a batch of one."""
     dim = batch_dim(input_specs(recipe))
-    assert isinstance(dim, str)  # else Triton does no batching
+    assert isinstance(dim, str)  # otherwise Triton does no batching
     return max(1, dims.get(dim, 1)), {**dims, dim: 1}

@@ -1,7 +1,7 @@
-"""What happens to an engine that was judged.
+"""Releases evaluated engines.
 
-promotion      which engines become champions, and what is said of each
-command        `engineworks release`: the build where something is to do, then what was released of it
-sources        where the engines of a package come from: what was built here, or the champions
+promotion      promotes engines to champions, and reports on each
+command        `engineworks release`: builds if needed, then reports what was released
+sources        selects the engines of a package: built here, or champions
 triton_python  TensorRT-RTX in Triton's Python backend: packages name this module, so it keeps its name
 """

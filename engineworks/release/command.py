@@ -1,4 +1,4 @@
-"""`engineworks release`: the build, by the Prefect flow where something is to do, and then what was released of it."""
+"""`engineworks release`: runs the Prefect flow if there is something to build, then releases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ByEngine = Mapping[str, int | None]
 
 
 def champions_of_recipes(recipes: Sequence[Path], settings: Settings) -> dict[str, ByEngine]:
-    """By recipe: see `champions_before`. Raises `RecipeError`, `TrackingError`."""
+    """Return `champions_before` by recipe. Raises `RecipeError`, `TrackingError`."""
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
     registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
     return {recipe.name: champions_before(recipe, registry) for recipe in loaded}
@@ -25,12 +25,12 @@ def champions_of_recipes(recipes: Sequence[Path], settings: Settings) -> dict[st
 def release_plans(
     plans: Sequence[Plan], settings: Settings, champions: Mapping[str, ByEngine], *, only: str | None = None
 ) -> list[ReleaseResult]:
-    """Build, judge and release every plan; results come in their order. champions: from before they were planned."""
+    """Build, evaluate and release every plan; results keep the plans' order. champions: looked up before planning."""
     return [_release(plan, settings, champions[plan.recipe], only) for plan in plans]
 
 
 def _release(plan: Plan, settings: Settings, champions: ByEngine, only: str | None) -> ReleaseResult:
-    """A build that is on record needs no flow."""
+    """Release one plan; a recorded build needs no flow."""
     recorded = recorded_result(plan, settings)
     if recorded is not None:
         return release_build(plan, recorded, open_tracking(settings.artifacts, settings.tracking_uri), champions)

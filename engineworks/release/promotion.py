@@ -1,4 +1,4 @@
-"""Engines that passed → versions in MLflow's registry; the champion moves only on a pass."""
+"""Engines that passed → versions in MLflow's registry. The champion changes only on a pass."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ EXAMPLE_ROWS = 2
 
 @dataclass(frozen=True)
 class EngineRelease:
-    """What came of one engine. version: its own in the registry, None where it did not pass; before: the champion's
-    that it was judged against."""
+    """The result for one engine. version: its own in the registry, None where it did not pass; before: version of the
+    champion that it was compared with."""
 
     id: str
     action: Action
@@ -54,7 +54,7 @@ class EngineRelease:
 
 @dataclass(frozen=True)
 class ReleaseResult:
-    """A build and what was released of it."""
+    """A build and its releases."""
 
     build: BuildResult
     model: str
@@ -64,25 +64,25 @@ class ReleaseResult:
         return {**self.build.to_json(), "model": self.model, "releases": [e.to_json() for e in self.engines]}
 
     def exit_code(self) -> int:
-        """0 only if every engine is champion now; an engine that was overtaken must be evaluated again."""
+        """0 only if every engine is champion now; an engine overtaken by another release must be evaluated again."""
         code = self.build.exit_code(require_verdict=True)
         overtaken = any(e.action == "overtaken" for e in self.engines)
         return EXIT_INCONCLUSIVE if code == EXIT_PASSED and overtaken else code
 
 
 def registered_model(loaded: LoadedRecipe) -> str:
-    """The name of the recipe's registered model."""
+    """Return the name of the recipe's registered model."""
     return registered_name(loaded.recipe.release.model, loaded.name)
 
 
 def slots_of(loaded: LoadedRecipe, only: str | None) -> dict[str, Slot]:
-    """The place in the registry of each engine that `only` selects."""
+    """Return the registry slot of each engine that `only` selects."""
     return {engine: slot_of(registered_model(loaded), engine) for engine in select_engines(loaded, only)}
 
 
 def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int | None]:
-    """The champion's version of every engine's slot: call it before the engines are planned, for what they are judged
-    against is in the plan."""
+    """Return the champion's version for every engine's slot. Call it before planning: the plan holds the champion that
+    engines are compared with."""
     slots = slots_of(loaded, None)
     champions = registry.versions_at("champion", list(slots.values()))
     return {engine: champions[slot] for engine, slot in slots.items()}
@@ -91,7 +91,7 @@ def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int 
 def release_build(
     plan: Plan, result: BuildResult, tracking: Tracking, champions: Mapping[str, int | None]
 ) -> ReleaseResult:
-    """Release every engine of a recorded build. champions: of `champions_before`."""
+    """Release every engine of a recorded build. champions: result of `champions_before`."""
     registry = tracking.registry()
     released = [
         release_engine(plan, e, result.run, tracking, registry, champions[e.id], dropped=result.dropped.get(e.id, ""))
@@ -104,8 +104,8 @@ def release_engine(
     plan: Plan, engine: EngineResult, run: str, tracking: Tracking, registry: Registry, champion: int | None,
     *, dropped: str = "",
 ) -> EngineRelease:  # fmt: skip
-    """Register an engine that passed and make it champion, if the champion is still the one from before. dropped: why
-    the ladder of `precisions: auto` dropped it; then it is not registered."""
+    """Register an engine that passed and promote it, unless the champion has changed since. dropped: why `precisions:
+    auto` dropped it; such an engine is not registered."""
     slot = slot_of(registered_model(plan.loaded), engine.id)
     alias, lost = slot.alias("champion"), registry.standings([slot])[slot].lost
     if dropped or engine.verdict != "pass":
@@ -130,8 +130,8 @@ def release_engine(
 
 
 def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> list[EngineRelease]:
-    """Move champions back to the versions before them, by the list of champions; one that has none before it is kept,
-    with the reason, and so is one that was never released. Raises `InputError` where none is moved."""
+    """Move champions back to the previous versions in the list of champions. A champion without a predecessor stays,
+    with the reason; so does a slot without releases. Raises `InputError` if no champion moves."""
     model = registered_model(loaded)
     slots = slots_of(loaded, only)
     if not registry.exists(model):
@@ -172,14 +172,14 @@ def _roll_back(engine: str, slot: Slot, standing: Standing, registry: Registry) 
 
 
 def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:
-    """Ids of the recipe's engines that the globs select. Raises `TargetError` for one that selects none."""
+    """Return ids of the recipe's engines that the globs select. Raises `TargetError` for a glob that selects none."""
     refuse_unmatched(only, loaded.engine_ids, loaded.name)
     return select(only, loaded.engine_ids, loaded.name)
 
 
 def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> EngineModel:
-    """The engine as it is registered: its files with sidecar and passport, and an example of the evaluation data."""
-    assert engine.path is not None  # it passed, so both are there
+    """Return the engine to register: its files with sidecar and passport, and an example from the evaluation data."""
+    assert engine.path is not None  # it passed, so both exist
     assert engine.passport is not None
     inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
@@ -200,7 +200,8 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
 
 
 def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
-    """One or two rows of the evaluation data, in a batch that the profiles allow."""
+    """Return evaluation data for one run, one array [rows, …] per input: 2 rows if the profiles allow it, otherwise
+    their minimum batch."""
     from engineworks.fingerprint import FileDigests
 
     allowed = Documents(plan.loaded, FileDigests(None)).batches()
@@ -209,7 +210,7 @@ def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
 
 
 def requirements(versions: Mapping[str, str]) -> list[str]:
-    """What a host needs to load the engine, as pip requirements: the versions that built it."""
+    """Return what a host needs to load the engine, as pip requirements: the versions that built it."""
     ours = {name: installed_version(name) for name in ("engineworks", "numpy", "cryptography")}
     pinned: Iterable[tuple[str, str | None]] = [*ours.items(), *versions.items()]
     return [f"{name}=={version}" for name, version in pinned if version]
@@ -231,7 +232,7 @@ TAG_CHARS = 5000
 
 
 def _run_of(tracking: Tracking, engine: EngineResult, parent: str) -> str:
-    """The engine's own run in the build."""
+    """Return the engine's own run in the build."""
     runs: Sequence[Any] = tracking.find_runs(engine=engine.id, parent_run_id=parent, kind="engine", limit=1)
     if not runs:
         raise InputError(f"{engine.id}: run {parent} holds no record of it", hint="run 'engineworks build' again")

@@ -1,4 +1,4 @@
-"""Where the engines of a package come from: what was built here, or the champions of the registry."""
+"""Selects the engines of a package: built here, or champions of the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAY_OUT = "'engineworks rollback' goes back to the one before, 'engineworks rele
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An engine that is not packaged, and why."""
+    """An engine that is not packaged, with the reason."""
 
     id: str
     verdict: EngineWord | str
@@ -43,8 +43,8 @@ class LeftOut:
 
 
 def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[PackagedEngine], list[LeftOut]]:
-    """The plan's engines that are in the store and passed; with `precisions: auto` those that were chosen. unmeasured:
-    also those that nothing here could run."""
+    """Return the plan's stored engines that passed; with `precisions: auto`, only chosen ones. unmeasured: include
+    engines that this host could not run."""
     origin = recipe_origin(plan)
     packaged, left = [], []
     judged = [engine_result(plan, planned, store, {}) for planned in plan.engines]
@@ -66,7 +66,7 @@ def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[P
 def champion_engines(
     loaded: LoadedRecipe, registry: Registry, only: str | None, into: Path
 ) -> tuple[list[PackagedEngine], list[LeftOut]]:
-    """The champions of the registry, each fetched into a folder under `into` and verified. Raises `TrustError`."""
+    """Fetch the registry's champions, each into a folder under `into`, and verify them. Raises `TrustError`."""
     packaged, left = [], []
     trust = read_trust()
     slots = slots_of(loaded, only)
@@ -87,7 +87,7 @@ def champion_engines(
 
 
 def require_some(engines: list[PackagedEngine], left: list[LeftOut], say: Callable[[LeftOut], str]) -> None:
-    """Raises `InputError` where there is nothing to package."""
+    """Raises `InputError` if no engine can be packaged."""
     if not engines:
         raise InputError("there is no engine to package:\n" + "\n".join(map(say, left)))
 

@@ -1,7 +1,7 @@
-"""The model of Triton's Python backend that serves a TensorRT-RTX engine: for which Triton has no backend of its own.
+"""A model for Triton's Python backend that serves a TensorRT-RTX engine, because Triton has no such backend.
 
-Written after triton-inference-server/python_backend, README.md ("Usage"): `initialize` gets strings by name,
-`execute` a list of requests, which the dynamic batcher has chosen to be one batch but not joined.
+Follows triton-inference-server/python_backend, README.md ("Usage"): `initialize` gets strings by name. `execute` gets a
+list of requests, which the dynamic batcher has chosen to be one batch but not joined.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from engineworks.package.triton_engines import open_packaged
 
 
 class TritonPythonModel:
-    """Loads the engine after its passport was checked; one run per batch."""
+    """Loads the engine after checking its passport; runs once per batch."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Raises `TrustError` or `RunError`, which Triton logs as the reason why the model is not ready."""
-        self._triton = importlib.import_module("triton_python_backend_utils")  # there only inside of Triton
+        self._triton = importlib.import_module("triton_python_backend_utils")  # exists only in Triton
         config = json.loads(args["model_config"])
         self._batching = int(config["max_batch_size"]) > 0
         self._outputs = {output["name"]: len(output["dims"]) for output in config["output"]}
@@ -29,7 +29,7 @@ class TritonPythonModel:
         self._inputs = {spec.name: spec for spec in self._session.inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response per request; requests of equal shapes are run as one batch."""
+        """Return one response per request; requests of equal shapes run as one batch."""
         feeds = [self._feeds(request) for request in requests]
         if not self._batching or len({_shape(f) for f in feeds}) > 1:
             return [self._respond([f])[0] for f in feeds]
@@ -42,7 +42,7 @@ class TritonPythonModel:
         feeds = {}
         for name, spec in self._inputs.items():
             array = self._triton.get_input_tensor_by_name(request, name).as_numpy()
-            feeds[name] = array.reshape(array.shape[: len(spec.shape)])  # a [1] that stands for no dimension
+            feeds[name] = array.reshape(array.shape[: len(spec.shape)])  # drop a [1] that replaces no dimension
         return feeds
 
     def _respond(self, feeds: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -65,5 +65,5 @@ class TritonPythonModel:
 
 
 def _shape(feeds: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
-    """Shapes without the batch: only what is equal in these can be joined."""
+    """Return the shapes without the batch: only requests with equal ones can be joined."""
     return tuple(a.shape[1:] for a in feeds.values())

@@ -1,4 +1,4 @@
-"""A published result, as its manifest describes it."""
+"""A published artifact, as its manifest describes it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engineworks.store.json_files import read_figures, read_json_file
 MANIFEST = "manifest.json"
 
 KEPT_MANIFESTS = 256
-"""Manifests that a process remembers: some more than one recipe's artifacts, which are asked for again and again."""
+"""Manifests that a process remembers: more than one recipe's artifacts, which are read again and again."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published result: its folder, its files with digests, and the document that its key is the digest of.
+    """A published artifact: its folder, its files with digests, and the document whose digest is its key.
 
-    Callers may share one value for a key: do not change what is in it.
+    Callers may share one object for a key: do not modify it.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Artifact:
         return read_json_file(self.file(name))
 
     def read_figures(self, name: str, longest: int) -> Any:
-        """The same with raw samples replaced by their number, where there are more than `longest`."""
+        """Read JSON with lists of more than `longest` raw samples replaced by their length."""
         return read_figures(self.file(name), longest)
 
     @property
@@ -49,15 +49,15 @@ class Artifact:
 
     @cached_property
     def document_digest(self) -> str:
-        """What its key must be."""
+        """Return the digest that must equal its key."""
         return digest_of(self.document)
 
 
 def read_manifest(place: Path | str) -> Artifact | None:
-    """The artifact in this folder, unchecked; None where it has no manifest that can be read.
+    """Return the artifact in this folder, unchecked; None where it has no readable manifest.
 
-    A manifest is parsed again when its file is another one or was changed, by size, times and inode; within
-    `RACY_SECONDS` of a change always, for what comes next may have the same time.
+    A manifest is parsed again if its file changed by size, times or inode. Within `RACY_SECONDS` of a change it is
+    always parsed, because a later change may have the same time.
     """
     folder = str(place)
     try:
@@ -71,7 +71,7 @@ def read_manifest(place: Path | str) -> Artifact | None:
 
 @lru_cache(maxsize=KEPT_MANIFESTS)
 def _remembered(folder: str, stat: tuple[int, ...]) -> Artifact | None:
-    del stat  # the file that was parsed is the one that looks like this
+    del stat  # only part of the cache's key
     return _parse(folder)
 
 

@@ -1,4 +1,4 @@
-"""This project's JSON files, read fast: a report holds tens of thousands of numbers, a nightly run reads hundreds."""
+"""Reads this project's JSON files fast: a report holds tens of thousands of numbers, a nightly run reads hundreds."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pydantic_core import from_json
 
 SAMPLES = b'samples": ['
 NOT_NUMBERS = (b"[", b"{", b'"')
-"""What begins a value that may hold commas of its own."""
+"""First characters of values that may contain commas."""
 
 
 def read_json_file(path: Path | str) -> Any:
-    """The value in a UTF-8 file, as `json.loads` gives it, NaN and infinities too.
+    """Return the value in a UTF-8 file, as `json.loads` does, including NaN and infinities.
 
-    Raises `OSError` where it cannot be read, `ValueError` where it is no JSON.
+    Raises `OSError` where it cannot be read, `ValueError` where it is not JSON.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - a store asks for thousands
         return parse_json(file.read())
 
 
 def read_figures(path: Path | str, longest: int) -> Any:
-    """As `read_json_file`, but for raw samples: a list of more than `longest` numbers whose key ends in 'samples' is
-    replaced by its length, {"values": 52991}. They are most of a report's text, and its parsing.
+    """Read as `read_json_file`, without raw samples, which take most of a report's text and parsing time.
 
-    Raises the same.
+    A list of more than `longest` numbers whose key ends in 'samples' becomes its length: {"values": 52991}. Raises the
+    same.
     """
     with open(path, "rb") as file:  # noqa: PTH123
         return parse_json(_without_samples(file.read(), longest))
 
 
 def _without_samples(data: bytes, longest: int) -> bytes:
-    """Found by the quote that ends a key: within a text it would be escaped, and what follows another."""
+    """Remove lists by the quote that ends a key: inside a text it would be escaped, and different text would follow."""
     parts: list[bytes] = []
     done = at = 0
     while (at := data.find(SAMPLES, at)) >= 0:
@@ -50,8 +50,8 @@ def _without_samples(data: bytes, longest: int) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of UTF-8 text. Pydantic's parser takes a quarter of the time of Python's own, which is asked again
-    where it refuses (lone surrogates, very deep nesting) and whose error is the one that is raised."""
+    """Parse UTF-8 text. Pydantic's parser takes a quarter of the time of Python's own. Where it fails (lone surrogates,
+    very deep nesting), Python's parser tries again and raises its own error."""
     try:
         return from_json(data, cache_strings="keys")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which store the settings name."""
+"""Opens the store that the settings name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engineworks.store.store import Store
 
 
 def open_store(settings: Settings) -> Store:
-    """The store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
+    """Return the store of the settings: a local folder, or any fsspec URL with `<artifacts>/store` as its cache.
 
     Raises `StoreError` for a URL that fsspec does not know.
     """

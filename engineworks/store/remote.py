@@ -1,12 +1,12 @@
-"""Artifacts behind any fsspec URL, for workers on several hosts; a local folder stands in front of it as the cache.
+"""Artifacts behind any fsspec URL, for workers on several hosts, with a local folder as the cache.
 
-    <url>/objects/ab/<key>/manifest.json          put last, and only where none is (If-None-Match: *): who does, has won
+    <url>/objects/ab/<key>/manifest.json          put last, and only if none exists (If-None-Match: *): the first wins
     <url>/objects/ab/<key>/<upload>/…             the files of one upload, which its manifest names
 
-Engines are not byte-for-byte reproducible, so two hosts that race must not write into each other's files: each upload
-has a folder of its own, nothing in it is seen before its manifest is there, and the loser takes the winner's result.
-Where a service ignores the condition the last writer wins; it is read back, and what is seen is still whole. Whoever
-fetches checks every digest. What a killed upload left is swept by `gc`.
+Engines are not byte-for-byte reproducible, so two hosts that race must not mix their files. Each upload has a separate
+folder, invisible before its manifest exists, and the loser takes the winner's artifact. Where a service ignores the
+condition, the last writer wins; the manifest is read back, and readers still see complete artifacts. Readers check
+every digest. `gc` deletes killed uploads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engineworks.store.artifact import MANIFEST
 from engineworks.store.service import Service
 
 CLAIMS = 3
-"""How often a manifest is put where the service answers neither yes nor no (409: two at once)."""
+"""How often a manifest is put again after an inconclusive answer (409: two concurrent puts)."""
 
 
 class RemoteStore:
@@ -40,7 +40,7 @@ class RemoteStore:
 
     @property
     def is_local(self) -> bool:
-        """Whether the URL is a folder of this host (`file://…`), which needs no cache in front."""
+        """Whether the URL is a folder of this host (`file://…`), which needs no cache."""
         return self._service.is_local
 
     @property
@@ -51,7 +51,7 @@ class RemoteStore:
         return self.manifest(key) is not None
 
     def manifest(self, key: str) -> Mapping[str, Any] | None:
-        """What the artifact consists of, None if there is none."""
+        """Return the artifact's manifest, None if there is none."""
         try:
             value = json.loads(self._service.call("cat_file", self._place(key, MANIFEST)))
         except (FileNotFoundError, ValueError):
@@ -59,8 +59,8 @@ class RemoteStore:
         return value if isinstance(value, dict) and isinstance(value.get("upload"), str) else None
 
     def fetch(self, manifest: Mapping[str, Any], key: str, into: Path) -> bool:
-        """Copy the artifact's files into the folder, its manifest last; False if they are not all there, or if the
-        manifest is not of this format."""
+        """Copy the artifact's files into the folder, its manifest last. False if files are missing or the manifest has
+        another format."""
         try:
             for name, facts in manifest["files"].items():
                 target = into / _within(name)
@@ -73,9 +73,9 @@ class RemoteStore:
         return True
 
     def publish(self, key: str, folder: Path) -> bool:
-        """Copy the artifact in the folder there. False if another host was first: then its result is the one to use.
+        """Upload the artifact in the folder. False if another host was first: use that host's artifact.
 
-        Interrupted at any moment, nothing of it can be seen.
+        An interrupted upload is invisible.
         """
         if self.has(key):
             return False
@@ -94,7 +94,7 @@ class RemoteStore:
         return won
 
     def remove(self, key: str, upload: str) -> None:
-        """Take the artifact away if it still is that upload; its manifest first, so that no reader finds half of it."""
+        """Remove the artifact if it still is that upload; its manifest first, so that no reader finds a partial one."""
         manifest = self.manifest(key)
         if manifest is not None and manifest["upload"] == upload:
             with contextlib.suppress(FileNotFoundError):
@@ -102,7 +102,7 @@ class RemoteStore:
         self._remove_upload(key, upload)
 
     def sweep(self, older_than_s: float) -> int:
-        """Delete the files of uploads that ended without a manifest. Returns how many uploads went."""
+        """Delete the files of uploads that ended without a manifest. Returns the number of deleted uploads."""
         objects = f"{self.root.rstrip('/')}/objects"
         try:
             objects_found = self._service.call("find", objects, detail=True)
@@ -121,8 +121,8 @@ class RemoteStore:
         return len(gone)
 
     def _claim(self, key: str, manifest: Mapping[str, Any]) -> bool:
-        """Put the manifest where none is. Whatever the service answers, what is there afterwards decides: the answer to
-        a put that was done may have been lost, and its repetition refused."""
+        """Put the manifest if none exists. Read it back to decide, whatever the service answered: the answer to a
+        successful put may be lost, and its retry refused."""
         place, text = self._place(key, MANIFEST), json.dumps(manifest, indent=1).encode()
         refusal: StoreError | None = None
         condition: dict[str, Any] = {"mode": "create"} if self._can_create else {}
@@ -141,7 +141,7 @@ class RemoteStore:
         raise refusal or StoreError(f"the store {self.url} does not show the manifest of {key[:12]} that was put there")
 
     def _remove_upload(self, key: str, upload: str) -> None:
-        """As well as it goes: what stays is never seen, and swept later."""
+        """Delete what can be deleted; readers never see the rest, and `sweep` deletes it later."""
         with contextlib.suppress(FileNotFoundError, StoreError):
             self._service.call("rm", self._place(key, upload), recursive=True)
 
@@ -150,7 +150,7 @@ class RemoteStore:
 
 
 def _within(name: str) -> str:
-    """A file's name that stays in its folder: the manifest was written by somebody else."""
+    """Check that a file's name stays in its folder: another host may have written the manifest."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/") or name == MANIFEST:
         raise ValueError(name)
@@ -158,7 +158,8 @@ def _within(name: str) -> str:
 
 
 def _changed_at(info: Mapping[str, Any]) -> float:
-    """When a listed file was written, as a POSIX time; now where the service does not say: then it is not swept."""
+    """Return when a listed file was written, as a POSIX time; now where the service does not report it, so that it is
+    not swept."""
     when = info.get("LastModified") or info.get("mtime") or info.get("created")
     if isinstance(when, datetime):
         return when.timestamp()

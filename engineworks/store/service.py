@@ -1,8 +1,8 @@
-"""One service behind an fsspec URL: every call is bounded in time, and every failure of it is one sentence.
+"""One service behind an fsspec URL: every call has a time limit, and every failure is one message.
 
-fsspec's own limits are not enough: s3fs tries a dead endpoint 25 times, and a server that sends a byte a second never
-runs into a read timeout. Filesystems that are asynchronous inside (s3, gcs, abfs, http) get a limit for the whole call;
-others keep the limits that they have.
+fsspec's limits are insufficient: s3fs tries a dead endpoint 25 times, and a server that sends a byte per second never
+runs into a read timeout. Asynchronous filesystems (s3, gcs, abfs, http) get a limit for the whole call; others keep
+their own limits.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 from engineworks.errors import StoreError
 
 REQUEST_LIMIT_S = 30.0
-"""Seconds that one small request may take in all, its retries included."""
+"""Time limit of one small request in seconds, including retries."""
 
 SLOWEST_BYTES_PER_S = 256 * 1024
-"""A transfer may take a second more for so many bytes; slower is too slow to build on."""
+"""A transfer may take one more second per this many bytes; slower services are unusable."""
 
 DOWN_S = 20.0
-"""For so long after it did not answer, the service is not asked again: a build of many engines fails at once, not one
-limit after the other."""
+"""Seconds without another request after the service did not answer: a build of many engines fails once, not one limit
+after the other."""
 
 OPTIONS = {
     "s3": {
         "config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2, "mode": "standard"}}
     }
 }
-"""What a protocol's filesystem is opened with; FSSPEC_S3_… and AWS_… set the rest (endpoint, keys, region)."""
+"""Options for opening a protocol's filesystem; FSSPEC_S3_… and AWS_… set the rest (endpoint, keys, region)."""
 
 FOREIGN_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
@@ -37,7 +37,7 @@ FOREIGN_ERRORS = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
 )
-"""What clients raise that is no OSError, by the module that has it loaded."""
+"""Errors of clients that are not OSError, by the module that defines them."""
 
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 
@@ -54,7 +54,7 @@ class Service:
         self._down_until = 0.0
         protocol = url.partition("://")[0]
         try:
-            # Listings are never kept: another host may have written since.
+            # No listings cache: another host may have written since.
             self.files, root = url_to_fs(url, use_listings_cache=False, **OPTIONS.get(protocol, {}))
         except (ImportError, ValueError) as error:
             extra = EXTRAS.get(protocol)
@@ -72,14 +72,15 @@ class Service:
         return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def make_folder(self, path: str) -> None:
-        """Where the filesystem knows folders; object stores do not, and s3fs would make a missing bucket."""
+        """Create a folder where the filesystem has folders. Object stores have none, and s3fs would create a missing
+        bucket."""
         if not getattr(self.files, "async_impl", False):
             self.call("makedirs", path, exist_ok=True)
 
     def call(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
         """Run a method of the filesystem that moves `size` bytes.
 
-        FileNotFoundError and FileExistsError are answers and pass through; anything else is a `StoreError`.
+        FileNotFoundError and FileExistsError pass through as answers; other errors become a `StoreError`.
         """
         if self._down is not None and time.monotonic() < self._down_until:
             raise self._down

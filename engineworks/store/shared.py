@@ -1,10 +1,10 @@
 """A local store in front of a remote one, for workers on several hosts.
 
-What this host builds is sent before it is published here: of hosts that race for a key the first to send wins, and the
-others take its result, so that whatever is made of it later is made of the same bytes everywhere. While the remote
-store does not answer a build fails in one sentence; what it made meanwhile stays here and is sent when it is next used:
+A host uploads an artifact before publishing it locally. The first upload for a key wins and other hosts take its
+artifact, so that later artifacts use the same bytes everywhere. If the remote store does not answer, a build fails with
+one message; its artifacts stay here and are uploaded at their next use:
 
-    <root>/pending/<key>      built here, still to be sent
+    <root>/pending/<key>      built here, not yet uploaded
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from engineworks.store.store import Store
 
 
 class SharedStore(Store):
-    """A store whose folder is the cache of a remote one. Methods that ask it raise `StoreError` where it fails."""
+    """A store whose folder is the cache of a remote one. Methods that call the remote store raise `StoreError` if it
+    fails."""
 
     AGAIN = "it is fetched or built again"
 
@@ -31,7 +32,7 @@ class SharedStore(Store):
         self._unsent: dict[str, StoreError] = {}
 
     def size_of(self, key: str) -> int:
-        """Bytes of the artifact's files, here or, before it was fetched, there; 0 where that cannot be asked."""
+        """Return the bytes of the artifact's files here, or else in the remote store; 0 where that does not answer."""
         here = super().size_of(key)
         if here:
             return here
@@ -71,7 +72,7 @@ class SharedStore(Store):
             return None
 
     def _move_in(self, key: str, folder: Path) -> None:
-        if key in self._unsent:  # before it can be seen here, and again if a damaged one with its mark had to go
+        if key in self._unsent:  # before it is visible here, and again after removal of a damaged one with its mark
             self._pending(key).parent.mkdir(parents=True, exist_ok=True)
             self._pending(key).touch()
         super()._move_in(key, folder)
@@ -79,7 +80,7 @@ class SharedStore(Store):
             self._pending(key).touch()
 
     def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
-        """The remote store's artifact, once for all processes of this host; a damaged one is taken away there."""
+        """Fetch the remote store's artifact, once for all processes of this host; remove it there if it is damaged."""
         manifest = self._remote.manifest(key)
         if manifest is None:
             return None
@@ -111,7 +112,8 @@ class SharedStore(Store):
         return None
 
     def _settled(self, artifact: Artifact) -> Artifact:
-        """Send what could not be sent when it was built; another host's result where that was faster."""
+        """Upload an artifact that could not be uploaded when built; return another host's artifact if that was
+        faster."""
         key = artifact.key
         if not self._pending(key).exists():
             return artifact
@@ -129,11 +131,11 @@ class SharedStore(Store):
         return Store(self.root)
 
     def publish_waiting(self) -> int:
-        """Send what could not be sent when it was built, until the remote store fails again."""
+        """Upload artifacts that could not be uploaded when built, until the remote store fails again."""
         sent = 0
         for mark in sorted((self.root / "pending").glob("*")):
             artifact = self._manifest(mark.name)
-            if artifact is None:  # nothing is there to be sent
+            if artifact is None:  # nothing to upload
                 mark.unlink(missing_ok=True)
                 continue
             try:

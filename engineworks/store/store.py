@@ -1,12 +1,12 @@
-"""The store: one folder per step's key, written once, checked on every read.
+"""The store: one folder per step's key, written once, verified on every read.
 
     <root>/objects/ab/abcd…/manifest.json + files     published by one atomic rename, read-only
-    <root>/latest/<step id>.json                      the newest key of a step, to tell why a key is new
-    <root>/locks/  <root>/partial/                    one lock per key being built; folders not yet published
-    <root>/caches/<digest>/                           what a device's libraries can make again; never shared
+    <root>/latest/<step id>.json                      the newest key of a step, to explain a new key
+    <root>/locks/  <root>/partial/                    one lock per key being built; unpublished folders
+    <root>/caches/<digest>/                           a device's compiled data, reproducible; never shared
 
-Writing: hit? return · lock · look again · build in `partial/` · digest · rename. A reader never sees half of anything:
-what is missing or damaged is a miss. flock is dropped by the kernel when its holder dies, `kill -9` included.
+Writing: hit? return · lock · look again · build in `partial/` · digest · rename. Readers never see partial artifacts: a
+missing or damaged one is a miss. The kernel drops an flock when its holder dies, `kill -9` included.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
 from engineworks.store.json_files import read_json_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a file cannot grow: no space, no quota, RLIMIT_FSIZE."""
+"""Errors for a file that cannot grow: no space, no quota, RLIMIT_FSIZE."""
 
 UNFINISHED = ".unfinished"
-"""How the name of a partial folder ends in which a step works, under the lock of its key."""
+"""Suffix of a partial folder in which a step works, under the lock of its key."""
 
 UNUSED_CACHE_S = 30 * 86400.0
-"""Seconds after which a device's cache that no build used is swept away."""
+"""Seconds after which `sweep` deletes a device's unused cache."""
 
 
 class Store:
-    """A store in a local folder; `SharedStore` is one with a remote store behind it."""
+    """A store in a local folder; `SharedStore` adds a remote store."""
 
     AGAIN = "it is built again"
 
@@ -49,16 +49,16 @@ class Store:
         self._verified: set[str] = set()
 
     def has(self, key: str) -> bool:
-        """Whether the artifact is there and its files have the right sizes; contents are not read (for planning)."""
+        """Whether the artifact exists and its files have the right sizes; does not read contents (for planning)."""
         artifact = self._manifest(key)
         if artifact is not None:
             return self._damage(artifact, contents=False) is None
         return self._has_elsewhere(key)
 
     def get(self, key: str, *, say: Callable[[str], None] | None = None) -> Artifact | None:
-        """The artifact after its digests were checked (once per process), None for a miss.
+        """Return the artifact after checking its digests (once per process), None for a miss.
 
-        A damaged one is a miss: it is taken out of the way and `say` gets the reason.
+        A damaged artifact is a miss: it is moved away and `say` gets the reason.
         """
         artifact = self._manifest(key)
         if artifact is not None:
@@ -72,14 +72,15 @@ class Store:
         return self._fetch(key, say)
 
     def peek_json(self, key: str, name: str) -> Any | None:
-        """A JSON file of an artifact that is here, unchecked and not fetched: for what `plan` may know or not."""
+        """Read a JSON file of a local artifact, unchecked and without fetching: for what `plan` knows only if it is
+        here."""
         try:
             return read_json_file(self.place(key) / name)
         except (OSError, ValueError):
             return None
 
     def require(self, key: str) -> Artifact:
-        """`get`, for a key that must be there."""
+        """Call `get` for a key that must exist."""
         artifact = self.get(key)
         if artifact is None:
             raise StoreError(f"artifact {key[:12]} is missing from the store {self.root}", hint="run the build again")
@@ -87,11 +88,11 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, key: str, document: Mapping[str, Any], step: str) -> Iterator[Writing]:
-        """Build `key` under its lock: `hit` is set if it is there, or someone else published it meanwhile, else fill
-        `folder`.
+        """Build `key` under its lock. `hit` is set if the artifact exists or another process has just published it,
+        else fill `folder`.
 
-        On a clean exit the folder is digested and published; on an error nothing is. A full disk is a `StoreError`,
-        whoever found it full.
+        A clean exit digests and publishes the folder; an error publishes nothing. A full disk is a `StoreError`, also
+        if a child reported it.
         """
         if self._manifest(key) is not None and (here := self.get(key)) is not None:
             yield Writing(folder=here.path, hit=here)
@@ -101,7 +102,7 @@ class Store:
             if artifact is not None:
                 yield Writing(folder=artifact.path, hit=artifact)
                 return
-            for left in (self.root / "partial").glob(f"{key}.*{UNFINISHED}"):  # we have the lock: its builder is dead
+            for left in (self.root / "partial").glob(f"{key}.*{UNFINISHED}"):  # under the lock: its builder is dead
                 shutil.rmtree(left, ignore_errors=True)
             folder = self._partial(key, UNFINISHED)
             writing = Writing(folder=folder)
@@ -114,20 +115,20 @@ class Store:
 
     @property
     def here(self) -> Store:
-        """This store without any other behind it: what it has on this host."""
+        """Return this store's local part, without a remote store."""
         return self
 
     def publish_waiting(self) -> int:
-        """Send what a remote store did not take when it was made. Returns how many artifacts it has now."""
+        """Upload artifacts that a remote store did not accept when built. Returns the number uploaded."""
         return 0
 
     @property
     def outage(self) -> str:
-        """One sentence where something made here waits for a remote store, else ''."""
+        """Return a message if local artifacts wait for a remote store, else ''."""
         return ""
 
     def latest(self, step: str) -> Mapping[str, Any] | None:
-        """The document of the newest artifact of this step, whatever its key."""
+        """Return the document of the newest artifact of this step, whatever its key."""
         try:
             value = read_json_file(f"{self.root}/latest/{step}.json")
         except (OSError, ValueError):
@@ -135,7 +136,7 @@ class Store:
         return value if isinstance(value, dict) else None
 
     def latest_of(self, kind: str) -> Iterator[Mapping[str, Any]]:
-        """The newest document of every step whose id ends with `/<kind>`."""
+        """Yield the newest document of every step whose id ends with `/<kind>`."""
         root = self.root / "latest"
         for file in sorted(root.glob(f"**/{kind}.json")):
             document = self.latest(file.relative_to(root).with_suffix("").as_posix())
@@ -143,8 +144,8 @@ class Store:
                 yield document
 
     def device_cache(self, document: Mapping[str, Any]) -> Path:
-        """The folder of what a device's libraries compiled for it, so that they need not again: of this host alone,
-        one for each document, which names the device, its driver and the versions. It may be lost at any time."""
+        """Return a folder for data that a device's libraries compile and can reuse. It is local, one per document
+        (device, driver and versions), and may be lost at any time."""
         folder = self.root / "caches" / digest_of(document)
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
@@ -153,20 +154,20 @@ class Store:
         return folder
 
     def keys(self) -> Iterator[str]:
-        """Every key that has a folder here, damaged or not."""
+        """Yield every key that has a folder here, damaged or not."""
         for folder in sorted((self.root / "objects").glob("??/*")):
             yield folder.name
 
     def published_at(self, key: str) -> float:
-        """When the artifact was published, as a POSIX time; 0 if it is not there."""
+        """Return when the artifact was published, as a POSIX time; 0 if it does not exist."""
         try:
             return (self.place(key) / MANIFEST).stat().st_mtime
         except OSError:
             return 0.0
 
     def age_s(self, key: str) -> float:
-        """Seconds since the artifact was published, by the clock that makes it younger: the wall clock may have been
-        set meanwhile, that of this boot only counts until the next."""
+        """Return seconds since publication, by the clock that gives less. The wall clock may have been set meanwhile;
+        the boot's clock restarts at every boot."""
         age = time.time() - self.published_at(key)
         try:
             boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]
@@ -175,11 +176,11 @@ class Store:
         return min(age, time.clock_gettime(time.CLOCK_BOOTTIME) - float(at)) if boot == _boot_id() else age
 
     def size_of(self, key: str) -> int:
-        """Bytes of the artifact's files."""
+        """Return the bytes of the artifact's files."""
         return sum(f.stat().st_size for f in self.place(key).rglob("*") if f.is_file())
 
     def remove(self, key: str) -> int:
-        """Take the artifact out of the store at once (renamed, then deleted). Returns the bytes that were freed."""
+        """Remove the artifact atomically (renamed, then deleted). Returns the freed bytes."""
         place = self.place(key)
         away = self._partial(key)
         try:
@@ -194,7 +195,7 @@ class Store:
         return freed
 
     def sweep(self, older_than_s: float) -> int:
-        """Delete partial folders that a killed process left, and unused locks. Returns how many folders it deleted."""
+        """Delete partial folders of killed processes, and unused locks. Returns the number of deleted folders."""
         swept = 0
         for folder in (self.root / "partial").glob("*"):
             lock = self._lock_of(folder.name.split(".")[0])
@@ -208,14 +209,14 @@ class Store:
         return swept
 
     def place(self, key: str) -> Path:
-        """The folder of the artifact here, there or not; unlike `get` it checks and fetches nothing."""
+        """Return the artifact's local folder, which may not exist; unlike `get`, checks and fetches nothing."""
         return self.root.joinpath("objects", key[:2], key)
 
     def _manifest(self, key: str) -> Artifact | None:
-        return read_manifest(f"{self.root}/objects/{key[:2]}/{key}")  # `place`, a hundred times a recipe
+        return read_manifest(f"{self.root}/objects/{key[:2]}/{key}")  # inlines `place`, for speed
 
     def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
-        """Why the artifact (of `key`, by default that of its folder's name) cannot be trusted, None if it can."""
+        """Return why the artifact cannot be trusted, None if it can. key: by default its folder's name."""
         if artifact.document_digest != (key or artifact.path.name):
             return "its manifest belongs to another key"
         for name, facts in artifact.files.items():
@@ -260,13 +261,13 @@ class Store:
         return Artifact(key, self.place(key), step, files, document, seconds)
 
     def _move_in(self, key: str, folder: Path) -> None:
-        """Publish a whole folder here, read-only, by a rename."""
+        """Publish a complete folder here, read-only, by a rename."""
         for file in folder.rglob("*"):
             if file.is_file():
                 file.chmod(0o444)
         place = self.place(key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():  # damaged beyond its manifest: get() said miss, so it is in the way
+        if place.exists():  # a damaged manifest, which `get` reported as a miss, is in the way
             self.remove(key)
         os.rename(folder, place)
 
@@ -276,21 +277,22 @@ class Store:
         return False
 
     def _fetch(self, key: str, say: Callable[[str], None] | None = None) -> Artifact | None:
-        """What is not here, from where it is."""
+        """Return an artifact from elsewhere that is not here."""
         del key, say
         return None
 
     def _share(self, key: str, folder: Path) -> Artifact | None:
-        """Tell others of a whole folder before it is published here; an artifact is theirs, to be used instead."""
+        """Share a complete folder before publishing it here; returns another host's artifact, if that must replace
+        it."""
         del key, folder
         return None
 
     def _settled(self, artifact: Artifact) -> Artifact:
-        """The artifact that is to be used for one that is here."""
+        """Return the artifact to use in place of a local one."""
         return artifact
 
     def note_latest(self, step: str, document: Mapping[str, Any]) -> None:
-        """Let `latest` answer with this document from now on."""
+        """Make `latest` return this document."""
         file = self.root / "latest" / f"{step}.json"
         text = json.dumps(document)
         with contextlib.suppress(OSError, ValueError):
@@ -333,7 +335,7 @@ class Store:
 
 @dataclass
 class Writing:
-    """A key being built: write files into `folder`; `hit` says that there is nothing to do."""
+    """A key being built: write files into `folder`; nothing to do if `hit`."""
 
     folder: Path
     hit: Artifact | None = None
@@ -341,7 +343,7 @@ class Writing:
 
 
 def _boot_id() -> str:
-    """Which boot of which host this is; '' where the system does not tell."""
+    """Return an id of this host's present boot; '' where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

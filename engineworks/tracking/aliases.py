@@ -1,4 +1,4 @@
-"""Names in the registry: which alias and which history belong to one target and precision. Pure."""
+"""Names in the registry: the alias and the history of one target and precision. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_HISTORY = 100
 
 @dataclass(frozen=True)
 class Slot:
-    """One target and precision of a registered model: there is at most one champion and one candidate of each."""
+    """One target and precision of a registered model, with at most one champion and one candidate."""
 
     model: str
     target: str
@@ -25,7 +25,8 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """MLflow's aliases take letters, digits, `_` and `-`: the dot of a target's name becomes `_`."""
+        """Return the slot's part of an alias. MLflow's aliases allow letters, digits, `_` and `-`: a dot becomes
+        `_`."""
         return f"{self.target.replace('.', '_')}-{self.precision}"
 
     def alias(self, role: Role) -> str:
@@ -36,23 +37,23 @@ class Slot:
         return HISTORY + self.name
 
     def uri(self, role: Role = "champion") -> str:
-        """What `mlflow.pyfunc.load_model` takes."""
+        """Return the URI for `mlflow.pyfunc.load_model`."""
         return f"models:/{self.model}@{self.alias(role)}"
 
 
 def registered_name(release_model: str | None, recipe: str) -> str:
-    """The registered model of a recipe: its `release.model`, else the recipe's own name."""
+    """Return a recipe's registered model: its `release.model`, else the recipe's own name."""
     return release_model or recipe
 
 
 def slot_of(model: str, engine: str) -> Slot:
-    """The place of the engine (recipe/precision/target) in the registered model."""
+    """Return the slot of the engine (recipe/precision/target) in the registered model."""
     _, precision, target = engine.split("/")
     return Slot(model, target, precision)
 
 
 def champions_of(tags: Mapping[str, str], slot: Slot, current: int | None) -> list[int]:
-    """The slot's champions in order, the present one last, also where someone moved the alias by hand."""
+    """Return the slot's champions in order, the present one last, also after a manual change of the alias."""
     listed = _listed(tags, slot) or []
     if current is None:
         return listed
@@ -60,7 +61,7 @@ def champions_of(tags: Mapping[str, str], slot: Slot, current: int | None) -> li
 
 
 def is_readable(tags: Mapping[str, str], slot: Slot) -> bool:
-    """Whether the slot's list of champions can be read; one that is not there can."""
+    """Whether the slot's list of champions is readable or missing."""
     return _listed(tags, slot) is not None
 
 

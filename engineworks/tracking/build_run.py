@@ -1,4 +1,4 @@
-"""One build on record: its parent run, and a child run of each of its engines."""
+"""The record of one build: its parent run, and a child run of each of its engines."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class _Child:
 
 
 class BuildRun(Ending):
-    """The parent run of one build. Threads may record engines at once, each engine from one of them.
+    """The parent run of one build. Threads may record different engines concurrently.
 
-    As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
-    FINISHED where `finish` was not called.
+    As a context manager it always ends the run: KILLED when interrupted, FAILED at any other error, and FINISHED where
+    `finish` was not called.
     """
 
     run_id: str
@@ -60,7 +60,7 @@ class BuildRun(Ending):
         self._ended = False
 
     def write_as_of(self, at: float) -> None:
-        """What is written from now on happened at `at`, seconds since the epoch."""
+        """Record `at` (seconds since the epoch) as the time of everything written from now on."""
         self._link = replace(self._link, at=at)
 
     def log(
@@ -78,7 +78,7 @@ class BuildRun(Ending):
         self._params |= batch.params
 
     def record_engine(self, record: EngineRecord) -> str:
-        """Record one engine, all at once; returns its run id. An engine recorded again goes into the run it has."""
+        """Record one engine in one step; returns its run id. An engine recorded again reuses its run."""
         child = self._open_child(record)
         files = dict(record.files)
         tags = dict(record.tags)
@@ -104,7 +104,7 @@ class BuildRun(Ending):
         tags: Mapping[str, str] | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        """End the run. Engines whose record was cut short end as KILLED."""
+        """End the run. Engines with an incomplete record end as KILLED."""
         if metrics or tags or texts:
             self.log(metrics=metrics, tags=tags, texts=texts)
         for child in (self._children or {}).values():
@@ -138,7 +138,7 @@ class BuildRun(Ending):
         }
 
     def _holder_of(self, digest: str, files: Mapping[str, Path]) -> str | None:
-        """The run, not deleted, whose artifacts really hold these files."""
+        """Return the run, not deleted, whose artifacts contain these files."""
         if not files:
             return None
         try:

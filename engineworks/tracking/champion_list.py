@@ -1,4 +1,4 @@
-"""Champions in MLflow's registry: of one slot with its history and what is missing of it, and the list of all."""
+"""Champions in MLflow's registry: one slot's, with its history and missing versions, and the list of all."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ SINCE = "engineworks.champion_since"
 
 @dataclass(frozen=True)
 class Standing:
-    """A slot's champions. listed: versions as recorded, oldest first, the present one last. current: the version that
-    the alias names. lost: a sentence on why the last one is not served; '' where it is, or where there never was one.
-    """
+    """A slot's champions. listed: recorded versions, oldest first, the present one last. current: the version that the
+    alias names. lost: why the last one is not served; '' where it is, or where there never was one."""
 
     listed: tuple[int, ...] = ()
     current: int | None = None
@@ -36,8 +35,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class RegisteredChampion:
-    """One champion. since: its tag, 'TIME by USER' or ''. created_at: seconds since 1970, None where the version
-    is gone. lost: as of `Standing`."""
+    """One champion. since: its tag, 'TIME by USER' or ''. created_at: seconds since 1970, None where the version no
+    longer exists. lost: as in `Standing`."""
 
     model: str
     alias: str
@@ -51,7 +50,8 @@ class RegisteredChampion:
 
 
 def standing_of(client: MlflowClient, model: RegisteredModel | None, slot: Slot) -> Standing:
-    """MLflow removes the alias of a version that is deleted, so that the list of champions is asked too."""
+    """Return the slot's champions. MLflow removes the alias of a deleted version, so this also reads the list of
+    champions."""
     if model is None:
         return Standing()
     alias, tags = slot.alias("champion"), dict(model.tags)
@@ -68,7 +68,7 @@ def standing_of(client: MlflowClient, model: RegisteredModel | None, slot: Slot)
 
 
 def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
-    """Why the version cannot be the slot's champion, '' where it can."""
+    """Return why the version cannot be the slot's champion, '' where it can."""
     known = _version_of(client, slot.model, version)
     if known is None:
         return f"version {version} was deleted in MLflow"
@@ -91,7 +91,7 @@ def _version_of(client: MlflowClient, model: str, version: int) -> ModelVersion 
 
 
 def standings(link: Connection, slots: Iterable[Slot]) -> dict[Slot, Standing]:
-    """Raises `TrackingError` where MLflow refuses."""
+    """Return each slot's champions. Raises `TrackingError` where MLflow refuses."""
     wanted = list(slots)
     models = {name: find_model(link.client, name) for name in {slot.model for slot in wanted}}
     with refusals("versions of registered models cannot be read"):
@@ -99,7 +99,7 @@ def standings(link: Connection, slots: Iterable[Slot]) -> dict[Slot, Standing]:
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    """Raises `TrackingError` where MLflow refuses."""
+    """Return the registered model, None where there is none. Raises `TrackingError` where MLflow refuses."""
     from mlflow.exceptions import MlflowException
 
     with refusals(f"registered model '{name}' cannot be read"):
@@ -112,7 +112,7 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
 
 
 def list_champions(link: Connection, recipe: str | None = None) -> list[RegisteredChampion]:
-    """Champions of the registered models that are ours (of this recipe's alone), those that are missing too, by engine.
+    """Return the champions of Engineworks' registered models (or of one recipe's), including missing ones, by engine.
     Raises `TrackingError` where MLflow refuses."""
     champions = []
     query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
@@ -125,7 +125,7 @@ def list_champions(link: Connection, recipe: str | None = None) -> list[Register
 
 
 def _slots(model: RegisteredModel) -> Iterator[Slot]:
-    """Of the aliases, and of the lists of champions whose alias is gone."""
+    """Yield the slots of the aliases, and of lists of champions without an alias."""
     names = [alias.removeprefix(ALIAS) for alias in model.aliases if alias.startswith(ALIAS)]
     names += [tag.removeprefix(HISTORY) for tag in model.tags if tag.startswith(HISTORY)]
     for name in dict.fromkeys(names):

@@ -1,4 +1,4 @@
-"""An open connection to MLflow: what is written and searched, in plain values; MLflow's errors become ours."""
+"""An open connection to MLflow: writes and searches plain values, and converts MLflow's errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class Connection:
-    """An open tracking store and the experiment that all runs go to. May be shared by threads.
+    """An open tracking store and the experiment of all runs. Thread-safe.
 
     Every method raises `TrackingError` where MLflow refuses or does not answer.
     """
@@ -45,14 +45,14 @@ class Connection:
     experiment_id: str
     uri: str = ""
     at: float | None = None
-    """When what is written happened, seconds since the epoch; None: now. Set while records that waited are sent."""
+    """Time of what is written, in seconds since the epoch; None: now. Set while waiting records are sent."""
 
     @property
     def is_server(self) -> bool:
         return self.uri.startswith(("http:", "https:"))
 
     def create_run(self, name: str, tags: Mapping[str, str], started_at: float | None = None) -> str:
-        """A new run with status RUNNING; returns its id."""
+        """Create a run with status RUNNING; returns its id."""
         whose = {"mlflow.user": user_name(), "mlflow.source.name": "engineworks", "mlflow.source.type": "LOCAL"}
         with refusals(f"run {name} cannot be created"):
             run = self.client.create_run(
@@ -64,9 +64,9 @@ class Connection:
         return str(run.info.run_id)
 
     def log(self, run_id: str, batch: Batch, texts: Mapping[str, str], files: Mapping[str, Path]) -> None:
-        """Files and texts first, then all params, metrics and tags in one call: a tag never speaks of what is missing.
+        """Write files and texts first, then all params, metrics and tags in one call: no tag refers to a missing file.
 
-        Files are published by a rename, so a reader sees all of one or nothing, also where an older one is read-only.
+        A rename publishes each file, so that readers see a complete file or none, also where an older one is read-only.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -94,12 +94,13 @@ class Connection:
                 self.client.log_artifacts(run_id, str(Path(folder, "texts")))
 
     def end_run(self, run_id: str, status: Status, started_at: float = 0.0) -> None:
-        """started_at: seconds since the epoch; no run ends before that, wherever the clock went meanwhile."""
+        """End the run. started_at: seconds since the epoch; the end is never earlier, even if the clock was set
+        back."""
         with refusals(f"run {run_id} cannot be ended"):
             self.client.set_terminated(run_id, status, round(max(self.now(), started_at) * 1000))
 
     def now(self) -> float:
-        """Seconds since the epoch at which what is written happened."""
+        """Return the time of what is written, in seconds since the epoch."""
         return time.time() if self.at is None else self.at
 
     def get_run(self, run_id: str) -> RunSummary:
@@ -116,7 +117,7 @@ class Connection:
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
     def search(self, query: str, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
-        """Runs that are not deleted, newest first; `everywhere` looks into all experiments."""
+        """Yield runs that are not deleted, newest first; `everywhere` searches all experiments."""
         with refusals("runs cannot be searched"):
             experiments = self._experiment_ids() if everywhere else [self.experiment_id]
             token: str | None = None
@@ -135,7 +136,7 @@ class Connection:
                     return
 
     def has_files(self, run_id: str, sizes: Mapping[str, int]) -> bool:
-        """Whether the run's artifacts hold all these paths with these sizes in bytes."""
+        """Whether the run's artifacts include all these paths with these sizes in bytes."""
         listed: dict[str, int | None] = {}
         with refusals(f"artifacts of run {run_id} cannot be listed"):
             for folder in sorted({_folder_of(path) for path in sizes}):
@@ -145,7 +146,8 @@ class Connection:
             )
 
     def _hides_namesake(self, run_id: str, path: str, listed: Mapping[str, int | None]) -> bool:
-        """Over REST, a folder whose only file bears its name, like `engine/engine`, is listed as empty: look above."""
+        """Over REST, a folder whose only file has its name, like `engine/engine`, is listed as empty: check the level
+        above."""
         folder = _folder_of(path)
         if path in listed or PurePosixPath(folder).name != PurePosixPath(path).name:
             return False
@@ -164,7 +166,7 @@ class Connection:
             return Path(self.client.download_artifacts(run_id, path, str(folder)))
 
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
-        """By alias; the registry's own listing of aliases is one call, however many there are."""
+        """Return versions by alias. Listing the registry's aliases is one call, whatever their number."""
         from mlflow.exceptions import MlflowException
 
         with refusals(f"registered model {model} cannot be read"):
@@ -194,14 +196,14 @@ class Connection:
 
 
 def _points(batch: Batch) -> list[tuple[str, int, float]]:
-    """Every metric as (name, step, value)."""
+    """Return every metric as (name, step, value)."""
     single = [(name, 0, value) for name, value in batch.metrics.items()]
     return single + [(name, step, value) for name, values in batch.series.items() for step, value in values.items()]
 
 
 @contextlib.contextmanager
 def refusals(what: str, *more: type[Exception]) -> Iterator[None]:
-    """Say `what` failed, and the reason in one line, as a `TrackingError`; `more` errors count as its own."""
+    """Raise `TrackingError`: `what` failed, with the reason in one line. more: exceptions to treat like MLflow's."""
     from mlflow.exceptions import MlflowException
 
     foreign: tuple[type[Exception], ...] = (MlflowException, OSError, *more)
@@ -212,7 +214,8 @@ def refusals(what: str, *more: type[Exception]) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: the system's word where that is the cause (`Connection refused`), else the error's own first line."""
+    """Return one line: the system's message where that is the cause (`Connection refused`), else the error's first
+    line."""
     inner = error
     while deeper := inner.__cause__ or inner.__context__:
         inner = deeper
@@ -237,7 +240,7 @@ def _staged(root: Path, path: str) -> Path:
 
 
 def user_name() -> str:
-    """Who runs this process."""
+    """Return the user name of this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

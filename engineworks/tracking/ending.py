@@ -1,4 +1,4 @@
-"""How a build's record ends with the block that it is open in, wherever it is written."""
+"""Ends a build's record with its block, wherever the record is written."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Ending(ABC):
-    """A record that ends once: by `finish` or `fail`, else as its block ends."""
+    """A record that ends once: by `finish` or `fail`, else with its block."""
 
     _ended: bool
 
-    if TYPE_CHECKING:  # an attribute of the one, a property of the other
+    if TYPE_CHECKING:  # an attribute in one subclass, a property in the other
 
         @property
         def run_id(self) -> str: ...
@@ -52,5 +52,5 @@ class Ending(ABC):
                 self.finish("KILLED")
             else:
                 self.fail(str(error) or type(error).__name__, str(getattr(error, "log", "")))
-        except EngineworksError as second:  # what ended the build is what the user must read
+        except EngineworksError as second:  # report the error that ended the build, not this one
             error.add_note(f"and the end of run {self.run_id} could not be recorded: {second}")

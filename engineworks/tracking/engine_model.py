@@ -1,11 +1,11 @@
-"""An engine as an MLflow model: what is logged, and the module that MLflow loads it with (`_load_pyfunc`).
+"""An engine as an MLflow model: its contents, and the module that MLflow loads it with (`_load_pyfunc`).
 
     models:/<name>@champion-<target>-<precision>
         MLmodel, requirements.txt, input_example.json
         data/files/   the engine's files, engine.json (its sidecar), passport.json
 
-It is loaded by MLflow's own loader (`loader_module`), so that no pickled class is involved. Digests, and the signature
-where trusted keys are set, are checked before the backend sees a byte.
+MLflow's own loader loads it (`loader_module`), without a pickled class. Digests, and the signature where trusted keys
+are set, are checked before the backend reads any byte.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "engine"
 FOLDER = "files"
-"""Not `engine`: over REST a folder whose only file bears its name is listed as empty."""
+"""Not `engine`: over REST a folder whose only file has its name is listed as empty."""
 
 
 @dataclass(frozen=True)
 class EngineModel:
-    """An engine to register. files: name → file, the sidecar and the passport among them. example: feeds of one run.
-    requirements: pip requirements of a host that loads it. tags: of the version; those in `optional_tags` are taken
-    away where they are not given."""
+    """An engine to register. files: name → file, including the sidecar and the passport. example: feeds of one run, one
+    array per input. requirements: pip requirements for loading it. tags: of the version; those in `optional_tags` are
+    removed where not given."""
 
     slot: Slot
     recipe: str
@@ -58,7 +58,7 @@ def log_engine_model(client: MlflowClient, experiment_id: str, model: EngineMode
     """Write the MLflow model under the engine's run."""
     logged = client.create_logged_model(
         experiment_id,
-        name=model.engine.replace("/", "-").replace(".", "_"),  # MLflow refuses both
+        name=model.engine.replace("/", "-").replace(".", "_"),  # MLflow allows neither
         source_run_id=model.run_id,
         tags={"engineworks.engine": model.engine, "engineworks.engine_digest": model.digest},
         params={"precision": model.slot.precision, "target": model.slot.target},
@@ -77,7 +77,7 @@ def log_engine_model(client: MlflowClient, experiment_id: str, model: EngineMode
 
 
 def _save(place: Path, model_id: str, model: EngineModel) -> None:
-    """The folder of an MLflow model; the engine's own files are links, for they may be large."""
+    """Write the folder of an MLflow model, with links to the engine's files, which may be large."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -99,7 +99,8 @@ def _save(place: Path, model_id: str, model: EngineModel) -> None:
 
 
 def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ModelSignature:
-    """Names, dtypes and shapes, -1 for dynamic lengths; no outputs where NumPy lacks the dtype of one (bfloat16)."""
+    """Return names, dtypes and shapes, -1 for dynamic lengths; no outputs if NumPy lacks the dtype of one
+    (bfloat16)."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema
@@ -117,22 +118,24 @@ def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
 
 
 class LoadedEngine:
-    """What `mlflow.pyfunc.load_model` gives, under MLflow's wrapper. Threads may share it: runs take turns."""
+    """The result of `mlflow.pyfunc.load_model`, under MLflow's wrapper. Threads may share it: runs exclude each
+    other."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self._lock = threading.Lock()
 
     def predict(self, model_input: Arrays, params: Mapping[str, Any] | None = None) -> dict[str, NDArray[np.generic]]:
-        """Arrays by input name → all outputs by name. Raises `RunError` for feeds that the engine does not take."""
-        del params  # there are none
+        """Run once. model_input: one array per input name, with its dtype and shape. Returns all outputs by name.
+        Raises `RunError` for invalid feeds."""
+        del params  # the model has none
         with self._lock:
             outputs: dict[str, NDArray[np.generic]] = self._session.run(model_input)
         return outputs
 
 
 def _load_pyfunc(path: str) -> LoadedEngine:
-    """MLflow calls this with the folder of the engine. Raises `TrustError`, or `RunError` where this host cannot."""
+    """Load the engine's folder for MLflow. Raises `TrustError`, or `RunError` where this host cannot run it."""
     from engineworks.engines.loading import open_engine
 
     return LoadedEngine(open_engine(Path(path)))

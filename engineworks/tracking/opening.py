@@ -1,6 +1,6 @@
-"""How the connection is opened: without telemetry, a fresh database made once, no long wait for a dead server.
+"""Opens the connection: without telemetry, creates a fresh database once, and does not wait long for a dead server.
 
-`mlflow-skinny`, `sqlalchemy` and `alembic` are enough; the web page and the server need the whole of mlflow.
+`mlflow-skinny`, `sqlalchemy` and `alembic` suffice; the web page and the server need the full mlflow.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ PROBE_S = 5
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 ENVIRONMENT = {
-    "DO_NOT_TRACK": "true",  # `1` is not understood
+    "DO_NOT_TRACK": "true",  # MLflow does not understand `1`
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 DEFAULTS = {
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it logs as an error it raises too, and we say it once
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute for a server that restarts; MLflow's 7 are four minutes
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # MLflow also raises what it logs as an error
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute for a restarting server; MLflow's 7 take four minutes
 }
 
 
 def prepare_environment() -> None:
-    """Disable telemetry and printing: call before the first import of mlflow, here or in a child process."""
+    """Disable telemetry and printing. Call it before the first import of mlflow, here or in a child process."""
     os.environ.update(ENVIRONMENT)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())  # where it was imported before us
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())  # if mlflow was imported before
 
 
 def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
-    """Open the store at `uri`: a server, or a database, made first where it is a missing SQLite file.
+    """Open the store at `uri`: a server or a database. Creates a missing SQLite file.
 
     Raises `TrackingError` within about ten seconds where nothing answers.
     """
@@ -79,7 +79,7 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite URI, None for any other."""
+    """Return the file of an SQLite URI, None for any other."""
     kind, _, path = uri.partition(":///")
     return Path(path).absolute() if kind.partition("+")[0] == "sqlite" and path not in ("", ":memory:") else None
 
@@ -89,7 +89,7 @@ def is_server(uri: str) -> bool:
 
 
 def _database_errors(uri: str) -> tuple[type[Exception], ...]:
-    """What opening a database raises in addition to MLflow's own errors; a server needs neither library."""
+    """Return exceptions of opening a database, besides MLflow's own; a server needs neither library."""
     if is_server(uri):
         return ()
     from alembic.util import CommandError
@@ -99,7 +99,8 @@ def _database_errors(uri: str) -> tuple[type[Exception], ...]:
 
 
 def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: str) -> str:
-    """The experiment's id; a new one keeps its artifacts under `root`, or where the server says if that is None."""
+    """Return the experiment's id. A new one keeps artifacts under `root`, or where the server decides if that is
+    None."""
     from mlflow.exceptions import MlflowException
 
     experiment: Experiment | None = client.get_experiment_by_name(name)
@@ -110,7 +111,7 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
             return str(client.create_experiment(name, artifact_location=root.as_uri() if root else None))
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:  # else another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:  # else another process won
                 raise
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
@@ -124,7 +125,7 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
 
 
 def _check_moved(location: str, root: Path, shown: str) -> None:
-    """MLflow holds an absolute folder; once the database has moved it would write into the old place in silence."""
+    """Check for a moved database: MLflow stores an absolute folder and would silently write into the old one."""
     folder = Path(url2pathname(urlsplit(location).path))
     if not folder.is_dir():
         raise TrackingError(
@@ -134,7 +135,7 @@ def _check_moved(location: str, root: Path, shown: str) -> None:
 
 
 def probe(uri: str) -> None:
-    """One try of a few seconds, for MLflow itself goes on for minutes. Raises `TrackingError`."""
+    """Try once for a few seconds, because MLflow itself retries for minutes. Raises `TrackingError`."""
     prepare_environment()
     from mlflow.exceptions import MlflowException
 
@@ -143,7 +144,7 @@ def probe(uri: str) -> None:
     try:
         if is_server(uri):
             from mlflow.utils.credentials import get_default_host_creds
-            from mlflow.utils.rest_utils import http_request  # honours proxies, certificates, credentials
+            from mlflow.utils.rest_utils import http_request  # respects proxies, certificates, credentials
 
             request: Callable[..., object] = http_request
             credentials: Callable[[str], object] = get_default_host_creds

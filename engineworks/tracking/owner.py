@@ -1,4 +1,4 @@
-"""Which process a running build belongs to, and whether that process is surely dead (`kill -9` says nothing)."""
+"""The process that owns a running build, and whether it is certainly dead (`kill -9` leaves no message)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Owner:
-    """A process for all time: a pid comes back, but not with the same boot and the same start.
+    """A process, identified for all time: a pid may be reused, but not with the same boot and start.
 
-    host: its name. boot: the kernel's boot id. pid_space: the pid namespace, where containers share a host name.
-    started: clock ticks after boot. Empty strings where the system does not tell.
+    host: its name. boot: the kernel's boot id. pid_space: the pid namespace, since containers may share a host name.
+    started: clock ticks after boot. Empty strings where the system does not report them.
     """
 
     host: str
@@ -37,14 +37,14 @@ class Owner:
 
 
 def current_owner() -> Owner:
-    """This process."""
+    """Return this process."""
     return Owner(
         platform.node(), _read("/proc/sys/kernel/random/boot_id"), _pid_space(), os.getpid(), _start_of(os.getpid())
     )
 
 
 def read_owner(text: str) -> Owner | None:
-    """The inverse of `Owner.to_text`, None for what is not one."""
+    """Read what `Owner.to_text` wrote, None for other text."""
     try:
         value = json.loads(text)
         return Owner(value["host"], value["boot"], value["pid_space"], int(value["pid"]), value["started"])
@@ -53,7 +53,7 @@ def read_owner(text: str) -> Owner | None:
 
 
 def _start_of(pid: int) -> str:
-    """Clock ticks between boot and the start of `pid`; `gone` where there is no such process or only its corpse."""
+    """Return clock ticks between boot and the start of `pid`; `gone` for a missing process or a zombie."""
     stat = _read(f"/proc/{pid}/stat")
     if stat:  # pid (name, which may hold blanks and brackets) state ppid …; field 22 is the start, see proc(5)
         fields = stat.rpartition(")")[2].split()

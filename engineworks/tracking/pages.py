@@ -1,9 +1,9 @@
-"""MLflow's web pages: where a run, a comparison and a saved view are, and the saved views themselves.
+"""MLflow's web pages: addresses of a run, a comparison and a saved view, and the saved views themselves.
 
-MLflow keeps the columns of its table of runs in the browser; what a server can hold are *saved views*: tags
-`mlflow.sharedViewState.KEY` of an experiment, each with columns, search and order. The page's menu of views offers
-them, and the address `…/runs?viewStateShareKey=KEY` opens one. Their format is that of MLflow's own page (3.17: an
-envelope of name, createdAt, updatedAt and state; the state is JSON text with the page's own field names).
+MLflow keeps the columns of its table of runs in the browser; a server can hold *saved views*. These are experiment tags
+`mlflow.sharedViewState.KEY`, each with columns, search and order. The page lists them in its menu of views, and
+`…/runs?viewStateShareKey=KEY` opens one. The format is MLflow's (3.17): an envelope of name, createdAt, updatedAt and
+state; the state is JSON text with the page's own field names.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from urllib.parse import quote
 from engineworks.tracking.records import KIND, RECIPE
 
 VIEW_TAG = "mlflow.sharedViewState."
-"""Tag of an experiment: a saved view; the rest of the name is its key."""
+"""Tag of an experiment: a saved view. The rest of the name is its key."""
 
 EXPERIMENT_KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
-"""Tag of an experiment: MLflow's page shows runs and their comparison in front, not traces and prompts."""
+"""Tag of an experiment: MLflow's page shows runs and their comparison first, not traces and prompts."""
 
 HEADLINE = ("p50_ms", "p99_ms", "samples_per_s", "worst_cosine", "metric", "engine_mib", "memory_mib")
-"""Metrics that every measured engine has, whatever its shapes are called: at the recipe's first named shape."""
+"""Metrics of every measured engine, at the recipe's first named shape."""
 
 ALL_ENGINES = "engines"
-"""Key of the view of all recipes' engines."""
+"""Key of the view with the engines of all recipes."""
 
 LOCAL = "http://127.0.0.1:5000"
-"""Where `mlflow ui` serves a store that is a file."""
+"""Address where `mlflow ui` serves a store that is a file."""
 
 VERDICT = "engineworks.verdict"
 _TAGS = (f"tags.`{VERDICT}`", "tags.`engineworks.why`")
 _PARAMS = ("params.`precision`", "params.`target`")
 
 BY_NAME = "tags.`mlflow.runName`"
-"""In this order every engine has a row of its own; by time, MLflow folds them into their builds."""
+"""This order gives every engine a row; in order of time, MLflow folds engines into their builds."""
 
 _VIEW_CHARS = 4900
-"""An experiment's tag takes 5000."""
+"""Maximum length of a view; an experiment's tag takes 5000 characters."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Pages:
         return f"{self.server}/#/experiments/{self.experiment}/runs/{run_id}"
 
     def artifact(self, run_id: str, path: str) -> str:
-        """A file of the run, shown by MLflow's page."""
+        """Return the page of a file of the run."""
         return f"{self.run(run_id)}/artifacts/{quote(path)}"
 
     def compare(self, run_ids: Sequence[str]) -> str:
-        """MLflow's comparison of these runs, side by side."""
+        """Return MLflow's comparison of these runs, side by side."""
         runs, experiments = (quote(json.dumps(list(x))) for x in (run_ids, [self.experiment]))
         return f"{self.server}/#/compare-runs?runs={runs}&experiments={experiments}"
 
@@ -66,18 +66,18 @@ class Pages:
 
 
 def view_key(recipe: str) -> str:
-    """The key of a recipe's view: as an address and a tag take it."""
+    """Return the key of a recipe's view, valid in an address and a tag."""
     return "recipe-" + re.sub(r"[^A-Za-z0-9-]+", "-", recipe)
 
 
 def engines_view() -> str:
-    """All engines of all recipes, by name, as the text of a saved view."""
+    """Return a saved view with all engines of all recipes, by name."""
     columns = [_TAGS[0], *(f"metrics.`{name}`" for name in HEADLINE), _TAGS[1], *_PARAMS]
     return _view("Engines", f"tags.`{KIND}` = 'engine'", columns)
 
 
 def recipe_view(recipe: str, metrics: Iterable[str]) -> str:
-    """One recipe's engines, by name, with these metrics next to the headline."""
+    """Return a saved view with one recipe's engines, by name, with these metrics next to the headline."""
     more = [name for name in metrics if name not in HEADLINE]
     while True:
         names = [*HEADLINE[:3], *more, *HEADLINE[3:]]
@@ -99,7 +99,7 @@ def _view(name: str, search: str, columns: Sequence[str]) -> str:
 
 
 def experiment_note(pages: Pages, views: Mapping[str, str]) -> str:
-    """The experiment's description: what its runs are, and its saved views. views: key by name."""
+    """Return the experiment's description: its runs and its saved views. views: key by name."""
     lines = [
         "Builds of Engineworks: one run per build, and below it one per engine, named RECIPE/PRECISION/TARGET.",
         "",

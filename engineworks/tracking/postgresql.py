@@ -1,6 +1,6 @@
-"""MLflow's tables in PostgreSQL, made by one process at a time.
+"""Creates MLflow's tables in PostgreSQL, one process at a time.
 
-`SqlAlchemyStore` of MLflow 3.17.2 still makes them without a lock: of several processes at once, most fail.
+`SqlAlchemyStore` of MLflow 3.17.2 creates them without a lock: of several concurrent processes, most fail.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sqlalchemy
 
 LOCK_ID = zlib.crc32(b"engineworks/mlflow")
-"""The advisory lock for making the tables; the server drops it when its holder's connection ends."""
+"""The advisory lock for creating the tables; the server drops it when its holder's connection ends."""
 
 LOCK_WAIT_S = 120
 CONNECT_S = 10
@@ -26,9 +26,9 @@ def is_postgresql(uri: str) -> bool:
 
 
 def prepare_database(uri: str) -> None:
-    """Make MLflow's tables in an empty database. One that has any is left alone: MLflow checks its revision itself.
+    """Create MLflow's tables in an empty database. A database with tables is left alone: MLflow checks its revision.
 
-    Raises `TrackingError` where the driver is not installed; what the database refuses is an `SQLAlchemyError`.
+    Raises `TrackingError` where the driver is not installed, and `SQLAlchemyError` where the database refuses.
     """
     import sqlalchemy
 
@@ -50,7 +50,7 @@ def prepare_database(uri: str) -> None:
 def _make_tables(engine: sqlalchemy.Engine) -> None:
     from mlflow.store.db.utils import _all_tables_exist, _initialize_tables
 
-    exist: Callable[[sqlalchemy.Engine], bool] = _all_tables_exist  # what MLflow asks, and calls, on a first use
+    exist: Callable[[sqlalchemy.Engine], bool] = _all_tables_exist  # MLflow's own check on first use
     initialize: Callable[[sqlalchemy.Engine], None] = _initialize_tables
     if not exist(engine):
         initialize(engine)

@@ -1,4 +1,4 @@
-"""MLflow's language of searches."""
+"""MLflow's search language."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engineworks.errors import TrackingError
 
 
 def query_of(tags: Mapping[str, str]) -> str:
-    """A search for runs with all these tags."""
+    """Return a search for runs with all these tags."""
     return " AND ".join(f"tags.`{name}` = {quoted(value)}" for name, value in tags.items())
 
 

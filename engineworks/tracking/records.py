@@ -1,4 +1,4 @@
-"""What is recorded of a build and of an engine, and how it is made to fit MLflow's limits; MLflow is not imported."""
+"""The record of a build and of an engine, and how it fits MLflow's limits; does not import MLflow."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ENGINE = "engineworks.engine"
 """Tag: the engine's identity, recipe/precision/target."""
 ENGINE_DIGEST = "engineworks.engine_digest"
 ENGINE_RUN = "engineworks.engine_run"
-"""Tag: id of the run that holds the engine's files; the run itself where it was first to record this digest."""
+"""Tag: id of the run that holds the engine's files; the run itself if it was the first to record this digest."""
 STORE_KEYS = "engineworks.store_keys"
-"""Tag: JSON list of store keys that the run refers to; goes on in `engineworks.store_keys.1`, `.2` and so on."""
+"""Tag: JSON list of the store keys that the run refers to; continues in `engineworks.store_keys.1`, `.2` and so on."""
 CONDITIONS = "engineworks.conditions"
-"""Tag: digest of what a measurement depends on in addition to the engine: hardware, driver, shapes, options."""
+"""Tag: digest of a measurement's conditions besides the engine: hardware, driver, shapes, options."""
 HARDWARE = "engineworks.hardware"
-"""Tag: JSON object of the hardware that the engine was measured on."""
+"""Tag: JSON object of the hardware that measured the engine."""
 ENGINE_BUILD_KEY = BUILD_KEY
 """Tag of a model version: store key of the build artifact that holds its engine."""
 RUN = "engineworks.run"
@@ -36,22 +36,22 @@ LADDER = "engineworks.ladder"
 NOTE = "mlflow.note.content"
 """Tag: a run's or an experiment's description, Markdown on MLflow's page."""
 MODEL = "engineworks.model"
-"""Tag: digest of what the engine was made from before any precision: the model with its weights, and its exporter."""
+"""Tag: digest of the engine's source before any precision: the model with its weights, and its exporter."""
 FLOW_PAGE = "prefect.page"
 """Tag: address of the flow run's page in Prefect."""
 NOT_SELECTED = "engineworks.not_selected"
-"""Tag of a build: how many engines of the recipe `--only` left out."""
+"""Tag of a build: number of the recipe's engines that `--only` left out."""
 OWNER = "engineworks.owner"
 RESUMES = "engineworks.resumes"
 RECORD = "engineworks.record"
-"""Tag: id of a build's record, by which it is found again when it is sent in parts."""
+"""Tag: id of a build's record, which finds it again when it is sent in parts."""
 ERROR = "engineworks.error"
 NONFINITE = "nonfinite_metrics"
-"""Tag: JSON list of the metrics that were NaN or infinite: MLflow gets none of those."""
+"""Tag: JSON list of the metrics that were NaN or infinite; MLflow does not get them."""
 CHANGED_PARAMS = "engineworks.changed_params"
-"""Tag: JSON object of params recorded a second time with another value: MLflow keeps the first."""
+"""Tag: JSON object of params recorded again with another value: MLflow keeps the first."""
 LONG_VALUES = "long_values.json"
-"""Artifact: the whole text of params and tags that were too long for MLflow, by kind and name."""
+"""Artifact: the full text of params and tags too long for MLflow, by kind and name."""
 
 PLAN_FILE = "plan.json"
 CALIBRATION_FILE = "calibration.json"
@@ -63,7 +63,7 @@ VERDICT_FILE = "verdict.json"
 BUILD_LOG_FILE = "build.log"
 ERROR_FILE, ERROR_LOG_FILE = "error.txt", "error.log"
 STEP_DOCUMENTS_FILE = "fingerprints/steps.json"
-"""Artifacts of an engine's run, next to its reports and its passport. STEP_DOCUMENTS_FILE: every step's document, by
+"""Artifacts of an engine's run, besides its reports and its passport. STEP_DOCUMENTS_FILE: every step's document, by
 kind."""
 
 NAME_CHARS = 250
@@ -74,13 +74,13 @@ TAG_CHARS = 5000
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """All that is known of one engine, recorded at once as a child run.
+    """Everything known of one engine, recorded in one step as a child run.
 
-    id: recipe/precision/target. params, metrics, tags: any length, any float; what MLflow cannot hold goes elsewhere.
-    texts: artifact path → text (sidecar, verdict, logs). files: artifact path → the engine's files; they are not
-    copied when another run already holds the files of `engine_digest`. store_keys: keys that gc must keep for it.
+    id: recipe/precision/target. params, metrics, tags: any length, any float; artifacts and tags hold values that
+    MLflow cannot. texts: artifact path → text (sidecar, verdict, logs). files: artifact path → the engine's files; not
+    copied if another run holds the files of `engine_digest`. store_keys: keys that gc must keep for it.
     series: metrics with a value per step, such as throughput by batch; finite numbers only.
-    status: FINISHED (whatever the verdict says) or FAILED, where a step broke. started_at: seconds since the epoch.
+    status: FINISHED (whatever the verdict) or FAILED, where a step broke. started_at: seconds since the epoch.
     """
 
     id: str
@@ -98,7 +98,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run as it stands in MLflow. Times: seconds since the epoch; a child has a `parent_run_id` and an `engine`."""
+    """A run in MLflow. Times: seconds since the epoch; a child has a `parent_run_id` and an `engine`."""
 
     run_id: str
     parent_run_id: str | None
@@ -116,7 +116,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of a registered model, as its tags say. engine: recipe/precision/target."""
+    """A version of a registered model, from its tags. engine: recipe/precision/target."""
 
     model: str
     version: str
@@ -128,7 +128,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class Batch:
-    """Params, metrics and tags that MLflow accepts as they are, and the texts that hold what it does not."""
+    """Params, metrics and tags that MLflow accepts unchanged, and texts with the values that it does not accept."""
 
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -146,7 +146,7 @@ def pack_batch(
     known_params: Mapping[str, str] | None = None,
     series: Mapping[str, Mapping[int, float]] | None = None,
 ) -> Batch:
-    """Make values fit: legal names, no NaN or infinity, nothing too long, no param that would change its value.
+    """Fit values to MLflow: legal names, no NaN or infinity, no long values, no changed params.
 
     known_params: those that the run already has.
     """
@@ -171,13 +171,13 @@ def pack_batch(
 
 
 def legal_name(name: str) -> str:
-    """`name` as MLflow allows it: letters, digits and `/_.-: `, no empty or dotted path part, 250 characters."""
+    """Return `name` as MLflow allows it: letters, digits and `/_.-: `, no empty or dotted path part, 250 characters."""
     cleaned = re.sub(r"[^/\w.\-: ]", "_", name)[:NAME_CHARS]
     return "/".join(part for part in cleaned.split("/") if part not in ("", ".", "..")) or "_"
 
 
 def store_keys_of(tags: Mapping[str, str]) -> set[str]:
-    """The store keys that a run's tags refer to."""
+    """Return the store keys that a run's tags refer to."""
     return {
         key for name, text in tags.items() if name == STORE_KEYS or name.startswith(STORE_KEYS + ".")
         for key in json.loads(text)
@@ -206,5 +206,5 @@ def _shorten(text: str, limit: int, long: dict[str, dict[str, str]], kind: str, 
 
 
 def document_file(kind: str) -> str:
-    """The artifact of an engine's run that holds the document of its last step of a kind."""
+    """Return the path of an engine run's artifact with the document of its last step of a kind."""
     return f"fingerprints/{kind}.json"

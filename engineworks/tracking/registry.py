@@ -1,4 +1,4 @@
-"""MLflow's model registry: one registered model per recipe, a version per engine that passed, a champion per slot."""
+"""MLflow's model registry: a registered model per recipe, a version per engine that passed, a champion per slot."""
 
 from __future__ import annotations
 
@@ -51,34 +51,34 @@ class Registry:
         self._lock, self._shared = lock, shared
 
     def versions_at(self, role: Role, slots: Sequence[Slot]) -> dict[Slot, int | None]:
-        """The version that each slot's alias names, None where there is none."""
+        """Return the version that each slot's alias names, None where there is none."""
         known = {model: self._aliases(self._find(model)) for model in {s.model for s in slots}}
         return {slot: known[slot.model].get(slot.alias(role)) for slot in slots}
 
     def standings(self, slots: Sequence[Slot]) -> dict[Slot, Standing]:
-        """Each slot's champions as recorded, and what is missing of the present one."""
+        """Return each slot's recorded champions, and what the present one lacks."""
         return standings(self._link, slots)
 
     def why_unfit(self, slot: Slot, version: int) -> str:
-        """Why a champion of the past cannot be champion again, '' where it can."""
+        """Return why a previous champion cannot be champion again, '' where it can."""
         with refusals(f"version {version} of '{slot.model}' cannot be read"):
             missing = f"the files of version {version} are missing in MLflow"
             unfit = why_unfit(self._client, slot, version)
             return unfit or ("" if self._has_files(slot.model, version) else missing)
 
     def exists(self, model: str) -> bool:
-        """Whether there is a registered model of this name."""
+        """Whether a registered model of this name exists."""
         return self._find(model) is not None
 
     def get(self, slot: Slot, role: Role = "champion") -> EngineVersion | None:
-        """The engine at the slot's alias."""
+        """Return the engine at the slot's alias."""
         version = self.versions_at(role, [slot])[slot]
         return None if version is None else self._version(slot.model, version)
 
     def download(self, version: EngineVersion, folder: Path) -> Path:
-        """Copy the version's engine (its files, sidecar and passport) into the folder, and say where they lie there.
+        """Copy the version's engine (its files, sidecar and passport) into the folder, and return their location.
 
-        Nothing is verified yet.
+        Does not verify them.
         """
         from mlflow.artifacts import download_artifacts
 
@@ -88,7 +88,7 @@ class Registry:
         return Path(place) / "data" / FOLDER
 
     def register(self, model: EngineModel) -> EngineVersion:
-        """A version for the engine, the one it has if it was registered before; the candidate's alias names it."""
+        """Return a version for the engine, reusing an existing one, and set the candidate's alias to it."""
         slot = model.slot
         with self._alone(slot.model, model.recipe):
             registered = self._registered(model)
@@ -104,9 +104,10 @@ class Registry:
         return registered
 
     def promote(self, slot: Slot, version: int, *, expected: int | None) -> Move:
-        """Let the champion's alias name the version, if it still names `expected`, the one it was judged against.
+        """Set the champion's alias to the version, if it still names `expected`, the champion that it was compared
+        with.
 
-        Else another release was faster: "overtaken", and nothing is changed.
+        Otherwise another release was faster: returns "overtaken" and changes nothing.
         """
         for attempt in range(TRIES):
             with (
@@ -121,14 +122,14 @@ class Registry:
                 listed = champions_of(tags, slot, current)
                 self._move(slot, version, listed if listed[-1:] == [version] else [*listed, version])
                 tags, current = self._state(slot)
-                if current == version and tags.get(CLAIM) == claim:  # else another host went on meanwhile: look again
+                if current == version and tags.get(CLAIM) == claim:  # otherwise another host moved it: try again
                     self._mark(slot, version, SINCE)
                     return "moved"
         return "overtaken"
 
     def rollback(self, slot: Slot) -> tuple[int, int] | None:
-        """Move the champion's alias back to the newest version before it that can be served; (from, to), or None where
-        there is none. It goes by the list of champions: the last one may have lost its alias, or be deleted."""
+        """Move the champion's alias back to the newest earlier version that can be served. Returns (from, to), None
+        where there is none. Reads the list of champions, because the last one may be deleted or without alias."""
         with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} cannot be moved"):
             tags, current = self._state(slot)
             *before, last = champions_of(tags, slot, current) or [0]
@@ -142,7 +143,7 @@ class Registry:
             return last, before[-1]
 
     def _alone(self, model: str, recipe: str | None = None) -> AbstractContextManager[str | None]:
-        """Hold the registered model, made if it is missing and `recipe` says whose it is."""
+        """Lock the registered model; create it if it is missing and `recipe` names its recipe."""
         registered = self._find(model)
         if registered is None:
             if recipe is None:
@@ -162,7 +163,7 @@ class Registry:
             try:
                 self._client.create_registered_model(model, tags={RECIPE: recipe})
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise another process was faster
                     raise
 
     def _find(self, model: str) -> RegisteredModel | None:
@@ -173,12 +174,13 @@ class Registry:
         return {} if model is None else {alias: int(version) for alias, version in model.aliases.items()}
 
     def _state(self, slot: Slot) -> tuple[Mapping[str, str], int | None]:
-        """The registered model's tags, and the version that is champion."""
+        """Return the registered model's tags, and the champion's version."""
         model = self._find(slot.model)
         return (model.tags if model else {}), self._aliases(model).get(slot.alias("champion"))
 
     def _move(self, slot: Slot, version: int, champions: Sequence[int]) -> None:
-        """History first: a process that dies in between leaves the alias as it was, and `champions_of` mends it."""
+        """Write the history first: if the process dies then, the alias stays and `champions_of` corrects the
+        history."""
         self._client.set_registered_model_tag(slot.model, slot.history_tag, history_text(champions))
         self._client.set_registered_model_alias(slot.model, slot.alias("champion"), str(version))
 
@@ -190,7 +192,7 @@ class Registry:
         return bool(self._client.search_model_versions(f"name = '{model}' AND version_number = {version}"))
 
     def _has_files(self, model: str, version: int) -> bool:
-        """Whether MLflow still has the version's engine; its bytes are verified where it is loaded."""
+        """Whether MLflow still has the version's engine; loading verifies its bytes."""
         from mlflow.artifacts import list_artifacts
         from mlflow.exceptions import MlflowException
 
@@ -198,7 +200,7 @@ class Registry:
             source = self._client.get_model_version_download_uri(model, str(version))
             listed = list_artifacts(artifact_uri=f"{source}/data/{FOLDER}", tracking_uri=self._link.uri)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # what the version was made of was deleted
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the version's source was deleted
                 raise
             return False
         return bool({PurePosixPath(file.path).name for file in listed} - {SIDECAR_FILE, PASSPORT_FILE})

@@ -1,9 +1,9 @@
-"""One release at a time moves a registered model's aliases: MLflow knows no compare-and-swap on them.
+"""Lets one release at a time move a registered model's aliases: MLflow has no compare-and-swap for them.
 
-On one host a file lock does it (`host.lock`). Over a server, hosts share no lock: there a tag of the registered model
-is claimed as well, by write, wait, read again. Two that write at once see who was last, as
-long as no write takes longer than SETTLE_S; `Registry` looks again after it moved an alias, and a claim that was left
-by a killed process is void after CLAIM_S.
+On one host a file lock suffices (`host.lock`). Hosts on one server share no lock, so a release also claims a tag of the
+registered model: write, wait, read again. After two concurrent writes, both see which came last, if no write takes
+longer than SETTLE_S. `Registry` checks again after it moved an alias. The claim of a killed process expires after
+CLAIM_S.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ POLL_S = 0.1
 
 @contextlib.contextmanager
 def alone(lock: Path, client: MlflowClient, model: str, *, shared: bool) -> Iterator[str | None]:
-    """Hold the registered model (which exists). shared: whether other hosts may write to it too; then it gives
-    the claim."""
+    """Lock the registered model, which must exist. shared: whether other hosts may write to it too; then yields the
+    claim."""
     with locked(lock):
         if not shared:
             yield None
@@ -62,14 +62,15 @@ def _claim(client: MlflowClient, model: str) -> str:
 
 
 def _write(client: MlflowClient, model: str, token: str) -> bool:
-    """False where another claim came between: of two that insert the same tag at once MLflow's database refuses one."""
+    """Write the claim. False if another came first: of two concurrent inserts of a tag, MLflow's database refuses
+    one."""
     from mlflow.exceptions import MlflowException
 
     with refusals(f"registered model '{model}' cannot be claimed"):
         try:
             client.set_registered_model_tag(model, CLAIM, token)
         except MlflowException:
-            if _is_free(_read(client, model)):  # it is not that
+            if _is_free(_read(client, model)):  # not a conflict: another error
                 raise
             return False
     return True

@@ -1,4 +1,4 @@
-"""A build is a parent run, each of its engines a child run. A build that was killed goes on in the runs it has."""
+"""A build is a parent run, each of its engines a child run. A killed build continues in its existing runs."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ from engineworks.tracking.records import (
 from engineworks.tracking.registry import Registry
 
 MOST_LATER = 1000
-"""Runs of builds that `finished_builds` reads, where it would rather know all that are newer than some."""
+"""Maximum number of later runs that `finished_builds` reads."""
 
 NAMED_AT_ONCE = 100
-"""Ids of runs in one search: MLflow parses every query in Python."""
+"""Maximum number of ids in one search: MLflow parses every query in Python."""
 
 
 def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = "engineworks") -> Tracking:
-    """The tracking store at `uri`, by default an SQLite file under `artifacts`.
+    """Return the tracking store at `uri`, by default an SQLite file under `artifacts`.
 
-    Nothing is imported or opened before the first use (or `prestart`); that raises `TrackingError` where nothing
-    answers. The same arguments give the same object, so that one part of a process can prestart it for another; after
-    a failure they give a new one.
+    Imports and opens nothing before the first use (or `prestart`), which raises `TrackingError` where nothing answers.
+    The same arguments return the same object, so that one part of a process can prestart it for another; after a
+    failure, a new one.
     """
     database = artifacts.resolve() / DATABASE_FILE
     place = (artifacts.resolve(), uri or f"sqlite:///{database}", experiment)
@@ -81,7 +81,7 @@ _lock = threading.Lock()
 
 
 class Tracking:
-    """The record of all builds. Threads may share it; every method but `ui_hint` raises `TrackingError`."""
+    """The record of all builds. Thread-safe. Every method but `ui_hint` raises `TrackingError`."""
 
     def __init__(self, artifacts: Path, uri: str, experiment: str) -> None:
         self.uri = uri
@@ -92,19 +92,19 @@ class Tracking:
 
     @property
     def failed(self) -> bool:
-        """Whether it was tried to open it, in vain."""
+        """Whether opening it failed."""
         opening = self._opening
         return opening is not None and opening.done() and opening.exception() is not None
 
     def prestart(self) -> None:
-        """Begin to import MLflow and open the store in a thread; returns at once, an error waits for the first use.
+        """Import MLflow and open the store in a thread; returns at once, and the first use raises any error.
 
-        It takes about 2 s of processor time and the interpreter's lock with it, so it costs nothing only while this
-        process waits for something else. Do not fork meanwhile (a child started by `subprocess` is no fork).
+        This takes about 2 s of processor time with the interpreter's lock, so it is free only while this process waits
+        for something else. Do not fork meanwhile (a child started by `subprocess` is not a fork).
         """
         with self._lock:
             if self._opening is None:
-                collect_apart()  # the thread parses, and so does who goes on meanwhile
+                collect_apart()  # both the thread and its starter parse
                 pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
                 self._opening = pool.submit(connect, self._artifacts, self.uri, self._experiment)
                 pool.shutdown(wait=False)
@@ -118,10 +118,10 @@ class Tracking:
         store_keys: Iterable[str] = (),
         mark: str = "",
     ) -> BuildRun:
-        """The parent run of a build: a new one, or that of the same key whose process died while it was running.
+        """Return the parent run of a build: a new one, or that of the same key whose process died before its end.
 
-        store_keys: keys of the whole plan, so that gc does not take them from under a running build. mark: an id by
-        which `open_waiting` finds the run.
+        store_keys: keys of the whole plan, which gc must keep while the build runs. mark: an id by which `open_waiting`
+        finds the run.
         """
         link = self._connect()
         with locked(self._artifacts / f"{DATABASE_FILE}.lock"):  # two processes may want the same dead run
@@ -137,7 +137,7 @@ class Tracking:
                 run_id = link.create_run(recipe, identity | owner, now)
                 run = BuildRun(link, run_id, recipe, {}, resumed=False, started_at=now)
         with contextlib.ExitStack() as ending:
-            ending.push(run)  # Ctrl-C comes at any time
+            ending.push(run)  # Ctrl-C may come at any time
             for other in dead[1:]:
                 link.end_run(other.run_id, "KILLED", other.started_at)
             run.log(params=params, tags=tags, store_keys=store_keys)
@@ -145,7 +145,7 @@ class Tracking:
         return run
 
     def attach_build(self, run_id: str) -> BuildRun:
-        """The parent run that another process started, to record engines in it from here."""
+        """Return the parent run that another process started, to record engines in it."""
         link = self._connect()
         run = link.get_run(run_id)
         if run.tags.get(KIND) != "build":
@@ -155,8 +155,8 @@ class Tracking:
     def open_waiting(
         self, mark: str, run_id: str, recipe: str, build_key: str, owner: str, started_at: float
     ) -> BuildRun:
-        """The run of a build whose records waited: `run_id` if MLflow has it, else that with this mark, else a new one
-        with this start (seconds since the epoch) and owner."""
+        """Return the run of a build whose records waited: `run_id` if MLflow has it, else the run with this mark, else
+        a new one. started_at (seconds since the epoch) and owner are a new run's."""
         link = self._connect()
         queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
         known = next((run for query in queries for run in link.search(query, limit=1)), None)
@@ -181,17 +181,17 @@ class Tracking:
         conditions: str | None = None,
         limit: int = 20,
     ) -> list[RunSummary]:
-        """Runs that have all of what is given, newest first."""
+        """Return runs that match all given arguments, newest first."""
         wanted = {RECIPE: recipe, BUILD_KEY: build_key, ENGINE: engine, PARENT: parent_run_id, KIND: kind}
         wanted |= {CONDITIONS: conditions}
         query = query_of({name: value for name, value in wanted.items() if value is not None})
         return list(self._connect().search(query, limit=limit))
 
     def finished_builds(self, run_ids: Sequence[str], since: float) -> dict[tuple[str, str], str]:
-        """By recipe and build key, the newest finished build of all that are named or began later than `since` (seconds
-        since the epoch). Two searches or a few, where one for every recipe takes MLflow seconds.
+        """Return the newest finished build by recipe and build key, of those named or started after `since` (seconds
+        since the epoch).
 
-        Nothing where so much was built since then that reading it all is not worth it.
+        It needs a few searches; one per recipe takes MLflow seconds. Returns nothing if too many builds ran since then.
         """
         link = self._connect()
         builds = query_of({KIND: "build"}) + " AND attributes.status = 'FINISHED'"
@@ -207,7 +207,8 @@ class Tracking:
         return {(run.recipe, run.build_key): run.run_id for run in in_order if run.build_key}
 
     def record_night(self, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]) -> str:
-        """One run for a whole night, above its builds' own: figures and pages of its summary; returns its id."""
+        """Record one run for a nightly run, above its builds' runs: metrics and pages of its summary. Returns its
+        id."""
         link = self._connect()
         run_id = link.create_run("night", {KIND: "night"})
         link.log(run_id, pack_batch({}, metrics, tags), texts, {})
@@ -215,7 +216,8 @@ class Tracking:
         return run_id
 
     def last_night_text(self, path: str) -> str | None:
-        """A text of the newest night on record; None before the first. Nothing is opened where nothing can be."""
+        """Return a text of the newest recorded nightly run; None before the first. Opens nothing where nothing
+        exists."""
         nights = self.find_runs(kind="night", limit=5) if self.exists() else []
         newest = next((run for run in nights if run.status == "FINISHED"), None)
         return self.read_text(newest.run_id, path) if newest else None
@@ -224,48 +226,49 @@ class Tracking:
         return self._connect().get_run(run_id)
 
     def read_text(self, run_id: str, path: str) -> str:
-        """A text that was recorded with a run."""
+        """Return a text recorded with a run."""
         return self._connect().read_text(run_id, path)
 
     def exists(self) -> bool:
-        """Whether anything can have been recorded: False for a database file that is not there. Imports nothing."""
+        """Whether anything may be recorded: False for a missing database file. Imports nothing."""
         file = sqlite_file(self.uri)
         return file is None or file.is_file()
 
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
-        """By alias: the versions of the registered model that these aliases name; those that name none are left out."""
+        """Return the registered model's versions by alias, without aliases that name none."""
         return self._connect().versions_behind(model, aliases)
 
     def standings(self, slots: Iterable[Slot]) -> dict[Slot, Standing]:
-        """Of each slot the champions as recorded, and what is missing of the present one."""
+        """Return each slot's recorded champions, and what the present one lacks."""
         return standings(self._connect(), slots)
 
     def champions(self, recipe: str | None = None) -> list[RegisteredChampion]:
-        """Every champion that Engineworks registered, or this recipe's alone; missing ones too."""
+        """Return every champion that Engineworks registered, or this recipe's; missing ones too."""
         return list_champions(self._connect(), recipe)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
-        """A run's artifact, or folder of artifacts, copied into `folder`; returns where it is."""
+        """Copy a run's artifact, or folder of artifacts, into `folder`; returns its path."""
         return self._connect().download(run_id, path, folder)
 
     def digests_in_use(self) -> set[str]:
-        """The store keys that any run refers to, of any experiment; deleted runs and experiments hold nothing."""
+        """Return the store keys that any run of any experiment refers to; deleted runs and experiments do not count."""
         runs = self._connect().search(f"tags.`{STORE_KEYS}` LIKE '[%'", everywhere=True)
         return {key for run in runs for key in store_keys_of(run.tags)}
 
     def registry(self) -> Registry:
-        """The model registry of this store. Releases on one host share a lock; other hosts may use the same server."""
+        """Return this store's model registry. Releases on one host share a lock; other hosts may use the same
+        server."""
         file = sqlite_file(self.uri)
         lock = (file or self._artifacts / DATABASE_FILE).with_suffix(".registry.lock")
         return Registry(self._connect(), lock, shared=file is None)
 
     def pages(self) -> Pages:
-        """Addresses of MLflow's pages: of the server, or of what `ui_hint` starts."""
+        """Return addresses of MLflow's pages: of the server, or of the one that `ui_hint` starts."""
         return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._connect().experiment_id)
 
     def save_views(self, recipe: str, metrics: Iterable[str]) -> None:
-        """Columns for MLflow's table of runs: a saved view of all engines and one of the recipe's, with these metrics
-        besides the usual; and the experiment's description, which names them. Only what differs is written."""
+        """Save columns for MLflow's table of runs: a view of all engines and a view of the recipe's with these
+        additional metrics. Also write the experiment's description, which lists them. Writes only differences."""
         link = self._connect()
         known = link.experiment_tags()
         views = {VIEW_TAG + ALL_ENGINES: engines_view(), VIEW_TAG + view_key(recipe): recipe_view(recipe, metrics)}
@@ -275,12 +278,12 @@ class Tracking:
         link.tag_experiment({name: text for name, text in views.items() if known.get(name) != text})
 
     def ui_hint(self, port: int = 5000) -> str:
-        """The one command that opens MLflow's page on this store (it needs all of mlflow), or its address."""
+        """Return the command that opens MLflow's page on this store (it needs the full mlflow), or its address."""
         if is_server(self.uri):
             return self.uri
         file = sqlite_file(self.uri)
         uri = shlex.quote(f"sqlite:///{file}" if file else self.uri)
-        quiet = "DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # jobs: 2.5 GB of processes for nothing
+        quiet = "DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # jobs: 2.5 GB of useless processes
         return f"{quiet} mlflow ui --backend-store-uri {uri} --port {port}"
 
     def _connect(self) -> Connection:

@@ -1,7 +1,7 @@
-"""Waiting records → MLflow, each thing once.
+"""Sends waiting records to MLflow, each once.
 
-Sent again after a kill in the middle, everything goes where it went before: the build's run is found by the tag of its
-id, an engine's by its name, and a metric is written with the time at which it was first recorded.
+A send repeated after a kill writes to the same places. A tag with its id finds the build's run, and its name an
+engine's. Metrics keep the time of their first record.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from engineworks.tracking.runs import Tracking
 from engineworks.tracking.spool import Entry, Waiting
 
 FILES_LOST = "engineworks.files_lost"
-"""Tag: paths of an engine's files that were gone from the store when its record was sent."""
+"""Tag: paths of an engine's files that the store no longer had when its record was sent."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """builds: by spool id, the MLflow run that they are in now. left: one sentence for each
-    build that MLflow refused."""
+    """The result of sending. builds: the MLflow run by spool id. left: one sentence for each build that MLflow
+    refused."""
 
     builds: dict[str, str]
     left: tuple[str, ...] = ()
@@ -35,16 +35,16 @@ class Sent:
 
 
 def send_waiting(tracking: Tracking, artifacts: Path) -> Sent:
-    """Send what waits, oldest first, but for builds that still run. A build that MLflow refuses stops no other.
+    """Send waiting records, oldest first, except of running builds. A build that MLflow refuses does not stop others.
 
-    Raises `TrackingError` where MLflow does not answer; what was sent until then stays sent.
+    Raises `TrackingError` where MLflow does not answer; records sent before stay sent.
     """
     if next(spool.read_all(artifacts), None) is None:
         return Sent({})
     sent: dict[str, str] = {}
     left: list[str] = []
     tracking.check()
-    with locked(artifacts / spool.FOLDER / ".lock"):  # two at once would send twice
+    with locked(artifacts / spool.FOLDER / ".lock"):  # two processes would send twice
         for waiting in spool.read_all(artifacts):
             if not (waiting.finished or waiting.abandoned):
                 continue
@@ -60,7 +60,8 @@ def send_waiting(tracking: Tracking, artifacts: Path) -> Sent:
 
 
 def _send(tracking: Tracking, waiting: Waiting) -> str:
-    """The run of an abandoned build stays RUNNING, with its dead owner: the next build of its key goes on in it."""
+    """Send one build. The run of an abandoned build stays RUNNING with its dead owner: the next build of its key
+    continues it."""
     head = waiting.head
     run = tracking.open_waiting(head.id, head.run_id, head.recipe, head.build_key, waiting.owner, head.started_at)
     run.log(params=head.params, tags=head.tags, store_keys=head.store_keys)
@@ -85,7 +86,7 @@ def _replay(run: BuildRun, entry: Entry) -> None:
 
 
 def _keep_report(artifacts: Path, waiting: Waiting, run_id: str) -> None:
-    """The report is found under the run's id too; the place that the build named stays."""
+    """Make the report available under the run's id too; its original place stays valid."""
     runs = artifacts / "runs"
     if (runs / waiting.run_id).is_dir():
         with contextlib.suppress(FileExistsError):

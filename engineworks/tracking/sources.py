@@ -1,7 +1,7 @@
-"""Models in MLflow as sources of recipes: what `models:/name@alias` is now, its files on this host, what it holds.
+"""MLflow models as sources of recipes: resolves `models:/name@alias`, fetches its files, and reads its kind.
 
-Files are fetched once per version into `<artifacts>/mlflow-models`; a key holds their digests, not the name, so that an
-alias that moved rebuilds and a second name of the same model does not.
+Files are fetched once per version into `<artifacts>/mlflow-models`. A key holds their digests, not the name: a moved
+alias triggers a rebuild, a second name of the same model does not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER = "mlflow-models"
 TRACED = "data/*.pt2"
-"""Where MLflow keeps a model that torch.export traced; such a one knows no eval()."""
+"""Where MLflow keeps a model traced by torch.export, which has no eval()."""
 
 FORMS = "models:/name/version, models:/name@alias, models:/m-… or runs:/id/path"
 
@@ -43,8 +43,8 @@ _RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+)")
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """kind: how it is exported. path: the ONNX file, the transformers folder, or MLflow's own folder of a PyTorch
-    model. tokenizer, processor: folders of what was logged with it. resolved: the immutable name of what it is now."""
+    """A fetched model. kind: how to export it. path: the ONNX file, the transformers folder, or MLflow's folder of a
+    PyTorch model. tokenizer, processor: folders logged with it. resolved: the immutable name of its present version."""
 
     kind: Literal["onnx", "huggingface", "mlflow_pytorch"]
     path: Path
@@ -54,7 +54,7 @@ class FetchedModel:
 
 
 def fetch_model(uri: str, settings: Settings) -> FetchedModel:
-    """The model's files on this host. Raises `ModelError` for what there is not or cannot be exported,
+    """Return the model's files on this host. Raises `ModelError` for a missing model or one that cannot be exported,
     `TrackingError` where MLflow does not answer."""
     if not any(form.fullmatch(uri) for form in (_VERSION, _ALIAS, _LOGGED, _RUN)):
         raise ModelError(f"'{uri}' names no model in MLflow", hint=f"write {FORMS}")
@@ -72,8 +72,8 @@ def fetch_model(uri: str, settings: Settings) -> FetchedModel:
 
 @dataclass(frozen=True)
 class _Immutable:
-    """What a name is now. name: its URI that never moves. location: where its artifacts are. created: tells it from a
-    later one of the same name."""
+    """The present meaning of a name. name: its immutable URI. location: where its artifacts are. created: distinguishes
+    it from a later model of the same name."""
 
     name: str
     location: str
@@ -81,9 +81,11 @@ class _Immutable:
 
 
 def load_pytorch(folder: Path) -> torch.nn.Module:
-    """A model of MLflow's pytorch flavor, eval'd, on the CPU. It may be a pickle: loading it runs the code of whoever
-    logged it, so only in a child process. One that was traced (pt2) stays as it was traced. Leaves PyTorch with one
-    thread. Raises `ModelError` where it cannot be loaded."""
+    """Load a model of MLflow's pytorch flavor in eval mode on the CPU. Raises `ModelError` where it cannot be loaded.
+
+    A pickle runs its author's code, so call this only in a child process. A traced model (pt2) keeps its mode. Leaves
+    PyTorch with one thread.
+    """
     prepare_environment()
     from engineworks.model.export.from_torch import use_one_thread
 
@@ -101,12 +103,12 @@ def load_pytorch(folder: Path) -> torch.nn.Module:
     if any(folder.glob(TRACED)):
         vars(module).update(
             train=lambda mode=True: module, eval=lambda: module
-        )  # torch's own raise, exporters call them
+        )  # torch's own raise, but exporters call them
     return module.eval()
 
 
 def _tracking_uri(uri: str, settings: Settings) -> str:
-    """Raises `TrackingError` where nothing answers there."""
+    """Return the tracking URI. Raises `TrackingError` where nothing answers there."""
     tracking_uri = settings.tracking_uri or f"sqlite:///{settings.artifacts.resolve() / DATABASE_FILE}"
     database = sqlite_file(tracking_uri)
     if database is not None and not database.is_file():
@@ -146,7 +148,7 @@ def _resolve(client: MlflowClient, uri: str) -> _Immutable:
 
 
 def _in_run(client: MlflowClient, run_id: str, path: str) -> str:
-    """Where a run's model is: among its artifacts, or, as MLflow 3 logs it, a logged model of that name."""
+    """Return where a run's model is: among its artifacts, or, since MLflow 3, as a logged model of that name."""
     with _known(f"there is no run '{run_id}' in MLflow"):
         run = client.get_run(run_id)
     if client.list_artifacts(run_id, path):
@@ -159,7 +161,7 @@ def _in_run(client: MlflowClient, run_id: str, path: str) -> str:
 
 
 def _location(client: MlflowClient, uri: str) -> str:
-    """Where the artifacts of a logged model are; any other URI is a place itself."""
+    """Return where the artifacts of a logged model are; any other URI is a location already."""
     match = _LOGGED.fullmatch(uri)
     if match is None:
         return uri
@@ -173,7 +175,7 @@ def _names(client: MlflowClient) -> list[str]:
 
 @contextmanager
 def _known(message: str, hint: Any = lambda: "") -> Iterator[None]:
-    """What MLflow does not have is the user's slip, not a failure of MLflow."""
+    """Convert errors for missing models: they are the user's mistake, not a failure of MLflow."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -185,8 +187,8 @@ def _known(message: str, hint: Any = lambda: "") -> Iterator[None]:
 
 
 def _download(model: _Immutable, tracking_uri: str, folder: Path) -> None:
-    """All or nothing: a build that is killed leaves no half of a model. By its location, because what MLflow fetches by
-    a name of its registry it looks up in the registry of the environment, whatever it is given."""
+    """Download atomically: a killed build leaves no partial model. Uses the location, because MLflow resolves registry
+    names in the environment's registry, whatever its arguments."""
     import mlflow.artifacts
 
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -200,7 +202,7 @@ def _download(model: _Immutable, tracking_uri: str, folder: Path) -> None:
         try:
             got.replace(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

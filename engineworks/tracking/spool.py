@@ -1,9 +1,9 @@
-"""Records that MLflow did not take: kept in a file per build, until they can be sent (`sending`).
+"""Records that MLflow did not accept: one file per build, until `sending` can send them.
 
-    <artifacts>/spool/<id>.jsonl    a head line, then one line for everything that was recorded, in its order
+    <artifacts>/spool/<id>.jsonl    a head line, then one line per record, in order
     <artifacts>/spool/.lock         held by the sending process
 
-A line is written by one append and synced; one that a kill -9 or a full disk cut short is not there for any reader.
+A line is one append and a sync; readers ignore a line cut short by a kill -9 or a full disk.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from engineworks.tracking.records import EngineRecord
 
 FOLDER = "spool"
 WAITING = "waiting-"
-"""What the id of a run begins with that is not in MLflow yet."""
+"""Prefix of the id of a run that is not in MLflow yet."""
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a build's run begins with. id: names the build for all time, in its MLflow run too, by a tag. run_id: of the
-    run that MLflow took before it failed, '' for none. started_at: seconds since the epoch."""
+    """The start of a build's run. id: identifies the build for all time, also as a tag of its MLflow run. run_id: of
+    the run that MLflow created before it failed, '' for none. started_at: seconds since the epoch."""
 
     id: str
     recipe: str
@@ -44,7 +44,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A build's records as they wait. entries: `log`, `engine` (the last one of each engine) and `finish`."""
+    """A build's waiting records. entries: `log`, `engine` (the last one of each engine) and `finish`."""
 
     path: Path
     head: Head
@@ -57,7 +57,7 @@ class Waiting:
 
     @property
     def abandoned(self) -> bool:
-        """Whether the process that wrote it is surely dead and had not finished."""
+        """Whether the process that wrote it is certainly dead and had not finished."""
         owner = read_owner(self.owner)
         return not self.finished and owner is not None and owner.is_dead()
 
@@ -67,13 +67,13 @@ class Waiting:
 
 
 class SpoolFile:
-    """The records of one build, being written."""
+    """The records of one build while it writes them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, what: str, at: float, **values: Any) -> None:
-        """Keep one thing, whole or not at all. Raises `TrackingError` where it cannot be written."""
+        """Append one record atomically. Raises `TrackingError` where it cannot be written."""
         line = json.dumps({"what": what, "at": at, **values}, ensure_ascii=False).encode() + b"\n"
         try:
             with self.path.open("r+b") as file:
@@ -92,7 +92,7 @@ class SpoolFile:
 
 
 def create(artifacts: Path, head: Head) -> SpoolFile:
-    """A new file for a build. Raises `TrackingError`."""
+    """Create a file for a build. Raises `TrackingError`."""
     path = artifacts / FOLDER / f"{head.id}.jsonl"
     beside = path.with_suffix(f".{os.getpid()}")
     try:
@@ -108,7 +108,7 @@ def create(artifacts: Path, head: Head) -> SpoolFile:
 
 
 def take_over(artifacts: Path, build_key: str) -> Waiting | None:
-    """The unfinished records of a build of this key whose process died: they are this process's own from now on."""
+    """Take over the unfinished records of a build of this key whose process died."""
     for waiting in read_all(artifacts):
         if waiting.head.build_key == build_key and waiting.abandoned:
             SpoolFile(waiting.path).append("owner", waiting.head.started_at, owner=current_owner().to_text())
@@ -117,7 +117,7 @@ def take_over(artifacts: Path, build_key: str) -> Waiting | None:
 
 
 def read_all(artifacts: Path) -> Iterator[Waiting]:
-    """Everything that waits, oldest first; files that are no records are passed over."""
+    """Yield all waiting builds, oldest first; skips files without records."""
     for path in sorted((artifacts / FOLDER).glob("*.jsonl")):
         waiting = read(path)
         if waiting is not None:
@@ -125,7 +125,7 @@ def read_all(artifacts: Path) -> Iterator[Waiting]:
 
 
 def read(path: Path) -> Waiting | None:
-    """One build's records; None where there are none, or no head."""
+    """Return one build's records; None without records or head."""
     try:
         data = path.read_bytes()
         first, *lines = data[: _whole(data)].splitlines()
@@ -140,12 +140,12 @@ def read(path: Path) -> Waiting | None:
 
 
 def finished_build(artifacts: Path, build_key: str) -> Waiting | None:
-    """The newest finished build of this key that waits."""
+    """Return the newest finished build of this key that waits."""
     return next((w for w in reversed(list(read_all(artifacts))) if w.head.build_key == build_key and w.finished), None)
 
 
 def keys_in_use(artifacts: Path) -> set[str]:
-    """The store keys that waiting records refer to."""
+    """Return the store keys that waiting records refer to."""
     keys: set[str] = set()
     for waiting in read_all(artifacts):
         keys.update(waiting.head.store_keys)
@@ -155,13 +155,13 @@ def keys_in_use(artifacts: Path) -> set[str]:
 
 
 def engine_to_json(record: EngineRecord) -> Entry:
-    """An engine's record as JSON; NaN metrics stay NaN."""
+    """Convert an engine's record to JSON; NaN metrics stay NaN."""
     values = {f.name: _plain(getattr(record, f.name)) for f in fields(record)}
     return values | {"files": {path: str(file) for path, file in record.files.items()}}
 
 
 def engine_from_json(value: Mapping[str, Any]) -> EngineRecord:
-    """The inverse of `engine_to_json`."""
+    """Read what `engine_to_json` wrote."""
     series = {name: {int(step): v for step, v in values.items()} for name, values in value["series"].items()}
     files = {path: Path(file) for path, file in value["files"].items()}
     return EngineRecord(**{**value, "series": series, "files": files, "store_keys": tuple(value["store_keys"])})
@@ -174,5 +174,5 @@ def _plain(value: Any) -> Any:
 
 
 def _whole(data: bytes) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Return the bytes up to the end of the last complete line."""
     return data.rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""A build's record that outlasts MLflow: what MLflow does not take waits in the spool, and the build goes on."""
+"""A build's record that survives MLflow failures: records that MLflow does not accept wait in the spool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start_spooled(
     params: Mapping[str, str],
     store_keys: Iterable[str] = (),
 ) -> SpooledRun:
-    """Send what waits from earlier builds, then open the record of this one: in MLflow, else in the spool.
+    """Send waiting records of earlier builds, then open the record of this one: in MLflow, else in the spool.
 
     Raises `TrackingError` only where the spool cannot be written either.
     """
@@ -49,8 +49,8 @@ def start_spooled(
 class SpooledRun(Ending):
     """The parent run of one build, as `BuildRun`. waits: why its records wait in the spool, '' while MLflow has them.
 
-    As a context manager it ends the run whatever happens: KILLED when interrupted, FAILED at any other error, and
-    FINISHED where `finish` was not called.
+    As a context manager it always ends the run: KILLED when interrupted, FAILED at any other error, and FINISHED where
+    `finish` was not called.
     """
 
     def __init__(self, artifacts: Path, head: spool.Head) -> None:
@@ -68,18 +68,18 @@ class SpooledRun(Ending):
 
     @property
     def run_id(self) -> str:
-        """Of the run in MLflow; `waiting-…` where there is none yet."""
+        """Id of the run in MLflow; `waiting-…` where there is none yet."""
         return self._run_id
 
     @property
     def warning(self) -> str:
-        """One sentence for the user where records wait, else ''."""
+        """A sentence for the user where records wait, else ''."""
         if not self.waits:
             return ""
         return waiting_sentence(self._artifacts, self.waits)
 
     def wait_because(self, error: TrackingError) -> None:
-        """From here on everything goes to the spool. Raises `TrackingError` where that cannot be written."""
+        """Send everything to the spool from now on. Raises `TrackingError` where that cannot be written."""
         head = self._head
         if self._run is None and (dead := spool.take_over(self._artifacts, head.build_key)) is not None:
             self._spool, self._run_id = spool.SpoolFile(dead.path), dead.run_id
@@ -104,7 +104,7 @@ class SpooledRun(Ending):
         self._keep("log", lambda run: run.log(**values), values)  # type: ignore[arg-type]
 
     def record_engine(self, record: EngineRecord) -> None:
-        """Record one engine, all at once."""
+        """Record one engine in one step."""
         self._keep("engine", lambda run: run.record_engine(record), {"record": spool.engine_to_json(record)})
 
     def finish(
@@ -120,8 +120,8 @@ class SpooledRun(Ending):
         self._ended = True
 
     def _keep(self, what: str, write: Callable[[BuildRun], object], values: Mapping[str, Any]) -> None:
-        """To MLflow, and from its first refusal on to the spool. The time of both is one, so that what MLflow took
-        although its answer was lost is the same metric when it is sent again."""
+        """Write to MLflow, or to the spool since MLflow's first refusal. Both use one time: if MLflow accepted a metric
+        but its answer was lost, the repeated send is the same metric."""
         at = time.time()
         with self._lock:
             if self._spool is None and self._run is not None:
@@ -136,7 +136,7 @@ class SpooledRun(Ending):
 
 
 def waiting_sentence(artifacts: Path, why: str) -> str:
-    """What a build says whose records wait."""
+    """Return the sentence for a build whose records wait."""
     return (
         f"the records of this build wait in {artifacts / spool.FOLDER} ({why}): "
         f"the next build sends them, or 'engineworks sync'"

@@ -1,7 +1,7 @@
-"""A fresh SQLite database for MLflow, made once.
+"""Creates a fresh SQLite database for MLflow once.
 
-MLflow 3.17.2 still makes its tables without a lock: of four processes that start at once on a fresh file, all four
-failed. A file that is no database costs it some ten seconds of retries.
+MLflow 3.17.2 creates its tables without a lock: of four processes that started together on a fresh file, all four
+failed. A file that is not a database costs MLflow about ten seconds of retries.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from engineworks.errors import TrackingError
 
 WRITER_S = 20
-"""How long a reader waits for a writer; MLflow waits as long."""
+"""Seconds that a reader waits for a writer; MLflow waits as long."""
 
 
 def prepare_database(path: Path) -> None:
-    """Create and migrate the database unless it is there. Hold `locked` around it. Raises `TrackingError`.
+    """Create and migrate the database if it is missing. Hold `locked` around it. Raises `TrackingError`.
 
     MLflow's migrations run in memory, and a rename publishes the result: 0.7 s. On disk, hundreds of commits wait for
-    the disk (1 to 6 s), and a kill half-way leaves a database that cannot be opened.
+    the disk (1 to 6 s), and a kill leaves a database that cannot be opened.
     """
     if path.exists():
         _check_database(path)
         return
     partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # of a process that was killed: the lock's holder is alone
+    partial.unlink(missing_ok=True)  # of a killed process: the lock's holder is alone
     _migrate_in_memory(partial)
     partial.rename(path)
 
@@ -37,7 +37,7 @@ def _migrate_in_memory(target: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables
 
     engine = sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.pool.StaticPool)
-    initialize: Callable[[sqlalchemy.Engine], None] = _initialize_tables  # what MLflow calls on an empty database
+    initialize: Callable[[sqlalchemy.Engine], None] = _initialize_tables  # MLflow's own call on an empty database
     initialize(engine)
     with contextlib.closing(engine.raw_connection()) as memory, contextlib.closing(sqlite3.connect(target)) as file:
         connection = memory.driver_connection
@@ -47,7 +47,7 @@ def _migrate_in_memory(target: Path) -> None:
 
 
 def _check_database(path: Path) -> None:
-    """MLflow tries a file that is no database ten times, for a minute and a half; we look once."""
+    """Check once: MLflow tries a file that is not a database ten times, for a minute and a half."""
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=WRITER_S)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

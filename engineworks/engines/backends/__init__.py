@@ -1,4 +1,4 @@
-"""The backends: one literal table. Adding one is a module and a line here."""
+"""The table of backends. A new backend is a module and a line here."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ BACKENDS: Mapping[str, str] = {
 
 
 def backend(name: str) -> Backend:
-    """The backend's module; no vendor library is imported. Raises `TargetError` for a name that is not in the table."""
+    """Return the backend's module; imports no vendor library. Raises `TargetError` for an unknown name."""
     if name not in BACKENDS:
         raise TargetError(f"unknown backend '{name}'", hint=did_you_mean(name, BACKENDS))
     return cast(Backend, importlib.import_module(BACKENDS[name]))
 
 
 def builder(name: str) -> Builder | None:
-    """The backend as a builder, None if it only runs engines."""
+    """Return the backend as a builder, None if it only runs engines."""
     module = backend(name)
     return module if isinstance(module, Builder) else None
 
 
 def runner(name: str) -> Runner | None:
-    """The backend as a runner, None if it only builds engines."""
+    """Return the backend as a runner, None if it only builds engines."""
     module = backend(name)
     return module if isinstance(module, Runner) else None
 
 
 def attempts(name: str) -> int:
-    """In how many ways the backend can build an engine: after a crash the next is tried."""
+    """Return how many ways the backend has to build an engine. After a crash, the next one is tried."""
     return int(getattr(backend(name), "ATTEMPTS", 1))
 
 
 @dataclass(frozen=True)
 class BackendFacts:
-    """What `plan` must know of a backend. libraries: distributions whose versions shape its engines; version: that of
+    """Facts about a backend for `plan`. libraries: distributions whose versions shape its engines; version: version of
     the first, None where it is not installed."""
 
     name: str
@@ -53,11 +53,11 @@ class BackendFacts:
     needs_gpu_to_build: bool
 
     def hardware(self) -> Mapping[str, str]:
-        """What its measurements depend on here."""
+        """Hardware that its measurements on this host depend on."""
         return backend(self.name).hardware()
 
     def why_not_run(self, compute_capabilities: Sequence[str]) -> str | None:
-        """None if this host can run its engines, otherwise the reason, as a sentence."""
+        """Return why this host cannot run its engines, None if it can."""
         run = runner(self.name)
         if run is None:
             return f"{backend(self.name).TITLE} engines are built here, but not yet run"
@@ -65,7 +65,7 @@ class BackendFacts:
 
 
 def backend_facts(name: str) -> BackendFacts:
-    """What is known of the backend without importing its library. Raises `TargetError` for an unknown name."""
+    """Return facts about the backend without importing its library. Raises `TargetError` for an unknown name."""
     module = backend(name)
     installed = dict(module.versions())
     return BackendFacts(

@@ -1,8 +1,7 @@
-"""CUDA as an engine's runner needs it: memory, copies, streams, events, graphs. The only user of NVIDIA's cuda-python.
+"""CUDA memory, copies, streams, events and graphs for engine runners. Only this module uses NVIDIA's cuda-python.
 
-The runtime interface of `cuda.bindings` is used (CUDA Runtime API reference, 13): every function returns its error code
-first. Handles are integers here, as TensorRT wants them. All calls are for the first visible GPU and come from one
-thread.
+`cuda.bindings` exposes the runtime interface (CUDA Runtime API reference, 13): every function returns its error code
+first. Handles are integers here, as TensorRT expects. All calls use the first visible GPU and come from one thread.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ MIB = 1 << 20
 
 
 class DeviceMemoryError(RunError):
-    """The GPU has no room for what was asked."""
+    """The GPU does not have the requested memory."""
 
 
 @cache
 def runtime() -> Any:
-    """The module `cuda.bindings.runtime`. Raises `RunError` where it is not installed."""
+    """Return the module `cuda.bindings.runtime`. Raises `RunError` where it is not installed."""
     try:
         from cuda.bindings import runtime as module
     except ImportError as error:
@@ -35,7 +34,8 @@ def runtime() -> Any:
 
 
 def call(function: str, *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime; its results without the error code. Raises `RunError` that names it."""
+    """Call a CUDA runtime function and return its results without the error code. Raises `RunError` with the error's
+    name."""
     error, *results = getattr(runtime(), function)(*arguments)
     if int(error):
         raise _failure(function, error, arguments)
@@ -60,21 +60,21 @@ def _failure(function: str, error: Any, arguments: tuple[Any, ...]) -> RunError:
 
 
 def memory_mib() -> tuple[float, float]:
-    """Free and total memory of the GPU, MiB. The first call of a process creates its CUDA context."""
+    """Return free and total GPU memory in MiB. The first call of a process creates its CUDA context."""
     free, total = call("cudaMemGetInfo")
     return free / MIB, total / MIB
 
 
 class DeviceBuffer:
-    """Memory on the GPU that grows to the largest size asked for. `generation` changes with its address."""
+    """GPU memory that grows to the largest requested size. `generation` changes with its address."""
 
     def __init__(self) -> None:
         self.address, self.capacity, self.generation = 0, 0, 0
 
     def ensure(self, size: int) -> int:
-        """The address of at least `size` bytes (one, for an empty tensor: TensorRT takes no null pointer).
+        """Return the address of at least `size` bytes (1 for an empty tensor: TensorRT takes no null pointer).
 
-        Raises `DeviceMemoryError`; then the buffer is empty.
+        Raises `DeviceMemoryError`; the buffer is then empty.
         """
         size = max(size, 1)
         if size > self.capacity:
@@ -90,13 +90,13 @@ class DeviceBuffer:
 
 
 class PinnedBuffer:
-    """Page-locked host memory, which the GPU copies from and to without the processor."""
+    """Page-locked host memory: the GPU copies to and from it without the CPU."""
 
     def __init__(self) -> None:
         self.address, self.capacity = 0, 0
 
     def ensure(self, size: int) -> int:
-        """The address of at least `size` bytes. Raises `DeviceMemoryError`."""
+        """Return the address of at least `size` bytes. Raises `DeviceMemoryError`."""
         size = max(size, 1)
         if size > self.capacity:
             self.free()
@@ -104,7 +104,7 @@ class PinnedBuffer:
         return self.address
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.generic]:
-        """The buffer as an array; valid until it grows or is freed."""
+        """Return the buffer as an array of this shape and dtype; valid until the buffer grows or is freed."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         raw = (ctypes.c_uint8 * max(size, 1)).from_address(self.ensure(size))
         view: NDArray[np.generic] = np.ctypeslib.as_array(raw)[:size].view(dtype).reshape(shape)
@@ -117,7 +117,7 @@ class PinnedBuffer:
 
 
 class Stream:
-    """A stream with the two events that its runs are timed by."""
+    """A stream with the two events that time its runs."""
 
     def __init__(self) -> None:
         self.handle = int(call("cudaStreamCreateWithFlags", runtime().cudaStreamNonBlocking))
@@ -130,20 +130,21 @@ class Stream:
         call("cudaMemcpyAsync", host, device, size, runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost, self.handle)
 
     def wait(self) -> None:
-        """Until all that was put on the stream is done. Raises `RunError` for what failed there."""
+        """Wait for all work on the stream. Raises `RunError` where some of it failed."""
         call("cudaStreamSynchronize", self.handle)
 
     def marks(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Functions that mark begin and end of a run, without a check: `elapsed_ms` fails if one of them did."""
+        """Return functions that mark the start and end of a run. They check nothing: `elapsed_ms` fails if one
+        failed."""
         record = runtime().cudaEventRecord
         return partial(record, self._begin, self.handle), partial(record, self._end, self.handle)
 
     def elapsed_ms(self) -> float:
-        """Milliseconds between both marks by the GPU's clock (resolution about 0.5 µs); both must be done."""
+        """Return ms between both marks by the GPU's clock (resolution about 0.5 µs); both must have completed."""
         return float(call("cudaEventElapsedTime", self._begin, self._end))
 
     def done(self) -> bool:
-        """Whether all that was put on the stream is done."""
+        """Whether all work on the stream has completed."""
         module = runtime()
         (error,) = module.cudaStreamQuery(self.handle)
         if error == module.cudaError_t.cudaErrorNotReady:
@@ -153,8 +154,8 @@ class Stream:
         return True
 
     def capture(self, launch: Callable[[], None]) -> Graph:
-        """What `launch` puts on this stream, as a graph. Raises `RunError` where it cannot be captured; the stream is
-        usable again then."""
+        """Capture the work that `launch` puts on this stream as a graph. Raises `RunError` where capture fails; the
+        stream stays usable."""
         module = runtime()
         call("cudaStreamBeginCapture", self.handle, module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
@@ -162,7 +163,7 @@ class Stream:
         finally:
             error, captured = module.cudaStreamEndCapture(self.handle)
         if int(error):
-            module.cudaGetLastError()  # else the next call would report it again
+            module.cudaGetLastError()  # otherwise the next call would report it again
             raise _failure("cudaStreamEndCapture", error, ())
         return Graph(captured)
 
@@ -173,7 +174,7 @@ class Stream:
 
 
 class Graph:
-    """Captured launches, ready to be replayed."""
+    """Captured launches that can be replayed."""
 
     def __init__(self, captured: Any) -> None:
         self._executable = call("cudaGraphInstantiate", captured, 0)
@@ -183,7 +184,7 @@ class Graph:
         call("cudaGraphLaunch", self._executable, stream.handle)
 
     def launcher(self, stream: Stream) -> Callable[[], object]:
-        """`launch` as a bare call whose result is false if it failed."""
+        """Return `launch` as a bare call whose result is false on failure."""
         launch, executable, handle = runtime().cudaGraphLaunch, self._executable, stream.handle
         return lambda: not int(launch(executable, handle)[0])
 
@@ -192,14 +193,14 @@ class Graph:
 
 
 class DeviceMemory:
-    """Satisfies `base.MemoryMeter`: what is in use on the whole GPU. CUDA keeps no peak of it, and engines take all
-    they need when a shape is first run."""
+    """Satisfies `base.MemoryMeter` with the memory in use on the whole GPU. CUDA records no peak, and engines allocate
+    everything at the first run of a shape."""
 
     def __init__(self) -> None:
-        memory_mib()  # creates the context, so that its size is no engine's
+        memory_mib()  # creates the context, so that no engine's figure includes it
 
     def reset(self) -> None:
-        """Nothing: see above."""
+        """Do nothing: CUDA records no peak."""
 
     def peak_mib(self) -> float:
         free, total = memory_mib()

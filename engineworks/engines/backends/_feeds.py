@@ -1,4 +1,4 @@
-"""What a session is fed, checked against what its engine takes: names, dtypes, shapes."""
+"""Checks a session's feeds against the engine's inputs: names, dtypes, shapes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ Array = NDArray[np.generic]
 
 
 def checked_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The feeds, contiguous, in the engine's order. Raises `RunError` for names, dtypes or shapes that it does not
-    take, and where two dimensions of one name have different lengths."""
+    """Return the feeds as C-contiguous arrays in the engine's order.
+
+    Each array must have its spec's dtype, rank and fixed lengths; dimensions of one name must have one length. Raises
+    `RunError` otherwise.
+    """
     known = {s.name: s for s in specs}
     if missing := sorted(known.keys() - feeds.keys()):
         raise RunError(f"input '{missing[0]}' is missing; the engine takes {', '.join(map(str, specs))}")
@@ -28,10 +31,10 @@ def checked_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> di
 
 
 def narrowed_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The feeds with what is of a wider type (`NARROWED`) in the type of the engine's input; all others, and those of
-    inputs that `specs` lack, are given back as they are.
+    """Convert feeds of a wider dtype (`NARROWED`, such as int64 for int32) to the dtype of the engine's input.
 
-    Raises `RunError` for a value that the engine's type cannot hold.
+    Other feeds, and those of inputs missing in `specs`, are returned unchanged. Shapes stay the same. Raises `RunError`
+    for a value outside the range of the engine's dtype.
     """
     wanted = {spec.name: spec.dtype for spec in specs}
     return {
@@ -41,6 +44,7 @@ def narrowed_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> d
 
 
 def _narrowed(name: str, array: Array, dtype: str) -> Array:
+    """Convert the array to `dtype`, same shape. Raises `RunError` for an integer or a float out of range."""
     with np.errstate(over="ignore"):
         narrow: Array = array.astype(dtype)
     if dtype == "float32":
@@ -53,12 +57,12 @@ def _narrowed(name: str, array: Array, dtype: str) -> Array:
 
 
 def shapes_of(feeds: Mapping[str, Array]) -> str:
-    """For messages: 'x [2, 3], mask [2]'."""
+    """Return names and shapes for messages: 'x [2, 3], mask [2]'."""
     return ", ".join(f"{name} {list(a.shape)}" for name, a in feeds.items())
 
 
 def _check(spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:
-    """dims: lengths of named dimensions seen so far; the same name must have the same length everywhere."""
+    """Check one array. dims: lengths of the named dimensions seen so far; a name has one length in all inputs."""
     if array.dtype.name.replace("float8_", "float8") != spec.dtype:
         raise RunError(f"input '{spec.name}' is {array.dtype.name}, the engine takes {spec.dtype}")
     fits = array.ndim == len(spec.shape) and all(

@@ -1,4 +1,4 @@
-"""A loaded ONNX Runtime engine: checked runs, and a timing loop with everything bound beforehand."""
+"""A loaded ONNX Runtime engine: checked runs, and a timing loop with inputs and outputs bound in advance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engineworks.tensors import TensorSpec
 
 
 def specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
-    """ONNX Runtime's inputs or outputs; a dimension without length or name is called '<tensor>_<axis>'."""
+    """Convert ONNX Runtime's inputs or outputs; a dimension without length or name is called '<tensor>_<axis>'."""
     return tuple(
         TensorSpec(
             v.name,
@@ -29,7 +29,7 @@ def specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
 
 
 def dtype_name(ort_type: str) -> str:
-    """'tensor(float)' → float32. What is no tensor keeps ONNX Runtime's name."""
+    """'tensor(float)' → float32. Types other than tensors keep ONNX Runtime's name."""
     name = ort_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
 
@@ -51,7 +51,8 @@ class OrtSession:
         return self._outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name. Raises `RunError`."""
+        """Run once. feeds: one array per input, with its dtype and shape. Returns all outputs by name, in the model's
+        dtypes. Raises `RunError`."""
         session, arrays = self._open(), checked_feeds(self._inputs, feeds)
         try:
             return dict(zip(self._names, session.run(self._names, arrays), strict=True))
@@ -67,8 +68,8 @@ class OrtSession:
         return {}
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
-        """Inputs and outputs are bound before, by one run more that is not timed, so that no run allocates or copies
-        them. A CPU has no other place to copy from or to: `copies` makes no difference."""
+        """Time `runs` runs in ms, with inputs and outputs bound by one untimed run, so that no timed run allocates. On
+        a CPU `copies` has no effect."""
         session, arrays = self._open(), checked_feeds(self._inputs, feeds)
         try:
             binding = self._bind(arrays)
@@ -79,7 +80,7 @@ class OrtSession:
             raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
-        """Runs per second of so many threads that share the session."""
+        """Return runs per second of `streams` threads that share the session for `seconds`."""
         session, arrays = self._open(), checked_feeds(self._inputs, feeds)
         end = time.monotonic() + seconds
 
@@ -99,7 +100,8 @@ class OrtSession:
         return done / (time.monotonic() - start)
 
     def end_profile(self) -> Path:
-        """The file with the profile of all runs so far, of a session that was loaded for one; it keeps none after."""
+        """Return the file with the profile of all runs so far. The session must be loaded for profiling; this ends
+        it."""
         return Path(self._open().end_profiling())
 
     def close(self) -> None:
@@ -119,7 +121,7 @@ class OrtSession:
         return binding
 
     def _bind_outputs(self, binding: Any) -> None:
-        """Give every output the memory that it got in the run before: the same feeds give the same shapes."""
+        """Bind every output to its memory from the previous run: the same feeds give the same shapes."""
         values = binding.get_outputs()
         binding.clear_binding_outputs()
         for name, value in zip(self._names, values, strict=True):

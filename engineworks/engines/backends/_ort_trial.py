@@ -1,4 +1,4 @@
-"""The first run of an engine, as part of its build: what crashes must crash here."""
+"""The first run of an engine, as part of its build, so that a crash happens during the build."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def run_once_per_profile(
 ) -> None:
     """Run at the smallest and the usual shapes of every profile. Raises `RunError` whose text has one of `raised`.
 
-    Made-up inputs may not be what the model takes: another error is logged, and left to the comparison, which has
-    real samples. The largest shapes are left to it too: they cost the most time, and no other code runs there.
+    Synthetic inputs may be invalid for the model, so another error is logged and left to the comparison with real
+    samples. The comparison also runs the largest shapes: they take longest and run no other code.
     """
     for shapes in _shapes(profiles):
         feeds = _feeds(session.inputs, shapes)
@@ -36,7 +36,7 @@ def run_once_per_profile(
 
 
 def _shapes(profiles: Sequence[Profile]) -> Iterator[Mapping[str, tuple[int, ...]]]:
-    """Shapes by input, each combination once."""
+    """Yield each combination of shapes by input once."""
     seen = []
     for profile in profiles:
         for which in ("min", "opt"):
@@ -47,8 +47,8 @@ def _shapes(profiles: Sequence[Profile]) -> Iterator[Mapping[str, tuple[int, ...
 
 
 def _feeds(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]] | None:
-    """An array per input: values between -1 and 1 for floats, ones for all else, for a length of one, the first index
-    and an unmasked position are valid nearly everywhere. None for inputs that NumPy or the profile does not know."""
+    """Return one array per input, None for inputs that NumPy or the profile does not know. Floats are in [-1, 1], all
+    else is 1, valid almost everywhere as a length, an index or an unmasked position."""
     import numpy as np
 
     feeds: dict[str, NDArray[Any]] = {}

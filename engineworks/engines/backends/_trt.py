@@ -1,12 +1,12 @@
-"""TensorRT and TensorRT-RTX: one way to build over two vendor modules. Precision lives in the graph, so every network
-is strongly typed.
+"""TensorRT and TensorRT-RTX: one build for two vendor modules. Every network is strongly typed, because the graph holds
+the precision.
 
-The names of the vendor's interface were looked up in the real bindings of TensorRT 10.0.1, 10.13.3, 10.16.1, 11.0.0 and
-11.4.0 (imported over stub libraries: the libraries themselves cannot be had here) and used for real in TensorRT-RTX
-1.4 to 1.7. What differs:
+The interface names were checked in the bindings of TensorRT 10.0.1, 10.13.3, 10.16.1, 11.0.0 and 11.4.0. Those were
+imported over stub libraries, because the real ones are not available here. TensorRT-RTX 1.4 to 1.7 was run.
+Differences:
 
 - STRONGLY_TYPED is flag 1 in TensorRT 10; in 11 and RTX every network is strongly typed and it means nothing.
-- Compute capabilities are named in RTX only.
+- Only RTX names compute capabilities.
 - 10.0 lacks `build_serialized_network_to_stream`, `max_num_tactics` and `tiling_optimization_level`.
 - RTX has no library for version compatible engines.
 """
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vendor:
-    """One vendor module. name: the backend's. module: what is imported. rtx: whether it names compute capabilities,
-    builds without a GPU, and writes the header that we can read."""
+    """One vendor module. name: the backend's. module: the import name. rtx: whether it names compute capabilities,
+    builds without a GPU, and writes the header that `plan_header` reads."""
 
     name: str
     title: str
@@ -61,23 +61,23 @@ class Vendor:
     rtx: bool
 
     def versions(self) -> Mapping[str, str]:
-        """The installed distribution and its version; empty where there is none."""
+        """Return the installed distribution and its version; empty where there is none."""
         versions = ((name, installed_version(name)) for name in self.distributions)
         return dict([(name, version) for name, version in versions if version is not None][:1])
 
     def load(self) -> Any:
-        """The vendor's module. Raises `TargetError` where it cannot be imported."""
+        """Import the vendor's module. Raises `TargetError` where that fails."""
         try:
             return importlib.import_module(self.module)
-        except (ImportError, OSError) as error:  # OSError: one of its libraries, or CUDA's, is missing
+        except (ImportError, OSError) as error:  # OSError: one of its libraries or CUDA's is missing
             raise TargetError(
                 f"{self.title} cannot be imported: {error}", hint=f"pip install {self.distributions[0]}"
             ) from None
 
 
 def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """Write `engine` under `request.out`. Raises `UnsupportedError` where the vendor cannot do what the model asks,
-    `BuildError`, `TargetError` for an option that there is not."""
+    """Write `engine` under `request.out`. Raises `UnsupportedError` where the vendor does not support the model,
+    `BuildError`, and `TargetError` for an unknown option."""
     check_options(vendor.title, request.options, vendor.options)
     start = time.perf_counter()
     trt = vendor.load()
@@ -108,7 +108,7 @@ def build(vendor: Vendor, request: BuildRequest, log: Callable[[str], None]) -> 
 
 
 def _changed_types(model: Interface, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, str]:
-    """The model's types of the inputs and outputs to which the vendor gave another one, by name."""
+    """Return the model's dtypes, by name, of inputs and outputs whose dtype the vendor changed."""
     of_model = {spec.name: spec.dtype for spec in (*model.inputs, *model.outputs)}
     return {
         spec.name: of_model[spec.name]
@@ -119,7 +119,7 @@ def _changed_types(model: Interface, inputs: Sequence[TensorSpec], outputs: Sequ
 
 @dataclass(frozen=True)
 class _Job:
-    """What stays the same while one engine is built."""
+    """Values that stay the same while one engine is built."""
 
     vendor: Vendor
     trt: Any
@@ -130,12 +130,12 @@ class _Job:
 
 
 def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
-    """Build the engine of the request's file, or of `plain`; its details, its `inputs` and its `outputs`."""
+    """Build the engine of the request's file, or of `plain`. Returns its details, `inputs` and `outputs`."""
     vendor, trt, title, request, model = job.vendor, job.trt, job.title, job.request, job.model
     wanted = environment(request.precision, rtx=vendor.rtx, tf32=bool(request.options.get("tf32")))
     with switched(wanted), logger_of(trt).sending(job.log) as logger:
         builder = _create_builder(trt, title, logger)
-        network, _parser = parse(trt, title, builder, logger, request.model, model, plain)  # it owns the weights
+        network, _parser = parse(trt, title, builder, logger, request.model, model, plain)  # parser owns weights
         config = builder.create_builder_config()
         configure(trt, title, config, request.options)
         add_profiles(builder, config, network, request.profiles, model.inputs, network_names(network))
@@ -159,14 +159,14 @@ def _build(job: _Job, plain: onnx.ModelProto | None) -> dict[str, Any]:
 def _create_builder(trt: Any, title: str, logger: Logger) -> Any:
     try:
         return trt.Builder(logger.vendor)
-    except TypeError:  # pybind's word for a null pointer
+    except TypeError:  # pybind raises it for a null pointer
         raise BuildError(f"{title} did not start: {logger.reason()}", log=logger.text()) from None
 
 
 def _write_or_retry(
     trt: Any, builder: Any, network: Any, config: Any, path: Path, logger: Logger, log: Callable[[str], None]
 ) -> tuple[bool, int | None]:
-    """Whether a plan was built, and the workspace (MiB) of a second try, after the first ran out of memory."""
+    """Return whether a plan was built, and the workspace (MiB) of a second try if the first ran out of memory."""
     if _write(trt, builder, network, config, path):
         return True, None
     less_mib = shrink_workspace(trt, config, _free_mib()) if logger.out_of_memory() else None
@@ -177,7 +177,8 @@ def _write_or_retry(
 
 
 def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> bool:
-    """Build and write the plan; False if nothing was built. Streamed where possible: the plan is then held once."""
+    """Build and write the plan; False if nothing was built. Streams where possible, so that memory holds the plan
+    once."""
     with path.open("wb") as file:
         if not hasattr(builder, "build_serialized_network_to_stream"):
             plan = builder.build_serialized_network(network, config)
@@ -191,7 +192,7 @@ def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> boo
             def write(self, data: bytes) -> int:
                 try:
                     return file.write(data)
-                except OSError as error:  # nothing may be raised through the vendor's C++
+                except OSError as error:  # no exception may pass through the vendor's C++
                     self.failed = error
                     return 0
 
@@ -203,7 +204,7 @@ def _write(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> boo
 
 
 def _free_mib() -> float | None:
-    """Free memory of the GPU; None where there is none to ask."""
+    """Return free GPU memory in MiB; None where no GPU answers."""
     from engineworks.engines.backends._cuda import memory_mib
 
     try:
@@ -213,11 +214,11 @@ def _free_mib() -> float | None:
 
 
 INTERNAL_CHECK = re.compile(r"\bCHECK\(|Exception: \S+\.(cpp|h):\d+")
-"""A vendor's reason that names nothing but a line of its own source."""
+"""A vendor's reason that names only a line of its own source."""
 
 
 def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
-    """less_mib: the workspace of a second try, after the first ran out of memory."""
+    """Return the error to raise. less_mib: workspace of the second try, if the first ran out of memory."""
     vendor, title, request, model = job.vendor, job.title, job.request, job.model
     (request.out / (ENGINE_FILE + ".partial")).unlink(missing_ok=True)
     where, reason = ", ".join(request.compute_capabilities), logger.reason()
@@ -245,7 +246,7 @@ def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
 
 
 def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs with the engine's dtypes and the model's names."""
+    """Return inputs and outputs with the engine's dtypes and the model's names."""
     named = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
 
     def spec(tensor: Any, name: str) -> TensorSpec:
@@ -278,7 +279,7 @@ def _details(vendor: Vendor, title: str, request: BuildRequest) -> dict[str, obj
 
 
 def check_header(title: str, asked: Sequence[str], header: PlanHeader, engine_bytes: int) -> None:
-    """The plan must be whole and for what was asked: the vendor ignores some mistakes in silence."""
+    """Check that the plan is complete and as requested: the vendor silently ignores some mistakes."""
     if header.plan_bytes != engine_bytes:
         raise BuildError(
             f"{title} wrote {engine_bytes} bytes of an engine of {header.plan_bytes}", hint="is a disk full?"

@@ -1,7 +1,7 @@
-"""Attention that TensorRT has no kernel for, written out as the products and the softmax that the standard defines.
+"""Rewrites Attention that TensorRT has no kernel for as the products and softmax that the standard defines.
 
-It fuses what it can (fp16, head sizes from 16, one output, no sequence lengths); the rest it refuses, whole. So the
-model is given as it is first, and once more with every Attention written out if that was the reason.
+TensorRT fuses some (fp16, head sizes from 16, one output, no sequence lengths) and refuses all others. The build tries
+the model as it is first. If an Attention was the reason, it tries again with every Attention rewritten.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def written_out(path: Path) -> onnx.ModelProto | None:
-    """The model with every Attention as the standard's own function of smaller operators; None where it has none, or
-    ONNX cannot write it out. Weights stay in their file."""
+    """Return the model with every Attention as the standard's function of smaller operators. None where it has no
+    Attention, or ONNX cannot rewrite it. Weights stay in their file."""
     from onnx.inliner import inline_selected_functions
 
     model = load_model(path, weights=False)
@@ -27,7 +27,7 @@ def written_out(path: Path) -> onnx.ModelProto | None:
         return None
     try:
         plain = inline_selected_functions(infer_shapes(model), [("", "Attention")], inline_schema_functions=True)
-    except RuntimeError:  # an optional input is left out before one that is given: onnx 1.22 and 1.23 cannot
+    except RuntimeError:  # onnx 1.22 and 1.23 cannot omit an optional input before a given one
         return None
     drop_unused(plain.graph)
     return plain

@@ -1,4 +1,4 @@
-"""What the backends `tensorrt` and `tensorrt_rtx` have in common: a backend's functions, bound to one vendor module."""
+"""Common code of the backends `tensorrt` and `tensorrt_rtx`: a backend's functions for one vendor module."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class TrtBackend:
     vendor: _trt.Vendor
 
     def versions(self) -> Mapping[str, str]:
-        """The installed distribution and its version; empty where there is none."""
+        """Return the installed distribution and its version; empty where there is none."""
         return self.vendor.versions()
 
     def hardware(self) -> Mapping[str, str]:
-        """The GPU, its driver and CUDA; empty on a host without a GPU."""
+        """Return the GPU, its driver and CUDA; empty on a host without a GPU."""
         gpu = first_gpu()
         return gpu.to_json() if gpu else {}
 
@@ -39,7 +39,7 @@ class TrtBackend:
         return _trt.build(self.vendor, request, log)
 
     def why_not_run(self, compute_capabilities: Sequence[str]) -> str | None:
-        """None if the GPU of this host runs engines of such a target, otherwise the reason."""
+        """Return why this host's GPU cannot run engines of such a target, None if it can."""
         return why_not_run_here(self.vendor, compute_capabilities)
 
     def load(
@@ -57,7 +57,7 @@ class TrtBackend:
         return load(self.vendor, engine, options, serving, cache, known)
 
     def memory_meter(self) -> DeviceMemory:
-        """The memory of the GPU. Raises `RunError` where it does not answer."""
+        """Return a meter of the GPU's memory. Raises `RunError` where the GPU does not answer."""
         from engineworks.engines.backends import _cuda
 
         return _cuda.DeviceMemory()

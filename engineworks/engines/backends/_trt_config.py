@@ -17,7 +17,7 @@ NUMBERS: Mapping[str, Option] = {
     "max_num_tactics": Option(int, "kernels to time for one layer"),
     "avg_timing_iterations": Option(int, "runs that a kernel's time is averaged over"),
 }
-"""Options that are attributes of the configuration under the same name."""
+"""Options that are attributes of the vendor's configuration under the same name."""
 
 WORDS: Mapping[str, tuple[str, str, Option]] = {
     "tiling_optimization_level": (
@@ -33,7 +33,7 @@ WORDS: Mapping[str, tuple[str, str, Option]] = {
         Option(str, "other GPUs that may run the engine", ("none", "ampere_plus", "same_compute_capability")),
     ),
 }  # fmt: skip
-"""Options that are words: the attribute of the configuration, the vendor's enumeration, the words."""
+"""Options with named values: the configuration's attribute, the vendor's enumeration, the option."""
 
 FLAGS: Mapping[str, Option] = {
     "sparse_weights": Option(bool, "use 2:4 sparsity where the weights have it"),
@@ -41,7 +41,7 @@ FLAGS: Mapping[str, Option] = {
     "weight_streaming": Option(bool, "let weights stay in host memory"),
     "version_compatible": Option(bool, "let later versions of the same major run the engine"),
 }
-"""Options that are builder flags under the same name, all off unless said otherwise."""
+"""Options that are builder flags under the same name, all off by default."""
 
 WORKSPACE = Option(int, "most scratch memory that one layer may take, MiB")
 TF32 = Option(bool, "compute fp32 products with 10 bits of mantissa; off unless said otherwise")
@@ -53,7 +53,7 @@ SHARED: Mapping[str, Option] = {
     **{name: option for name, (_, _, option) in WORDS.items() if name != "hardware_compatibility"},
     **{name: option for name, option in FLAGS.items() if name != "version_compatible"},
 }
-"""Options of TensorRT-RTX, and of TensorRT too."""
+"""Options that both TensorRT-RTX and TensorRT have."""
 
 SMOKE: Mapping[str, object] = {"builder_optimization_level": 0}
 """Options of a smoke build: the first kernel that works."""
@@ -62,11 +62,11 @@ TENSORRT_ONLY: Mapping[str, Option] = {
     "hardware_compatibility": WORDS["hardware_compatibility"][2],
     "version_compatible": FLAGS["version_compatible"],
 }
-"""RTX engines are portable between GPUs by the capabilities that they name."""
+"""Options of TensorRT alone: TensorRT-RTX engines are portable between the GPUs that they name."""
 
 
 def configure(trt: Any, title: str, config: Any, options: Mapping[str, Any]) -> None:
-    """Apply options that `check_options` has let pass. TF32 is on in the vendor's default: here it must be asked for.
+    """Apply options that `check_options` accepted. TF32 is off unless requested, unlike the vendor's default.
 
     Raises `TargetError` for an option that this version does not have.
     """
@@ -99,14 +99,14 @@ def _set(title: str, config: Any, option: str, attribute: str, value: Any) -> No
 
 
 LEAST_WORKSPACE_MIB = 16
-"""Below this no build of a real model succeeds that failed above it."""
+"""Minimum workspace. No build of a real model succeeded below it that failed above it."""
 
 
 def shrink_workspace(trt: Any, config: Any, free_mib: float | None) -> int | None:
-    """Leave a build a quarter of its workspace, and no more than half of the GPU's free memory where that is known; the
-    new limit in MiB, or None if there is too little to take from.
+    """Limit a second try to a quarter of its workspace, and to half of the GPU's free memory where that is known.
 
-    The vendor's own limit is all memory of the GPU: a build that runs out of it meets memory that others hold.
+    Returns the new limit in MiB, None if too little remains. The vendor's own limit is all GPU memory, also what other
+    processes hold.
     """
     less_mib = int(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)) // 4 >> 20
     if free_mib is not None:
@@ -118,8 +118,8 @@ def shrink_workspace(trt: Any, config: Any, free_mib: float | None) -> int | Non
 
 
 def name_capabilities(trt: Any, title: str, config: Any, capabilities: Sequence[str]) -> None:
-    """Name the compute capabilities of a TensorRT-RTX engine. None are named for a target of `PORTABLE_ONLY`: the
-    engine then serves 8.0 and later. Raises `BuildError`."""
+    """Name the compute capabilities of a TensorRT-RTX engine. A target of `PORTABLE_ONLY` names none: its engine serves
+    8.0 and later. Raises `BuildError`."""
     if tuple(capabilities) in {(c,) for c in PORTABLE_ONLY}:
         return
     config.num_compute_capabilities = len(capabilities)
@@ -130,13 +130,13 @@ def name_capabilities(trt: Any, title: str, config: Any, capabilities: Sequence[
 
 
 TIMING_CACHE_FILE = "timing.cache"
-"""What TensorRT found out about kernels on this GPU: later builds need not time them again. TensorRT-RTX times none."""
+"""TensorRT's kernel timings on this GPU, reused by later builds. TensorRT-RTX times no kernels."""
 
 
 def use_timing_cache(config: Any, folder: Path) -> Any:
-    """Let the build begin with what earlier ones found out. Returns the cache, to be kept by `keep_timing_cache`.
+    """Start the build with the timings of earlier ones. Returns the cache for `keep_timing_cache`.
 
-    The vendor refuses a cache of another GPU or version (`ignore_mismatch` is false); then the build starts again.
+    The vendor refuses a cache of another GPU or version (`ignore_mismatch` is false); the build then starts without.
     """
     file = folder / TIMING_CACHE_FILE
     cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
@@ -147,7 +147,7 @@ def use_timing_cache(config: Any, folder: Path) -> Any:
 
 
 def keep_timing_cache(cache: Any, folder: Path) -> None:
-    """Write the cache at once and whole; of two builds at a time the later one's stays."""
+    """Write the cache atomically; of two concurrent builds, the later one wins."""
     partial = folder / f"{TIMING_CACHE_FILE}.{os.getpid()}"
     partial.write_bytes(bytes(cache.serialize()))
     partial.replace(folder / TIMING_CACHE_FILE)

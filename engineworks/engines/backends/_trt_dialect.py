@@ -1,9 +1,9 @@
-"""Where TensorRT-RTX and TensorRT differ at run time. All of it is here.
+"""All run-time differences between TensorRT-RTX and TensorRT.
 
-- RTX compiles kernels for the GPU when a context is made and when a shape is first run, in the background if so asked,
-  keeps them in a runtime cache, and replays CUDA graphs by itself (`IRuntimeConfig`, `IRuntimeCache`: TensorRT-RTX API
+- RTX compiles kernels when it creates a context and when a shape first runs, in the background if so configured. It
+  keeps them in a runtime cache and replays CUDA graphs itself (`IRuntimeConfig`, `IRuntimeCache`: TensorRT-RTX API
   reference, 1.1 and later).
-- TensorRT 10 and 11 compiled everything at build time. CUDA graphs are captured by us.
+- TensorRT 10 and 11 compile everything at build time. Engineworks captures the CUDA graphs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ RUNTIME_CACHE_FILE = "runtime.cache"
 
 
 class Dialect(Protocol):
-    """How execution contexts are made, and what is said of them."""
+    """Creates execution contexts and describes them."""
 
     captures: bool
-    """Whether CUDA graphs are captured by us; otherwise a context for graphs replays by itself."""
+    """Whether Engineworks captures CUDA graphs; otherwise a context for graphs replays by itself."""
 
     def context(self, *, graphs: bool, trial: bool) -> Any:
-        """A new execution context; None if there is no memory for it: the vendor's logger knows. trial: to see whether
-        a run can be captured, and to be dropped then."""
+        """Return a new execution context; None if memory is missing (the vendor's log has the reason). trial: a context
+        to test whether a run can be captured, dropped afterwards."""
         ...
 
     def notes(self) -> tuple[str, ...]: ...
@@ -34,12 +34,12 @@ class Dialect(Protocol):
     def facts(self) -> Mapping[str, object]: ...
 
     def save(self) -> None:
-        """Keep what makes the next load faster."""
+        """Save data that makes the next load faster."""
         ...
 
 
 def scratch_bytes(engine: Any) -> int:
-    """Memory that a context of the engine takes for its layers. TensorRT 10.0 has the older name only."""
+    """Return the bytes that a context of the engine needs for its layers. TensorRT 10.0 has only the older name."""
     older = getattr(engine, "device_memory_size", 0)
     return int(getattr(engine, "device_memory_size_v2", older))
 
@@ -60,8 +60,8 @@ class RtxDialect:
             self._config.set_runtime_cache(self._cache)
 
     def context(self, *, graphs: bool, trial: bool) -> Any:
-        """A trial asks for no specialized kernels: those that are under way when its context goes seem lost, and with a
-        runtime cache no later context asks for them (1.6.1: fp8 engines stayed four to seven times slower)."""
+        """A trial context requests no specialized kernels. Dropping it loses those in progress, and with a runtime
+        cache no later context requests them. (1.6.1: fp8 engines stayed four to seven times slower.)"""
         kernels = self._trt.DynamicShapesKernelSpecializationStrategy
         wanted = kernels.NONE if trial else getattr(kernels, self._serving.kernels.upper())
         self._config.dynamic_shapes_kernel_specialization_strategy = wanted
@@ -116,4 +116,4 @@ class PlainDialect:
         return {"kernels": "built in"}
 
     def save(self) -> None:
-        """Nothing: there is no runtime cache."""
+        """Do nothing: TensorRT has no runtime cache."""

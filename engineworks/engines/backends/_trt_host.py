@@ -1,5 +1,5 @@
-"""Whether this host can run a target's engines, and whether an engine fits it: said before CUDA or a vendor's library
-is loaded, from what the driver's tool and package metadata tell."""
+"""Whether this host can run a target's engines, and whether an engine fits it. Reads only the driver's tool and package
+metadata; loads neither CUDA nor a vendor library."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from engineworks.engines.backends._trt import Vendor
 
 DRIVERS: Mapping[int, int] = {13: 580, 12: 525}
-"""CUDA major version → oldest branch of the Linux driver that runs its programs. Source: CUDA Compatibility, 'Minor
-Version Compatibility', table 1 (docs.nvidia.com/deploy/cuda-compatibility)."""
+"""CUDA major version → oldest Linux driver branch that runs its programs. Source: CUDA Compatibility, 'Minor Version
+Compatibility', table 1 (docs.nvidia.com/deploy/cuda-compatibility)."""
 
 BINDINGS = "cuda-bindings"
-"""The distribution of NVIDIA's cuda-python that device memory, streams and events come from."""
+"""The distribution of NVIDIA's cuda-python, which provides device memory, streams and events."""
 
 
 def why_not_run_here(vendor: Vendor, compute_capabilities: Sequence[str]) -> str | None:
-    """None if the first visible GPU of this host runs engines of such a target, otherwise the reason, as a sentence.
+    """Return why the first visible GPU cannot run engines of such a target, None if it can.
 
-    A target is served only by a GPU whose compute capability it names: a portable engine may load on others, but what
-    is measured there would be said of the wrong GPU.
+    A target needs a GPU whose compute capability it names. A portable engine may load on others, but its measurements
+    would then be attributed to the wrong GPU.
     """
     installed = next(iter(vendor.versions().values()), None)
     if installed is None:
@@ -45,12 +45,12 @@ def why_not_run_here(vendor: Vendor, compute_capabilities: Sequence[str]) -> str
 
 
 def why_not_fit(vendor: Vendor, start: bytes, built_with: Mapping[str, str], gpu: Gpu) -> str | None:
-    """None if this engine fits the installed version and the GPU, otherwise the reason, as a sentence.
+    """Return why this engine does not fit the installed version and the GPU, None if it fits.
 
-    start: the engine's first bytes, `HEADER_BYTES` at least; TensorRT-RTX's tell its version and compute capabilities.
-    built_with: versions in the engine's sidecar, for TensorRT, whose plans tell nothing; empty where there is none.
-    Both vendors' engines fit their own release only (TensorRT-RTX: Engine Compatibility), but for TensorRT's that were
-    built version compatible, which is for the caller to know.
+    start: the engine's first bytes, at least `HEADER_BYTES`; TensorRT-RTX's hold its version and compute capabilities.
+    built_with: versions in the engine's sidecar, for TensorRT, whose plans hold none; may be empty. Engines of both
+    vendors fit only their own release (TensorRT-RTX: Engine Compatibility). The caller must know of TensorRT's version
+    compatible engines, which are the exception.
     """
     installed = next(iter(vendor.versions().values()), None)
     if not vendor.rtx:
@@ -95,7 +95,7 @@ def _why_not_served(gpu: Gpu, compute_capabilities: Sequence[str]) -> str | None
 
 
 def _why_not_version(vendor: Vendor, installed: str, gpu: Gpu) -> str | None:
-    """Of this GPU alone: the target may be a portable one, of which this version builds for some GPUs only."""
+    """Check this GPU alone: for a portable target, this version may build for some GPUs only."""
     return why_not_target(vendor.name, installed, (gpu.compute_capability,))
 
 
@@ -115,8 +115,8 @@ def _why_not_bindings(gpu: Gpu) -> str | None:
 
 
 def cuda_major(vendor: Vendor) -> int | None:
-    """The CUDA major version that the installed vendor library was built for, by the name of its distribution; None
-    where no name tells (a custom build)."""
+    """Return the CUDA major version that the installed vendor library was built for, from its distribution's name; None
+    for a custom build."""
     base = vendor.distributions[0]
     for major in DRIVERS:
         if any(installed_version(f"{base}-cu{major}{part}") for part in ("-libs", "")):
@@ -125,7 +125,7 @@ def cuda_major(vendor: Vendor) -> int | None:
 
 
 def _driver_runs(gpu: Gpu, cuda: int) -> bool:
-    """By the CUDA version that the driver itself says; where it does not, by the driver's own version."""
+    """Compare with the CUDA version that the driver reports, else with the driver's own version."""
     said = _numbers(gpu.cuda)
     if said:
         return said[0] >= cuda

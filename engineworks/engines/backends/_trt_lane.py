@@ -1,4 +1,4 @@
-"""One execution context with the stream and the memory of its runs: what one run at a time needs."""
+"""One execution context with the stream and the memory that one run at a time needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engineworks.tensors import Profile
 
 
 class Lane:
-    """Buffers grow to the largest shape that was run. Raises `RunError` with the vendor's own reason."""
+    """Runs on one context; its buffers grow to the largest shape. Raises `RunError` with the vendor's reason."""
 
     def __init__(
         self,
@@ -45,7 +45,10 @@ class Lane:
         self._pinned = {t.name: PinnedBuffer() for t in tensors}
 
     def place(self, arrays: Mapping[str, Array]) -> None:
-        """Set the shapes of a run, make room, and put the inputs into page-locked memory."""
+        """Set the shapes of a run, allocate memory, and copy the inputs to page-locked memory.
+
+        arrays: one checked array per input, with the engine's dtype.
+        """
         self._label = shapes_of(arrays)
         self._switch_profile(choose_profile(self._profiles, arrays, self._profile))
         for tensor in self._inputs:
@@ -62,38 +65,38 @@ class Lane:
         self._prepare_graph(arrays)
 
     def copy_in(self) -> None:
-        """Put the inputs' copies to the GPU on the stream."""
+        """Enqueue the inputs' copies to the GPU."""
         for tensor in self._inputs:
             if not tensor.on_host:
                 name = tensor.name
                 self.stream.copy_in(self._device[name].address, self._pinned[name].address, self._sizes[name])
 
     def launch(self) -> None:
-        """Put one run on the stream."""
+        """Enqueue one run."""
         if self._graph is not None:
             self._graph[1].launch(self.stream)
         else:
             self._execute()
 
     def copy_out(self) -> None:
-        """Put the outputs' copies to page-locked memory on the stream. Sizes that depend on data are known by then."""
+        """Enqueue the outputs' copies to page-locked memory. Data-dependent sizes are known by then."""
         for tensor in self._outputs:
             if not tensor.on_host:
                 size = tensor.size(self.output_shape(tensor))
                 self.stream.copy_out(self._pinned[tensor.name].ensure(size), self._address(tensor), size)
 
     def wait(self) -> None:
-        """Until the run is done. Raises `RunError` for what went wrong in it."""
+        """Wait for the run. Raises `RunError` where it failed."""
         try:
             self.stream.wait()
         except RunError as error:
             raise RunError(f"the engine failed at {self._label}: {error.message}", hint=error.hint) from None
 
     def timed_run(self, *, copies: bool) -> Callable[[], tuple[float, float]]:
-        """A function that does one run and returns its milliseconds by the host's and by the GPU's clock.
+        """Return a function that does one run and returns its ms by the host's clock and by the GPU's.
 
-        What happens between the two events counts as the GPU's time, so nothing is looked up or checked there: a Python
-        call more makes a short run measurably longer.
+        The GPU's time includes everything between the two events, so nothing is looked up or checked there: one more
+        Python call makes a short run measurably longer.
         """
         clock, launch, stream = time.perf_counter_ns, self._launcher(), self.stream
         begin, end = stream.marks()
@@ -123,13 +126,14 @@ class Lane:
         return with_copies if copies else bare
 
     def _launcher(self) -> Callable[[], object]:
-        """What puts one run on the stream, as one call; its result is false if it failed."""
+        """Return one call that enqueues one run; its result is false on failure."""
         if self._graph is not None:
             return self._graph[1].launcher(self.stream)
         return partial(self._context.execute_async_v3, self.stream.handle)
 
     def fetch(self) -> dict[str, Array]:
-        """The outputs of the last run, copied."""
+        """Return copies of the last run's outputs, with the engine's shapes and dtypes; int4 is a row of packed bytes
+        (uint8)."""
         outputs = {}
         for tensor in self._outputs:
             shape = tensor.array_shape(self.output_shape(tensor))
@@ -137,7 +141,7 @@ class Lane:
         return outputs
 
     def output_shape(self, tensor: EngineTensor) -> tuple[int, ...]:
-        """Its shape in the last run."""
+        """Return the tensor's shape in the last run."""
         allocator = self._allocators.get(tensor.name)
         return allocator.shape if allocator is not None else tuple(self._context.get_tensor_shape(tensor.name))
 
@@ -149,7 +153,7 @@ class Lane:
         self.stream.close()
 
     def failure(self, what: str) -> RunError:
-        """The error that the vendor's log explains."""
+        """Return an error with the reason from the vendor's log."""
         reason = self._errors.reason()
         where = f" at {self._label}" if self._label else ""
         if self._errors.out_of_memory():
@@ -171,7 +175,8 @@ class Lane:
         self._check(self._context.set_tensor_address(tensor.name, place.ensure(size)), "took no address")
 
     def _place_output(self, tensor: EngineTensor) -> None:
-        """Outputs whose shape depends on the data are given room by the engine's own call, when it knows it."""
+        """Allocate an output. Where its shape depends on the data, the engine calls the allocator once it knows the
+        shape."""
         shape = tuple(self._context.get_tensor_shape(tensor.name))
         if min(shape, default=0) >= 0:
             self._bind(tensor, tensor.size(shape))
@@ -200,10 +205,10 @@ class Lane:
         return context
 
     def _prepare_graph(self, arrays: Mapping[str, Array]) -> None:
-        """Let this shape's run be replayed, if that is wanted and can be; what cannot be is said once.
+        """Let CUDA graphs replay this shape's run, if requested and possible; note once where it is not.
 
-        Whether it can is tried by capturing a run: TensorRT-RTX replays engines whose shapes depend on the data, and
-        gives wrong outputs then (seen with 1.6.1: a Range grown by its input kept the old length's grid).
+        A trial capture tests whether it is possible. TensorRT-RTX also replays engines whose shapes depend on the data,
+        and then gives wrong outputs (seen with 1.6.1: a Range grown by its input kept the old length's grid).
         """
         if self._graphs and self._dialect.captures:
             self._try_graph()
@@ -226,11 +231,12 @@ class Lane:
         for allocator in self._allocators.values():
             allocator.buffer.free()
         self._allocators.clear()
-        self._context = None  # its memory first
+        self._context = None  # frees its memory first
         self._context, self._profile = self._new_context(graphs=graphs), 0
 
     def _capture(self) -> str | None:
-        """None, or why it cannot be captured. A run before it lets the vendor do what it does only once per shape."""
+        """Return why the run cannot be captured, None if it can. A run before it triggers the vendor's setup per
+        shape."""
         state = (self._label, self._profile, tuple(b.generation for b in self._device.values()))
         if self._graph is not None and self._graph[0] == state:
             return None
@@ -251,7 +257,7 @@ class Lane:
 
 
 def _new_allocator(trt: Any) -> Any:
-    """An output allocator whose buffer grows, and which remembers the shape of the last run."""
+    """Return an output allocator whose buffer grows, and which remembers the shape of the last run."""
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -263,7 +269,7 @@ def _new_allocator(trt: Any) -> Any:
             del tensor_name, memory, alignment  # cudaMalloc aligns to 256 bytes
             try:
                 return self.buffer.ensure(size)
-            except RunError as error:  # an exception cannot pass through the engine: it is raised after it
+            except RunError as error:  # an exception cannot pass through the engine; it is raised after the run
                 self.error = error
                 return 0
 

@@ -1,4 +1,4 @@
-"""An engine's bytes → a session, over either vendor module."""
+"""An engine's bytes → a session, for either vendor module."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def load(
     cache: Path | None,
     known: Sequence[TensorSpec],
 ) -> TrtSession:
-    """Deserialize the engine and make one execution context. Raises `RunError`, `TargetError` for an option that there
-    is not."""
+    """Deserialize the engine and create one execution context. Raises `RunError`, and `TargetError` for an unknown
+    option."""
     check_options(vendor.title, options, vendor.options)
     trt = vendor.load()
     title = f"{vendor.title} {trt.__version__}"
-    memory_mib()  # makes the CUDA context: says here, and not inside the vendor's library, that there is no GPU
+    memory_mib()  # creates the CUDA context: a missing GPU fails here, not inside the vendor's library
     errors = RunErrors(trt)
     with _mapped(engine) as data:
         _refuse_misfit(vendor, engine, data)
@@ -58,7 +58,8 @@ def load(
 
 
 def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
-    """Raises `RunError` for an engine of another version or for other GPUs, by its header: loading runs its code."""
+    """Check the header before loading, which runs the engine's code. Raises `RunError` for another version or other
+    GPUs."""
     gpu = first_gpu()
     why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
     if why is not None:
@@ -66,9 +67,9 @@ def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
 
 
 def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
-    """What TensorRT-RTX itself finds wrong with an engine, '' where it does not tell (it came with 1.3).
+    """Return TensorRT-RTX's own diagnosis of an engine, '' before 1.3, which has none.
 
-    Asked only after a failure: it finds fault with engines that run, portable ones on Hopper above all.
+    Call it only after a failure: it also objects to engines that run, above all to portable ones on Hopper.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return ""
@@ -95,7 +96,7 @@ def _failure(title: str, engine: Path, errors: RunErrors, diagnosis: str) -> Run
 
 @contextmanager
 def _mapped(file: Path) -> Iterator[Any]:
-    """The file's bytes without reading them into memory."""
+    """Map the file's bytes without reading them into memory."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data

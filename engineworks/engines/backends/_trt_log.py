@@ -1,4 +1,4 @@
-"""The vendor's log: every line of the build goes to the caller, and its errors are kept as the reason of a failure."""
+"""The vendor's log: forwards every line of the build and keeps errors as the reason of a failure."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from engineworks.host.gpu import first_gpu
 
 WITHOUT_GPU = re.compile(r"catchCudaError|cudaError 35\b")
-"""What TensorRT-RTX adds to every real error on a host without a GPU: CUDA was asked and did not answer."""
+"""TensorRT-RTX adds this to every real error on a host without a GPU: CUDA did not answer."""
 
 NO_REASON = re.compile(r"Unexpected exception bad optional access|^ModelImporter\.cpp:\d+: (While parsing|---)")
-"""Errors that only say that there was one."""
+"""Errors that give no reason."""
 
 
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.IGNORECASE)
-"""How the vendor says that there was no memory, on the GPU or elsewhere."""
+"""How the vendor reports missing memory, on the GPU or elsewhere."""
 
 
 def telling(text: str) -> str:
-    """The words of an error without where in the vendor's source it was raised.
+    """Return an error's text without the vendor's source location.
 
     'IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] Cannot compile … In compileGraph at
     /_src/…)' → 'Cannot compile …'.
@@ -36,30 +36,30 @@ def telling(text: str) -> str:
 
 
 class Errors:
-    """What the vendor said was wrong, in its order."""
+    """The vendor's errors, in order."""
 
     def __init__(self) -> None:
         self._errors: list[str] = []
 
     def reason(self) -> str:
-        """The most telling of the errors, in one line: the first that says something."""
+        """Return the first error that gives a reason, in one line."""
         good = [e for e in self._errors if not WITHOUT_GPU.search(e) and not NO_REASON.search(e)]
         return telling((good or self._errors or ["it gave no reason"])[0])
 
     def out_of_memory(self) -> bool:
-        """Whether one of the errors is that there was no memory."""
+        """Whether one of the errors reports missing memory."""
         return any(OUT_OF_MEMORY.search(error) for error in self._errors)
 
     def text(self) -> str:
-        """All errors, as they came."""
+        """Return all errors unchanged."""
         return "\n".join(self._errors)
 
 
 class RunErrors(Errors):
-    """Errors of one runtime, its engines and contexts, by the vendor's error recorder.
+    """Errors of one runtime, its engines and contexts, from the vendor's error recorder.
 
-    Beside it the vendor gets its own native logger: a logger in Python is called for every verbose line, and a run of
-    small kernels has many of those: it made the launch of a run by a third slower.
+    The vendor also gets its own native logger. A Python logger would be called for every verbose line, which made
+    launches of many small kernels a third slower.
     """
 
     def __init__(self, trt: Any) -> None:
@@ -93,19 +93,19 @@ class RunErrors(Errors):
         self.logger, self.recorder = native_logger(trt), Recorder()
 
     def clear(self) -> None:
-        """Forget the errors of what was done before."""
+        """Forget earlier errors."""
         self._errors.clear()
 
 
 @cache
 def native_logger(trt: Any) -> Any:
-    """The vendor's own logger, one for the whole process; it prints errors."""
+    """Return the vendor's own logger, one per process; it prints errors."""
     return trt.Logger(trt.Logger.ERROR)
 
 
 class Logger(Errors):
-    """Stands behind the vendor's logger of builds. One for the whole process: the vendor keeps the first that it is
-    given, so that builds and runs are done in different processes."""
+    """Backs the vendor's logger of builds. The vendor keeps the first logger of a process, so builds and runs use
+    different processes."""
 
     def __init__(self, trt: Any) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Logger(Errors):
 
     @contextmanager
     def sending(self, log: Callable[[str], None]) -> Iterator[Logger]:
-        """Send what is logged to `log` meanwhile; errors of builds before are forgotten."""
+        """Send log lines to `log` within the block; forgets errors of earlier builds."""
         self._send, self._errors, self._filter_gpu = log, [], first_gpu() is None
         try:
             yield self
@@ -145,7 +145,7 @@ _loggers: dict[str, Logger] = {}
 
 
 def logger_of(trt: Any) -> Logger:
-    """The logger of this vendor module in this process."""
+    """Return the logger of this vendor module in this process."""
     if trt.__name__ not in _loggers:
         _loggers[trt.__name__] = Logger(trt)
     return _loggers[trt.__name__]

@@ -1,4 +1,4 @@
-"""ONNX → the vendor's network: what the file says of itself, the parser, and whether it read all of it."""
+"""ONNX → the vendor's network: reads the file's interface, parses it, and checks that the parser read all of it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Interface:
-    """What the ONNX file says of itself: its tensors with the names of their dimensions, how it uses its operators, and
-    its graph without the values of its constants."""
+    """The ONNX file's interface: its tensors with the names of their dimensions, its uses of operators, and its graph
+    without the values of constants."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -48,7 +48,7 @@ def interface_of(model: onnx.ModelProto) -> Interface:
 
 
 def _without_values(graph: onnx.GraphProto) -> onnx.GraphProto:
-    """A copy that holds no weights: protobuf frees memory only as a whole."""
+    """Return a copy without weights: protobuf frees memory only as a whole."""
     import onnx
 
     light = onnx.GraphProto()
@@ -60,17 +60,18 @@ def _without_values(graph: onnx.GraphProto) -> onnx.GraphProto:
 
 
 def network_flags(trt: Any) -> int:
-    """The flag that makes a network strongly typed: in TensorRT 10 only, later there are no others."""
+    """Return the flag that makes a network strongly typed in TensorRT 10; later versions need none."""
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
 
 
 def parse(
     trt: Any, title: str, builder: Any, logger: Logger, path: Path, model: Interface, plain: onnx.ModelProto | None
 ) -> tuple[Any, Any]:
-    """The network of the ONNX file and its parser. plain: parse this in its place; its weights lie next to the file.
+    """Return the network of the ONNX file and its parser. plain: a model to parse instead; its weights are next to the
+    file.
 
-    Raises `UnsupportedError` or `BuildError` that names every node that was refused, and `UnsupportedError` for an
-    input that the network does not read.
+    Raises `UnsupportedError` or `BuildError` that names every refused node, and `UnsupportedError` for an input that
+    the network does not read.
     """
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger.vendor)
@@ -91,8 +92,8 @@ def parse(
 
 
 def network_names(network: Any) -> dict[str, str]:
-    """The model's name of every input → the network's."""
-    from engineworks.engines.backends._trt_tensors import given_names  # it imports NumPy, which the facts do without
+    """Return the network's name for every input of the model."""
+    from engineworks.engines.backends._trt_tensors import given_names  # imports NumPy, which facts do not need
 
     inputs = [network.get_input(i).name for i in range(network.num_inputs)]
     return given_names(inputs, [network.get_output(i).name for i in range(network.num_outputs)])

@@ -1,4 +1,4 @@
-"""Optimization profiles: checked by us, for the vendor takes wrong ones in silence or fails without saying why."""
+"""Checks and adds optimization profiles: the vendor accepts wrong ones silently or fails without a reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engineworks.tensors import InputRange, Profile, TensorSpec
 
 
 def check_profile(profile: Profile, inputs: Sequence[TensorSpec]) -> None:
-    """Raises `BuildError` unless the profile gives every input a range that fits it: min ≤ opt ≤ max, fixed lengths as
-    they are, the same length wherever a dimension's name is the same."""
+    """Check that every input has a valid range: min ≤ opt ≤ max, unchanged fixed lengths, and one length per named
+    dimension. Raises `BuildError`."""
     known = {spec.name: spec for spec in inputs}
     if unknown := sorted(profile.inputs.keys() - known.keys()):
         raise BuildError(

@@ -1,11 +1,11 @@
-"""Whether the vendor's network reads what the ONNX graph reads: its parser drops some inputs of operators in silence.
+"""Whether the vendor's network reads what the ONNX graph reads: its parser silently drops some inputs of operators.
 
-A layer that the parser makes for a node carries the node's name in its metadata; the layers that it made on the way
-(casts, broadcasts) carry none, and are walked through, backwards, from the node's own layers and outputs.
+A layer made for a node carries the node's name in its metadata. Intermediate layers (casts, broadcasts) carry none: the
+search walks backwards through them, from the node's own layers and outputs.
 
-What is not asked: inputs that are constants or follow from shapes alone, inputs of operators that read only a shape.
-A node for which there is no layer of its own (the parser may pass a tensor on as it is, and makes the layers of If and
-Loop under other names) is asked only whether any layer reads its inputs.
+Not checked: constant inputs, inputs that follow from shapes alone, inputs of operators that read only a shape. Some
+nodes have no layer of their own: the parser may pass a tensor through, and renames the layers of If and Loop. For
+those, any layer that reads the input suffices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHAPE_READERS = frozenset({"Shape", "Size", "EyeLike", "RandomNormalLike", "Ran
 
 
 def ignored_inputs(graph: onnx.GraphProto, network: Any, names: Mapping[str, str]) -> list[str]:
-    """One phrase for each input of a node that no layer made for the node reads. names: the network's names of the
+    """Return one phrase for each input of a node that none of its layers reads. names: the network's names of the
     model's inputs."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {name: layer for layer in layers for name in _outputs(layer)}
@@ -49,8 +49,8 @@ def ignored_inputs(graph: onnx.GraphProto, network: Any, names: Mapping[str, str
 def _value_reads(
     graph: onnx.GraphProto, outer: frozenset[str] = frozenset()
 ) -> Iterator[tuple[onnx.NodeProto, int, str]]:
-    """(node, index, name) of every input whose values the node reads and that depends on values of the model's inputs,
-    branches and bodies included. outer: what is so of the graphs around this one."""
+    """Yield (node, index, name) of every input whose values the node reads and that depends on the model's inputs, also
+    in branches and bodies. outer: such names of the enclosing graphs."""
     carried = {*outer, *(value.name for value in graph.input)} - {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type in _SHAPE_READERS:
@@ -63,7 +63,7 @@ def _value_reads(
 
 
 def _reached(starts: list[Any], makers: dict[str, Any], node_name: str) -> set[str]:
-    """Names of the tensors that these layers read, directly or through layers that belong to no other node."""
+    """Return names of the tensors that these layers read, directly or through layers without another node."""
     reached: set[str] = set()
     pending = list(starts)
     while pending:
@@ -79,7 +79,7 @@ def _reached(starts: list[Any], makers: dict[str, Any], node_name: str) -> set[s
 
 
 def _nodes_of(layer: Any) -> list[str]:
-    """Names of the ONNX nodes that the layer was made for: '[ONNX Layer: conv]'."""
+    """Return names of the ONNX nodes that the layer was made for: '[ONNX Layer: conv]'."""
     parts = getattr(layer, "metadata", "").split("[ONNX Layer: ")[1:]
     return [part.rpartition("]")[0] for part in parts]
 
@@ -95,7 +95,7 @@ def _outputs(layer: Any) -> Iterator[str]:
 
 
 def _input_name(node: onnx.NodeProto, index: int) -> str:
-    """The operator's own name of the input, and a space; '' where the standard does not know it."""
+    """Return the operator's name of the input, and a space; '' where the standard does not know it."""
     import onnx
 
     try:

@@ -1,4 +1,4 @@
-"""A loaded TensorRT or TensorRT-RTX engine: satisfies `base.Session`. No framework is needed to run it."""
+"""A loaded TensorRT or TensorRT-RTX engine: satisfies `base.Session`. Runs need no framework."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from engineworks.tensors import NARROWED, TensorSpec
 
 
 class TrtSession:
-    """Deserialized once, one execution context; `throughput` makes more of them for as long as it runs. Not
-    thread-safe."""
+    """Deserialized once, with one execution context; `throughput` creates more while it runs. Not thread-safe."""
 
     def __init__(
         self,
@@ -32,8 +31,8 @@ class TrtSession:
         graphs: bool,
         known: Sequence[TensorSpec],
     ) -> None:
-        """loaded: the vendor's runtime, which must outlive all else, and engine. known: the tensors with the names of
-        their dimensions, and the inputs with the model's own types."""
+        """loaded: the vendor's runtime, which must outlive everything else, and the engine. known: the tensors with
+        their dimension names, and the inputs with the model's dtypes."""
         self._trt, self._dialect, self._errors, self._graphs = trt, dialect, errors, graphs
         self._runtime, engine = loaded
         self._engine: Any = engine
@@ -67,7 +66,8 @@ class TrtSession:
         return {**self._dialect.facts(), "cuda_graphs": graphs, "scratch_mib": round(scratch / 2**20, 2)}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name. Raises `RunError`."""
+        """Run once. feeds: one array per input, in the engine's or the model's wider dtype. Returns all outputs by
+        name, in the engine's dtypes. Raises `RunError`."""
         with self._at_work() as lane:
             lane.place(self._arrays(feeds))
             lane.copy_in()
@@ -77,8 +77,8 @@ class TrtSession:
             return lane.fetch()
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
-        """By the host's clock from the first call to the end of the wait, and by CUDA events around the same work. One
-        run that is not timed comes first. Copies go from and to page-locked memory. Raises `RunError`."""
+        """Time `runs` runs in ms after one untimed run. host: from the call to the end of the wait; device: by CUDA
+        events. Copies use page-locked memory. Raises `RunError`."""
         host, device = [0.0] * runs, [0.0] * runs
         with self._at_work() as lane:
             lane.place(self._arrays(feeds))
@@ -92,8 +92,8 @@ class TrtSession:
         return RunTimes(tuple(host), tuple(device))
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
-        """Runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread; inputs
-        and outputs stay on the GPU. Raises `RunError`."""
+        """Return runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread.
+        Inputs and outputs stay on the GPU. Raises `RunError`."""
         arrays = self._arrays(feeds)
         with self._at_work() as first:
             lanes, more = [first], list[Lane]()
@@ -112,14 +112,14 @@ class TrtSession:
                     lane.close()
 
     def close(self) -> None:
-        """Free all that it has on the GPU and keep the runtime cache. A second time does nothing."""
+        """Free all GPU memory and save the runtime cache. A second call does nothing."""
         if self._lane is not None:
             self._dialect.save()
             self._lane.close()
             self._lane = self._engine = self._runtime = None
 
     def _arrays(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The feeds, in the engine's own types and checked, by the engine's own names of its inputs."""
+        """Return the checked feeds in the engine's dtypes, by the engine's names of its inputs."""
         own = narrowed_feeds(self._wider, feeds)
         self._converted |= {
             f"input '{name}' is {given.dtype.name} in the model, {own[name].dtype.name} in the engine: converted "

@@ -1,4 +1,4 @@
-"""The tensors of an engine: dtypes, shapes, where they live and which shapes each profile takes."""
+"""The tensors of an engine: dtypes, shapes, location, and the shapes that each profile takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """An input or output. on_host: read or written by the processor: a shape tensor."""
+    """An input or output. on_host: the CPU reads or writes it (a shape tensor)."""
 
     spec: TensorSpec
     is_input: bool
@@ -32,21 +32,22 @@ class EngineTensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy's dtype of the tensor's bytes. bfloat16 is ml_dtypes'; what is narrower than a byte is bytes."""
+        """NumPy's dtype of the tensor's bytes: ml_dtypes' for bfloat16, uint8 for packed dtypes narrower than a
+        byte."""
         return numpy_dtype(self.spec.dtype)
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Bytes of the tensor with this shape; int4 packs two values into each."""
+        """Return the tensor's bytes at this shape; int4 packs two values into each."""
         count = math.prod(shape)
         return (count + 1) // 2 if self.spec.dtype == "int4" else count * int(self.dtype.itemsize)
 
     def array_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape as NumPy's array has it: packed int4 is a row of bytes."""
+        """Return the shape of NumPy's array: packed int4 is a row of bytes."""
         return (self.size(shape),) if self.spec.dtype == "int4" else shape
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype for a dtype name of this project; int4 is uint8, two values in each."""
+    """Return NumPy's dtype for a dtype name of this project; int4 is uint8 with two values in each."""
     import numpy as np
 
     if name in ("bfloat16", "float8e4m3fn"):
@@ -58,8 +59,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def engine_tensors(trt: Any, engine: Any, known: Sequence[TensorSpec]) -> tuple[EngineTensor, ...]:
-    """All inputs and outputs in the engine's order. known: the tensors as the builder knew them, with the names of
-    their dimensions, which an engine does not keep."""
+    """Return all inputs and outputs in the engine's order. known: the builder's tensors with their dimension names,
+    which an engine does not keep."""
     named = {spec.name: spec for spec in known}
     return tuple(_tensor(trt, engine, engine.get_tensor_name(i), named) for i in range(engine.num_io_tensors))
 
@@ -80,8 +81,8 @@ def _tensor(trt: Any, engine: Any, name: str, named: Mapping[str, TensorSpec]) -
 
 
 def given_names(inputs: Iterable[str], outputs: Collection[str]) -> dict[str, str]:
-    """The model's name of an input → the engine's. They differ for an input that is an output too: the vendor's parser
-    calls the input of such a pair '__x', for an engine has each name once."""
+    """Return the engine's name for each input of the model. They differ for an input that is also an output: the
+    vendor's parser renames it to '__x', because names in an engine are unique."""
     engine = list(inputs)
     return {
         name[2:] if name.startswith("__") and name[2:] in outputs and name[2:] not in engine else name: name
@@ -90,7 +91,7 @@ def given_names(inputs: Iterable[str], outputs: Collection[str]) -> dict[str, st
 
 
 def engine_profiles(engine: Any, tensors: Sequence[EngineTensor]) -> tuple[Profile, ...]:
-    """The shapes that each of the engine's profiles takes, in the engine's order, called by their place."""
+    """Return the shapes that each profile takes, in the engine's order, named by position."""
 
     def limits(tensor: EngineTensor, index: int) -> InputRange:
         low, opt, high = (tuple(d) for d in engine.get_tensor_profile_shape(tensor.name, index))
@@ -104,8 +105,8 @@ def engine_profiles(engine: Any, tensors: Sequence[EngineTensor]) -> tuple[Profi
 
 
 def choose_profile(profiles: Sequence[Profile], feeds: Mapping[str, Array], current: int) -> int:
-    """Index of a profile that takes these shapes: the current one if it does. Raises `RunError` that says what each
-    profile takes."""
+    """Return the index of a profile that takes these shapes, preferably the current one. Raises `RunError` that lists
+    what each profile takes."""
     shapes = {name: array.shape for name, array in feeds.items()}
     order: list[int] = [current, *range(len(profiles))]
     for index in order:
@@ -117,6 +118,6 @@ def choose_profile(profiles: Sequence[Profile], feeds: Mapping[str, Array], curr
 
 
 def _takes(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The inputs of a profile that do not fit, with what they may be."""
+    """Describe the profile's inputs that do not fit, with their allowed shapes."""
     wrong = [name for name, shape in shapes.items() if not profile.admits({name: shape})]
     return ", ".join(f"{name} {list(profile.inputs[name].min)} to {list(profile.inputs[name].max)}" for name in wrong)

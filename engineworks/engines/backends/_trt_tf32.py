@@ -1,10 +1,9 @@
-"""TF32, and how TensorRT-RTX is kept from using it.
+"""Keeps TensorRT-RTX from using TF32.
 
-Products of fp32 with 10 bits of mantissa have an error of 1e-3: they are no fp32, and on in the vendor's default.
-TensorRT heeds its builder flag. TensorRT-RTX 1.6 on Hopper does not: there only the driver's own switch,
-NVIDIA_TF32_OVERRIDE=0, gives fp32 products (seen on an H100: error 1e-3 without, 1e-5 with it). An engine remembers the
-switch of its build and refuses to run under another, so whoever serves such an engine must set it too: its sidecar says
-so under `environment`.
+TF32 products have a 10-bit mantissa and an error of 1e-3: they are not fp32, although the vendor's default enables
+them. TensorRT obeys its builder flag. TensorRT-RTX 1.6 on Hopper does not: only the driver's switch
+NVIDIA_TF32_OVERRIDE=0 gives fp32 products (on an H100: error 1e-3 without, 1e-5 with it). An engine refuses to run
+under another value than its build's, so a server must set it too: the sidecar lists it under `environment`.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from contextlib import contextmanager
 SWITCH = "NVIDIA_TF32_OVERRIDE"
 
 INCONSISTENT = re.compile(rf"Inconsistent setting of {SWITCH} env var at build (-?\d+) and at execution")
-"""How TensorRT-RTX 1.6 says that an engine was built under another switch; -1 is none."""
+"""How TensorRT-RTX 1.6 reports an engine built under another switch; -1 means unset."""
 
 
 def environment(precision: str, *, rtx: bool, tf32: bool) -> Mapping[str, str]:
-    """What must be set where an engine is built and run. Only fp32 engines are bound to it: where nearly everything is
-    computed in a lower precision, the last bits of the rest are not worth a condition on who serves the engine."""
+    """Return the variables to set where an engine is built and run. Only fp32 engines need them: in lower precisions
+    the last bits do not justify a condition on the server."""
     return {SWITCH: "0"} if rtx and precision == "fp32" and not tf32 else {}
 
 
 @contextmanager
 def switched(values: Mapping[str, str]) -> Iterator[None]:
-    """Let the switch be as these values say while an engine is built."""
+    """Set the switch to these values while an engine is built."""
     before = os.environ.get(SWITCH)
     _set(values.get(SWITCH))
     try:
@@ -38,7 +37,7 @@ def switched(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def follow_switch(log: str) -> bool:
-    """Set the switch as the vendor's log says that an engine wants it. False if the log says nothing of it."""
+    """Set the switch as the engine requires by the vendor's log. False if the log does not mention it."""
     match = INCONSISTENT.search(log)
     if match is not None:
         _set(None if match[1] == "-1" else match[1])

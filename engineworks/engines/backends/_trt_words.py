@@ -1,7 +1,7 @@
-"""What TensorRT's ONNX parser and builder say is wrong, as one sentence: operator, node, what to do.
+"""Rewrites errors of TensorRT's ONNX parser and builder as one message: operator, node, what to do.
 
-The words of the vendor that are known stand in two tables; they were read from TensorRT-RTX 1.7.1, one small model per
-operator. What is not known is quoted whole, with its node.
+Two tables hold the vendor's known messages, from TensorRT-RTX 1.7.1 with one small model per operator. Unknown messages
+are quoted in full, with their node.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REPLACE = f"replace it in the model, {_ON_CPU}"
 _MISSING = re.compile(
     r"^(Assertion failed: )?false$|[Pp]lugin (creator version \d+ )?(was )?not found|Op type \w+ is not supported"
 )
-"""How the parser says that it does not have an operator."""
+"""How the parser reports an operator that it does not have."""
 
 _PARSER: Sequence[tuple[re.Pattern[str], str, str]] = (
     (
@@ -56,14 +56,14 @@ _PARSER: Sequence[tuple[re.Pattern[str], str, str]] = (
         _REPLACE,
     ),
 )  # fmt: skip
-"""(what the parser says, what is wrong with the node, what to do)."""
+"""(the parser's message, what is wrong with the node, what to do)."""
 
 _NO_KERNEL = re.compile(r"(?:^|\s)(\S+) has no runners|any implementation for (?:node )?(\S+?)[.\s]")
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """known: whether the reason is one that we know, so that building again changes nothing."""
+    """A message. known: whether its reason is known, so that building again changes nothing."""
 
     text: str
     hint: str
@@ -71,7 +71,8 @@ class Sentence:
 
 
 def parser_sentence(errors: Sequence[Any], graph: onnx.GraphProto | None, reason: str) -> Sentence:
-    """Of a parser's errors. graph: the model's. reason: what the log says, where the parser names nothing."""
+    """Return the message for a parser's errors. graph: the model's. reason: the log's, used where the parser names
+    nothing."""
     missing: dict[str, list[str]] = {}
     fields: dict[str, str] = {}
     known = True
@@ -100,7 +101,7 @@ def _missing(operator: str, nodes: Sequence[str]) -> str:
 
 
 def _of_node(operator: str, name: str, text: str) -> tuple[str, str]:
-    """What is wrong with the node, and what to do; without the latter where the words are not known."""
+    """Return what is wrong with the node, and what to do ('' for unknown messages)."""
     where = f"{operator} (node '{name}')" if operator else "the model"
     flat = said_whole(text.removeprefix(f"Invalid Node - {name}\n"))
     for pattern, what, hint in _PARSER:
@@ -114,7 +115,7 @@ def _of_node(operator: str, name: str, text: str) -> tuple[str, str]:
 
 
 def _strange_types(graph: onnx.GraphProto | None) -> Iterator[str]:
-    """Inputs and constants of a type that TensorRT does not have, for the parser does not say which it is."""
+    """Yield inputs and constants of a type that TensorRT does not have: the parser does not name them."""
     import onnx
 
     types = onnx.TensorProto.DataType
@@ -132,7 +133,7 @@ def _strange_types(graph: onnx.GraphProto | None) -> Iterator[str]:
 
 
 def builder_sentence(reason: str, graph: onnx.GraphProto | None) -> Sentence:
-    """Of the builder's reason (`Errors.reason`)."""
+    """Return the message for the builder's reason (`Errors.reason`)."""
     nodes = {node.name: node.op_type for node in (graph.node if graph is not None else ()) if node.name}
     match = _NO_KERNEL.search(reason)
     if match:
@@ -150,7 +151,7 @@ def builder_sentence(reason: str, graph: onnx.GraphProto | None) -> Sentence:
 
 
 def said_whole(text: str) -> str:
-    """All that was said, in one line, but for where in the vendor's source, and what is said of CUDA on every host
+    """Return the full text in one line, without the vendor's source locations and without CUDA's errors on hosts
     without a GPU."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not WITHOUT_GPU.search(line)]
     flat = " ".join(lines) or " ".join(text.split())

@@ -1,7 +1,7 @@
-"""What a backend is: a module that satisfies `Builder`, `Runner` or both.
+"""The interface of backends: a module that satisfies `Builder`, `Runner` or both.
 
-A backend that only runs has no `build`; one that only builds has no `load`. Vendor libraries are imported inside
-functions, so that the table in `engines/backends/__init__.py` can be read where none of them is installed.
+A backend that only runs has no `build`; one that only builds has no `load`. Functions import vendor libraries, so the
+table in `engines/backends/__init__.py` works without any of them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
-"""Name of the engine file in its artifact folder; external weights lie next to it."""
+"""Name of the engine file in its artifact folder; external weights are next to it."""
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """One engine to build.
 
-    model: the lowered ONNX file (its external data next to it). out: folder to write the engine into, empty.
+    model: the lowered ONNX file (external data next to it). out: an empty folder for the engine.
     compute_capabilities: such as ("8.6",) or several for a portable engine; empty for a target without a GPU.
-    options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}. cache: a folder of
-    this device, driver and version, where the builder keeps what makes the next build faster.
-    computes: the plain precisions that `precision` stands for where that is the name of a mixture, or int8 with fp16
-    around it: ("int8", "fp16"). crashes: how earlier attempts at this engine ended, a sentence each.
+    options: the target's own options, e.g. {"workspace_mib": 4096, "builder_optimization_level": 3}.
+    cache: a folder for this device, driver and version, with data that makes the next build faster.
+    computes: the plain precisions behind a mixed precision, or int8 with fp16 for unquantized nodes: ("int8", "fp16").
+    crashes: how earlier attempts at this engine ended, one sentence each.
     """
 
     model: Path
@@ -49,13 +49,13 @@ class BuildRequest:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """`computes`, or the precision itself where nothing is said."""
+        """Return `computes`, or the precision itself where it is empty."""
         return self.computes or (self.precision,)
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What the builder says of the engine it wrote: tensors, seconds, versions of the libraries that shaped it."""
+    """The builder's facts about its engine: tensors, seconds, versions of the libraries that shaped it."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -66,19 +66,19 @@ class BuildReport:
 
 
 LARGEST_OPTION = 2**31 - 1
-"""Largest number that an option may have: as MiB it still fits into 64 bits as bytes."""
+"""Maximum of a numeric option: as MiB, its bytes still fit into 64 bits."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a backend's targets: the type of its value, what it does, and its allowed words if it is one."""
+    """One option of a backend's targets: the type of its value, its effect, and its allowed values if it has a list."""
 
     type: type
     help: str
     words: tuple[str, ...] = ()
 
     def complaint(self, value: object) -> str:
-        """What is wrong with the value, or ''. True and False are no numbers."""
+        """Return what is wrong with the value, or ''. True and False are not numbers."""
         if self.words:
             return "" if value in self.words else f"is {value!r}: one of {', '.join(self.words)}"
         if (self.type is not bool and isinstance(value, bool)) or not isinstance(value, self.type):
@@ -92,7 +92,7 @@ _KINDS: Mapping[type, str] = {int: "a whole number", bool: "true or false", str:
 
 
 def check_options(title: str, given: Mapping[str, object], known: Mapping[str, Option]) -> None:
-    """Raises `TargetError` for an option that the backend does not have, or a value that it cannot take."""
+    """Raises `TargetError` for an unknown option or an invalid value."""
     for name, value in given.items():
         if name not in known:
             raise TargetError(f"unknown option '{name}' of {title}", hint=did_you_mean(name, known))
@@ -102,9 +102,9 @@ def check_options(title: str, given: Mapping[str, object], known: Mapping[str, O
 
 @dataclass(frozen=True)
 class Serving:
-    """How an engine is run, for all of its runs. cuda_graphs: replay the launches of a shape as one graph. kernels:
-    TensorRT-RTX's kernels for a shape: "lazy" (general ones first, specialized ones swapped in later), "eager"
-    (specialized before the first run) or "none" (general ones only). A backend without such a thing says so in the
+    """How all runs of an engine are done. cuda_graphs: replay the launches of a shape as one graph.
+    kernels: TensorRT-RTX's kernels for a shape: "lazy" (general ones first, specialized ones swapped in later), "eager"
+    (specialized before the first run) or "none" (general ones only). Backends without these features say so in the
     session's `notes`."""
 
     cuda_graphs: bool = False
@@ -116,9 +116,9 @@ class Serving:
 
 @dataclass(frozen=True)
 class RunTimes:
-    """Milliseconds of each run, in order. host: from the call until the outputs are ready, by the host's clock.
-    device: the same runs by the device's own clock (CUDA events); empty on a CPU. on_host: the engine runs where its
-    inputs and outputs lie (a CPU), so that there is nothing to copy."""
+    """Time of each run in ms, in order. host: from the call until the outputs are ready, by the host's clock.
+    device: the same runs by the device's clock (CUDA events); empty on a CPU. on_host: inputs and outputs are in the
+    memory that the engine uses (a CPU), so nothing is copied."""
 
     host_ms: tuple[float, ...]
     device_ms: tuple[float, ...] = ()
@@ -126,7 +126,7 @@ class RunTimes:
 
 
 class Session(Protocol):
-    """A loaded engine, ready to run. Not thread-safe; `close` frees it."""
+    """A loaded engine. Not thread-safe; `close` frees it."""
 
     @property
     def inputs(self) -> Sequence[TensorSpec]: ...
@@ -136,26 +136,29 @@ class Session(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What to know of how it runs, one sentence each: a CUDA graph that could not be captured, say."""
+        """Remarks on how it runs, one sentence each, such as a CUDA graph that could not be captured."""
         ...
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """How it was loaded and runs, as JSON: kernels, whether CUDA graphs were replayed, the runtime cache's use."""
+        """How it was loaded and runs, as JSON: kernels, CUDA graph replay, use of the runtime cache."""
         ...
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
-        """All outputs by name. Raises `RunError` with one clear message."""
+        """Run once. feeds: one array per input with its name, dtype and a shape that fits `inputs`. Returns all outputs
+        by name, with the dtypes and shapes of `outputs`. Raises `RunError`."""
         ...
 
     def time_runs(self, feeds: Arrays, runs: int, *, copies: bool = False) -> RunTimes:
-        """Time `runs` runs on the same feeds, one after the other, each awaited. copies: with the inputs' way to the
-        device and the outputs' way back; otherwise both lie where the engine wants them. Called for windows of some
-        50 ms: one run more to set things up, not timed, is the most that a call may cost. Raises `RunError`."""
+        """Time `runs` runs on the same feeds, one after the other, each awaited. Returns ms.
+
+        copies: include the inputs' copies to the device and the outputs' copies back; otherwise both stay on the
+        device. Callers time windows of about 50 ms: setup may cost at most one untimed run. Raises `RunError`.
+        """
         ...
 
     def throughput(self, feeds: Arrays, streams: int, seconds: float) -> float:
-        """Runs per second of `streams` runs in flight at once, for about so long. Raises `RunError`, also where the
+        """Return runs per second with `streams` runs in flight, over about `seconds`. Raises `RunError`, also where the
         backend has no streams."""
         ...
 
@@ -163,43 +166,43 @@ class Session(Protocol):
 
 
 class MemoryMeter(Protocol):
-    """Memory in use where a backend's engines run; what an engine takes is the difference that it makes."""
+    """Memory in use where a backend's engines run; an engine's memory is a difference of two readings."""
 
     def reset(self) -> None:
-        """Let the peak begin at the present value."""
+        """Restart the peak at the present value."""
         ...
 
     def peak_mib(self) -> float:
-        """Most that was in use since `reset`, MiB; on a device that keeps no peak: what is in use now."""
+        """Return the peak since `reset` in MiB; the present use on a device without a peak."""
         ...
 
     def total_mib(self) -> float:
-        """All memory of the device, MiB, used or not; on a CPU what this process may use."""
+        """Return all memory of the device in MiB; on a CPU, the memory that this process may use."""
         ...
 
 
 class DeviceWatch(Protocol):
-    """The state of the device that engines run on: clocks, temperature, what slows it, who else uses it."""
+    """The state of the device that engines run on: clocks, temperature, throttling, other users."""
 
     def sample(self) -> Mapping[str, object]:
-        """One reading, as JSON; empty where nothing can be read."""
+        """Return one reading as JSON; empty where nothing can be read."""
         ...
 
     def complaints(self, readings: Sequence[Mapping[str, object]]) -> Sequence[str]:
-        """Why figures taken between these readings are not to be trusted, one sentence each."""
+        """Return why measurements between these readings are unreliable, one sentence each."""
         ...
 
 
 @runtime_checkable
 class Builder(Protocol):
-    """ONNX, profiles and target → an engine on disk. Called in a child process."""
+    """ONNX, profiles and target → an engine on disk. Runs in a child process."""
 
     def why_not_build(self, compute_capabilities: Sequence[str]) -> str | None:
-        """None if this host can build for such a target, otherwise the reason, as a sentence."""
+        """Return why this host cannot build for such a target, None if it can."""
         ...
 
     def build(self, request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-        """Write the engine under `request.out`. Raises `BuildError`; every line of the builder goes to `log`."""
+        """Write the engine under `request.out`. Every line of the builder goes to `log`. Raises `BuildError`."""
         ...
 
 
@@ -208,7 +211,7 @@ class Runner(Protocol):
     """An engine on disk → a session."""
 
     def why_not_run(self, compute_capabilities: Sequence[str]) -> str | None:
-        """None if this host can run engines of such a target, otherwise the reason, as a sentence."""
+        """Return why this host cannot run engines of such a target, None if it can."""
         ...
 
     def load(
@@ -220,9 +223,11 @@ class Runner(Protocol):
         cache: Path | None = None,
         known: Sequence[TensorSpec] = (),
     ) -> Session:
-        """Load the engine's own bytes (already verified by digest). cache: a folder of this engine on this device,
-        where the backend keeps what makes the next load faster. known: the tensors as the builder knew them, with the
-        names of their dimensions, for engines that do not keep those. Raises `RunError`."""
+        """Load the engine's bytes (digest already verified). Raises `RunError`.
+
+        cache: a folder for this engine on this device, with data that makes the next load faster. known: the builder's
+        tensors with their dimension names, for engines that do not keep those.
+        """
         ...
 
     def memory_meter(self) -> MemoryMeter:
@@ -234,8 +239,8 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class BuildMemory:
-    """Resident memory that a build is expected to need: `base_mib`, and `factor` MiB for each MiB of the lowered model
-    with its weights."""
+    """Expected resident memory of a build: `base_mib`, and `factor` MiB for each MiB of the lowered model with
+    weights."""
 
     base_mib: float
     factor: float
@@ -248,9 +253,9 @@ class BuildMemory:
 class TritonBackend:
     """How Triton serves a backend's engines.
 
-    name: Triton's own backend, "python" for engines that it loads through this package. file: the engine's name in a
-    package, with {target}. options: a target's option → the parameter of Triton's backend. own_profiles: Triton itself
-    chooses the optimization profile and captures CUDA graphs.
+    name: Triton's backend, "python" for engines that it loads through this package. file: the engine's name in a
+    package, with {target}. options: a target's option → the parameter of Triton's backend. own_profiles: Triton chooses
+    the optimization profile and captures CUDA graphs.
     """
 
     name: str
@@ -261,13 +266,14 @@ class TritonBackend:
 
 @dataclass(frozen=True)
 class Traits:
-    """What other rooms must know of a backend; `plan` reads it, so a backend module imports no vendor library for it.
+    """A backend's properties for the rest of the package. `plan` reads them, so a backend module imports no vendor
+    library for them.
 
-    build_memory: what a build needs. triton: how a package serves its engines. on_gpu: whether they run on a GPU.
-    unquantized: precision of the nodes around quantized ones where the recipe sets none. smoke_options: options of a
-    target that shorten a smoke build. own_process: engines run in other child processes than those that build.
-    ort_integer_kernels: int8 is computed by ONNX Runtime's integer kernels. relative_times: the time of each precision
-    over fp32's, for backends whose speed does not follow a GPU's peak rates.
+    build_memory: of a build. triton: how a package serves its engines. on_gpu: whether they run on a GPU.
+    unquantized: precision of unquantized nodes in quantized models where the recipe sets none. smoke_options: options
+    of a target that shorten a smoke build. own_process: builds and runs use different child processes.
+    ort_integer_kernels: ONNX Runtime's integer kernels compute int8. relative_times: time of each precision relative to
+    fp32, for backends whose speed does not follow a GPU's peak rates.
     """
 
     build_memory: BuildMemory
@@ -281,30 +287,31 @@ class Traits:
 
 
 class Backend(Protocol):
-    """What every backend module has, builder or runner."""
+    """The interface of every backend module, builder or runner."""
 
     TITLE: str
     """Its name in messages, such as "TensorRT-RTX"."""
 
     DISTRIBUTIONS: tuple[str, ...]
-    """Distributions that may provide its library; the first that is installed counts."""
+    """Distributions that may provide its library; the first installed one counts."""
 
     NEEDS_GPU_TO_BUILD: bool
-    """Whether an engine depends on the GPU that it was built on."""
+    """Whether an engine depends on the GPU that built it."""
 
     OPTIONS: Mapping[str, Option]
-    """What a target of this backend may say under `options`."""
+    """Options that a target of this backend may set."""
 
     TRAITS: Traits
-    """What other rooms must know of it."""
+    """Its properties for the rest of the package."""
 
     IMPORTS: tuple[str, ...]
-    """Modules that a build will import: a child that is started early may import them before its first job."""
+    """Modules that a build imports: a prestarted child may import them before its first job."""
 
     def versions(self) -> Mapping[str, str]:
-        """Installed versions of the libraries that shape its engines, read from package metadata (nothing imported)."""
+        """Return installed versions of the libraries that shape its engines, from package metadata (no imports)."""
         ...
 
     def hardware(self) -> Mapping[str, str]:
-        """What its measurements depend on here: processor or GPU name, driver, CUDA; part of a measurement's key."""
+        """Return what its measurements depend on here: processor or GPU, driver, CUDA. Part of a measurement's cache
+        key."""
         ...

@@ -1,9 +1,9 @@
 """ONNX Runtime on the CPU: the `cpu` target.
 
-Its engine is the graph as ONNX Runtime optimizes it, saved as ONNX: level EXTENDED, the last whose result does not
-depend on the processor (LAYOUT and ALL rewrite convolutions to the NCHWc layout of the vector width found here, and
-ONNX Runtime itself warns that such a file should only be used where it was made; a test looks for those nodes). Loading
-runs the rest of the optimizations for the present processor. `_ort_forms` says what is done where that crashes.
+Its engine is the graph as ONNX Runtime optimizes it at level EXTENDED, saved as ONNX. EXTENDED is the last level whose
+result does not depend on the processor. LAYOUT and ALL rewrite convolutions to the NCHWc layout of the local vector
+width, and ONNX Runtime warns against moving such a file; a test looks for those nodes. Loading runs the other
+optimizations for the present processor. `_ort_forms` handles crashes.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ TRAITS = Traits(
     ort_integer_kernels=True,
     relative_times={"fp32": 1.0, "int8": 1.05, "int8_weights": 1.1, "int4_weights": 1.2, "fp16": 2.0},
 )
-"""The memory was measured (results/build-memory-cpu.json). The CPU has hardly any fp16 kernel: ONNX Runtime casts back
-and forth, and recognizes no int8 convolution behind fp16 scales (digits: 2.8 ms with fp16 around it, 1.7 ms with fp32).
+"""Memory: measured (results/build-memory-cpu.json). The CPU has few fp16 kernels: ONNX Runtime casts back and forth,
+and recognizes no int8 convolution behind fp16 scales. Digits: 2.8 ms with fp16 for unquantized nodes, 1.7 ms with fp32.
 Only some processors are faster in int8, so fp32 comes first until the precisions are measured."""
 
 OPTIONS: Mapping[str, Option] = {
@@ -85,25 +85,25 @@ OPTIONS: Mapping[str, Option] = {
 }
 
 WEIGHTS_FILE = ENGINE_FILE + ".data"
-"""Weights of an engine whose model holds more than EXTERNAL_ABOVE_BYTES: no protobuf message can hold 2 GiB."""
+"""Weights of an engine whose model holds more than EXTERNAL_ABOVE_BYTES: a protobuf message holds less than 2 GiB."""
 
 SMALLEST_EXTERNAL_BYTES = 1024
-"""Smaller weights stay in the engine file: shapes and axes must be readable without the others."""
+"""Smaller weights stay in the engine file: shapes and axes must be readable without the weights file."""
 
 
 def versions() -> Mapping[str, str]:
-    """The installed distribution and its version; empty where there is none."""
+    """Return the installed distribution and its version; empty where there is none."""
     known = ((name, installed_version(name)) for name in DISTRIBUTIONS)
     return {name: version for name, version in known if version is not None}
 
 
 def hardware() -> Mapping[str, str]:
-    """Name, usable cores and instruction sets of this processor."""
+    """Return name, usable cores and instruction sets of this processor."""
     return cpu.describe()
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
-    """None if ONNX Runtime is installed and the target is the CPU."""
+    """Return why this host cannot build for the target: it is not the CPU, or ONNX Runtime is missing."""
     installed = next(iter(versions().values()), None)
     if installed is None:
         return "ONNX Runtime is not installed; pip install onnxruntime"
@@ -111,12 +111,12 @@ def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
 
 
 def why_not_run(compute_capabilities: Sequence[str]) -> str | None:
-    """As `why_not_build`."""
+    """Return why this host cannot run engines of the target, as `why_not_build`."""
     return why_not_build(compute_capabilities)
 
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
-    """As `_build`; again without integer kernels where ONNX Runtime has none that are exact on this processor."""
+    """Call `_build`, and again without integer kernels where none is exact on this processor."""
     try:
         return _build(request, log)
     except (BuildError, RunError) as error:
@@ -129,7 +129,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
 
 def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     """Optimize the model and save it as `engine`, weights above 1 GiB in `engine.data` next to it. Then run it once at
-    the shapes of every profile: a crash of ONNX Runtime now leads to another build.
+    the shapes of every profile: a crash of ONNX Runtime leads to another build.
 
     One engine serves all shapes; profiles do not change it. ONNX Runtime logs to standard error, which the child
     process forwards. Raises `BuildError`, and `TargetError` for an unknown option.
@@ -190,7 +190,7 @@ def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> 
 
 
 def crash_note(form: Form) -> str:
-    """What the report says of an engine that is not in the first form."""
+    """Return the report's note on an engine that is not in the first form."""
     return f"{TITLE} failed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
 
 
@@ -202,10 +202,10 @@ def load(
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. It keeps no cache and knows its tensors by itself, and how far it
-    may be optimized where the build found that (`_ort_forms`).
+    """Load an engine, or any ONNX model, for the CPU. `cache` and `known` are not used. `_ort_forms` limits the
+    optimization level where the build found a limit.
 
-    Raises `RunError`, `TargetError` for an option that there is not.
+    Raises `RunError`, and `TargetError` for an unknown option.
     """
     import onnxruntime as ort
 
@@ -226,9 +226,9 @@ def load(
 
 
 def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:
-    """Load a model as it is written: every node by itself in the order of the graph, nothing fused or rearranged.
+    """Load a model without optimizations: every node runs separately in the order of the graph.
 
-    graph: another graph for the same file's weights. profile: prefix of the file that profiles the first runs, until
+    graph: another graph for the same file's weights. profile: path prefix of the profile of the first runs, until
     `end_profile`. Raises `RunError`.
     """
     import onnxruntime as ort
@@ -237,7 +237,7 @@ def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | 
 
     options = session_options({"spinning": False})  # other steps run at the same time
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile leaves out what was packed
+    options.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits prepacked weights
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if graph is not None:
@@ -250,7 +250,7 @@ def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | 
 
 
 def memory_meter() -> ResidentMemory:
-    """The resident memory of this process."""
+    """Return a meter of this process's resident memory."""
     return ResidentMemory()
 
 
@@ -259,14 +259,14 @@ def device_watch() -> cpu_watch.LoadWatch:
 
 
 def session_options(options: Mapping[str, object]) -> Any:
-    """ONNX Runtime's options for a target's; errors only in its log."""
+    """Convert a target's options to ONNX Runtime's; its log shows errors only."""
     import onnxruntime as ort
 
-    found = exact_options()
-    found.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
-    found.intra_op_num_threads = options.get("threads") or cpu.usable_cores()
-    found.inter_op_num_threads = options.get("inter_op_threads") or 1
+    session_config = exact_options()
+    session_config.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
+    session_config.intra_op_num_threads = options.get("threads") or cpu.usable_cores()
+    session_config.inter_op_num_threads = options.get("inter_op_threads") or 1
     if not options.get("spinning", True):
-        found.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    found.log_severity_level = 3
-    return found
+        session_config.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session_config.log_severity_level = 3
+    return session_config

@@ -1,6 +1,6 @@
-"""The 64 bytes that begin a TensorRT-RTX plan: what it is for, readable without TensorRT and without a GPU.
+"""The first 64 bytes of a TensorRT-RTX plan: version and GPUs, readable without TensorRT and without a GPU.
 
-Found out from plans of 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116 built for every capability and several at once.
+Derived from plans of 1.4.0.76, 1.5.0.114, 1.6.1.120 and 1.7.1.116 built for each capability and for several.
 Little-endian: 0 'vtrt' · 8 u64 2 · 16 u64 bytes of the whole file · 24 four bytes of version · 28 'vtrt' · 32 u32 mask
 of compute capabilities · 56 u64 that grows with the weights.
 """
@@ -16,13 +16,13 @@ HEADER_BYTES = 64
 MAGIC = b"vtrt"
 
 BITS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities by bit of the mask. The bit after the last one that a version knows stands for 'and later': it
-is set in a portable engine, one for which no capability was named. 12.1 came with 1.5."""
+"""Compute capabilities by bit of the mask. The bit after a version's last one means 'and later': portable engines,
+which name no capability, set it. 12.1 came with 1.5."""
 
 
 @dataclass(frozen=True)
 class PlanHeader:
-    """plan_bytes: length of the whole file. later: whether GPUs that the version has no name for may run it too."""
+    """plan_bytes: length of the whole file. later: whether GPUs unknown to the version may run it too."""
 
     magic: str
     plan_bytes: int

@@ -1,4 +1,4 @@
-"""TensorRT 10 and 11: builds on the GPU that the engine is for, because it times its kernels there."""
+"""TensorRT 10 and 11: builds on the GPU that the engine is for, because it times kernels there."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TRAITS = Traits(
     smoke_options=SMOKE,
     own_process=True,
 )
-"""The memory was never measured: the libraries are larger than TensorRT-RTX's, and the builder works alike. The vendor
-keeps the first logger that a process gives it, and the builds' logger is slow: hence a process of its own."""
+"""Memory: not measured; the libraries are larger than TensorRT-RTX's, and the builder works alike. The vendor keeps the
+first logger of a process, and the builds' logger is slow: runs need a process of their own."""
 
 VENDOR = _trt.Vendor("tensorrt", TITLE, "tensorrt", DISTRIBUTIONS, OPTIONS, rtx=False)
 
@@ -35,7 +35,7 @@ memory_meter, device_watch = _BACKEND.memory_meter, _BACKEND.device_watch
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
-    """None if TensorRT is installed and the GPU here is the one that the engine is for."""
+    """Return why this host cannot build: TensorRT is missing, or the GPU is not the target's."""
     installed = next(iter(versions().values()), None)
     if installed is None:
         return "TensorRT is not installed; pip install tensorrt"

@@ -1,4 +1,4 @@
-"""TensorRT-RTX: builds ahead of time, on any machine, for the compute capabilities that the target names."""
+"""TensorRT-RTX: builds ahead of time, on any machine, for the target's compute capabilities."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TRAITS = Traits(
     smoke_options=SMOKE,
     own_process=True,
 )
-"""The memory was measured (results/build-memory-cpu.json). No backend of Triton reads these engines. As with
-TensorRT, a process keeps its first logger."""
+"""Memory: measured (results/build-memory-cpu.json). No Triton backend reads these engines. As with TensorRT, a process
+keeps its first logger."""
 
 VENDOR = _trt.Vendor("tensorrt_rtx", TITLE, "tensorrt_rtx", DISTRIBUTIONS, OPTIONS, rtx=True)
 
@@ -34,7 +34,8 @@ memory_meter, device_watch = _BACKEND.memory_meter, _BACKEND.device_watch
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:
-    """None if TensorRT-RTX is installed and builds for these compute capabilities; no GPU is needed."""
+    """Return why this host cannot build: TensorRT-RTX is missing or does not know these compute capabilities. It needs
+    no GPU."""
     installed = next(iter(versions().values()), None)
     if installed is None:
         return "TensorRT-RTX is not installed; pip install tensorrt-rtx"

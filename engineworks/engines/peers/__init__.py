@@ -1,7 +1,7 @@
-"""What engines are compared with, on request: one literal table. Adding one is a module and a line here.
+"""The table of peers, the frameworks to compare engines with on request. A new peer is a module and a line here.
 
-A peer runs the same model on the same samples and is timed in the same way; its outputs are compared with the same
-fp32 reference. What it cannot do is a row with a sentence: a peer never fails a build.
+A peer runs the same model on the same samples with the same timing; its outputs are compared with the same fp32
+reference. A peer that cannot run is a row with the reason and never fails a build.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PEERS: Mapping[str, str] = {
 
 
 def peer(name: str) -> Peer:
-    """The peer's module; its framework is not imported. Raises `InputError` for a name that is not in the table."""
+    """Return the peer's module; does not import its framework. Raises `InputError` for an unknown name."""
     if name not in PEERS:
         raise InputError(f"--compare: unknown peer '{name}'", hint=did_you_mean(name, PEERS))
     return cast(Peer, importlib.import_module(PEERS[name]))
 
 
 def read_names(text: str | None) -> tuple[str, ...]:
-    """'pytorch,ort-cpu' → the names, each once, in the table's order. Raises `InputError` for an unknown one."""
+    """'pytorch,ort-cpu' → the distinct names in the table's order. Raises `InputError` for an unknown one."""
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in names:
         peer(name)

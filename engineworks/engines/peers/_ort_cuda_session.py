@@ -1,4 +1,4 @@
-"""A model loaded by ONNX Runtime's CUDA provider: inputs and outputs are bound on the device while it is timed."""
+"""A model loaded by ONNX Runtime's CUDA provider: timed runs have inputs and outputs bound on the device."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class OrtCudaSession:
         self._names = [o.name for o in self.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """From host arrays to host arrays. Raises `RunError`."""
+        """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns all
+        outputs by name. Raises `RunError`."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
-        found = self._try(arrays, lambda: session.run(self._names, arrays))
-        return dict(zip(self._names, found, strict=True))
+        outputs = self._try(arrays, lambda: session.run(self._names, arrays))
+        return dict(zip(self._names, outputs, strict=True))
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
-        """Without copies, one run more that is not timed gives the outputs their memory on the device. ONNX Runtime
-        has no events of its own: there are no device times."""
+        """Time `runs` runs in ms. Without copies, one untimed run allocates the outputs on the device. There are no
+        device times, because ONNX Runtime has no events."""
         session, arrays = self._open(), checked_feeds(self.inputs, feeds)
 
         def timed() -> RunTimes:
@@ -52,10 +53,11 @@ class OrtCudaSession:
 
             return RunTimes(_time(once, runs))
 
-        found: RunTimes = self._try(arrays, timed)
-        return found
+        times: RunTimes = self._try(arrays, timed)
+        return times
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Raises `RunError`: a peer has no streams."""
         raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
 
     def close(self) -> None:
@@ -67,7 +69,7 @@ class OrtCudaSession:
         return self._session
 
     def _bind(self, arrays: Mapping[str, Array]) -> Any:
-        """Inputs copied to the device once; outputs in the memory that one run gave them there."""
+        """Copy inputs to the device once; bind outputs to memory that one run allocated there."""
         import onnxruntime as ort
 
         session = self._open()

@@ -1,4 +1,4 @@
-"""What C++ libraries write on standard error, kept: a reason is often nowhere else."""
+"""Captures what C++ libraries write on standard error, often the only place of a reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ STDERR = 2
 
 @contextmanager
 def kept_stderr() -> Iterator[Callable[[], str]]:
-    """Within, descriptor 2 leads to a file; the value reads what is there so far. Afterwards all of it is handed on to
-    where it would have gone. Other threads' lines are caught too."""
+    """Redirect descriptor 2 to a file within the block; the value reads the file so far. Afterwards the content goes to
+    the original descriptor. This also captures lines of other threads."""
     sys.stderr.flush()
     before = os.dup(STDERR)
     with tempfile.TemporaryFile() as file:

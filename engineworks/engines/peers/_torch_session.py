@@ -1,4 +1,4 @@
-"""A PyTorch module, ready to run: called directly, without gradients, its inputs on the device while it is timed."""
+"""A loaded PyTorch module, called directly without gradients. Timed runs have their inputs on the device."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 
 
 class TorchSession:
-    """Satisfies `backends.base.Session`. Not thread-safe. The dtypes of `outputs` are what floats have here: a recipe
-    does not say them. half: float inputs go to the device as float16."""
+    """Satisfies `backends.base.Session`. Not thread-safe. `outputs` has the session's float dtype, because a recipe
+    states none. half: float inputs are float16 on the device."""
 
     def __init__(
         self, module: torch.nn.Module, interface: Interface, *, device: str, half: bool, facts: Mapping[str, object]
@@ -41,15 +41,18 @@ class TorchSession:
         self._by_name = takes_names(module, tuple(spec.name for spec in interface.inputs))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """From host arrays to host arrays, as the module gives them; bfloat16 as float32. Raises `RunError`."""
+        """Run once from host arrays to host arrays. feeds: one array per input, with its dtype and shape. Returns
+        outputs as the module gives them, bfloat16 as float32. Raises `RunError`."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._from_device(self._call(self._to_device(arrays))))
 
     def time_runs(self, feeds: Mapping[str, Array], runs: int, *, copies: bool = False) -> RunTimes:
+        """Time `runs` runs in ms; `copies` includes the copies to and from the device."""
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._timed(arrays, runs, copies))
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
+        """Raises `RunError`: a peer has no streams."""
         raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
 
     def close(self) -> None:
@@ -70,15 +73,17 @@ class TorchSession:
         return self._module(**tensors) if self._by_name else self._module(*tensors.values())
 
     def _to_device(self, arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        """Copy arrays to the device with their shapes and dtypes; floats become float16 for `half`."""
         import torch
 
-        writeable = {n: a if a.flags.writeable else a.copy() for n, a in arrays.items()}  # PyTorch warns of others
-        found = {name: torch.from_numpy(array).to(self._device) for name, array in writeable.items()}
+        writeable = {n: a if a.flags.writeable else a.copy() for n, a in arrays.items()}  # else PyTorch warns
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in writeable.items()}
         if self._half:
-            found = {name: t.half() if t.is_floating_point() else t for name, t in found.items()}
-        return found
+            tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+        return tensors
 
     def _from_device(self, result: Any) -> dict[str, Array]:
+        """Copy outputs to host arrays with their shapes and dtypes; bfloat16 becomes float32."""
         import torch
 
         from engineworks.model.export.torch_onnx import plain_outputs
@@ -114,7 +119,7 @@ def _time(once: Callable[[], object], runs: int) -> tuple[float, ...]:
 
 
 def _time_on_gpu(once: Callable[[], object], runs: int) -> RunTimes:
-    """Each run awaited: by the host's clock until the GPU is idle, by CUDA events around the same launches."""
+    """Time each awaited run in ms: by the host's clock until the GPU is idle, and by CUDA events."""
     import torch
 
     clock = time.perf_counter_ns

@@ -1,4 +1,4 @@
-"""What a peer is: a module that satisfies `Peer`. Frameworks are imported inside functions."""
+"""The interface of peers: a module that satisfies `Peer`. Functions import its framework."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Origin:
     """The recipe's own source, for peers that run it instead of the ONNX file.
 
     kind: "torch", "huggingface" or "mlflow_pytorch". path: the module's file or the model's folder. folder: the
-    recipe's. files: those that a factory may read. factory, task: as the recipe says. open_logged: loads a model that
-    MLflow holds, from its folder; it is handed in because only `tracking` knows MLflow.
+    recipe's. files: those that a factory may read. factory, task: from the recipe. open_logged: loads a model from its
+    MLflow folder; passed in because only `tracking` imports MLflow.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class PeerModel:
-    """What a peer loads: the ONNX file in the asked precision, or the origin where it runs the source itself."""
+    """The input of a peer: the ONNX file in the requested precision, or the origin for a peer that runs the source."""
 
     precision: str
     onnx: Path | None = None
@@ -49,37 +49,37 @@ class Peer(Protocol):
     """Its name in tables, such as "ONNX Runtime, CUDA"."""
 
     FROM_SOURCE: bool
-    """Whether it runs the recipe's source itself, and not the ONNX file."""
+    """Whether it runs the recipe's source instead of the ONNX file."""
 
     def precisions(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """The precisions to compare in; `asked`: those of the recipe."""
+        """Return the precisions to compare in. asked: those of the recipe."""
         ...
 
     def why_not(self, source: str, precision: str) -> str | None:
-        """None if this host can run a model of such a source ("onnx", "torch", …) in this precision, otherwise the
-        reason, as a sentence. Nothing heavy is imported."""
+        """Return why this host cannot run a model of such a source ("onnx", "torch", …) in this precision, None if it
+        can. Imports nothing heavy."""
         ...
 
     def versions(self) -> Mapping[str, str | None]:
-        """Versions of the distributions that shape its figures, from package metadata."""
+        """Return versions of the distributions that shape its measurements, from package metadata."""
         ...
 
     def hardware(self) -> Mapping[str, str]:
-        """What its figures depend on here."""
+        """Return what its measurements depend on here."""
         ...
 
     def open_library(self) -> None:
-        """Import the framework, so that loading a model can be timed apart from that."""
+        """Import the framework, so that loading a model can be timed separately."""
         ...
 
     def memory_meter(self) -> MemoryMeter:
-        """Memory where its models run. After `open_library`."""
+        """Return a meter of memory where its models run. Call `open_library` before."""
         ...
 
     def device_watch(self) -> DeviceWatch:
-        """Who looks at the device meanwhile. After `open_library`."""
+        """Return a watch of the device. Call `open_library` before."""
         ...
 
     def load(self, model: PeerModel) -> Session:
-        """A session that is ready to run. Raises `RunError`, `ModelError` or `ExportError` with one clear message."""
+        """Return a session. Raises `RunError`, `ModelError` or `ExportError` with one clear message."""
         ...

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, on the ONNX file as it was exported and folded: what one gets without building anything."""
+"""ONNX Runtime on the CPU with the exported and folded ONNX file: the baseline without a build."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FROM_SOURCE = False
 
 
 def precisions(asked: Sequence[str]) -> tuple[str, ...]:
-    """fp16 only where the recipe asks for it: most processors compute it in fp32, between casts."""
+    """Return the precisions; fp16 only where the recipe has it: most processors compute it in fp32, between casts."""
     return ("fp32", "fp16") if "fp16" in asked else ("fp32",)
 
 
 def why_not(source: str, precision: str) -> str | None:
-    del source, precision  # every source becomes ONNX, and that is lowered
+    del source, precision  # every source is exported to ONNX, which is then lowered
     return backend.why_not_run(())
 
 
@@ -48,7 +48,7 @@ def device_watch() -> DeviceWatch:
 
 
 def load(model: PeerModel) -> OrtSession:
-    """With as many threads as the `cpu` target takes by default."""
+    """Load with the `cpu` target's default number of threads."""
     if model.onnx is None:
         raise RunError(f"{TITLE}: there is no ONNX file")
     return backend.load(model.onnx, {})

@@ -1,7 +1,7 @@
-"""ONNX Runtime's CUDA execution provider on the ONNX file, with TF32 off in fp32, as in our engines.
+"""ONNX Runtime's CUDA execution provider on the ONNX file. In fp32, TF32 is off, as in Engineworks' engines.
 
-ONNX Runtime falls back to the CPU without an error where a CUDA library is missing: that is refused here, and nodes
-that it leaves on the CPU by design are counted and noted.
+Where a CUDA library is missing, ONNX Runtime falls back to the CPU without an error; this peer refuses that. It counts
+and notes nodes that ONNX Runtime places on the CPU by design.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DISTRIBUTIONS = (
 )  # fmt: skip
 
 MISSING_LIBRARY = re.compile(r"(?P<library>lib[\w+.-]+\.so[\w.]*): cannot open shared object file")
-"""glibc's words for a shared library that is not found (dlerror)."""
+"""glibc's message for a missing shared library (dlerror)."""
 
 FAILURE_LINE = re.compile(r"\[E:onnxruntime:[^\]]*\]\s*(?P<text>.*)|.*(?P<cuda>CUDA (?:failure|error) .*)")
 """A line of ONNX Runtime's log at severity error."""
@@ -50,7 +50,7 @@ def precisions(asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def why_not(source: str, precision: str) -> str | None:
-    del source, precision  # every source becomes ONNX, and that is lowered
+    del source, precision  # every source is exported to ONNX, which is then lowered
     if first_gpu() is None:
         return "no NVIDIA GPU is visible here"
     if installed_versions(("onnxruntime-gpu",))["onnxruntime-gpu"] is None:
@@ -59,18 +59,18 @@ def why_not(source: str, precision: str) -> str | None:
 
 
 def versions() -> Mapping[str, str | None]:
-    found = installed_versions(DISTRIBUTIONS)
-    return {name: version for name, version in found.items() if version or name == DISTRIBUTIONS[0]}
+    installed = installed_versions(DISTRIBUTIONS)
+    return {name: version for name, version in installed.items() if version or name == DISTRIBUTIONS[0]}
 
 
 def hardware() -> Mapping[str, str]:
-    """GPU and driver, and the processor: it launches every kernel."""
+    """Return GPU, driver and processor: the processor launches every kernel."""
     gpu = first_gpu()
     return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
 
 
 def open_library() -> None:
-    """Also load the CUDA libraries that came as Python packages, where ONNX Runtime can (1.21 and later)."""
+    """Import ONNX Runtime and load the CUDA libraries of Python packages (since ONNX Runtime 1.21)."""
     import onnxruntime as ort
 
     preload = getattr(ort, "preload_dlls", None)
@@ -79,7 +79,7 @@ def open_library() -> None:
 
 
 def memory_meter() -> MemoryMeter:
-    """The one that engines on the GPU are measured with: the CUDA context is in no figure of either."""
+    """Return the meter of GPU engines: neither's figure includes the CUDA context."""
     from engineworks.engines.backends._cuda import DeviceMemory
 
     return DeviceMemory()
@@ -90,7 +90,7 @@ def device_watch() -> DeviceWatch:
 
 
 def load(model: PeerModel) -> OrtCudaSession:
-    """Raises `RunError` where ONNX Runtime would go on without the GPU, and says why."""
+    """Raises `RunError` with the reason where ONNX Runtime would continue without the GPU."""
     import onnxruntime as ort
 
     from engineworks.engines.peers._ort_cuda_session import OrtCudaSession
@@ -130,7 +130,7 @@ def _fallen_back(said: str) -> RunError:
 
 
 def _placement(session: Any) -> dict[str, list[str]] | None:
-    """Nodes by execution provider, each as 'Op (name)'; None where this version does not tell."""
+    """Return nodes by execution provider, each as 'Op (name)'; None where this version does not report them."""
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     if ask is None:
         return None

@@ -1,5 +1,5 @@
-"""PyTorch eager: the recipe's own module, as it is, in fp32 (TF32 off) and in fp16 (`.half()`), on the GPU if there is
-one. Hugging Face models get the attention that transformers chooses by itself: a peer with a handicap is no peer."""
+"""PyTorch eager: the recipe's unchanged module in fp32 (TF32 off) and fp16 (`.half()`), on the GPU if there is one.
+Hugging Face models keep transformers' default attention, so that the comparison is fair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "huggingface": ("torch", "transformers"),
     "mlflow_pytorch": ("torch",),
 }
-"""What a recipe's source needs, by its kind; the modules have the names of the distributions."""
+"""Packages that a source needs, by its kind; module names equal distribution names."""
 
 NO_HALF = "no GPU, and a processor without fp16 arithmetic: eager would take many times as long as in fp32"
 """A small sentence encoder took 4 to 9 times as long on such a processor."""
@@ -59,7 +59,7 @@ def versions() -> Mapping[str, str | None]:
 
 
 def hardware() -> Mapping[str, str]:
-    """The processor too: eager launches every kernel from there."""
+    """Return the hardware, with the processor: eager launches every kernel from there."""
     gpu = first_gpu()
     return {**(gpu.to_json() if gpu else {}), **cpu.describe()}
 
@@ -69,7 +69,7 @@ def open_library() -> None:
 
 
 def memory_meter() -> MemoryMeter:
-    """The whole GPU's memory, as for engines there, or this process's."""
+    """Return a meter of the whole GPU's memory, as for engines there, or of this process's."""
     return _TorchDeviceMemory() if _device() == "cuda" else ResidentMemory()
 
 
@@ -78,7 +78,7 @@ def device_watch() -> DeviceWatch:
 
 
 def load(model: PeerModel) -> TorchSession:
-    """Raises `RunError` for a module that cannot be moved to the device, else as the exporters do."""
+    """Raises `RunError` for a module that cannot be moved to the device, and the exporters' errors."""
     from engineworks.engines.peers._torch_session import TorchSession
 
     origin = model.origin
@@ -104,7 +104,7 @@ def _module(origin: Origin) -> torch.nn.Module:
     from engineworks.model.export import from_torch
 
     if origin.kind == "mlflow_pytorch":
-        assert origin.open_logged is not None  # the step hands one in
+        assert origin.open_logged is not None  # the step passes one in
         return origin.open_logged(origin.path)
     assert origin.factory is not None  # a torch source has one
     return from_torch.load_module(origin.factory, origin.folder.resolve(), origin.interface, origin.files)[0]
@@ -117,7 +117,7 @@ def _device() -> str:
 
 
 def _set_up(device: str) -> None:
-    """TF32 off, so that fp32 means the same here as in our engines; on a CPU as many threads as those take."""
+    """Turn TF32 off, so that fp32 means the same as in the engines; on a CPU use as many threads as they do."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -139,14 +139,14 @@ def _facts(module: Any, device: str) -> dict[str, object]:
 
 
 class _TorchDeviceMemory:
-    """Satisfies `backends.base.MemoryMeter` by the same call of CUDA as the engines' meter, through PyTorch's own copy
-    of it. Making it creates the CUDA context, so that its size is in no figure."""
+    """Satisfies `backends.base.MemoryMeter` with the CUDA call of the engines' meter, through PyTorch's copy of it. Its
+    constructor creates the CUDA context, so that no figure includes that."""
 
     def __init__(self) -> None:
         self.peak_mib()
 
     def reset(self) -> None:
-        """There is no peak to reset: PyTorch keeps what it took."""
+        """Do nothing: PyTorch keeps its allocations, so there is no peak to reset."""
 
     def peak_mib(self) -> float:
         import torch

@@ -1,13 +1,13 @@
-"""Functions run in child processes: what they print is their log, their end is reported, none outlives the parent.
+"""Runs functions in child processes: logs their output, reports how they end, and kills them with the parent.
 
-A job is a function of an importable module, `module:function`, that takes and returns a JSON object. Why a process and
-not a thread: builders are C++ that cannot be interrupted, swallow Ctrl-C, print on descriptors and sometimes crash.
+A job is a function of an importable module, `module:function`, that takes and returns a JSON object. Jobs need a
+process, not a thread: C++ builders cannot be interrupted, swallow Ctrl-C, print on descriptors and may crash.
 
 - Children stay warm between jobs: an interpreter and a vendor library cost more than a small build.
-- Both output descriptors of a child come line by line to `on_line`; answers travel on a pipe of their own.
-- A child stays in our process group, ignores SIGINT and dies with us, by PR_SET_PDEATHSIG. The kernel sends that when
-  the *thread* that started the child ends, so one thread that lives as long as we do starts them all.
-- Whoever waits looks up every `POLL_S`, so that an exception thrown into a waiting thread is seen soon.
+- `on_line` gets every line of a child's two output descriptors; answers use a separate pipe.
+- A child stays in our process group, ignores SIGINT and dies with the parent, by PR_SET_PDEATHSIG. The kernel sends
+  that signal when the *thread* that started the child ends, so one thread of the parent's lifetime starts all children.
+- Waiting callers wake every `POLL_S`, so that they soon see an exception thrown into their thread.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from engineworks.host.child.start import Child, search_path, start_child
 from engineworks.host.child.wait import Lines, Stopped, TimeUp, wait_for_answer
 
 MAX_IDLE = 2
-"""Idle children that are kept."""
+"""Maximum number of idle children."""
 
 MAX_JOBS = 100
-"""Jobs after which a child is replaced: vendor libraries leak a little with each."""
+"""Jobs after which a child is replaced: vendor libraries leak a little with each job."""
 
 MAX_IDLE_MIB = 1024.0
-"""Resident memory above which a child is replaced instead of kept."""
+"""Resident memory above which a child is replaced."""
 
 
 class ChildPool:
-    """Warm children and the jobs that they do. Safe for use by several threads at once."""
+    """Warm children and their jobs. Thread-safe."""
 
     def __init__(
         self, *, max_idle: int = MAX_IDLE, max_jobs: int = MAX_JOBS, max_idle_mib: float = MAX_IDLE_MIB
@@ -69,16 +69,16 @@ class ChildPool:
         error: type[StepError] = StepError,
         cancel: threading.Event | None = None,
     ) -> dict[str, Any]:
-        """The object that `function` (module:function) returns for `payload`, with `memory_mib_peak` added, MiB.
+        """Return the object that `function` (module:function) returns for `payload`, plus `memory_mib_peak` in MiB.
 
-        on_line: gets every line of the job's output, in the caller's thread. env: added to our environment. fresh: in
-        a child that did nothing before and will do nothing after. what: the job's name in messages. cancel: an event
-        that, once set, kills the child.
+        on_line: gets every line of the job's output, in the caller's thread. env: added to our environment. fresh: use
+        a child that has no job before or after. what: the job's name in messages. cancel: an event that kills the child
+        once set.
 
-        Raises: an `EngineworksError` that the job raised, as the same class (a `StepError` without a log gets the last
-        lines); `TimeLimitError`; `error` if the child crashed; `Interrupted` after `cancel` or `cancel_all`;
-        `ChildDefect` for any other exception. Whatever else ends the wait, KeyboardInterrupt first of all, kills the
-        child and passes on.
+        Raises: an `EngineworksError` of the job, as the same class (a `StepError` without a log gets the last lines);
+        `TimeLimitError`; `error` if the child crashed; `Interrupted` after `cancel` or `cancel_all`; `ChildDefect` for
+        any other exception of the job. Any other exception in the caller, such as KeyboardInterrupt, kills the child
+        and propagates.
         """
         what = what or function
         message = _message(function, payload, what, cwd)
@@ -102,7 +102,7 @@ class ChildPool:
         return _value(answer, what, lines, child.peak_mib)
 
     def prestart(self, imports: Iterable[str] = (), *, count: int = 1) -> None:
-        """Start children that are not there yet and let them import modules, while we go on; returns at once."""
+        """Start missing children and let them import modules in the background; returns at once."""
         with self._lock:
             missing = min(count, self._max_idle) - len(self._idle)
         for _ in range(missing):
@@ -111,7 +111,7 @@ class ChildPool:
             self._keep(child)
 
     def cancel_all(self) -> None:
-        """Kill every child, whichever thread waits for it; those threads raise `Interrupted`."""
+        """Kill every child; the threads that wait for one raise `Interrupted`."""
         with self._lock:
             self._cancellations += 1
             busy = list(self._busy)
@@ -127,7 +127,7 @@ class ChildPool:
             child.end()
 
     def _take(self, env: Mapping[str, str], fresh: bool) -> Child:
-        """The idle child that was used last and has the same environment, else a new one."""
+        """Return the most recently used idle child with the same environment, else a new one."""
         with self._lock:
             dead = [c for c in self._idle if not c.alive()]
             self._idle = [c for c in self._idle if c not in dead]
@@ -145,8 +145,8 @@ class ChildPool:
         return child
 
     def _give_back(self, child: Child, answer: Mapping[str, Any] | None, *, keep: bool) -> None:
-        """Keep the child for the next job, or kill it: one that gave no answer may still be at work, and one whose job
-        failed may be unfit for another (after some CUDA errors every later call of the process fails)."""
+        """Keep the child for the next job, or kill it. One without an answer may still be working; one whose job failed
+        may be unusable (after some CUDA errors every later call of the process fails)."""
         child.jobs += 1
         with self._lock:
             self._busy.remove(child)
@@ -170,7 +170,7 @@ class ChildPool:
 
 
 def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | None) -> bytes:
-    """The job as a line of JSON; a child's search path and folder are set again for every job."""
+    """Return the job as a line of JSON; each job sets the child's search path and folder again."""
     where = {"sys_path": search_path(), "cwd": str(cwd or Path.cwd())}
     return json.dumps({"function": function, "payload": dict(payload), "what": what, **where}).encode() + b"\n"
 
@@ -227,7 +227,7 @@ _pool_lock = threading.Lock()
 
 
 def default_pool() -> ChildPool:
-    """The pool of this process, made when it is first asked for."""
+    """Return the pool of this process, created on first use."""
     global _pool
     with _pool_lock:
         if _pool is None:
@@ -237,22 +237,22 @@ def default_pool() -> ChildPool:
 
 
 def run_in_child(function: str, payload: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """`ChildPool.run` of this process's own pool."""
+    """Call `ChildPool.run` of this process's pool."""
     return default_pool().run(function, payload, **options)
 
 
 def prestart(imports: Iterable[str] = (), *, count: int = 1) -> None:
-    """`ChildPool.prestart` of this process's own pool."""
+    """Call `ChildPool.prestart` of this process's pool."""
     default_pool().prestart(imports, count=count)
 
 
 def cancel_all() -> None:
-    """Kill every child of this process's own pool, from any thread."""
+    """Kill every child of this process's pool, from any thread."""
     default_pool().cancel_all()
 
 
 def _forget_pool() -> None:
-    """After a fork the children belong to our parent."""
+    """Drop the pool after a fork: its children belong to the parent."""
     global _pool, _pool_lock
     _pool, _pool_lock = None, threading.Lock()
 

@@ -1,7 +1,7 @@
-"""The child's side of `engineworks.host.child`: reads jobs as JSON lines, does them, answers on a pipe of its own.
+"""The child's side of `engineworks.host.child`: reads jobs as JSON lines, does them, answers on a separate pipe.
 
-Standard output and error stay free for whatever the job and its C libraries print: the parent reads them as the log.
-Imports nothing heavy: what a job needs, its own module imports.
+The job and its C libraries own standard output and error, which the parent reads as the log. This module imports
+nothing heavy; the job's module imports what it needs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from engineworks.host.memory import peak_mib, reset_peak, resident_mib
 Job = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that the kernel sends us when the thread that started us ends."""
+"""prctl(2): the signal that the kernel sends when the thread that started this process ends."""
 
 
 def serve(parent: int, answers_fd: int) -> None:
-    """Do jobs until standard input ends. `parent`: process id that must still be ours when we begin."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: our parent decides what it means
+    """Do jobs until standard input ends. parent: the process id that must still be the parent's at the start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent handles it
     _die_with(parent)
     faulthandler.enable()
     os.set_inheritable(answers_fd, False)
@@ -48,15 +48,15 @@ def serve(parent: int, answers_fd: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """No child outlives its parent, not even one that is killed with SIGKILL."""
+    """End this process with its parent, even if SIGKILL ends that."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel knew of our wish
+    if os.getppid() != parent:  # it ended before the kernel got the request
         os._exit(1)
 
 
 def _take_over_stdin() -> BinaryIO:
-    """The jobs' pipe on a descriptor that no job knows; a job that reads standard input finds it empty."""
+    """Move the jobs' pipe to a descriptor unknown to jobs; a job that reads standard input finds it empty."""
     jobs = os.fdopen(os.dup(0), "rb")
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
@@ -65,7 +65,7 @@ def _take_over_stdin() -> BinaryIO:
 
 
 def _print_line_by_line() -> None:
-    """Python's and C's buffers by line: a crash loses no line that was complete, and the log is live."""
+    """Buffer Python's and C's output by line: a crash loses no complete line, and the log is live."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     with contextlib.suppress(AttributeError, ValueError):  # a C library without `stdout` as a symbol
@@ -83,7 +83,7 @@ def _flush_output() -> None:
 def _import_early(message: Mapping[str, Any]) -> None:
     sys.path[:] = message["sys_path"]
     for name in message["imports"]:
-        with contextlib.suppress(ImportError):  # the job that needs it will say so
+        with contextlib.suppress(ImportError):  # the job that needs it reports it
             importlib.import_module(name)
 
 
@@ -99,11 +99,11 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
     except MemoryError as error:
         text = f"{message['what']} ran out of memory after {peak_mib():.0f} MiB ({error or 'MemoryError'})"
         answer = {"error": encode_error(StepError(text, log=traceback.format_exc()))}
-    except BaseException as error:  # noqa: BLE001  the outermost boundary: the parent is informed, of SystemExit too
+    except BaseException as error:  # noqa: BLE001  the outermost boundary: the parent gets it, SystemExit too
         answer = {"defect": {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}}
     answer |= {"memory_mib_peak": _mib(peak_mib), "memory_mib": _mib(resident_mib)}
-    with contextlib.suppress(OSError):  # a kernel that cannot: the peak is then that of all jobs so far
-        reset_peak()  # now, for the next job: our parent may look at any time
+    with contextlib.suppress(OSError):  # without kernel support the peak covers all jobs so far
+        reset_peak()  # before the next job: the parent may read at any time
     return answer
 
 
@@ -121,7 +121,7 @@ def _mib(read: Callable[[], float]) -> float:
 
 
 def encode_error(error: EngineworksError) -> dict[str, Any]:
-    """An `EngineworksError` as JSON; a class that `errors` does not know goes as the nearest one that it does."""
+    """Convert an `EngineworksError` to JSON; a class not in `errors` becomes its nearest base class there."""
     known = next(c for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
     encoded: dict[str, Any] = {"class": known.__name__, "message": error.message, "hint": error.hint}
     if isinstance(error, StepError):
@@ -135,7 +135,7 @@ def encode_error(error: EngineworksError) -> dict[str, Any]:
 
 
 def decode_error(encoded: Mapping[str, Any]) -> EngineworksError:
-    """The inverse of `encode_error`."""
+    """Read what `encode_error` wrote."""
     kind: type[EngineworksError] = getattr(errors, encoded["class"])
     if issubclass(kind, RecipeError):
         return kind(

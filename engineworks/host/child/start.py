@@ -1,4 +1,4 @@
-"""Starting, feeding and killing one child process. See `engineworks.host.child`."""
+"""Starts, feeds and kills one child process. See `engineworks.host.child`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ BOOTSTRAP = (
 )
 
 END_S = 5.0
-"""Seconds that a killed child gets to disappear; one that hangs in the kernel is left to it."""
+"""Seconds for a killed child to disappear; after that it is left to the kernel."""
 
 
 def search_path() -> list[str]:
-    """Our own `sys.path`, with the current folder in place of the empty entry."""
+    """Return `sys.path`, with the current folder instead of the empty entry."""
     return [p or str(Path.cwd()) for p in sys.path]
 
 
 class Child:
-    """One child process and our ends of its pipes, none of which blocks.
+    """One child process and our ends of its non-blocking pipes.
 
-    jobs: how many it has done. peak_mib: the most resident memory that we saw it hold during its present job.
+    jobs: number of jobs done. peak_mib: maximum resident memory seen during its present job, MiB.
     """
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -69,15 +69,15 @@ class Child:
 
     @property
     def exit_code(self) -> int:
-        """Its exit code, negative for a signal; only once it has ended."""
+        """Return its exit code, negative for a signal; valid only after its end."""
         return self._popen.returncode or 0
 
     def send_early(self, message: Mapping[str, Any]) -> None:
-        """Send a small message to a child that was just started: its pipe is empty, so this never blocks."""
+        """Send a small message to a new child: its pipe is empty, so this never blocks."""
         os.write(self.jobs_fd, json.dumps(message).encode() + b"\n")
 
     def look_at_memory(self) -> None:
-        """Note the peak of its resident memory (Linux: proc(5), VmHWM)."""
+        """Record the peak of its resident memory (Linux: proc(5), VmHWM)."""
         try:
             with Path(f"/proc/{self.pid}/status").open(encoding="ascii", errors="replace") as status:
                 line = next((line for line in status if line.startswith("VmHWM:")), None)
@@ -87,7 +87,7 @@ class Child:
             self.peak_mib = max(self.peak_mib, int(line.split()[1]) / 1024)
 
     def kill(self) -> None:
-        """Send SIGKILL, to what it has started too; the waiting caller notices."""
+        """Send SIGKILL to it and its descendants; the waiting caller notices."""
         below = descendants(self.pid) if self.alive() else ()
         self._popen.kill()
         for pid in below:
@@ -95,7 +95,7 @@ class Child:
                 os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Kill it, wait until it is gone, and close our ends of its pipes."""
+        """Kill it, wait for its end, and close our ends of its pipes."""
         self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_S)
@@ -108,22 +108,22 @@ class Child:
 
 
 def descendants(pid: int) -> Sequence[int]:
-    """The processes below this one: its children, theirs, and so on (Linux: proc(5), field 4 of stat)."""
+    """Return the ids of the process's descendants (Linux: proc(5), field 4 of stat)."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             parent = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
             children.setdefault(int(parent), []).append(int(stat.parent.name))
-    found, pending = [], [pid]
+    pids, pending = [], [pid]
     while pending:
         below = children.get(pending.pop(), [])
-        found += below
+        pids += below
         pending += below
-    return found
+    return pids
 
 
 class _Starter:
-    """The one thread that starts children: it lives as long as the process, and so may they."""
+    """The one thread that starts children: it lives as long as the process, so children can too."""
 
     def __init__(self) -> None:
         self._requests: queue.SimpleQueue[tuple[Mapping[str, str], Future[Child]]] = queue.SimpleQueue()
@@ -154,12 +154,12 @@ _starter = _Starter()
 
 
 def start_child(env: Mapping[str, str]) -> Child:
-    """A new child with this environment. Raises OSError if the system cannot start one."""
+    """Start a child with this environment. Raises OSError if the system cannot."""
     return _starter.start(env)
 
 
 def _forget_starter() -> None:
-    """A forked process has no thread but its main one."""
+    """Drop the starter: a forked process has only its main thread."""
     global _starter
     _starter = _Starter()
 

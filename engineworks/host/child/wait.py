@@ -1,4 +1,4 @@
-"""Waiting for a child: feed it its job, take its lines as they come and its answer at the end."""
+"""Waits for a child: sends its job, forwards its lines as they come, and returns its answer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 from engineworks.host.child.start import Child
 
 POLL_S = 0.1
-"""How often a waiting caller checks for a cancellation, a time limit, or a child that is gone."""
+"""Interval of checks for a cancellation, a time limit, or the child's end."""
 
 LOG_LINES = 50
 """Lines kept for an error's `log`."""
 
 MAX_LINE_BYTES = 1 << 16
-"""A longer line is cut in two: a progress bar must not fill our memory."""
+"""A longer line is split, so that a progress bar cannot fill our memory."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Lines:
-    """Bytes of a job's output → lines without colours: handed on as they come, the last ones kept."""
+    """Splits the bytes of a job's output into lines without colors; forwards them and keeps the last ones."""
 
     def __init__(self, on_line: Callable[[str], object] | None) -> None:
         self._on_line = on_line
@@ -41,17 +41,17 @@ class Lines:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what came without a newline."""
+        """Forward an incomplete last line."""
         if self._rest:
             rest, self._rest = self._rest, b""
             self._say(rest)
 
     def text(self) -> str:
-        """The last lines."""
+        """Return the last lines."""
         return "\n".join(self._last)
 
     def last_before_crash(self) -> str:
-        """The last line that is not part of what Python's fault handler prints when a process crashes."""
+        """Return the last line before the output of Python's fault handler in a crash."""
         lines = list(self._last)
         fault = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error:")), len(lines))
         return next((line for line in reversed(lines[:fault]) if line.strip()), "")
@@ -69,16 +69,16 @@ class TimeUp(Exception):
 
 
 class Stopped(Exception):
-    """The wait was called off; the child still runs, or was killed for it."""
+    """The wait was canceled; the child still runs, or was killed for it."""
 
 
 def wait_for_answer(
     child: Child, message: bytes, lines: Lines, *, time_limit_s: float | None, stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """The child's answer to `message`, or None if it ended without one.
+    """Return the child's answer to `message`, None if it ended without one.
 
-    Raises `TimeUp` after `time_limit_s` seconds and `Stopped` once `stop()` is true. What an earlier job still printed
-    after its answer is thrown away first.
+    Raises `TimeUp` after `time_limit_s` seconds and `Stopped` once `stop()` is true. Discards late output of an earlier
+    job first.
     """
     if child.jobs:
         _drain(child.output_fd)
@@ -90,7 +90,7 @@ def wait_for_answer(
         selector.register(child.answers_fd, selectors.EVENT_READ)
         selector.register(child.jobs_fd, selectors.EVENT_WRITE)
         while True:
-            ended = not child.alive()  # asked before reading: what it wrote until then is in the pipes
+            ended = not child.alive()  # asked before reading, so that the pipes hold all its output
             unsent = _pump(selector, 0 if ended else POLL_S, child, unsent, answer, lines)
             if ended or answer.endswith(b"\n"):
                 break
@@ -112,7 +112,7 @@ def wait_for_answer(
 def _pump(
     selector: selectors.BaseSelector, wait_s: float, child: Child, unsent: memoryview, answer: bytearray, lines: Lines
 ) -> memoryview:
-    """Move what can be moved through the child's three pipes; returns what is still to be sent."""
+    """Move available data through the child's three pipes; returns the unsent rest."""
     for key, _ in selector.select(wait_s):
         if key.fd == child.jobs_fd:
             unsent = _send(child.jobs_fd, unsent)
@@ -132,12 +132,12 @@ def _send(fd: int, data: memoryview) -> memoryview:
         return data[os.write(fd, data) :]
     except BlockingIOError:
         return data
-    except BrokenPipeError:  # it is gone: we shall notice
+    except BrokenPipeError:  # the child is gone; the caller notices
         return data[len(data) :]
 
 
 def _read(fd: int) -> bytes:
-    """What is there now, b"" at the end."""
+    """Return the available bytes, b"" at the end."""
     try:
         return os.read(fd, 1 << 16)
     except BlockingIOError:

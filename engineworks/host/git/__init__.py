@@ -1,1 +1,1 @@
-"""What git knows of a file and of a revision."""
+"""Git's data about a file and a revision."""

@@ -1,7 +1,7 @@
-"""A repository as it stood at a revision, in a temporary folder, whatever the working tree holds now.
+"""A repository at a revision, in a temporary folder, independent of the working tree.
 
-What git says is unchanged, and what git does not keep (fetched data), is linked to the working tree or copied from it;
-only files that differ are written from the revision. The repository itself, its index above all, is not touched.
+Unchanged files and files that git does not track (fetched data) are links to the working tree or copies of it; only
+differing files are written from the revision. The repository itself, its index included, is not modified.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from engineworks.errors import InputError
 from engineworks.settings import find_repository
 
 GIT_S = 300.0
-"""Seconds that git may take: a filter such as LFS fetches files that changed."""
+"""Time limit for git in seconds: a filter such as LFS fetches files that changed."""
 
 LINKED_BYTES = 2**20
 LINKED = (".npz",)
-"""Data of this size or more is linked, not copied. Not models and code: what lies beside a link is looked up where it
-leads to, and those read files that lie beside them."""
+"""Data that is linked, not copied. Models and code are copied: they read files next to them, and a link resolves to the
+folder of its target."""
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A commit: as the user named it, its full id, and the repository it is of (absolute)."""
+    """A commit: the user's name for it, its full id, and its repository (absolute)."""
 
     name: str
     commit: str
@@ -38,8 +38,8 @@ class Revision:
 
 @dataclass(frozen=True)
 class RevisionTree:
-    """A repository at a revision. root: the temporary folder. differing: paths that differ between the revision and
-    the working tree; tracked: paths that git has at the revision; both relative to the repository."""
+    """A repository at a revision. root: the temporary folder. differing: paths that differ between the revision and the
+    working tree; tracked: paths in the revision; both relative to the repository."""
 
     revision: Revision
     root: Path
@@ -47,11 +47,12 @@ class RevisionTree:
     tracked: frozenset[str]
 
     def then(self, path: Path) -> Path:
-        """Where a path of the working tree lies in this one."""
+        """Return where a path of the working tree is in this tree."""
         return self.root / path.relative_to(self.revision.repository)
 
     def name_of(self, path: Path) -> str | None:
-        """A path of this tree, or of the working tree it links to, relative to the repository; None outside of both."""
+        """Return a path of this tree, or of the linked working tree, relative to the repository; None outside of
+        both."""
         for root in (self.root, self.revision.repository):
             if path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
@@ -59,7 +60,7 @@ class RevisionTree:
 
 
 def find_revision(start: Path, name: str) -> Revision:
-    """The commit that `name` means in the repository around `start`.
+    """Return the commit that `name` means in the repository around `start`.
 
     Raises `InputError` without git, outside of a repository, and for a name that git does not know.
     """
@@ -78,8 +79,8 @@ def find_revision(start: Path, name: str) -> Revision:
 
 @contextmanager
 def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[Path] = ()) -> Iterator[RevisionTree]:
-    """The tree of the revision, in a folder that is removed afterwards. folders: absolute, those of the recipes; a
-    recipe there that git does not keep is of no revision. without: folders that are not brought over."""
+    """Yield the tree of the revision, in a folder that is removed afterwards. folders: the recipes' (absolute);
+    untracked recipes there are in no revision. without: folders to leave out."""
     root = revision.repository
     differing = frozenset(_lines(root, "diff", "--name-only", "--no-renames", "-z", revision.commit, "--"))
     tracked = frozenset(_lines(root, "ls-tree", "-r", "-z", "--name-only", revision.commit))
@@ -88,7 +89,7 @@ def checked_out(revision: Revision, folders: Sequence[Path], without: Sequence[P
         unkept = {p for f in folders for p in _yaml_names(root, f) if p not in tracked}
         unkept |= {w.relative_to(root).as_posix() for w in without if w.is_relative_to(root)}
         _mirror(root, tree.root, set(folders), differing | unkept)
-        (tree.root / ".git").mkdir()  # what marks a repository: paths of recipes may not leave it
+        (tree.root / ".git").mkdir()  # marks a repository, which paths of recipes may not leave
         if old := sorted(differing & tracked):
             _check_out(revision, tree.root, old, Path(name) / "index")
         for folder in folders:
@@ -101,8 +102,8 @@ def _yaml_names(root: Path, folder: Path) -> Iterator[str]:
 
 
 def _mirror(root: Path, target: Path, real: set[Path], left_out: frozenset[str]) -> None:
-    """Bring over what is in `root` but `left_out`. Folders of which nothing is left out become links, all others and
-    those that hold a folder of `real` are made."""
+    """Link or create what is in `root`, except `left_out`. Folders become links, unless they hold something left out or
+    a folder of `real`."""
     mixed = {parent.as_posix() for name in left_out for parent in Path(name).parents}
 
     def bring(folder: Path, into: Path) -> None:
@@ -131,12 +132,12 @@ def _bring_file(source: Path, target: Path) -> None:
         return
     try:
         shutil.copyfile(source, target)
-    except PermissionError:  # unreadable there as here: whoever needs it says so
+    except PermissionError:  # unreadable there as here; its user reports that
         target.symlink_to(source)
 
 
 def _check_out(revision: Revision, target: Path, names: Sequence[str], index: Path) -> None:
-    """Write these files of the revision, by git's own rules (line ends, LFS), through an index of their own."""
+    """Write these files of the revision through a separate index, by git's rules (line ends, LFS)."""
     env = {"GIT_INDEX_FILE": str(index)}
     _git(revision.repository, "read-tree", revision.commit, env=env)
     prefix = f"--prefix={target}/"
@@ -148,7 +149,7 @@ def _lines(root: Path, *arguments: str) -> list[str]:
 
 
 def _git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None) -> str:
-    """What git prints. Raises `InputError` with git's own words."""
+    """Return git's output. Raises `InputError` with git's message."""
     answer = _run(root, *arguments, env=env, given=given)
     if answer.returncode != 0:
         raise InputError(f"git {arguments[0]}: {answer.stderr.strip() or f'exit code {answer.returncode}'}")
@@ -158,7 +159,7 @@ def _git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, give
 def _run(
     root: Path, *arguments: str, env: Mapping[str, str] | None = None, given: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Raises `InputError` where git cannot be run. What a hook's git says about its own place does not count."""
+    """Run git without the location variables that a hook's git sets. Raises `InputError` where git cannot be run."""
     environ = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")}
     environ |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})}
     try:

@@ -1,4 +1,4 @@
-"""The git commit that a file stands at; empty answers where there is no git or no repository."""
+"""The git commit of a file; empty answers where there is no git or no repository."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 GIT_S = 5.0
-"""Seconds that git may take."""
+"""Time limit for git in seconds."""
 
 
 class Checkout:
-    """A repository as git knows it when it is first asked: its commit, and which files differ from that. Where none of
-    a folder's YAML files does, one look covers all its recipes."""
+    """A repository at first use: its commit and its differing files. If no YAML file of a folder differs, one query
+    covers all its recipes."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -21,28 +21,28 @@ class Checkout:
 
     @cached_property
     def commit(self) -> str:
-        """'' outside of a repository."""
+        """Return the commit, '' outside of a repository."""
         return commit_of(self._root)
 
     def changed(self, files: Sequence[Path]) -> list[str]:
-        """Those of the files that differ, as `changed_files` names them; none outside of a repository."""
+        """Return the files that differ, as `changed_files` names them; none outside of a repository."""
         if not self.commit or all(file.suffix == ".yaml" and self._is_clean(file.parent) for file in files):
             return []
         return changed_files(self._root, files)
 
     def _is_clean(self, folder: Path) -> bool:
-        if folder not in self._clean:  # asked from within it, for its name may hold what git takes for a pattern
+        if folder not in self._clean:  # run within the folder: its name may look like a pattern to git
             self._clean[folder] = not _git(folder, "status", "--porcelain", "--", ":(glob)*.yaml")
         return self._clean[folder]
 
 
 def commit_of(root: Path) -> str:
-    """The commit that is checked out, '' outside of a repository."""
+    """Return the checked-out commit, '' outside of a repository."""
     return _git(root, "rev-parse", "HEAD").strip()
 
 
 def changed_files(root: Path, files: Sequence[Path]) -> list[str]:
-    """Those of the files that differ from the commit, or that it does not have, as `git status` names them."""
+    """Return the files that differ from the commit or are not in it, as `git status` names them."""
     lines = _git(root, "status", "--porcelain", "--", *map(str, files)).splitlines()
     return [line[3:] for line in lines]
 

@@ -1,4 +1,4 @@
-"""`engineworks changed`: which recipes and engines are others than at a revision, and why."""
+"""`engineworks changed`: recipes and engines that changed since a revision, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 Since = Annotated[str, typer.Option("--since", help="A git revision: a commit, branch or tag.")]
 SHOWN = 3
-"""Reasons of a recipe that are shown; --json has all."""
+"""Maximum number of reasons shown per recipe; --json has all."""
 
 
 def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet: Quiet = False) -> None:

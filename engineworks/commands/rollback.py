@@ -1,4 +1,4 @@
-"""`engineworks rollback`: champions go back to the ones before them."""
+"""`engineworks rollback`: restore the previous champions."""
 
 from __future__ import annotations
 

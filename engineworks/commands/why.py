@@ -1,4 +1,4 @@
-"""`engineworks why`: what made two runs or engines differ."""
+"""`engineworks why`: why two runs or engines differ."""
 
 from __future__ import annotations
 

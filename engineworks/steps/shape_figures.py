@@ -48,10 +48,8 @@ def measure_shape(
     clock, with inputs and outputs where the engine wants them. device_ms_*, device_samples: the same runs by the
     device's clock. copies_ms_*, copies_device_ms_*: runs with copies to the device and back; None where none are
     needed. streams: runs and samples per second with several in flight. peak_mib: memory in use before those.
-    seconds: the whole measurement. cost_ratio: seconds
-
-    measured time, which is the first run, the samples with and without copies, and the runs in streams. Warm-up,
-    setup and sampling the device are the rest.
+    seconds: the whole measurement. cost_ratio: seconds / measured time, which is the first run, the samples with
+    and without copies, and the runs in streams. Warm-up, setup and sampling the device are the rest.
     """
     begin = time.monotonic()
     look(0.0)

@@ -122,9 +122,7 @@ class _Moments:
     """Count, extremes, mean and variance of values that come in pieces.
 
     Merges pieces as in T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances" (1979): M2 = M2a + M2b + d² na nb
-
-    n.
+    computing sample variances" (1979): M2 = M2a + M2b + d² na nb / n.
     """
 
     def __init__(self, expected: int) -> None:
@@ -226,13 +224,7 @@ def ks_critical(samples: int, others: int, alpha: float = KS_ALPHA) -> float:
     """Return the distance that n = `samples` and m = `others` independent values of one distribution exceed with
     probability `alpha`.
 
-    It is sqrt(-ln(alpha
-
-    2)
-
-    2 · (n + m)
-
-    (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of Computer Programming, 3.3.1). Values of
-    one sample depend on each other, so n and m are counts of samples.
+    It is sqrt(-ln(alpha / 2) / 2 · (n + m) / (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of
+    Computer Programming, 3.3.1). Values of one sample depend on each other, so n and m are counts of samples.
     """
     return math.sqrt(-math.log(alpha / 2) / 2 * (samples + others) / (samples * others))

@@ -46,10 +46,7 @@ class Range:
 
     @property
     def moved(self) -> float:
-        """How far the range still moved with the last samples, relative to itself: |amax - amax_early|
-
-        amax.
-        """
+        """How far the range still moved with the last samples, relative to itself: |amax - amax_early| / amax."""
         if self.amax_early is None or self.amax == self.amax_early:
             return 0.0
         return abs(self.amax - self.amax_early) / max(self.amax, self.amax_early)

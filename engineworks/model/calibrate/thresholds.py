@@ -63,9 +63,8 @@ def mse_bin(counts: NDArray[np.int64]) -> int:
     """Return the number of bins of `counts`, int64[bins], to which clipping and rounding to int8 has the minimum
     squared error.
 
-    For each candidate a, every bin's centre x is quantized with the step s = a
-
-    127 and E(a) = Σ counts (x - Q(x))². The a of the minimum E is chosen, the largest one of equals.
+    For each candidate a, every bin's centre x is quantized with the step s = a / 127 and E(a) = Σ counts (x -
+    Q(x))². The a of the minimum E is chosen, the largest one of equals.
 
     As NVIDIA's pytorch-quantization and ModelOpt, calib/histogram.py, `_compute_amax_mse`, from bin 128 on. R.
     Banner et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment"
@@ -84,9 +83,8 @@ def mse_bin(counts: NDArray[np.int64]) -> int:
 def _squared_errors(counts: NDArray[np.int64], candidates: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return E(a) in squared bins for each candidate, from running sums over the bins of each of its 128 levels.
 
-    counts: int64[bins]; candidates: intp[n]; result: float64[n]. Level l holds the centres x with round(x
-
-    s) = l; there Σ c (x - l s)² = Σ c x² - 2 l s Σ c x + (l s)² Σ c.
+    counts: int64[bins]; candidates: intp[n]; result: float64[n]. Level l holds the centres x with round(x / s) = l;
+    there Σ c (x - l s)² = Σ c x² - 2 l s Σ c x + (l s)² Σ c.
     """
     weights = counts.astype(np.float64)
     centres = np.arange(counts.size) + 0.5

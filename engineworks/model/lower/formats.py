@@ -103,11 +103,8 @@ def quantize_weight(
     """Return symmetric int8 values in the shape of `values`, and their scale: fp32[n] along `axis`, fp32[] if that
     is None.
 
-    scale = max|w|
-
-    127, values = round(w
-
-    scale), half to even. A channel of zeros gets scale 1. Raises `LoweringError` for NaN and infinity.
+    scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1. Raises
+    `LoweringError` for NaN and infinity.
     """
     others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
     scale = _largest(values, others, name) / np.float32(INT8_MAX)
@@ -122,9 +119,7 @@ def quantize_weight(
 
 
 def quantize_weight_fp8(values: NDArray[np.float32], name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return e4m3 values in the shape of `values` and one scale, fp32[], max|w|
-
-    448 (OCP FP8, table 1).
+    """Return e4m3 values in the shape of `values` and one scale, fp32[], max|w| / 448 (OCP FP8, table 1).
 
     Raises `LoweringError` for NaN and infinity.
     """

@@ -5,9 +5,8 @@ plausible and wrong. With one scale, fp32 for unquantized nodes, or small inputs
 H100; tests/engines/test_gpu_int8_products.py). So it seems to round int32 sums to fp16 first: fp16 cannot hold 127²
 × 768.
 
-Weights and their steps stay those of scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n]
-
-s₀). BERT-base was not slower (0.74 ms, before 0.83 ms, at batch 1).
+Weights and their steps stay those of scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n] / s₀). BERT-base
+was not slower (0.74 ms, before 0.83 ms, at batch 1).
 """
 
 from __future__ import annotations

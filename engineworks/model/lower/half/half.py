@@ -46,12 +46,13 @@ def lower_half(
     """Convert to half precision, keep graph inputs and outputs as they are, and verify the result on sample inputs.
 
     1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
-    exceed the type's largest value
-
-    headroom. 2. `to_half` converts. 3. The result is checked, loaded and compared with the fp32 model (see `prove`,
-    which emulates it). 4. If an output fails, the nodes that add the most noise, with those that compute their
-    inputs, stay fp32 too, in at most `limits.rounds` rounds. 5. If that does not help and NVIDIA's AutoCast is
-    installed, its result is verified in the same way. `autocast`: False never uses it, True uses nothing else.
+       exceed the type's largest value / headroom.
+    2. `to_half` converts.
+    3. The result is checked, loaded and compared with the fp32 model (see `prove`, which emulates it).
+    4. If an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too, in
+       at most `limits.rounds` rounds.
+    5. If that does not help and NVIDIA's AutoCast is installed, its result is verified in the same way. `autocast`:
+       False never uses it, True uses nothing else.
 
     feeds, references: arrays by name for each sample, with the shapes and dtypes of the model's inputs and outputs;
     references are the fp32 model's outputs, if the caller has them. source: the float64 model that they come from

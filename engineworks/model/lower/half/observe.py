@@ -64,9 +64,8 @@ def observe(bench: Bench, graph: TypedGraph, stored: Mapping[str, onnx.TensorPro
 def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: float) -> dict[str, str]:
     """Return node name → why its values do not fit.
 
-    The reason is a tensor, an inner sum or square beyond the largest value
-
-    headroom, or a tensor whose values all lie near the smallest one.
+    The reason is a tensor, an inner sum or square beyond the largest value / headroom, or a tensor whose values all
+    lie near the smallest one.
     """
     limit = half.max / headroom
     reasons: dict[str, str] = {}
@@ -148,9 +147,7 @@ def own_errors(
     nodes: Sequence[int],
     feeds: Iterable[Arrays],
 ) -> dict[int, float]:
-    """Return node index → the noise that half precision adds in this node alone, relative to its output: Σe²
-
-    Σy².
+    """Return node index → the noise that half precision adds in this node alone, relative to its output: Σe² / Σy².
 
     Every node runs a second time on inputs and weights rounded to half precision, and its output is rounded too.
     Infinite if it overflows. Errors of earlier nodes are excluded. feeds: arrays by input name, with the shapes and

@@ -51,12 +51,10 @@ _EXACT = LAYOUT | {
 class OutputProof:
     """One output of the half model compared with the fp32 model's.
 
-    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference²
-
-    Σ error²) over all samples; 200 means equal. agreement: share of equal elements, for outputs that are not
-    floating point, and of equal infinities. max_abs_error: over all elements. finite: no value is infinite or NaN
-    where the reference is finite. compared of `samples` have the reference's shape (an output's length may depend
-    on the data); the others count in no metric.
+    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means
+    equal. agreement: share of equal elements, for outputs that are not floating point, and of equal infinities.
+    max_abs_error: over all elements. finite: no value is infinite or NaN where the reference is finite. compared of
+    `samples` have the reference's shape (an output's length may depend on the data); the others count in no metric.
     """
 
     name: str

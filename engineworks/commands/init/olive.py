@@ -1,7 +1,8 @@
-"""An Olive workflow (JSON or YAML) → wishes for a recipe: its model, the precisions of its passes, its accuracy goal.
+"""An Olive workflow (JSON or YAML) → requests for a recipe: its model, the precisions of its passes, its accuracy
+goal.
 
-Keys and pass names as in Microsoft Olive's documentation (input_model, systems, data_configs, evaluators, passes), in
-the flat form of 0.6 and later and the nested `config` of earlier files.
+Keys and pass names as in Microsoft Olive's documentation (input_model, systems, data_configs, evaluators, passes),
+in the flat form of 0.6 and later and the nested `config` of earlier files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PASSES: Mapping[str, tuple[str, ...]] = {
     "incdynamicquantization": ("int8_weights",), "vitisaiquantization": ("int8",), "onnxconversion": (),
     "onnxpeepholeoptimizer": (), "onnxmodeloptimizer": (), "graphsurgeries": (), "optimumconversion": (),
 }  # fmt: skip
-"""Passes with a counterpart, by lower-case type: the precisions they stand for; () is export and folding."""
+"""Passes with a counterpart, by lower-case type: the precisions they give; () is export and folding."""
 
 _KNOWN = frozenset({"input_model", "passes", "evaluators", "evaluator", "data_configs"})
 _NEEDLESS: Mapping[str, str] = {
@@ -35,7 +36,7 @@ _NEEDLESS: Mapping[str, str] = {
 
 
 def read_olive(path: Path) -> Wishes:
-    """Translate the file. Raises `InputError` where it cannot be read, or has no `input_model` with a path."""
+    """Translate the file. Raises `InputError` if it cannot be read, or has no `input_model` with a path."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     whole = read_yaml(path, str(path)).plain()  # JSON is YAML
@@ -78,7 +79,7 @@ def _model_path(path: Path, model: Mapping[str, Any], dropped: list[str]) -> str
 
 
 def _precisions(passes: object, kept: list[str], dropped: list[str]) -> tuple[str, ...]:
-    """fp32 and whatever the passes make; nothing where no pass makes anything, so that the model decides."""
+    """Return fp32 and the precisions that the passes make; () if no pass makes any, so that the model decides."""
     found: list[str] = []
     for name, one in _each(passes):
         kind = str(one.get("type", name))
@@ -95,7 +96,7 @@ def _precisions(passes: object, kept: list[str], dropped: list[str]) -> tuple[st
 
 
 def _each(passes: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Passes by name; newer files may have a list of alternatives under one name."""
+    """Yield passes by name; newer files may have a list of alternatives under one name."""
     for name, value in passes.items() if isinstance(passes, dict) else ():
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, dict):
@@ -103,7 +104,7 @@ def _each(passes: object) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _metric_delta(whole: Mapping[str, Any], kept: list[str], dropped: list[str]) -> float | None:
-    """The largest loss of an accuracy metric, where a goal is a 'max-degradation'."""
+    """Return the maximum loss of an accuracy metric, if a goal is a 'max-degradation'."""
     found: float | None = None
     evaluators = whole.get("evaluators")
     for name, evaluator in evaluators.items() if isinstance(evaluators, dict) else ():

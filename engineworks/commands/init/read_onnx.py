@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself: inputs, outputs, tables that its integer inputs look up, Q/DQ, half precision."""
+"""Facts of an ONNX file: inputs, outputs, tables that its integer inputs look up, Q/DQ, half precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPED_BY_VALUES = frozenset({
     "NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "Scan", "If", "SequenceAt", "ConcatFromSequence",
     "StringSplit",
 })  # fmt: skip
-"""Operators whose outputs' lengths may follow from values: what a few runs gave says nothing of others."""
+"""Operators whose outputs' lengths may follow from values, so that a few runs do not predict others."""
 
 _TAKE_SHAPES = frozenset({"Reshape", "Expand", "Tile", "Range", "Slice", "Pad", "ConstantOfShape", "Resize", "TopK"})
 
@@ -29,7 +29,7 @@ _SAME_VALUES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity",
 
 
 def read_onnx(path: Path) -> ModelFacts:
-    """Facts of the model; weights are not read. Raises `ModelError` for what is no ONNX model."""
+    """Return facts of the model; weights are not read. Raises `ModelError` for a file that is no ONNX model."""
     model = load_model(path, weights=False)
     check_tensors(model, path)
     real = {spec.name for spec in graph_inputs(model)}
@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> ModelFacts:
 
 
 def _outputs(model: onnx.ModelProto) -> tuple[RawTensor, ...]:
-    """As the model declares them; where it gives no length, the one that ONNX's shape inference finds."""
+    """Return outputs as the model declares them, with lengths of ONNX's shape inference where it gives none."""
     import onnx
 
     declared = tuple(_raw(value) for value in model.graph.output)
@@ -72,7 +72,9 @@ def _filled(dims: tuple[Dim | None, ...], inferred: tuple[Dim | None, ...]) -> t
 
 
 def _shaped_by_inputs(model: onnx.ModelProto) -> bool:
-    """Whether a shape, a number of repeats, or the bounds of a range or slice come straight from an input's values."""
+    """Return whether a shape, a number of repeats, or the bounds of a range or slice come directly from an input's
+    values.
+    """
     values = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
     for node in all_nodes(model.graph):  # in topological order
         first = set(node.input[:1]) if node.op_type != "Range" else set()
@@ -91,7 +93,9 @@ def _raw(value: onnx.ValueInfoProto) -> RawTensor:
 
 
 def _table_ranges(model: onnx.ModelProto, names: set[str]) -> dict[str, Range]:
-    """[0, rows - 1] of the smallest table that an integer input looks up (Gather of an initializer along axis 0)."""
+    """Return [0, rows - 1] of the smallest table that an integer input looks up (Gather of an initializer along
+    axis 0).
+    """
     rows = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) == 2}
     origin = {name: name for name in names}
     found: dict[str, Range] = {}

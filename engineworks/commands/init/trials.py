@@ -1,7 +1,8 @@
-"""Guessed lengths tried on the model, by ONNX Runtime on the CPU in a child process: only what ran is written.
+"""Tries guessed lengths on the model, by ONNX Runtime on the CPU in a child process: only lengths that ran are
+written.
 
-A model knows more than its declared shapes: a position table ends at 512, a U-Net takes multiples of 32, a Reshape
-holds the batch of the export. A run tells.
+Declared shapes do not show all limits: a position table ends at 512, a U-Net takes multiples of 32, a Reshape holds
+the batch of the export. A run shows them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
 
 SECONDS = 40.0
-"""What all trials of a model may take; then the rest is left as it was found so far."""
+"""Time limit for all trials of a model; then the rest keeps the results so far."""
 
 TIME_LIMIT_S = 180.0
 LARGEST_VALUES = 1 << 22
-"""Values of all inputs of one trial run."""
+"""Maximum number of values of all inputs of one trial run."""
 
 MOST_SETTINGS = 40
 
@@ -35,8 +36,9 @@ Lengths = dict[str, int]
 
 @dataclass(frozen=True)
 class Trials:
-    """triples: by dimension, what ran; {} where nothing did, and then `error` is the first run's. seen: lengths and the
-    outputs' shapes of the runs. runs, seconds: what it took."""
+    """triples: by dimension, what ran; {} if nothing did, and then `error` is the first run's. seen: lengths and
+    the outputs' shapes of the runs. runs, seconds: the cost.
+    """
 
     triples: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     seen: tuple[tuple[Lengths, dict[str, list[int]]], ...] = ()
@@ -52,7 +54,7 @@ def try_lengths(
     wanted: Mapping[str, Candidates],
     sums: Mapping[str, Sequence[str]],
 ) -> Trials:
-    """Find lengths of the dimensions at which the model runs. Raises `StepError` where the child crashes."""
+    """Find lengths of the dimensions at which the model runs. Raises `StepError` if the child crashes."""
     from engineworks.errors import RunError
     from engineworks.host.child import ChildPool
 
@@ -73,8 +75,10 @@ def try_lengths(
 
 
 def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]:
-    """Values of each output that are NaN or infinite when the model runs on the samples, so many rows at a time;
-    outputs without any are left out. Raises `StepError` where it does not run."""
+    """Count values of each output that are NaN or infinite when the model runs on the samples, `rows` at a time.
+
+    Omits outputs without any. Raises `StepError` if it does not run.
+    """
     from engineworks.errors import RunError
     from engineworks.host.child import ChildPool
 
@@ -90,7 +94,7 @@ def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]
 
 
 def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry point of the child process."""
+    """Run the model on samples: entry point of the child process."""
     import numpy as np
 
     from engineworks.errors import RunError
@@ -125,7 +129,7 @@ def _session(model: str) -> Any:
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry point of the child process."""
+    """Search for lengths: entry point of the child process."""
     try:
         session = _session(payload["model"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises what it likes; the user reads it
@@ -138,7 +142,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Search:
-    """First any lengths that run, then further up and further down, one dimension after the other, then together."""
+    """Finds any lengths that run, then larger and smaller ones for each dimension, then all together."""
 
     def __init__(
         self, session: Any, specs: Sequence[TensorSpec], ranges: Mapping[str, Range], sums: Mapping[str, Sequence[str]]
@@ -169,7 +173,7 @@ class _Search:
         }  # fmt: skip
 
     def _base(self, wanted: Mapping[str, Candidates]) -> Lengths | None:
-        """The first setting that runs: candidates of all dimensions in step, then their combinations."""
+        """Return the first setting that runs: candidates of all dimensions in step, then their combinations."""
         steps = max((len(c.opt) for c in wanted.values()), default=1)
         in_step = [{d: c.opt[min(i, len(c.opt) - 1)] for d, c in wanted.items()} for i in range(steps)]
         mixed = (dict(zip(wanted, lengths)) for lengths in product(*(c.opt for c in wanted.values())))
@@ -181,7 +185,9 @@ class _Search:
         return None
 
     def _usual(self, base: Lengths, wanted: Mapping[str, Candidates]) -> Lengths:
-        """One dimension's trouble is not another's: each goes back to its first candidate where that runs."""
+        """Move each dimension back to its first candidate if that runs, because the failure may be another
+        dimension's.
+        """
         for dim, tried in wanted.items():
             usual = {**base, dim: tried.opt[0]}
             if usual != base and not self._late() and self._runs_at(usual):
@@ -194,8 +200,10 @@ class _Search:
         return next((n for n in lengths if not self._late() and self._runs_at({**base, dim: n})), base[dim])
 
     def _together(self, base: Lengths, found: Lengths) -> Lengths:
-        """All of `found` at once; where that does not run, half of the way, then the base itself. What the user said
-        stays where it is too large to be tried."""
+        """Return all of `found` at once; if that does not run, half of the way, then the base itself.
+
+        What the user stated stays if it is too large to be tried.
+        """
         if all(n == base[d] or d in self._said for d, n in found.items()) and self._too_large(found):
             return found
         halfway = {d: _round((base[d] + n) // 2) for d, n in found.items()}
@@ -229,7 +237,7 @@ class _Search:
 
 
 def _round(length: int) -> int:
-    """Long lengths as people and strided models like them: multiples of 32."""
+    """Round long lengths to multiples of 32, which people and strided models prefer."""
     return length // 32 * 32 if length >= 64 else length
 
 

@@ -1,4 +1,4 @@
-"""`engineworks sensitivity`: what quantizing each part of a model costs, and the `keep` list that follows from it."""
+"""`engineworks sensitivity`: the cost of quantizing each part of a model, and the resulting `keep` list."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sensitivity(
 
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
-    """The change as a unified diff, '' where there is none to propose, and whether it was written."""
+    """Return the change as a unified diff, '' if there is none to propose, and whether it was written."""
     from engineworks.commands.sensitivity.patch import difference, replace_file, with_keep
 
     if made.keep is None or not made.proven:

@@ -1,4 +1,4 @@
-"""The ranking as a picture: the noise of each part, in the ranking's order, those that are to stay out marked."""
+"""The ranking as a picture: the noise of each part, in the ranking's order, with excluded parts marked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
 
 
 def write_plot(found: Mapping[str, Any], title: str, file: Path) -> Path | None:
-    """Write the picture (SVG, or what the file's name says); None where matplotlib is not installed."""
+    """Write the picture (SVG, or the format of the file's suffix); None if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A Prefect API for one build, where no Prefect server runs: quick to start, loses no task run, leaves nothing behind.
+"""A Prefect API for one build without a Prefect server: quick to start, loses no task run, leaves no process.
 
     with prefect_api(settings.prefect_home) as prefect:   # returns at once: the server starts as a child
         plan = ...                                        # planning and imports go on meanwhile
@@ -6,14 +6,15 @@
         build_recipe(plan)
     # here every task run is in the database and no process is left
 
-Where PREFECT_API_URL is set in the environment, that server is used and none is started.
+If the environment sets PREFECT_API_URL, that server is used and none is started.
 
-Prefect reads its environment when it is imported, so `start` sets the environment of this process (PREFECT_HOME:
-nothing is read from or written to ~/.prefect; the API's address and password; no telemetry) and only `wait_ready`
-imports Prefect. If it was imported before, its settings are read again. `stop` puts the environment back.
+Prefect reads its environment when it is imported, so `start` sets the environment of this process and only
+`wait_ready` imports Prefect. The environment holds PREFECT_HOME (~/.prefect is neither read nor written), the API's
+address and password, and no telemetry. If Prefect was imported before, its settings are read again. `stop` restores
+the environment.
 
-Why not Prefect's own ephemeral server: it costs 7 s (13 s in a fresh home) and is stopped before its queues are empty,
-so that of 100 task runs 40 to 90 were recorded.
+Prefect's own ephemeral server costs 7 s (13 s in a fresh home) and stops before its queues are empty: of 100 task
+runs it recorded 40 to 90.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Passports: what is known of one engine, in one file that travels with its bytes and can be signed.
+"""Passports: provenance records of one engine, signed if there is a key, each one file that travels with its bytes.
 
     {"passport": 1, "engine": {id, precision, target, sha256, files, …}, "recipe": {file, sha256, commit, …},
      "digests": {step: {file: sha256}}, "steps": {step: key}, "versions": …, "hardware": …, "profiles": …,
      "reports": {file: …}, "report_digests": {file: sha256}, "verdict": {…, checks}, "issued_at": …, "signature": …}
 
-A passport is a result like others: it lies in the store under the digest of its contents (without the hour), so that
+A passport is a result like others. The store holds it under the digest of its contents (without the hour), so that
 the same engine with the same verdict has one passport.
 """
 

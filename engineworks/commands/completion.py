@@ -18,9 +18,9 @@ def recipe_files(incomplete: str) -> list[str]:
     """Return recipes in recipes/ and in the folder being typed, and folders to continue in."""
     typed = Path(incomplete)
     folder = typed if incomplete.endswith("/") else typed.parent
-    found = {str(path) for path in (*_recipes(Path("recipes")), *_recipes(folder))}
-    found |= {f"{path}/" for path in folder.glob("*/") if not path.name.startswith(".")}
-    return sorted(name for name in found if name.startswith(incomplete))
+    files = {str(path) for path in (*_recipes(Path("recipes")), *_recipes(folder))}
+    files |= {f"{path}/" for path in folder.glob("*/") if not path.name.startswith(".")}
+    return sorted(name for name in files if name.startswith(incomplete))
 
 
 def engine_ids(incomplete: str) -> list[str]:

@@ -53,8 +53,8 @@ def _engine(folder: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
     engine = folder / sidecar["engine"]
     if not engine.is_file():
         raise InputError(f"{folder}: the sidecar names '{sidecar['engine']}', which is missing")
-    found = digest_file(engine)
-    return {"kind": "engine", "path": str(engine), "digest_matches": found == sidecar["sha256"], **sidecar}
+    digest = digest_file(engine)
+    return {"kind": "engine", "path": str(engine), "digest_matches": digest == sidecar["sha256"], **sidecar}
 
 
 def _onnx(path: Path) -> dict[str, Any]:

@@ -20,5 +20,5 @@ def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> Non
     if as_json:
         terminal.print_json({"recipe": loaded.name, "releases": [m.to_json() for m in moved]})
         return
-    for one in moved:
-        terminal.say(f"{one.id}: {one.sentence}")
+    for outcome in moved:
+        terminal.say(f"{outcome.id}: {outcome.sentence}")

@@ -119,7 +119,7 @@ def _streams(
     session: Session, feeds: Mapping[str, Array], batch: int, streams: Sequence[int], notes: list[str]
 ) -> list[dict[str, Any]]:
     """Return one entry per number of streams; one that cannot run becomes a note."""
-    found = []
+    entries = []
     for count in streams:
         begin = time.monotonic()
         try:
@@ -128,7 +128,7 @@ def _streams(
             notes.append(f"{count} streams: {error.message}")
             continue
         seconds = round(time.monotonic() - begin, 3)
-        found.append(
+        entries.append(
             {"streams": count, "runs_per_s": runs_per_s, "samples_per_s": runs_per_s * batch, "seconds": seconds}
         )  # fmt: skip
-    return found
+    return entries

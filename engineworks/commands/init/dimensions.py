@@ -98,12 +98,12 @@ def name_outputs(
     own claim stays. Lengths that are no input's and were equal in all runs, such as those of the caches of all
     layers, share a name. by_values: lengths may follow from values.
     """
-    found: dict[str, tuple[Dim, ...]] = {}
+    named: dict[str, tuple[Dim, ...]] = {}
     shared: dict[tuple[int, ...], str] = {}
     for raw in outputs:
         shapes = [(lengths, made[raw.name]) for lengths, made in seen if raw.name in made]
         if not shapes:
-            found[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
+            named[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
             continue
         rank = len(shapes[0][1])
         dims = []
@@ -113,8 +113,8 @@ def name_outputs(
             if dim == _own_name(raw, axis) and len({length for _, length in runs}) > 1:
                 dim = shared.setdefault(tuple(length for _, length in runs), _sum_of(runs) or dim)
             dims.append(dim)
-        found[raw.name] = tuple(dims)
-    return found
+        named[raw.name] = tuple(dims)
+    return named
 
 
 def _own_name(raw: RawTensor, axis: int) -> str:
@@ -238,7 +238,7 @@ def _observed(
     claimed = symbols.get(claim, "") if isinstance(claim, str) else ""
     if claimed in names:
         return claimed
-    if found := [n for n in names if n in varied]:
-        return found[0]
+    if matches := [n for n in names if n in varied]:
+        return matches[0]
     settled = varied == runs[0][0].keys() and len(runs) > 1 and not by_values
     return lengths.pop() if settled and len(lengths) == 1 and 0 not in lengths else _own_name(raw, axis)

@@ -35,7 +35,7 @@ _OTHER = Candidates((1,), (8, 16, 4, 2, 1, 64), (64, 32, 16, 8))
 
 def candidates(dim: str) -> Candidates:
     """Return usual lengths of such a dimension."""
-    return next((found for pattern, found in _ROLES if re.search(pattern, dim.lower())), _OTHER)
+    return next((usual for pattern, usual in _ROLES if re.search(pattern, dim.lower())), _OTHER)
 
 
 def decoding_candidates(dim: str) -> Candidates:

@@ -61,14 +61,14 @@ def _outputs(model: onnx.ModelProto) -> tuple[RawTensor, ...]:
     except Exception:  # noqa: BLE001 - too large, or operators that it does not know: what is declared stands
         return declared
     inferred = {value.name: _raw(value).dims for value in made.graph.output}
-    return tuple(replace(one, dims=_filled(one.dims, inferred.get(one.name, ()))) for one in declared)
+    return tuple(replace(output, dims=_filled(output.dims, inferred.get(output.name, ()))) for output in declared)
 
 
 def _filled(dims: tuple[Dim | None, ...], inferred: tuple[Dim | None, ...]) -> tuple[Dim | None, ...]:
     if not dims:
         return inferred
-    found = inferred if len(inferred) == len(dims) else dims
-    return tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in zip(dims, found))
+    lengths = inferred if len(inferred) == len(dims) else dims
+    return tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in zip(dims, lengths))
 
 
 def _shaped_by_inputs(model: onnx.ModelProto) -> bool:
@@ -98,7 +98,7 @@ def _table_ranges(model: onnx.ModelProto, names: set[str]) -> dict[str, Range]:
     """
     rows = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) == 2}
     origin = {name: name for name in names}
-    found: dict[str, Range] = {}
+    ranges: dict[str, Range] = {}
     for node in model.graph.node:  # in topological order
         if node.op_type in _SAME_VALUES and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
@@ -107,5 +107,5 @@ def _table_ranges(model: onnx.ModelProto, names: set[str]) -> dict[str, Range]:
             name = origin[node.input[1]]
             largest = float(rows[node.input[0]] - 1)
             if axis == 0:
-                found[name] = (0.0, min(largest, found.get(name, (0.0, largest))[1]))
-    return found
+                ranges[name] = (0.0, min(largest, ranges.get(name, (0.0, largest))[1]))
+    return ranges

@@ -65,13 +65,13 @@ def try_lengths(
         "sums": {name: list(parts) for name, parts in sums.items()},
     }  # fmt: skip
     with ChildPool() as pool:
-        found = pool.run(
+        result = pool.run(
             "engineworks.commands.init.trials:main", payload, time_limit_s=TIME_LIMIT_S, fresh=True,
             what=f"trying {model.name}", error=RunError,
         )  # fmt: skip
-    triples = {d: (t[0], t[1], t[2]) for d, t in found["triples"].items()}
-    seen = tuple((lengths, shapes) for lengths, shapes in found["seen"])
-    return Trials(triples, seen, found["error"], found["runs"], found["seconds"])
+    triples = {d: (t[0], t[1], t[2]) for d, t in result["triples"].items()}
+    seen = tuple((lengths, shapes) for lengths, shapes in result["seen"])
+    return Trials(triples, seen, result["error"], result["runs"], result["seconds"])
 
 
 def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]:
@@ -101,7 +101,7 @@ def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
     from engineworks.recipe.samples import open_samples
 
     specs = [spec_from_json(s) for s in payload["specs"]]
-    started, found = time.monotonic(), dict[str, int]()
+    started, not_finite = time.monotonic(), dict[str, int]()
     try:
         session = _session(payload["model"])
         names = [o.name for o in session.get_outputs()]
@@ -111,12 +111,12 @@ def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in zip(names, session.run(names, dict(feeds_)), strict=True):
                 floating = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
                 if floating and (count := int(value.size - np.isfinite(value).sum())):
-                    found[name] = found.get(name, 0) + count
+                    not_finite[name] = not_finite.get(name, 0) + count
             if time.monotonic() - started > SECONDS:
                 break
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises what it likes; the user reads it
         raise RunError(_first_line(error)) from None
-    return {"not_finite": found}
+    return {"not_finite": not_finite}
 
 
 def _session(model: str) -> Any:
@@ -199,15 +199,15 @@ class _Search:
             return lengths[0]
         return next((n for n in lengths if not self._late() and self._runs_at({**base, dim: n})), base[dim])
 
-    def _together(self, base: Lengths, found: Lengths) -> Lengths:
-        """Return all of `found` at once; if that does not run, half of the way, then the base itself.
+    def _together(self, base: Lengths, largest: Lengths) -> Lengths:
+        """Return all of `largest` at once; if that does not run, half of the way, then the base itself.
 
         What the user stated stays if it is too large to be tried.
         """
-        if all(n == base[d] or d in self._said for d, n in found.items()) and self._too_large(found):
-            return found
-        halfway = {d: _round((base[d] + n) // 2) for d, n in found.items()}
-        for lengths in (found, halfway):
+        if all(n == base[d] or d in self._said for d, n in largest.items()) and self._too_large(largest):
+            return largest
+        halfway = {d: _round((base[d] + n) // 2) for d, n in largest.items()}
+        for lengths in (largest, halfway):
             if lengths == base or (not self._late() and self._runs_at(lengths)):
                 return lengths
         return base

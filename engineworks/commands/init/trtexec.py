@@ -99,14 +99,14 @@ def read_trtexec(command: str) -> Wishes:
 
 def _options(words: list[str]) -> list[tuple[str, str]]:
     """Return --name=value pairs, also for two separate shell words; the program's name is left out."""
-    found: list[tuple[str, str]] = []
+    options: list[tuple[str, str]] = []
     for word in words:
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
-            found.append((name, value))
-        elif found and not found[-1][1]:
-            found[-1] = (found[-1][0], word)
-    return found
+            options.append((name, value))
+        elif options and not options[-1][1]:
+            options[-1] = (options[-1][0], word)
+    return options
 
 
 def _take(reading: _Reading, name: str, value: str) -> None:
@@ -138,11 +138,11 @@ def _memory(reading: _Reading, name: str, value: str) -> None:
     """Read 'workspace:4096M' or '4096', in MiB if no unit is given."""
     for part in value.split(","):
         pool, _, size = part.rpartition(":")
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([BKMG]?)(?:i?B)?", size, re.IGNORECASE)
-        if pool not in ("", "workspace") or not found:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([BKMG]?)(?:i?B)?", size, re.IGNORECASE)
+        if pool not in ("", "workspace") or not match:
             reading.dropped.append(f"--{name}: of '{part}' nothing has a place: only the workspace's size has")
             continue
-        mib = float(found[1]) * _UNIT_MIB[found[2].upper() or "M"]
+        mib = float(match[1]) * _UNIT_MIB[match[2].upper() or "M"]
         reading.target_options["workspace_mib"] = str(max(1, round(mib)))
 
 

@@ -103,8 +103,8 @@ def _source(
         named = _reachable(given.resolve(), out, settings, files, notes)
         return f"onnx: {_quoted(named)}", facts, given.resolve()
     if given.is_dir() and not (given / "config.json").is_file():
-        found = sorted(given.glob("*.onnx"))
-        hint = f"name the file: {found[0]}" if found else "it holds no config.json and no .onnx file"
+        onnx_files = sorted(given.glob("*.onnx"))
+        hint = f"name the file: {onnx_files[0]}" if onnx_files else "it holds no config.json and no .onnx file"
         raise InputError(f"{given}: is not a Hugging Face folder", hint=hint)
     facts = read_huggingface(wishes.model, Path.cwd(), wishes.task)
     named = _relative(given.resolve(), out) if given.is_dir() else wishes.model
@@ -231,7 +231,7 @@ def _wanted(
 def _said_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str, Triple]:
     """Return the dimensions' min, opt and max from whole shapes of inputs, as trtexec has them."""
     specs = {s.name: s for s in named.inputs}
-    found: dict[str, Triple] = {}
+    triples: dict[str, Triple] = {}
     for name, shapes in wishes.shapes.items():
         if name not in specs:
             notes.append(f"shapes are given for '{name}', which is no input: {', '.join(specs)}")
@@ -242,11 +242,11 @@ def _said_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str
         for axis, dim in enumerate(specs[name].shape):
             triple = (shapes[0][axis], shapes[1][axis], shapes[2][axis])
             if isinstance(dim, str):
-                if found.setdefault(dim, triple) != triple:
-                    notes.append(f"'{name}' has {dim} {list(triple)}, another input {list(found[dim])}, which counts")
+                if triples.setdefault(dim, triple) != triple:
+                    notes.append(f"'{name}' has {dim} {list(triple)}, another input {list(triples[dim])}, which counts")
             elif set(triple) != {dim}:
                 notes.append(f"'{name}', axis {axis}: {list(triple)} is asked for, the model is fixed to {dim}")
-    return found
+    return triples
 
 
 def _try(
@@ -275,11 +275,11 @@ def _say_not_finite(model: Path, loaded: LoadedRecipe, notes: list[str]) -> None
     lengths = next(iter(loaded.recipe.shapes.values()), {})
     rows = batch if isinstance(batch, int) else lengths[batch][1]
     try:
-        found = count_not_finite(model, loaded.files.evaluation, rows)
+        not_finite = count_not_finite(model, loaded.files.evaluation, rows)
     except StepError as error:
         notes.append(f"the model does not run on the samples that stand in: {error.message}")
         return
-    for name, count in found.items():
+    for name, count in not_finite.items():
         notes.append(
             f"output '{name}' of the model itself is NaN or infinite on the samples that stand in ({count} values); "
             "no engine can be compared there: give real samples with --evaluation, or correct the inputs' range"

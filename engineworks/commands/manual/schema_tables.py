@@ -64,7 +64,7 @@ def type_words(schema: Schema, links: Mapping[str, str]) -> str:
         return " · ".join(f"`{word}`" for word in schema["enum"])
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            words = [type_words(one, links) for one in schema[several] if one.get("type") != "null"]
+            words = [type_words(choice, links) for choice in schema[several] if choice.get("type") != "null"]
             return " or ".join(dict.fromkeys(words))
     return _plain_words(schema, links)
 
@@ -87,7 +87,7 @@ def _plain_words(schema: Schema, links: Mapping[str, str]) -> str:
 
 def _list_words(schema: Schema, links: Mapping[str, str]) -> str:
     if "prefixItems" in schema:
-        return "[" + ", ".join(type_words(one, links) for one in schema["prefixItems"]) + "]"
+        return "[" + ", ".join(type_words(entry, links) for entry in schema["prefixItems"]) + "]"
     item = type_words(schema.get("items", {}), links)
     exact = schema.get("minItems") == schema.get("maxItems") and "minItems" in schema
     return f"{schema['minItems']} of: {item}" if exact else f"list of: {item}"
@@ -95,8 +95,8 @@ def _list_words(schema: Schema, links: Mapping[str, str]) -> str:
 
 def _bounds(schema: Schema) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
-    return f" {', '.join(found)}" if found else ""
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
 def anchor(heading: str) -> str:

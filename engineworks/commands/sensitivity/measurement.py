@@ -83,13 +83,13 @@ def measure_sensitivity(
     step = _sensitivity_step(wanted, plan, digests, samples)
     _run(plan, step.inputs.values(), store)
     _run_step(step, store)
-    found = store.require(step.key).read_json(SENSITIVITY_FILE)
+    report = store.require(step.key).read_json(SENSITIVITY_FILE)
     verdict = None
-    if found["keep"] is not None:
-        kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(found["keep"]))
+    if report["keep"] is not None:
+        kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(report["keep"]))
         verdict = _judge_engine(plan_recipe(kept, store, digests), store)
     digests.save()
-    return Sensitivity(loaded, plan.engines[0].id, found, verdict)
+    return Sensitivity(loaded, plan.engines[0].id, report, verdict)
 
 
 def _find_target(loaded: LoadedRecipe, name: str) -> NamedTarget:

@@ -33,10 +33,10 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     changed = _spliced(plain, unchanged, _dump(document))
     calibration = {k: v for k, v in before.get("calibration", {}).items() if k != "keep"}
     wanted = {k: v for k, v in before.items() if k != "calibration"}
-    found = parse_yaml(changed, shown).plain()
-    left = {k: v for k, v in found.get("calibration", {}).items() if k != "keep"}
-    others = {k: v for k, v in found.items() if k != "calibration"}
-    if (others, left, found.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
+    reread = parse_yaml(changed, shown).plain()
+    left = {k: v for k, v in reread.get("calibration", {}).items() if k != "keep"}
+    others = {k: v for k, v in reread.items() if k != "calibration"}
+    if (others, left, reread.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
         raise InputError(f"{shown}: its 'keep' cannot be changed by itself", hint="write the list into it by hand")
     return changed.replace("\n", newline)
 

@@ -101,7 +101,7 @@ class DeviceCounter:
 
 
 def _extremes(dtype: str) -> onnx.ModelProto:
-    """x → least, most: scalars; and the sum of 0 · x, NaN where a value is not finite."""
+    """Make the graph x → least, most: scalars; and the sum of 0 · x, which is NaN if a value is not finite."""
     import onnx
 
     make = onnx.helper.make_node
@@ -117,8 +117,8 @@ def _extremes(dtype: str) -> onnx.ModelProto:
 
 
 def _counts(dtype: str, bins: int) -> onnx.ModelProto:
-    """x; to, every i64[1], blocks, padding i64[2], factor f32[] → f64[bins]: how many |x| · factor round down to
-    each bin.
+    """Make the graph x; to, every i64[1]; blocks, padding i64[2]; factor f32[] → f64[bins]: how many |x| · factor
+    round down to each bin.
 
     Sums of a row are exact in fp32 up to 2^24, and a row holds one value in 1024.
     """

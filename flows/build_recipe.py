@@ -1,7 +1,7 @@
 """The main job: one recipe → gated, recorded engines. Order and fan-out only; tasks do the work.
 
-A deployment has only plain values: its flow plans where it starts, with the settings of its environment. The
-command has a plan and settings already, and passes them to `build_planned`.
+A deployment has only plain values: its flow plans where it starts, with the settings of its environment. The command
+has a plan and settings already, and passes them to `build_planned`.
 """
 
 from __future__ import annotations

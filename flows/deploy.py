@@ -1,6 +1,5 @@
 """`engineworks deploy`: creates or updates work pools, deployments and the heartbeat automation on the Prefect
-server.
-"""
+server."""
 
 from __future__ import annotations
 
@@ -86,8 +85,7 @@ def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
 
 def _make_automation() -> str:
     """Mark a run crashed after three missed heartbeats, because it sends nothing if its process and worker both
-    died.
-    """
+    died."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState

@@ -3,8 +3,8 @@
     pool cpu      queue nightly (1 run at once), recipes (2), engines (1)
     pool <GPU>    one run at once: two jobs on one GPU would disturb each other
 
-A nightly waits for its recipes and a recipe for its engines, so each of the three has a queue with its own limit. With one
-limit for all, waiting runs would take the places of those that they wait for.
+A nightly waits for its recipes and a recipe for its engines, so each of the three has a queue with its own limit.
+With one limit for all, waiting runs would take the places of those that they wait for.
 """
 
 from __future__ import annotations

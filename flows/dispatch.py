@@ -1,5 +1,4 @@
-"""Runs of deployments that a flow starts and waits for: all started first, watched in one loop, restarted if
-crashed.
+"""Runs of deployments that a flow starts and waits for: all started first, watched in one loop, restarted if crashed.
 
 A thread or a task for each would be a dozen threads per recipe. A loop over their states costs one request in two
 seconds for any number of runs, and outlives a restart of the server.
@@ -130,9 +129,8 @@ def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
-    """Return the names of online workers; none for a pool that does not exist yet (a new target, before
-    `engineworks deploy`).
-    """
+    """Return the names of online workers; none for a pool that does not exist yet (a new target, before `engineworks
+    deploy`)."""
     try:
         workers = client.read_workers_for_work_pool(pool)
     except PrefectHTTPStatusError as error:  # the client raises ObjectNotFound for other resources only

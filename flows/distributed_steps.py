@@ -29,8 +29,8 @@ from flows.local_steps import run_steps
 def run_distributed(build: Build, recipe: str, again: str | None = None) -> None:
     """Prepare, order each engine from a worker of its pool, and take the deliveries into the build.
 
-    An engine whose pool has no worker is built here, ahead of time if its backend can. It stays unmeasured unless
-    this host has its hardware.
+    An engine whose pool has no worker is built here, ahead of time if its backend can. It stays unmeasured unless this
+    host has its hardware.
     """
     run_steps(build, prepare_keys(build.plan, build.plan.engines))
     online = workers_online(sorted({e.target.target.pool for e in build.plan.engines}))

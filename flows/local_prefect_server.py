@@ -1,12 +1,11 @@
 """The private Prefect API of one build; `local_prefect` starts it as a child: `python local_prefect_server.py FD`.
 
-The child serves on the listening socket FD and prints `ready` on its standard output. It ends itself once its
-standard input is closed (or its parent is gone) and everything it received is in the database. Environment
-variables hold its settings. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it
-imports.
+The child serves on the listening socket FD and prints `ready` on its standard output. It ends itself once its standard
+input is closed (or its parent is gone) and everything it received is in the database. Environment variables hold its
+settings. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
 
-`make prefect-schema` rewrites local_prefect_schema.sql after an upgrade of Prefect. An older one still works:
-Prefect migrates it.
+`make prefect-schema` rewrites local_prefect_schema.sql after an upgrade of Prefect. An older one still works: Prefect
+migrates it.
 """
 
 from __future__ import annotations
@@ -150,8 +149,8 @@ class Inbox:
     def may_close(self) -> bool:
         """Return whether Prefect's services can stop without a loss.
 
-        They stop whatever waits on the in-memory bus between them, which is where task runs get lost. When stopped,
-        the recorder writes what it has taken from the bus, up to one batch.
+        They stop whatever waits on the in-memory bus between them, which is where task runs get lost. When stopped, the
+        recorder writes what it has taken from the bus, up to one batch.
         """
         from prefect.server.utilities.messaging.memory import METRICS
         from prefect.settings import get_current_settings

@@ -15,9 +15,8 @@ R = TypeVar("R")
 def ended(words: str, result: R, *, good: bool) -> State[R]:
     """Return the last state of a flow: `words` are its message, `result` its data.
 
-    A worker's run returns only the message. Prefect raises the data of a failed run as an exception, and a
-    TypeError if it is none. It also looks for futures in every value of a result, which takes longer than some
-    flows.
+    A worker's run returns only the message. Prefect raises the data of a failed run as an exception, and a TypeError if
+    it is none. It also looks for futures in every value of a result, which takes longer than some flows.
     """
     data = None if ordered() else result
     return Completed(message=words, data=data) if good else Failed(message=words, data=data)

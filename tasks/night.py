@@ -13,9 +13,8 @@ from engineworks.errors import EngineworksError, InputError
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 
 Word = Literal["unchanged", "built", "refused", "lost"]
-"""Of a recipe. unchanged: nothing to do. refused: its file, data or targets are wrong. lost: its build ended
-without a result.
-"""
+"""Of a recipe. unchanged: nothing to do. refused: its file, data or targets are wrong. lost: its build ended without a
+result."""
 
 
 GOOD = ("pass", "pass (waived)", "unmeasured", "refused")
@@ -38,8 +37,7 @@ class Chosen:
 @dataclass(frozen=True)
 class EngineNight:
     """The outcome of an engine: `word` is its verdict, or refused or lost; `sentence` is the reason unless it
-    passed.
-    """
+    passed."""
 
     id: str
     word: str
@@ -68,8 +66,8 @@ def choose_recipes(
 ) -> list[Chosen]:  # fmt: skip
     """Choose the folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
 
-    An unreadable file has no owner and no tags. It is always chosen if its file matches, so that no recipe is
-    silently left out. Raises `InputError` if nothing matches.
+    An unreadable file has no owner and no tags. It is always chosen if its file matches, so that no recipe is silently
+    left out. Raises `InputError` if nothing matches.
     """
     chosen = [_load(path, data_roots) for path in find_recipes(folder)]
     chosen = [recipe for recipe in chosen if not globs or any(_named(recipe, glob) for glob in globs)]

@@ -47,8 +47,7 @@ class Lookup:
 
     @cached_property
     def finished(self) -> FinishedBuilds:
-        """The builds of the last night, and all later ones; the builds of other recipes are searched for one by
-        one.
+        """The builds of the last night, and all later ones; the builds of other recipes are searched for one by one.
 
         Empty if MLflow does not answer: the next request reports that.
         """
@@ -62,8 +61,7 @@ class Lookup:
 
 def finished_since_last_night(tracking: Tracking) -> FinishedBuilds:
     """Return the finished builds; empty before the first night, or if its record cannot be read. Raises
-    `TrackingError`.
-    """
+    `TrackingError`."""
     try:
         night = json.loads(tracking.last_night_text(NIGHT_JSON) or "null")
         runs = [str(recipe["run"]) for recipe in (*night["recipes"], *night.get("absent", ())) if recipe["run"]]

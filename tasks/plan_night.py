@@ -20,9 +20,8 @@ from tasks.night_lookup import Lookup
 def find_unchanged(
     chosen: Chosen, name: str, lookup: Lookup, online: Mapping[str, frozenset[str]], again: str | None
 ) -> BuildResult | None:
-    """Find the result of an unchanged recipe. lookup: data for all recipes of the night. online: the workers of
-    every pool, by name, which may have hardware that this host lacks.
-    """
+    """Find the result of an unchanged recipe. lookup: data for all recipes of the night. online: the workers of every
+    pool, by name, which may have hardware that this host lacks."""
     del name  # names the task run
     assert chosen.loaded is not None  # refused before
     settings, store, digests = lookup.settings, lookup.store, lookup.digests

@@ -1,7 +1,7 @@
 """One Prefect task per step of the plan; they differ only in name.
 
-No tags: for every tag of a task Prefect asks its server for a concurrency slot. No cache policy: Prefect's keys
-hold the run's id and the task's source, ours hold all that shapes the result.
+No tags: for every tag of a task Prefect asks its server for a concurrency slot. No cache policy: Prefect's keys hold
+the run's id and the task's source, ours hold all that shapes the result.
 """
 
 from __future__ import annotations

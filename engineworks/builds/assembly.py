@@ -28,9 +28,8 @@ def assemble_result(
     plan: Plan, engines: Sequence[EngineResult], store: Store, *,
     run: str, failures: Mapping[str, Failure], outcomes: Sequence[Outcome] = (), seconds: float = 0.0,
 ) -> BuildResult:  # fmt: skip
-    """Assemble the result. run: id of the build's run in MLflow. failures: by key of the step. outcomes: of the
-    steps that this build ran or found in the store; none for a recorded build. seconds: the build's duration.
-    """
+    """Assemble the result. run: id of the build's run in MLflow. failures: by key of the step. outcomes: of the steps
+    that this build ran or found in the store; none for a recorded build. seconds: the build's duration."""
     calibration = calibration_health(plan, store)
     warnings = (
         *notes_of_data(plan, store), *notes_of_lowering(plan, store), *(w for c in calibration for w in c.warnings),

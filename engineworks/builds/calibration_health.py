@@ -1,7 +1,7 @@
 """The quality of a recipe's calibrations: metrics and warnings, read from the artifacts that a plan names.
 
-Drift is evaluated here, from the statistics that `calibrate` and `reference` store of their own samples, so the key
-of neither depends on the other's data.
+Drift is evaluated here, from the statistics that `calibrate` and `reference` store of their own samples, so the key of
+neither depends on the other's data.
 """
 
 from __future__ import annotations

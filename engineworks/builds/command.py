@@ -30,8 +30,8 @@ Champions = Mapping[str, int | None]
 class Flows(Protocol):
     """Runs plans as Prefect flow runs in this process. Loaded by its entry point: the library does not import it.
 
-    champions: by engine, from before planning: run the flow `release`, which gives a `ReleaseResult` per plan.
-    Without them run `build_recipe`, which gives a `BuildResult`.
+    champions: by engine, from before planning: run the flow `release`, which gives a `ReleaseResult` per plan. Without
+    them run `build_recipe`, which gives a `BuildResult`.
     """
 
     def __call__(
@@ -58,9 +58,9 @@ def recorded_result(
 ) -> BuildResult | None:
     """Return the result of a recorded build that needs no step, else None.
 
-    Verifies every artifact and evaluates it again; only the record itself comes from MLflow. A caller with many
-    plans passes what they share: the store, the repository's checkout, the finished builds in MLflow. samples: as
-    in `engine_result`.
+    Verifies every artifact and evaluates it again; only the record itself comes from MLflow. A caller with many plans
+    passes what they share: the store, the repository's checkout, the finished builds in MLflow. samples: as in
+    `engine_result`.
     """
     if plan.to_do:
         return None

@@ -11,10 +11,9 @@ _PEER_METRICS = ("latency_ms_p50", "latency_ms_p99", "throughput_per_s", "memory
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One framework in one precision at one shape. name: 'pytorch-fp16', or 'fp16/rtx40' for an engine. cosine: to
-    the fp32 reference, per output. speedup: the base's median latency divided by this one's. note: why there are no
-    measurements, or a remark.
-    """
+    """One framework in one precision at one shape. name: 'pytorch-fp16', or 'fp16/rtx40' for an engine. cosine: to the
+    fp32 reference, per output. speedup: the base's median latency divided by this one's. note: why there are no
+    measurements, or a remark."""
 
     name: str
     framework: str
@@ -41,8 +40,7 @@ class ComparisonRow:
 @dataclass(frozen=True)
 class Comparison:
     """over: the framework and precision that speed-ups are relative to, '' where none ran. shapes: in the recipe's
-    order.
-    """
+    order."""
 
     over: str
     shapes: tuple[str, ...]
@@ -57,8 +55,7 @@ class Comparison:
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
     """Return metrics to record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like,
-    'engine_speedup/fp16/cpu/SHAPE'.
-    """
+    'engine_speedup/fp16/cpu/SHAPE'."""
     metrics: dict[str, float] = {}
     for row in comparison.rows if comparison else ():
         fields = ("speedup",) if row.engine else _PEER_METRICS

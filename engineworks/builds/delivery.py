@@ -158,15 +158,13 @@ def order_of(plan: Plan, engine: PlannedEngine) -> str:
 
 def note_delivery(store: Store, engine_id: str, order: str, key: str, workers: Iterable[str] = ()) -> None:
     """Record on this host that the order was carried out, so that it is not repeated. workers: names of those that
-    could have taken it.
-    """
+    could have taken it."""
     store.note_latest(f"{engine_id}/delivery", {"order": order, "delivery": key, "workers": sorted(workers)})
 
 
 def was_asked(store: Store, plan: Plan, engine: PlannedEngine, workers: Iterable[str]) -> bool:
     """Return whether these workers got this order before. They are known by their names, new at every start. If the
-    engine is still unmeasured, none of them has its hardware.
-    """
+    engine is still unmeasured, none of them has its hardware."""
     noted = store.latest(f"{engine.id}/delivery")
     if noted is None or noted.get("order") != order_of(plan, engine) or not store.has(engine.steps["build"]):
         return False

@@ -116,9 +116,8 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
 
 
 def left_out(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return ids of the engines that `--only` excluded from the build with this plan (JSON), also for old plans
-    that do not list them.
-    """
+    """Return ids of the engines that `--only` excluded from the build with this plan (JSON), also for old plans that do
+    not list them."""
     if "not_selected" in plan:
         return tuple(plan["not_selected"])
     planned = {e["id"] for part in ("engines", "refused") for e in plan.get(part, ())}

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 
 def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
-    """Return one ladder per target, in the recipe's order; none without `auto`. store: has the lowered models,
-    whose sizes an estimate needs.
-    """
+    """Return one ladder per target, in the recipe's order; none without `auto`. store: has the lowered models, whose
+    sizes an estimate needs."""
     if plan.loaded.auto is None:
         return ()
     results = {e.id: e for e in engines}
@@ -105,8 +104,7 @@ def _why(failure: Failure) -> str:
 
 def _impossible(failure: Failure | None) -> bool:
     """Return whether the model cannot be computed in this precision. Other failures (data, a recipe's pattern, an
-    internal error) are no verdict on it.
-    """
+    internal error) are no verdict on it."""
     if failure is not None and failure.inapplicable:
         return True
     kind = failure.step.rpartition("/")[2].partition("-")[0] if failure else ""

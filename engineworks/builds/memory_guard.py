@@ -1,8 +1,8 @@
 """Expected memory of a build and memory left on this host: numbers for `schedule`, all in MiB.
 
 A backend's `build_memory` gives the need of its builds: the peak resident memory of a child, measured by
-`benchmarks/build_memory.py`, rounded up. The measured models are nearly all weights. Activations of large profiles
-need more, which is not predicted.
+`benchmarks/build_memory.py`, rounded up. The measured models are nearly all weights. Activations of large profiles need
+more, which is not predicted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def needs_of(store: Store) -> Callable[[Step], float]:
 
 
 def available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the minimum, in MiB, of what the host, each cgroup of this process, and `ENGINEWORKS_MEMORY_MIB`
-    leave.
+    """Return the minimum, in MiB, of what the host, each cgroup of this process, and `ENGINEWORKS_MEMORY_MIB` leave.
 
     Infinite if none of them sets a limit.
     """
@@ -56,8 +55,8 @@ def _of_host(proc: Path) -> Iterator[float]:
 def _of_cgroups(proc: Path, root: Path) -> Iterator[float]:
     """Yield limit − usage of this process's cgroup and of those above it, version 2 or 1.
 
-    Kernel: Documentation/admin-guide/cgroup-v2, cgroup-v1/memory. Pages of files that can be dropped do not count
-    as used.
+    Kernel: Documentation/admin-guide/cgroup-v2, cgroup-v1/memory. Pages of files that can be dropped do not count as
+    used.
     """
     for line in _read(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

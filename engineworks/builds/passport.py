@@ -31,8 +31,7 @@ from engineworks.store.store import Store
 
 
 def recipe_origin(plan: Plan, checkout: Checkout | None = None) -> dict[str, Any]:
-    """Return the origin of the recipe: its text's digests and its git commit; `changed`: files that the commit
-    lacks.
+    """Return the origin of the recipe: its text's digests and its git commit; `changed`: files that the commit lacks.
 
     checkout: of the recipe's repository, if already examined.
     """

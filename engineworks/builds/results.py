@@ -39,9 +39,8 @@ LONGEST_LIST = 64
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed step: its id, the message for the user, the log for the record, and the error's exit code.
-    inapplicable: why the model cannot be computed in the engine's precision, if that failed.
-    """
+    """A failed step: its id, the message for the user, the log for the record, and the error's exit code. inapplicable:
+    why the model cannot be computed in the engine's precision, if that failed."""
 
     step: str
     message: str
@@ -52,9 +51,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine: its path, measurements and verdict. `path` is None if it was not built. Then there is no
-    `passport`, which is a file in the store, in a folder named by its key.
-    """
+    """One engine: its path, measurements and verdict. `path` is None if it was not built. Then there is no `passport`,
+    which is a file in the store, in a folder named by its key."""
 
     id: str
     verdict: EngineWord
@@ -144,10 +142,9 @@ class RanStep:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
-    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and its outcome.
-    `not_selected`: ids of the recipe's engines that `--only` excluded from this build.
-    """
+    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps that
+    were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and its outcome.
+    `not_selected`: ids of the recipe's engines that `--only` excluded from this build."""
 
     recipe: str
     run: str
@@ -284,8 +281,7 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
 
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     """Choose the recommendation when reading, not when measuring, so that another latency budget measures nothing
-    again.
-    """
+    again."""
     sweep = plan.loaded.recipe.performance.sweep
     if sweep is None or not latency:
         return None

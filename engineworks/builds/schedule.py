@@ -1,8 +1,8 @@
 """The order in which steps may run: pure, so that any executor can follow it.
 
-A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps run last and
-one at a time, because any other step would disturb them. A step that exceeds the memory left waits while others
-run; one that never fits runs alone.
+A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps run last and one at
+a time, because any other step would disturb them. A step that exceeds the memory left waits while others run; one that
+never fits runs alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def _alone(step: Step) -> bool:
 class Schedule:
     """Hands out the steps to do; callers report how each one ended.
 
-    keys: hand out only these. lost: steps that failed before. need: the memory in MiB that a step is expected to
-    take; asked only of steps whose inputs are done.
+    keys: hand out only these. lost: steps that failed before. need: the memory in MiB that a step is expected to take;
+    asked only of steps whose inputs are done.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Schedule:
     def ready(self, room: int, available_mib: float = math.inf) -> Sequence[Step]:
         """Return steps to start now, so that at most `room` run at once; each is handed out once.
 
-        available_mib: memory that is free now. The whole expected need of running steps is subtracted, although
-        they hold some of it already. Starting too few steps is better than an out-of-memory kill.
+        available_mib: memory that is free now. The whole expected need of running steps is subtracted, although they
+        hold some of it already. Starting too few steps is better than an out-of-memory kill.
         """
         self._drop_lost()
         if self._large or any(map(_alone, self._running.values())):

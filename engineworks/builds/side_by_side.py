@@ -25,8 +25,7 @@ def compare_with_peers(
     plan: Plan, engines: Sequence[EngineResult], store: Store, failures: Mapping[str, Failure]
 ) -> Comparison | None:
     """Make the comparison that the plan asks for, None if it asks for none. Unmeasured engines have no row, because
-    they run on another host.
-    """
+    they run on another host."""
     if not plan.peers:
         return None
     shapes = tuple(plan.loaded.recipe.performance.at) or ("",)

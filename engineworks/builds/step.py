@@ -74,9 +74,8 @@ def _environment(step: Step) -> Mapping[str, str]:
 
 
 def attempts_of(step: Step) -> int:
-    """Return in how many ways the step can run; each crash of its own child leads to the next. A built engine runs
-    in one way only, the one it was tried in.
-    """
+    """Return in how many ways the step can run; each crash of its own child leads to the next. A built engine runs in
+    one way only, the one it was tried in."""
     kind = STEP_KINDS[step.kind]
     optimizer = step.params["target"]["backend"] if kind.optimizer == "target" else kind.optimizer
     return attempts(optimizer) if optimizer else kind.attempts

@@ -68,9 +68,8 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
 
 
 def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineRecord:
-    """Return one engine's child run: metrics, limits, verdict reasons, fingerprints, logs and the engine. ladder:
-    its status in `precisions: auto`, '' without one.
-    """
+    """Return one engine's child run: metrics, limits, verdict reasons, fingerprints, logs and the engine. ladder: its
+    status in `precisions: auto`, '' without one."""
     failure = engine.failure
     texts = {VERDICT_FILE: json.dumps([c.to_json() for c in engine.checks], indent=1)}
     texts |= {document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}

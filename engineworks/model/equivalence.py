@@ -1,7 +1,7 @@
 """Verifies that two ONNX files compute the same, by running both in ONNX Runtime on the same feeds.
 
-Both run as written: ONNX Runtime's optimizer is off, because it could fold and fuse one and not the other. Weights
-next to the file are mapped into memory, not copied, so two models of several GB can be open at once.
+Both run as written: ONNX Runtime's optimizer is off, because it could fold and fuse one and not the other. Weights next
+to the file are mapped into memory, not copied, so two models of several GB can be open at once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
-"""Maximum difference of each floating type, relative to the magnitude that `_magnitudes` finds. It allows another
-order of summation and no more: about 100, 2 and 2 units in the last place of float32, float16 and bfloat16.
-"""
+"""Maximum difference of each floating type, relative to the magnitude that `_magnitudes` finds. It allows another order
+of summation and no more: about 100, 2 and 2 units in the last place of float32, float16 and bfloat16."""
 
 _THREADS = min(2, os.cpu_count() or 1)
 _FATAL = 4  # ONNX Runtime's severity: the error itself is raised, its log line is only noise
@@ -65,8 +64,7 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
 def first_shapes(
     session: onnxruntime.InferenceSession, feeds: Sequence[Arrays], where: str
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all outputs on the first feed. Raises `SamplesError` if there is none or it does not
-    run.
+    """Return the shapes of all outputs on the first feed. Raises `SamplesError` if there is none or it does not run.
 
     feeds: by input name, with the shapes and dtypes of the model's inputs.
     """
@@ -83,8 +81,7 @@ def first_shapes(
 
 
 def check_same_twice(session: onnxruntime.InferenceSession, feed: Arrays, where: str) -> None:
-    """Raise `ModelError` if the model gives two results for one sample, because then no rewritten model can equal
-    it.
+    """Raise `ModelError` if the model gives two results for one sample, because then no rewritten model can equal it.
 
     feed: by input name, with the shapes and dtypes of the model's inputs.
     """
@@ -105,9 +102,9 @@ def compare(
 ) -> dict[str, float]:
     """Return the largest absolute difference of every output over all feeds.
 
-    It includes the first feed at other lengths of each dynamic dimension, if the original runs there. feeds: by
-    input name, with the shapes and dtypes of the model's inputs. Raises `FoldError` with the output, difference and
-    sample of the first difference above `TOLERANCE`, and `SamplesError` for feeds that the original cannot run.
+    It includes the first feed at other lengths of each dynamic dimension, if the original runs there. feeds: by input
+    name, with the shapes and dtypes of the model's inputs. Raises `FoldError` with the output, difference and sample of
+    the first difference above `TOLERANCE`, and `SamplesError` for feeds that the original cannot run.
     """
     worst = {output.name: 0.0 for output in original.get_outputs()}
     for index, feed in enumerate(feeds):
@@ -173,9 +170,8 @@ def difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> tu
 
 
 def runtime_failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of ONNX Runtime: its own classes, which have no common parent, and Python's for
-    arguments of a wrong kind.
-    """
+    """Return the exceptions of ONNX Runtime: its own classes, which have no common parent, and Python's for arguments
+    of a wrong kind."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented",
@@ -192,8 +188,7 @@ def runtime_reason(error: object) -> str:
 
 
 def _magnitudes(finite: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the magnitude that each value's difference is relative to: its own, or the output's where that is
-    larger.
+    """Return the magnitude that each value's difference is relative to: its own, or the output's where that is larger.
 
     finite, values, result: float64 in any shape. The output's magnitude is its largest value, but at most a hundred
     times its tenth percentile (without zeros). A mask of -1e9 in some places must not excuse errors in the others.

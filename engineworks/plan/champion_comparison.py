@@ -60,8 +60,7 @@ def champion_comparison_document(
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
     """Digest what measurements depend on besides the engine and the versions that built it. Measurements with the same
-    digest may be compared.
-    """
+    digest may be compared."""
     params = {
         k: v
         for k, v in measure["params"].items()

@@ -220,8 +220,7 @@ def _compare_engines(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEn
 
 def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
     """Return the first differences in the documents of the engine's steps. A step that only reads a changed one adds
-    nothing.
-    """
+    nothing."""
     if dict(old.steps) == dict(new.steps):
         return []
     was, is_now = _documents(before, old), _documents(now, new)

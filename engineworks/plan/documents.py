@@ -104,8 +104,7 @@ class Documents:
 
     def fold(self, export: str) -> tuple[Document, Unkeyed]:
         """Document the fold. The samples of its verification are unkeyed: they can fail the step, never change its
-        result.
-        """
+        result."""
         outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
         params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
         data = self._files.evaluation
@@ -165,8 +164,7 @@ class Documents:
 
     def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Unkeyed]:
         """Document the lowered reference. folded: the lowered model is the folded one, which the reference has run
-        already.
-        """
+        already."""
         data = self._files.evaluation
         folded = not computes.quantized and computes.unquantized == "fp32"
         params = {"samples": _samples(data), "ranges": self._shapes()["ranges"], "folded": folded}
@@ -220,8 +218,7 @@ class Documents:
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Unkeyed]:
         """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
-        are unkeyed.
-        """
+        are unkeyed."""
         data, performance = self._files.evaluation, self.recipe.performance
         params = {
             "at": self._at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),

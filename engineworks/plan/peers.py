@@ -18,8 +18,7 @@ Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
 @dataclass(frozen=True)
 class PlannedPeer:
     """One peer in one precision. id: such as 'digits/peer/pytorch-fp16'. step: key of its step; None where it cannot
-    run here, for the reason in `why_not`.
-    """
+    run here, for the reason in `why_not`."""
 
     id: str
     name: str

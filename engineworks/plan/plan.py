@@ -57,8 +57,7 @@ class Step:
 @dataclass(frozen=True)
 class PlannedEngine:
     """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it cannot run here, or ''.
-    `computes`: the plain precisions that its own consists of, such as int8 with fp16 for unquantized nodes.
-    """
+    `computes`: the plain precisions that its own consists of, such as int8 with fp16 for unquantized nodes."""
 
     id: str
     recipe: str
@@ -96,8 +95,7 @@ class Refused:
 @dataclass(frozen=True)
 class Plan:
     """Everything that a build of one recipe will do. `steps` follow their inputs. `peers`: requested baselines to
-    compare the engines with. `today`: the UTC day of evaluation, because waivers expire; all hosts use the same.
-    """
+    compare the engines with. `today`: the UTC day of evaluation, because waivers expire; all hosts use the same."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
@@ -218,8 +216,7 @@ def plan_recipe(
 
 def with_states(plan: Plan, store: Store) -> Plan:
     """Return the plan with every step's state. To do are the goals that the store lacks, and their inputs that it lacks
-    too.
-    """
+    too."""
     stored = {key for key in plan.steps if store.has(key)}
     foreign = {s for e in plan.engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
 

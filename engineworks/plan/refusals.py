@@ -11,8 +11,7 @@ from engineworks.store.store import Store
 
 def refuse_folded(plan: Plan, store: Store) -> Plan:
     """Drop the engines that the folded model's operators rule out, and steps that only those needed. The store has the
-    operators' inventory now.
-    """
+    operators' inventory now."""
     fold = next((key for key, step in plan.steps.items() if step.kind == "fold"), "")
     uses = stored_uses(store, fold)
     said = {e.id: refusal(plan.loaded.recipe, e.precision, e.target, uses) for e in plan.engines}

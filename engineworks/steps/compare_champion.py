@@ -1,9 +1,9 @@
 """Candidate and champion, loaded together and measured interleaved, alone on their device.
 
-The report names its method: `identical` (the same bytes: nothing to measure), `measured` (a second attempt in a
-fresh process must confirm that something is slower), or `history` (the champion does not run here: earlier
-measurements replace it, and the gate reports that). `earlier`: undecided measurements of earlier builds;
-`confidence`: of this build, higher the more there were.
+The report names its method: `identical` (the same bytes: nothing to measure), `measured` (a second attempt in a fresh
+process must confirm that something is slower), or `history` (the champion does not run here: earlier measurements
+replace it, and the gate reports that). `earlier`: undecided measurements of earlier builds; `confidence`: of this
+build, higher the more there were.
 """
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ def come_to_rest() -> None:
 
 def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
     """Load an engine with the kernels that serving gets after its first seconds. A round ends before lazy kernels
-    arrive, and general kernels are not what serving uses.
-    """
+    arrive, and general kernels are not what serving uses."""
     cache.mkdir(exist_ok=True)
     serving = serving_from_json(params["serving"])
     if serving.kernels == "lazy":
@@ -175,9 +174,8 @@ def _whose(side: Side, error: RunError) -> RunError:
 
 
 def _history(job: StepJob, champion: Champion, why: str) -> Report:
-    """Return the replacement for a champion that does not run here. The gate compares the candidate's own
-    measurements with it.
-    """
+    """Return the replacement for a champion that does not run here. The gate compares the candidate's own measurements
+    with it."""
     history = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
     shapes = {shape: history.get(shape, []) for shape in job.params["at"]}
     return {"method": "history", "why": why, "history": shapes}

@@ -17,8 +17,8 @@ def measure_loads(load: Load, feeds: dict[str, Array], cache: Path) -> dict[str,
     """Measure `without_cache` and `with_cache`, each load_ms and first_run_ms (the first run at this shape, with
     compilation), in ms.
 
-    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. Libraries are loaded
-    already: both are the costs of a process's second engine.
+    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. Libraries are loaded already:
+    both are the costs of a process's second engine.
     """
     without = _timed(load, feeds, None)
     _timed(load, feeds, cache)  # fills the cache as a session of this shape alone would

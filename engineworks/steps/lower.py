@@ -34,8 +34,7 @@ _SHOWN_NODES = 3
 PROOF_BATCH, LEAST_PROOF_BATCH = 8, 2
 PROOF_BATCH_UP_TO_BYTES = 128 << 20
 """Samples per run when a half-precision model is verified. Models with more weights than this take proportionally
-fewer: verification runs the model at least three times, node by node.
-"""
+fewer: verification runs the model at least three times, node by node."""
 
 
 _DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}

@@ -1,9 +1,9 @@
 """Lowered ONNX at the shapes of every profile → the outputs expected of its engines.
 
-They are its own outputs, as written, in ONNX Runtime; once per lowering, for all targets. Stored next to them: how
-far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`), which sets
-the engine's tolerance; and how far the lowered model is from fp32 on synthetic rows. If ONNX Runtime cannot run the
-lowered model, or crashed on it, the file holds the reason, and engines are compared with fp32.
+They are its own outputs, as written, in ONNX Runtime; once per lowering, for all targets. Stored next to them: how far
+one rounding moves these outputs (the same runs with noise of one rounding, see `lower.rounding`), which sets the
+engine's tolerance; and how far the lowered model is from fp32 on synthetic rows. If ONNX Runtime cannot run the lowered
+model, or crashed on it, the file holds the reason, and engines are compared with fp32.
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ LOADING, AFTER = "while loading", "at the end"
 
 
 def run(job: StepJob) -> None:
-    """Write `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with
-    the metrics of `measure_shape`, memory_mib and the device's complaints.
+    """Write `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with the
+    metrics of `measure_shape`, memory_mib and the device's complaints.
 
-    Also `serving`, and the session's notes and facts; load_complaints; `device` with every reading and the
-    complaints of all shapes; `loads`, with and without the device's cache where it has one; `disturbed_before`, the
-    earlier noisy measurements.
+    Also `serving`, and the session's notes and facts; load_complaints; `device` with every reading and the complaints
+    of all shapes; `loads`, with and without the device's cache where it has one; `disturbed_before`, the earlier noisy
+    measurements.
     """
     with tempfile.TemporaryDirectory(prefix="cache-") as new:
         report = _measure(job, Path(new) if _cache(job) else None)

@@ -1,8 +1,8 @@
 """Operations of a model at given shapes, counted from the shapes in ONNX Runtime's profile, never from its times.
 
-One operation takes about as long as one multiply-add of a convolution. A node that runs counts NODE, plus the
-larger of two numbers: its multiply-adds, if it is a product, and VALUE for every value that it reads or writes.
-Nodes of branches and loops count as often as they run.
+One operation takes about as long as one multiply-add of a convolution. A node that runs counts NODE, plus the larger of
+two numbers: its multiply-adds, if it is a product, and VALUE for every value that it reads or writes. Nodes of branches
+and loops count as often as they run.
 """
 
 from __future__ import annotations

@@ -30,8 +30,7 @@ from engineworks.tracking.sources import load_pytorch
 
 def run(job: StepJob) -> None:
     """Write `latency.json` with `shapes` as in `measure`, and: import_ms (only the framework, in no other metric),
-    load_ms (from the imported framework to a ready session), outputs (accuracy), facts, notes, device.
-    """
+    load_ms (from the imported framework to a ready session), outputs (accuracy), facts, notes, device."""
     chosen = peer(job.params["peer"])
     import_ms = _ms(chosen.open_library)
     meter, readings = chosen.memory_meter(), DeviceReadings(chosen.device_watch())

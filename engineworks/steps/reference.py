@@ -25,9 +25,8 @@ from engineworks.steps.step_job import StepJob
 
 OUTPUTS_FILE = "outputs.npz"
 INPUTS_FILE = "inputs.json"
-"""Statistics of the evaluation data. The calibration step stores those of its own data, so both can be compared
-though neither key depends on the other's file.
-"""
+"""Statistics of the evaluation data. The calibration step stores those of its own data, so both can be compared though
+neither key depends on the other's file."""
 
 
 def run(job: StepJob) -> None:
@@ -64,8 +63,7 @@ def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple
 
 def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
     """Yield the reference outputs by name, run by run: arrays [batch of the run, …] with the dtypes of the folded
-    model.
-    """
+    model."""
     runs = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["runs"]
     with NpzReader(folder / OUTPUTS_FILE) as archive:
         names: dict[int, list[str]] = {}

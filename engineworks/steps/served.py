@@ -1,10 +1,10 @@
 """Runs one session through the shapes of every profile, as served: each shape at its first run and after warm-up,
 twice.
 
-Every row is compared with the reference and with the same row elsewhere. The reference names the rows, visits and
-runs, and this module only reads them. On a device each visit's runs are followed by a warm-up: back to back for
-WARM_DEVICE_MS, so that TensorRT-RTX swaps its specialized kernels in; then all feeds run and are compared once
-more. A clock decides how many runs the warm-up takes; none of them is compared.
+Every row is compared with the reference and with the same row elsewhere. The reference names the rows, visits and runs,
+and this module only reads them. On a device each visit's runs are followed by a warm-up: back to back for
+WARM_DEVICE_MS, so that TensorRT-RTX swaps its specialized kernels in; then all feeds run and are compared once more. A
+clock decides how many runs the warm-up takes; none of them is compared.
 """
 
 from __future__ import annotations
@@ -125,8 +125,7 @@ class ServedComparison:
 
 class _Runs:
     """The interleaved runs of one visit over its feeds; outputs that did not change since the last time are not
-    compared again.
-    """
+    compared again."""
 
     def __init__(self, owner: ServedComparison, stop: Stop, rows: list[Arrays]) -> None:
         self.owner, self.stop = owner, stop

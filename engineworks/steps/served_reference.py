@@ -28,8 +28,7 @@ LOWERED_FILE = "lowered.json"
 @dataclass(frozen=True)
 class Piece:
     """Outputs that are stored together: of a pool's rows, each run alone (mode "rows"), or of one run of a visit.
-    picks: the pool's rows of each run.
-    """
+    picks: the pool's rows of each run."""
 
     key: str
     pool: int
@@ -78,16 +77,14 @@ class StoredOutputs:
 
     def piece(self, key: str) -> Arrays:
         """Return the stored outputs of one pool or run, by name, with the model's dtypes; keeps the last piece in
-        memory.
-        """
+        memory."""
         if self._held[0] != key:
             self._held = (key, {name: self._arrays.read(f"{key}/{name}") for name in self._plan.axes})
         return self._held[1]
 
     def of_run(self, stop: Stop, turn: int) -> Arrays:
         """Return the expected outputs of a run of the visit's feed: by name, with one row per pick along the batch
-        axis.
-        """
+        axis."""
         if not self._plan.by_rows:
             return self.piece(run_key(stop.number, turn))
         piece = self.piece(pool_key(stop.pool))
@@ -109,8 +106,8 @@ class ServedReference:
     def outputs(self, stop: Stop, turn: int, got: Mapping[str, Array]) -> tuple[Arrays, Mapping[str, Array]]:
         """Return a run's expected and actual outputs, by name.
 
-        Where the lowered model overflows and fp32 does not, any engine output is accepted: kernels that hold a sum
-        in a wider type do not overflow there.
+        Where the lowered model overflows and fp32 does not, any engine output is accepted: kernels that hold a sum in a
+        wider type do not overflow there.
         """
         fp32 = self._fp32.of_run(stop, turn)
         if self._lowered is None:

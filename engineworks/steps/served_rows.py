@@ -2,8 +2,8 @@
 else synthetic.
 
 They are always the same for the same data and lengths. For synthetic rows, an input with a declared `range` gets
-seeded, evenly spread values of it (bools both). Any other gets a seeded mosaic of pieces of real samples, so that
-its values are the evaluation data's own, within their minimum and maximum.
+seeded, evenly spread values of it (bools both). Any other gets a seeded mosaic of pieces of real samples, so that its
+values are the evaluation data's own, within their minimum and maximum.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class ServedRows:
         return sum(math.prod(self._shape(s, lengths)) for s in self._specs)
 
     def choose(self, lengths: Lengths, count: int) -> tuple[tuple[int, ...], str]:
-        """Choose rows of these lengths and name their origin: "evaluation" (evenly spread rows of the file, limited
-        to those used) or "seeded" (numbers of synthetic rows).
-        """
+        """Choose rows of these lengths and name their origin: "evaluation" (evenly spread rows of the file, limited to
+        those used) or "seeded" (numbers of synthetic rows)."""
         if dict(lengths) == {d: n for d, n in self.data_lengths().items() if d in dict(lengths)}:
             return self._spread(count), "evaluation"
         return tuple(range(count)), "seeded"
@@ -70,8 +69,8 @@ class ServedRows:
         return [{s.name: self._made(s, lengths, i) for s in self._specs} for i in rows]
 
     def feeds(self, pool: Sequence[Arrays], picks: Sequence[int]) -> Arrays:
-        """Return these rows of the pool as one run's inputs, stacked along the batch axis, C-contiguous, with the
-        rows' dtypes.
+        """Return these rows of the pool as one run's inputs, stacked along the batch axis, C-contiguous, with the rows'
+        dtypes.
 
         Inputs without a batch dimension get the first row's, or, where no input has one, the picked row's.
         """
@@ -130,9 +129,8 @@ def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], end
 
 
 def _mosaic(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Join pieces of different rows along every axis, cut to the shape; zeros where rows are empty. rows: of one
-    rank and dtype, that of the result.
-    """
+    """Join pieces of different rows along every axis, cut to the shape; zeros where rows are empty. rows: of one rank
+    and dtype, that of the result."""
     turn = iter(range(10**9))
 
     def piece(axes: int) -> Any:

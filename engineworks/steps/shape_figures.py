@@ -40,16 +40,16 @@ def measure_shape(
 ) -> dict[str, Any]:
     """Measure one shape and return JSON values. Raises `RunError`, but not if only several streams cannot run.
 
-    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. batch: samples per run.
-    look: samples the device before the first run, between windows of runs and after the last; takes the minimum
-    seconds between two samples. at_work: as in `sample_runs`.
+    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. batch: samples per run. look:
+    samples the device before the first run, between windows of runs and after the last; takes the minimum seconds
+    between two samples. at_work: as in `sample_runs`.
 
     first_run_ms: the first run at this shape with all its setup, and copies. latency_ms_*, samples: by the host's
     clock, with inputs and outputs where the engine wants them. device_ms_*, device_samples: the same runs by the
     device's clock. copies_ms_*, copies_device_ms_*: runs with copies to the device and back; None where none are
-    needed. streams: runs and samples per second with several in flight. peak_mib: memory in use before those.
-    seconds: the whole measurement. cost_ratio: seconds / measured time, which is the first run, the samples with
-    and without copies, and the runs in streams. Warm-up, setup and sampling the device are the rest.
+    needed. streams: runs and samples per second with several in flight. peak_mib: memory in use before those. seconds:
+    the whole measurement. cost_ratio: seconds / measured time, which is the first run, the samples with and without
+    copies, and the runs in streams. Warm-up, setup and sampling the device are the rest.
     """
     begin = time.monotonic()
     look(0.0)

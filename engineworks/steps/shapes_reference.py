@@ -1,12 +1,11 @@
-"""Folded fp32 ONNX at the shapes of every profile → what is compared there, and the model's outputs in ONNX
-Runtime.
+"""Folded fp32 ONNX at the shapes of every profile → what is compared there, and the model's outputs in ONNX Runtime.
 
 Part of the reference step. Engines and lowered models run exactly the rows, visits and runs in SHAPES_FILE.
 
-Two modes. "rows": every row of a pool runs alone, and expected outputs of a batch are assembled from them. It is
-cheap even where the largest batch would take minutes on a CPU. It is right only if the model treats rows
-independently, which is tested on a small batch. "runs", for all other models (rows that depend on each other,
-outputs without a batch, a fixed batch): every run of the sequence as it is.
+Two modes. "rows": every row of a pool runs alone, and expected outputs of a batch are assembled from them. It is cheap
+even where the largest batch would take minutes on a CPU. It is right only if the model treats rows independently, which
+is tested on a small batch. "runs", for all other models (rows that depend on each other, outputs without a batch, a
+fixed batch): every run of the sequence as it is.
 
 `measure.served` sets the limits. A note reports each cut.
 """
@@ -55,9 +54,8 @@ Axes = dict[str, int | None]
 
 
 class ShapesReference:
-    """Chooses what to compare at the sequence's shapes, runs the reference there and writes its outputs. axes:
-    where outputs have the batch.
-    """
+    """Chooses what to compare at the sequence's shapes, runs the reference there and writes its outputs. axes: where
+    outputs have the batch."""
 
     def __init__(self, model: Path, rows: ServedRows, plan: Mapping[str, Any], axes: Axes) -> None:
         self._model, self._rows, self._axes = model, rows, dict(axes)
@@ -138,8 +136,7 @@ class ShapesReference:
 
     def _rows_alone(self, session: Session) -> list[Arrays] | None:
         """Return each pool's rows run alone, stacked along each output's batch axis; None if outputs cannot be
-        stacked.
-        """
+        stacked."""
         if self._batch is None:
             return None
         pieces = []
@@ -221,8 +218,7 @@ class ShapesReference:
 
 class _CountedSession:
     """Runs a model as it is written, and counts the operations of its runs. A failed run may or may not be in the
-    profile, so the next one gets its own session.
-    """
+    profile, so the next one gets its own session."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self._model, self._folder = model, folder
@@ -260,8 +256,7 @@ class _CountedSession:
 def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
     """Stack rows that ran alone into one array [rows, …] per output, along its batch axis; dtypes stay.
 
-    Omits outputs whose rows differ in shape, or have more than one row. axes: the batch axis by output, None for
-    none.
+    Omits outputs whose rows differ in shape, or have more than one row. axes: the batch axis by output, None for none.
     """
     arrays = {}
     for name, axis in axes.items():

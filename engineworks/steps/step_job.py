@@ -15,9 +15,9 @@ from engineworks.recipe.datasets.preparation import find_made
 class StepJob:
     """The input of a step's `run`.
 
-    params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by
-    role. unkeyed: what cannot shape the result, mostly absolute paths. out: an empty folder to fill. say: logs one
-    line of the step. crashes: how earlier attempts at this step ended, one sentence each.
+    params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
+    unkeyed: what cannot shape the result, mostly absolute paths. out: an empty folder to fill. say: logs one line of
+    the step. crashes: how earlier attempts at this step ended, one sentence each.
     """
 
     id: str

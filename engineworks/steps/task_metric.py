@@ -94,8 +94,7 @@ class TaskComparison:
 
     def _read(self, outputs: Rows) -> Array:
         """Return what the metric reads, rows first: one output or, for spans, those of starts and ends next to each
-        other.
-        """
+        other."""
         assert self._settings is not None
         spans = self._settings["name"] == "span"
         names = SPAN_OUTPUTS if spans else (self._job.params["output"] or next(iter(outputs)),)
@@ -106,9 +105,8 @@ class TaskComparison:
         return np.stack(rows, axis=-1) if spans else rows[0]
 
     def _labels_of(self, start: int, rows: Array) -> Array | None:
-        """Return the labels [rows] of these rows, which are of one file; labels of tokens [rows, length], as long
-        as the rows are in this batch.
-        """
+        """Return the labels [rows] of these rows, which are of one file; labels of tokens [rows, length], as long as
+        the rows are in this batch."""
         if self._parts is None:
             return None
         for part in self._parts:
@@ -175,8 +173,7 @@ def _rows_first(array: Array, axis: int | None) -> Array:
 
 def _join(parts: Sequence[Rows]) -> dict[str, Array]:
     """Join runs into one. Batches of different lengths are filled up: outputs of a metric (named '') with what it
-    leaves out (-100, NaN), all others (values, masks) with 0.
-    """
+    leaves out (-100, NaN), all others (values, masks) with 0."""
     if not parts:
         return {}
     joined = {}

@@ -1,7 +1,7 @@
 """Names for the dimensions of inputs: the model's own if meaningful, else the usual role of an axis. Pure.
 
-Exporters write 's6', 'unk__12', '?' or nothing. Equal symbols stay equal. An axis without a symbol gets the name of
-its role (batch, sequence, height, …), and equal roles count as equal lengths. A trial run then confirms this guess.
+Exporters write 's6', 'unk__12', '?' or nothing. Equal symbols stay equal. An axis without a symbol gets the name of its
+role (batch, sequence, height, …), and equal roles count as equal lengths. A trial run then confirms this guess.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ _LONGEST_NAME = 40
 
 @dataclass(frozen=True)
 class NamedDims:
-    """inputs: with the recipe's names. symbols: the model's symbol → the recipe's name. sums: a dimension that is
-    the sum of others, such as a mask over past and present tokens.
-    """
+    """inputs: with the recipe's names. symbols: the model's symbol → the recipe's name. sums: a dimension that is the
+    sum of others, such as a mask over past and present tokens."""
 
     inputs: tuple[TensorSpec, ...]
     symbols: Mapping[str, str] = field(default_factory=dict)
@@ -43,8 +42,8 @@ class NamedDims:
 def name_dims(inputs: Sequence[RawTensor], *, tie: bool = True) -> NamedDims:
     """Name every dynamic dimension of the inputs.
 
-    tie: caches of all layers share their lengths, whatever symbols the exporter made up for each, and the batch of
-    the other inputs.
+    tie: caches of all layers share their lengths, whatever symbols the exporter made up for each, and the batch of the
+    other inputs.
     """
     symbols: dict[str, str] = {}
     taken: set[str] = set()
@@ -94,9 +93,9 @@ def name_outputs(
 ) -> dict[str, tuple[Dim, ...]]:
     """Return shapes of the outputs in the recipe's names.
 
-    seen: of each trial run the lengths of the inputs' dimensions and the outputs' shapes; without one the model's
-    own claim stays. Lengths that are no input's and were equal in all runs, such as those of the caches of all
-    layers, share a name. by_values: lengths may follow from values.
+    seen: of each trial run the lengths of the inputs' dimensions and the outputs' shapes; without one the model's own
+    claim stays. Lengths that are no input's and were equal in all runs, such as those of the caches of all layers,
+    share a name. by_values: lengths may follow from values.
     """
     named: dict[str, tuple[Dim, ...]] = {}
     shared: dict[tuple[int, ...], str] = {}
@@ -123,8 +122,7 @@ def _own_name(raw: RawTensor, axis: int) -> str:
 
 def _sum_of(runs: Sequence[tuple[Mapping[str, int], int]]) -> str:
     """Return e.g. 'past_and_sequence' if the length is the sum of two of the inputs' dimensions in every run, else
-    ''.
-    """
+    ''."""
     pairs = combinations(runs[0][0], 2)
     return next((f"{a}_and_{b}" for a, b in pairs if all(n[a] + n[b] == length for n, length in runs)), "")
 
@@ -226,8 +224,8 @@ def _observed(
 ) -> Dim:
     """Return the dimension of an output's axis.
 
-    In this order: the length that the model claims or infers, the dimension that has this axis's length in every
-    run, the length that never changed though everything it could depend on did, else its own name.
+    In this order: the length that the model claims or infers, the dimension that has this axis's length in every run,
+    the length that never changed though everything it could depend on did, else its own name.
     """
     lengths = {length for _, length in runs}
     claim = raw.dims[axis] if axis < len(raw.dims) else None

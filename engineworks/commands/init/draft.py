@@ -27,9 +27,9 @@ class RawTensor:
 class ModelFacts:
     """Facts that the model itself states.
 
-    ranges: minimum and maximum value of inputs that look up a table. quantized: it holds Q/DQ. half: inputs or
-    weights are float16 or bfloat16. task: of a Hugging Face folder. limits: the maximum length of a dimension, by
-    its name, if a config states it. by_values: lengths of outputs may follow from values, as NonZero's.
+    ranges: minimum and maximum value of inputs that look up a table. quantized: it holds Q/DQ. half: inputs or weights
+    are float16 or bfloat16. task: of a Hugging Face folder. limits: the maximum length of a dimension, by its name, if
+    a config states it. by_values: lengths of outputs may follow from values, as NonZero's.
     """
 
     inputs: tuple[RawTensor, ...]
@@ -67,9 +67,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class DataFile:
-    """Samples for the recipe: `file` as the recipe names it, kind: by which key. names: input → array, if they
-    differ. columns: those of texts, if they are not the usual one.
-    """
+    """Samples for the recipe: `file` as the recipe names it, kind: by which key. names: input → array, if they differ.
+    columns: those of texts, if they are not the usual one."""
 
     file: str
     names: Mapping[str, str] = field(default_factory=dict)
@@ -81,9 +80,8 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Draft:
-    """The contents of the written recipe. tried: a sentence on how the shapes were tried. why_shapes: the basis of
-    each guess, by dimension. schema: the JSON Schema next to the recipe, for editors; '' for none.
-    """
+    """The contents of the written recipe. tried: a sentence on how the shapes were tried. why_shapes: the basis of each
+    guess, by dimension. schema: the JSON Schema next to the recipe, for editors; '' for none."""
 
     name: str
     description: str

@@ -1,8 +1,7 @@
-"""An Olive workflow (JSON or YAML) → requests for a recipe: its model, the precisions of its passes, its accuracy
-goal.
+"""An Olive workflow (JSON or YAML) → requests for a recipe: its model, the precisions of its passes, its accuracy goal.
 
-Keys and pass names as in Microsoft Olive's documentation (input_model, systems, data_configs, evaluators, passes),
-in the flat form of 0.6 and later and the nested `config` of earlier files.
+Keys and pass names as in Microsoft Olive's documentation (input_model, systems, data_configs, evaluators, passes), in
+the flat form of 0.6 and later and the nested `config` of earlier files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Tries guessed lengths on the model, by ONNX Runtime on the CPU in a child process: only lengths that ran are
-written.
+"""Tries guessed lengths on the model, by ONNX Runtime on the CPU in a child process: only lengths that ran are written.
 
-Declared shapes do not show all limits: a position table ends at 512, a U-Net takes multiples of 32, a Reshape holds
-the batch of the export. A run shows them.
+Declared shapes do not show all limits: a position table ends at 512, a U-Net takes multiples of 32, a Reshape holds the
+batch of the export. A run shows them.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ Lengths = dict[str, int]
 
 @dataclass(frozen=True)
 class Trials:
-    """triples: by dimension, what ran; {} if nothing did, and then `error` is the first run's. seen: lengths and
-    the outputs' shapes of the runs. runs, seconds: the cost.
-    """
+    """triples: by dimension, what ran; {} if nothing did, and then `error` is the first run's. seen: lengths and the
+    outputs' shapes of the runs. runs, seconds: the cost."""
 
     triples: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     seen: tuple[tuple[Lengths, dict[str, list[int]]], ...] = ()
@@ -186,8 +184,7 @@ class _Search:
 
     def _usual(self, base: Lengths, wanted: Mapping[str, Candidates]) -> Lengths:
         """Move each dimension back to its first candidate if that runs, because the failure may be another
-        dimension's.
-        """
+        dimension's."""
         for dim, tried in wanted.items():
             usual = {**base, dim: tried.opt[0]}
             if usual != base and not self._late() and self._runs_at(usual):

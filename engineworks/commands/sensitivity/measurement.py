@@ -32,9 +32,8 @@ from engineworks.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The measured sensitivity. found: the step's JSON. verdict: of the engine with the resulting list, None
-    without one.
-    """
+    """The measured sensitivity. found: the step's JSON. verdict: of the engine with the resulting list, None without
+    one."""
 
     loaded: LoadedRecipe
     id: str
@@ -104,9 +103,8 @@ def _find_target(loaded: LoadedRecipe, name: str) -> NamedTarget:
 
 
 def _narrowed(loaded: LoadedRecipe, precision: str, target: NamedTarget, *, keep: tuple[str, ...]) -> LoadedRecipe:
-    """Return the recipe with one precision, one target and this `keep`. Raises `InputError` if the precision has no
-    use for one.
-    """
+    """Return the recipe with one precision, one target and this `keep`. Raises `InputError` if the precision has no use
+    for one."""
     recipe = loaded.recipe
     if precision not in (*CALIBRATED, *recipe.mixtures):
         possible = (*CALIBRATED, *recipe.mixtures)

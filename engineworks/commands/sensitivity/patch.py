@@ -19,8 +19,8 @@ LINE_ROOM = 100
 def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     """Return the recipe's text with `calibration: {keep: […]}` as given; comments and all other lines stay.
 
-    An empty list removes the key. `shown`: the file's name in messages. Raises `InputError` if the text does not
-    allow the change, e.g. if 'calibration' is an alias.
+    An empty list removes the key. `shown`: the file's name in messages. Raises `InputError` if the text does not allow
+    the change, e.g. if 'calibration' is an alias.
     """
     if parse_yaml(text, shown).plain().get("calibration", {}).get("keep", []) == list(keep):
         return text
@@ -105,8 +105,8 @@ def _on_one_line(keep: list[str]) -> bool:
 def _replace(listed: Any, keep: list[str]) -> None:
     """Put new entries into the list in its own style.
 
-    A comment behind an entry goes with it. Lines of comment stay, also those that follow the list, which
-    ruamel.yaml ties to its last entry.
+    A comment behind an entry goes with it. Lines of comment stay, also those that follow the list, which ruamel.yaml
+    ties to its last entry.
     """
     comments = {entry: _comment_of(listed, at) for at, entry in enumerate(listed)}
     listed.ca.items.clear()

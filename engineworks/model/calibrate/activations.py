@@ -146,8 +146,8 @@ class _Average:
     """The running mean of the batches' extremes.
 
     Without a constant it is the plain mean over all batches, as in ONNX Runtime's MinMaxCalibrater with
-    `moving_average` for data passed at once. With constant c: m ← m + c (x - m), beginning with the first batch:
-    the exponential moving average of B. Jacob et al. (arXiv:1712.05877), section 3.1, as in PyTorch's
+    `moving_average` for data passed at once. With constant c: m ← m + c (x - m), beginning with the first batch: the
+    exponential moving average of B. Jacob et al. (arXiv:1712.05877), section 3.1, as in PyTorch's
     MovingAverageMinMaxObserver and in ONNX Runtime's `merge_range`. A batch counts once, whatever its size.
     """
 

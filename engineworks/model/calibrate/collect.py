@@ -29,9 +29,8 @@ EARLY = 0.8
 """Share of the samples after which the ranges are first read: they should not move much any more."""
 
 SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 8, 16
-"""A moving average samples values of this many batches, then of one in this many, to estimate how many its range
-clips. A histogram costs as much as both extremes do.
-"""
+"""A moving average samples values of this many batches, then of one in this many, to estimate how many its range clips.
+A histogram costs as much as both extremes do."""
 
 
 class Passes(Protocol):
@@ -42,8 +41,8 @@ class Passes(Protocol):
     """ONNX Runtime's execution provider."""
 
     def run(self, feeds: Batch, seen: Mapping[str, Activation], *, look: bool) -> None:
-        """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and
-        dtypes of the model's inputs.
+        """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and dtypes of
+        the model's inputs.
 
         Raises `SamplesError` if the names of `feeds` are not the model's inputs, and `CalibrationError` with ONNX
         Runtime's message if the model does not run on them. Errors of a calibrator may come only at the next batch.
@@ -74,16 +73,16 @@ def collect_ranges(
 
     One pass is enough for every method, because histograms grow with their values.
 
-    batches: called once; each batch holds an array for every input of the model, of its dtype; shapes may differ
-    from batch to batch. The number of samples in a batch is axis 0 of its first input that has axes. percentile: of
-    |x|, in percent, for method "percentile". averaging: weight of a new batch for "moving_average", None for the
-    mean over all batches. bins: of each histogram, a power of two; at least half of them lie below the largest
-    magnitude. threads: of ONNX Runtime, 0 for one per core. device: where the model runs and values are counted,
-    "auto" for a GPU if ONNX Runtime has one. samples: the expected number, so that the ranges after `EARLY` of them
-    are recorded. progress: called after each batch with the number of samples so far.
+    batches: called once; each batch holds an array for every input of the model, of its dtype; shapes may differ from
+    batch to batch. The number of samples in a batch is axis 0 of its first input that has axes. percentile: of |x|, in
+    percent, for method "percentile". averaging: weight of a new batch for "moving_average", None for the mean over all
+    batches. bins: of each histogram, a power of two; at least half of them lie below the largest magnitude. threads: of
+    ONNX Runtime, 0 for one per core. device: where the model runs and values are counted, "auto" for a GPU if ONNX
+    Runtime has one. samples: the expected number, so that the ranges after `EARLY` of them are recorded. progress:
+    called after each batch with the number of samples so far.
 
-    Raises `SamplesError` for no samples or samples that do not fit the model, `CalibrationError` for a tensor that
-    the model lacks, that is no float or that holds NaN or infinity.
+    Raises `SamplesError` for no samples or samples that do not fit the model, `CalibrationError` for a tensor that the
+    model lacks, that is no float or that holds NaN or infinity.
     """
     settings = Settings(method, percentile, averaging, bins)
     settings.check()

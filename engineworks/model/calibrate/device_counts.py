@@ -1,8 +1,8 @@
 """Extremes and histograms of tensors on ONNX Runtime's device: two small ONNX graphs, run by the same provider.
 
-On an H100 a tensor of 3 million values took 0.3 to 0.5 ms. Copying it to the host took 2 ms, and counting it there
-15 ms. There is no custom kernel and nothing to compile. The CPU provider runs the same graphs, so that tests
-compare them with `BinCounter`.
+On an H100 a tensor of 3 million values took 0.3 to 0.5 ms. Copying it to the host took 2 ms, and counting it there 15
+ms. There is no custom kernel and nothing to compile. The CPU provider runs the same graphs, so that tests compare them
+with `BinCounter`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 ROWS = 1024
-"""Number of histograms filled in parallel and then added. With one, atomic additions of equal values (the zeros of
-a ReLU) wait for each other, and 3 million take half a minute.
-"""
+"""Number of histograms filled in parallel and then added. With one, atomic additions of equal values (the zeros of a
+ReLU) wait for each other, and 3 million take half a minute."""
 
 COUNTED: Mapping[str, str] = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 """Types that the graphs take, by their ONNX Runtime and numpy names; others are counted on the host."""
@@ -41,8 +40,7 @@ class DeviceCounter:
 
     def extremes(self, tensor: onnxruntime.OrtValue, dtype: str) -> tuple[float, float]:
         """Return the smallest and largest value of a tensor of any shape; NaN in both if one is NaN, for every
-        provider.
-        """
+        provider."""
         session = self._session("extremes", dtype)
         low, high, zero = (float(scalar) for scalar in self._run(session, {"x": tensor}))
         if math.isnan(zero) and math.isfinite(low) and math.isfinite(high):
@@ -52,9 +50,8 @@ class DeviceCounter:
     def count(
         self, tensor: onnxruntime.OrtValue, dtype: str, size: int, exponent: int, every: int = 1
     ) -> NDArray[np.int64]:
-        """Count as `BinCounter.count` does: int64[bins] of the tensor's `size` values, or of one block of `BLOCK`
-        in `every`.
-        """
+        """Count as `BinCounter.count` does: int64[bins] of the tensor's `size` values, or of one block of `BLOCK` in
+        `every`."""
         block = 1 if every == 1 else BLOCK
         blocks = size // block
         padding = -(-(-blocks // every) * block) % ROWS
@@ -117,8 +114,8 @@ def _extremes(dtype: str) -> onnx.ModelProto:
 
 
 def _counts(dtype: str, bins: int) -> onnx.ModelProto:
-    """Make the graph x; to, every i64[1]; blocks, padding i64[2]; factor f32[] → f64[bins]: how many |x| · factor
-    round down to each bin.
+    """Make the graph x; to, every i64[1]; blocks, padding i64[2]; factor f32[] → f64[bins]: how many |x| · factor round
+    down to each bin.
 
     Sums of a row are exact in fp32 up to 2^24, and a row holds one value in 1024.
     """

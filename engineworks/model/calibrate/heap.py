@@ -8,11 +8,11 @@ import platform
 import sys
 
 _LEARNED = {-3: 32 << 20, -1: 64 << 20}
-"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), in bytes: their final values in a process that has freed
-large blocks. Before that the places of blocks vary, and the memory left over differs from run to run.
+"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), in bytes: their final values in a process that has freed large
+blocks. Before that the places of blocks vary, and the memory left over differs from run to run.
 
-Separate pages for all blocks from 2 MiB on would keep the peak to the MiB. But they must be cleared each time: 20
-of 120 ms of processor time for each sample of a ResNet-50.
+Separate pages for all blocks from 2 MiB on would keep the peak to the MiB. But they must be cleared each time: 20 of
+120 ms of processor time for each sample of a ResNet-50.
 """
 
 

@@ -36,8 +36,8 @@ class BinCounter:
     def count(self, values: NDArray[Any], exponent: int) -> NDArray[np.int64]:
         """Return the counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
 
-        The factor is a power of two, so that scaling is exact in binary floating point and equals comparing with
-        the bins' edges.
+        The factor is a power of two, so that scaling is exact in binary floating point and equals comparing with the
+        bins' edges.
         """
         factor = np.float32(math.ldexp(self.bins, -exponent))
         counts = np.zeros(self.bins, np.int64)
@@ -64,8 +64,7 @@ class Histogram:
 
     def add(self, count: Callable[[int], NDArray[np.int64]], amax: float) -> None:
         """Add the counts that `count` returns for an exponent; `amax`, finite, is the largest magnitude of its
-        values.
-        """
+        values."""
         self._cover(amax)
         self.counts += count(self.exponent)
 
@@ -100,8 +99,7 @@ class Histogram:
 
 def merge_bins(counts: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
     """Return the histogram, int64[bins], of as many bins over a range `factor` (a power of two ≤ bins) times as
-    wide.
-    """
+    wide."""
     merged = np.zeros_like(counts)
     merged[: counts.size // factor] = counts.reshape(-1, factor).sum(axis=1)
     return merged

@@ -83,8 +83,7 @@ class InputWatch:
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the same batches, arrays of any shape and dtype by input name. Raises `SamplesError` for the first
-        value that is not finite, if `refuse` is set.
-        """
+        value that is not finite, if `refuse` is set."""
         for batch in batches:
             rows = {
                 name: self._by_sample(name, np.asarray(value)) for name, value in batch.items() if name in self._axes
@@ -162,9 +161,8 @@ class _Moments:
         self._count = total
 
     def _draw(self, values: NDArray[Any]) -> None:
-        """Draw some values, [samples, values], of every sample (of some samples, if there are many), at places that
-        are not on a grid.
-        """
+        """Draw some values, [samples, values], of every sample (of some samples, if there are many), at places that are
+        not on a grid."""
         skip = -self.samples % self._every
         for row in values[skip :: self._every]:
             places = self._random.integers(0, row.size, self._per_sample)

@@ -22,13 +22,12 @@ SCALE_OF_ZERO = 1.0
 class Range:
     """The observations of one tensor, and the magnitude that int8 covers.
 
-    amax ≥ 0: values beyond ±amax saturate. minimum, maximum: the extremes of all samples. saturated: fraction of
-    all values that lie more than half a step of int8 beyond ±amax, so that they are clipped. It is 0 for min-max,
-    and estimated from a part of the values for a moving average. values: number of elements seen.
+    amax ≥ 0: values beyond ±amax saturate. minimum, maximum: the extremes of all samples. saturated: fraction of all
+    values that lie more than half a step of int8 beyond ±amax, so that they are clipped. It is 0 for min-max, and
+    estimated from a part of the values for a moving average. values: number of elements seen.
 
-    unused: fraction of the 255 codes that no value reached: by the extremes, and for methods with a histogram also
-    by the magnitudes in between. amax_early: amax after most of the samples (see `collect.EARLY`), None if not
-    read.
+    unused: fraction of the 255 codes that no value reached: by the extremes, and for methods with a histogram also by
+    the magnitudes in between. amax_early: amax after most of the samples (see `collect.EARLY`), None if not read.
     """
 
     amax: float

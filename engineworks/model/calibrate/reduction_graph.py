@@ -85,8 +85,8 @@ def append_reductions(model: onnx.ModelProto, tensors: Mapping[str, int], *, sam
 def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx.NodeProto]:
     """Make nodes for the size, the extremes, and the sum, which shows NaN: ONNX Runtime's own extremes skip it.
 
-    A tensor of images or sequences is reduced by rows first, because ONNX Runtime uses several threads for rows and
-    one for a whole tensor.
+    A tensor of images or sequences is reduced by rows first, because ONNX Runtime uses several threads for rows and one
+    for a whole tensor.
     """
     import onnx
 
@@ -120,8 +120,7 @@ def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodePro
 
 def _sampling(tensor: str, size: str, sample: str) -> list[onnx.NodeProto]:
     """Sample one value in `SAMPLED_EVERY` of a large tensor, all of a small one, none if `FROM` lies beyond the
-    tensor.
-    """
+    tensor."""
     import onnx
 
     make = onnx.helper.make_node

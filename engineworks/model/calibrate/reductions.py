@@ -1,5 +1,4 @@
-"""A model whose graph finds the extremes of its tensors, for methods that read no more: no tensor leaves ONNX
-Runtime.
+"""A model whose graph finds the extremes of its tensors, for methods that read no more: no tensor leaves ONNX Runtime.
 
 This second path pays: calibration takes 0.86 and 0.88 of ONNX Runtime's own time, 1.07 and 1.09 without it
 (benchmarks/results/calibration-cpu.json). Reading the tensors took a fifth more of a ResNet-50's time.
@@ -70,8 +69,8 @@ class ReducedModel:
         self._runs = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what a
-        calibrator raises.
+        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what a calibrator
+        raises.
 
         feeds: by input name, with the shapes and dtypes of the model's inputs.
         """
@@ -117,8 +116,8 @@ def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, 
     """Open the ONNX file as a model that reduces the tensors `wanted` on the CPU; None if it cannot.
 
     It cannot for a tensor that is no float32 or of unknown type, an opset below 10, or only inputs. sample: whether
-    values for a histogram are wanted too. Raises `CalibrationError` for a tensor that the model lacks and for a
-    model that ONNX Runtime does not load.
+    values for a histogram are wanted too. Raises `CalibrationError` for a tensor that the model lacks and for a model
+    that ONNX Runtime does not load.
     """
     model = load_model(path, weights=False)
     inputs = graph_inputs(model)

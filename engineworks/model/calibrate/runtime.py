@@ -29,9 +29,8 @@ _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_
 """TF32 would round the reference itself; an exhaustive search would rerun for every shape of ragged batches."""
 
 _SPIN_US = 50
-"""Spinning this long before sleep saves a ResNet-50 some percent on two idle cores. With another process on one of
-them it costs a quarter, and ONNX Runtime's longer default a half.
-"""
+"""Spinning this long before sleep saves a ResNet-50 some percent on two idle cores. With another process on one of them
+it costs a quarter, and ONNX Runtime's longer default a half."""
 
 
 def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
@@ -72,11 +71,11 @@ def open_session(
     *,
     alone: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that
-    `part` was cut from.
+    """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part`
+    was cut from.
 
-    alone: no other part or counting runs at the same time. ONNX Runtime may then change tensors' layout, which
-    copies weights once and tensors wherever they are output, and its threads may spin for a moment.
+    alone: no other part or counting runs at the same time. ONNX Runtime may then change tensors' layout, which copies
+    weights once and tensors wherever they are output, and its threads may spin for a moment.
     """
     import onnxruntime
 

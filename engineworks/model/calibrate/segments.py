@@ -1,8 +1,8 @@
 """A model cut into consecutive pieces, so that only a few of the wanted tensors are in memory at a time.
 
-ONNX Runtime keeps every graph output until the end of a run: with all activations as outputs, a batch needs them
-all at once. With segments, each batch still runs every node once, and a segment's tensors are counted and freed
-before the next one runs.
+ONNX Runtime keeps every graph output until the end of a run: with all activations as outputs, a batch needs them all at
+once. With segments, each batch still runs every node once, and a segment's tensors are counted and freed before the
+next one runs.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def plan_segments(
 ) -> tuple[Segment, ...]:
     """Plan segments that together hold every node that a wanted tensor needs, cut where the fewest tensors cross.
 
-    `wanted` are outputs of nodes of the main graph, `types` as from `tensor_types`. No cut is made where a tensor
-    of unknown type would cross; a graph whose nodes are not sorted stays whole.
+    `wanted` are outputs of nodes of the main graph, `types` as from `tensor_types`. No cut is made where a tensor of
+    unknown type would cross; a graph whose nodes are not sorted stays whole.
     """
     graph = model.graph
     uses = [list(names_read(node)) for node in graph.node]
@@ -129,9 +129,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _crossing_costs(
     uses: Sequence[Sequence[str]], made_at: Mapping[str, int], types: Mapping[str, int]
 ) -> list[int | None]:
-    """Return, for each position before a node, how many tensors a cut there would carry over; None where a cut is
-    not allowed.
-    """
+    """Return, for each position before a node, how many tensors a cut there would carry over; None where a cut is not
+    allowed."""
     last_use = {name: at for at, names in enumerate(uses) for name in names if name in made_at}
     starts = Counter(made_at[name] + 1 for name in last_use)
     ends = Counter(at + 1 for at in last_use.values())
@@ -148,8 +147,7 @@ def _crossing_costs(
 
 def _choose_cuts(wanted_up_to: Sequence[int], costs: Sequence[int | None], tensors_per_segment: int) -> list[int]:
     """Return positions to cut at: one per about `tensors_per_segment` wanted tensors, within a quarter of that
-    distance.
-    """
+    distance."""
     total = wanted_up_to[-1] if wanted_up_to else 0
     size = max(tensors_per_segment, -(-total // MAX_SEGMENTS))
     slack = size // 4

@@ -1,6 +1,5 @@
 """The segments of a model as ONNX Runtime sessions: each batch runs through all of them and yields the wanted
-tensors.
-"""
+tensors."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Place:
     """Where tensors stay between segments: a device by its ONNX Runtime name, "" for the host's memory, and the
-    execution providers that compute there.
-    """
+    execution providers that compute there."""
 
     device: str
     providers: tuple[Any, ...] = ()
@@ -76,10 +74,10 @@ class SegmentedModel:
     def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Run one batch and pass `receive` the wanted tensors of one segment after the other.
 
-        feeds: by input name, with the shapes and dtypes of the model's inputs. Tensors are arrays, or ONNX
-        Runtime's own where they stay on a device, and are freed as soon as no segment needs them. Raises
-        `SamplesError` if the names of `feeds` are not the model's inputs, `CalibrationError` with ONNX Runtime's
-        message if the model does not run on them.
+        feeds: by input name, with the shapes and dtypes of the model's inputs. Tensors are arrays, or ONNX Runtime's
+        own where they stay on a device, and are freed as soon as no segment needs them. Raises `SamplesError` if the
+        names of `feeds` are not the model's inputs, `CalibrationError` with ONNX Runtime's message if the model does
+        not run on them.
         """
         check_names(self.inputs, feeds)
         receive({name: feeds[name] for name in feeds if name in self._wanted})
@@ -101,14 +99,13 @@ class SegmentedModel:
 
 
 def open_segments(path: Path, wanted: Sequence[str], threads: int, device: Device = "auto") -> SegmentedModel:
-    """Open sessions for all segments of the ONNX file that lead to the tensors `wanted`; `threads` as in ONNX
-    Runtime.
+    """Open sessions for all segments of the ONNX file that lead to the tensors `wanted`; `threads` as in ONNX Runtime.
 
     device: "auto" runs them on a GPU if ONNX Runtime's CUDA provider and a GPU are present.
 
-    Weights next to the file are mapped into memory from there. Weights inside it pass through a temporary folder,
-    so that the parsed file is freed before the first session opens. Raises `CalibrationError` for a tensor that the
-    model lacks and for a model that ONNX Runtime does not load.
+    Weights next to the file are mapped into memory from there. Weights inside it pass through a temporary folder, so
+    that the parsed file is freed before the first session opens. Raises `CalibrationError` for a tensor that the model
+    lacks and for a model that ONNX Runtime does not load.
     """
     model = load_model(path, weights=False)
     inputs = graph_inputs(model)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Counts tensors where they lie: on a device at once, on the host in its own thread, one segment behind the
-    model.
+    """Counts tensors where they lie: on a device at once, on the host in its own thread, one segment behind the model.
 
     So at most two segments' tensors are in memory. Satisfies `collect.Passes`.
     """
@@ -42,8 +41,8 @@ class Tally:
         self._thread.shutdown()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. feeds: by input name, with the shapes and dtypes of
-        the model's inputs.
+        """Let each calibrator take in its tensor of this batch. feeds: by input name, with the shapes and dtypes of the
+        model's inputs.
 
         Raises as `SegmentedModel.run`, and what a calibrator raises, now or for earlier tensors.
         """

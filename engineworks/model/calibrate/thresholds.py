@@ -17,14 +17,12 @@ MSE_CANDIDATES = 2048
 """Number of ranges that the search for the minimum squared error tries."""
 
 MAX_CLIPPED = 1e-3
-"""Maximum fraction of values that the search may clip. Divergence ignores how far a value moves. Where many values
-are equal (a background, padding, zeros behind a bias) it would clip at that spike, a quarter of all values.
-"""
+"""Maximum fraction of values that the search may clip. Divergence ignores how far a value moves. Where many values are
+equal (a background, padding, zeros behind a bias) it would clip at that spike, a quarter of all values."""
 
 
 def percentile_bin(counts: NDArray[np.int64], percentile: float) -> int:
-    """Return the number of bins of `counts`, int64[bins], from 0 up, that hold at least `percentile`% of all
-    values.
+    """Return the number of bins of `counts`, int64[bins], from 0 up, that hold at least `percentile`% of all values.
 
     It is 0 for an empty histogram.
     """
@@ -37,13 +35,13 @@ def percentile_bin(counts: NDArray[np.int64], percentile: float) -> int:
 def entropy_bin(counts: NDArray[np.int64]) -> int:
     """Return the number of bins of `counts`, int64[bins], from 0 up, to which clipping loses the least information.
 
-    For each i ≥ 128, P is the histogram's first i bins with everything beyond added to the last one. Q is the same
-    bins spread evenly over 128 levels and, within a level, over the bins that are not empty. The i with the minimum
+    For each i ≥ 128, P is the histogram's first i bins with everything beyond added to the last one. Q is the same bins
+    spread evenly over 128 levels and, within a level, over the bins that are not empty. The i with the minimum
     Kullback-Leibler divergence of Q from P is chosen, the largest one of equals.
 
     After S. Migacz, "8-bit Inference with TensorRT", GTC 2017 (s7310), pages 38-40, with even levels and the bin of
-    zeros levelled to its neighbour as in NVIDIA's pytorch-quantization, calib/histogram.py,
-    `_compute_amax_entropy`; `MAX_CLIPPED` is added here.
+    zeros levelled to its neighbour as in NVIDIA's pytorch-quantization, calib/histogram.py, `_compute_amax_entropy`;
+    `MAX_CLIPPED` is added here.
     """
     factor = max(1, counts.size // ENTROPY_BINS)
     coarse = merge_bins(counts, factor)
@@ -63,13 +61,13 @@ def mse_bin(counts: NDArray[np.int64]) -> int:
     """Return the number of bins of `counts`, int64[bins], to which clipping and rounding to int8 has the minimum
     squared error.
 
-    For each candidate a, every bin's centre x is quantized with the step s = a / 127 and E(a) = Σ counts (x -
-    Q(x))². The a of the minimum E is chosen, the largest one of equals.
+    For each candidate a, every bin's centre x is quantized with the step s = a / 127 and E(a) = Σ counts (x - Q(x))².
+    The a of the minimum E is chosen, the largest one of equals.
 
-    As NVIDIA's pytorch-quantization and ModelOpt, calib/histogram.py, `_compute_amax_mse`, from bin 128 on. R.
-    Banner et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment"
-    (arXiv:1810.05723), section 2, minimizes the same E in closed form. One pass over the data is enough: a bin is
-    at most 1/16 of the step of a range from bin 512 on.
+    As NVIDIA's pytorch-quantization and ModelOpt, calib/histogram.py, `_compute_amax_mse`, from bin 128 on. R. Banner
+    et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment" (arXiv:1810.05723),
+    section 2, minimizes the same E in closed form. One pass over the data is enough: a bin is at most 1/16 of the step
+    of a range from bin 512 on.
     """
     used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
     if used <= LEVELS:
@@ -100,11 +98,11 @@ def _squared_errors(counts: NDArray[np.int64], candidates: NDArray[np.intp]) -> 
 
 
 def _divergences(bins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return KL(P‖Q) in nats for each i from 128 to len(bins), all from running sums: 128 terms for each i instead
-    of i.
+    """Return KL(P‖Q) in nats for each i from 128 to len(bins), all from running sums: 128 terms for each i instead of
+    i.
 
-    bins: float64[n]; result: float64[n - 127]. Within a level every non-empty bin has the same Q, so Σ P log Q over
-    the level is its count times log Q.
+    bins: float64[n]; result: float64[n - 127]. Within a level every non-empty bin has the same Q, so Σ P log Q over the
+    level is its count times log Q.
     """
     lengths = np.arange(LEVELS, bins.size + 1)
     edges = lengths[:, None] * np.arange(LEVELS + 1) // LEVELS

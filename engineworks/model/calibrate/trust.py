@@ -13,9 +13,8 @@ from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.model.onnx_files import model_files
 
 FEW_SAMPLES = 32
-"""Fewer samples are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and
-vision transformers (its ONNX PTQ guide, "calibration data size"). With a sixteenth of that, ranges are mostly luck.
-"""
+"""Fewer samples are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and vision
+transformers (its ONNX PTQ guide, "calibration data size"). With a sixteenth of that, ranges are mostly luck."""
 
 MOVED = 0.1
 """A range that the last fifth of the samples moves by more than this is not settled."""
@@ -37,8 +36,8 @@ def digest_model(path: Path) -> str:
 def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = None) -> None:
     """Check that ranges belong to this model and this set of samples.
 
-    stored: the artifact's JSON. model: `digest_model` of the model to convert. data: sha256 of the calibration data
-    in use, None if unknown. Raises `ModelError` and `SamplesError`.
+    stored: the artifact's JSON. model: `digest_model` of the model to convert. data: sha256 of the calibration data in
+    use, None if unknown. Raises `ModelError` and `SamplesError`.
     """
     recorded = stored.get("model")
     if recorded != model:

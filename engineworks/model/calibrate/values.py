@@ -45,8 +45,7 @@ class Values(Protocol):
 
     def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
         """Return `Counts` of all values or, for a large tensor, `SAMPLED_EVERY` times those of one value in
-        `SAMPLED_EVERY`.
-        """
+        `SAMPLED_EVERY`."""
 
 
 class AllValues(Values, Protocol):
@@ -104,9 +103,8 @@ class ReducedValues:
     dtype: str = "float32"
 
     def extremes(self) -> tuple[float, float]:
-        """Return the extremes. ONNX Runtime's extremes skip NaN, its sum does not. A sum of infinities may be NaN
-        too, but the extremes show those.
-        """
+        """Return the extremes. ONNX Runtime's extremes skip NaN, its sum does not. A sum of infinities may be NaN too,
+        but the extremes show those."""
         least, most = float(self.least), float(self.most)
         if math.isnan(self.total) and math.isfinite(least) and math.isfinite(most):
             return math.nan, math.nan

@@ -1,7 +1,7 @@
 """A model with its own Q/DQ (quantization-aware training): checked, never changed.
 
-`capabilities` lists what a target cannot do with them, because it depends on the target. For example, a CPU runs
-zero points other than 0, which TensorRT refuses.
+`capabilities` lists what a target cannot do with them, because it depends on the target. For example, a CPU runs zero
+points other than 0, which TensorRT refuses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """float64 → float32, the type in which every precision below starts.
 
 Graph inputs and outputs keep their type. These stay float64, because float32 would give other numbers: what ONNX
-computes only from integers (positions, counts, ticks of a clock), nodes with subgraphs, and nodes with constants
-that float32 cannot hold.
+computes only from integers (positions, counts, ticks of a clock), nodes with subgraphs, and nodes with constants that
+float32 cannot hold.
 """
 
 from __future__ import annotations

@@ -26,9 +26,8 @@ BLOCK_SIZES = (128, 64, 32)
 """Weights of one output channel that share an int4 scale: the first that divides their number is used."""
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Shares of a block's largest weight to try as the end of its int4 range. With 15 steps, clipping the largest
-weight often costs less than the coarser steps that it needs.
-"""
+"""Shares of a block's largest weight to try as the end of its int4 range. With 15 steps, clipping the largest weight
+often costs less than the coarser steps that it needs."""
 
 _ROUNDED_AT_ONCE = 1 << 18
 """Weights rounded at a time: temporary copies of a large weight would cost more than the rounding."""
@@ -39,8 +38,7 @@ _ALL_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 @dataclass(frozen=True)
 class Format:
     """A format of quantized operands. operators: those with kernels for it. activations: whether it quantizes these
-    too, or only weights. opset: the first whose Q/DQ have it. elem_type: ONNX element type of the stored values.
-    """
+    too, or only weights. opset: the first whose Q/DQ have it. elem_type: ONNX element type of the stored values."""
 
     name: str
     operators: tuple[str, ...]
@@ -67,9 +65,8 @@ class Format:
         return made
 
     def scale_of(self, seen: Range) -> np.float32:
-        """Return the scale of an activation, fp32. fp8 covers all values, whatever the method: its steps grow with
-        the values, so clipping outliers makes no other value finer.
-        """
+        """Return the scale of an activation, fp32. fp8 covers all values, whatever the method: its steps grow with the
+        values, so clipping outliers makes no other value finer."""
         if self.name == "fp8":
             largest = max(abs(seen.minimum), abs(seen.maximum))
             return np.float32(largest / FP8_MAX) if largest > 0 else np.float32(SCALE_OF_ZERO)
@@ -87,9 +84,8 @@ FORMATS: Mapping[str, Format] = {
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """values: as stored (int4 as int8 before packing). scale: fp32, [], [channels], or with `block` the shape of
-    the weight with `axis` in blocks. axis: that of channels, or of blocks; None for one scale.
-    """
+    """values: as stored (int4 as int8 before packing). scale: fp32, [], [channels], or with `block` the shape of the
+    weight with `axis` in blocks. axis: that of channels, or of blocks; None for one scale."""
 
     values: NDArray[Any]
     scale: NDArray[np.float32]
@@ -100,8 +96,8 @@ class QuantizedWeight:
 def quantize_weight(
     values: NDArray[np.float32], axis: int | None, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return symmetric int8 values in the shape of `values`, and their scale: fp32[n] along `axis`, fp32[] if that
-    is None.
+    """Return symmetric int8 values in the shape of `values`, and their scale: fp32[n] along `axis`, fp32[] if that is
+    None.
 
     scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1. Raises
     `LoweringError` for NaN and infinity.
@@ -139,8 +135,8 @@ def quantize_weight_int4(
     """Return values in -8 … 7, int8 in the shape of the matrix, and scales, fp32 with `axis` in blocks of `block`
     weights.
 
-    Each block uses the end of the range with the smallest squared error among a few (`_CLIPS`). Raises
-    `LoweringError` for NaN and infinity.
+    Each block uses the end of the range with the smallest squared error among a few (`_CLIPS`). Raises `LoweringError`
+    for NaN and infinity.
     """
     rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
     blocks = rows.reshape(-1, block)

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 def not_quantized(
     nodes: Sequence[onnx.NodeProto], globs: Mapping[str, Sequence[str]], kept: Sequence[KeptNode]
 ) -> Iterator[str]:
-    """Yield nodes that `globs` (format → patterns) name and that stay in high precision, and patterns that name
-    only nodes of operators that the format does not support.
-    """
+    """Yield nodes that `globs` (format → patterns) name and that stay in high precision, and patterns that name only
+    nodes of operators that the format does not support."""
     for name, patterns in globs.items():
         reasons: dict[str, list[str]] = {}
         for node in kept:
@@ -37,8 +36,7 @@ def kept_in_vain(
     nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], quantizable: Collection[str]
 ) -> Iterator[str]:
     """Yield patterns of `keep` that name nothing that would be quantized without them. quantizable: names of such
-    nodes.
-    """
+    nodes."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in quantizable for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))
@@ -47,8 +45,7 @@ def kept_in_vain(
 
 def fp32_in_vain(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], kept: Collection[str]) -> Iterator[str]:
     """Yield patterns of `fp32` that name no node with a floating-point tensor. kept: names of the nodes that stay
-    fp32.
-    """
+    fp32."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in kept for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))

@@ -25,9 +25,8 @@ _PASSING = ("Identity", "Transpose")
 
 @dataclass(frozen=True)
 class KeptNode:
-    """A node of a quantizable type that stays in high precision, and why, as half a sentence. named: the format
-    that the recipe requests for it without effect; '' if it requests none, or excludes the node.
-    """
+    """A node of a quantizable type that stays in high precision, and why, as half a sentence. named: the format that
+    the recipe requests for it without effect; '' if it requests none, or excludes the node."""
 
     name: str
     op_type: str
@@ -48,9 +47,9 @@ class Weight:
     """A constant operand: the input's index, its values, and how the node reads them.
 
     axes: order of the values' axes as the node reads them, as in `np.transpose`. channels: the node's axis with one
-    scale per index, None for a single scale. names: those of the tensor on its way from the initializer (last) to
-    the node (first), through Identity and Transpose. block: how many weights along the other axis share a scale, 0
-    for all of a channel.
+    scale per index, None for a single scale. names: those of the tensor on its way from the initializer (last) to the
+    node (first), through Identity and Transpose. block: how many weights along the other axis share a scale, 0 for all
+    of a channel.
     """
 
     index: int
@@ -101,20 +100,19 @@ Globs = Mapping[str, Sequence[str]]
 """Format → names or globs of nodes, or `op:` and a type such as `op:MatMul`."""
 
 WORTHWHILE = "worthwhile:*"
-"""What a plain precision quantizes: every node that benefits. Patterns of a recipe, '*' too, mean every node that
-they name.
+"""What a plain precision quantizes: every node that benefits. Patterns of a recipe, '*' too, mean every node that they
+name.
 
-Depthwise convolutions do not benefit. Their few multiplications wait for memory whatever the type, and one scale
-for all channels of the input costs each of them most of its steps (PP-OCRv4 recognition: 9.4 dB with them, 13.7 dB
-without, for 6% more bytes). Nor do products of two activations, those of attention, because both operands must be
-rounded at run time (BERT-base on an H100: 4.52 ms without them in int8, 5.24 ms with, and more noise).
+Depthwise convolutions do not benefit. Their few multiplications wait for memory whatever the type, and one scale for
+all channels of the input costs each of them most of its steps (PP-OCRv4 recognition: 9.4 dB with them, 13.7 dB without,
+for 6% more bytes). Nor do products of two activations, those of attention, because both operands must be rounded at run
+time (BERT-base on an H100: 4.52 ms without them in int8, 5.24 ms with, and more noise).
 """
 
 THIN_CHANNELS = 16
 """Convolutions with at most this many channels on one side stay out of fp8, as in NVIDIA's ModelOpt
-(`_MIN_CHANNELS_FP8` of its ONNX graph_utils: their fp8 kernels are slower than fp16's). They hold little
-arithmetic, and much of the noise: Fashion's two and its classifier, 22.4 dB with them in fp8, 33.6 dB without.
-"""
+(`_MIN_CHANNELS_FP8` of its ONNX graph_utils: their fp8 kernels are slower than fp16's). They hold little arithmetic,
+and much of the noise: Fashion's two and its classifier, 22.4 dB with them in fp8, 33.6 dB without."""
 
 ALL_WORTHWHILE_INT8: Globs = {"int8": (WORTHWHILE,)}
 
@@ -153,8 +151,7 @@ def _operands(
     sources: _Sources, node: onnx.NodeProto, chosen: Format, *, worthwhile: bool
 ) -> tuple[Activation | Weight, ...]:
     """Return the node's operands that the format stores. Raises `_NotQuantized`; with `worthwhile` also if it gains
-    nothing.
-    """
+    nothing."""
     if node.op_type not in chosen.operators:
         raise _NotQuantized(f"{node.op_type} has no {chosen.name}")
     if worthwhile and chosen.activations and sources.is_depthwise(node):
@@ -221,9 +218,8 @@ class _Sources:
         self._fixed = _fixed_tensors(graph)
 
     def operands(self, node: onnx.NodeProto, chosen: Format) -> tuple[Activation | Weight, ...]:
-        """Return those of the first two inputs that the format stores. Raises `_NotQuantized` if they cannot or
-        should not be.
-        """
+        """Return those of the first two inputs that the format stores. Raises `_NotQuantized` if they cannot or should
+        not be."""
         operands = tuple(self._operand(node, index) for index in (0, 1))
         weights = [o for o in operands if isinstance(o, Weight)]
         if len(weights) == 2:

@@ -1,9 +1,9 @@
 """Explicit Q/DQ: QuantizeLinear and DequantizeLinear around the operands of convolutions and products.
 
 Activations (int8, fp8): one scale for a tensor, one pair of nodes for all its consumers of that format. Weights:
-quantized initializers and DequantizeLinear, with one scale for each output channel (int8), for all (fp8) or for
-each block of a channel (int4). Biases and everything else stay fp32. Scales are fp32 initializers called
-`<tensor>_scale`, so that a later pass can convert the unquantized rest to fp16.
+quantized initializers and DequantizeLinear, with one scale for each output channel (int8), for all (fp8) or for each
+block of a channel (int4). Biases and everything else stay fp32. Scales are fp32 initializers called `<tensor>_scale`,
+so that a later pass can convert the unquantized rest to fp16.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 class Quantized:
     """The converted model and an account of it.
 
-    formats: quantized nodes → format. Also the nodes that could be quantized but are not, and the tensors that
-    became smaller. Nodes without a name are called by their first output.
+    formats: quantized nodes → format. Also the nodes that could be quantized but are not, and the tensors that became
+    smaller. Nodes without a name are called by their first output.
     """
 
     model: onnx.ModelProto
@@ -62,9 +62,8 @@ class Quantized:
 def tensors_to_calibrate(
     model: onnx.ModelProto, keep: Sequence[str] = (), *, op_types: Sequence[str] = QUANTIZABLE
 ) -> tuple[str, ...]:
-    """Return activations whose ranges `quantize` may need for any choice of nodes, in the order of the graph.
-    Weights need not be loaded.
-    """
+    """Return activations whose ranges `quantize` may need for any choice of nodes, in the order of the graph. Weights
+    need not be loaded."""
     named = {"int8": ("op:*",)}
     operands = (o for n in plan_quantization(model, named, keep, op_types).nodes.values() for o in n.operands)
     return tuple(dict.fromkeys(operand.tensor for operand in operands if isinstance(operand, Activation)))
@@ -81,14 +80,13 @@ def quantize(
 ) -> Quantized:
     """Make a new model in which the nodes that `globs` names have quantized operands.
 
-    `model` (fp32, sorted, weights in memory) stays unchanged, and is never serialized, because it may be larger
-    than 2 GB. `ranges` may be None if only weights are quantized. globs: format → nodes. keep, fp32: nodes that
-    stay in high precision, for formats with activations and for all. They are names or globs of names, or `op:` and
-    a type such as `op:MatMul`.
+    `model` (fp32, sorted, weights in memory) stays unchanged, and is never serialized, because it may be larger than 2
+    GB. `ranges` may be None if only weights are quantized. globs: format → nodes. keep, fp32: nodes that stay in high
+    precision, for formats with activations and for all. They are names or globs of names, or `op:` and a type such as
+    `op:MatMul`.
 
-    Raises `LoweringError` for an older opset than the formats need (`raise_opset_for`), an entry that matches no
-    node, a node that two formats name, an activation without a range, and a weight that is not finite or not
-    loaded.
+    Raises `LoweringError` for an older opset than the formats need (`raise_opset_for`), an entry that matches no node,
+    a node that two formats name, an activation without a range, and a weight that is not finite or not loaded.
     """
     plan = plan_quantization(model, globs, keep, op_types, fp32).without(ranges.empty if ranges else (), model)
     _check_opset(model, {node.format.name: node.format for node in plan.nodes.values()}.values())
@@ -202,9 +200,8 @@ class _Writer:
         return self.weights[key]
 
     def _parameters(self, tensor: str, scale: NDArray[np.float32], chosen: Format) -> tuple[str, str]:
-        """Return names of new initializers for scale (fp32, [] or [channels]) and zero point (zeros of the same
-        shape in the format).
-        """
+        """Return names of new initializers for scale (fp32, [] or [channels]) and zero point (zeros of the same shape
+        in the format)."""
         import onnx
 
         names = self._unique(f"{tensor}_scale"), self._unique(f"{tensor}_zero_point")

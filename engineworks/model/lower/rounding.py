@@ -1,8 +1,8 @@
 """A model with one more rounding: the same graph with noise of one rounding on its values.
 
-The noise multiplies every floating input and every result of a product or a normalization. How far its outputs move
-is how far those of two correct engines may differ. Kernels add up in other orders, and later quantization or
-comparisons may tip.
+The noise multiplies every floating input and every result of a product or a normalization. How far its outputs move is
+how far those of two correct engines may differ. Kernels add up in other orders, and later quantization or comparisons
+may tip.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 FLOAT, FLOAT16, DOUBLE, BFLOAT16 = 1, 10, 11, 16
 
 ROUNDING = {FLOAT: 2.0**-20, DOUBLE: 2.0**-20, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
-"""By ONNX element type: half a unit in the last place. For float32 it is sixteen, because its sums are long and
-every kernel adds them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the
-error of a sum of n grows with √n).
-"""
+"""By ONNX element type: half a unit in the last place. For float32 it is sixteen, because its sums are long and every
+kernel adds them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the error of a
+sum of n grows with √n)."""
 
 _KINDS = (
     "Conv",

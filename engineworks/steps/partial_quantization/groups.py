@@ -10,8 +10,7 @@ from fnmatch import fnmatchcase
 
 LARGEST_SHARE = 1 / 8
 """Maximum share of all nodes in one group. With single nodes after it, few large groups cost as many trials as many
-small ones; this is between them.
-"""
+small ones; this is between them."""
 
 _SEPARATORS = re.compile(r"[/.]+")
 _SPECIAL = re.compile(r"[*?\[]")
@@ -28,8 +27,8 @@ class Group:
 def group_nodes(names: Sequence[str]) -> list[Group]:
     """Group by the parts of the nodes' names between '/' and '.', none with more than an eighth of the nodes.
 
-    Names without parts are cut into runs of the graph's order. Every name is in one group; groups come in the order
-    of their first nodes.
+    Names without parts are cut into runs of the graph's order. Every name is in one group; groups come in the order of
+    their first nodes.
     """
     largest = max(1, math.ceil(len(names) * LARGEST_SHARE))
     groups: list[Group] = []
@@ -56,8 +55,7 @@ def exact_pattern(name: str) -> str:
 
 def keep_patterns(kept: Sequence[Group], all_names: Iterable[str]) -> tuple[str, ...]:
     """Return entries for `keep` that name the groups' nodes and no others of `all_names`: a glob for a group if its
-    common beginning allows it, else every node.
-    """
+    common beginning allows it, else every node."""
     others = set(all_names).difference(*(group.nodes for group in kept)) if kept else set()
     patterns: list[str] = []
     for group in kept:

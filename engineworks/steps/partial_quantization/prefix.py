@@ -1,7 +1,7 @@
 """Outputs of the fp32 nodes before a group, kept for all samples, so that only later nodes run again.
 
-Groups are tried in the order of the graph: the cut moves forward, each fp32 node before it runs once in all, and
-the tensors of one cut are in memory at a time.
+Groups are tried in the order of the graph: the cut moves forward, each fp32 node before it runs once in all, and the
+tensors of one cut are in memory at a time.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Prefix:
     def move_to(self, position: int) -> None:
         """Cut before the node at `position`, if possible. Raises `RunError`.
 
-        The cut does not move in a graph that is not sorted, where a tensor of unknown type would cross, or where
-        the tensors would take too much memory.
+        The cut does not move in a graph that is not sorted, where a tensor of unknown type would cross, or where the
+        tensors would take too much memory.
         """
         if position <= self.at or not self._sorted:
             return

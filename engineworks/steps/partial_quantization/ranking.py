@@ -11,9 +11,8 @@ from engineworks.measure.accuracy import worst_cosine
 from engineworks.steps.partial_quantization.groups import Group
 
 CHANCE_SAMPLES = 4
-"""A metric that counts samples and loses d of them loses them by chance with a standard error of √d: from 4 on it
-is two standard errors. Losses are compared in steps of that many samples; within a step the outputs' error decides.
-"""
+"""A metric that counts samples and loses d of them loses them by chance with a standard error of √d: from 4 on it is
+two standard errors. Losses are compared in steps of that many samples; within a step the outputs' error decides."""
 
 SHARE_TO_SPLIT = 0.9
 """Groups that make this share of all noise are tried node by node."""
@@ -23,9 +22,9 @@ SHARE_TO_SPLIT = 0.9
 class Trial:
     """The cost of quantizing only one group.
 
-    noise: Σ(e - r)² / Σr² of the worst output, inf if values became NaN or infinite; noises of independent parts
-    add up. loss: of the task metric, as a share of fp32's; None without labels. report: the accuracy of each output
-    and the metric, as in `accuracy.json`.
+    noise: Σ(e - r)² / Σr² of the worst output, inf if values became NaN or infinite; noises of independent parts add
+    up. loss: of the task metric, as a share of fp32's; None without labels. report: the accuracy of each output and the
+    metric, as in `accuracy.json`.
     """
 
     group: Group
@@ -69,8 +68,8 @@ def metric_loss(report: Mapping[str, Any]) -> float | None:
 
 
 def rank(trials: Sequence[Trial], samples: int) -> list[Trial]:
-    """Rank the costliest first: by the task metric if there are labels and the loss is more than chance, then by
-    the outputs' error.
+    """Rank the costliest first: by the task metric if there are labels and the loss is more than chance, then by the
+    outputs' error.
 
     Of equal ones, the first in the graph comes first.
     """
@@ -100,9 +99,9 @@ def shortest_list(ranked: Sequence[Group], holds: Callable[[Sequence[Group]], bo
     """Return the groups that must be excluded so that `holds` of them; None if excluding all but the last is not
     enough.
 
-    First the shortest beginning of the ranking, by bisection; then each of it that proves unnecessary is removed,
-    the cheapest first. `holds` is called at most 2 + log₂(n) + length of the list times. A shorter list may exist:
-    there are 2ⁿ.
+    First the shortest beginning of the ranking, by bisection; then each of it that proves unnecessary is removed, the
+    cheapest first. `holds` is called at most 2 + log₂(n) + length of the list times. A shorter list may exist: there
+    are 2ⁿ.
     """
     if holds([]):
         return []

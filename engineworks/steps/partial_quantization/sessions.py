@@ -22,9 +22,9 @@ Tensors = dict[str, NDArray[Any]]
 class CutSession:
     """Runs a model or a piece of one, whose inputs have types and no shapes.
 
-    `scratch`: a folder for what no message can hold. integer_kernels: fuse Q/DQ into integer kernels, as the engine
-    of a CPU target does; else compute the graph node by node, in fp8 too. Raises `RunError` if ONNX Runtime does
-    not accept the model.
+    `scratch`: a folder for what no message can hold. integer_kernels: fuse Q/DQ into integer kernels, as the engine of
+    a CPU target does; else compute the graph node by node, in fp8 too. Raises `RunError` if ONNX Runtime does not
+    accept the model.
     """
 
     def __init__(self, model: onnx.ModelProto, scratch: Path, *, integer_kernels: bool = True) -> None:
@@ -47,8 +47,7 @@ class CutSession:
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """Return all outputs by name, with the model's shapes and dtypes; tensors that are no inputs are ignored.
-        Raises `RunError`.
-        """
+        Raises `RunError`."""
         try:
             outputs = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except ort_errors() as error:

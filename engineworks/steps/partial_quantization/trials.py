@@ -31,8 +31,8 @@ Report = dict[str, Any]
 class Trials:
     """Quantizes parts of `model` (fp32, every node named, weights in memory) and reports how far its outputs move.
 
-    globs, fp32: as of `quantize`. job: has what the task metric reads. scratch: an empty folder. The samples,
-    fp32's outputs for them, and the tensors of one cut are held in memory.
+    globs, fp32: as of `quantize`. job: has what the task metric reads. scratch: an empty folder. The samples, fp32's
+    outputs for them, and the tensors of one cut are held in memory.
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class Trials:
 
     def each_alone(self, groups: Sequence[Group], told: Callable[[Trial], None]) -> list[Trial]:
         """Make one trial per group, in the order of the graph: only it is quantized, all else is fp32. Raises
-        `RunError`.
-        """
+        `RunError`."""
         prefix = Prefix(self._model, self._batches, self._scratch)
         trials = []
         for group in sorted(groups, key=self._first):
@@ -76,8 +75,7 @@ class Trials:
 
     def without(self, kept: Sequence[Group]) -> Report:
         """Report on the recipe's model without the nodes of the groups. Raises `RunError`, and `LoweringError` if
-        nothing is left to quantize.
-        """
+        nothing is left to quantize."""
         keep = keep_patterns(kept, self.candidates)
         lowered = quantize(self._model, self._ranges, globs=self._globs, keep=keep, fp32=self._fp32).model
         return self._compare(lowered, self._batches)
@@ -95,9 +93,8 @@ class Trials:
         return self._compare(quantize(rest, self._ranges, globs=by_format).model, batches)
 
     def _same_operands(self, rest: onnx.ModelProto, globs: Mapping[str, Sequence[str]], group: Group) -> bool:
-        """Return whether the nodes' operands are the same in the cut model. A weight that passes through a node
-        before the cut would count as an activation.
-        """
+        """Return whether the nodes' operands are the same in the cut model. A weight that passes through a node before
+        the cut would count as an activation."""
         if rest is self._model:
             return True
         planned = plan_quantization(rest, globs, (), QUANTIZABLE).nodes

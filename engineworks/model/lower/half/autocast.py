@@ -31,11 +31,10 @@ def why_not_autocast() -> str | None:
 def autocast_model(
     folder: Path, model: onnx.ModelProto, dtype: HalfType, sample: Arrays, keep: Sequence[str]
 ) -> onnx.ModelProto:
-    """Convert with AutoCast, which finds the nodes to keep in fp32 on one sample; inputs and outputs keep their
-    dtype.
+    """Convert with AutoCast, which finds the nodes to keep in fp32 on one sample; inputs and outputs keep their dtype.
 
-    `keep` are names of nodes. `folder` is for its files. `sample`: arrays by input name, with the shapes and dtypes
-    of the model's inputs. Raises `LoweringError` with AutoCast's message.
+    `keep` are names of nodes. `folder` is for its files. `sample`: arrays by input name, with the shapes and dtypes of
+    the model's inputs. Raises `LoweringError` with AutoCast's message.
     """
     import re
 

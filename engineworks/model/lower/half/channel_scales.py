@@ -1,12 +1,11 @@
 """Int8 products for fp16: one scale in Q/DQ, and the ratios of the channels' scales multiplied after the product.
 
 With scales per channel TensorRT-RTX 1.6 gives infinities for large sums. After a layer norm or tanh the outputs are
-plausible and wrong. With one scale, fp32 for unquantized nodes, or small inputs it is right (seen on an NVIDIA
-H100; tests/engines/test_gpu_int8_products.py). So it seems to round int32 sums to fp16 first: fp16 cannot hold 127²
-× 768.
+plausible and wrong. With one scale, fp32 for unquantized nodes, or small inputs it is right (seen on an NVIDIA H100;
+tests/engines/test_gpu_int8_products.py). So it seems to round int32 sums to fp16 first: fp16 cannot hold 127² × 768.
 
-Weights and their steps stay those of scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n] / s₀). BERT-base
-was not slower (0.74 ms, before 0.83 ms, at batch 1).
+Weights and their steps stay those of scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n] / s₀). BERT-base was
+not slower (0.74 ms, before 0.83 ms, at batch 1).
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ _PRODUCTS = ("Gemm", "MatMul")
 
 
 def scale_channels_after_products(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Rewrite, in place, the products whose operands are both int8, one a weight with scales per channel; returns
-    their names.
+    """Rewrite, in place, the products whose operands are both int8, one a weight with scales per channel; returns their
+    names.
 
-    model: fp32 with Q/DQ, as `quantize` makes it. Products of int8 weights and float activations multiply
-    dequantized values, and are rewritten only if they share a weight with others.
+    model: fp32 with Q/DQ, as `quantize` makes it. Products of int8 weights and float activations multiply dequantized
+    values, and are rewritten only if they share a weight with others.
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     weights = {w.dequantized: w for w in _weights(model, initializers)}
@@ -63,9 +62,8 @@ class _Weight:
         return str(self.node.output[0])
 
     def ratios_for(self, operand: int) -> str:
-        """Return the name of the factors for products that read it as their first operand (a column: channels are
-        rows there) or their second.
-        """
+        """Return the name of the factors for products that read it as their first operand (a column: channels are rows
+        there) or their second."""
         self.read_as.add(operand)
         return f"{self.node.input[1]}_of_{'rows' if operand == 0 else 'columns'}"
 
@@ -92,8 +90,7 @@ class _Weight:
 
 def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) -> Iterator[_Weight]:
     """Yield the weights to rewrite: int8, scales per channel, read only by products, one of them with int8
-    activations.
-    """
+    activations."""
     import onnx
 
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
@@ -116,8 +113,7 @@ def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) 
 
 def _multiplied(node: onnx.NodeProto, ratios: str) -> Iterator[onnx.NodeProto]:
     """Yield the product without its bias, times `ratios`, plus the bias; new nodes and tensors are named after the
-    product.
-    """
+    product."""
     import onnx
 
     make = onnx.helper.make_node

@@ -39,10 +39,9 @@ class WeightLoss:
 
 @dataclass(frozen=True)
 class Halved:
-    """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of
-    those that stay fp32, each with the reason; `clamps`: constants that were cut to the type's range; `weights`:
-    the effects of rounding on them.
-    """
+    """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of those
+    that stay fp32, each with the reason; `clamps`: constants that were cut to the type's range; `weights`: the effects
+    of rounding on them."""
 
     model: onnx.ModelProto
     converted_nodes: tuple[str, ...]
@@ -70,16 +69,16 @@ class Prepared:
 def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = (), keep_io: bool = True) -> Halved:
     """Convert a model to strongly typed half precision; `model` stays unchanged, and the result is deterministic.
 
-    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32. These are nodes
-    named by `keep` (`quantizable.matches`), operators that lack the type or lose by it (`rules`), nodes with
-    subgraphs, and nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float
-    inputs of a node have one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear
-    and DequantizeLinear get half scales.
+    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32. These are nodes named
+    by `keep` (`quantizable.matches`), operators that lack the type or lose by it (`rules`), nodes with subgraphs, and
+    nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a node have
+    one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and DequantizeLinear get
+    half scales.
 
-    Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16, if the version converter can.
-    What an opset does not allow stays fp32, between casts. No sample is run, so activations may overflow;
-    `lower_half` handles that. Raises `LoweringError` for a pattern of `keep` that names no node, `ModelError` for a
-    model that cannot be read.
+    Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16, if the version converter can. What an
+    opset does not allow stays fp32, between casts. No sample is run, so activations may overflow; `lower_half` handles
+    that. Raises `LoweringError` for a pattern of `keep` that names no node, `ModelError` for a model that cannot be
+    read.
     """
     return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
 

@@ -1,7 +1,7 @@
 """The main graph of a model for the half-precision converter: sorted, named, typed, without weights.
 
-Weights are looked up by name and never copied with the graph. Shape inference, the opset converter and the checker
-read large ones as inputs. So they do not limit the size of a model, and detached weights stay on disk.
+Weights are looked up by name and never copied with the graph. Shape inference, the opset converter and the checker read
+large ones as inputs. So they do not limit the size of a model, and detached weights stay on disk.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class TypedGraph:
     """A model taken apart.
 
     `shell` is the model without the main graph's initializers, which are in `weights` together with its floating
-    Constant nodes. `types` maps each tensor of the main graph whose type is known to its ONNX element type. Nodes
-    are in topological order and have unique names. `wide`: the type that is converted, float32, or float64 on its
-    way to float32; "float" tensors here are tensors of that type.
+    Constant nodes. `types` maps each tensor of the main graph whose type is known to its ONNX element type. Nodes are
+    in topological order and have unique names. `wide`: the type that is converted, float32, or float64 on its way to
+    float32; "float" tensors here are tensors of that type.
     """
 
     shell: onnx.ModelProto

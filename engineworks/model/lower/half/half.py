@@ -94,8 +94,7 @@ class _Attempt:
 
     def result(self, limits: HalfLimits, overflow: Overflow | None = None) -> tuple[onnx.ModelProto, HalfReport]:
         """Return the model and its report. Raises `PrecisionError` if an output fails; `overflow`: where that
-        starts.
-        """
+        starts."""
         if not self.failing:
             return self.model, self.report
         report = self.report
@@ -124,8 +123,8 @@ class _Lowering:
     def by_rules(self) -> _Attempt:
         """Convert by rules, and repair while it fails and rounds are left.
 
-        The first repair leaves mask constants as they are, so that what they reach is out of range and stays fp32.
-        A fully masked row is uniform only where the mask absorbs the scores.
+        The first repair leaves mask constants as they are, so that what they reach is out of range and stays fp32. A
+        fully masked row is uniform only where the mask absorbs the scores.
         """
         reasons = self._out_of_range()
         attempt = self._prove_rules(convert(self.prepared, reasons), 0)
@@ -231,9 +230,8 @@ class _Lowering:
         return worst_first(graph, errors, attempt.failing)
 
     def _noisy(self, ranked: Sequence[tuple[int, float]], repairs: int) -> dict[str, str]:
-        """Return reasons to keep the first of the ranked nodes. The noise often comes from rounded inputs, so the
-        nodes that make these stay fp32 too.
-        """
+        """Return reasons to keep the first of the ranked nodes. The noise often comes from rounded inputs, so the nodes
+        that make these stay fp32 too."""
         graph = self.prepared.graph
         reasons: dict[str, str] = {}
         share = _SHARES[min(repairs, len(_SHARES) - 1)]
@@ -246,9 +244,8 @@ class _Lowering:
 
 
 def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
-    """Check samples, arrays by input name. Raises `SamplesError` without samples, and for one whose names are not
-    the model's inputs.
-    """
+    """Check samples, arrays by input name. Raises `SamplesError` without samples, and for one whose names are not the
+    model's inputs."""
     if not samples:
         raise SamplesError(
             "no samples to prove the half-precision model on", hint="give calibration or evaluation data"

@@ -31,9 +31,8 @@ _SQUARING = frozenset({
 
 @dataclass(frozen=True)
 class Ranges:
-    """Largest finite magnitude of every float32 activation, by tensor name, and of the sum behind a mean, by the
-    mean's name.
-    """
+    """Largest finite magnitude of every float32 activation, by tensor name, and of the sum behind a mean, by the mean's
+    name."""
 
     max_abs: Mapping[str, float]
     sums: Mapping[str, float]
@@ -64,8 +63,8 @@ def observe(bench: Bench, graph: TypedGraph, stored: Mapping[str, onnx.TensorPro
 def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: float) -> dict[str, str]:
     """Return node name → why its values do not fit.
 
-    The reason is a tensor, an inner sum or square beyond the largest value / headroom, or a tensor whose values all
-    lie near the smallest one.
+    The reason is a tensor, an inner sum or square beyond the largest value / headroom, or a tensor whose values all lie
+    near the smallest one.
     """
     limit = half.max / headroom
     reasons: dict[str, str] = {}
@@ -90,8 +89,7 @@ def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: 
 
 class _Watch:
     """The graph with reductions next to its nodes. `tensors`: tensor → output with its magnitude; `counts`: mean →
-    outputs with the number of elements before and after it.
-    """
+    outputs with the number of elements before and after it."""
 
     def __init__(self, graph: TypedGraph) -> None:
 
@@ -111,9 +109,8 @@ class _Watch:
         replace_nodes(self.shell, nodes, self._outputs())
 
     def _magnitude(self, name: str) -> Iterator[onnx.NodeProto]:
-        """Make nodes for max |x| over the finite elements. Infinities are intended (masks), and stay infinite in
-        half precision.
-        """
+        """Make nodes for max |x| over the finite elements. Infinities are intended (masks), and stay infinite in half
+        precision."""
         import onnx
 
         a, finite, b, stat = (f"watch:{kind}:{name}" for kind in ("abs", "finite", "cut", "max"))

@@ -36,12 +36,11 @@ class Overflow:
 def first_overflow(
     bench: Bench, fp32: onnx.ModelProto, made: onnx.ModelProto, half: HalfFormat, samples: Sequence[Arrays]
 ) -> Overflow | None:
-    """Return the first node of `made`, in its order, that is not finite on one of the samples; None if all are
-    finite.
+    """Return the first node of `made`, in its order, that is not finite on one of the samples; None if all are finite.
 
     Nodes of the same name that are not finite in the fp32 model either (masks of minus infinity) do not count. Both
-    models run once more, `made` emulated as in `prove`, with a reduction next to every node. samples: arrays by
-    input name, with the shapes and dtypes of the model's inputs.
+    models run once more, `made` emulated as in `prove`, with a reduction next to every node. samples: arrays by input
+    name, with the shapes and dtypes of the model's inputs.
     """
     shell, weights = split_model(made)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind in (FLOAT, half.elem_type)}
@@ -64,9 +63,8 @@ def _not_finite(
     float_like: Iterable[str],
     samples: Sequence[Arrays],
 ) -> list[Overflow]:
-    """Return nodes of `named` that turn finite inputs into infinity or NaN when `shell`, which has the same
-    tensors, runs.
-    """
+    """Return nodes of `named` that turn finite inputs into infinity or NaN when `shell`, which has the same tensors,
+    runs."""
     wanted = set(float_like)
     owners = [(n, o) for n in named.graph.node for o in n.output if o in wanted]
     watched, tensors = _watched(shell, [tensor for _, tensor in owners])
@@ -85,8 +83,7 @@ def _not_finite(
 
 def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
     """Return the graph with a scalar output for each tensor that it makes: Σ (x - x)², NaN if an element is not
-    finite.
-    """
+    finite."""
     import onnx
 
     watched = deepcopy(shell)

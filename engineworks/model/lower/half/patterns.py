@@ -59,8 +59,7 @@ def _is_vector(graph: TypedGraph, name: str) -> bool:
 
 def normalizations(graph: TypedGraph) -> frozenset[int]:
     """Return nodes of expanded layer, RMS and L2 norms: the square, its mean or sum, epsilon, root, and the
-    division.
-    """
+    division."""
     nodes: set[int] = set()
     for at, node in enumerate(graph.nodes):
         square = graph.producers.get(node.input[0]) if node.input else None

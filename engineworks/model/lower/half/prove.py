@@ -1,13 +1,13 @@
 """Numerical verification, on the CPU, that a half-precision model computes what the fp32 model does.
 
-ONNX Runtime's CPU provider cannot evaluate the half model itself. It computes most fp16 operators in fp32 and drops
-the casts between them (300 * 300 in "fp16" is 90000 there, not infinity), and it has hardly any kernel for bf16. So
-the model is emulated: an fp32 graph in which every tensor that is half in the model goes through a Cast to the half
-type and back, weights included.
+ONNX Runtime's CPU provider cannot evaluate the half model itself. It computes most fp16 operators in fp32 and drops the
+casts between them (300 * 300 in "fp16" is 90000 there, not infinity), and it has hardly any kernel for bf16. So the
+model is emulated: an fp32 graph in which every tensor that is half in the model goes through a Cast to the half type
+and back, weights included.
 
 Each node then reads and gives exactly the values that half precision holds. Sums inside a node are fp32, as on the
-tensor cores of the targeted builders. This works for fp16 and bf16. The ONNX checker with strict type inference
-and, for fp16, a run in ONNX Runtime also show that the model is well formed.
+tensor cores of the targeted builders. This works for fp16 and bf16. The ONNX checker with strict type inference and,
+for fp16, a run in ONNX Runtime also show that the model is well formed.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _EXACT = LAYOUT | {
 class OutputProof:
     """One output of the half model compared with the fp32 model's.
 
-    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means
-    equal. agreement: share of equal elements, for outputs that are not floating point, and of equal infinities.
-    max_abs_error: over all elements. finite: no value is infinite or NaN where the reference is finite. compared of
-    `samples` have the reference's shape (an output's length may depend on the data); the others count in no metric.
+    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means equal.
+    agreement: share of equal elements, for outputs that are not floating point, and of equal infinities. max_abs_error:
+    over all elements. finite: no value is infinite or NaN where the reference is finite. compared of `samples` have the
+    reference's shape (an output's length may depend on the data); the others count in no metric.
     """
 
     name: str
@@ -100,9 +100,9 @@ def _problem(shown: onnx.ModelProto, *, strict: bool) -> str | None:
 def run_once(bench: Bench, model: onnx.ModelProto, sample: Arrays) -> None:
     """Run the fp16 model once in ONNX Runtime, optimized as a served CPU engine.
 
-    A crash appears here (`builds.step` tries again with fewer optimizations). sample: arrays by input name, with
-    the shapes and dtypes of the model's inputs. Raises `LoweringError` if few optimizations fail too: a fusion's
-    fault is not the model's.
+    A crash appears here (`builds.step` tries again with fewer optimizations). sample: arrays by input name, with the
+    shapes and dtypes of the model's inputs. Raises `LoweringError` if few optimizations fail too: a fusion's fault is
+    not the model's.
     """
     shell, weights = split_model(model)
     names = [value.name for value in shell.graph.output]
@@ -148,8 +148,7 @@ def compare_outputs(
 
 def emulated(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], half: HalfFormat) -> onnx.ModelProto:
     """Return the half model as an fp32 graph that rounds: same nodes, same weights (still half; each is cast before
-    use).
-    """
+    use)."""
     types = infer_types(shell, weights)
     return _Emulator(shell, {name for name, kind in types.items() if kind == half.elem_type}, weights, half).shell
 
@@ -302,8 +301,8 @@ def reference_outputs(
 ) -> tuple[Mapping[str, NDArray[Any]], ...]:
     """Return outputs of the fp32 model by name for each sample, with the graph as written.
 
-    Fused int8 kernels of the CPU saturate, so none are used. samples: arrays by input name, with the shapes and
-    dtypes of the model's inputs.
+    Fused int8 kernels of the CPU saturate, so none are used. samples: arrays by input name, with the shapes and dtypes
+    of the model's inputs.
     """
     shell, weights = split_model(model)
     stored = bench.store(weights)

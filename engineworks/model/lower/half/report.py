@@ -16,9 +16,9 @@ from engineworks.model.lower.half.weights import Clamp, clamped_names
 class HalfLimits:
     """Limits of the verification, per output, and its settings.
 
-    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs.
-    headroom: activations above the type's largest value divided by this keep their nodes in fp32. samples: number
-    of samples. rounds: how often more nodes may be kept after a failed verification.
+    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs. headroom:
+    activations above the type's largest value divided by this keep their nodes in fp32. samples: number of samples.
+    rounds: how often more nodes may be kept after a failed verification.
     """
 
     min_cosine: float
@@ -34,16 +34,14 @@ DEFAULT_LIMITS: Mapping[HalfType, HalfLimits] = {
     "bfloat16": HalfLimits(min_cosine=0.99, min_sqnr_db=17.0),
 }
 """Far below a sound conversion (about 60 dB in fp16, 40 dB in bf16) and far above a broken one. The recipe's own
-limits, on the engine and with labels, decide how much accuracy a task may lose.
-"""
+limits, on the engine and with labels, decide how much accuracy a task may lose."""
 
 
 @dataclass(frozen=True)
 class HalfReport:
-    """The conversion of a model. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason.
-    rounds: how often more nodes were kept after a failed verification. clamps: constants that were cut. outputs:
-    the verification.
-    """
+    """The conversion of a model. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
+    how often more nodes were kept after a failed verification. clamps: constants that were cut. outputs: the
+    verification."""
 
     dtype: HalfType
     converter: Literal["engineworks", "autocast"]

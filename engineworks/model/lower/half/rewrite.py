@@ -29,8 +29,7 @@ def rewrite(graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], *, fl
     """Return the model with every node that is not in `kept` computing in `half`.
 
     This is half precision, or float32 if the graph's wide type is float64. With `float_io` the graph's inputs and
-    outputs keep their dtype. Weights are converted; both versions are stored if both are used. `graph` stays
-    unchanged.
+    outputs keep their dtype. Weights are converted; both versions are stored if both are used. `graph` stays unchanged.
     """
     return _Rewriter(graph, half, kept, float_io).run()
 
@@ -194,8 +193,7 @@ class _Rewriter:
 
     def _native_name(self, name: str) -> str:
         """Return the name of a node's output: as before, except for a graph output that the node makes in the other
-        type.
-        """
+        type."""
         elem_type = self._native[name]
         suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
         renamed = name in self._graph.outputs and not self._is_outer(name, elem_type)

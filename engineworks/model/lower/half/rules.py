@@ -202,8 +202,7 @@ def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool)
 
 
 def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int], float_io: bool) -> bool:
-    """Return whether a node's float32 results are all needed in fp32, where `fp32` are the nodes that compute in
-    it.
+    """Return whether a node's float32 results are all needed in fp32, where `fp32` are the nodes that compute in it.
 
     For values made from integers one such use is enough, because it may need the exact number.
     """

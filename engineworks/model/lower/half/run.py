@@ -78,10 +78,10 @@ class Bench:
     ) -> onnxruntime.InferenceSession:
         """Open a session that frees each tensor after its last use.
 
-        It runs the graph as written, or optimized at the level `optimize` (a key of `_ort_forms.LEVELS`). The order
-        of execution is the order of the nodes. ONNX Runtime's default order would put all reductions that watch a
-        tensor at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty tensors
-        of 40 MB). Raises `LoweringError` with ONNX Runtime's message.
+        It runs the graph as written, or optimized at the level `optimize` (a key of `ort_forms.LEVELS`). The order of
+        execution is the order of the nodes. ONNX Runtime's default order would put all reductions that watch a tensor
+        at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty tensors of 40 MB).
+        Raises `LoweringError` with ONNX Runtime's message.
         """
         import onnxruntime
 

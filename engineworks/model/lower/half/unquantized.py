@@ -1,10 +1,10 @@
 """Half precision for unquantized nodes. The model before quantization shows which nodes tolerate it.
 
-Rounding in half precision moves values over the edges of int8's steps. So a quantized model in half precision
-differs from itself in fp32 by about the noise of quantization. That difference shows nothing about single nodes
-(MiniLM: 199 of 345 nodes were kept in fp32 for it, without gain). Therefore the fp32 model is converted and
-verified first, with the limits for half precision alone, and its decisions are reused. Then the result and the
-quantized model are compared with the fp32 model: the result may not be much noisier.
+Rounding in half precision moves values over the edges of int8's steps. So a quantized model in half precision differs
+from itself in fp32 by about the noise of quantization. That difference shows nothing about single nodes (MiniLM: 199 of
+345 nodes were kept in fp32 for it, without gain). Therefore the fp32 model is converted and verified first, with the
+limits for half precision alone, and its decisions are reused. Then the result and the quantized model are compared with
+the fp32 model: the result may not be much noisier.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 MORE_NOISE_DB = 6.0
 """How much half precision for unquantized nodes may add to the noise of quantization: four times its power. A sound
-conversion adds a few percent.
-"""
+conversion adds a few percent."""
 
 LESS_AGREEMENT = 0.05
 """Share of the elements of integer outputs (e.g. ArgMax) that it may change beyond those that quantization changes."""
@@ -51,9 +50,9 @@ def halve_unquantized(
 ) -> tuple[onnx.ModelProto, HalfReport]:
     """Convert `quantized`, made of `fp32` with its nodes' names, to half precision wherever it is not quantized.
 
-    `quantized` is consumed: for fp16, its int8 products get one scale each (`scale_channels_after_products`).
-    feeds: arrays by input name, with the shapes and dtypes of the model's inputs. keep: names or globs of nodes
-    that stay fp32. source: the float64 model that `fp32` was made of. Raises what `lower_half` does for `fp32`, and
+    `quantized` is consumed: for fp16, its int8 products get one scale each (`scale_channels_after_products`). feeds:
+    arrays by input name, with the shapes and dtypes of the model's inputs. keep: names or globs of nodes that stay
+    fp32. source: the float64 model that `fp32` was made of. Raises what `lower_half` does for `fp32`, and
     `LoweringError` if the result is not finite, with the node, or noisier than the quantized model by more than
     `MORE_NOISE_DB`.
     """
@@ -90,9 +89,8 @@ def _noise_of(
     samples: Sequence[Arrays],
     references: Sequence[Mapping[str, NDArray[Any]]],
 ) -> Mapping[str, OutputProof]:
-    """Compare the quantized model with the fp32 one. Without results if the CPU cannot run it (fp8), because
-    neither is emulated.
-    """
+    """Compare the quantized model with the fp32 one. Without results if the CPU cannot run it (fp8), because neither is
+    emulated."""
     return {proof.name: proof for proof in compare_outputs(references, reference_outputs(bench, quantized, samples))}
 
 

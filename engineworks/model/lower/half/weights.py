@@ -32,9 +32,8 @@ _CARRIES = frozenset({
 
 @dataclass(frozen=True)
 class WeightFact:
-    """One weight: largest finite magnitude; counts of elements, of nonzero ones, of those that become 0 and of
-    those that become subnormal in half precision.
-    """
+    """One weight: largest finite magnitude; counts of elements, of nonzero ones, of those that become 0 and of those
+    that become subnormal in half precision."""
 
     max_abs: float
     elements: int
@@ -45,9 +44,8 @@ class WeightFact:
 
 @dataclass(frozen=True)
 class Clamp:
-    """A constant that one use reads cut to ±limit. position: the input of the node of that name, or `FILLED` for
-    the value that a ConstantOfShape holds. tensor: the constant.
-    """
+    """A constant that one use reads cut to ±limit. position: the input of the node of that name, or `FILLED` for the
+    value that a ConstantOfShape holds. tensor: the constant."""
 
     node: str
     position: int
@@ -87,8 +85,7 @@ class WeightFacts(Mapping[str, WeightFact]):
 
 def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
     """Count the effects of rounding to half precision on values of any shape and float dtype; non-finite ones count
-    only as elements.
-    """
+    only as elements."""
     flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
     largest, nonzero, flushed, small = 0.0, 0, 0, 0
     for start in range(0, flat.size, _CHUNK):  # chunks stay in the cache: twenty times faster than whole arrays
@@ -134,10 +131,10 @@ def half_tensor(tensor: onnx.TensorProto, half: FloatFormat, name: str) -> onnx.
 def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> tuple[Clamp, ...]:
     """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
 
-    Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that reach a
-    softmax only by additions, masks and layout become an eighth of it. The sum of several of them and scores stays
-    finite, where -inf would turn a fully masked row into NaN. Infinities stay. Returns the changes, for
-    `apply_clamps` to repeat them on a model made of this one.
+    Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that reach a softmax
+    only by additions, masks and layout become an eighth of it. The sum of several of them and scores stays finite,
+    where -inf would turn a fully masked row into NaN. Infinities stay. Returns the changes, for `apply_clamps` to
+    repeat them on a model made of this one.
     """
     clamps = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
     apply_clamps(graph, half, clamps)
@@ -182,8 +179,7 @@ def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: f
 
 def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
     """Return whether every path from the tensor ends in an operator that gives the same for any very negative
-    number.
-    """
+    number."""
     if name in seen:
         return True
     seen.add(name)

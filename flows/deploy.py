@@ -1,5 +1,4 @@
-"""`engineworks deploy`: creates or updates work pools, deployments and the heartbeat automation on the Prefect
-server."""
+"""`engineworks deploy`: creates or updates work pools, deployments and the heartbeat automation."""
 
 from __future__ import annotations
 
@@ -84,8 +83,7 @@ def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
 
 
 def _make_automation() -> str:
-    """Mark a run crashed after three missed heartbeats, because it sends nothing if its process and worker both
-    died."""
+    """Mark a run crashed after three missed heartbeats, because dead processes and workers send nothing."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState

@@ -129,8 +129,7 @@ def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
-    """Return the names of online workers; none for a pool that does not exist yet (a new target, before `engineworks
-    deploy`)."""
+    """Return the names of online workers; none for a pool that does not exist yet (before `engineworks deploy`)."""
     try:
         workers = client.read_workers_for_work_pool(pool)
     except PrefectHTTPStatusError as error:  # the client raises ObjectNotFound for other resources only

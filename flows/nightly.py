@@ -71,8 +71,7 @@ def nightly(
 def _summarized(
     nights: Sequence[RecipeNight], settings: Settings, seconds: float, files: Sequence[str]
 ) -> tuple[str, ...]:
-    """Publish the night's summary. Returns what could not be published, which fails no night. files: of all recipes in
-    the folder."""
+    """Publish the night's summary. Returns what could not be published, which fails no night. files: of all recipes."""
     results = [{**(n.verdicts or {"recipe": n.recipe, "error": n.message}), "file": n.file} for n in nights]
     try:
         tracking = open_tracking(settings.artifacts, settings.tracking_uri)

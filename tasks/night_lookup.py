@@ -60,8 +60,7 @@ class Lookup:
 
 
 def finished_since_last_night(tracking: Tracking) -> FinishedBuilds:
-    """Return the finished builds; empty before the first night, or if its record cannot be read. Raises
-    `TrackingError`."""
+    """Return the finished builds; empty before the first night or without its record. Raises `TrackingError`."""
     try:
         night = json.loads(tracking.last_night_text(NIGHT_JSON) or "null")
         runs = [str(recipe["run"]) for recipe in (*night["recipes"], *night.get("absent", ())) if recipe["run"]]

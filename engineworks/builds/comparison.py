@@ -39,8 +39,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """over: the framework and precision that speed-ups are relative to, '' where none ran. shapes: in the recipe's
-    order."""
+    """over: base of the speed-ups, '' where none ran. shapes: in the recipe's order."""
 
     over: str
     shapes: tuple[str, ...]
@@ -54,8 +53,7 @@ class Comparison:
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
-    """Return metrics to record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like,
-    'engine_speedup/fp16/cpu/SHAPE'."""
+    """Return metrics: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like, 'engine_speedup/fp16/cpu/SHAPE'."""
     metrics: dict[str, float] = {}
     for row in comparison.rows if comparison else ():
         fields = ("speedup",) if row.engine else _PEER_METRICS

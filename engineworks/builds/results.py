@@ -280,8 +280,7 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
 
 
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
-    """Choose the recommendation when reading, not when measuring, so that another latency budget measures nothing
-    again."""
+    """Choose when reading, not when measuring, so that another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
     if sweep is None or not latency:
         return None

@@ -16,8 +16,7 @@ StepState = Literal["run", "reused", "failed", "skipped", "needs another GPU", "
 
 @dataclass(frozen=True)
 class StepFact:
-    """One step. seconds: of this build, 0 if it did not run. reason: why it ran. inputs: keys of the steps that it
-    reads."""
+    """One step. seconds: of this build, 0 if it did not run. reason: why it ran. inputs: keys of its input steps."""
 
     id: str
     kind: str

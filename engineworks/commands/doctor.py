@@ -122,8 +122,7 @@ def _why_not_measure(target: NamedTarget) -> str | None:
 
 
 def _gpu_says(gpu: Gpu, targets: Sequence[NamedTarget]) -> str:
-    """Describe the targets of the GPU. The local GPU is never an implicit target: an engine id must mean the same
-    everywhere."""
+    """Describe the targets of the GPU. It is no implicit target: engine ids must mean the same everywhere."""
     serves = [t.name for t in targets if gpu.compute_capability in t.target.compute_capability]
     if serves:
         return f"it is the GPU of {', '.join(serves)}: build with --only '*/*/{serves[0]}'"

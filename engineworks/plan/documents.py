@@ -163,8 +163,7 @@ class Documents:
         return self._document("reference", params, {"fold": fold, **made}, digests), unkeyed
 
     def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Unkeyed]:
-        """Document the lowered reference. folded: the lowered model is the folded one, which the reference has run
-        already."""
+        """Document the lowered reference. folded: the lowered model is the folded one, which the reference ran."""
         data = self._files.evaluation
         folded = not computes.quantized and computes.unquantized == "fp32"
         params = {"samples": _samples(data), "ranges": self._shapes()["ranges"], "folded": folded}

@@ -215,8 +215,7 @@ def plan_recipe(
 
 
 def with_states(plan: Plan, store: Store) -> Plan:
-    """Return the plan with every step's state. To do are the goals that the store lacks, and their inputs that it lacks
-    too."""
+    """Return the plan with every step's state. To do are goals and their inputs that the store lacks."""
     stored = {key for key in plan.steps if store.has(key)}
     foreign = {s for e in plan.engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
 

@@ -9,8 +9,7 @@ AT_WORK = 0.25
 
 
 class BackgroundWork:
-    """Call it to learn whether other threads of this process worked since the last call. The measuring thread must make
-    and call it."""
+    """Tells whether other threads of this process worked since the last call. Only for the measuring thread."""
 
     def __init__(self) -> None:
         self._wall, self._others = time.monotonic(), _others_s()

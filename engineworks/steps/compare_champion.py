@@ -174,8 +174,7 @@ def _whose(side: Side, error: RunError) -> RunError:
 
 
 def _history(job: StepJob, champion: Champion, why: str) -> Report:
-    """Return the replacement for a champion that does not run here. The gate compares the candidate's own measurements
-    with it."""
+    """Return the replacement for a champion that does not run here. The gate compares the candidate with it."""
     history = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
     shapes = {shape: history.get(shape, []) for shape in job.params["at"]}
     return {"method": "history", "why": why, "history": shapes}

@@ -60,8 +60,7 @@ def _declared(job: StepJob) -> list[Path]:
 
 
 def _same_files(job: StepJob) -> None:
-    """Check that ONNX finds the weights that the plan found by the file's wire format. Otherwise the key is
-    incomplete."""
+    """Check that ONNX finds the weights that the plan found in the file. Otherwise the key is incomplete."""
     planned = set(job.unkeyed["files"])
     for file in model_files(job.path("source")):
         if str(file.resolve()) not in planned:

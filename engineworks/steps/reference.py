@@ -62,8 +62,7 @@ def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple
 
 
 def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """Yield the reference outputs by name, run by run: arrays [batch of the run, …] with the dtypes of the folded
-    model."""
+    """Yield the reference outputs by name, run by run: arrays [batch of the run, …] with the model's dtypes."""
     runs = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["runs"]
     with NpzReader(folder / OUTPUTS_FILE) as archive:
         names: dict[int, list[str]] = {}

@@ -124,8 +124,7 @@ class ServedComparison:
 
 
 class _Runs:
-    """The interleaved runs of one visit over its feeds; outputs that did not change since the last time are not
-    compared again."""
+    """The interleaved runs of one visit over its feeds; unchanged outputs are not compared again."""
 
     def __init__(self, owner: ServedComparison, stop: Stop, rows: list[Arrays]) -> None:
         self.owner, self.stop = owner, stop

@@ -76,15 +76,13 @@ class StoredOutputs:
         self._held: tuple[str, Arrays] = ("", {})
 
     def piece(self, key: str) -> Arrays:
-        """Return the stored outputs of one pool or run, by name, with the model's dtypes; keeps the last piece in
-        memory."""
+        """Return the stored outputs of one pool or run, by name, with the model's dtypes; the last piece is cached."""
         if self._held[0] != key:
             self._held = (key, {name: self._arrays.read(f"{key}/{name}") for name in self._plan.axes})
         return self._held[1]
 
     def of_run(self, stop: Stop, turn: int) -> Arrays:
-        """Return the expected outputs of a run of the visit's feed: by name, with one row per pick along the batch
-        axis."""
+        """Return the expected outputs of a visit's run: by name, with one row per pick along the batch axis."""
         if not self._plan.by_rows:
             return self.piece(run_key(stop.number, turn))
         piece = self.piece(pool_key(stop.pool))

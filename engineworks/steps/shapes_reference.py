@@ -135,8 +135,7 @@ class ShapesReference:
         self._pools[lengths] = PoolFacts(lengths, rows, data, values, operations)
 
     def _rows_alone(self, session: Session) -> list[Arrays] | None:
-        """Return each pool's rows run alone, stacked along each output's batch axis; None if outputs cannot be
-        stacked."""
+        """Return each pool's rows run alone, stacked along each output's batch axis; None if impossible."""
         if self._batch is None:
             return None
         pieces = []

@@ -93,8 +93,7 @@ class TaskComparison:
         return figures
 
     def _read(self, outputs: Rows) -> Array:
-        """Return what the metric reads, rows first: one output or, for spans, those of starts and ends next to each
-        other."""
+        """Return what the metric reads, rows first: one output or, for spans, starts next to ends."""
         assert self._settings is not None
         spans = self._settings["name"] == "span"
         names = SPAN_OUTPUTS if spans else (self._job.params["output"] or next(iter(outputs)),)

@@ -121,8 +121,7 @@ def _own_name(raw: RawTensor, axis: int) -> str:
 
 
 def _sum_of(runs: Sequence[tuple[Mapping[str, int], int]]) -> str:
-    """Return e.g. 'past_and_sequence' if the length is the sum of two of the inputs' dimensions in every run, else
-    ''."""
+    """Return e.g. 'past_and_sequence' if the length is the sum of two inputs' dimensions in every run, else ''."""
     pairs = combinations(runs[0][0], 2)
     return next((f"{a}_and_{b}" for a, b in pairs if all(n[a] + n[b] == length for n, length in runs)), "")
 

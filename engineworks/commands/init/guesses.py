@@ -45,8 +45,7 @@ def decoding_candidates(dim: str) -> Candidates:
 
 
 def value_ranges(specs: Sequence[TensorSpec], tables: Mapping[str, Range]) -> dict[str, Range]:
-    """Return [minimum, maximum] of every input except bools. Masks are all ones, because random ones could mask a whole
-    row."""
+    """Return [minimum, maximum] of every input except bools. Masks are all ones, as random ones could mask a row."""
     return {spec.name: _range(spec, tables) for spec in specs if spec.dtype != "bool"}
 
 

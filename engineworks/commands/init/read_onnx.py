@@ -72,8 +72,7 @@ def _filled(dims: tuple[Dim | None, ...], inferred: tuple[Dim | None, ...]) -> t
 
 
 def _shaped_by_inputs(model: onnx.ModelProto) -> bool:
-    """Return whether a shape, a number of repeats, or the bounds of a range or slice come directly from an input's
-    values."""
+    """Return whether a shape, a number of repeats, or the bounds of a range or slice come from an input's values."""
     values = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
     for node in all_nodes(model.graph):  # in topological order
         first = set(node.input[:1]) if node.op_type != "Range" else set()
@@ -92,8 +91,7 @@ def _raw(value: onnx.ValueInfoProto) -> RawTensor:
 
 
 def _table_ranges(model: onnx.ModelProto, names: set[str]) -> dict[str, Range]:
-    """Return [0, rows - 1] of the smallest table that an integer input looks up (Gather of an initializer along axis
-    0)."""
+    """Return [0, rows - 1] of the smallest table that an integer input looks up (Gather of an initializer, axis 0)."""
     rows = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) == 2}
     origin = {name: name for name in names}
     ranges: dict[str, Range] = {}

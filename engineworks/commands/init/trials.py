@@ -183,8 +183,7 @@ class _Search:
         return None
 
     def _usual(self, base: Lengths, wanted: Mapping[str, Candidates]) -> Lengths:
-        """Move each dimension back to its first candidate if that runs, because the failure may be another
-        dimension's."""
+        """Move each dimension back to its first candidate if that runs: the failure may be another's."""
         for dim, tried in wanted.items():
             usual = {**base, dim: tried.opt[0]}
             if usual != base and not self._late() and self._runs_at(usual):

@@ -18,8 +18,7 @@ LEAST_SAMPLES = 4
 
 
 def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within: Range | None) -> NDArray[np.generic]:
-    """Return evenly spread values of the dtype and shape in the range, both ends included; bools are all true, as masks
-    are."""
+    """Return evenly spread values of the dtype and shape in the range, both ends included; bools are true."""
     if dtype == "bool" or within is None:
         return np.ones(tuple(shape), np.dtype(dtype))
     low, high = within
@@ -31,8 +30,7 @@ def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within
 def feeds(
     specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int]
 ) -> dict[str, NDArray[np.generic]]:
-    """Return one run's inputs at these lengths, with the specs' shapes and dtypes; the same arguments give the same
-    values."""
+    """Return one run's inputs at these lengths, with the specs' shapes and dtypes; deterministic."""
     random = np.random.default_rng(0)
     return {s.name: values(random, s.dtype, s.concrete(dims), ranges.get(s.name)) for s in specs}
 

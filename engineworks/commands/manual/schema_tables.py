@@ -22,8 +22,7 @@ PATTERNS = {
 
 
 def key_rows(part: Schema, links: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    """Yield (key, type, default, meaning, example) of every key of a part, as Markdown. links: headings by name of
-    part."""
+    """Yield (key, type, default, meaning, example) of every key, as Markdown. links: headings by name of part."""
     required = part.get("required", ())
     for key, schema in part["properties"].items():
         examples = schema.get("examples")

@@ -32,8 +32,7 @@ from engineworks.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The measured sensitivity. found: the step's JSON. verdict: of the engine with the resulting list, None without
-    one."""
+    """The measured sensitivity. found: the step's JSON. verdict: of the engine with that list, if any."""
 
     loaded: LoadedRecipe
     id: str
@@ -103,8 +102,7 @@ def _find_target(loaded: LoadedRecipe, name: str) -> NamedTarget:
 
 
 def _narrowed(loaded: LoadedRecipe, precision: str, target: NamedTarget, *, keep: tuple[str, ...]) -> LoadedRecipe:
-    """Return the recipe with one precision, one target and this `keep`. Raises `InputError` if the precision has no use
-    for one."""
+    """Return the recipe with one precision, one target and this `keep`. Raises `InputError` if it has no use."""
     recipe = loaded.recipe
     if precision not in (*CALIBRATED, *recipe.mixtures):
         possible = (*CALIBRATED, *recipe.mixtures)

@@ -39,8 +39,7 @@ class DeviceCounter:
         self._sessions: dict[tuple[str, str], onnxruntime.InferenceSession] = {}
 
     def extremes(self, tensor: onnxruntime.OrtValue, dtype: str) -> tuple[float, float]:
-        """Return the smallest and largest value of a tensor of any shape; NaN in both if one is NaN, for every
-        provider."""
+        """Return the smallest and largest value of a tensor [any shape]; NaN in both if one is NaN."""
         session = self._session("extremes", dtype)
         low, high, zero = (float(scalar) for scalar in self._run(session, {"x": tensor}))
         if math.isnan(zero) and math.isfinite(low) and math.isfinite(high):

@@ -63,8 +63,7 @@ class Histogram:
         return math.ldexp(1.0, self.exponent) / self.counts.size
 
     def add(self, count: Callable[[int], NDArray[np.int64]], amax: float) -> None:
-        """Add the counts that `count` returns for an exponent; `amax`, finite, is the largest magnitude of its
-        values."""
+        """Add the counts that `count` returns for an exponent; `amax`, finite, is their largest magnitude."""
         self._cover(amax)
         self.counts += count(self.exponent)
 
@@ -98,8 +97,7 @@ class Histogram:
 
 
 def merge_bins(counts: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
-    """Return the histogram, int64[bins], of as many bins over a range `factor` (a power of two ≤ bins) times as
-    wide."""
+    """Return the histogram, int64[bins], over a range `factor` (a power of two ≤ bins) times as wide."""
     merged = np.zeros_like(counts)
     merged[: counts.size // factor] = counts.reshape(-1, factor).sum(axis=1)
     return merged

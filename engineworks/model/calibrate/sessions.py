@@ -1,5 +1,4 @@
-"""The segments of a model as ONNX Runtime sessions: each batch runs through all of them and yields the wanted
-tensors."""
+"""The segments of a model as ONNX Runtime sessions: each batch runs through all and yields the wanted tensors."""
 
 from __future__ import annotations
 

@@ -44,8 +44,7 @@ class Values(Protocol):
         """Return the smallest and largest value; NaN in both if one is NaN. Not for empty tensors."""
 
     def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
-        """Return `Counts` of all values or, for a large tensor, `SAMPLED_EVERY` times those of one value in
-        `SAMPLED_EVERY`."""
+        """Return `Counts` of all values or, for a large tensor, `SAMPLED_EVERY` times those of a sample."""
 
 
 class AllValues(Values, Protocol):

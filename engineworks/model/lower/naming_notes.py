@@ -35,8 +35,7 @@ def not_quantized(
 def kept_in_vain(
     nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], quantizable: Collection[str]
 ) -> Iterator[str]:
-    """Yield patterns of `keep` that name nothing that would be quantized without them. quantizable: names of such
-    nodes."""
+    """Yield patterns of `keep` that name nothing that would be quantized otherwise. quantizable: such nodes' names."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in quantizable for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))
@@ -44,8 +43,7 @@ def kept_in_vain(
 
 
 def fp32_in_vain(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], kept: Collection[str]) -> Iterator[str]:
-    """Yield patterns of `fp32` that name no node with a floating-point tensor. kept: names of the nodes that stay
-    fp32."""
+    """Yield patterns of `fp32` that name no node with a floating-point tensor. kept: names of nodes in fp32."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in kept for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))

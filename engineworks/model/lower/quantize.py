@@ -200,8 +200,7 @@ class _Writer:
         return self.weights[key]
 
     def _parameters(self, tensor: str, scale: NDArray[np.float32], chosen: Format) -> tuple[str, str]:
-        """Return names of new initializers for scale (fp32, [] or [channels]) and zero point (zeros of the same shape
-        in the format)."""
+        """Return names of new initializers for scale (fp32, [] or [channels]) and zero point (zeros alike)."""
         import onnx
 
         names = self._unique(f"{tensor}_scale"), self._unique(f"{tensor}_zero_point")

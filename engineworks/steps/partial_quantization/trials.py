@@ -61,8 +61,7 @@ class Trials:
         return tuple(name for name, plan in self._plans.items() if plan.format.name in CALIBRATED)
 
     def each_alone(self, groups: Sequence[Group], told: Callable[[Trial], None]) -> list[Trial]:
-        """Make one trial per group, in the order of the graph: only it is quantized, all else is fp32. Raises
-        `RunError`."""
+        """Make one trial per group, in the order of the graph: the rest stays fp32. Raises `RunError`."""
         prefix = Prefix(self._model, self._batches, self._scratch)
         trials = []
         for group in sorted(groups, key=self._first):

@@ -89,8 +89,7 @@ class _Weight:
 
 
 def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) -> Iterator[_Weight]:
-    """Yield the weights to rewrite: int8, scales per channel, read only by products, one of them with int8
-    activations."""
+    """Yield the weights to rewrite: int8, scales per channel, read only by products, one with int8 activations."""
     import onnx
 
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
@@ -112,8 +111,7 @@ def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) 
 
 
 def _multiplied(node: onnx.NodeProto, ratios: str) -> Iterator[onnx.NodeProto]:
-    """Yield the product without its bias, times `ratios`, plus the bias; new nodes and tensors are named after the
-    product."""
+    """Yield the product without its bias, times `ratios`, plus the bias; new names start with the product's."""
     import onnx
 
     make = onnx.helper.make_node

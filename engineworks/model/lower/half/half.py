@@ -93,8 +93,7 @@ class _Attempt:
     failing: tuple[str, ...]
 
     def result(self, limits: HalfLimits, overflow: Overflow | None = None) -> tuple[onnx.ModelProto, HalfReport]:
-        """Return the model and its report. Raises `PrecisionError` if an output fails; `overflow`: where that
-        starts."""
+        """Return the model and its report. Raises `PrecisionError` if one fails; `overflow`: where that starts."""
         if not self.failing:
             return self.model, self.report
         report = self.report

@@ -109,8 +109,7 @@ class _Watch:
         replace_nodes(self.shell, nodes, self._outputs())
 
     def _magnitude(self, name: str) -> Iterator[onnx.NodeProto]:
-        """Make nodes for max |x| over the finite elements. Infinities are intended (masks), and stay infinite in half
-        precision."""
+        """Make nodes for max |x| over the finite elements. Infinities are intended (masks) and stay."""
         import onnx
 
         a, finite, b, stat = (f"watch:{kind}:{name}" for kind in ("abs", "finite", "cut", "max"))

@@ -63,8 +63,7 @@ def _not_finite(
     float_like: Iterable[str],
     samples: Sequence[Arrays],
 ) -> list[Overflow]:
-    """Return nodes of `named` that turn finite inputs into infinity or NaN when `shell`, which has the same tensors,
-    runs."""
+    """Return nodes of `named` that turn finite inputs into infinity or NaN in `shell`, which has the same tensors."""
     wanted = set(float_like)
     owners = [(n, o) for n in named.graph.node for o in n.output if o in wanted]
     watched, tensors = _watched(shell, [tensor for _, tensor in owners])
@@ -82,8 +81,7 @@ def _not_finite(
 
 
 def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the graph with a scalar output for each tensor that it makes: Σ (x - x)², NaN if an element is not
-    finite."""
+    """Return the graph with a scalar for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
     import onnx
 
     watched = deepcopy(shell)

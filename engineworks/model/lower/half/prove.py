@@ -147,8 +147,7 @@ def compare_outputs(
 
 
 def emulated(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], half: HalfFormat) -> onnx.ModelProto:
-    """Return the half model as an fp32 graph that rounds: same nodes, same weights (still half; each is cast before
-    use)."""
+    """Return the half model as an fp32 graph that rounds: same nodes, same weights (still half, cast before use)."""
     types = infer_types(shell, weights)
     return _Emulator(shell, {name for name, kind in types.items() if kind == half.elem_type}, weights, half).shell
 

@@ -192,8 +192,7 @@ class _Rewriter:
         return made
 
     def _native_name(self, name: str) -> str:
-        """Return the name of a node's output: as before, except for a graph output that the node makes in the other
-        type."""
+        """Return the name of a node's output: as before, except for a graph output made in the other type."""
         elem_type = self._native[name]
         suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
         renamed = name in self._graph.outputs and not self._is_outer(name, elem_type)

@@ -89,8 +89,7 @@ def _noise_of(
     samples: Sequence[Arrays],
     references: Sequence[Mapping[str, NDArray[Any]]],
 ) -> Mapping[str, OutputProof]:
-    """Compare the quantized model with the fp32 one. Without results if the CPU cannot run it (fp8), because neither is
-    emulated."""
+    """Compare the quantized model with the fp32 one. No results if the CPU cannot run it (fp8)."""
     return {proof.name: proof for proof in compare_outputs(references, reference_outputs(bench, quantized, samples))}
 
 

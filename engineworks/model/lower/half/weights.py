@@ -84,8 +84,7 @@ class WeightFacts(Mapping[str, WeightFact]):
 
 
 def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
-    """Count the effects of rounding to half precision on values of any shape and float dtype; non-finite ones count
-    only as elements."""
+    """Count effects of half rounding on values of any shape and float dtype; non-finite ones are only elements."""
     flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
     largest, nonzero, flushed, small = 0.0, 0, 0, 0
     for start in range(0, flat.size, _CHUNK):  # chunks stay in the cache: twenty times faster than whole arrays
@@ -178,8 +177,7 @@ def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: f
 
 
 def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
-    """Return whether every path from the tensor ends in an operator that gives the same for any very negative
-    number."""
+    """Return whether every path from the tensor ends in an operator that treats all very negative numbers alike."""
     if name in seen:
         return True
     seen.add(name)

@@ -1,4 +1,4 @@
-"""One engine on the work pool of its GPU type: build, compare, measure. Judging and recording are its parent's."""
+"""One engine on the work pool of its GPU type: build, compare, measure. Its parent evaluates and records."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ def build_engine(recipe: str, engine: str, mode: Mode = "full") -> State[str]:
 
 
 def require_prepared(build: Build) -> None:
-    """Raises `StepError` where a step is missing that the CPU pool should have run: doing it here would be to do it
-    on every GPU host, and with other versions it would be another engine than the parent waits for."""
+    """Check that the CPU pool ran its steps. Raises `StepError` if one is missing.
+
+    Running it here would repeat it on every GPU host, and other versions would give another engine than the parent
+    expects.
+    """
     step = unprepared(build.plan)
     if step is not None:
         raise StepError(

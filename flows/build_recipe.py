@@ -1,7 +1,7 @@
-"""The main job: one recipe → gated, recorded engines. Order and fan-out only; the work is in tasks.
+"""The main job: one recipe → gated, recorded engines. Order and fan-out only; tasks do the work.
 
 A deployment has only plain values: its flow plans where it starts, with the settings of its environment. The command
-has a plan and settings already, and hands them over by `build_planned`.
+has a plan and settings already, and passes them to `build_planned`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def build_recipe(
 
 
 def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[BuildResult]:
-    """The same for a plan that was made in this process."""
+    """Build a plan made in this process."""
 
     def body() -> State[BuildResult]:
         build = open_build(opaque(plan), settings, plan.recipe)
@@ -86,7 +86,7 @@ def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
 
 
 def _published(build: Build, result: BuildResult) -> str:
-    """Store the verdicts; returns under which digest, or why they are not stored."""
+    """Store the verdicts; returns their digest, or why they are not stored."""
     try:
         return f"verdicts {publish_body(build.store, 'verdicts', result.recipe, result.to_json())}"
     except StoreError as error:
@@ -94,7 +94,7 @@ def _published(build: Build, result: BuildResult) -> str:
 
 
 def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None] = run_steps) -> BuildResult:
-    """Run the steps (by `run`), judge every engine and record it all."""
+    """Run the steps (by `run`), evaluate every engine and record everything."""
     recording = start_record.submit(build, build.plan.recipe, flow_run_id)
     try:
         run(build)
@@ -106,7 +106,7 @@ def build_and_judge(build: Build, flow_run_id: str, run: Callable[[Build], None]
 
 
 def gate_and_record(build: Build, run: SpooledRun) -> BuildResult:
-    """Judge and record every engine, then the build."""
+    """Evaluate and record every engine, then the build."""
     build.settle()
     for engine in build.plan.engines:
         build.engines[engine.id] = conclude_engine(build, run, engine.id)

@@ -1,4 +1,4 @@
-"""Where a worker's flow runs find the recipes: a pull step of Prefect that knows no path of any host."""
+"""Locates the recipes for a worker's flow runs: a Prefect pull step that contains no host's path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engineworks.errors import InputError
 def enter_checkout() -> dict[str, str]:
     """Go to ENGINEWORKS_ROOT, by default the checkout whose flows are installed. Raises `InputError` if it is none.
 
-    Prefect's own step takes a path that is the same on every host; a relative one would be relative to the run's
+    Prefect's own step takes a path that is the same on every host. A relative one would be relative to the run's
     temporary folder.
     """
     root = Path(os.environ.get("ENGINEWORKS_ROOT") or Path(__file__).parents[1]).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""`engineworks deploy`: work pools, deployments and the heartbeat automation on the Prefect server, made or updated."""
+"""`engineworks deploy`: creates or updates work pools, deployments and the heartbeat automation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DEPLOY_LIMIT_S = 300.0
 
 
 def deploy(targets: Mapping[str, Target], root: Path, *, cron: str = CRON, pools_only: bool = False) -> list[str]:
-    """Make or update everything that `targets` ask for; one sentence per thing, in order.
+    """Create or update everything that `targets` need; returns one sentence each, in order.
 
-    root: the checkout. Raises `InputError` without PREFECT_API_URL, `StepError` where its server does not answer or
+    root: the checkout. Raises `InputError` without PREFECT_API_URL, `StepError` if its server does not answer or
     `prefect deploy` fails.
     """
     os.environ.update(NO_TELEMETRY)
@@ -41,7 +41,7 @@ def deploy(targets: Mapping[str, Target], root: Path, *, cron: str = CRON, pools
 
 
 def _make_pool(pool: Pool) -> str:
-    """Create the pool and its queues, or set the limits of those that are there."""
+    """Create the pool and its queues, or set the limits of existing ones."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
@@ -67,7 +67,7 @@ def _make_pool(pool: Pool) -> str:
 
 
 def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
-    """`prefect deploy --all` of the document, which is what prefect.yaml holds for the targets that we ship."""
+    """Run `prefect deploy --all` with the document, which equals prefect.yaml for the shipped targets."""
     with TemporaryDirectory(prefix="engineworks-") as folder:
         file = Path(folder) / "prefect.yaml"
         file.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
@@ -83,7 +83,7 @@ def _deploy_flows(document: Mapping[str, object], root: Path) -> list[str]:
 
 
 def _make_automation() -> str:
-    """A run whose process and worker both died sends nothing: after three missed heartbeats it is marked crashed."""
+    """Mark a run crashed after three missed heartbeats, because dead processes and workers send nothing."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState

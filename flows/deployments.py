@@ -1,10 +1,10 @@
-"""Which deployments and work pools there are, from `_targets.yaml`: the values that prefect.yaml holds.
+"""Deployments and work pools from `_targets.yaml`: the values of prefect.yaml.
 
     pool cpu      queue nightly (1 run at once), recipes (2), engines (1)
-    pool <GPU>    one run at once: two jobs on one GPU would be in each other's figures
+    pool <GPU>    one run at once: two jobs on one GPU would disturb each other
 
-A nightly waits for its recipes and a recipe for its engines, so each of the three has a queue with a limit of its own:
-under one limit for all, those that wait would take the places of those that they wait for.
+A nightly waits for its recipes and a recipe for its engines, so each of the three has a queue with its own limit.
+With one limit for all, waiting runs would take the places of those that they wait for.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from engineworks.recipe.targets import Target
 from flows.local_prefect_child import NO_TELEMETRY
 
 PREPARE_POOL = "cpu"
-"""The pool of the flows that order others, of prepare steps, and of targets that name no pool."""
+"""The pool of flows that order others, of prepare steps, and of targets without a pool."""
 
 CRON = "0 2 * * *"
 HEARTBEAT_S = 30
-"""Seconds between the signs of life of a flow run; Prefect's smallest."""
+"""Seconds between heartbeats of a flow run; Prefect's minimum."""
 
 JOB_ENVIRONMENT = {
     **NO_TELEMETRY,
@@ -30,12 +30,12 @@ JOB_ENVIRONMENT = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # a server on SQLite answers this while its database is locked
 }
-"""What every flow run of a worker has in its environment; places come from the worker's own."""
+"""Environment of every flow run of a worker; paths come from the worker's own."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A work pool of type process. `limit`: runs at once, None where its queues have limits of their own."""
+    """A work pool of type process. `limit`: concurrent runs, None where its queues have limits."""
 
     name: str
     limit: int | None
@@ -43,13 +43,13 @@ class Pool:
 
 
 def pools(targets: Mapping[str, Target]) -> tuple[Pool, ...]:
-    """The pool that prepares, and one for each GPU type."""
+    """Return the pool that prepares, and one for each GPU type."""
     first = Pool(PREPARE_POOL, None, {"nightly": 1, "recipes": 2, "engines": 1})
     return (first, *(Pool(name, 1, {}) for name in _pool_names(targets) if name != PREPARE_POOL))
 
 
 def deployments(targets: Mapping[str, Target], *, cron: str = CRON) -> list[dict[str, Any]]:
-    """The deployments as prefect.yaml has them."""
+    """Return the deployments as prefect.yaml has them."""
     spread = {"distributed": True}
     nightly = _deployment("nightly", "nightly", "flows.nightly.nightly", PREPARE_POOL, "nightly", spread)
     nightly["schedules"] = [{"cron": cron, "timezone": "UTC"}]
@@ -63,7 +63,7 @@ def deployments(targets: Mapping[str, Target], *, cron: str = CRON) -> list[dict
 
 
 def prefect_yaml(targets: Mapping[str, Target], *, cron: str = CRON) -> dict[str, Any]:
-    """The whole of prefect.yaml."""
+    """Return the whole of prefect.yaml."""
     return {
         "name": "engineworks",
         "pull": [{"flows.checkout.enter_checkout": {}}],

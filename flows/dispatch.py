@@ -1,7 +1,7 @@
-"""Runs of deployments that a flow starts and waits for: started at once, watched in one loop, started again if crashed.
+"""Runs of deployments that a flow starts and waits for: all started first, watched in one loop, restarted if crashed.
 
-A thread or a task for each would be a dozen threads per recipe; a loop over their states costs one request in two
-seconds, whatever their number, and outlives a restart of the server.
+A thread or a task for each would be a dozen threads per recipe. A loop over their states costs one request in two
+seconds for any number of runs, and outlives a restart of the server.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from engineworks.errors import InputError
 POLL_S = 2.0
 
 CRASHES = 1
-"""How often a run that crashed (its process or its host died) is started again."""
+"""How often a crashed run (its process or its host died) is restarted."""
 
 NO_WORKER_S = 300.0
-"""Seconds that a run waits in a pool where no worker is left."""
+"""Seconds that a run waits in a pool without workers."""
 
 SERVER_GONE_S = 600.0
 """Seconds without an answer of Prefect's server after which the flow gives up."""
 
 PAGE = 200
-"""Flow runs that one request of Prefect's API gives at most."""
+"""Maximum number of flow runs in one response of Prefect's API."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an ordered run ended: the name of its last state (COMPLETED, FAILED, CRASHED, CANCELLED) and its words."""
+    """The end of an ordered run: the name of its last state (COMPLETED, FAILED, CRASHED, CANCELLED) and its message."""
 
     state: str
     message: str
@@ -66,7 +66,7 @@ class _Going:
 
 
 class Runs:
-    """The runs of some orders, all started; use it through `started`."""
+    """The started runs of some orders; use it through `started`."""
 
     def __init__(self, client: SyncPrefectClient, orders: Sequence[Order]) -> None:
         self._client = client
@@ -76,7 +76,7 @@ class Runs:
             self._start(order, 0)
 
     def ends(self) -> Iterator[tuple[Order, Ended]]:
-        """Each order as its run ends; one that crashed is started again, `CRASHES` times."""
+        """Yield each order as its run ends. A crashed run is restarted, at most `CRASHES` times."""
         while self._going:
             time.sleep(POLL_S)
             workers = cache(partial(_workers, self._client))  # asked once for all runs that wait in a pool
@@ -91,7 +91,7 @@ class Runs:
                     yield going.order, ended
 
     def _look(self) -> list[FlowRun]:
-        """The runs as they are now; nothing while the server restarts or its database is busy."""
+        """Return the current runs; nothing while the server restarts or its database is busy."""
         try:
             runs = _read(self._client, list(self._going))
         except httpx.HTTPError:
@@ -102,7 +102,7 @@ class Runs:
         return runs
 
     def cancel(self) -> None:
-        """Cancel what still runs."""
+        """Cancel all runs in progress."""
         for run in self._going:
             self._client.set_flow_run_state(run, Cancelling(message="the flow that waited for it has ended"))
 
@@ -112,7 +112,7 @@ class Runs:
 
 @contextmanager
 def started(orders: Sequence[Order]) -> Iterator[Runs]:
-    """Start a run for every order; whatever ends the block cancels those that still run."""
+    """Start a run for every order. Whatever ends the block cancels those still running."""
     with get_client(sync_client=True) as client:
         runs = Runs(client, orders)
         try:
@@ -122,14 +122,14 @@ def started(orders: Sequence[Order]) -> Iterator[Runs]:
 
 
 def workers_online(pools: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Names of the workers that are online in each of the pools; pools without any are left out."""
+    """Return the names of online workers by pool, without pools that have none."""
     with get_client(sync_client=True) as client:
         by_pool = {pool: _workers(client, pool) for pool in pools if pool}
     return {pool: names for pool, names in by_pool.items() if names}
 
 
 def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
-    """None for a pool that does not exist yet (a new target, before `engineworks deploy`)."""
+    """Return the names of online workers; none for a pool that does not exist yet (before `engineworks deploy`)."""
     try:
         workers = client.read_workers_for_work_pool(pool)
     except PrefectHTTPStatusError as error:  # the client raises ObjectNotFound for other resources only
@@ -140,9 +140,9 @@ def _workers(client: SyncPrefectClient, pool: str) -> frozenset[str]:
 
 
 def _start(order: Order, attempt: int) -> UUID:
-    """The id of a new run, linked to ours. The key makes it one run, however often a request is sent.
+    """Start a run linked to this one and return its id. The key makes it one run, however often a request is sent.
 
-    Raises `InputError` where there is no such deployment: Prefect's own error has no words.
+    Raises `InputError` if there is no such deployment, because Prefect's own error has no message.
     """
     key = f"{flow_run.get_id()}/{flow_run.get_run_count()}/{order.deployment}/{order.name}/{attempt}"
     try:
@@ -172,7 +172,7 @@ def _read(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
 def _ended(
     client: SyncPrefectClient, run: FlowRun, going: _Going, workers: Callable[[str], frozenset[str]]
 ) -> Ended | None:
-    """How it ended, None while it goes on."""
+    """Return how the run ended, None while it goes on."""
     state = run.state
     if state is None:
         return None

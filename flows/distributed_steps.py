@@ -1,4 +1,4 @@
-"""The steps of a build, spread over work pools: prepared here, one flow run per engine on the pool of its GPU type."""
+"""The steps of a build on work pools: prepared here, then one flow run per engine on the pool of its GPU type."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from flows.local_steps import run_steps
 
 
 def run_distributed(build: Build, recipe: str, again: str | None = None) -> None:
-    """Prepare, then let a worker of each engine's pool do the rest; take what they deliver into the build.
+    """Prepare, order each engine from a worker of its pool, and take the deliveries into the build.
 
-    An engine whose pool has no worker is built here, ahead of time where its backend can, and stays unmeasured unless
-    this host has its hardware.
+    An engine whose pool has no worker is built here, ahead of time if its backend can. It stays unmeasured unless this
+    host has its hardware.
     """
     run_steps(build, prepare_keys(build.plan, build.plan.engines))
     online = workers_online(sorted({e.target.target.pool for e in build.plan.engines}))
@@ -44,7 +44,7 @@ def run_distributed(build: Build, recipe: str, again: str | None = None) -> None
 
 
 def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], again: str | None) -> dict[str, Order]:
-    """What workers are to do, by engine: what is left to do and has all its inputs."""
+    """Return the workers' orders, by engine: unfinished steps that have all their inputs."""
     engines = [e for e in build.plan.engines if is_unfinished(build.plan, e) and not _is_lost(build, e)]
     orders = {}
     for engine in engines:
@@ -61,12 +61,12 @@ def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], aga
 
 
 def _is_lost(build: Build, engine: PlannedEngine) -> bool:
-    """Whether a step that it needs has failed."""
+    """Return whether a step that the engine needs has failed."""
     return bool(build.plan.closure(engine.steps.values()) & build.failures.keys())
 
 
 def _take(build: Build, engine_id: str, order: str, ended: Ended, workers: frozenset[str]) -> None:
-    """Take the engine's delivery; without one it failed, and its run's last words say why."""
+    """Take the engine's delivery. Without one it failed, for the reason in its run's final message."""
     engine = next(e for e in build.plan.engines if e.id == engine_id)
     key = digest_in(ended.message, "delivery")
     message = f"{engine_id}: its flow run {ended.state.lower()}: {ended.message}"

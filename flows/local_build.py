@@ -1,4 +1,4 @@
-"""`engineworks build` without a server: the flow in this process, on a Prefect API of its own while it runs."""
+"""`engineworks build` without a server: the flow in this process, with a temporary Prefect API."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from flows.local_prefect import prefect_api
 R = TypeVar("R")
 
 CHILD_IMPORTS = ("engineworks.steps.job", "onnx", "onnxruntime")
-"""What every child needs; with what builds the engines, it is imported while Prefect's server starts."""
+"""Modules that every child needs; imported, with those that build the engines, while Prefect's server starts."""
 
 
 def build_recipes(
     plans: Sequence[Plan], settings: Settings, *, only: str | None, champions: Champions | None = None
 ) -> list[BuildResult] | list[ReleaseResult]:
-    """Build every plan, one after the other; a failed one does not stop the others. champions: release them too."""
+    """Build every plan, one after the other; a failed one does not stop the others. champions: also release them."""
     with prefect_api(settings.artifacts / "prefect") as prefect:
         default_pool().prestart(_imports(plans), count=2)
         with not_collected():

@@ -1,4 +1,4 @@
-"""A Prefect API for one build, where no Prefect server runs: quick to start, loses no task run, leaves nothing behind.
+"""A Prefect API for one build without a Prefect server: quick to start, loses no task run, leaves no process.
 
     with prefect_api(settings.prefect_home) as prefect:   # returns at once: the server starts as a child
         plan = ...                                        # planning and imports go on meanwhile
@@ -6,14 +6,15 @@
         build_recipe(plan)
     # here every task run is in the database and no process is left
 
-Where PREFECT_API_URL is set in the environment, that server is used and none is started.
+If the environment sets PREFECT_API_URL, that server is used and none is started.
 
-Prefect reads its environment when it is imported, so `start` sets the environment of this process (PREFECT_HOME:
-nothing is read from or written to ~/.prefect; the API's address and password; no telemetry) and only `wait_ready`
-imports Prefect. If it was imported before, its settings are read again. `stop` puts the environment back.
+Prefect reads its environment when it is imported, so `start` sets the environment of this process and only
+`wait_ready` imports Prefect. The environment holds PREFECT_HOME (~/.prefect is neither read nor written), the API's
+address and password, and no telemetry. If Prefect was imported before, its settings are read again. `stop` restores
+the environment.
 
-Why not Prefect's own ephemeral server: it costs 7 s (13 s in a fresh home) and is stopped before its queues are empty,
-so that of 100 task runs 40 to 90 were recorded.
+Prefect's own ephemeral server costs 7 s (13 s in a fresh home) and stops before its queues are empty: of 100 task
+runs it recorded 40 to 90.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ logger = logging.getLogger(__name__)
 START_LIMIT_S = 120.0
 DRAIN_LIMIT_S = 60.0
 FIRST_RUN_IMPORTS = ("prefect.flow_engine", "prefect.task_engine", "fastapi.encoders")
-"""What Prefect imports in the first flow run, 0.25 s: better while the server is still starting."""
+"""Modules that Prefect imports in the first flow run (0.25 s), imported earlier while the server starts."""
 
 
 class LocalPrefect:
-    """The API that the flows of one build talk to; use it through `prefect_api`.
+    """The API that the flows of one build use; get it through `prefect_api`.
 
     Call `wait_ready`, the flows and `stop` in one thread: Prefect's settings are context variables.
     """
@@ -54,9 +55,9 @@ class LocalPrefect:
         self._undo = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Start the server, unless the user has one, and set the environment; returns in some 10 ms.
+        """Start the server, unless the user has one, and set the environment; returns in about 10 ms.
 
-        Raises StepError where no server can be started in `home`.
+        Raises StepError if no server can start in `home`.
         """
         self._imported_before = "prefect.context" in sys.modules
         if self.given_url:
@@ -71,8 +72,8 @@ class LocalPrefect:
             "PREFECT_API_AUTH_STRING": self._server.password,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
-            "PREFECT_UI_URL": "http://127.0.0.1:4200",  # where `prefect server start` shows what this server keeps
-            "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence where the server has died
+            "PREFECT_UI_URL": "http://127.0.0.1:4200",  # where `prefect server start` shows this server's runs
+            "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence after the server died
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))
 
@@ -83,9 +84,9 @@ class LocalPrefect:
             self._entered = True
 
     def wait_ready(self, timeout_s: float = START_LIMIT_S) -> str:
-        """`load`, wait until the API answers, and return its address.
+        """Call `load`, wait until the API answers, and return its address.
 
-        Raises StepError, with the end of the server's log, where it does not answer within `timeout_s`.
+        Raises StepError, with the end of the server's log, if it does not answer within `timeout_s`.
         """
         self.load()
         if self._server is None:
@@ -110,10 +111,10 @@ class LocalPrefect:
             self._undo.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
 
     def stop(self) -> None:
-        """Send what this process still holds, wait until the server has written it, and end the server.
+        """Send pending data of this process, wait until the server has written it, and end the server.
 
-        Called after an exception or Ctrl-C it does the same; a Ctrl-C while it waits kills the server instead.
-        Raises StepError where the server has died by itself: then the history of this build has gaps.
+        After an exception or Ctrl-C it does the same; a Ctrl-C while it waits kills the server instead. Raises
+        StepError if the server died by itself, because the history of this build then has gaps.
         """
         server, self._server = self._server, None
         with contextlib.ExitStack() as last:
@@ -124,7 +125,7 @@ class LocalPrefect:
                 drain()
 
     def pages_hint(self) -> str:
-        """How to open Prefect's pages with these runs, for the end of a build's output."""
+        """Return how to open Prefect's pages with these runs, for the end of a build's output."""
         if self.given_url:
             return f"Prefect's pages: on the server at {self.given_url}"
         environment = {"PREFECT_HOME": str(self.home), **NO_TELEMETRY}
@@ -134,9 +135,9 @@ class LocalPrefect:
 
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[LocalPrefect]:
-    """The API for the flows of one build, its database in `home`; see the top of this module.
+    """Provide the API for the flows of one build, with its database in `home`; see the top of this module.
 
-    Raises StepError where no server can be started in `home`.
+    Raises StepError if no server can start in `home`.
     """
     prefect = LocalPrefect(home)
     try:
@@ -147,7 +148,7 @@ def prefect_api(home: Path) -> Iterator[LocalPrefect]:
 
 
 def drain(timeout_s: float = DRAIN_LIMIT_S) -> bool:
-    """Send the states and log lines that wait in this process's queues of Prefect; False if some could not be sent.
+    """Send pending states and log lines of this process's Prefect queues; False if some could not be sent.
 
     Flows run after this start new queues.
     """
@@ -160,12 +161,12 @@ def drain(timeout_s: float = DRAIN_LIMIT_S) -> bool:
 
     def drain_both() -> None:
         for worker in (EventsWorker, APILogWorker):
-            logging.getLogger(worker.__name__).setLevel(logging.ERROR)  # it warns of every item that it still has
+            logging.getLogger(worker.__name__).setLevel(logging.ERROR)  # it warns of every item still pending
             result = worker.drain_all(timeout=timeout_s)
             emptied.append(isinstance(result, tuple) and not result[1])
             logging.getLogger(worker.__name__).setLevel(logging.NOTSET)
 
-    # In a thread of its own, because where an event loop runs `drain_all` would return a coroutine.
+    # In its own thread, because where an event loop runs `drain_all` would return a coroutine.
     thread = threading.Thread(target=drain_both, daemon=True)
     thread.start()
     thread.join(2 * timeout_s)
@@ -176,7 +177,7 @@ def drain(timeout_s: float = DRAIN_LIMIT_S) -> bool:
 
 
 def _without_proxy(host: str) -> dict[str, str]:
-    """What lets httpx and websockets reach a host of this machine where HTTP_PROXY is set."""
+    """Return settings with which httpx and websockets reach a host of this machine despite HTTP_PROXY."""
     before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     value = f"{before},{host}" if before else host
     return {"no_proxy": value, "NO_PROXY": value}
@@ -200,12 +201,12 @@ def _environment(values: Mapping[str, str], without: tuple[str, ...] = ()) -> It
 
 @contextlib.contextmanager
 def _quiet_runs() -> Iterator[None]:
-    """Keep the runs' own log lines off the console, where the command prints its progress; the API still gets them all.
+    """Keep the runs' own log lines off the console, where the command prints its progress; the API still gets them.
 
-    PREFECT_LOGGING_LEVEL would empty the API's logs too. Warnings of the rest of Prefect still show.
+    PREFECT_LOGGING_LEVEL would empty the API's logs too. Other warnings of Prefect still show.
     """
     runs = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
-    engine = logging.getLogger("prefect.engine")  # advertises a page that our server does not have
+    engine = logging.getLogger("prefect.engine")  # advertises a page that this server lacks
     before = [(run, run.propagate) for run in runs], engine.level
     for run in runs:
         run.propagate = False
@@ -219,7 +220,7 @@ def _quiet_runs() -> Iterator[None]:
 
 
 def check_answers(url: str) -> None:
-    """Raises StepError, with the reason, where no Prefect API answers there."""
+    """Check that a Prefect API answers there. Raises StepError with the reason if none does."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 

@@ -1,4 +1,4 @@
-"""The build's end of its private Prefect server: start the child, wait for it, end it (`local_prefect_server`)."""
+"""The parent's side of a private Prefect server (`local_prefect_server`): start the child, wait for it, end it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STOP_LIMIT_S = 90.0  # longer than the server's own limit
 LOG_BYTES_MAX = 1_000_000
 
 NO_TELEMETRY = {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-# What the server of one build does without. Events are not stored: they would be 80 % of the database, for the event
-# feed of the pages alone; task runs and their states are written by another listener of the same events.
+# Disabled for the server of one build. Events are not stored: they would be 80% of the database, used only by the event
+# feed of the pages. Another listener of the same events writes task runs and their states.
 SERVER_SETTINGS = {
     **NO_TELEMETRY,
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
-    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # or a later server believes that they are registered
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",  # else a later server believes that they are registered
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     "PREFECT_SERVER_EVENTS_STREAM_OUT_ENABLED": "false",
@@ -36,11 +36,11 @@ SERVER_SETTINGS = {
 
 
 class ServerChild:
-    """The child process: it lives until its standard input closes, which the kernel does when we die."""
+    """The child process: it lives until its standard input closes, which the kernel does when this process dies."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.password = f"engineworks:{secrets.token_urlsafe(24)}"  # 127.0.0.1 is open to everyone on this machine
+        self.password = f"engineworks:{secrets.token_urlsafe(24)}"  # every user of this machine can reach 127.0.0.1
         self._is_ready = False
         self._log_path = home / "server.log"
         try:
@@ -70,16 +70,16 @@ class ServerChild:
         return subprocess.Popen(
             [sys.executable, "-P", local_prefect_server.__file__, str(listener_fd)],
             env={**inherited, **settings},
-            cwd=self.home,  # where no .env or prefect.toml of another project lies
+            cwd=self.home,  # no .env or prefect.toml of another project lies here
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             pass_fds=(listener_fd,),
-            start_new_session=True,  # Ctrl-C in the terminal is for us alone; the server must outlive the last states
+            start_new_session=True,  # Ctrl-C in the terminal must not end the server before the last states
         )
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Raises StepError where the server ends, or says nothing for `timeout_s`."""
+        """Wait until the server is ready. Raises StepError if it ends, or is silent for `timeout_s`."""
         if self._is_ready:
             return
         assert self._child.stdout is not None
@@ -104,12 +104,12 @@ class ServerChild:
         return self._child.poll() is None
 
     def stop(self) -> None:
-        """End the child and wait for it: at once where it was still starting, else when it has written all.
+        """End the child and wait for it: at once if it is still starting, else after it has written all.
 
-        Raises StepError where it has ended before.
+        Raises StepError if it has ended before.
         """
         died = self._is_ready and not self.lives()
-        with self._child as child:  # closes the pipes: the end of its input is what the server waits for
+        with self._child as child:  # closes the pipes: the server waits for the end of its input
             try:
                 if self._is_ready and not died and self._end_softly() != 0:
                     logger.warning("Prefect's history of this build may have gaps: see %s", self._log_path)

@@ -1,11 +1,11 @@
 """The private Prefect API of one build; `local_prefect` starts it as a child: `python local_prefect_server.py FD`.
 
-The child serves on the listening socket FD, says `ready` on its standard output, and ends itself once its standard
-input is closed (or its parent is gone) and all that it was sent is in the database. Its settings come as environment
-variables. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
+The child serves on the listening socket FD and prints `ready` on its standard output. It ends itself once its standard
+input is closed (or its parent is gone) and everything it received is in the database. Environment variables hold its
+settings. Measured on two cores with Prefect 3.8.8: ready 2.1 s after the start, 1.9 s of it imports.
 
-`make prefect-schema` writes local_prefect_schema.sql again after an upgrade of Prefect. An older one still works:
-Prefect migrates it.
+`make prefect-schema` rewrites local_prefect_schema.sql after an upgrade of Prefect. An older one still works: Prefect
+migrates it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _HEADER = "-- Prefect {version}, revision {revision}: what its migrations make o
 
 
 class Schema(NamedTuple):
-    """Text that makes an empty Prefect database, the alembic revision it stands at, and who wrote it."""
+    """Text that makes an empty Prefect database, its alembic revision, and the version that wrote it."""
 
     version: str
     revision: str
@@ -49,7 +49,7 @@ class Schema(NamedTuple):
 
 
 def read_schema(path: Path = SCHEMA_FILE) -> Schema | None:
-    """The schema that we ship, or None where the file is missing: Prefect's own migrations then do its work."""
+    """Read the shipped schema; None if the file is missing, in which case Prefect runs its own migrations."""
     if not path.exists():
         return None
     sql = path.read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def read_schema(path: Path = SCHEMA_FILE) -> Schema | None:
 
 
 def write_schema(path: Path) -> None:
-    """Let the installed Prefect migrate an empty database, 8 s, and write what it made where `read_schema` reads it."""
+    """Let the installed Prefect migrate an empty database, 8 s, and write the result where `read_schema` reads it."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PREFECT_HOME"] = folder
         from prefect.server.database import provide_database_interface
@@ -68,7 +68,7 @@ def write_schema(path: Path) -> None:
 
 
 def dump_schema(database: Path) -> str:
-    """The text of a database that Prefect's migrations have just made: tables and indexes, and where they stand."""
+    """Dump a database that Prefect's migrations just made: tables, indexes and their revision."""
     with closing(sqlite3.connect(database)) as connection:
         revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
         statements = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
@@ -80,7 +80,7 @@ def dump_schema(database: Path) -> str:
 def create_database(database: Path, schema: Schema) -> None:
     """Write an empty database in one rename: 20 ms instead of the 5 s that 113 migrations take.
 
-    An installed Prefect that does not know the revision (it is older) gets nothing, and migrates by itself.
+    If the installed Prefect is older and does not know the revision, it migrates by itself.
     """
     spec = importlib.util.find_spec("prefect")
     folder = Path(spec.origin).parent / "server/database/_migrations/versions/sqlite" if spec and spec.origin else None
@@ -94,7 +94,7 @@ def create_database(database: Path, schema: Schema) -> None:
 
 
 def is_at_head(database: Path, schema: Schema) -> bool:
-    """Whether the database stands where the installed Prefect wants it, as far as our schema can tell."""
+    """Return whether the database has the revision of the installed Prefect, as far as the schema shows."""
     if schema.version != importlib.metadata.version("prefect") or not database.exists():
         return False
     with closing(sqlite3.connect(database, timeout=60)) as connection:
@@ -105,7 +105,7 @@ def is_at_head(database: Path, schema: Schema) -> bool:
 
 
 class Inbox:
-    """An ASGI app that notes which task run states come in for another, so as to ask the database for them at the end.
+    """An ASGI app that records received task run states, to look them up in the database at the end.
 
     They come as events through WebSockets; an event's id becomes its state's id.
     """
@@ -138,7 +138,7 @@ class Inbox:
                 self._unseen.add(event["id"])
 
     def unsaved(self) -> int:
-        """How many of the states that came in are not in the database."""
+        """Return how many received states are not in the database."""
         with closing(sqlite3.connect(self.database, timeout=60)) as connection:
             for ids in _batches(list(self._unseen), 500):
                 marks = ",".join("?" * len(ids))
@@ -147,10 +147,10 @@ class Inbox:
         return len(self._unseen)
 
     def may_close(self) -> bool:
-        """Whether Prefect's services can be stopped without a loss.
+        """Return whether Prefect's services can stop without a loss.
 
-        They are stopped whatever waits on the in-memory bus between them (this is where task runs get lost); what the
-        recorder has taken from the bus, up to one batch, it writes when it is stopped.
+        They stop whatever waits on the in-memory bus between them, which is where task runs get lost. When stopped, the
+        recorder writes what it has taken from the bus, up to one batch.
         """
         from prefect.server.utilities.messaging.memory import METRICS
         from prefect.settings import get_current_settings
@@ -165,7 +165,7 @@ def _batches(items: list[str], size: int) -> Iterator[list[str]]:
 
 
 async def warm_up(app: ASGIApp) -> None:
-    """Do the work that FastAPI and SQLAlchemy put off until the first request, 0.3 s, while the build still imports."""
+    """Do the work that FastAPI and SQLAlchemy defer to the first request, 0.3 s, while the build still imports."""
     import httpx
     from prefect.settings import get_current_settings
 
@@ -198,9 +198,9 @@ async def wait_for_end(parent: int) -> None:
 
 
 def prepare_database(database: Path) -> None:
-    """Make the database where there is none, and spare Prefect its look at 113 migrations where it stands at the last.
+    """Make a missing database, and skip Prefect's check of 113 migrations if it has the last revision.
 
-    Must be called before Prefect is imported, and holding the lock.
+    Call it before importing Prefect, and holding the lock.
     """
     schema = read_schema()
     if schema is None:
@@ -212,7 +212,7 @@ def prepare_database(database: Path) -> None:
 
 
 async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
-    """Serve until `wait_for_end`, then until nothing is on its way to the database; False if something stayed there."""
+    """Serve until `wait_for_end`, then until everything is in the database; False if something is missing there."""
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -224,10 +224,10 @@ async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
             access_log=False,
             lifespan="on",
             timeout_keep_alive=3600,  # a step may take an hour between two requests
-            ws_ping_interval=None,  # native code may hold the client's GIL for longer than any ping waits
+            ws_ping_interval=None,  # native code may hold the client's GIL longer than any ping waits
         )
     )
-    with locked(home / "server.lock"):  # of two first builds at once one migrates, the other finds it done
+    with locked(home / "server.lock"):  # if two first builds start at once, one migrates and the other finds it done
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(POLL_S)
@@ -246,10 +246,10 @@ async def serve(listener: socket.socket, home: Path, parent: int) -> bool:
 
 
 def main() -> None:
-    """Prepare the database, serve, and end without Python's tear-down: all that matters is written by then."""
+    """Prepare the database, serve, and end without Python's tear-down: everything is written by then."""
     if sys.argv[1] == "--write-schema":
         return write_schema(Path(sys.argv[2]))
-    gc.disable()  # collecting while 2200 modules are imported takes a fifth of the time and finds nothing
+    gc.disable()  # collecting takes a fifth of the time of importing 2200 modules and finds nothing
     parent = os.getppid()
     home = Path(os.environ["PREFECT_HOME"])
     with locked(home / "server.lock"):

@@ -1,4 +1,4 @@
-"""The steps of a build in this process: each in a child when its inputs are there, two at a time."""
+"""The steps of a build in this process: each in a child once its inputs exist, two at a time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from engineworks.plan.refusals import refuse_folded
 from tasks.run_steps import STEP_TASKS
 
 MAX_PARALLEL = 2
-"""Steps that run at the same time, each in its own child; measuring runs alone."""
+"""Maximum number of concurrent steps, each in its own child; measuring runs alone."""
 
 POLL_S = 0.2
 
 
 RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MAX_PARALLEL + 1)
-"""One more thread than steps: the record is opened meanwhile."""
+"""One more thread than steps, to open the record meanwhile."""
 
 
 def run_steps(build: Build, keys: Container[str] | None = None) -> None:
-    """Run what is to do, each step when its inputs are there; a failure stops only what needs it.
+    """Run the steps to do, each once its inputs exist; a failure stops only what needs it.
 
-    keys: run only these; what they need is there, or has failed.
+    keys: run only these; their inputs exist, or have failed.
     """
     schedule = Schedule(build.plan, keys, lost=build.failures, need=needs_of(build.store))
     running: dict[PrefectFuture[Outcome], Step] = {}
@@ -66,7 +66,7 @@ def _say_if_large(schedule: Schedule, free_mib: float) -> None:
 
 
 def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
-    """Note a step's outcome, or the exception that ended it."""
+    """Record a step's outcome, or the exception that ended it."""
     if isinstance(result, Outcome):
         build.outcomes.append(result)
         schedule.done(step.key)
@@ -87,7 +87,7 @@ def _take(build: Build, schedule: Schedule, step: Step, result: object) -> None:
 
 
 def _refuse_folded(build: Build, schedule: Schedule) -> None:
-    """Refuse what the folded model rules out before anything is lowered or built for it."""
+    """Refuse what the folded model rules out, before lowering or building anything for it."""
     before = len(build.plan.refused)
     build.plan = refuse_folded(build.plan, build.store)
     refused = build.plan.refused[before:]

@@ -1,4 +1,4 @@
-"""Every recipe, or those that are chosen, one build each; what happens to one is no matter to the others."""
+"""Builds every recipe, or those that are chosen, each separately: a failure of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -71,8 +71,7 @@ def nightly(
 def _summarized(
     nights: Sequence[RecipeNight], settings: Settings, seconds: float, files: Sequence[str]
 ) -> tuple[str, ...]:
-    """Publish the night's summary. Returns what could not be published: a night is not worse for that. files: of all
-    recipes in the folder."""
+    """Publish the night's summary. Returns what could not be published, which fails no night. files: of all recipes."""
     results = [{**(n.verdicts or {"recipe": n.recipe, "error": n.message}), "file": n.file} for n in nights]
     try:
         tracking = open_tracking(settings.artifacts, settings.tracking_uri)
@@ -85,7 +84,7 @@ def _summarized(
 def _nights(
     chosen: Sequence[Chosen], settings: Settings, *, again: str | None, distributed: bool
 ) -> Iterator[RecipeNight]:
-    """What happened to every recipe, in no order."""
+    """Yield the outcome of every recipe, in no order."""
     pools = {t.target.pool for recipe in chosen if recipe.loaded for t in recipe.loaded.targets}
     online = workers_online(sorted(pools)) if distributed else {}
     lookup, to_do = Lookup(settings), []

@@ -1,4 +1,4 @@
-"""What a commit changed → engines: the recipes whose fingerprints are others than at a revision, and nothing else.
+"""Builds what a commit changed: only the recipes whose fingerprints differ from those at a revision.
 
 The event `recipe.committed` starts it (docs/recipes-as-code.md), with the revision before the push as `since`.
 """

@@ -1,4 +1,4 @@
-"""Flow runs of plans that the command has made already."""
+"""Flow runs of plans that the command made already."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def run_planned(
 ) -> State[R]:
     """Run `body` as a flow run with the name and the parameters of the flow `like`.
 
-    The command has its plan and settings already. They come by closure, because Prefect stores parameters. options:
-    further parameters to show.
+    The closure carries the command's plan and settings, because Prefect stores parameters. options: further parameters
+    to show.
     """
 
     @flow(name=like.name, flow_run_name="{recipe}", task_runner=like.task_runner)

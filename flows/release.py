@@ -1,4 +1,4 @@
-"""Release a recipe: build and judge its engines, then move the champions of those that passed."""
+"""Releases a recipe: builds and evaluates its engines, then moves the champions of those that passed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:
     The flow ends failed unless every engine is champion now.
     """
     settings = read_settings()
-    champions = read_champions(Path(recipe), settings)  # first: what is judged against one must not replace another
+    champions = read_champions(
+        Path(recipe), settings
+    )  # first: a candidate must not replace a champion it was not compared with
     return _released(plan_build(Path(recipe), settings, only, None), champions)
 
 
 def release_planned(plan: Plan, settings: Settings, only: str | None, champions: Champions) -> State[ReleaseResult]:
-    """The same for a plan that was made in this process. champions: from before it was made."""
+    """Release a plan made in this process. champions: from before it was made."""
 
     def body() -> State[ReleaseResult]:
         return _released(open_build(opaque(plan), settings, plan.recipe), champions)
@@ -54,7 +56,7 @@ def _released(build: Build, champions: Champions) -> State[ReleaseResult]:
 
 
 def release_judged(build: Build, champions: Champions) -> ReleaseResult:
-    """Build and judge, then release one engine after the other."""
+    """Build and evaluate, then release one engine after the other."""
     judged = build_and_judge(build, str(flow_run.get_id() or ""))
     released = [
         release_engine(build, e, e.id, judged.run, champions[e.id], judged.dropped.get(e.id, ""))

@@ -1,6 +1,6 @@
-"""Reports and limits → the engine's verdict, and all of it → MLflow: a child run of the build's.
+"""Reports and limits → the engine's verdict → MLflow: a child run of the build's run.
 
-Gate and record are one task: the gate is pure and takes a millisecond, a task run of its own costs thirty.
+Gate and record are one task: the pure gate takes a millisecond, its own task run would cost thirty.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def conclude_engine(build: Build, run: SpooledRun, engine_id: str) -> EngineResu
     judged = engine_result(build.plan, engine, build.results, build.failures)
     try:
         result = with_passport(build.plan, judged, build.store, build.origin)
-    except StoreError as error:  # a full disk: this engine has failed, the others are recorded all the same
+    except StoreError as error:  # a full disk: this engine failed, the others are still recorded
         failure = Failure(f"{engine_id}/passport", str(error))
         result = replace(judged, verdict="failed", checks=(), failure=judged.failure or failure)
     record = engine_record(build.plan, result, build.ladder_words.get(engine_id, ""))
@@ -37,7 +37,7 @@ def conclude_engine(build: Build, run: SpooledRun, engine_id: str) -> EngineResu
 
 
 def _report_page(build: Build, run: SpooledRun) -> str:
-    """Where MLflow will show the report, '' while MLflow does not answer."""
+    """Return where MLflow will show the report, '' while MLflow does not answer."""
     if run.waits:
         return ""
     try:

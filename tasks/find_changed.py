@@ -1,4 +1,4 @@
-"""A git revision → the recipes and engines that are others now."""
+"""A git revision → the recipes and engines that changed since."""
 
 from __future__ import annotations
 

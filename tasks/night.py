@@ -1,4 +1,4 @@
-"""A night: which recipes it takes, what there is to do for each, and the outcome of every engine. Plain values."""
+"""A night: its recipes, the work to do for each, and the outcome of every engine. Plain values."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from engineworks.errors import EngineworksError, InputError
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 
 Word = Literal["unchanged", "built", "refused", "lost"]
-"""Of a recipe. unchanged: nothing was to do. refused: its file, data or targets are wrong. lost: its build ended
-without a result."""
+"""Of a recipe. unchanged: nothing to do. refused: its file, data or targets are wrong. lost: its build ended without a
+result."""
 
 
 GOOD = ("pass", "pass (waived)", "unmeasured", "refused")
-"""What may become of an engine in a good night; the refused are those that their targets cannot do."""
+"""Outcomes of an engine in a good night; refused engines are those that their targets do not support."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A recipe of the night: loaded, or the error why it cannot be."""
+    """A recipe of the night: loaded, or the error that prevents it."""
 
     path: Path
     loaded: LoadedRecipe | None
@@ -36,7 +36,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class EngineNight:
-    """What happened to an engine: `word` is its verdict, or refused or lost; `sentence` says why unless it passed."""
+    """The outcome of an engine: `word` is its verdict, or refused or lost; `sentence` is the reason unless it
+    passed."""
 
     id: str
     word: str
@@ -45,7 +46,7 @@ class EngineNight:
 
 @dataclass(frozen=True)
 class RecipeNight:
-    """What happened to a recipe. `verdicts`: the build's result as JSON (`BuildResult.to_json`), None without one."""
+    """The outcome of a recipe. `verdicts`: the build's result as JSON (`BuildResult.to_json`), None without one."""
 
     recipe: str
     file: str
@@ -63,10 +64,10 @@ def choose_recipes(
     folder: Path, *, globs: Sequence[str] = (), owner: str | None = None, tag: str | None = None,
     data_roots: Sequence[Path] = (),
 ) -> list[Chosen]:  # fmt: skip
-    """The folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
+    """Choose the folder's recipes that match: a glob over name or file, the owner (a glob), a tag.
 
-    A file that cannot be read has no owner and no tags: it is always chosen where its file matches, so that no
-    recipe is silently left out. Raises `InputError` if nothing matches.
+    An unreadable file has no owner and no tags. It is always chosen if its file matches, so that no recipe is silently
+    left out. Raises `InputError` if nothing matches.
     """
     chosen = [_load(path, data_roots) for path in find_recipes(folder)]
     chosen = [recipe for recipe in chosen if not globs or any(_named(recipe, glob) for glob in globs)]
@@ -77,14 +78,14 @@ def choose_recipes(
 
 
 def night_of_result(verdicts: Mapping[str, Any], file: str, word: Word) -> RecipeNight:
-    """Every engine's outcome in a build's result (as JSON)."""
+    """Return every engine's outcome in a build's result (as JSON)."""
     engines = [EngineNight(e["id"], _word(e), _sentence(e)) for e in verdicts["engines"]]
     engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
     return RecipeNight(verdicts["recipe"], file, word, tuple(engines), verdicts=verdicts)
 
 
 def night_without_result(chosen: Chosen, word: Word, message: str) -> RecipeNight:
-    """A recipe that gave no result: every engine that it asks for shares its fate."""
+    """Return a recipe without a result: all its engines have the same outcome."""
     ids: list[str] = []
     if chosen.loaded is not None:
         recipe = chosen.loaded.recipe
@@ -94,7 +95,7 @@ def night_without_result(chosen: Chosen, word: Word, message: str) -> RecipeNigh
 
 
 def count_words(recipes: Iterable[RecipeNight], *, not_part: int = 0) -> str:
-    """'3 recipes (2 unchanged, 1 built), 60 engines (57 pass, 3 fail); 2 recipes not part of this run'."""
+    """Return e.g. '3 recipes (2 unchanged, 1 built), 60 engines (57 pass, 3 fail); 2 recipes not part of this run'."""
     recipes = list(recipes)
     engines = [e.word for r in recipes for e in r.engines]
     words = f"{_counted('recipe', [r.word for r in recipes])}, {_counted('engine', engines)}"
@@ -102,7 +103,7 @@ def count_words(recipes: Iterable[RecipeNight], *, not_part: int = 0) -> str:
 
 
 def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
-    """One line for every engine; a recipe without engines has a line of its own."""
+    """Yield one line for every engine; a recipe without engines gets its own line."""
     lines = []
     for recipe in recipes:
         lines += [f"{e.id}: {e.word}" + (f" · {e.sentence}" if e.sentence else "") for e in recipe.engines]
@@ -128,7 +129,7 @@ def _belongs(loaded: LoadedRecipe, owner: str | None, tag: str | None) -> bool:
 
 
 def _unique(chosen: Sequence[Chosen]) -> list[Chosen]:
-    """Two recipes of one name would overwrite each other's record: the later one is refused."""
+    """Refuse the later of two recipes with one name, because they would overwrite each other's record."""
     seen: dict[str, Path] = {}
     unique = []
     for recipe in chosen:

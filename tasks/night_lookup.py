@@ -1,4 +1,4 @@
-"""What a night looks its recipes up in: opened once, asked for each of them."""
+"""Data that a night needs for its recipes: opened once, asked for each of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from engineworks.tracking.runs import Tracking, open_tracking
 from engineworks.tracking.sending import send_waiting
 
 LONGEST_BUILD_S = 86400.0
-"""Builds that began so long before the last night may have ended after it."""
+"""Builds that began at most this long before the last night may have ended after it."""
 
 
 class Lookup:
     """Store, digests of files, checkouts and MLflow's finished builds as one night sees them.
 
-    A plain class on purpose: Prefect walks through dataclasses and mappings that are handed to a task. What cannot be
-    opened raises for every recipe that asks for it.
+    A plain class on purpose: Prefect walks through dataclasses and mappings passed to a task. What cannot be opened
+    raises for every recipe that asks for it.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,7 +35,7 @@ class Lookup:
 
     @cached_property
     def store(self) -> Store:
-        """One for all recipes: what they share is verified once."""
+        """One store for all recipes, so that shared results are verified once."""
         return open_store(self.settings)
 
     @cached_property
@@ -47,8 +47,10 @@ class Lookup:
 
     @cached_property
     def finished(self) -> FinishedBuilds:
-        """The builds of the last night, and all that came after; recipes whose build is not among them are
-        searched for one by one. Empty where MLflow does not answer: the next request reports that."""
+        """The builds of the last night, and all later ones; the builds of other recipes are searched for one by one.
+
+        Empty if MLflow does not answer: the next request reports that.
+        """
         try:
             tracking = open_tracking(self.settings.artifacts, self.settings.tracking_uri)
             send_waiting(tracking, self.settings.artifacts)
@@ -58,7 +60,7 @@ class Lookup:
 
 
 def finished_since_last_night(tracking: Tracking) -> FinishedBuilds:
-    """Empty before the first night, and where its record cannot be read. Raises `TrackingError`."""
+    """Return the finished builds; empty before the first night or without its record. Raises `TrackingError`."""
     try:
         night = json.loads(tracking.last_night_text(NIGHT_JSON) or "null")
         runs = [str(recipe["run"]) for recipe in (*night["recipes"], *night.get("absent", ())) if recipe["run"]]

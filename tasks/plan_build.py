@@ -1,4 +1,4 @@
-"""A plan → a build, every stored result that the plan counts on verified."""
+"""A plan → a build, with every stored result that the plan uses verified."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plan_build(recipe: Path, settings: Settings, only: str | None, compare: str 
 
 @task(name="plan", task_run_name="{recipe}/plan", cache_policy=NO_CACHE)
 def open_build(plan: Plan, settings: Settings, recipe: str) -> Build:
-    """The build of a plan that was made already."""
+    """Open the build of an existing plan."""
     del recipe  # names the task run
     return _open(plan, settings)
 

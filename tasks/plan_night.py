@@ -1,4 +1,4 @@
-"""A recipe of the night → the result of a build that needs no step, or None where there is something to do."""
+"""A recipe of the night → the result of a build that needs no step, or None if there is something to do."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tasks.night_lookup import Lookup
 def find_unchanged(
     chosen: Chosen, name: str, lookup: Lookup, online: Mapping[str, frozenset[str]], again: str | None
 ) -> BuildResult | None:
-    """lookup: what all recipes of the night are looked up in. online: the workers of every pool, by name: they may have
-    hardware that this host has not."""
+    """Find the result of an unchanged recipe. lookup: data for all recipes of the night. online: the workers of every
+    pool, by name, which may have hardware that this host lacks."""
     del name  # names the task run
     assert chosen.loaded is not None  # refused before
     settings, store, digests = lookup.settings, lookup.store, lookup.digests

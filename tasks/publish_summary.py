@@ -1,4 +1,4 @@
-"""A night's summary → MLflow, a Prefect artifact, and Prometheus where the environment names one."""
+"""A night's summary → MLflow, a Prefect artifact, and Prometheus if the environment names one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ ARTIFACT = "nightly-summary"
 
 @task(name="publish summary", task_run_name="publish summary", cache_policy=NO_CACHE)
 def publish_summary(summary: Summary, settings: Settings) -> tuple[str, ...]:
-    """Returns what could not be published, a sentence each: it fails no night. Raises `TrackingError` without MLflow,
-    after all else was published."""
+    """Publish the summary. Returns what could not be published, one reason each: it fails no night.
+
+    Raises `TrackingError` without MLflow, after publishing everything else.
+    """
     create_markdown_artifact(
         render_night(summary), key=ARTIFACT, description=f"{summary.at:%Y-%m-%d}: {summary.verdict}"
     )

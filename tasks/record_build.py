@@ -34,7 +34,7 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
 def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, report: Path) -> None:
-    """The parent run ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
+    """Close the parent run. It ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
     texts = {PLAN_FILE: json.dumps(build.plan.to_json(), indent=1), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have reported their hardware
@@ -42,12 +42,12 @@ def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, 
     status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)
     if not run.waits:
-        with suppress(TrackingError):  # the columns of a web page: the next build sets them
+        with suppress(TrackingError):  # columns of a web page: the next build sets them
             build.tracking.save_views(recipe, _columns(result))
 
 
 def _note(build: Build, run: SpooledRun, result: BuildResult) -> str:
-    """The run's description: the recipe's own, and the verdicts with a link to the report."""
+    """Return the run's description: the recipe's own, and the verdicts with a link to the report."""
     description = build.plan.loaded.recipe.description
     links = []
     if not run.waits:
@@ -58,6 +58,6 @@ def _note(build: Build, run: SpooledRun, result: BuildResult) -> str:
 
 
 def _columns(result: BuildResult) -> list[str]:
-    """Metrics of the recipe's own shapes."""
+    """Return metrics of the recipe's own shapes."""
     shapes = dict.fromkeys(name for e in result.engines for name in (e.latency or {}).get("shapes", {}))
     return [f"{figure}/{shape}" for shape in shapes for figure in ("latency_ms_p50", "throughput_per_s")]

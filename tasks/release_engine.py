@@ -19,7 +19,7 @@ from engineworks.tracking.runs import open_tracking
 
 @task(name="champions", task_run_name="{recipe.stem}/champions", cache_policy=NO_CACHE)
 def read_champions(recipe: Path, settings: Settings) -> Mapping[str, int | None]:
-    """The champions before anything is planned: who moves one meanwhile is found out."""
+    """Read the champions before planning, so that concurrent changes are detected."""
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     return champions_before(load_recipe(recipe, data_roots=settings.data_roots), tracking.registry())
 

@@ -27,12 +27,12 @@ def report_build(build: Build, result: BuildResult, recipe: str) -> Path:
 
 
 def _show_in_prefect(result: BuildResult, background: Background, page: Path) -> None:
-    """An artifact of the flow run; its key is one per recipe, so that Prefect keeps the history of verdicts."""
+    """Make an artifact of the flow run. Its key is one per recipe, so that Prefect keeps the history of verdicts."""
     table = verdict_table(result, background.links)
     words = f"{result.recipe}: {result.verdict}"
     create_markdown_artifact(f"{table}\n\nReport: `{page}`", key=artifact_key(result.recipe), description=words)
 
 
 def artifact_key(recipe: str) -> str:
-    """As Prefect takes it: small letters, digits and dashes."""
+    """Return a key that Prefect accepts: small letters, digits and dashes."""
     return "verdicts-" + re.sub(r"[^a-z0-9-]+", "-", recipe.lower()).strip("-")

@@ -1,7 +1,7 @@
-"""One Prefect task per step of the plan; they differ in name alone.
+"""One Prefect task per step of the plan; they differ only in name.
 
-No tags: for every tag of a task Prefect asks its server for a concurrency slot. No cache policy: its keys hold the
-run's id and a task's own lines, ours hold all that shapes the result.
+No tags: for every tag of a task Prefect asks its server for a concurrency slot. No cache policy: Prefect's keys hold
+the run's id and the task's source, ours hold all that shapes the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def execute_step(build: Build, step_id: str, key: str) -> Outcome:
 
 
 def may_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether Prefect runs a failed step again: asked of its error."""
+    """Decide by its error whether Prefect runs a failed step again."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and is_worth_retrying(error)
 

@@ -1,1 +1,1 @@
-"""Carries out a plan, holds its result and records it."""
+"""Runs a plan, holds its result and records it."""

@@ -1,4 +1,4 @@
-"""A plan, its judged engines and what the steps left in the store → the build's one result."""
+"""A plan, its evaluated engines and stored step results → the build's result."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def assemble_result(
     plan: Plan, engines: Sequence[EngineResult], store: Store, *,
     run: str, failures: Mapping[str, Failure], outcomes: Sequence[Outcome] = (), seconds: float = 0.0,
 ) -> BuildResult:  # fmt: skip
-    """run: id of the build's run in MLflow. failures: by key of the step. outcomes: of the steps that this build ran or
-    found in the store; none for a build that is on record. seconds: how long the build took."""
+    """Assemble the result. run: id of the build's run in MLflow. failures: by key of the step. outcomes: of the steps
+    that this build ran or found in the store; none for a recorded build. seconds: the build's duration."""
     calibration = calibration_health(plan, store)
     warnings = (
         *notes_of_data(plan, store), *notes_of_lowering(plan, store), *(w for c in calibration for w in c.warnings),
@@ -54,7 +54,7 @@ def assemble_result(
 
 
 def count_steps(plan: Plan, outcomes: Sequence[Outcome], failures: Mapping[str, Failure]) -> StepCounts:
-    """A failure of a step that only a peer needs fails no build, and is not counted."""
+    """Count the steps by outcome. A failure of a step that only a peer needs fails no build, and is not counted."""
     cached = sum(1 for step in plan.steps.values() if step.state == "cached")
     ran = sum(1 for outcome in outcomes if outcome.how == "run")
     needed = plan.closure(key for engine in plan.engines for key in engine.steps.values())

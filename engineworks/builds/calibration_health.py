@@ -1,6 +1,6 @@
-"""What a recipe's calibrations are worth: figures and warnings, read from the artifacts that a plan names.
+"""The quality of a recipe's calibrations: metrics and warnings, read from the artifacts that a plan names.
 
-Drift is judged here, from the statistics that `calibrate` and `reference` leave of their own samples: so the key of
+Drift is evaluated here, from the statistics that `calibrate` and `reference` store of their own samples, so the key of
 neither depends on the other's data.
 """
 
@@ -23,7 +23,7 @@ REPORT, INPUTS = "report.json", "inputs.json"
 class CalibrationHealth:
     """One calibration of a recipe. step: its id. figures: as in the artifact's report, without the inputs' values.
 
-    warnings: sentences about the ranges, the samples, and how these differ from the evaluation data.
+    warnings: messages about the ranges, the samples, and how these differ from the evaluation data.
     """
 
     step: str
@@ -34,7 +34,7 @@ class CalibrationHealth:
         return {"step": self.step, **self.figures, "warnings": list(self.warnings)}
 
     def sentence(self) -> str:
-        """The figures in one line."""
+        """Return the metrics in one line."""
         figures = self.figures
         return (
             f"{figures['method']} over {figures['samples']} samples, {figures['tensors']} tensors: "
@@ -44,7 +44,7 @@ class CalibrationHealth:
 
 
 def calibration_health(plan: Plan, store: Store) -> tuple[CalibrationHealth, ...]:
-    """Every calibration of the plan whose artifact the store has, in the order of the plan."""
+    """Return every calibration of the plan whose artifact the store has, in the order of the plan."""
     evaluation = _evaluation(plan, store)
     steps = [step for step in plan.steps.values() if step.kind == "calibrate"]
     return tuple(health for step in steps if (health := _health(step, store, evaluation)) is not None)
@@ -76,7 +76,7 @@ def _statistics(inputs: Mapping[str, Any]) -> dict[str, InputStatistics]:
 
 
 def _evaluation(plan: Plan, store: Store) -> Mapping[str, Any]:
-    """Statistics of the evaluation data, nothing where the reference was not made."""
+    """Return statistics of the evaluation data; empty where the reference was not made."""
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "reference" else None
         if artifact is not None and INPUTS in artifact.files:

@@ -1,4 +1,4 @@
-"""The main job from the command line: a plan with nothing to do is answered from its record, others by the flow."""
+"""The main job from the command line: a plan with nothing to do gets its recorded result, others run the flow."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Champions = Mapping[str, int | None]
 
 
 class Flows(Protocol):
-    """Runs plans as Prefect flow runs, in this process. Found by its entry point: the library does not import it.
+    """Runs plans as Prefect flow runs in this process. Loaded by its entry point: the library does not import it.
 
-    champions: by engine, from before the plans were made: run the flow `release`, which gives a `ReleaseResult` per
-    plan. Without them run `build_recipe`, which gives a `BuildResult`.
+    champions: by engine, from before planning: run the flow `release`, which gives a `ReleaseResult` per plan. Without
+    them run `build_recipe`, which gives a `BuildResult`.
     """
 
     def __call__(
@@ -40,7 +40,7 @@ class Flows(Protocol):
 
 
 def build_plans(plans: Sequence[Plan], settings: Settings, *, only: str | None = None) -> list[BuildResult]:
-    """Build every plan; results come in the order of the plans."""
+    """Build every plan; results are in the order of the plans."""
     recorded = {id(plan): result for plan in plans if (result := recorded_result(plan, settings)) is not None}
     rest = [plan for plan in plans if id(plan) not in recorded]
     built = iter(load_flows()(rest, settings, only=only) if rest else ())
@@ -56,11 +56,11 @@ def recorded_result(
     finished: FinishedBuilds = NOT_ASKED,
     samples: bool = True,
 ) -> BuildResult | None:
-    """The result of a build that needs no step and is on record, else None.
+    """Return the result of a recorded build that needs no step, else None.
 
-    Every artifact is verified and judged again; only the record itself is taken from MLflow. A caller with many
-    plans gives what serves all of them: the store, the repository's checkout, the finished builds in MLflow.
-    samples: as of `engine_result`.
+    Verifies every artifact and evaluates it again; only the record itself comes from MLflow. A caller with many plans
+    passes what they share: the store, the repository's checkout, the finished builds in MLflow. samples: as in
+    `engine_result`.
     """
     if plan.to_do:
         return None
@@ -87,9 +87,9 @@ def recorded_result(
 
 
 def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tuple[str | None, tuple[str, ...]]:
-    """The run that holds the record of this build, None for none; and a sentence if that record still waits to be sent.
+    """Return the run that holds this build's record, None for none, and a note if that record is not sent yet.
 
-    What waits from earlier builds is sent first.
+    Pending records of earlier builds are sent first.
     """
     from engineworks.tracking.runs import open_tracking
     from engineworks.tracking.sending import send_waiting
@@ -109,7 +109,7 @@ def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tupl
 
 
 def load_flows() -> Flows:
-    """Our flows by their entry point. Raises `InputError` where they are not installed."""
+    """Load our flows by their entry point. Raises `InputError` where they are not installed."""
     entries = list(entry_points(group="engineworks.flows", name="build"))
     if not entries:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")

@@ -1,4 +1,4 @@
-"""A comparison with peers as a value: framework × precision at every named shape, and how much faster over what."""
+"""A comparison with peers: framework × precision at every named shape, with speed-ups over a base."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _PEER_METRICS = ("latency_ms_p50", "latency_ms_p99", "throughput_per_s", "memory
 @dataclass(frozen=True)
 class ComparisonRow:
     """One framework in one precision at one shape. name: 'pytorch-fp16', or 'fp16/rtx40' for an engine. cosine: to the
-    fp32 reference, per output. speedup: the base's median latency over this one's. note: why there are no figures, or
-    what to know of them."""
+    fp32 reference, per output. speedup: the base's median latency divided by this one's. note: why there are no
+    measurements, or a remark."""
 
     name: str
     framework: str
@@ -39,7 +39,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """over: the framework and precision that speed-ups are over, '' where none ran. shapes: in the recipe's order."""
+    """over: base of the speed-ups, '' where none ran. shapes: in the recipe's order."""
 
     over: str
     shapes: tuple[str, ...]
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
-    """For the record: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like, 'engine_speedup/fp16/cpu/SHAPE'."""
+    """Return metrics: 'peer_latency_ms_p50/pytorch-fp32/SHAPE' and the like, 'engine_speedup/fp16/cpu/SHAPE'."""
     metrics: dict[str, float] = {}
     for row in comparison.rows if comparison else ():
         fields = ("speedup",) if row.engine else _PEER_METRICS

@@ -1,8 +1,8 @@
-"""What one worker brought about for one engine, as a value in the store: the parent reads it by its digest.
+"""A worker's result for one engine, as a value in the store that the parent reads by its digest.
 
-A worker knows its own hardware, and so the keys of its `compare` and `measure` steps; the parent does not. So it
-publishes which steps it ended with, and the parent puts them into its own plan before it judges. Nothing of it passes
-through Prefect but the digest, in the message of the flow run's state.
+Only the worker knows its own hardware, and so the keys of its `compare` and `measure` steps. It publishes its last
+steps, and the parent puts them into its own plan before evaluating. Only the digest passes through Prefect, in the
+message of the flow run's state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DIGEST = re.compile(r"\b(?P<kind>delivery|verdicts) (?P<key>[0-9a-f]{64})\b")
 
 @dataclass(frozen=True)
 class Delivery:
-    """One engine as a worker left it. `keys`: its last steps by kind; `steps`: those steps; `failures`: by key."""
+    """A worker's result for one engine. `keys`: its last steps by kind; `steps`: those steps; `failures`: by key."""
 
     engine: str
     keys: Mapping[StepName, str]
@@ -71,7 +71,7 @@ class Delivery:
 
 
 def delivery_of(build: Build) -> Delivery:
-    """The delivery of a build whose plan holds one engine."""
+    """Return the delivery of a build whose plan holds one engine."""
     (engine,) = build.plan.engines
     return Delivery(
         engine=engine.id,
@@ -85,14 +85,14 @@ def delivery_of(build: Build) -> Delivery:
 
 
 def take_delivery(build: Build, delivery: Delivery) -> None:
-    """Put what the worker did into the parent's build, as if it had been done here."""
+    """Put the worker's steps into the parent's build, as if they had run here."""
     build.plan = merge_plan(build.plan, delivery)
     build.outcomes.extend(delivery.outcomes)
     build.failures.update(delivery.failures)
 
 
 def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
-    """The plan with the engine's steps as they were on the worker's hardware."""
+    """Return the plan with the engine's steps as they were on the worker's hardware."""
     engine = next(e for e in plan.engines if e.id == delivery.engine)
     delivered = replace(engine, steps=dict(delivery.keys), unmeasured_because=delivery.unmeasured_because)
     engines = tuple(delivered if e.id == engine.id else e for e in plan.engines)
@@ -108,23 +108,23 @@ def merge_plan(plan: Plan, delivery: Delivery) -> Plan:
 
 
 def prepare_keys(plan: Plan, engines: Sequence[PlannedEngine]) -> set[str]:
-    """Keys of the steps to run before the engines' own can: those on the CPU pool."""
+    """Return keys of the steps on the CPU pool, which run before the engines' own."""
     keys = plan.closure(key for engine in engines for key in engine.steps.values())
     return {key for key in keys if _is_shared(plan.steps[key])}
 
 
 def is_named(engine: PlannedEngine, glob: str | None) -> bool:
-    """Whether the glob over ids, if there is one, is about this engine."""
+    """Return whether the glob over ids, if given, matches this engine."""
     return glob is not None and selects(glob, engine.id)
 
 
 def is_unfinished(plan: Plan, engine: PlannedEngine) -> bool:
-    """Whether a step of its own is not in the store: to do here, or on other hardware."""
+    """Return whether the store lacks one of the engine's own steps: to do here, or on other hardware."""
     return any(plan.steps[key].state != "cached" for key in engine.steps.values())
 
 
 def unprepared(plan: Plan) -> Step | None:
-    """The first prepare step that is still to do."""
+    """Return the first prepare step that is still to do."""
     return next((step for step in plan.to_do if _is_shared(step)), None)
 
 
@@ -140,31 +140,31 @@ def publish_body(store: Store, kind: Literal["delivery", "verdicts"], name: str,
 
 
 def read_body(store: Store, key: str) -> Mapping[str, Any]:
-    """What `publish_body` stored. Raises `StoreError` where it is not there."""
+    """Read what `publish_body` stored. Raises `StoreError` if it is missing."""
     return cast(Mapping[str, Any], store.require(key).read_json(BODY_FILE))
 
 
 def digest_in(message: str | None, kind: Literal["delivery", "verdicts"]) -> str | None:
-    """The key that a flow run's last words name, None if they name none."""
+    """Return the key in a flow run's final message, None if it has none."""
     return next((m["key"] for m in _DIGEST.finditer(message or "") if m["kind"] == kind), None)
 
 
 def order_of(plan: Plan, engine: PlannedEngine) -> str:
-    """Digest of what is asked of a worker for this engine: its steps but for the hardware that they run on."""
+    """Digest what a worker is asked to do for this engine: its steps without their hardware."""
     asked = {kind: _without_hardware(plan, key) for kind, key in engine.steps.items()}
     champion = engine.champion.to_json() if engine.champion else None
     return digest_of({"engine": engine.id, "champion": champion, "steps": asked})
 
 
 def note_delivery(store: Store, engine_id: str, order: str, key: str, workers: Iterable[str] = ()) -> None:
-    """Remember on this host that the order was carried out, so that the same is not ordered again. workers: names of
-    those that could have taken it."""
+    """Record on this host that the order was carried out, so that it is not repeated. workers: names of those that
+    could have taken it."""
     store.note_latest(f"{engine_id}/delivery", {"order": order, "delivery": key, "workers": sorted(workers)})
 
 
 def was_asked(store: Store, plan: Plan, engine: PlannedEngine, workers: Iterable[str]) -> bool:
-    """Whether these workers (by their names, new at every start) got this very order before: if the engine is still
-    unmeasured, none of them has its hardware."""
+    """Return whether these workers got this order before. They are known by their names, new at every start. If the
+    engine is still unmeasured, none of them has its hardware."""
     noted = store.latest(f"{engine.id}/delivery")
     if noted is None or noted.get("order") != order_of(plan, engine) or not store.has(engine.steps["build"]):
         return False
@@ -172,8 +172,10 @@ def was_asked(store: Store, plan: Plan, engine: PlannedEngine, workers: Iterable
 
 
 def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Plan:
-    """The plan with what workers did for the same orders in earlier builds, verified. `again`: glob over ids of engines
-    to order again: nothing here notices a new driver on a worker's host."""
+    """Return the plan with verified deliveries for the same orders in earlier builds.
+
+    `again`: glob over ids of engines to order again, because this host does not notice a new driver on a worker's.
+    """
     for engine in plan.engines:
         if is_unfinished(plan, engine) and not is_named(engine, again):
             known = _find_delivery(store, plan, engine)
@@ -184,12 +186,12 @@ def with_deliveries(plan: Plan, store: Store, *, again: str | None = None) -> Pl
 
 
 def _is_shared(step: Step) -> bool:
-    """Whether the CPU pool runs it once for all engines of the recipe."""
+    """Return whether the CPU pool runs the step once for all engines of the recipe."""
     return STEP_KINDS[step.kind].owner == "recipe"
 
 
 def _find_delivery(store: Store, plan: Plan, engine: PlannedEngine) -> Delivery | None:
-    """The delivery of the same order, if everything it speaks of is still in the store."""
+    """Return the delivery of the same order, if the store still has everything it refers to."""
     noted = store.latest(f"{engine.id}/delivery")
     if noted is None or noted.get("order") != order_of(plan, engine) or store.get(str(noted["delivery"])) is None:
         return None
@@ -198,7 +200,7 @@ def _find_delivery(store: Store, plan: Plan, engine: PlannedEngine) -> Delivery 
 
 
 def _without_hardware(plan: Plan, key: str) -> object:
-    """The step's document: the hardware left out, and its engine's own steps written out in place of their keys."""
+    """Return the step's document without hardware, with its engine's own steps in place of their keys."""
     document, inputs = plan.steps[key].document, plan.steps[key].inputs
     return {name: value for name, value in document.items() if name not in ("hardware", "inputs")} | {
         "inputs": {
@@ -209,7 +211,7 @@ def _without_hardware(plan: Plan, key: str) -> object:
 
 
 def _finite(value: Any) -> Any:
-    """Without what JSON cannot express: NaN and infinity become null."""
+    """Replace what JSON cannot express: NaN and infinity become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Builds and engines as MLflow recorded them, read back: for reports of old runs, and to say why two differ."""
+"""Builds and engines read back from MLflow: for reports of old runs, and to explain why two differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HINT = "`engineworks list engines` shows what was recorded"
 
 
 def recorded(settings: Settings) -> Tracking:
-    """The record. Raises `InputError` where nothing was ever recorded."""
+    """Open the record. Raises `InputError` if nothing was ever recorded."""
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     if not tracking.exists():
         raise InputError(f"nothing was recorded in {settings.artifacts}", hint="run 'engineworks build' first")
@@ -46,8 +46,10 @@ def recorded(settings: Settings) -> Tracking:
 
 
 def find_run(tracking: Tracking, name: str) -> RunSummary:
-    """The run of this id; of an engine's id (recipe/precision/target) or a recipe's name the newest. Raises
-    `InputError` where there is none."""
+    """Find the run of this id, or the newest of an engine's id (recipe/precision/target) or a recipe's name.
+
+    Raises `InputError` if there is none.
+    """
     if name.count("/") == 2:
         runs = tracking.find_runs(engine=name, kind="engine", limit=1)
     elif len(name) == 32 and all(c in "0123456789abcdef" for c in name):
@@ -68,18 +70,18 @@ def _by_id(tracking: Tracking, run_id: str) -> list[RunSummary]:
 
 
 def build_of(tracking: Tracking, run: RunSummary) -> RunSummary:
-    """The build's run: this one, or the parent of an engine's."""
+    """Return the build's run: this one, or the parent of an engine's run."""
     return tracking.get_run(run.parent_run_id) if run.parent_run_id else run
 
 
 def engine_runs(tracking: Tracking, build: RunSummary) -> list[RunSummary]:
-    """Runs of the build's engines, by engine."""
+    """Return runs of the build's engines, by engine."""
     runs = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
     return sorted(runs, key=lambda run: run.engine or "")
 
 
 def read_json(tracking: Tracking, run_id: str, path: str) -> Any:
-    """A recorded JSON file, None where there is none."""
+    """Read a recorded JSON file; None if it is missing."""
     text = read_text(tracking, run_id, path)
     return json.loads(text) if text is not None else None
 
@@ -92,7 +94,7 @@ def read_text(tracking: Tracking, run_id: str, path: str) -> str | None:
 
 
 def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
-    """The result of the build as it was recorded; engines have no path, for their files are MLflow's now."""
+    """Read the recorded result of the build. Engines have no path: MLflow holds their files."""
     plan = read_json(tracking, build.run_id, PLAN_FILE) or {}
     order = {e["id"]: i for i, e in enumerate(plan.get("engines", ()))}
     runs = sorted(engine_runs(tracking, build), key=lambda run: order.get(run.engine or "", len(order)))
@@ -114,8 +116,8 @@ def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:
 
 
 def left_out(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Ids of the engines that `--only` left out of the build with this plan (JSON), also where an old plan does not
-    say so itself."""
+    """Return ids of the engines that `--only` excluded from the build with this plan (JSON), also for old plans that do
+    not list them."""
     if "not_selected" in plan:
         return tuple(plan["not_selected"])
     planned = {e["id"] for part in ("engines", "refused") for e in plan.get(part, ())}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[TargetLadder, ...]:
-    """One ladder per target, in the recipe's order; none where the recipe does not say `auto`. store: has the lowered
-    models, whose sizes an estimate needs."""
+    """Return one ladder per target, in the recipe's order; none without `auto`. store: has the lowered models, whose
+    sizes an estimate needs."""
     if plan.loaded.auto is None:
         return ()
     results = {e.id: e for e in engines}
@@ -46,7 +46,7 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
 
 
 def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
-    """Every precision of `auto` on this target, tried or not."""
+    """Return every precision of `auto` on this target, tried or not."""
     auto = plan.loaded.auto
     assert auto is not None
     planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}
@@ -67,7 +67,7 @@ def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult],
 
 
 def _model_size(store: Store, key: str) -> int | None:
-    """Bytes of a lowered model with its weights; None where it is not here."""
+    """Return the bytes of a lowered model with its weights; None if the store lacks it."""
     return sum(f.stat().st_size for f in store.place(key).glob("model.onnx*")) or None
 
 
@@ -98,13 +98,13 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
 
 
 def _why(failure: Failure) -> str:
-    """Its message; without the advice to leave the precision out, which `auto` has followed."""
+    """Return the failure's message without the advice to leave the precision out, which `auto` has followed."""
     return (failure.inapplicable or failure.message).splitlines()[0]
 
 
 def _impossible(failure: Failure | None) -> bool:
-    """Whether the model cannot be had in this precision; what else fails (data, a pattern of the recipe, a defect) is
-    no verdict on it."""
+    """Return whether the model cannot be computed in this precision. Other failures (data, a recipe's pattern, an
+    internal error) are no verdict on it."""
     if failure is not None and failure.inapplicable:
         return True
     kind = failure.step.rpartition("/")[2].partition("-")[0] if failure else ""

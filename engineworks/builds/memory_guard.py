@@ -1,8 +1,8 @@
-"""What a build is expected to need, and what this host still has: numbers for `schedule`, all in MiB.
+"""Expected memory of a build and memory left on this host: numbers for `schedule`, all in MiB.
 
-A backend's `build_memory` says what its builds need: the peak of a child's resident memory, by
+A backend's `build_memory` gives the need of its builds: the peak resident memory of a child, measured by
 `benchmarks/build_memory.py`, rounded up. The measured models are nearly all weights. Activations of large profiles need
-more, which nothing here predicts.
+more, which is not predicted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from engineworks.store.store import Store
 
 MIB = 2**20
 LIMIT = "ENGINEWORKS_MEMORY_MIB"
-"""Environment variable: no more than this counts as available, as on a host that is shared."""
+"""Environment variable: a maximum for the available memory, for shared hosts."""
 
 
 def needs_of(store: Store) -> Callable[[Step], float]:
-    """For the schedule: what a step whose inputs are stored will need. Only builds are foreseen, others are 0."""
+    """Return the schedule's estimate for a step whose inputs are stored. Only builds are estimated, others are 0."""
 
     def need(step: Step) -> float:
         if step.kind != "build":
@@ -33,8 +33,10 @@ def needs_of(store: Store) -> Callable[[Step], float]:
 
 
 def available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """The minimum of what the host, every cgroup of this process, and `ENGINEWORKS_MEMORY_MIB` leave, in MiB;
-    infinite where none of them sets a limit."""
+    """Return the minimum, in MiB, of what the host, each cgroup of this process, and `ENGINEWORKS_MEMORY_MIB` leave.
+
+    Infinite if none of them sets a limit.
+    """
     limits = [*_of_host(proc), *_of_cgroups(proc, cgroups)]
     limit = os.environ.get(LIMIT, "")
     if limit.replace(".", "", 1).isdigit():
@@ -51,8 +53,11 @@ def _of_host(proc: Path) -> Iterator[float]:
 
 
 def _of_cgroups(proc: Path, root: Path) -> Iterator[float]:
-    """Limit − usage of our cgroup and of those above it, version 2 or 1 (kernel: Documentation/admin-guide/cgroup-v2,
-    cgroup-v1/memory). Pages of files that can be dropped do not count as used."""
+    """Yield limit − usage of this process's cgroup and of those above it, version 2 or 1.
+
+    Kernel: Documentation/admin-guide/cgroup-v2, cgroup-v1/memory. Pages of files that can be dropped do not count as
+    used.
+    """
     for line in _read(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":

@@ -1,10 +1,10 @@
-"""Passports: what is known of one engine, in one file that travels with its bytes and can be signed.
+"""Passports: provenance records of one engine, signed if there is a key, each one file that travels with its bytes.
 
     {"passport": 1, "engine": {id, precision, target, sha256, files, …}, "recipe": {file, sha256, commit, …},
      "digests": {step: {file: sha256}}, "steps": {step: key}, "versions": …, "hardware": …, "profiles": …,
      "reports": {file: …}, "report_digests": {file: sha256}, "verdict": {…, checks}, "issued_at": …, "signature": …}
 
-A passport is a result like others: it lies in the store under the digest of its contents (without the hour), so that
+A passport is a result like others. The store holds it under the digest of its contents (without the hour), so that
 the same engine with the same verdict has one passport.
 """
 
@@ -31,9 +31,9 @@ from engineworks.store.store import Store
 
 
 def recipe_origin(plan: Plan, checkout: Checkout | None = None) -> dict[str, Any]:
-    """Where the recipe comes from: its text's digests and its git commit; `changed`: files that the commit lacks.
+    """Return the origin of the recipe: its text's digests and its git commit; `changed`: files that the commit lacks.
 
-    checkout: of the recipe's repository, if it was looked at already.
+    checkout: of the recipe's repository, if already examined.
     """
     loaded = plan.loaded
     folder = loaded.path.parent
@@ -55,7 +55,7 @@ def issue_passport(
 ) -> Artifact:
     """Write the engine's passport into the store, signed if there is a key; the artifact holds `passport.json`.
 
-    engine: one that was built. origin: of `recipe_origin`.
+    engine: must be built. origin: of `recipe_origin`.
     """
     body = passport_body(plan, engine, store, origin)
     document = {
@@ -74,7 +74,7 @@ def issue_passport(
 
 
 def with_passport(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> EngineResult:
-    """The engine with its passport, signed if the environment names a key; one that was not built gets none."""
+    """Return the engine with its passport, signed if the environment names a key; unbuilt engines get none."""
     if engine.path is None:
         return engine
     artifact = issue_passport(plan, engine, store, origin, read_signer())
@@ -82,7 +82,7 @@ def with_passport(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
 
 
 def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """A passport's contents without the hour and the signature, as JSON."""
+    """Return a passport's contents without the hour and the signature, as JSON."""
     built = store.require(engine.keys["build"])
     _, precision, target = engine.id.split("/")
     reports = _reports(engine, store)
@@ -111,13 +111,13 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
 
 
 def _reports(engine: EngineResult, store: Store) -> list[Artifact]:
-    """The artifacts of the steps that ran the engine; none of an engine that nothing here could run."""
+    """Return the artifacts of the steps that ran the engine; none if nothing here could run it."""
     artifacts = (store.get(key) for kind, key in engine.keys.items() if kind != "build")
     return [artifact for artifact in artifacts if artifact is not None]
 
 
 def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
-    """The report in a file; those that the engine was judged by are known already."""
+    """Return the report in a file; the engine already holds those that it was evaluated by."""
     judged_by = {
         ("compare", ACCURACY_FILE): engine.accuracy,
         ("measure", LATENCY_FILE): engine.latency,
@@ -128,7 +128,7 @@ def _report(engine: EngineResult, artifact: Artifact, name: str) -> Any:
 
 
 def _shortened(value: Any) -> Any:
-    """Of what JSON gave: dicts and lists."""
+    """Shorten JSON values, which are dicts and lists."""
     if isinstance(value, dict):
         return {k: _shortened(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Listeners to a build's progress: the command line sets one, a worker's log needs none."""
+"""Listeners to a build's progress. The command line sets one; workers do without."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Listener(Protocol):
 
 
 class Silent:
-    """The listener by default: it does nothing."""
+    """The default listener: it does nothing."""
 
     def planned(self, plan: Plan) -> None:
         pass
@@ -44,7 +44,7 @@ _listener: Listener = Silent()
 
 
 def listen(listener: Listener) -> None:
-    """Tell `listener` of every build of this process from now on."""
+    """Report every build of this process to `listener` from now on."""
     global _listener
     _listener = listener
 

@@ -1,4 +1,4 @@
-"""What a build came to: one frozen value per engine and one for the build, as JSON and as an exit code."""
+"""The result of a build: one frozen value per engine and one for the build, as JSON and as an exit code."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
 
 EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
-"""A verdict, or `failed`: a step of the engine failed, so that there is nothing to judge."""
+"""A verdict, or `failed` if a step of the engine failed, which leaves nothing to evaluate."""
 
 LONGEST_LIST = 64
-"""Where only figures are wanted, longer lists of a report (raw samples) are replaced by their length."""
+"""In summaries, the length replaces any longer list of a report (raw samples)."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A step that failed: its id, the message for the user, the log for the record, and the error's exit code.
-    inapplicable: why the model cannot be computed in the engine's precision, where that is what failed."""
+    """A failed step: its id, the message for the user, the log for the record, and the error's exit code. inapplicable:
+    why the model cannot be computed in the engine's precision, if that failed."""
 
     step: str
     message: str
@@ -51,8 +51,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine: where it is, what was measured, and the verdict. `path` is None if it was not built, and then
-    there is no `passport` either: a file in the store, in a folder named by its key."""
+    """One engine: its path, measurements and verdict. `path` is None if it was not built. Then there is no `passport`,
+    which is a file in the store, in a folder named by its key."""
 
     id: str
     verdict: EngineWord
@@ -70,12 +70,12 @@ class EngineResult:
 
     @property
     def waived(self) -> tuple[str, ...]:
-        """What was accepted by waivers: the name of each waived check and the waiver's text."""
+        """What waivers accepted: the name of each waived check and the waiver's text."""
         return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
 
     @property
     def word(self) -> str:
-        """The verdict as people read it: a pass that needed a waiver does not look like any other."""
+        """The verdict as text; a pass that needed a waiver looks different from any other."""
         return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class EngineResult:
 
 
 def _without_samples(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the lists of raw samples: those are in the record."""
+    """Drop the lists of raw samples: the record has them."""
     return {k: v for k, v in figures.items() if not k.endswith("samples")}
 
 
@@ -130,7 +130,7 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class RanStep:
-    """A step that this build ran: how long it took, and why the store did not have its result."""
+    """A step that this build ran: its duration, and why the store lacked its result."""
 
     id: str
     seconds: float
@@ -142,9 +142,9 @@ class RanStep:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps
-    that were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and its outcome.
-    `not_selected`: ids of the recipe's engines that `--only` left out, which are not part of this build."""
+    """One recipe's build. `run`: id of its parent run in MLflow. `report`: path of the HTML page. `ran`: the steps that
+    were not reused. `ladder`: with `precisions: auto`, one per target. `dag`: every step and its outcome.
+    `not_selected`: ids of the recipe's engines that `--only` excluded from this build."""
 
     recipe: str
     run: str
@@ -180,24 +180,24 @@ class BuildResult:
 
     @property
     def decisive(self) -> tuple[EngineResult, ...]:
-        """The engines whose words count: a candidate that a ladder dropped fails no build."""
+        """The engines whose verdicts count: a candidate that a ladder dropped fails no build."""
         dropped = {engine for ladder in self.ladder for engine in ladder.forgiven}
         return tuple(e for e in self.engines if e.id not in dropped)
 
     @property
     def dropped(self) -> dict[str, str]:
-        """By engine, why a ladder of `precisions: auto` dropped it: such an engine is not released."""
+        """By engine, why a ladder of `precisions: auto` dropped it. Dropped engines are not released."""
         return {r.engine: r.dropped for ladder in self.ladder for r in ladder.candidates if r.engine and r.dropped}
 
     @property
     def verdict(self) -> EngineWord:
-        """The most severe of the engines' words."""
+        """The most severe of the engines' verdicts."""
         order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")
         words = {e.verdict for e in self.decisive}
         return next((word for word in order if word in words), "pass")
 
     def exit_code(self, *, require_verdict: bool = False) -> int:
-        """A failed step outranks a failed gate: the gate of that engine never spoke."""
+        """Return the exit code. A failed step outranks a failed gate, because the gate of that engine never ran."""
         failures = [e.failure.exit_code for e in self.decisive if e.failure]
         words = {e.verdict for e in self.decisive}
         if failures:
@@ -210,12 +210,12 @@ class BuildResult:
 
 
 def worst_exit_code(results: Iterable[BuildResult], *, require_verdict: bool = False) -> int:
-    """One exit code for several builds: the most severe."""
+    """Return one exit code for several builds: the most severe."""
     return most_severe(r.exit_code(require_verdict=require_verdict) for r in results)
 
 
 def most_severe(codes: Iterable[int]) -> int:
-    """The most severe of several exit codes."""
+    """Return the most severe of several exit codes."""
     order = (EXIT_PASSED, EXIT_INCONCLUSIVE, EXIT_GATE_FAILED, EXIT_BAD_INPUT, EXIT_STEP_FAILED)
     return max(codes, key=lambda c: order.index(c) if c in order else len(order), default=EXIT_PASSED)
 
@@ -223,8 +223,11 @@ def most_severe(codes: Iterable[int]) -> int:
 def engine_result(
     plan: Plan, engine: PlannedEngine, store: Store, failures: Mapping[str, Failure], *, samples: bool = True
 ) -> EngineResult:
-    """Read an engine's reports from the store and judge it. `failures`: by key of the step that failed. samples:
-    whether `latency` holds the raw samples, which neither the verdict nor `to_json` needs; else how many there are."""
+    """Read an engine's reports from the store and evaluate it. `failures`: by key of the failed step.
+
+    samples: whether `latency` holds the raw samples, which neither the verdict nor `to_json` needs, or only their
+    number.
+    """
     built = store.get(engine.steps["build"])
     failure = _failure_of(plan, engine, failures)
     accuracy = _read(store.get(engine.steps["compare"]), ACCURACY_FILE)
@@ -253,18 +256,18 @@ def engine_result(
 
 
 def build_notes(engines: Iterable[EngineResult]) -> tuple[str, ...]:
-    """What the builders noted of the engines that could not be made as usual."""
+    """Return the builders' notes on engines that could not be made as usual."""
     return tuple(f"{e.id}: {note}" for e in engines for note in e.sidecar.get("details", {}).get("notes", ()))
 
 
 def waiver_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
-    """What is to be said of the recipe's waivers that let nothing through."""
+    """Return notes on the recipe's waivers that accepted nothing."""
     judged = [(e.id, e.checks) for e in engines if e.verdict not in ("failed", "unmeasured")]
     return tuple(idle_waivers(plan.loaded.recipe.waivers, judged, plan.today))
 
 
 def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, ...]:
-    """What lowering costs on made-up rows, where the recipe sets no limit for it: once per lowering."""
+    """Return what lowering costs on synthetic rows if the recipe sets no limit for it: once per lowering."""
     precisions, limits = {e.id: e.precision for e in plan.engines}, plan.loaded.recipe.accuracy.limits
     notes = []
     for engine in engines:
@@ -277,7 +280,7 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
 
 
 def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
-    """Chosen when it is read, not when it was measured: another latency budget measures nothing again."""
+    """Choose when reading, not when measuring, so that another latency budget measures nothing again."""
     sweep = plan.loaded.recipe.performance.sweep
     if sweep is None or not latency:
         return None
@@ -298,7 +301,7 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, compa
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:
-    """The first failed step among those that the engine needs."""
+    """Return the first failed step among those that the engine needs."""
     steps = plan.needed(engine.steps.values()) if failures else ()
     return next((failures[step.key] for step in steps if step.key in failures), None)
 

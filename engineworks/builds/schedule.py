@@ -1,8 +1,8 @@
-"""In which order steps may run: pure, so that any executor can follow it.
+"""The order in which steps may run: pure, so that any executor can follow it.
 
-A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps wait until
-nothing else is left, and then run one at a time: any other step would disturb their figures. A step that would not
-fit into the memory that is left waits while others run; one that does not fit at all runs alone.
+A step may start when all its inputs are done. A step whose input failed is skipped. Measuring steps run last and one at
+a time, because any other step would disturb them. A step that exceeds the memory left waits while others run; one that
+never fits runs alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def _alone(step: Step) -> bool:
 
 
 class Schedule:
-    """Hands out the steps to do; report to it how each one ended.
+    """Hands out the steps to do; callers report how each one ended.
 
-    keys: hand out these alone. lost: what has failed before. need: the memory in MiB that a step is expected to take;
+    keys: hand out only these. lost: steps that failed before. need: the memory in MiB that a step is expected to take;
     asked only of steps whose inputs are done.
     """
 
@@ -49,10 +49,10 @@ class Schedule:
         self.skipped: list[Step] = []
 
     def ready(self, room: int, available_mib: float = math.inf) -> Sequence[Step]:
-        """Steps to start now, so that at most `room` run at once; each is handed out once.
+        """Return steps to start now, so that at most `room` run at once; each is handed out once.
 
-        available_mib: memory that is free now. What the running steps are expected to need is taken off it whole,
-        although they have some of it by now: better one step too few than the kernel's choice of whom to kill.
+        available_mib: memory that is free now. The whole expected need of running steps is subtracted, although they
+        hold some of it already. Starting too few steps is better than an out-of-memory kill.
         """
         self._drop_lost()
         if self._large or any(map(_alone, self._running.values())):
@@ -69,7 +69,7 @@ class Schedule:
 
     @property
     def large(self) -> tuple[Step, float] | None:
-        """The step that runs alone because it does not fit into memory, and what it is expected to need, in MiB."""
+        """The step that runs alone because it exceeds the memory, and its expected need in MiB."""
         return (self._running[self._large], self._needs[self._large]) if self._large else None
 
     def done(self, key: str) -> None:
@@ -81,7 +81,7 @@ class Schedule:
         self._lost.add(key)
 
     def drop(self, plan: Plan) -> None:
-        """Do not start what is not to do any more in this later version of the plan."""
+        """Drop steps that this later version of the plan no longer needs."""
         for key in [k for k in self._waiting if plan.steps[k].state != "to do"]:
             del self._waiting[key]
 
@@ -91,7 +91,7 @@ class Schedule:
         return not self._waiting and not self._running
 
     def _fitting(self, steps: Sequence[Step], room: int, available_mib: float) -> list[Step]:
-        """Those that fit into memory together with what runs; where nothing runs and none fits, the first alone."""
+        """Return those that fit into memory with the running steps; if nothing runs and none fits, only the first."""
         left = available_mib - sum(self._needs.get(key, 0.0) for key in self._running)
         chosen: list[Step] = []
         for step in steps:
@@ -110,7 +110,7 @@ class Schedule:
         return any(k in self._waiting or k in self._running for k in step.inputs.values())
 
     def _drop_lost(self) -> None:
-        """Skip what can never run, and what needs that."""
+        """Skip steps that can never run, and those that need them."""
         while lost := [s for s in self._waiting.values() if self._lost & set(s.inputs.values())]:
             for step in lost:
                 del self._waiting[step.key]

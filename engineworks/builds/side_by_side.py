@@ -1,4 +1,4 @@
-"""Engines and their peers side by side, read from what their steps left in the store."""
+"""Engines and their peers in one comparison, read from what their steps left in the store."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from engineworks.plan.plan import Plan
 from engineworks.store.store import Store
 
 BASES = ("pytorch-fp32", "ort-cpu-fp32")
-"""What speed-ups are over: the first of these that ran and is right."""
+"""Base of the speed-ups: the first of these that ran and is right."""
 
 LEAST_COSINE = 0.99
-"""A peer further from the reference is wrong: it gets no speed-up and is no base."""
+"""A peer further from the reference is wrong: it gets no speed-up and cannot be the base."""
 
 
 def compare_with_peers(
     plan: Plan, engines: Sequence[EngineResult], store: Store, failures: Mapping[str, Failure]
 ) -> Comparison | None:
-    """The comparison that the plan asks for, None where it asks for none. Engines that were not measured have no row:
-    they run elsewhere."""
+    """Make the comparison that the plan asks for, None if it asks for none. Unmeasured engines have no row, because
+    they run on another host."""
     if not plan.peers:
         return None
     shapes = tuple(plan.loaded.recipe.performance.at) or ("",)
@@ -97,7 +97,7 @@ def _is_right(outputs: Mapping[str, Any]) -> bool:
 
 
 def _why_not(plan: Plan, peer: PlannedPeer, failures: Mapping[str, Failure]) -> str:
-    """The reason of the plan, or the message of the first failed step that the peer needs."""
+    """Return the reason of the plan, or the message of the first failed step that the peer needs."""
     if peer.step is None:
         return peer.why_not
     failure = next((failures[step.key] for step in plan.needed([peer.step]) if step.key in failures), None)

@@ -1,6 +1,6 @@
-"""One build in progress: what its tasks share, as one handle.
+"""One build in progress: the state that its tasks share, as one handle.
 
-A plain class on purpose: Prefect walks through dataclasses and mappings that are handed to a task, and a plan is large.
+A plain class on purpose: Prefect walks through dataclasses and mappings passed to a task, and a plan is large.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engineworks.tracking.runs import open_tracking
 
 
 class Build:
-    """A plan, the store and the record that it works with, and what has come of it so far.
+    """A plan, the store and record it works with, and its results so far.
 
     results: the store as verdicts read it, see `settle`.
     """
@@ -41,8 +41,11 @@ class Build:
         self._started = time.monotonic()
 
     def settle(self) -> None:
-        """Call it when all steps have ended. Where the store that others share does not answer, verdicts are read from
-        what is here, and a result that is not has failed: so every engine gets a verdict."""
+        """Prepare for verdicts once all steps have ended.
+
+        If the shared store does not answer, verdicts use the local one. A result missing there has failed, so every
+        engine gets a verdict.
+        """
         failed = set(self.failures)
         for key in self.plan.goals:
             try:
@@ -57,20 +60,22 @@ class Build:
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:
-        """The recipe's text and commit, as passports tell it."""
+        """The recipe's text and commit, for passports."""
         return recipe_origin(self.plan)
 
     @cached_property
     def ladder_words(self) -> Mapping[str, str]:
-        """By engine, its status in the ladder of `precisions: auto`. Read it when all steps have ended: an engine is
-        recorded alone, but ranked with the others."""
+        """By engine, its status in the ladder of `precisions: auto`.
+
+        Read it when all steps have ended: an engine is recorded alone, but ranked with the others.
+        """
         if self.plan.loaded.auto is None:
             return {}
         engines = [engine_result(self.plan, e, self.results, self.failures) for e in self.plan.engines]
         return ladder_words(ladders(self.plan, engines, self.results))
 
     def result(self, run_id: str) -> BuildResult:
-        """The result, once every engine is judged. run_id: its parent run in MLflow."""
+        """Return the result, once every engine is evaluated. run_id: its parent run in MLflow."""
         return assemble_result(
             self.plan, tuple(self.engines.values()), self.results,
             run=run_id, failures=self.failures, outcomes=self.outcomes, seconds=self.seconds,
@@ -78,7 +83,7 @@ class Build:
 
     @property
     def seconds(self) -> float:
-        """How long the build has taken until now."""
+        """The build's duration so far."""
         return time.monotonic() - self._started
 
     def counts(self) -> StepCounts:

@@ -1,4 +1,4 @@
-"""One step of a plan, run for real: its inputs from the store, its work in a child process, its result published."""
+"""Runs one step of a plan: inputs from the store, work in a child process, result published."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from engineworks.store.store import Store
 STEP_FUNCTION = "engineworks.steps.job:main"
 
 TIME_LIMIT_S = 7200.0
-"""Seconds after which a step's child is killed; a target has a limit of its own for builds."""
+"""Seconds after which a step's child is killed; a target has its own limit for builds."""
 
 USER_CODE = ("torch", "huggingface", "mlflow_pytorch")
-"""Sources that run the user's own code: each in a fresh child, so that nothing of it stays behind."""
+"""Sources that run the user's own code: each in a fresh child, so that no state remains."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step went. reused: the store had it, or another process made it meanwhile."""
+    """The outcome of a step. reused: the store had it, or another process made it meanwhile."""
 
     id: str
     key: str
@@ -56,26 +56,26 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
 
 
 def alone_on_this_host() -> AbstractContextManager[None]:
-    """Two builds of this host measure one after the other, whatever stores and repositories they have."""
+    """Lock so that two builds of this host measure one after the other, whatever their stores and repositories."""
     return locked(Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock")
 
 
 def _cache_of(step: Step, store: Store) -> Mapping[str, str]:
-    """Where the step's backend keeps what it compiled for the device here, if it does so."""
+    """Return where the step's backend caches what it compiled for this device, if it has such a cache."""
     document = step.unkeyed.get("device_cache")
     return {"cache": str(store.device_cache(document))} if document else {}
 
 
 def _environment(step: Step) -> Mapping[str, str]:
-    """Marks the children that run engines, where the backend wants them apart from those that build."""
+    """Mark children that run engines, if the backend separates them from those that build."""
     name = step.params.get("target", {}).get("backend")
     apart = name and step.kind != "build" and backend(name).TRAITS.own_process
     return {"ENGINEWORKS_CHILD": "runs engines"} if apart else {}
 
 
 def attempts_of(step: Step) -> int:
-    """In how many ways the step can be done: each crash of its own child leads to the next. An engine that was built is
-    run in one way only, the one it was tried in."""
+    """Return in how many ways the step can run; each crash of its own child leads to the next. A built engine runs in
+    one way only, the one it was tried in."""
     kind = STEP_KINDS[step.kind]
     optimizer = step.params["target"]["backend"] if kind.optimizer == "target" else kind.optimizer
     return attempts(optimizer) if optimizer else kind.attempts
@@ -124,7 +124,7 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
 
 
 def _clear(out: Path) -> None:
-    """What a crashed attempt left is no part of the next one's result."""
+    """Remove what a crashed attempt left, which is no part of the next result."""
     for left in out.iterdir():
         if left.is_dir():
             shutil.rmtree(left)
@@ -133,7 +133,7 @@ def _clear(out: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Paths as text, so that the payload is JSON."""
+    """Turn paths into text, so that the payload is JSON."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The outcome of every step of a plan: its state, its duration and its inputs. Pure."""
+"""The outcome of every step of a plan: its state, duration and inputs. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ StepState = Literal["run", "reused", "failed", "skipped", "needs another GPU", "
 
 @dataclass(frozen=True)
 class StepFact:
-    """One step. seconds: of this build, 0 where nothing was run. reason: why it was run. inputs: keys of the steps that
-    it reads."""
+    """One step. seconds: of this build, 0 if it did not run. reason: why it ran. inputs: keys of its input steps."""
 
     id: str
     kind: str
@@ -32,7 +31,7 @@ class StepFact:
 
 
 def step_facts(plan: Plan, outcomes: Iterable[Outcome], failed: Iterable[str]) -> tuple[StepFact, ...]:
-    """In the plan's order. failed: keys of the steps that failed."""
+    """Return the facts in the plan's order. failed: keys of the failed steps."""
     ended, lost = {o.key: o for o in outcomes}, set(failed)
     facts = []
     for step in plan.steps.values():

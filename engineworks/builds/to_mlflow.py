@@ -37,7 +37,7 @@ from engineworks.tracking.records import (
 
 
 def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
-    """Where the build comes from: recipe file, git commit, host, Prefect flow run."""
+    """Return the origin of the build: recipe file, git commit, host, Prefect flow run."""
     recipe = plan.loaded.recipe
     tags = {
         "engineworks.file": plan.loaded.shown,
@@ -52,13 +52,13 @@ def build_tags(plan: Plan, flow_run: str) -> dict[str, str]:
 
 
 def plan_params(plan: Plan) -> dict[str, str]:
-    """The resolved recipe, one param per leaf, so that MLflow's comparison shows which line differs."""
+    """Return the resolved recipe, one param per leaf, so that MLflow's comparison shows which line differs."""
     resolved = plan.loaded.recipe.model_dump(mode="json", exclude_none=True, exclude={"description", "owner", "tags"})
     return flatten(resolved)
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names; lists as JSON."""
+    """Flatten nested mappings to dotted names, and lists to JSON."""
     if isinstance(value, Mapping):
         flat: dict[str, str] = {}
         for key, inner in value.items():
@@ -68,8 +68,8 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
 
 
 def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineRecord:
-    """One engine's child run: metrics, limits, verdict sentences, fingerprints, logs and the engine itself. ladder:
-    what that of `precisions: auto` says of it, '' where there is none."""
+    """Return one engine's child run: metrics, limits, verdict reasons, fingerprints, logs and the engine. ladder: its
+    status in `precisions: auto`, '' without one."""
     failure = engine.failure
     texts = {VERDICT_FILE: json.dumps([c.to_json() for c in engine.checks], indent=1)}
     texts |= {document_file(kind): _document(plan, key) for kind, key in engine.keys.items()}
@@ -116,7 +116,7 @@ def result_metrics(result: BuildResult) -> dict[str, float]:
 
 
 def result_tags(result: BuildResult) -> dict[str, str]:
-    """The verdict of all engines together, and the warnings."""
+    """Return the verdict of all engines together, and the warnings."""
     tags: dict[str, str] = {"engineworks.verdict": result.verdict}
     if result.ladder:
         tags[LADDER] = "\n".join(ladder.sentence for ladder in result.ladder)
@@ -124,7 +124,7 @@ def result_tags(result: BuildResult) -> dict[str, str]:
 
 
 def result_texts(result: BuildResult) -> dict[str, str]:
-    """Files of the build's run that come from its result."""
+    """Return files of the build's run that come from its result."""
     health = [c.to_json() for c in result.calibration]
     texts = {CALIBRATION_FILE: json.dumps(health, indent=1)} if health else {}
     if result.ladder:
@@ -141,7 +141,7 @@ def _document(plan: Plan, key: str) -> str:
 
 
 def _documents(plan: Plan, engine: EngineResult) -> str:
-    """Every step that the engine needs, by kind: `why` compares their inputs between two runs."""
+    """Return every step that the engine needs, by kind: `why` compares their inputs between two runs."""
     steps = plan.needed(engine.keys.values())
     return json.dumps({s.kind: {"key": s.key, "id": s.id, **s.document} for s in steps}, indent=1, sort_keys=True)
 
@@ -156,13 +156,13 @@ def _engine_params(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 
 def _model_tag(plan: Plan, engine: EngineResult) -> dict[str, str]:
-    """Which model it was made from: the key of its export, which holds the weights."""
+    """Name the model it was made from: the key of its export, which holds the weights."""
     export = next((step for step in plan.needed(engine.keys.values()) if step.kind == "export"), None)
     return {MODEL: export.key} if export else {}
 
 
 def _performance_limits(plan: Plan) -> dict[str, str]:
-    """Budgets by shape, and what the engine may be worse than its champion."""
+    """Return budgets by shape, and by how much the engine may be worse than its champion."""
     performance = plan.loaded.recipe.performance
     asked = {"budget": {shape: budget.model_dump(exclude_none=True) for shape, budget in performance.budget.items()}}
     if performance.regression is not None:
@@ -181,7 +181,7 @@ def _engine_tags(engine: EngineResult) -> dict[str, str]:
 
 
 def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
-    """What its latency depends on, so that later runs find measurements to compare with; and its champion."""
+    """Return what its latency depends on, so that later runs find comparable measurements, and its champion."""
     tags: dict[str, str] = {}
     if engine.latency and "measure" in engine.keys:
         document = plan.steps[engine.keys["measure"]].document
@@ -193,7 +193,7 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
 
 
 def _metrics(engine: EngineResult) -> dict[str, float]:
-    """Numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN: recorded as not finite."""
+    """Return numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN, recorded as not finite."""
     metrics: dict[str, float | None] = {}
     for name, output in (engine.accuracy or {}).get("outputs", {}).items():
         metrics |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
@@ -223,8 +223,11 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
 
 
 def _headline(engine: EngineResult) -> dict[str, float]:
-    """The same few names for every engine of every recipe, so that a table of runs has columns for all of them: at
-    the recipe's first named shape, and the smallest cosine of the outputs. See `tracking.pages.HEADLINE`."""
+    """Return the same few names for every engine of every recipe, so that they are columns in a table of runs.
+
+    They are measured at the recipe's first named shape; the cosine is the smallest of the outputs. See
+    `tracking.pages.HEADLINE`.
+    """
     shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
     first: Mapping[str, Any] = next(iter(shapes.values()), {})
     outputs = (engine.accuracy or {}).get("outputs", {})
@@ -239,7 +242,7 @@ def _headline(engine: EngineResult) -> dict[str, float]:
 
 
 def _series(engine: EngineResult) -> dict[str, dict[int, float]]:
-    """The batch sweep: each figure by batch, so that MLflow draws its curve."""
+    """Return the batch sweep: each metric by batch, so that MLflow draws its curve."""
     points = [p for p in (engine.latency or {}).get("sweep", ()) if "error" not in p]
     return {f"sweep_{k}": {p["batch"]: p[k] for p in points} for k in _SWEEP_METRICS} if points else {}
 
@@ -248,7 +251,7 @@ _MEASURED_METRICS = (
     "device_ms_p50", "device_ms_p99", "copies_ms_p50", "copies_ms_p99", "copies_device_ms_p50", "first_run_ms",
     "cost_ratio",
 )  # fmt: skip
-"""Recorded where they were measured: a CPU has no clock of its own, and nothing to copy."""
+"""Recorded only if measured: a CPU has no clock of its own, and nothing to copy."""
 
 _SWEEP_METRICS = ("latency_ms_p50", "latency_ms_mean", "throughput_per_s", "memory_mib")
 

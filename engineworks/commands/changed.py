@@ -1,4 +1,4 @@
-"""`engineworks changed`: which recipes and engines are others than at a revision, and why."""
+"""`engineworks changed`: recipes and engines that changed since a revision, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipe files; default: every recipe in recipes/.")]
 Since = Annotated[str, typer.Option("--since", help="A git revision: a commit, branch or tag.")]
 SHOWN = 3
-"""Reasons of a recipe that are shown; --json has all."""
+"""Maximum number of reasons shown per recipe; --json has all."""
 
 
 def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet: Quiet = False) -> None:
@@ -43,8 +43,8 @@ def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet:
         raise errors.InputError(f"not compared: {names}", hint="engineworks validate says what is wrong")
 
 
-def _say(found: Changes) -> None:
-    for recipe in found.recipes:
+def _say(changes: Changes) -> None:
+    for recipe in changes.recipes:
         terminal.say(f"{recipe.file}: {recipe.state}" + _some(recipe.reasons))
         groups: dict[tuple[str, tuple[str, ...]], list[EngineChange]] = {}
         for engine in recipe.engines:
@@ -53,12 +53,12 @@ def _say(found: Changes) -> None:
         if recipe.state == "changed":
             for (state, reasons), engines in groups.items():
                 terminal.say(f"  {state}: {', '.join(e.id for e in engines)}" + _some(reasons))
-    count = sum(len(recipe.to_build) for recipe in found.recipes)
-    recipes = f"{len(found.to_build)} of {len(found.recipes)} recipes"
-    terminal.say(f"since {found.since} ({found.commit[:12]}): {recipes}, {count} engines")
-    if found.assumed:
-        names = ", ".join(found.assumed[:SHOWN]) + (", …" if len(found.assumed) > SHOWN else "")
-        terminal.say(f"not in git, counted as unchanged: {len(found.assumed)} files ({names})")
+    count = sum(len(recipe.to_build) for recipe in changes.recipes)
+    recipes = f"{len(changes.to_build)} of {len(changes.recipes)} recipes"
+    terminal.say(f"since {changes.since} ({changes.commit[:12]}): {recipes}, {count} engines")
+    if changes.assumed:
+        names = ", ".join(changes.assumed[:SHOWN]) + (", …" if len(changes.assumed) > SHOWN else "")
+        terminal.say(f"not in git, counted as unchanged: {len(changes.assumed)} files ({names})")
 
 
 def _some(reasons: tuple[str, ...]) -> str:

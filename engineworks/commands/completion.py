@@ -1,7 +1,6 @@
-"""What a shell may complete: recipe files, engine ids, targets, precisions. Cheap: files and names, no planning.
+"""Shell completion of recipe files, engine ids, targets and precisions, without planning.
 
-Installed by `engineworks --install-completion`. Anything that cannot be read completes to nothing: a completion says
-no errors.
+Installed by `engineworks --install-completion`. Unreadable input completes to nothing: a completion reports no errors.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ Complete = Callable[[str], list[str]]
 
 
 def recipe_files(incomplete: str) -> list[str]:
-    """Recipes in recipes/ and in the folder that is being typed; folders, to go on in."""
+    """Return recipes in recipes/ and in the folder being typed, and folders to continue in."""
     typed = Path(incomplete)
     folder = typed if incomplete.endswith("/") else typed.parent
-    found = {str(path) for path in (*_recipes(Path("recipes")), *_recipes(folder))}
-    found |= {f"{path}/" for path in folder.glob("*/") if not path.name.startswith(".")}
-    return sorted(name for name in found if name.startswith(incomplete))
+    files = {str(path) for path in (*_recipes(Path("recipes")), *_recipes(folder))}
+    files |= {f"{path}/" for path in folder.glob("*/") if not path.name.startswith(".")}
+    return sorted(name for name in files if name.startswith(incomplete))
 
 
 def engine_ids(incomplete: str) -> list[str]:
-    """recipe/precision/target of every recipe in recipes/, as their files say."""
+    """Return recipe/precision/target of every recipe in recipes/, read from their files."""
     return sorted(engine for engine in _engines() if engine.startswith(incomplete))
 
 
 def recorded_names(incomplete: str) -> list[str]:
-    """What `report` and `why` take: engines' ids and recipes' names."""
+    """Return what `report` and `why` take: engine ids and recipe names."""
     ids = list(_engines())
     return sorted(name for name in {*ids, *(i.partition("/")[0] for i in ids)} if name.startswith(incomplete))
 
@@ -59,7 +58,7 @@ def peers(incomplete: str) -> list[str]:
 
 
 def one_of(*words: str) -> Complete:
-    """Completes to one of these words."""
+    """Return a function that completes to one of these words."""
 
     def complete(incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]

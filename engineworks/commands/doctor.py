@@ -1,4 +1,4 @@
-"""What is installed, what this host can build, run and measure, and what conflicts; nothing heavy is imported."""
+"""What is installed, what this host can build, run and measure, and which versions conflict. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ TOO_NEW = {
     "prefect": ((3, 10), "was not tried", "prefect<3.10"),
     "mlflow": ((3, 18), "was not tried", "mlflow<3.18"),
 }
-"""Distributions whose newer versions break, or were not tried: first such version, why, what to install."""
+"""Distributions whose newer versions break or are untested: first such version, reason, what to install."""
 
 PYTHONS = ("3.11", "3.12", "3.13")
-"""The versions of Python that the tests were run on: those of pyproject's classifiers."""
+"""The Python versions that the tests cover: those of pyproject's classifiers."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Library:
 
 @dataclass(frozen=True)
 class TargetHere:
-    """build, run, measure: None if this host can, else why not."""
+    """build, run, measure: None if this host can, else the reason why not."""
 
     name: str
     build: str | None
@@ -64,7 +64,7 @@ class TargetHere:
 
 @dataclass(frozen=True)
 class Findings:
-    """gpu: the first visible one. gpu_says: which targets it serves, or how to add one that it does; '' without one."""
+    """gpu: the first visible one. gpu_says: which targets it serves, or how to add such a target; '' without a GPU."""
 
     libraries: tuple[Library, ...]
     targets: tuple[TargetHere, ...]
@@ -75,7 +75,7 @@ class Findings:
 
     @property
     def python_says(self) -> str:
-        """The running Python and the supported ones, in one line; a warning where it is none of them."""
+        """The running and the supported Python versions, in one line; a warning if the running one is unsupported."""
         versions = ", ".join(PYTHONS)
         if ".".join(self.python.split(".")[:2]) in PYTHONS:
             return f"Python {self.python}; supported: {versions}"
@@ -115,14 +115,14 @@ def _target_here(target: NamedTarget) -> TargetHere:
 
 
 def _why_not_measure(target: NamedTarget) -> str | None:
-    """Engines run here; whether the figures can be trusted."""
+    """Return why measurements here cannot be trusted, though engines run here."""
     if not target.target.compute_capability or installed_version("nvidia-ml-py"):
         return None
     return "the GPU's clocks and other processes cannot be watched; pip install nvidia-ml-py"
 
 
 def _gpu_says(gpu: Gpu, targets: Sequence[NamedTarget]) -> str:
-    """The GPU of a host is no target by itself: `here` in an engine's id would mean another GPU on every host."""
+    """Describe the targets of the GPU. It is no implicit target: engine ids must mean the same everywhere."""
     serves = [t.name for t in targets if gpu.compute_capability in t.target.compute_capability]
     if serves:
         return f"it is the GPU of {', '.join(serves)}: build with --only '*/*/{serves[0]}'"

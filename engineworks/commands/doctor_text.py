@@ -1,4 +1,4 @@
-"""What `engineworks doctor` found, on the terminal."""
+"""The findings of `engineworks doctor` as terminal text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Garbage: artifacts that no run in MLflow refers to, and what killed builds left behind."""
+"""Garbage: artifacts that no MLflow run refers to, and leftovers of killed builds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Freed:
 
 
 def collect_garbage(settings: Settings, *, keep_hours: float, dry_run: bool) -> Freed:
-    """Delete artifacts that no run refers to and that are older than `keep_hours`: a running build's are young."""
+    """Delete artifacts older than `keep_hours` that no run refers to. A running build's artifacts are younger."""
     from engineworks.tracking.runs import open_tracking
     from engineworks.tracking.spool import keys_in_use
 

@@ -1,4 +1,4 @@
-"""What an engine file, an artifact folder or an ONNX file is, as JSON."""
+"""Facts of an engine file, an artifact folder or an ONNX file, as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engineworks.store.open import open_store
 
 
 def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
-    """Facts of the engine with this id that was built last, or of the file or folder of this name."""
+    """Return facts of the latest engine with this id, or of the file or folder of this name."""
     if Path(name).exists() or name.count("/") != 2:
         return inspect_path(Path(name))
     store = open_store(settings)
@@ -31,7 +31,7 @@ def inspect_engine(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
-    """Facts of the engine, its sidecar's first. Raises `InputError` for what is neither an engine nor a model."""
+    """Return the engine's facts, first those of its sidecar. Raises `InputError` for other files."""
     if not path.exists():
         raise InputError(
             f"{path}: no such file", hint="name an ONNX file, an engine's folder, or recipe/precision/target"
@@ -53,8 +53,8 @@ def _engine(folder: Path, sidecar: dict[str, Any]) -> dict[str, Any]:
     engine = folder / sidecar["engine"]
     if not engine.is_file():
         raise InputError(f"{folder}: the sidecar names '{sidecar['engine']}', which is missing")
-    found = digest_file(engine)
-    return {"kind": "engine", "path": str(engine), "digest_matches": found == sidecar["sha256"], **sidecar}
+    digest = digest_file(engine)
+    return {"kind": "engine", "path": str(engine), "digest_matches": digest == sidecar["sha256"], **sidecar}
 
 
 def _onnx(path: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 
 def _bare(path: Path) -> dict[str, Any]:
-    """A plan without its sidecar: what its header alone tells."""
+    """Return what the header of a plan without a sidecar states."""
     from engineworks.engines.backends.plan_header import HEADER_BYTES, read_plan_header
 
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""`engineworks list`: what there is."""
+"""`engineworks list`: recipes, targets, engines and champions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is: recipes, targets, engines, champions, each as a table of text with its age."""
+"""Recipes, targets, engines and champions, each as a text table with ages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Listing:
 
 
 def make_listing(kind: str, settings: Settings, folder: Path) -> Listing:
-    """The table of one of `KINDS`; `folder`: that of the recipes. Raises `TrackingError` where MLflow is silent."""
+    """Make the table of one of `KINDS`. folder: of the recipes. Raises `TrackingError` if MLflow does not answer."""
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     if kind == "recipes":
         return _recipes(settings, tracking, folder)
@@ -94,13 +94,13 @@ def _champions(tracking: Tracking) -> Listing:
 
 
 def _last_build(tracking: Tracking, recipe: str) -> RunSummary | None:
-    """Of a recipe that was not built for so long that it is not among the newest runs."""
+    """Return the last build of a recipe that is not among the newest runs."""
     runs = tracking.find_runs(recipe=recipe, kind="build", limit=1) if tracking.exists() else []
     return runs[0] if runs else None
 
 
 def _newest(tracking: Tracking, kind: str) -> dict[str, RunSummary]:
-    """The newest run of every recipe or engine."""
+    """Return the newest run of every recipe or engine."""
     if not tracking.exists():
         return {}
     runs = tracking.find_runs(kind="build" if kind == "build" else "engine", limit=MOST_RUNS)

@@ -12,7 +12,7 @@ from engineworks.commands.completion import engine_ids, recipe_files
 from engineworks.errors import InputError
 
 LARGEST_NUMBER = 1_000_000
-"""Of hours 114 years, of samples more than any search looks at."""
+"""As hours 114 years; as samples more than any search reads."""
 
 OneRecipe = Annotated[Path, typer.Argument(help="Recipe file.", autocompletion=recipe_files)]
 OneOrMore = Annotated[list[Path], typer.Argument(help="Recipe files.", autocompletion=recipe_files)]
@@ -25,19 +25,19 @@ Only = Annotated[
 
 
 def any_of(only: list[str] | None) -> str | None:
-    """The globs of repeated options as the one text that `engineworks.recipe.selection` takes."""
+    """Join the globs of repeated options into the text that `engineworks.recipe.selection` takes."""
     return ",".join(only) if only else None
 
 
 def finite(value: float) -> float:
-    """Refuse 'inf' and 'nan', which are floats to the parser, and more hours than dates have."""
+    """Refuse 'inf' and 'nan', which the parser accepts as floats, and more hours than dates can hold."""
     if not 0 <= value <= LARGEST_NUMBER:
         raise typer.BadParameter(f"{value} is not a number from 0 to {LARGEST_NUMBER:,}")
     return value
 
 
 class Once(TyperCommand):
-    """A command that refuses an option with a value that is given twice: the parser would take the last in silence."""
+    """A command that refuses a repeated single-value option. The parser would silently take the last value."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))

@@ -1,4 +1,4 @@
-"""Recipe files → plans, as every command that builds or releases needs them."""
+"""Recipe files → plans, for every command that builds or releases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def read_plans(
     settings: Settings, recipes: Sequence[Path], only: str | None, compare: str | None = None, mode: Mode = "full"
 ) -> list[Plan]:
-    """Plans of the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
+    """Plan the recipes, in their order. Raises `RecipeError`, or `TargetError` where `only` selects nothing."""
     from engineworks.engines.peers import read_names
     from engineworks.fingerprint import FileDigests
     from engineworks.plan.champion_lookup import find_champions

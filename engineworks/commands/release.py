@@ -1,4 +1,4 @@
-"""`engineworks release`: build, judge, and move the champions of what passed."""
+"""`engineworks release`: build, evaluate, and make engines that passed champions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def release(
     from engineworks.release.command import champions_of_recipes, release_plans
 
     settings = read_settings()
-    champions = champions_of_recipes(recipes, settings)  # before anything is planned against them
+    champions = champions_of_recipes(recipes, settings)  # before planning: plans refer to them
     plans = read_plans(settings, recipes, any_of(only))
     with terminal.progress(quiet=quiet or as_json, verbose=verbose):
         results = release_plans(plans, settings, champions, only=any_of(only))

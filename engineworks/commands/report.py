@@ -1,4 +1,4 @@
-"""`engineworks report`: the page of a build that was recorded."""
+"""`engineworks report`: the page of a recorded build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`engineworks rollback`: champions go back to the ones before them."""
+"""`engineworks rollback`: restore the previous champions."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> Non
     if as_json:
         terminal.print_json({"recipe": loaded.name, "releases": [m.to_json() for m in moved]})
         return
-    for one in moved:
-        terminal.say(f"{one.id}: {one.sentence}")
+    for outcome in moved:
+        terminal.say(f"{outcome.id}: {outcome.sentence}")

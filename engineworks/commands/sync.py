@@ -1,4 +1,4 @@
-"""`engineworks sync`: what waits here for other places goes there now."""
+"""`engineworks sync`: send pending results to MLflow and the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `engineworks verify` checks: an engine by id, file or folder, a package, or a passport with its engine."""
+"""Checks of `engineworks verify`: an engine by id, file or folder, a package, or a passport with its engine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from engineworks.store.store import Store
 
 
 def verify_anything(name: str, settings: Settings) -> list[Passport]:
-    """The passports of what was named, every one after its signature and its engine's bytes were checked.
+    """Return the named passports after checking their signatures and their engines' bytes.
 
-    Raises `TrustError` for the first thing that is wrong, `InputError` where there is no such thing.
+    Raises `TrustError` for the first problem, `InputError` if the name matches nothing.
     """
     trust, path = read_trust(), Path(name)
     if not path.exists():
@@ -36,7 +36,7 @@ def verify_anything(name: str, settings: Settings) -> list[Passport]:
 
 
 def verify_built(engine: str, store: Store, trust: Trust) -> Passport:
-    """Check the engine with this id that was judged last. Raises `TrustError`, `InputError` where there is none."""
+    """Check the engine with this id that was evaluated last. Raises `TrustError`, or `InputError` if there is none."""
     document = store.latest(f"{engine}/{STEP}")
     if document is None:
         raise InputError(f"{engine}: was not built here", hint="run 'engineworks build' first")
@@ -44,23 +44,23 @@ def verify_built(engine: str, store: Store, trust: Trust) -> Passport:
 
 
 def _verify_document(document: Mapping[str, Any], store: Store, trust: Trust) -> Passport:
-    """The stored passport with this document, and the engine in the store that it speaks of.
+    """Check the stored passport with this document, and its engine in the store.
 
-    The folders are read as they are: a damaged engine is to be told, not silently built again.
+    Reads the folders as they are: a damaged engine must be reported, not silently rebuilt.
     """
     passport = read_passport(_folder(store, digest_of(document)) / PASSPORT_FILE, trust)
     return verify_files(_folder(store, document["inputs"]["build"]), passport)
 
 
 def _folder(store: Store, key: str) -> Path:
-    """The artifact's folder; one that only the remote store has is fetched."""
+    """Return the artifact's folder; fetch it if only the remote store has it."""
     if not store.place(key).exists():
         store.get(key)
     return store.place(key)
 
 
 def _verify_beside(folder: Path, store: Store, trust: Trust) -> Passport:
-    """A folder with a passport: the engine's files stand beside it, or in the store where the passport lies there."""
+    """Check a folder with a passport. Its engine lies next to the passport or, for a stored passport, in the store."""
     passport = read_passport(folder / PASSPORT_FILE, trust)
     built = store.place(str(passport.body["steps"]["build"]))
     if not any((folder / name).exists() for name in passport.files) and folder.parent.parent == built.parent.parent:
@@ -69,10 +69,10 @@ def _verify_beside(folder: Path, store: Store, trust: Trust) -> Passport:
 
 
 def _verify_stored(folder: Path, store: Store, trust: Trust) -> Passport:
-    """An engine in the store by its folder: its passport lies elsewhere in the store."""
+    """Check an engine in the store by its folder; its passport lies elsewhere in the store."""
     from engineworks.commands.inspect import inspect_path
 
-    inspect_path(folder)  # says what it is, if it is no engine
+    inspect_path(folder)  # reports what it is, if it is no engine
     for document in store.latest_of(STEP):
         if store.place(document["inputs"]["build"]) == folder.resolve():
             return _verify_document(document, store, trust)

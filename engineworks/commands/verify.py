@@ -1,4 +1,4 @@
-"""`engineworks verify`: are these the bytes that were built, and did someone we trust say so?"""
+"""`engineworks verify`: check that the bytes are those that were built, and that a trusted key signed them."""
 
 from __future__ import annotations
 

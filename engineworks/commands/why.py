@@ -1,4 +1,4 @@
-"""`engineworks why`: what made two runs or engines differ."""
+"""`engineworks why`: why two runs or engines differ."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def why(
         _print(explanation)
 
 
-def _print(one: Explanation) -> None:
-    before, after = one.before, one.after
+def _print(explanation: Explanation) -> None:
+    before, after = explanation.before, explanation.after
     name = after.engine if before.engine == after.engine else f"{before.engine} → {after.engine}"
     terminal.say(f"{name}: {before.verdict} → {after.verdict}")
     terminal.say(f"  A: run {before.run}, {age(before.started_at)}")
@@ -45,20 +45,20 @@ def _print(one: Explanation) -> None:
     if before.run == after.run:
         terminal.say("  A and B are the same run")
         return
-    if not one.differences:
-        terminal.say("  no input differs" + ("" if one.anew else ": every step has the same fingerprint"))
-    for difference in one.differences:
+    if not explanation.differences:
+        terminal.say("  no input differs" + ("" if explanation.anew else ": every step has the same fingerprint"))
+    for difference in explanation.differences:
         read_by = f" [{', '.join(difference.steps)}]" if difference.steps else ""
         place = f"  ({difference.place})" if difference.place else ""
         terminal.say(f"  {difference.kind:9} {difference.what}{read_by}{place}")
-    if one.differences and not one.anew and one.complete:
+    if explanation.differences and not explanation.anew and explanation.complete:
         terminal.say("  no step of this engine reads that: nothing was done anew")
-    if one.anew:
-        terminal.say(f"  so these steps were done anew: {', '.join(one.anew)}")
-    if not one.complete:
+    if explanation.anew:
+        terminal.say(f"  so these steps were done anew: {', '.join(explanation.anew)}")
+    if not explanation.complete:
         terminal.say("  (an older run did not record all of its steps, and the store has them no more)")
-    if one.effects:
+    if explanation.effects:
         terminal.say("  what came of it:")
-    for effect in one.effects:
+    for effect in explanation.effects:
         said = f"; {effect.said}" if effect.said else ""
         terminal.say(f"    {effect.name}: {effect.before} → {effect.after}{said}")

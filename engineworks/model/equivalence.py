@@ -1,7 +1,7 @@
-"""Whether two ONNX files compute the same, shown by running both in ONNX Runtime on the same feeds.
+"""Verifies that two ONNX files compute the same, by running both in ONNX Runtime on the same feeds.
 
-Both run as they are written: ONNX Runtime's own optimizer is off, or it would fold and fuse the one and not the other.
-Weights beside the file are mapped into memory, not copied, so two models of several GB can be open at once.
+Both run as written: ONNX Runtime's optimizer is off, because it could fold and fuse one and not the other. Weights next
+to the file are mapped into memory, not copied, so two models of several GB can be open at once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
-"""Largest allowed difference of each floating type, as a part of the magnitude that `_magnitudes` finds: what another
-order of summation gives, and no more. About 100, 2 and 2 units in the last place of float32, float16 and bfloat16."""
+"""Maximum difference of each floating type, relative to the magnitude that `_magnitudes` finds. It allows another order
+of summation and no more: about 100, 2 and 2 units in the last place of float32, float16 and bfloat16."""
 
 _THREADS = min(2, os.cpu_count() or 1)
-_FATAL = 4  # ONNX Runtime's severity: the error itself is raised, its log line would only be noise
+_FATAL = 4  # ONNX Runtime's severity: the error itself is raised, its log line is only noise
 
 
 def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.InferenceSession:
-    """Load the model on the CPU, unoptimized unless asked for. Raises `ModelError` with ONNX Runtime's reason."""
+    """Load the model on the CPU, unoptimized unless requested. Raises `ModelError` with ONNX Runtime's reason."""
     import onnxruntime
 
     options = exact_options()
@@ -64,7 +64,10 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
 def first_shapes(
     session: onnxruntime.InferenceSession, feeds: Sequence[Arrays], where: str
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of all outputs on the first of the feeds. Raises `SamplesError` if there is none or it does not run."""
+    """Return the shapes of all outputs on the first feed. Raises `SamplesError` if there is none or it does not run.
+
+    feeds: by input name, with the shapes and dtypes of the model's inputs.
+    """
     if not feeds:
         raise SamplesError(f"{where}: there is no evaluation data to prove a rewritten model with")
     try:
@@ -78,7 +81,10 @@ def first_shapes(
 
 
 def check_same_twice(session: onnxruntime.InferenceSession, feed: Arrays, where: str) -> None:
-    """Raises `ModelError` if the model gives two results for one sample: then no rewritten one can equal it."""
+    """Raise `ModelError` if the model gives two results for one sample, because then no rewritten model can equal it.
+
+    feed: by input name, with the shapes and dtypes of the model's inputs.
+    """
     first, second = _run(session, feed), _run(session, feed)
     for name, value in first.items():
         if difference(value, second[name])[1]:
@@ -94,11 +100,11 @@ def compare(
     feeds: Sequence[Arrays],
     inputs: Sequence[TensorSpec],
 ) -> dict[str, float]:
-    """Largest absolute difference of every output over all feeds, and over the first one at other lengths of each
-    dynamic dimension, if the original runs there.
+    """Return the largest absolute difference of every output over all feeds.
 
-    Raises `FoldError` naming the output, the figure and the sample of the first difference above `TOLERANCE`, and
-    `SamplesError` for feeds that the original cannot run.
+    It includes the first feed at other lengths of each dynamic dimension, if the original runs there. feeds: by input
+    name, with the shapes and dtypes of the model's inputs. Raises `FoldError` with the output, difference and sample of
+    the first difference above `TOLERANCE`, and `SamplesError` for feeds that the original cannot run.
     """
     worst = {output.name: 0.0 for output in original.get_outputs()}
     for index, feed in enumerate(feeds):
@@ -112,14 +118,16 @@ def compare(
         try:
             expected = _run(original, feed)
         except runtime_failures():
-            continue  # not a length that the model takes, such as no multiple of 32
+            continue  # a length that the model does not take, e.g. no multiple of 32
         _compare_once(candidate, feed, expected, worst, f"at another '{dim}' ({_shown(feed)})")
     return worst
 
 
 def resized(feed: Arrays, inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, Arrays]]:
-    """The feed once more for every dynamic dimension, half as long there, or 2 instead of 1: data may have one length
-    only, and a graph with that length folded in would pass."""
+    """Yield the feed once for every dynamic dimension, half as long there, or 2 instead of 1; dtypes stay.
+
+    Data may have only one length, and a graph with that length folded in would pass.
+    """
     for dim in dict.fromkeys(d for spec in inputs for d in spec.dynamic_dims):
         other = dict(feed)
         for spec in inputs:
@@ -133,8 +141,11 @@ def resized(feed: Arrays, inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, A
 
 
 def difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> tuple[float, str]:
-    """Largest absolute difference, and why it is too large ('' if it is not). NaN and infinities must be at the same
-    places, integers and booleans equal."""
+    """Return the largest absolute difference, and why it is too large ('' if it is not).
+
+    expected, actual: of any shape and dtype. NaN and infinities must be at the same places, integers and booleans
+    equal.
+    """
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return float("inf"), f"is {_array(actual)} instead of {_array(expected)}"
     if expected.dtype.name not in TOLERANCE:
@@ -159,7 +170,8 @@ def difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> tu
 
 
 def runtime_failures() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: its own classes have no common parent, and Python's for arguments of a wrong kind."""
+    """Return the exceptions of ONNX Runtime: its own classes, which have no common parent, and Python's for arguments
+    of a wrong kind."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented",
@@ -168,7 +180,7 @@ def runtime_failures() -> tuple[type[Exception], ...]:
 
 
 def runtime_reason(error: object) -> str:
-    """ONNX Runtime's message, or an exception with it, without codes, paths and C++ signatures."""
+    """Return ONNX Runtime's message, or an exception with it, without codes, paths and C++ signatures."""
     text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", str(error).strip())[-1]
     text = re.sub(r"Load model from .*? failed: ?", "", text)
     text = re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) (?=[A-Z'\[])", "", text)
@@ -176,10 +188,10 @@ def runtime_reason(error: object) -> str:
 
 
 def _magnitudes(finite: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The magnitude that each value's difference is measured by: its own, or the output's where that is larger.
+    """Return the magnitude that each value's difference is relative to: its own, or the output's where that is larger.
 
-    The output's is its largest value, but at most a hundred times its tenth percentile (without zeros): a mask of
-    -1e9 in some places must not excuse errors in the others.
+    finite, values, result: float64 in any shape. The output's magnitude is its largest value, but at most a hundred
+    times its tenth percentile (without zeros). A mask of -1e9 in some places must not excuse errors in the others.
     """
     nonzero = finite[finite > 0]
     scale = min(nonzero.max(), 100 * np.quantile(nonzero, 0.1)) if nonzero.size else 0.0

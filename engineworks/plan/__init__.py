@@ -1,1 +1,1 @@
-"""Recipes and targets → steps with keys: what a build will do, before it does anything."""
+"""Recipes and targets → steps with keys: what a build will run."""

@@ -1,9 +1,8 @@
-"""The document of a champion comparison: the measuring step's own, the limits, and which attempt it is.
+"""The document of a champion comparison: the measuring step's document, the limits and the attempt's number.
 
-A comparison that did not decide is tried again by the next build. Attempts that measured are counted, whatever time
-they were given (`max_s` is no part of the key), and each further one needs more confidence
-(`measure.regression.confidence_of`), so that rebuilding cannot force a pass. One that has found a
-regression is never tried again.
+The next build repeats a comparison that did not decide. Attempts that measured count, whatever their time limit
+(`max_s` is no part of the key). Each further one needs more confidence (`measure.regression.confidence_of`), so
+rebuilding cannot force a pass. A comparison that found a regression is never repeated.
 """
 
 from __future__ import annotations
@@ -30,9 +29,12 @@ def champion_comparison_document(
     regression: Mapping[str, Any],
     store: Store,
 ) -> tuple[Document, dict[str, Any]]:
-    """From the measuring step's document and its unkeyed inputs. While the store holds a report of this attempt that
-    did not decide, the number of the attempt, and with it the key, is the next. Unkeyed: `earlier`, the
-    results of the attempts that measured, and `by_history`, whether at the last one the champion did not run here."""
+    """Make the comparison's document and unkeyed inputs from those of the measuring step.
+
+    The attempt's number, and with it the key, rises while the store holds an undecided report of this attempt. Unkeyed:
+    `earlier`, the results of attempts that measured, and `by_history`, whether the champion could not run here last
+    time.
+    """
     measured, unkeyed = measure
     document = measured | {"step": "compare_champion", "version": STEP_KINDS["compare_champion"].version}
     document["digests"] = {**measured["digests"], "champion": champion.digest}
@@ -57,8 +59,8 @@ def champion_comparison_document(
 
 
 def conditions_of(measure: Mapping[str, Any]) -> str:
-    """Digest of what the figures of a measuring step depend on besides the engine and the versions that built it:
-    measurements that have it in common may be compared."""
+    """Digest what measurements depend on besides the engine and the versions that built it. Measurements with the same
+    digest may be compared."""
     params = {
         k: v
         for k, v in measure["params"].items()
@@ -69,13 +71,13 @@ def conditions_of(measure: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A champion comparison's report without its samples."""
+    """Return a champion comparison's report without its samples."""
     shapes = {name: dict(figures) for name, figures in report.get("shapes", {}).items()}
     return {**report["champion"], "method": report["method"], "limit": report["limit"], "shapes": shapes}
 
 
 def _undecided(store: Store, key: str) -> Report | None:
-    """The report of the attempt with this key, if it did not decide; None where it did, or was not made yet."""
+    """Return the report of the attempt with this key if it exists and did not decide, else None."""
     if not store.has(key) or (artifact := store.get(key)) is None:
         return None
     report = artifact.read_json(CHAMPION_COMPARISON_FILE)

@@ -1,6 +1,6 @@
-"""Who the champions of a recipe are, where their engines lie, what was measured before: from MLflow and the store.
+"""The champions of a recipe, their engines and earlier measurements, from MLflow and the store.
 
-Nothing is opened for a recipe that asks for no comparison, or where nothing was ever recorded.
+Opens neither for a recipe without comparisons, nor where nothing was recorded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from engineworks.tracking.runs import Tracking, open_tracking
 
 
 class ChampionError(RunError):
-    """The champion, not the candidate: its engine is gone, or cannot be loaded or run here."""
+    """A fault of the champion, not the candidate: its engine is missing, or cannot be loaded or run here."""
 
 
 def find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
-    """The champions of the recipe's engines; where MLflow does not answer they are unknown, which fails no build."""
+    """Find the champions of the recipe's engines; unknown if MLflow does not answer, which fails no build."""
     if loaded.recipe.performance.regression is None:
         return NONE
     try:
@@ -58,7 +58,7 @@ def _find_champions(loaded: LoadedRecipe, settings: Settings) -> Champions:
 
 
 def which_engine(engine: str, digest: str, settings: Settings) -> str:
-    """Whether the latest build of this id, an engine file with this sha256, is the champion too: one sentence."""
+    """Say in one sentence whether the latest build of this id, with this sha256, is also the champion."""
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     try:
         listed = tracking.champions(engine.partition("/")[0]) if tracking.exists() else []
@@ -99,9 +99,10 @@ def _read_json(tracking: Tracking, run: str, path: str) -> Any:
 
 @contextmanager
 def engine_of(champion: Champion, places: Mapping[str, str | None]) -> Iterator[Path]:
-    """A folder with the champion's engine and sidecar: from the store, else fetched from its run into a temporary one.
+    """Yield a folder with the champion's engine and sidecar: from the store, else fetched from its run into a temporary
+    one.
 
-    The engine file has the champion's digest. Raises `ChampionError` where it is in neither.
+    The engine file has the champion's digest. Raises `ChampionError` if neither place has it.
     """
     if not champion.digest or not champion.run:
         raise ChampionError(f"version {champion.version} of {champion.model} is no engine that Engineworks registered")
@@ -131,7 +132,7 @@ def _fetch(champion: Champion, tracking: Tracking, folder: Path) -> Path:
 
 
 def _digest(folder: Path) -> str | None:
-    """The sha256 of the engine file that the folder's sidecar names; None where there is none."""
+    """Return the sha256 of the engine file that the folder's sidecar names; None if there is none."""
     try:
         sidecar = json.loads((folder / SIDECAR_FILE).read_text(encoding="utf-8"))
         return digest_file(folder / sidecar["engine"])
@@ -142,8 +143,10 @@ def _digest(folder: Path) -> str | None:
 def history_of(
     champion: Champion, places: Mapping[str, str | None], conditions: str, limit: int = 100
 ) -> dict[str, list[tuple[str, float]]]:
-    """By shape: digest and median latency in ms of every earlier measurement of this engine's predecessors in the same
-    conditions (hardware, driver, shapes, options), oldest first. One measurement that several runs report counts once.
+    """Return digest and median latency in ms, by shape and oldest first, of earlier measurements of this engine's
+    predecessors.
+
+    All had the same conditions (hardware, driver, shapes, options). A measurement that several runs report counts once.
     """
     settings = settings_of(places)
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)

@@ -1,7 +1,7 @@
-"""What changed since a revision, by fingerprint: both states are planned, and the documents of their steps compared.
+"""Changes since a revision, found by planning both states and comparing the documents of their steps.
 
-A changed default, target, model, data file or metric counts like a changed recipe; a comment or an owner does not.
-Versions of libraries and hardware are those of this host on both sides.
+A changed default, target, model, data file or metric counts like a changed recipe; a comment or an owner does not. Both
+sides use this host's library versions and hardware.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engineworks.store.store import Store
 
 @dataclass(frozen=True)
 class Changes:
-    """All that was looked at. assumed: files that recipes read and git does not keep: they count as unchanged."""
+    """All compared recipes. assumed: files that recipes read but git does not keep; they count as unchanged."""
 
     since: str
     commit: str
@@ -40,7 +40,7 @@ class Changes:
 
     @property
     def broken(self) -> tuple[RecipeChange, ...]:
-        """The recipes that could not be compared: what was found is not all."""
+        """The recipes that could not be compared; with any, the result is incomplete."""
         return tuple(r for r in self.recipes if r.state == "broken")
 
     def to_json(self) -> dict[str, Any]:
@@ -51,10 +51,10 @@ class Changes:
 
 
 def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings) -> Changes:
-    """What changed between the revision `since` and the working tree as it is, committed or not.
+    """Find changes between the revision `since` and the working tree, committed or not.
 
-    recipes: files, all of one repository; None for those of recipes/, the ones that are gone included.
-    Raises `InputError` without git and for an unknown revision. A recipe that is wrong now stops no other.
+    recipes: files of one repository; None for those of recipes/, including deleted ones. Raises `InputError` without
+    git and for an unknown revision. A recipe that is wrong now stops no other.
     """
     paths = [p.absolute() for p in recipes] if recipes else find_recipes(Path("recipes").resolve())
     folders = list(dict.fromkeys(p.parent.resolve() for p in paths)) or [Path("recipes").resolve()]
@@ -79,7 +79,7 @@ def find_changes(since: str, recipes: Sequence[Path] | None, settings: Settings)
 
 @dataclass(frozen=True)
 class _Before:
-    """A recipe at the revision, or why it could not be read. missing: only for files that are not here."""
+    """A recipe at the revision, or why it could not be read. missing: only because of files that are not here."""
 
     loaded: LoadedRecipe | None
     why: str = ""
@@ -89,7 +89,7 @@ class _Before:
 def _before(
     tree: RevisionTree, folders: Sequence[Path], only: Sequence[Path] | None, settings: Settings
 ) -> dict[Path, _Before]:
-    """The recipes of the revision, by their path in the working tree."""
+    """Return the recipes of the revision, by their paths in the working tree."""
     roots = (*settings.data_roots, tree.revision.repository)
     recipes = {}
     for folder in folders:
@@ -104,7 +104,7 @@ def _before(
 
 
 def _at(message: str, tree: RevisionTree) -> str:
-    """The message with paths of the temporary tree as git writes them: REV:path."""
+    """Write paths of the temporary tree in the message as git does: REV:path."""
     words = message.replace(f"{tree.root}/", f"{tree.revision.name}:")
     return f"it could not be planned at {tree.revision.name}: {words.splitlines()[0]}"
 
@@ -126,7 +126,7 @@ def _now(paths: Sequence[Path], settings: Settings) -> tuple[list[LoadedRecipe],
 
 
 def _without_files(path: Path, error: RecipeError, tree: RevisionTree) -> RecipeChange:
-    """A recipe that cannot be planned now: compared without its files, where they are all that is wrong."""
+    """Compare a recipe that cannot be planned now without its files, if missing files are its only problem."""
     problems = tuple(str(p) for p in error.problems)
     alone = compare_alone(path, _shown(path), problems, tree) if _only_missing(error) else None
     return alone or RecipeChange(path.stem, _shown(path), "broken", problems, ())
@@ -146,7 +146,7 @@ def _shown(path: Path) -> str:
 
 
 class _Planner:
-    """Plans both states with one memory of digests and what the local store knows; another host is not asked."""
+    """Plans both states with one digest cache and the local store only, without asking another host."""
 
     def __init__(self, settings: Settings) -> None:
         self._store = Store(open_store(settings).root)
@@ -171,7 +171,7 @@ class _Planner:
         return compare_plans(old, after)
 
     def _plan(self, loaded: LoadedRecipe) -> Plan | str:
-        """The plan, or the sentence of targets that refuse every engine."""
+        """Return the plan, or the reason why the targets refuse every engine."""
         try:
             return plan_recipe(loaded, self._store, self._digests)
         except TargetError as error:
@@ -179,7 +179,7 @@ class _Planner:
 
 
 class _LinkedDigests(FileDigests):
-    """A linked file is the one that it leads to: its digest is known if that one's is."""
+    """Digest cache that gives a linked file the digest of the file it links to, if known."""
 
     def digest(self, path: Path) -> str:
         return super().digest(path.resolve())
@@ -191,7 +191,7 @@ def _all(now: LoadedRecipe, after: Plan | str, state: State, why: str) -> Recipe
 
 
 def compare_plans(before: Plan, now: Plan) -> RecipeChange:
-    """Two plans of one recipe: which engines changed, and which of their inputs changed them."""
+    """Compare two plans of one recipe: which engines changed, and which of their inputs changed them."""
     old = {e.id: e for e in before.engines}
     engines = [
         _compare_engines(before, old[e.id], now, e) if e.id in old else EngineChange(e.id, "new", _new(before, e))
@@ -219,7 +219,8 @@ def _compare_engines(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEn
 
 
 def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
-    """Where the documents of its steps begin to differ: a step that only reads a changed one adds nothing."""
+    """Return the first differences in the documents of the engine's steps. A step that only reads a changed one adds
+    nothing."""
     if dict(old.steps) == dict(new.steps):
         return []
     was, is_now = _documents(before, old), _documents(now, new)
@@ -233,7 +234,7 @@ def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngin
 
 
 def _own(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a step reads itself; what changed in another step is reported for that one."""
+    """Return what a step reads itself; changes in another step are reported for that step."""
     return {k: v for k, v in document.items() if k != "inputs"}
 
 
@@ -242,18 +243,18 @@ def _kind(step: str) -> str:
 
 
 def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]]:
-    """Documents of all steps that an engine needs, by step id, in the plan's order."""
+    """Return the documents of all steps that an engine needs, by step id, in the plan's order."""
     return {step.id: step.document for step in plan.needed(engine.steps.values())}
 
 
 def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
-    """Limits and waivers are in no step's key: they only judge again what is built."""
+    """Compare limits and waivers. They are in no step's key: changing them only evaluates built engines again."""
     differing = changes(judging(before.loaded.recipe, old.precision), judging(now.loaded.recipe, new.precision))
     return [f"judged otherwise: {words}" for words in differing]
 
 
 def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]:
-    """Files of these recipes that git keeps neither then nor now."""
+    """Return files of these recipes that git keeps in neither state."""
     names = set()
     for loaded in now:
         files = [*loaded.files.model.values(), *loaded.files.metric.values(), *loaded.files.evaluation.sources]
@@ -263,7 +264,7 @@ def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]
 
 
 def only_glob(recipe: RecipeChange) -> str | None:
-    """The glob that selects the engines to build and no other of the recipe; None where only all of them will do."""
+    """Return the glob that selects exactly the engines to build; None where only all engines match."""
     wanted = set(recipe.to_build)
     everything = {e.id for e in recipe.engines if e.state != "gone"}
     if wanted == everything:

@@ -1,6 +1,6 @@
-"""What changed of a recipe whose files are not all on this host: data that git does not keep, above all.
+"""Changes of a recipe whose files are not all on this host, usually data that git does not keep.
 
-The recipe, its targets and the files that git keeps are compared. A file that neither state has counts as unchanged.
+Compares the recipe, its targets and the files that git keeps. A file that neither state has counts as unchanged.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from engineworks.recipe.recipe import Recipe
 SHAPES_NOTHING = {
     "recipe", "description", "owner", "tags", "precisions", "targets", "release", "waivers", "time_limits", "mixtures",
 }  # fmt: skip
-"""Fields that are in no step's key, or only those of one precision are."""
+"""Fields that are in no step's key, or of which only those of one precision are."""
 
 
 def compare_alone(path: Path, shown: str, problems: tuple[str, ...], tree: RevisionTree) -> RecipeChange | None:
-    """The change of the recipe at `path`, which has these problems; `new` where the revision has no such recipe.
+    """Compare the recipe at `path`, which has these problems; `new` where the revision has no such recipe.
 
-    None where the recipe or its targets are wrong, at one side or the other, or a file that git has is not here.
+    None if the recipe or its targets are wrong in either state, or a file that git has is missing here.
     """
     try:
         now = _State(path, tree)
@@ -50,7 +50,7 @@ def compare_alone(path: Path, shown: str, problems: tuple[str, ...], tree: Revis
 
 
 class _State:
-    """A recipe at one of the two states, with its targets; engines: 'precision/target'. Raises `RecipeError`."""
+    """A recipe in one of the two states, with its targets; engines: 'precision/target'. Raises `RecipeError`."""
 
     def __init__(self, path: Path, tree: RevisionTree) -> None:
         self.recipe, targets = read_recipe(path)
@@ -59,7 +59,7 @@ class _State:
         self.engines = [f"{p}/{t}" for p in self.recipe.precisions for t in self.targets]
 
     def of_engine(self, engine: str) -> dict[str, Any]:
-        """All that shapes an engine and that the recipe says."""
+        """Return everything in the recipe that shapes an engine."""
         precision, target = engine.split("/")
         document = self.recipe.model_dump(mode="json", exclude_none=True)
         kept = {key: value for key, value in document.items() if key not in SHAPES_NOTHING}
@@ -73,11 +73,11 @@ class _State:
         return {**kept, "mixture": mixture, "target": self.targets[target]}
 
     def exact(self) -> Iterator[str]:
-        """Names, relative to the repository, that the recipe's own words may stand for."""
+        """Yield names, relative to the repository, that text in the recipe may refer to."""
         return (name for _, name in self.named())
 
     def named(self) -> Iterator[tuple[str, str]]:
-        """(part of the recipe, name relative to the repository or a glob) of all that may be a file."""
+        """Yield (part of the recipe, name relative to the repository or a glob) of everything that may be a file."""
         document = self.recipe.model_dump(mode="json", exclude_none=True)
         parts = {
             "model": document["model"],
@@ -133,7 +133,7 @@ def _compare(then: _State, now: _State, tree: RevisionTree) -> Iterator[EngineCh
 
 
 def _differing(name: str, tree: RevisionTree) -> list[str]:
-    """What differs between the two states and is the named file, lies in the named folder or fits the glob."""
+    """Return differences that are the named file, lie in the named folder or match the glob."""
     return [d for d in tree.differing if d == name or d.startswith(f"{name}/") or fnmatchcase(d, name)]
 
 

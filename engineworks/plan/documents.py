@@ -2,7 +2,7 @@
 
 A document holds: step and its version, params (the slice of the recipe it reads), inputs (keys of earlier steps),
 digests (of files), libraries (their versions) and, where a result depends on it, the hardware. What cannot shape the
-result goes into the step's `unkeyed`: absolute paths, and the samples that a rewritten graph is proved on.
+result goes into the step's `unkeyed`: absolute paths, and the samples that verify a rewritten graph.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Document = dict[str, Any]
 Unkeyed = Mapping[str, Any]
 
 MINIMUM_OPSET = 13
-"""Older models are raised to this: the first opset with per-channel Q/DQ and bf16, so that one fold serves all."""
+"""Older models are converted to this, the first opset with per-channel Q/DQ and bf16, so that one fold serves all."""
 
 PROOF_SAMPLES = 4
-"""Samples of each file on which a rewritten graph is compared with the one before it."""
+"""Samples of each file on which a rewritten graph is compared with the original."""
 
 PEER_TIME_LIMIT_S = 1800.0
-"""Seconds after which a peer is given up: it is only there to be compared with."""
+"""Seconds after which a peer is stopped: it only serves comparison."""
 
 TORCH_LIBRARIES = {
     "torch": ("torch", "onnxscript"),
@@ -46,7 +46,7 @@ TORCH_LIBRARIES = {
 
 
 class Documents:
-    """Makes the documents of one recipe's steps; each returns the document and the paths behind its digests."""
+    """Makes the documents of one recipe's steps. Each method returns the document and the paths behind its digests."""
 
     def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
         self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
@@ -78,21 +78,21 @@ class Documents:
         )
 
     def prepared(self) -> list[tuple[str, SampleFile]]:
-        """The data that is made of texts or images, each with the name of its part."""
+        """Return the data made of texts or images, each with the name of its part."""
         parts = (("evaluation", self._files.evaluation), ("calibration", self._files.calibration))
         return [(part, data) for part, data in parts if data is not None and data.preparation is not None]
 
     def prepare(self, data: SampleFile) -> tuple[Document, Unkeyed]:
-        """Of data that is made of texts or images."""
+        """Document the preparation of data made of texts or images."""
         made = data.preparation
-        assert made is not None  # only then there is such a step
+        assert made is not None  # the step exists only then
         digests = {name: self._digests.digest(path) for name, path in made.files.items()}
         if made.tree:
             digests[str(made.params["kind"])] = self._digests.digest_tree(made.tree)
         return self._document("prepare", made.params, {}, digests, made.libraries), made.places
 
     def _data(self, role: str, data: SampleFile) -> tuple[dict[str, str], dict[str, str], Document]:
-        """How a step gets these samples: as the result of another step (its key), or as a file (digest and path)."""
+        """Return how a step gets these samples: as another step's result (its key), or as a file (digest and path)."""
         if data.preparation is not None:
             key = self._prepare_keys.get(id(data.preparation)) or digest_of(self.prepare(data)[0])
             self._prepare_keys[id(data.preparation)] = key
@@ -103,7 +103,8 @@ class Documents:
         return {}, {role: self._digests.digest(data.path)}, {role: data.path}
 
     def fold(self, export: str) -> tuple[Document, Unkeyed]:
-        """The samples of its proof are no part of the key: they can fail the step, never change its result."""
+        """Document the fold. The samples of its verification are unkeyed: they can fail the step, never change its
+        result."""
         outputs = {n: list(s) for n, s in self.recipe.outputs.items()}
         params = {"inputs": self._inputs, "outputs": outputs, "minimum_opset": MINIMUM_OPSET}
         data = self._files.evaluation
@@ -162,7 +163,7 @@ class Documents:
         return self._document("reference", params, {"fold": fold, **made}, digests), unkeyed
 
     def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Unkeyed]:
-        """folded: the lowered model is the folded one, which the reference has run already."""
+        """Document the lowered reference. folded: the lowered model is the folded one, which the reference ran."""
         data = self._files.evaluation
         folded = not computes.quantized and computes.unquantized == "fp32"
         params = {"samples": _samples(data), "ranges": self._shapes()["ranges"], "folded": folded}
@@ -173,8 +174,10 @@ class Documents:
     def sensitivity(
         self, precision: str, computes: Computation, target: NamedTarget, fold: str, ranges: str, data: SampleFile
     ) -> tuple[Document, Unkeyed]:
-        """Reads what `compare` reads of the evaluation data, but for `data`, which may be fewer samples of it. Of the
-        target only whether ONNX Runtime's integer kernels are what its engine computes with."""
+        """Document the sensitivity, with `compare`'s evaluation data except `data`, which may be fewer samples of it.
+
+        Of the target it depends only on whether its engine computes with ONNX Runtime's integer kernels.
+        """
         accuracy = self.recipe.accuracy
         limits = {str(name): given for name, given in accuracy.limits.items()}.get(precision)
         params = {
@@ -213,7 +216,8 @@ class Documents:
         return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str) -> tuple[Document, Unkeyed]:
-        """What only chooses among the measured, such as the sweep's latency budget, is no part of the key."""
+        """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
+        are unkeyed."""
         data, performance = self._files.evaluation, self.recipe.performance
         params = {
             "at": self._at, "sweep": self._sweep(), "streams": list(performance.streams), "serving": self._serving(),
@@ -226,8 +230,10 @@ class Documents:
         return document, place | _device_cache(document, facts.libraries, build)
 
     def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
-        """inputs: the reference, and the ONNX file where the peer runs that. A peer that runs the recipe's source has
-        all that shapes the export in its key."""
+        """Document a peer. inputs: the reference, and the ONNX file where the peer runs that.
+
+        The key of a peer that runs the recipe's source holds all that shapes the export.
+        """
         data, module = self._files.evaluation, peer(name)
         at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
         params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
@@ -245,13 +251,13 @@ class Documents:
         return document, unkeyed
 
     def _imports(self, function: str) -> dict[str, str]:
-        """Versions of the installed packages that the user's own code imports."""
+        """Return the versions of the installed packages that the user's code imports."""
         return imported_distributions(function.partition(":")[0], self._files.folder)
 
     def batches(self) -> list[int]:
-        """Batch sizes that evaluation goes round: smallest, usual and largest of every profile.
+        """Return the batch sizes that evaluation cycles through: minimum, optimum and maximum of every profile.
 
-        An engine may be right at batch 1 and wrong at others, so one size proves little.
+        An engine may be right at batch 1 and wrong at others.
         """
         specs = input_specs(self.recipe)
         fixed, dim = fixed_batch(specs), batch_dim(specs)
@@ -261,7 +267,7 @@ class Documents:
         return sorted(n for n in sizes if n > 0)
 
     def _shapes(self) -> Document:
-        """What the engine is compared at besides the evaluation data: see `measure.served`."""
+        """Return the shapes at which the engine is compared besides the evaluation data: see `measure.served`."""
         specs = input_specs(self.recipe)
         dim = batch_dim(specs)
         return {
@@ -276,14 +282,14 @@ class Documents:
 
     @cached_property
     def _at(self) -> Document:
-        """The named shapes that are measured: the same for every engine of the recipe."""
+        """The named shapes to measure, the same for every engine of the recipe."""
         return {
             name: {"dims": dict(dims), "profile": self._profile(name, dims), "tail": self._needs_tail(name)}
             for name, dims in self.recipe.performance.at.items()
         }
 
     def _sweep(self) -> list[Document]:
-        """One shape per batch: that of the named one, with another batch."""
+        """Return one shape per batch: the named shape with another batch size."""
         sweep, dim = self.recipe.performance.sweep, batch_dim(input_specs(self.recipe))
         if sweep is None or not isinstance(dim, str):
             return []
@@ -296,7 +302,7 @@ class Documents:
         return admitting.name if admitting else None
 
     def _needs_tail(self, shape: str) -> bool:
-        """Whether a p90 or p99 is judged at this shape, which takes many more runs than a median."""
+        """Return whether a limit applies to p90 or p99 at this shape, which needs many more runs than a median."""
         budget = self.recipe.performance.budget.get(shape)
         return budget is not None and any(getattr(budget, field) is not None for field in TAILS)
 
@@ -321,8 +327,10 @@ class Documents:
 
 
 def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
-    """Of which device, driver, versions and, where it holds one engine's kernels, engine a cache is; none without a
-    GPU. Never shared across any of them."""
+    """Return the device, driver, versions and, for a cache of one engine's kernels, engine that a cache belongs to.
+
+    Empty without a GPU. A cache is never shared across any of them.
+    """
     if "driver" not in document["hardware"]:
         return {}
     versions = {name: document["libraries"].get(name) for name in libraries}
@@ -330,7 +338,7 @@ def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = 
 
 
 def _samples(data: SampleFile) -> Document:
-    """How samples are read from their files: all that `SampleFile` needs but the paths."""
+    """Return how samples are read from their files: all that `SampleFile` needs except the paths."""
     return {
         "arrays": dict(data.arrays), "count": data.count, "total": data.total,
         "specs": [s.to_json() for s in data.specs],

@@ -1,4 +1,4 @@
-"""The kinds of steps: one row each, with every fact that another module needs about a kind."""
+"""The kinds of steps: one row each, with every fact that other modules need."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class StepKind:
     """One kind of step.
 
     version: raise it when the step gives another result for the same inputs. libraries: distributions whose versions
-    shape the result (a backend adds its own). error: what a crash of the step is. reads: kinds of steps whose results
-    it may read. column: its place in the report's graph, from the left, after all that it reads.
+    shape the result (a backend adds its own). error: the error class of a crash. reads: kinds of steps whose results it
+    may read. column: its place in the report's graph, from the left, after all that it reads.
 
     owner: what has one such step. A recipe's steps need no GPU: the CPU pool runs them once for all engines. A
-    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. files: what
-    the step's input files are in reports, '' where another kind names the same files.
+    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. files: the
+    name of the step's input files in reports, '' where another kind names the same files.
 
-    alone: it needs the machine for itself. fresh: it runs in a new process, because its figures include what its
-    libraries take for themselves. optimizer: whose optimizations a second try after a crash uses fewer of, '' for none.
-    attempts: how often a step without one may run that crashes; the second `lowered_reference` runs no model and makes
-    fp32 the reference.
+    alone: it needs the whole machine. fresh: it runs in a new process, because its measurements include its libraries'
+    own memory. optimizer: whose optimizations a retry after a crash reduces, '' for none. attempts: how often a
+    crashing step without an optimizer may run. The second `lowered_reference` runs no model and makes fp32 the
+    reference.
     """
 
     version: int
@@ -104,4 +104,4 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=SENSITIVITY_FILE, optimizer="onnxruntime",
     ),
 }  # fmt: skip
-"""In an order that respects what each kind reads."""
+"""Ordered so that each kind follows the kinds it reads."""

@@ -1,4 +1,4 @@
-"""Which peers a build compares its engines with, on request: one step per peer and precision, or why there is none."""
+"""The peers that a build compares its engines with: one step per peer and precision, or why there is none."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engineworks.plan.kinds import StepName
 from engineworks.recipe.computation import Computation
 
 Add = Callable[[StepName, str, Mapping[str, Any], Mapping[str, Any]], str]
-"""Kind, id, document, unkeyed → the step's key, after it was put into the plan."""
+"""Kind, id, document, unkeyed → the step's key, after adding the step to the plan."""
 
 
 @dataclass(frozen=True)
 class PlannedPeer:
     """One peer in one precision. id: such as 'digits/peer/pytorch-fp16'. step: key of its step; None where it cannot
-    run here, and then `why_not` says why."""
+    run here, for the reason in `why_not`."""
 
     id: str
     name: str
@@ -34,7 +34,7 @@ class PlannedPeer:
 
 
 def plan_peers(documents: Documents, names: Sequence[str], add: Add) -> tuple[PlannedPeer, ...]:
-    """The peers with these names, each in its precisions."""
+    """Plan the named peers, each in its precisions."""
     return tuple(_planned(documents, name, p, add) for name in names for p in _precisions(documents, name))
 
 
@@ -53,7 +53,7 @@ def _planned(documents: Documents, name: str, precision: str, add: Add) -> Plann
 
 
 def _source(documents: Documents) -> str:
-    """The kind of the recipe's source: 'onnx', 'torch', …"""
+    """Return the kind of the recipe's source: 'onnx', 'torch', …"""
     return documents.loaded.files.kind
 
 
@@ -62,7 +62,7 @@ def _nothing_to_measure(documents: Documents) -> str:
 
 
 def _inputs(documents: Documents, precision: str, add: Add, *, from_source: bool) -> dict[str, str]:
-    """The same steps as the engines need: nothing is exported, folded or lowered twice."""
+    """Return the steps that the engines need too: nothing is exported, folded or lowered twice."""
     recipe = documents.name
     export = add("export", f"{recipe}/export", *documents.export())
     fold = add("fold", f"{recipe}/fold", *documents.fold(export))

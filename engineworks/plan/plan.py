@@ -1,6 +1,6 @@
 """Recipe × targets → plan: every step with its key, whether the store has it, and why not.
 
-Pure but for looking into the store: nothing is run and nothing heavy is imported.
+Pure except for reading the store: runs nothing and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Step:
 @dataclass(frozen=True)
 class PlannedEngine:
     """One engine of the plan. `steps`: its last steps by kind. `unmeasured_because`: why it cannot run here, or ''.
-    `computes`: the plain precisions that its own stands for, such as int8 and fp16 around it."""
+    `computes`: the plain precisions that its own consists of, such as int8 with fp16 for unquantized nodes."""
 
     id: str
     recipe: str
@@ -68,9 +68,9 @@ class PlannedEngine:
     champion: Champion | None = None
     computes: tuple[str, ...] = ()
     champion_unknown: str = ""
-    """Why it is not known whether there is a champion, or ''."""
+    """Why the champion lookup failed, or ''."""
     champion_lost: str = ""
-    """Why the champion is missing in MLflow though its list of champions names one, or ''."""
+    """Why MLflow lacks the champion that its list of champions names, or ''."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -83,7 +83,7 @@ class PlannedEngine:
 
 @dataclass(frozen=True)
 class Refused:
-    """An engine that its target cannot run: it is not built. sentence: why."""
+    """An engine that its target cannot run and that is not built. sentence: the reason."""
 
     id: str
     sentence: str
@@ -94,9 +94,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a build of one recipe will do. `steps` are in an order that respects their inputs. `peers`: what
-    the engines are compared with, on request. `today`: the day on which they are judged, for waivers expire; that
-    of UTC, so that every host judges alike."""
+    """Everything that a build of one recipe will do. `steps` follow their inputs. `peers`: requested baselines to
+    compare the engines with. `today`: the UTC day of evaluation, because waivers expire; all hosts use the same."""
 
     loaded: LoadedRecipe
     engines: tuple[PlannedEngine, ...]
@@ -117,7 +116,7 @@ class Plan:
 
     @property
     def build_key(self) -> str:
-        """Digest of what this build decides: its engines' steps, the limits they must meet, and what is waived."""
+        """Digest of what this build decides: its engines' steps, their limits and waivers."""
         limits = self.loaded.recipe.model_dump(mode="json", include={"accuracy", "performance"})
         waivers = [w.model_dump(mode="json") for w in self.loaded.recipe.waivers if self.today <= w.expires]
         if waivers:
@@ -138,11 +137,11 @@ class Plan:
         return {k for e in self.engines for k in e.steps.values()} | {p.step for p in self.peers if p.step}
 
     def closure(self, keys: Iterable[str]) -> set[str]:
-        """These keys and all that they need, directly or not."""
+        """Return these keys and all their direct and indirect inputs."""
         return closure(keys, self._inputs)
 
     def needed(self, keys: Iterable[str]) -> list[Step]:
-        """The steps of these keys and of all that they need, in the plan's order."""
+        """Return the steps of these keys and of all their inputs, in the plan's order."""
         needed = self.closure(keys)
         return [step for key, step in self.steps.items() if key in needed]
 
@@ -165,7 +164,7 @@ class Plan:
 
 
 def closure(keys: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> set[str]:
-    """These keys and all that they need, directly or not. inputs: the keys that the step with a key reads."""
+    """Return these keys and all their direct and indirect inputs. inputs: the keys that a step reads, by its key."""
     pending, seen = list(keys), set[str]()
     while pending:
         key = pending.pop()
@@ -184,8 +183,8 @@ def plan_recipe(
     compare: Sequence[str] = (),
     champions: Champions = NONE,
 ) -> Plan:
-    """The plan of one recipe. `only`: globs over engine ids; engines that they leave out are not planned. `compare`:
-    names of peers. `champions`: those that its engines are measured against, by `champion_lookup.find_champions`.
+    """Plan one recipe. `only`: globs over the engine ids to plan. `compare`: names of peers. `champions`: those that
+    its engines are compared with, by `champion_lookup.find_champions`.
 
     Raises `TargetError` if `only` selects nothing, or only engines that their targets refuse.
     """
@@ -216,8 +215,7 @@ def plan_recipe(
 
 
 def with_states(plan: Plan, store: Store) -> Plan:
-    """The plan with every step's state: to do are the goals that the store lacks, and what those need that it lacks
-    too."""
+    """Return the plan with every step's state. To do are goals and their inputs that the store lacks."""
     stored = {key for key in plan.steps if store.has(key)}
     foreign = {s for e in plan.engines if e.unmeasured_because for k, s in e.steps.items() if k != "build"}
 
@@ -243,23 +241,23 @@ def _why(step: Step, store: Store) -> str:
     before = store.latest(step.id)
     if before is None:
         return "never built"
-    changed = list(changes(before, json.loads(canonical_json(step.document))))  # as the store has it: no tuples
+    changed = list(changes(before, json.loads(canonical_json(step.document))))  # as stored: no tuples
     return "; ".join(changed[:3]) if changed else "no longer in the store"
 
 
 def none_left(refused: Mapping[str, str]) -> TargetError:
-    """What to raise where every engine is refused: their sentences, by id."""
+    """Make the error to raise where every engine is refused. refused: reasons by engine id."""
     return TargetError("\n".join(f"{i}: {s}" for i, s in refused.items()))
 
 
 def _needed(steps: dict[str, Step], engines: Sequence[PlannedEngine]) -> dict[str, Step]:
-    """Without the steps of engines that are refused."""
+    """Drop the steps of refused engines."""
     needed = closure((key for e in engines for key in e.steps.values()), lambda key: steps[key].inputs.values())
     return {key: step for key, step in steps.items() if key in needed or step.kind == "prepare"}
 
 
 def verify_stored(plan: Plan, store: Store) -> bool:
-    """Check the contents of every stored result that the plan counts on. True if one was damaged and is gone now."""
+    """Check the contents of every stored result that the plan uses. True if a damaged one was removed."""
     used = {key for step in plan.to_do for key in step.inputs.values()}
     used |= plan.goals
     stored = [key for key in used if plan.steps[key].state == "cached"]
@@ -275,7 +273,7 @@ def plan_recipes(
     compare: Sequence[str] = (),
     champions: Callable[[LoadedRecipe], Champions] = lambda _: NONE,
 ) -> list[Plan]:
-    """Plans of several recipes; every glob of `only` must match in at least one of them."""
+    """Plan several recipes; every glob of `only` must match in at least one of them."""
     names = " and ".join(recipe.name for recipe in loaded)
     refuse_unmatched(only, [engine for recipe in loaded for engine in recipe.engine_ids], names)
     plans, reasons = [], []
@@ -302,7 +300,7 @@ def _plan_engine(
     champions: Champions,
     store: Store,
 ) -> PlannedEngine:
-    """Add the engine's steps, and those they need, to `steps`."""
+    """Add the engine's steps and their inputs to `steps`."""
     add, once = partial(_add, steps), partial(_add_once, steps, shared)
     recipe, branch = documents.name, f"{documents.name}/{precision}"
     export = once("export", f"{recipe}/export", documents.export)
@@ -342,7 +340,7 @@ def _measure(
     comparison: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
     store: Store,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The measuring step's document and unkeyed inputs; another attempt where the stored one was disturbed."""
+    """Return the measuring step's document and unkeyed inputs; the next attempt's if the stored one was noisy."""
     document, unkeyed = documents.measure(target, build)
     by_history = comparison is not None and comparison[1]["by_history"]
     return measured_again(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
@@ -364,20 +362,20 @@ def _add_once(
     name: str,
     make: Callable[[], tuple[Mapping[str, Any], Unkeyed]],
 ) -> str:
-    """As `_add`, for a step that all engines of a recipe share: its document is made once. shared: keys by step id."""
+    """Add a step that all engines of a recipe share, making its document once. shared: keys by step id."""
     if name not in shared:
         shared[name] = _add(steps, kind, name, *make())
     return shared[name]
 
 
 def _limited(step: Step, limits: Mapping[str, float]) -> Step:
-    """The step with the recipe's own time limit for its kind, in seconds; it shapes no result and no key."""
+    """Apply the recipe's time limit in seconds for the step's kind; it shapes no result and no key."""
     limit_s = limits.get(step.kind)
     return step if limit_s is None else replace(step, unkeyed={**step.unkeyed, "time_limit_s": limit_s})
 
 
 def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
-    """What differs between two documents, one line each: 'params.keep changed', 'input fold changed'."""
+    """Yield the differences between two documents, one line each: 'params.keep changed', 'input fold changed'."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
             if key not in before or key not in now:
@@ -385,7 +383,7 @@ def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
             else:
                 yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
     elif before != now:
-        named = path.startswith(("inputs.", "digests.", "libraries."))  # names of files hold dots too
+        named = path.startswith(("inputs.", "digests.", "libraries."))  # file names hold dots too
         head, _, tail = path.partition(".") if named else path.rpartition(".")
         short = len(str(before)) <= 24 and len(str(now)) <= 24
         yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")

@@ -1,4 +1,4 @@
-"""What plan decides by precision: whether a target can do it, and which lowering serves it."""
+"""What the plan decides by precision: whether a target supports it, and which lowering serves it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from engineworks.recipe.targets import NamedTarget
 from engineworks.store.store import Store
 
 Uses = Mapping[str, Sequence[str]]
-"""How a model uses its operators, with the names of the nodes (`model/fold/node_uses.py`)."""
+"""A model's uses of its operators, with the names of the nodes (`model/fold/node_uses.py`)."""
 
 
 def known_uses(documents: Documents, store: Store) -> Uses | None:
-    """How the folded model uses its operators, if it was folded before; None while that is not known."""
+    """Return how the folded model uses its operators; None if it was not folded before."""
     fold = digest_of(documents.fold(digest_of(documents.export()[0]))[0])
     return stored_uses(store, fold)
 
 
 def stored_uses(store: Store, fold: str) -> Uses | None:
-    """The same by the key of the fold step."""
+    """Return the same by the key of the fold step."""
     report = store.peek_json(fold, FOLD_FILE)
     uses: Uses | None = report["inventory"]["uses"] if report else None
     return uses
 
 
 def note_unsupported(store: Store, build: str, key: str, sentence: str) -> None:
-    """Remember on this host that the builder cannot do this step (its id, its key), and why: it would fail again."""
+    """Record on this host why the builder cannot do this step (its id, its key): it would fail again."""
     store.note_latest(f"{build}/unsupported", {"key": key, "sentence": sentence})
 
 
 def known_unsupported(store: Store, build: str, key: str) -> str | None:
-    """What was noted of the same step."""
+    """Return what was recorded of the same step."""
     noted = store.latest(f"{build}/unsupported")
     return str(noted["sentence"]) if noted and noted.get("key") == key else None
 
 
 def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
-    """Why the target cannot do the precision; of a mixture, or of what lies around int8, why not that part."""
+    """Return why the target cannot do the precision, or which part of a mixed precision it cannot do."""
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
     quantized = _quantized_operators(computes, frozenset(uses) if uses is not None else None)
@@ -59,7 +59,7 @@ def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | No
 
 
 def _uses_in(part: str, computes: Computation, uses: Uses | None) -> Uses | None:
-    """Without the particular uses of nodes that stay in fp32 (operators as such count wherever they compute)."""
+    """Drop uses of nodes that stay in fp32. Operators as such count wherever they compute."""
     if uses is None or part not in ("fp16", "bf16") or not computes.fp32:
         return uses
     left = {use: [n for n in nodes if not _is_kept(n, use, computes.fp32)] for use, nodes in uses.items() if ":" in use}
@@ -71,7 +71,7 @@ def _is_kept(node: str, use: str, globs: Sequence[str]) -> bool:
 
 
 def _quantized_operators(computes: Computation, operators: frozenset[str] | None) -> frozenset[str] | None:
-    """Those that are sure to be quantized somewhere; None where names of nodes decide."""
+    """Return operators that are certain to be quantized somewhere; None where names of nodes decide."""
     globs = [glob for patterns in computes.quantized.values() for glob in patterns]
     if (
         operators is None
@@ -83,6 +83,6 @@ def _quantized_operators(computes: Computation, operators: frozenset[str] | None
 
 
 def lower_id(branch: str, computes: Computation) -> str:
-    """One lowering serves all targets but where they want another type around quantized nodes."""
+    """Return the id of the lowering. One serves all targets unless they want another type for unquantized nodes."""
     half = computes.quantized and computes.unquantized != "fp32"
     return f"{branch}/lower" + (f"-unquantized-{computes.unquantized}" if half else "")

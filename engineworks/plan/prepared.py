@@ -1,4 +1,4 @@
-"""What the `prepare` and `lower` steps of a plan made: samples in the store, and what is to be said of them."""
+"""Results of a plan's `prepare` and `lower` steps: samples in the store, and notes about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from engineworks.store.store import Store
 
 
 def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> SampleFile:
-    """The recipe's evaluation data, ready to be read. store: that of the settings if None, where it is needed at all.
+    """Return the recipe's evaluation data, ready to be read. store: that of the settings if None, opened only if
+    needed.
 
     Raises `StoreError` where the data was not prepared yet.
     """
@@ -30,7 +31,7 @@ def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> Sampl
 
 
 def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
-    """Sentences such as how many texts were cut, of every prepared data that the store has."""
+    """Return notes, such as how many texts were cut, on all prepared data in the store."""
     notes: list[str] = []
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "prepare" else None
@@ -40,7 +41,7 @@ def notes_of_data(plan: Plan, store: Store) -> tuple[str, ...]:
 
 
 def notes_of_lowering(plan: Plan, store: Store) -> tuple[str, ...]:
-    """Sentences such as which nodes a precision's recipe names in vain, of every lowered model that the store has."""
+    """Return notes, such as which nodes a precision's recipe names in vain, on every lowered model in the store."""
     notes: list[str] = []
     for step in plan.steps.values():
         artifact = store.get(step.key) if step.kind == "lower" else None

@@ -1,4 +1,4 @@
-"""What `changed` says of a recipe and of each of its engines."""
+"""What `changed` reports of a recipe and of each of its engines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal
 from engineworks.recipe.recipe import Recipe
 
 State = Literal["new", "changed", "gone", "unchanged", "broken"]
-"""broken: the recipe is wrong now, or a file that it names is not here, so that nothing can be said of its engines."""
+"""broken: the recipe is wrong now or lacks a file, so its engines cannot be compared."""
 
 
 @dataclass(frozen=True)
 class EngineChange:
-    """One engine: `reasons` say what its steps read that is not as it was; none for an unchanged one."""
+    """One engine: `reasons` state which inputs of its steps changed; empty for an unchanged one."""
 
     id: str
     state: State
@@ -25,7 +25,7 @@ class EngineChange:
 
 @dataclass(frozen=True)
 class RecipeChange:
-    """One recipe and its engines. file: as it was named, relative to the current folder where it lies below it."""
+    """One recipe and its engines. file: as named, relative to the current folder if it lies below it."""
 
     recipe: str
     file: str
@@ -35,7 +35,7 @@ class RecipeChange:
 
     @property
     def to_build(self) -> tuple[str, ...]:
-        """Ids of the engines that are other ones now."""
+        """Ids of the engines that changed."""
         return tuple(e.id for e in self.engines if e.state in ("new", "changed"))
 
     def to_json(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class RecipeChange:
 
 
 def judging(recipe: Recipe, precision: str) -> dict[str, Any]:
-    """What only judges again the engines of a precision that are built: limits and waivers."""
+    """Return what only affects the evaluation of built engines of a precision: limits and waivers."""
     limits = {str(k): v.model_dump(mode="json", exclude_none=True) for k, v in recipe.accuracy.limits.items()}
     performance = recipe.performance.model_dump(mode="json", include={"budget", "regression"})
     sweep = recipe.performance.sweep

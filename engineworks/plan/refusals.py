@@ -1,4 +1,4 @@
-"""Engines that turn out to be beyond their target once the model is folded, or once their builder has said so."""
+"""Engines that their target turns out not to support, after folding the model or by the builder's report."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engineworks.store.store import Store
 
 
 def refuse_folded(plan: Plan, store: Store) -> Plan:
-    """The plan without the engines that the folded model's operators rule out, for the store has its inventory now.
-    What only those needed is not needed any more."""
+    """Drop the engines that the folded model's operators rule out, and steps that only those needed. The store has the
+    operators' inventory now."""
     fold = next((key for key, step in plan.steps.items() if step.kind == "fold"), "")
     uses = stored_uses(store, fold)
     said = {e.id: refusal(plan.loaded.recipe, e.precision, e.target, uses) for e in plan.engines}

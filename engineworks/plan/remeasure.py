@@ -1,8 +1,7 @@
-"""A disturbed measurement does not count: the next build measures again and reports that.
+"""A noisy measurement does not count: the next build measures again and reports that.
 
-Only what makes a budget inconclusive, or a comparison with earlier figures, is measured again, and only because of
-what the device reported, never because of the figure: repeating cannot force a pass. Each measurement has a number, and
-so its own key.
+Only measurements that make a budget or a comparison with earlier ones inconclusive are repeated. The device's report
+decides, never the value: repeating cannot force a pass. Each measurement has a number, and so its own key.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ Document = dict[str, Any]
 def measured_again(
     document: Document, budgets: Mapping[str, Budget], store: Store, *, by_history: bool = False
 ) -> Document:
-    """The measuring step's document, with the number of the measurement where the store holds disturbed ones.
+    """Return the measuring step's document, numbered after any noisy measurements in the store.
 
-    by_history: whether its figures are compared with earlier ones, because the champion does not run here.
+    by_history: whether it is compared with earlier measurements because the champion does not run here.
     """
     before = 0
     now = document

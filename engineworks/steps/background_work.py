@@ -1,16 +1,15 @@
-"""Whether threads other than the measuring one are at work: TensorRT-RTX compiles specialized kernels in some."""
+"""Detects work in threads other than the measuring one: TensorRT-RTX compiles specialized kernels in some."""
 
 from __future__ import annotations
 
 import time
 
 AT_WORK = 0.25
-"""Share of one core from which on it is work: a compiler takes a core and more, a thread that waits some percent."""
+"""Minimum share of one core that counts as work. A compiler takes a core or more, a waiting thread some percent."""
 
 
 class BackgroundWork:
-    """Call it to hear whether other threads of this process worked since the last call. To be made, and called, by the
-    thread that measures."""
+    """Tells whether other threads of this process worked since the last call. Only for the measuring thread."""
 
     def __init__(self) -> None:
         self._wall, self._others = time.monotonic(), _others_s()
@@ -23,5 +22,5 @@ class BackgroundWork:
 
 
 def _others_s() -> float:
-    """Processor seconds of all threads of this process but this one."""
+    """Return the processor seconds of all threads of this process except this one."""
     return time.process_time() - time.thread_time()

@@ -1,6 +1,6 @@
-"""Folded ONNX + calibration data → activation ranges: an artifact of its own, with what speaks for and against them.
+"""Folded ONNX + calibration data → activation ranges, with evidence of their quality.
 
-Ranges are found for every tensor that may become int8: which nodes are kept out of it then costs no calibration.
+Covers every tensor that may become int8, so excluding nodes later needs no new calibration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engineworks.steps.step_job import StepJob
 
 RANGES_FILE = "ranges.json"
 REPORT_FILE = "report.json"
-"""What the ranges are worth: figures of all tensors together, statistics of the inputs, warnings."""
+"""The quality of the ranges: metrics over all tensors, statistics of the inputs, warnings."""
 
 
 def run(job: StepJob) -> None:
@@ -44,7 +44,7 @@ def run(job: StepJob) -> None:
 
 
 def _in_float(model: Path, scratch: Path) -> Path:
-    """The model whose tensors are quantized: for one in double, its copy in float32."""
+    """Return the model whose tensors are quantized: for one in float64, its copy in float32."""
     if not holds_double(load_model(model, weights=False)):
         return model
     single, _ = double_to_float(load_model(model))
@@ -53,7 +53,7 @@ def _in_float(model: Path, scratch: Path) -> Path:
 
 
 def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) -> Ranges:
-    """Ranges over all samples, once the samples themselves were looked at: that reads them and runs nothing."""
+    """Collect ranges over all samples, after checking the samples, which only reads them."""
     settings = job.params["calibration"]
     size = fixed_batch(samples.specs) or settings["batch"]
     for _ in watch.watch(samples.batches([size])):
@@ -72,7 +72,7 @@ def _collect(job: StepJob, model: Path, samples: SampleFile, watch: InputWatch) 
 
 
 def _digest_in_use(job: StepJob, samples: SampleFile) -> str:
-    """Digest of the data, which must be what it was when the plan was made: the file's sha256, or that of all files."""
+    """Digest the data, which must be unchanged since planning: the file's sha256, or that of all files."""
     files = {str(index): path for index, path in enumerate(samples.paths)}
     digest = FileDigests(None).digest_tree(files) if samples.more else digest_file(samples.path)
     if digest != job.unkeyed.get("sha256", digest):
@@ -81,9 +81,9 @@ def _digest_in_use(job: StepJob, samples: SampleFile) -> str:
 
 
 def read_ranges(job: StepJob) -> Ranges:
-    """The ranges that a lowering is given as its input `ranges`, checked to be of the model and data in use.
+    """Read a lowering's input `ranges`, checked to belong to the model and data in use.
 
-    Raises `ModelError` or `SamplesError` where they are of others, `CalibrationError` where they do not parse.
+    Raises `ModelError` or `SamplesError` where they belong to others, `CalibrationError` where they do not parse.
     """
     path = job.inputs["ranges"] / RANGES_FILE
     try:

@@ -1,5 +1,7 @@
-"""The stored engine vs the reference: at the shapes of every profile as it is served, then on the evaluation data →
-accuracy per output, the task metric, and where it first went wrong."""
+"""The stored engine vs the reference → accuracy per output, the task metric, and the first wrong run.
+
+Runs the shapes of every profile as served, then the evaluation data.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ def run(job: StepJob) -> None:
     try:
         served = _compare_served(job, samples, session) if "shapes" in job.params else None
         if served and any("raised" in visit for visit in served["sequence"]):
-            session.close()  # a session that has failed once proves nothing about the evaluation data
+            session.close()  # a session that failed once is no evidence on the evaluation data
             session = _load(job)
         report = _compare_evaluation(job, samples, session)
     except RunError as error:
-        if served and served["failures"]:  # some failures spoil the device for all that comes after
+        if served and served["failures"]:  # some failures break the device for all later runs
             raise RunError(f"{served['failures'][0]}; after that: {error.message}", hint=error.hint) from None
         raise
     finally:
@@ -69,7 +71,7 @@ def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> 
         dtypes |= _other_dtypes(got, wanted)
         task.add(given, got, wanted)
     outputs = {name: c.result().to_json() | dtypes.get(name, {}) for name, c in comparisons.items()}
-    for name, mismatch in misshapen.items():  # figures over the other runs would hide it
+    for name, mismatch in misshapen.items():  # metrics over the other runs would hide it
         outputs[name] |= {"misshapen": {**mismatch, "of": run}, "cosine": None, "sqnr_db": None}
     return {
         "outputs": outputs,
@@ -80,7 +82,7 @@ def _compare_evaluation(job: StepJob, samples: SampleFile, session: Session) -> 
 
 
 def _other_dtypes(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict[str, Any]:
-    """Of the outputs that have another type than the reference's: the engine's and the reference's."""
+    """Return the outputs whose dtype differs from the reference's: the engine's and the reference's dtype."""
     both = {name: [got[name].dtype.name, wanted[name].dtype.name] for name in got.keys() & wanted.keys()}
     return {name: {"dtypes": pair} for name, pair in both.items() if pair[0] != pair[1]}
 
@@ -89,8 +91,11 @@ def _compare(
     comparisons: Mapping[str, OutputComparison], got: Mapping[str, Array], wanted: Mapping[str, Array], run: int,
     misshapen: dict[str, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """got, wanted: outputs of one run by name, of equal shapes; their dtypes may differ. misshapen: the first run at
-    which an output has another shape, why, and how many such runs there are."""
+    """Compare one run's outputs.
+
+    got, wanted: by name, of equal shapes; their dtypes may differ. misshapen: the first run at which an output has
+    another shape, why, and how many such runs there are.
+    """
     for name, comparison in comparisons.items():
         if name not in got or name not in wanted:
             raise RunError(f"output '{name}' cannot be compared: {'the engine' if name in wanted else 'fp32'} lacks it")

@@ -1,9 +1,9 @@
 """Candidate and champion, loaded together and measured interleaved, alone on their device.
 
-The report says how it was found out: `identical` (the same bytes: nothing to measure), `measured` (one attempt, and a
-second one in a fresh process before anything is called slower), or `history` (the champion does not run here: what was
-measured before replaces it, and the gate reports that). `earlier`: what earlier builds measured without a decision;
-`confidence`: of this one, higher the more there were.
+The report names its method: `identical` (the same bytes: nothing to measure), `measured` (a second attempt in a fresh
+process must confirm that something is slower), or `history` (the champion does not run here: earlier measurements
+replace it, and the gate reports that). `earlier`: undecided measurements of earlier builds; `confidence`: of this
+build, higher the more there were.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _compare(job: StepJob, champion: Champion, digest: str) -> Report:
 
 
 def compare_engines(here: Measure, fresh: Measure, seed: int, say: Callable[[str], None]) -> Report:
-    """An attempt here; where it finds the candidate slower at any shape, another one by `fresh`. Both are kept."""
+    """Make an attempt here; if it finds the candidate slower at any shape, make another by `fresh`. Keeps both."""
     attempts = [here(seed)]
     first = _comparisons(attempts[0])
     second: dict[str, Comparison] = {}
@@ -97,15 +97,17 @@ def _in_fresh_process(pool: ChildPool, payload: Mapping[str, Any], job: StepJob,
 
 
 def attempt_in_child(payload: Mapping[str, Any]) -> Report:
-    """`attempt` as a job of a child."""
+    """Run `attempt` as a job of a child."""
     return attempt(payload).to_json()
 
 
 def attempt(
     payload: Mapping[str, Any], wrap: Callable[[Side, Session], Session] = lambda _, session: session
 ) -> Attempt:
-    """One attempt in this process. wrap: gets every session that is loaded. Raises `ChampionError` where the champion
-    cannot be loaded or run here, `RunError` where the candidate cannot."""
+    """Make one attempt in this process. wrap: gets every session that is loaded.
+
+    Raises `ChampionError` where the champion cannot be loaded or run here, `RunError` where the candidate cannot.
+    """
     params = payload["params"]
     specs = tuple(spec_from_json(s) for s in params["inputs"])
     samples = samples_from_json(payload["evaluation"], params["samples"])
@@ -135,8 +137,8 @@ def come_to_rest() -> None:
 
 
 def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> Session:
-    """Kernels that serving would get after its first seconds are there before the first run: a round is over before
-    lazy ones come, and general kernels are not what will be served."""
+    """Load an engine with the kernels that serving gets after its first seconds. A round ends before lazy kernels
+    arrive, and general kernels are not what serving uses."""
     cache.mkdir(exist_ok=True)
     serving = serving_from_json(params["serving"])
     if serving.kernels == "lazy":
@@ -145,7 +147,7 @@ def _load(side: Side, folder: Path, params: Mapping[str, Any], cache: Path) -> S
         return load_engine(folder, params["target"], serving=serving, cache=cache)
     except RunError as error:
         raise _whose(side, error) from None
-    except TrustError as error:  # its bytes were altered: a champion that cannot be loaded, a candidate that must not
+    except TrustError as error:  # its bytes were altered: a champion cannot be loaded, a candidate must not be
         if side == "champion":
             raise ChampionError(error.message) from None
         raise
@@ -172,7 +174,7 @@ def _whose(side: Side, error: RunError) -> RunError:
 
 
 def _history(job: StepJob, champion: Champion, why: str) -> Report:
-    """What stands in for a champion that does not run here: the gate compares the candidate's own figures with it."""
+    """Return the replacement for a champion that does not run here. The gate compares the candidate with it."""
     history = history_of(champion, job.unkeyed["places"], job.unkeyed["conditions"])
     shapes = {shape: history.get(shape, []) for shape in job.params["at"]}
     return {"method": "history", "why": why, "history": shapes}

@@ -1,4 +1,4 @@
-"""Readings of the device while engines are measured on it: what they were, and what is wrong with them."""
+"""Readings of the device while engines are measured on it, and complaints about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engineworks.engines.backends.base import DeviceWatch
 
 
 class DeviceReadings:
-    """Takes readings at places (loading, a shape), and judges each place by its own."""
+    """Takes readings at places (loading, a shape), and evaluates each place by its own readings."""
 
     def __init__(self, watch: DeviceWatch) -> None:
         self._watch = watch
@@ -18,7 +18,7 @@ class DeviceReadings:
         self._last_s: dict[str, float] = {}
 
     def take(self, at: str, spacing_s: float = 0.0) -> None:
-        """One reading, unless the last one at this place is less than `spacing_s` old."""
+        """Take one reading, unless the last one at this place is less than `spacing_s` old."""
         now = time.monotonic() - self._begin
         if now - self._last_s.get(at, -spacing_s) < spacing_s:
             return
@@ -28,10 +28,10 @@ class DeviceReadings:
             self._readings.append({"at": at, "s": round(now, 3), **reading})
 
     def complaints(self, at: str) -> list[str]:
-        """Why figures taken there are not to be trusted."""
+        """Return why measurements taken there are not to be trusted."""
         return list(self._watch.complaints([r for r in self._readings if r["at"] == at]))
 
     def to_json(self) -> dict[str, Any]:
-        """readings: each with its place and the seconds since the first. complaints of every place, named."""
+        """Return all readings, each with its place and the seconds since the first, and the complaints by place."""
         sentences = [f"{at}: {sentence}" for at in self._last_s for sentence in self.complaints(at)]
         return {"readings": self._readings, "complaints": sentences}

@@ -55,12 +55,12 @@ _EXPORTERS: Mapping[str, Callable[[StepJob], ExportReport]] = {
 
 
 def _declared(job: StepJob) -> list[Path]:
-    """Files that the key covers besides the factory's own source."""
+    """Return files that the key covers besides the factory's own source."""
     return [Path(p) for p in job.unkeyed["files"]]
 
 
 def _same_files(job: StepJob) -> None:
-    """The plan found the weights by the file's wire format: ONNX must find the same ones, or the key is not whole."""
+    """Check that ONNX finds the weights that the plan found in the file. Otherwise the key is incomplete."""
     planned = set(job.unkeyed["files"])
     for file in model_files(job.path("source")):
         if str(file.resolve()) not in planned:

@@ -1,4 +1,4 @@
-"""Exported ONNX → folded ONNX, proved equal on real samples, with its inventory."""
+"""Exported ONNX → folded ONNX, numerically verified on real samples, with its inventory."""
 
 from __future__ import annotations
 

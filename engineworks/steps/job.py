@@ -1,4 +1,4 @@
-"""A step in a child process: JSON in, the step's module does its work, JSON out."""
+"""A step in a child process: JSON in, JSON out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engineworks.store.store import FULL
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the step that the payload names. What it prints, and what its libraries print, becomes the step's log."""
+    """Run the step that the payload names. Output of the step and its libraries becomes the step's log."""
     job = StepJob(
         id=payload["id"],
         params=payload["params"],
@@ -37,7 +37,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         if error.errno in FULL:
             raise _no_space(job) from error
         raise
-    except Exception as error:  # a vendor's library has words of its own for a full disk
+    except Exception as error:  # vendor libraries report a full disk in their own ways
         if is_full(job.out):
             raise _no_space(job) from error
         raise
@@ -47,7 +47,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_full(folder: Path) -> bool:
-    """Whether nothing more can be written there."""
+    """Return whether the folder's file system is full."""
     space = os.statvfs(folder)
     return space.f_bavail == 0 and space.f_blocks > 0
 
@@ -60,7 +60,7 @@ def _no_space(job: StepJob) -> StoreError:
 
 
 def _without_store_paths(message: str, job: StepJob) -> str:
-    """The user knows steps, not keys: '<store>/objects/c9/c9…/model.onnx' is 'export/model.onnx' to him."""
+    """Replace keys, which users do not know: '<store>/objects/c9/c9…/model.onnx' becomes 'export/model.onnx'."""
     for role, folder in job.inputs.items():
         message = message.replace(str(folder), role)
     return message.replace(str(job.out), job.id)

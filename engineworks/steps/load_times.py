@@ -1,4 +1,4 @@
-"""How long an engine takes from its file to its first outputs, with and without what its device's cache keeps."""
+"""Time from an engine's file to its first outputs, with and without its device's cache."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ Load = Callable[[Path | None], Session]
 
 
 def measure_loads(load: Load, feeds: dict[str, Array], cache: Path) -> dict[str, dict[str, float]]:
-    """`without_cache` and `with_cache`, each load_ms and first_run_ms, in ms (the first run at this shape, compilation
-    included). feeds: one run's inputs by name. Libraries are loaded already: both are the costs of a process's second
-    engine."""
+    """Measure `without_cache` and `with_cache`, each load_ms and first_run_ms (the first run at this shape, with
+    compilation), in ms.
+
+    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. Libraries are loaded already:
+    both are the costs of a process's second engine.
+    """
     without = _timed(load, feeds, None)
-    _timed(load, feeds, cache)  # leaves the cache behind as a session of this shape alone would
+    _timed(load, feeds, cache)  # fills the cache as a session of this shape alone would
     return {"without_cache": without, "with_cache": _timed(load, feeds, cache)}
 
 

@@ -1,4 +1,4 @@
-"""Folded ONNX (+ ranges) → ONNX in the asked precision."""
+"""Folded ONNX (+ ranges) → ONNX in the requested precision."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _SHOWN_NODES = 3
 
 PROOF_BATCH, LEAST_PROOF_BATCH = 8, 2
 PROOF_BATCH_UP_TO_BYTES = 128 << 20
-"""Samples per run when a half-precision model is proved. Models with more weights than this take fewer, in proportion:
-a proof runs the model three times and more, node by node."""
+"""Samples per run when a half-precision model is verified. Models with more weights than this take proportionally
+fewer: verification runs the model at least three times, node by node."""
 
 
 _DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}
@@ -78,20 +78,20 @@ def _float(job: StepJob) -> None:
 
 
 def _computes_in(model: onnx.ModelProto, dtype: HalfType) -> bool:
-    """Whether a node of the main graph, casts unkeyed, makes a tensor of this type."""
+    """Return whether a node of the main graph, other than a cast, makes a tensor of this type."""
     types = infer_types(*split_model(model))
     wanted = FORMATS[dtype].elem_type
     return any(types.get(o) == wanted for n in model.graph.node if n.op_type != "Cast" for o in n.output)
 
 
 def _samples(job: StepJob, model: onnx.ModelProto) -> Iterator[dict[str, NDArray[Any]]]:
-    """Batches of inputs by name, with the shapes and dtypes of the model's inputs."""
+    """Yield batches of inputs by name, with the shapes and dtypes of the model's inputs."""
     samples = samples_from_json(job.paths("samples"), job.params["samples"])
     return samples.batches([fixed_batch(samples.specs) or proof_batch(weight_bytes(model))])
 
 
 def proof_batch(weights: int) -> int:
-    """Samples per run for a model with so many bytes of weights."""
+    """Return the samples per run for a model with this many bytes of weights."""
     return max(LEAST_PROOF_BATCH, PROOF_BATCH * PROOF_BATCH_UP_TO_BYTES // max(weights, PROOF_BATCH_UP_TO_BYTES))
 
 
@@ -125,7 +125,7 @@ def _quantized(job: StepJob) -> None:
 
 
 def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: Collection[str]) -> list[str]:
-    """What the recipe names to no effect. halves: nodes that stay fp32 within fp16 or bf16."""
+    """Return notes on what the recipe names to no effect. halves: nodes that stay fp32 within fp16 or bf16."""
     nodes = source.graph.node
     left_out = {k.name for k in quantized.kept_nodes if k.reason.startswith(KEPT_BY)}
     fp32, keep = job.params.get("fp32", ()), job.params.get("keep", ())
@@ -136,7 +136,7 @@ def _notes(job: StepJob, source: onnx.ModelProto, quantized: Quantized, halves: 
 
 
 def _still_there(patterns: Sequence[str], source: onnx.ModelProto, made: onnx.ModelProto) -> list[str]:
-    """The patterns but for those whose nodes the way from double to float32 took away: its casts."""
+    """Drop the patterns whose nodes, casts, the conversion from float64 to float32 removed."""
     gone = {n.name for n in source.graph.node} - {n.name for n in made.graph.node}
     missing = [n for n in source.graph.node if n.name in gone]
     rest = made.graph.node
@@ -144,7 +144,7 @@ def _still_there(patterns: Sequence[str], source: onnx.ModelProto, made: onnx.Mo
 
 
 def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "") -> PrecisionError:
-    """An engine must not be called by a precision in which nothing of it computes."""
+    """Return the error for a precision in which nothing of the engine computes."""
     precision = format_name or job.params["precision"]
     shown = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:_SHOWN_NODES])
     missing = "convolution or matrix product" if format_name else "operator on floating-point numbers"
@@ -156,7 +156,7 @@ def _nothing_lowered(job: StepJob, kept: Mapping[str, str], format_name: str = "
 
 
 def _check_source(job: StepJob) -> None:
-    """Raises `PrecisionError` for a model that already computes in another half precision than the asked one."""
+    """Raise `PrecisionError` for a model that already computes in a half precision other than the requested one."""
     for dtype, products in _products(job).items():
         same = {"float16": "fp16", "bfloat16": "bf16"}[dtype]
         if products and same != job.params["precision"]:
@@ -168,7 +168,7 @@ def _check_source(job: StepJob) -> None:
 
 
 def _products(job: StepJob) -> dict[str, list[str]]:
-    """Names of the folded model's convolutions and matrix products that compute in each half type, branches unkeyed."""
+    """Return names of the folded model's convolutions and matrix products by half type, without branches."""
     shell, weights = split_model(load_model(job.inputs["fold"] / MODEL_FILE, weights=False))
     types = infer_types(shell, weights)
     nodes = [n for n in shell.graph.node if n.op_type in _PRODUCTS]
@@ -176,7 +176,7 @@ def _products(job: StepJob) -> dict[str, list[str]]:
 
 
 def _check(job: StepJob) -> None:
-    """Nobody downstream gets a model that does not follow the standard."""
+    """Check that the model follows the ONNX standard, before later steps read it."""
     import onnx
 
     try:

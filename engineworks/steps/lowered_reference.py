@@ -1,10 +1,9 @@
-"""Lowered ONNX at the shapes of every profile → what an engine made of it should give: its own outputs, as it is
-written, in ONNX Runtime; once per lowering, for all targets.
+"""Lowered ONNX at the shapes of every profile → the outputs expected of its engines.
 
-Beside them: how far one rounding moves these outputs (the same runs with noise of one rounding, see `model.rounding`),
-from which the engine's tolerance follows; and how far the lowered model is from fp32 on rows that are made up.
-Where ONNX Runtime cannot run the lowered model, or an attempt at it crashed, the file holds the reason, and engines are
-compared with fp32.
+They are its own outputs, as written, in ONNX Runtime; once per lowering, for all targets. Stored next to them: how far
+one rounding moves these outputs (the same runs with noise of one rounding, see `lower.rounding`), which sets the
+engine's tolerance; and how far the lowered model is from fp32 on synthetic rows. If ONNX Runtime cannot run the lowered
+model, or crashed on it, the file holds the reason, and engines are compared with fp32.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def _store(plan: ShapesPlan, rows: ServedRows, model: Path, out: Path) -> None:
 
 
 def _run(plan: ShapesPlan, rows: ServedRows, session: Session) -> Iterator[tuple[Piece, Arrays]]:
-    """Every piece, with what the session gives."""
+    """Yield every piece with the session's outputs: by name, with the model's shapes and dtypes."""
     held: tuple[int, list[Arrays]] = (-1, [])
     for piece in plan.pieces():
         if held[0] != piece.pool:
@@ -89,8 +88,10 @@ def _run(plan: ShapesPlan, rows: ServedRows, session: Session) -> Iterator[tuple
 
 
 def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) -> list[dict[str, Any]]:
-    """Per pool and output: the largest error of a row after one rounding more, against the model's own; of outputs that
-    are exact the samples whose answer changed."""
+    """Return, per pool and output, the largest error of a row after one more rounding, relative to the model's own.
+
+    For exact outputs: the samples whose answer changed.
+    """
     moved: list[dict[str, Any]] = [{} for _ in plan.pools]
     graph, values = graph_with_rounding(model)
     if values:
@@ -126,7 +127,7 @@ def _add_moved(
 
 
 def _lost(plan: ShapesPlan, lowered_folder: Path, reference: Path) -> list[dict[str, Any]]:
-    """Per output and pool of made rows: the row on which the lowered model is furthest from the fp32 model."""
+    """Return, per output and pool of synthetic rows, the row on which the lowered model is furthest from fp32."""
     own, fp32 = StoredOutputs(plan, lowered_folder), StoredOutputs(plan, reference)
     worst: dict[tuple[str, int], dict[str, Any]] = {}
     for piece in plan.pieces():

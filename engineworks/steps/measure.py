@@ -32,20 +32,23 @@ LOADING, AFTER = "while loading", "at the end"
 
 
 def run(job: StepJob) -> None:
-    """Writes `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with
-    the figures of `measure_shape`, memory_mib and the device's complaints; `serving`, and the session's notes and
-    facts; load_complaints, `device` with every reading and the complaints of all shapes, and `loads`, with and without
-    the device's cache where it has one; `disturbed_before`, the measurements before that were disturbed."""
+    """Write `latency.json`: load_ms, engine_mib, memory_total_mib; `shapes` by name and `sweep` by batch, each with the
+    metrics of `measure_shape`, memory_mib and the device's complaints.
+
+    Also `serving`, and the session's notes and facts; load_complaints; `device` with every reading and the complaints
+    of all shapes; `loads`, with and without the device's cache where it has one; `disturbed_before`, the earlier noisy
+    measurements.
+    """
     with tempfile.TemporaryDirectory(prefix="cache-") as new:
         report = _measure(job, Path(new) if _cache(job) else None)
     job.write_json(LATENCY_FILE, report | {"loads": _loads(job)})
 
 
 def _measure(job: StepJob, cache: Path | None) -> dict[str, Any]:
-    """All but `loads`. cache: a new one, so that no figure depends on what sessions before this one left behind."""
+    """Measure all but `loads`. cache: a new one, so that nothing depends on earlier sessions."""
     target = job.params["target"]
     runner = runner_of(target)
-    for module in backend(target["backend"]).IMPORTS:  # the process is new: loading begins when they are there
+    for module in backend(target["backend"]).IMPORTS:  # new process: loading starts after these imports
         importlib.import_module(module)
     check_engine(job.inputs["build"])  # not part of the time to load
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
@@ -87,7 +90,7 @@ def _load(job: StepJob, cache: Path | None) -> Session:
 
 
 def _loads(job: StepJob) -> dict[str, dict[str, float]]:
-    """Loading with and without the device's cache, at the first named shape; {} where there is no cache."""
+    """Measure loading with and without the device's cache, at the first named shape; {} without a cache."""
     cache, at = _cache(job), next(iter(job.params["at"].values()), None)
     if cache is None or at is None:
         return {}
@@ -97,13 +100,15 @@ def _loads(job: StepJob) -> dict[str, dict[str, float]]:
 
 
 def _batch_name(point: Mapping[str, Any]) -> str:
-    """Names hold no space, so that no named shape is called so."""
+    """Return a name with a space, which no named shape has."""
     return f"batch {point['batch']}"
 
 
 class NamedShapes:
-    """All shapes of one session, small ones first: memory that a large one took may never be given back. Of the job it
-    reads `at`, `sweep`, `streams`, `inputs` and `samples`."""
+    """All shapes of one session, small ones first, because a large shape's memory may never be freed.
+
+    Reads `at`, `sweep`, `streams`, `inputs` and `samples` of the job.
+    """
 
     def __init__(
         self, job: StepJob, session: Session, meter: MemoryMeter, before_mib: float, readings: DeviceReadings
@@ -115,7 +120,7 @@ class NamedShapes:
         self._done: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def measure(self) -> dict[str, dict[str, Any]]:
-        """The named shapes by name, and the sweep's by `_batch_name`; equal shapes are measured once."""
+        """Measure the named shapes by name, and the sweep's by `_batch_name`; equal shapes are measured once."""
         sweep = {_batch_name(point): point for point in self._job.params["sweep"]}
         wanted = [*self._job.params["at"].items(), *sweep.items()]
         measured = {}
@@ -130,7 +135,7 @@ class NamedShapes:
         return figures
 
     def _sweep_point(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch that cannot be run, for lack of memory say, is a point with `error`: the others go on."""
+        """Measure a sweep's batch. One that cannot run, for example for lack of memory, is a point with `error`."""
         shape, figures = self._done.get(repr(sorted(at["dims"].items())), ("", {}))
         if figures:
             return {**{k: v for k, v in figures.items() if not k.endswith("samples")}, **at, "shape": shape}
@@ -143,7 +148,7 @@ class NamedShapes:
         return {**figures, **at}
 
     def _figures(self, name: str, at: Mapping[str, Any]) -> dict[str, Any]:
-        """Of one shape; the sweep's run one at a time only."""
+        """Measure one shape. The sweep's runs are one at a time only."""
         feeds = feeds_at(self._specs, self._samples, at["dims"])
         self._meter.reset()
         figures = measure_shape(
@@ -161,12 +166,12 @@ class NamedShapes:
 
 
 def sampling_of(facts: Mapping[str, object], *, tail: bool) -> Sampling:
-    """How long to sample a session with such facts: specialized kernels that come later are waited for."""
+    """Return how long to sample a session with such facts: long enough for specialized kernels that come later."""
     return replace(LAZY_KERNELS if is_lazy(facts) else Sampling(), tail=tail)
 
 
 def is_lazy(facts: Mapping[str, object]) -> bool:
-    """Whether a session with such facts gets better kernels while it runs."""
+    """Return whether a session with such facts gets better kernels while it runs."""
     return facts.get("kernels") == "lazy"
 
 

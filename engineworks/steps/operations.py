@@ -1,8 +1,8 @@
-"""How much a model computes at given shapes: counted from the shapes that ONNX Runtime's own profile names, never from
-its times. One operation is about as long as one multiply-add of a convolution.
+"""Operations of a model at given shapes, counted from the shapes in ONNX Runtime's profile, never from its times.
 
-A node that is executed counts NODE; besides that the larger of its multiply-adds, if it is a product, and VALUE for
-every value that it reads or writes. Nodes of branches and loops count as often as they are executed.
+One operation takes about as long as one multiply-add of a convolution. A node that runs counts NODE, plus the larger of
+two numbers: its multiply-adds, if it is a product, and VALUE for every value that it reads or writes. Nodes of branches
+and loops count as often as they run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Shape = Sequence[int]
 
 
 def profiled_operations(profile: Path) -> list[int]:
-    """Operations of every run that a profile of ONNX Runtime tells of, in order."""
+    """Return the operations of every run in a profile of ONNX Runtime, in order."""
     operations, now = [], 0
     for event in json.loads(profile.read_text(encoding="utf-8")):
         name, args = event.get("name", ""), event.get("args", {})
@@ -36,7 +36,7 @@ def _shapes(args: Mapping[str, Any], side: str) -> list[Shape]:
 
 
 def node_operations(op_type: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:
-    """Operations of one execution of a node."""
+    """Return the operations of one execution of a node."""
     values = sum(math.prod(s) for s in (*inputs, *outputs))
     return NODE + max(VALUE * values, _multiply_adds(op_type, inputs, outputs))
 
@@ -45,12 +45,12 @@ def _multiply_adds(op_type: str, inputs: Sequence[Shape], outputs: Sequence[Shap
     count = next((c for kind, c in _PRODUCTS.items() if kind in op_type), None)
     try:
         return count(inputs, outputs[0]) if count else 0
-    except IndexError:  # an operator by such a name, with other inputs
+    except IndexError:  # an operator of the same name with other inputs
         return 0
 
 
 def _weights(inputs: Sequence[Shape]) -> Iterator[Shape]:
-    """Of a quantized product the scales stand between."""
+    """Yield the weights' shapes; in a quantized product, scales lie between the operands."""
     return (s for s in inputs[1:] if len(s) > 1)
 
 
@@ -80,7 +80,7 @@ def _attention(inputs: Sequence[Shape], output: Shape) -> int:
 
 
 def _contraction(inputs: Sequence[Shape], output: Shape) -> int:
-    """No more than the square root of all sizes at once, which is exact for a matrix product."""
+    """Return at most the square root of the product of all sizes, which is exact for a matrix product."""
     return math.isqrt(math.prod(math.prod(s) for s in (*inputs, output)))
 
 

@@ -1,5 +1,9 @@
-"""A peer of the engines: load time, latency and memory at the recipe's named shapes, measured as theirs, alone on its
-device; then its outputs on all evaluation samples against the fp32 reference. A fast wrong peer is no peer."""
+"""A baseline for the engines: load time, latency and memory at the named shapes, measured as theirs, alone on its
+device.
+
+Then its outputs on all evaluation samples are compared with the fp32 reference, because a fast but wrong peer is no
+baseline.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,8 @@ from engineworks.tracking.sources import load_pytorch
 
 
 def run(job: StepJob) -> None:
-    """`latency.json` with `shapes` as `measure` writes them, and: import_ms (the framework alone, in no other figure),
-    load_ms (from the imported framework to a session that is ready), outputs (accuracy), facts, notes, device."""
+    """Write `latency.json` with `shapes` as in `measure`, and: import_ms (only the framework, in no other metric),
+    load_ms (from the imported framework to a ready session), outputs (accuracy), facts, notes, device."""
     chosen = peer(job.params["peer"])
     import_ms = _ms(chosen.open_library)
     meter, readings = chosen.memory_meter(), DeviceReadings(chosen.device_watch())
@@ -74,7 +78,7 @@ def _model(job: StepJob) -> PeerModel:
 
 
 def _accuracy(job: StepJob, session: Session) -> dict[str, Any]:
-    """All evaluation samples, in the batches of the reference."""
+    """Return the accuracy on all evaluation samples, in the batches of the reference."""
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     axes = output_axes(samples.specs, session.outputs)
     comparisons = {spec.name: OutputComparison(axes[spec.name]) for spec in session.outputs}

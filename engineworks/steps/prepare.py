@@ -1,4 +1,4 @@
-"""Texts or images → samples as one .npz, which all later steps read: tokenized once, wherever engines run."""
+"""Texts or images → samples as one .npz for all later steps: tokenized once for all hosts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _text(job: StepJob) -> list[str]:
 
 
 def _names(label: Any) -> list[str]:
-    """The words among the labels of one row."""
+    """Return the strings among the labels of one row."""
     labels = label if isinstance(label, list) else [label]
     return [str(name).strip() for name in labels if is_name(name)]
 

@@ -1,6 +1,6 @@
 """Folded fp32 ONNX + evaluation data → reference outputs, once per recipe, by ONNX Runtime.
 
-Beside them, what the model gives at the shapes of every profile: see `shapes_reference`.
+Also writes the model's outputs at the shapes of every profile: see `shapes_reference`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from engineworks.steps.step_job import StepJob
 
 OUTPUTS_FILE = "outputs.npz"
 INPUTS_FILE = "inputs.json"
-"""Statistics of the evaluation data. Those of the calibration data are in that step's artifact: they can be compared,
-though neither key depends on the other's file."""
+"""Statistics of the evaluation data. The calibration step stores those of its own data, so both can be compared though
+neither key depends on the other's file."""
 
 
 def run(job: StepJob) -> None:
-    """Writes the outputs run by run under `<run>/<output>`: one run is held in memory."""
+    """Write the outputs run by run under `<run>/<output>`: only one run is held in memory."""
     samples = samples_from_json(job.paths("evaluation"), job.params["samples"])
     session = backend.load(job.inputs["fold"] / MODEL_FILE, {"spinning": False})  # other steps run at the same time
     watch = InputWatch(batch_axes(samples.specs), samples.count)
@@ -55,14 +55,14 @@ def run(job: StepJob) -> None:
 
 
 def _add_squares(before: tuple[float, int], value: NDArray[np.generic]) -> tuple[float, int]:
-    """Sum of squares and count of the finite values so far. value: of any shape and dtype."""
+    """Add to the sum of squares and count of the finite values so far. value: of any shape and dtype."""
     numbers = value.astype(np.float64)
     good = numbers[np.isfinite(numbers)]
     return before[0] + float(np.square(good).sum()), before[1] + good.size
 
 
 def read_reference(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """The reference outputs by name, run by run: arrays [batch of the run, …] with the dtypes of the folded model."""
+    """Yield the reference outputs by name, run by run: arrays [batch of the run, …] with the model's dtypes."""
     runs = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["runs"]
     with NpzReader(folder / OUTPUTS_FILE) as archive:
         names: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Folded ONNX + ranges + evaluation data → what quantizing each group of nodes costs, and which must stay out of it."""
+"""Folded ONNX + ranges + evaluation data → the cost of quantizing each group of nodes, and which to exclude."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(job: StepJob) -> None:
 
 
 def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:
-    """Groups, the nodes of the worst of them, and the list of what to leave out."""
+    """Return the groups, the nodes of the worst ones, and the list of what to exclude."""
     if not trials.candidates:
         raise LoweringError(
             f"{job.id}: no node can compute in {job.params['precision']}", hint="there is nothing to leave out"
@@ -73,7 +73,7 @@ def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:
 
 
 class _Search:
-    """Evaluates lists of nodes to leave out, each once."""
+    """Evaluates lists of excluded nodes, each once."""
 
     def __init__(self, trials: Trials, job: StepJob) -> None:
         self._trials, self._job = trials, job
@@ -86,7 +86,7 @@ class _Search:
         return len(self._reports)
 
     def shortest(self, ranked: Sequence[Group]) -> list[Group] | None:
-        """What must be left out for the recipe's limits to hold; None if nothing helps, or there are no limits."""
+        """Return what must be excluded to meet the recipe's limits; None if nothing helps, or there are no limits."""
         return None if self._limits is None else shortest_list(ranked, self._holds)
 
     def evaluate(self, kept: Sequence[Group]) -> Report:
@@ -110,7 +110,7 @@ class _Search:
 
 
 def _summary(report: Report) -> Mapping[str, Any]:
-    """The figures of one model, all outputs together."""
+    """Summarize the metrics of one model over all outputs."""
     shown = Trial(Group("", ()), worst_noise(report), metric_loss(report), report).to_json()
     return {key: shown[key] for key in ("noise", "sqnr_db", "cosine", "metric", "loss")} | {
         "metric_of": report["metric"]

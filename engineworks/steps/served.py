@@ -1,9 +1,10 @@
-"""One session through the shapes of every profile, as it is served: each shape at its first run and after warm-up,
-each twice, every row against the reference and against the same row elsewhere.
+"""Runs one session through the shapes of every profile, as served: each shape at its first run and after warm-up,
+twice.
 
-Which rows, visits and runs these are stands in the reference and is only read here. On a device a visit is warmed up
-once its runs are done: back to back for WARM_DEVICE_MS, so that TensorRT-RTX swaps its specialized kernels in; then all
-feeds are run and compared once again. How many runs the warm-up takes depends on a clock; none of them is compared.
+Every row is compared with the reference and with the same row elsewhere. The reference names the rows, visits and runs,
+and this module only reads them. On a device each visit's runs are followed by a warm-up: back to back for
+WARM_DEVICE_MS, so that TensorRT-RTX swaps its specialized kernels in; then all feeds run and are compared once more. A
+clock decides how many runs the warm-up takes; none of them is compared.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ Array = NDArray[np.generic]
 WARM_DEVICE_MS, MOST_WARM_RUNS = 300.0, 2**16
 
 MOST_RAISED = 3
-"""Shapes at which an engine may refuse to run before the rest is not tried."""
+"""Number of shapes at which an engine may refuse to run before the rest is skipped."""
 
 
 class ServedComparison:
-    """Leads a session through the sequence. device: whether it runs on one, not on this CPU."""
+    """Runs a session through the sequence. device: whether it runs on a device, not on this CPU."""
 
     def __init__(self, reference: ServedReference, rows: ServedRows, *, device: bool) -> None:
         self._reference, self.rows, self._device = reference, rows, device
@@ -41,7 +42,7 @@ class ServedComparison:
         self.raised = 0
 
     def follow(self, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
-        """The report: every visit with its worst rows, and what was not tried."""
+        """Return the report: every visit with its worst rows, and what was not tried."""
         start, processor, sequence = time.monotonic(), time.process_time(), []
         for stop in self._stops:
             if self.raised >= MOST_RAISED:
@@ -98,7 +99,7 @@ class ServedComparison:
         return self._pool[1]
 
     def compared(self, runs: _Runs, turn: int, given: Mapping[str, Array], run: int) -> None:
-        """Put one run's outputs into the visit's figures."""
+        """Add one run's outputs to the visit's metrics. given: by name, with the engine's shapes and dtypes."""
         stop, plan = runs.stop, self._reference.plan
         picks = stop.picks[turn]
         wanted, got = self._reference.outputs(stop, turn, given)
@@ -123,7 +124,7 @@ class ServedComparison:
 
 
 class _Runs:
-    """The runs of one visit, by turns over its feeds; what did not change since the last time is not compared again."""
+    """The interleaved runs of one visit over its feeds; unchanged outputs are not compared again."""
 
     def __init__(self, owner: ServedComparison, stop: Stop, rows: list[Arrays]) -> None:
         self.owner, self.stop = owner, stop
@@ -144,12 +145,12 @@ class _Runs:
 
 
 def _same(a: Array, b: Array) -> bool:
-    """Whether dtype, shape and every value are equal; NaN equals nothing."""
+    """Return whether dtype, shape and every value are equal; NaN equals nothing."""
     return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 def _hard_failures(sequence: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong whatever the limits."""
+    """Return what is wrong whatever the limits."""
     failures = []
     for visit in sequence:
         at = f"{shown(visit['dims'])} (profile {visit['profile']})"

@@ -1,4 +1,4 @@
-"""What is kept of the rows that a session gave: the worst against the reference, and against themselves elsewhere."""
+"""The records kept of a session's rows: the worst errors relative to the reference and to the same rows elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from engineworks.measure.served import EXACT_DTYPES, RowErrors, Visit, row_error
 Array = NDArray[np.generic]
 
 SAME_SHARE = 0.01
-"""Part of a row's elements that may differ, in outputs of class ids, counts or flags, before it is another answer."""
+"""Share of a row's elements that may differ, in outputs of class ids, counts or flags, before it is another answer."""
 
 
 class Places:
-    """Where each row was seen first, and what the engine said of it there."""
+    """Where each row was seen first, and the engine's output for it there."""
 
     def __init__(self, axes: Mapping[str, int | None], scale: Mapping[str, float]) -> None:
         self._axes, self._scale = axes, scale
@@ -32,8 +32,10 @@ class Places:
     def seen(
         self, visit: Visit, pool: int, name: str, got: Array, picks: Sequence[int], run: int
     ) -> dict[str, Any] | None:
-        """The row that is furthest from the same row where it was seen before; None if all are seen for the first
-        time. got: one output of a run, with one row per pick along its batch axis."""
+        """Return the row furthest from its first occurrence; None if all rows are new.
+
+        got: one output of a run, of any dtype, with one row per pick along its batch axis.
+        """
         axis = self._axes[name]
         assert axis is not None
         self._most_rows = max(self._most_rows, len(picks))
@@ -53,7 +55,7 @@ class Places:
         try:
             errors = row_errors(np.stack(now), np.stack(baselines), 0, self._scale.get(name, 0.0))
         except ValueError:
-            return None  # a row of another shape: reported as misshapen against the reference
+            return None  # a row of another shape: reported as misshapen relative to the reference
         exact = got.dtype.name in EXACT_DTYPES
         figures = row_figures(errors, [picks[p] for p in places], run, exact=exact)
         assert figures is not None  # there is a row
@@ -76,7 +78,7 @@ class Places:
 
 
 def row_figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: bool) -> dict[str, Any] | None:
-    """Of the row that is furthest off; None where the output holds no row."""
+    """Return the metrics of the row with the largest error; None where the output holds no row."""
     row = errors.worst()
     if row is None:
         return None
@@ -92,8 +94,11 @@ def row_figures(errors: RowErrors, picks: Sequence[int], run: int, *, exact: boo
 
 
 def keep_worst(figures: dict[str, Any], phase: str, new: dict[str, Any] | None) -> None:
-    """A phase is the list of its records: each twice as bad as the one before, so that the run at which it went wrong
-    is known whatever the limit is. `most`: the largest error until the next record. Wrong samples are gathered."""
+    """Keep a phase's list of records: each is twice as bad as the previous, which gives the first wrong run for any
+    limit.
+
+    `most`: the largest error until the next record. Wrong samples are gathered.
+    """
     if new is None:
         return
     records: list[dict[str, Any]] = figures.setdefault(phase, [])

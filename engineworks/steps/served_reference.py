@@ -1,5 +1,8 @@
-"""What is compared at the shapes of every profile, as the reference step wrote it down, and what an engine should give
-there: the outputs of its own lowered model, or where ONNX Runtime cannot run that, of the fp32 model."""
+"""What is compared at the shapes of every profile, as the reference step wrote it, and the outputs expected of an
+engine.
+
+These are the outputs of its own lowered model or, where ONNX Runtime cannot run that, of the fp32 model.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class ShapesPlan:
         self.pools = [pool_from_json(p) for p in report["pools"]]
 
     def stops(self, *, device: bool) -> tuple[list[Stop], list[str]]:
-        """The sequence for an engine on a device or on a CPU, and what of it is not tried."""
+        """Return the sequence for an engine on a device or on a CPU, and what of it is not tried."""
         listed = self._report["device" if device else "cpu"]
         return [stop_from_json(s) for s in listed["stops"]], list(listed["notes"])
 
@@ -54,7 +57,7 @@ class ShapesPlan:
         return rows.read(facts.lengths, facts.rows, facts.data)
 
     def pieces(self) -> Iterator[Piece]:
-        """All that is stored, in order."""
+        """Yield everything stored, in order."""
         if self.by_rows:
             for index, pool in enumerate(self.pools):
                 yield Piece(pool_key(index), index, tuple((i,) for i in range(len(pool.rows))))
@@ -73,13 +76,13 @@ class StoredOutputs:
         self._held: tuple[str, Arrays] = ("", {})
 
     def piece(self, key: str) -> Arrays:
-        """The stored outputs of one pool or run, by name; the last piece stays in memory."""
+        """Return the stored outputs of one pool or run, by name, with the model's dtypes; the last piece is cached."""
         if self._held[0] != key:
             self._held = (key, {name: self._arrays.read(f"{key}/{name}") for name in self._plan.axes})
         return self._held[1]
 
     def of_run(self, stop: Stop, turn: int) -> Arrays:
-        """The expected outputs of a run of the visit's feed: by name, with one row per pick along the batch axis."""
+        """Return the expected outputs of a visit's run: by name, with one row per pick along the batch axis."""
         if not self._plan.by_rows:
             return self.piece(run_key(stop.number, turn))
         piece = self.piece(pool_key(stop.pool))
@@ -90,7 +93,7 @@ class StoredOutputs:
 
 
 class ServedReference:
-    """What an engine should give. lowered: the folder of the lowered model's own outputs."""
+    """The outputs expected of an engine. lowered: the folder of the lowered model's own outputs."""
 
     def __init__(self, reference: Path, lowered: Path) -> None:
         self.plan = ShapesPlan(reference)
@@ -99,8 +102,11 @@ class ServedReference:
         self._lowered = StoredOutputs(self.plan, lowered) if self.facts["stored"] else None
 
     def outputs(self, stop: Stop, turn: int, got: Mapping[str, Array]) -> tuple[Arrays, Mapping[str, Array]]:
-        """What a run should give, and what it gave. Where the lowered model itself overflows and fp32 does not, the
-        engine may give what it likes: kernels that hold a sum in a wider type do not overflow there."""
+        """Return a run's expected and actual outputs, by name.
+
+        Where the lowered model overflows and fp32 does not, any engine output is accepted: kernels that hold a sum in a
+        wider type do not overflow there.
+        """
         fp32 = self._fp32.of_run(stop, turn)
         if self._lowered is None:
             return fp32, got
@@ -113,7 +119,7 @@ class ServedReference:
         return wanted, seen
 
     def moved(self, pool: int) -> dict[str, Any]:
-        """Per output, how far one rounding moves it there: see `lowered_reference`."""
+        """Return, per output, how far one rounding moves it there: see `lowered_reference`."""
         moved: Sequence[dict[str, Any]] = self.facts["moved"]
         return moved[pool] if moved else {}
 

@@ -1,8 +1,9 @@
-"""The rows that engines are tried with at the shapes of their profiles: real samples where the evaluation data has
-these lengths, made ones elsewhere, always the same for the same data and lengths.
+"""The rows that engines run at the shapes of their profiles: real samples if the evaluation data has these lengths,
+else synthetic.
 
-Made rows: an input with a declared `range` gets seeded, evenly spread values of it (bools both); any other a seeded
-mosaic of pieces of real samples, so that its values are the evaluation data's own, within their least and largest.
+They are always the same for the same data and lengths. For synthetic rows, an input with a declared `range` gets
+seeded, evenly spread values of it (bools both). Any other gets a seeded mosaic of pieces of real samples, so that its
+values are the evaluation data's own, within their minimum and maximum.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 
 SOURCE_ROWS = 64
-"""Real samples that made rows are pieced together from, evenly spread over the evaluation data."""
+"""Number of real samples that synthetic rows consist of, evenly spread over the evaluation data."""
 
 
 class ServedRows:
-    """Pools of rows for any lengths. ranges: input → [least, largest] as the recipe declares it."""
+    """Pools of rows for any lengths. ranges: input → [minimum, maximum] as the recipe declares it."""
 
     def __init__(self, samples: SampleFile, ranges: Mapping[str, Sequence[float]]) -> None:
         self._samples, self._ranges = samples.of_one_length(), ranges  # rows of one length, to stack them
@@ -38,11 +39,11 @@ class ServedRows:
 
     @property
     def stacked(self) -> bool:
-        """Whether rows can be stacked into a batch at all."""
+        """Whether rows can be stacked into a batch."""
         return any(axis is not None for axis in self._axes.values())
 
     def data_lengths(self) -> dict[str, int]:
-        """The lengths of the evaluation data's dynamic dimensions, without the batch."""
+        """Return the lengths of the evaluation data's dynamic dimensions, without the batch."""
         first, lengths = self._rows(self._spread(1))[0], {}
         for spec in self._specs:
             for dim, length in zip(self._row_shape(spec), first[spec.name].shape, strict=True):
@@ -51,25 +52,28 @@ class ServedRows:
         return lengths
 
     def elements(self, lengths: Lengths) -> int:
-        """Elements of one row of all inputs."""
+        """Return the number of elements of one row of all inputs."""
         return sum(math.prod(self._shape(s, lengths)) for s in self._specs)
 
     def choose(self, lengths: Lengths, count: int) -> tuple[tuple[int, ...], str]:
-        """Rows of these lengths, and where they come from: "evaluation" (rows of the file, no more than are used,
-        evenly spread) or "seeded" (numbers of made rows)."""
+        """Choose rows of these lengths and name their origin: "evaluation" (evenly spread rows of the file, limited to
+        those used) or "seeded" (numbers of synthetic rows)."""
         if dict(lengths) == {d: n for d, n in self.data_lengths().items() if d in dict(lengths)}:
             return self._spread(count), "evaluation"
         return tuple(range(count)), "seeded"
 
     def read(self, lengths: Lengths, rows: Sequence[int], data: str) -> list[Arrays]:
-        """The rows that `choose` named: inputs by name, without the batch axis, with the dtypes of the specs."""
+        """Read the rows that `choose` named: inputs by name, without the batch axis, with the dtypes of the specs."""
         if data == "evaluation":
             return self._rows(rows)
         return [{s.name: self._made(s, lengths, i) for s in self._specs} for i in rows]
 
     def feeds(self, pool: Sequence[Arrays], picks: Sequence[int]) -> Arrays:
-        """These rows of the pool as one run's inputs, stacked along the batch axis, C-contiguous. Inputs without a
-        batch dimension get the first row's, or, where no input has one, the picked row's."""
+        """Return these rows of the pool as one run's inputs, stacked along the batch axis, C-contiguous, with the rows'
+        dtypes.
+
+        Inputs without a batch dimension get the first row's, or, where no input has one, the picked row's.
+        """
         feeds: Arrays = {}
         for spec in self._specs:
             axis = self._axes[spec.name]
@@ -84,18 +88,18 @@ class ServedRows:
         return spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
 
     def _shape(self, spec: TensorSpec, lengths: Lengths) -> tuple[int, ...]:
-        """The batch dimension, where an input has it twice, is 1 in a row."""
+        """Return the shape of a row; a batch dimension that an input has twice is 1."""
         known = {str(self._batch): 1, **dict(lengths)}
         return tuple(known[d] if isinstance(d, str) else d for d in self._row_shape(spec))
 
     def _spread(self, count: int) -> tuple[int, ...]:
-        """So many of the used samples, or all, evenly spread."""
+        """Return that many of the used samples, or all, evenly spread."""
         used = self._samples.rows
         count = min(count, len(used))
         return tuple(used[i * len(used) // count] for i in range(count))
 
     def _rows(self, rows: Sequence[int]) -> list[Arrays]:
-        """Real samples: as `read`."""
+        """Return real samples as `read` does."""
         few = replace(self._samples, count=len(rows), chosen=tuple(rows))
         return [{name: self._first(name, value) for name, value in feeds.items()} for feeds in few.batches([1])]
 
@@ -117,7 +121,7 @@ class ServedRows:
 
 
 def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], ends: Sequence[float]) -> Array:
-    """Uniform values of the dtype and shape, between the two ends (of integers both included)."""
+    """Return uniform values of the dtype and shape, between the two ends (both included for integers)."""
     low, high = ends
     if dtype == "bool" or np.issubdtype(np.dtype(dtype), np.integer):
         return random.integers(int(low), int(high), shape, np.int64, endpoint=True).astype(dtype)
@@ -125,8 +129,8 @@ def _spread(random: np.random.Generator, dtype: str, shape: tuple[int, ...], end
 
 
 def _mosaic(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Pieces of different rows next to each other along every axis, cut to the shape; zeros where rows are empty.
-    rows: of one rank and dtype, that of the result."""
+    """Join pieces of different rows along every axis, cut to the shape; zeros where rows are empty. rows: of one rank
+    and dtype, that of the result."""
     turn = iter(range(10**9))
 
     def piece(axes: int) -> Any:

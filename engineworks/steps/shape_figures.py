@@ -1,4 +1,4 @@
-"""All figures of a loaded engine at one shape: first run, latency, the device's time, copies, streams, and the cost."""
+"""All metrics of a loaded engine at one shape: first run, latency, the device's time, copies, streams, and the cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engineworks.measure.latency import (
 )
 
 LOOK_EVERY_S = 0.2
-"""Least time between two looks at the device: one at a GPU takes a few milliseconds."""
+"""Minimum seconds between two samples of the device; one of a GPU takes a few milliseconds."""
 
 STREAMS_S = 0.5
 """Seconds of runs in flight for each number of streams."""
@@ -38,17 +38,18 @@ def measure_shape(
     peak_mib: Callable[[], float],
     at_work: AtWork,
 ) -> dict[str, Any]:
-    """The figures as JSON. Raises `RunError`, but not where only several streams cannot be run.
+    """Measure one shape and return JSON values. Raises `RunError`, but not if only several streams cannot run.
 
-    batch: samples per run. look: called to look at the device before the first run, between windows of runs and after
-    the last, with the seconds that must lie between two looks. at_work: as in `sample_runs`.
+    feeds: one run's inputs by name, with the shapes and dtypes of the engine's inputs. batch: samples per run. look:
+    samples the device before the first run, between windows of runs and after the last; takes the minimum seconds
+    between two samples. at_work: as in `sample_runs`.
 
-    first_run_ms: the very first run at this shape with all it sets up, and copies. latency_ms_*, samples: the host's
-    clock, inputs and outputs where the engine wants them. device_ms_*, device_samples: the same runs by the device's.
-    copies_ms_*, copies_device_ms_*: runs with the way to the device and back; None where there is no such way.
-    streams: runs and samples per second with several in flight. peak_mib: memory in use before those.
-    seconds: all that measuring took. cost_ratio: seconds / what became figures, which is the first run, the samples
-    with and without copies, and the runs in streams; warm-up, set-up and looking at the device are the rest.
+    first_run_ms: the first run at this shape with all its setup, and copies. latency_ms_*, samples: by the host's
+    clock, with inputs and outputs where the engine wants them. device_ms_*, device_samples: the same runs by the
+    device's clock. copies_ms_*, copies_device_ms_*: runs with copies to the device and back; None where none are
+    needed. streams: runs and samples per second with several in flight. peak_mib: memory in use before those. seconds:
+    the whole measurement. cost_ratio: seconds / measured time, which is the first run, the samples with and without
+    copies, and the runs in streams. Warm-up, setup and sampling the device are the rest.
     """
     begin = time.monotonic()
     look(0.0)
@@ -117,8 +118,8 @@ class _Timed:
 def _streams(
     session: Session, feeds: Mapping[str, Array], batch: int, streams: Sequence[int], notes: list[str]
 ) -> list[dict[str, Any]]:
-    """One entry per number of streams; one that cannot be run becomes a note."""
-    found = []
+    """Return one entry per number of streams; one that cannot run becomes a note."""
+    entries = []
     for count in streams:
         begin = time.monotonic()
         try:
@@ -127,7 +128,7 @@ def _streams(
             notes.append(f"{count} streams: {error.message}")
             continue
         seconds = round(time.monotonic() - begin, 3)
-        found.append(
+        entries.append(
             {"streams": count, "runs_per_s": runs_per_s, "samples_per_s": runs_per_s * batch, "seconds": seconds}
         )  # fmt: skip
-    return found
+    return entries

@@ -1,13 +1,13 @@
-"""Folded fp32 ONNX at the shapes of every profile → what is compared there, and what the model gives, as it is written,
-in ONNX Runtime: a part of the reference step. Engines, and the lowered models, are run with exactly the
-rows, visits and runs that stand in SHAPES_FILE.
+"""Folded fp32 ONNX at the shapes of every profile → what is compared there, and the model's outputs in ONNX Runtime.
 
-Two modes. "rows": every row of a pool is run alone, and what a batch should give is put together from them; cheap even
-where the largest batch would take minutes on a CPU, and right only if the model takes rows one by one, which is shown
-on a batch of a few. "runs", for all other models (rows that depend on each other, outputs without a batch, a fixed
-batch): every run of the sequence as it is.
+Part of the reference step. Engines and lowered models run exactly the rows, visits and runs in SHAPES_FILE.
 
-`measure.served` sets the limits. Each cut is reported in a note.
+Two modes. "rows": every row of a pool runs alone, and expected outputs of a batch are assembled from them. It is cheap
+even where the largest batch would take minutes on a CPU. It is right only if the model treats rows independently, which
+is tested on a small batch. "runs", for all other models (rows that depend on each other, outputs without a batch, a
+fixed batch): every run of the sequence as it is.
+
+`measure.served` sets the limits. A note reports each cut.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from engineworks.steps.served_rows import Arrays, ServedRows
 SHAPES_FILE, SHAPES_OUTPUTS_FILE = "shapes.json", "shapes.npz"
 
 ALIKE = 1e-3
-"""Largest error of a row in a batch against the same row alone for which the fp32 model takes rows one by one."""
+"""Maximum error of a row in a batch, relative to the row alone, at which fp32 rows count as independent."""
 
 Axes = dict[str, int | None]
 
 
 class ShapesReference:
-    """Chooses what is compared at the sequence's shapes, runs the reference there and writes what it gave. axes: where
+    """Chooses what to compare at the sequence's shapes, runs the reference there and writes its outputs. axes: where
     outputs have the batch."""
 
     def __init__(self, model: Path, rows: ServedRows, plan: Mapping[str, Any], axes: Axes) -> None:
@@ -95,7 +95,7 @@ class ShapesReference:
         }  # fmt: skip
 
     def _choose_pools(self) -> Session:
-        """The rows of every length, by what the first of them costs; and the session that ran these."""
+        """Choose the rows of every length, by the cost of its first row; returns the session that ran these."""
         odd = {v.lengths: v.profile for v in self._visits if v.role == "odd"}
         seen: set[Lengths] = set()
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ class ShapesReference:
         return counted.session
 
     def _first_feeds(self, visit: Visit) -> Arrays:
-        """One row; or one whole run where a batch is fixed or there is none."""
+        """Return one row; or one whole run where a batch is fixed or there is none."""
         rows = self._rows.read(visit.lengths, *self._rows.choose(visit.lengths, 1 if self._batch else POOL_ROWS))
         return self._rows.feeds(rows, [i % len(rows) for i in range(self._single(visit))])
 
@@ -135,8 +135,7 @@ class ShapesReference:
         self._pools[lengths] = PoolFacts(lengths, rows, data, values, operations)
 
     def _rows_alone(self, session: Session) -> list[Arrays] | None:
-        """What every row of every pool gives alone, stacked along each output's batch axis; None where outputs cannot
-        be stacked."""
+        """Return each pool's rows run alone, stacked along each output's batch axis; None if impossible."""
         if self._batch is None:
             return None
         pieces = []
@@ -156,7 +155,7 @@ class ShapesReference:
         return None if None in self._axes.values() or not pieces else pieces
 
     def _rows_are_alike(self, session: Session, pieces: Sequence[Arrays], scale: Mapping[str, float]) -> bool:
-        """Whether rows in a batch are as the same rows alone; how far they are off is kept per output."""
+        """Return whether rows in a batch equal the same rows alone; keeps the error per output."""
         pools = list(self._pools.values())
         real = [i for i, p in enumerate(pools) if len(p.rows) > 1]
         if not real:
@@ -217,8 +216,8 @@ class ShapesReference:
 
 
 class _CountedSession:
-    """Runs a model as it is written, and counts the operations of its runs. A run that fails may or may not be in the
-    profile, so that the next one gets a session of its own."""
+    """Runs a model as it is written, and counts the operations of its runs. A failed run may or may not be in the
+    profile, so the next one gets its own session."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self._model, self._folder = model, folder
@@ -228,7 +227,7 @@ class _CountedSession:
 
     @property
     def lengths(self) -> list[Lengths]:
-        """Those that ran."""
+        """The lengths that ran."""
         return [*self._counts, *self._pending]
 
     def run(self, lengths: Lengths, feeds: Arrays) -> Arrays:
@@ -243,7 +242,7 @@ class _CountedSession:
         return outputs
 
     def operations(self) -> dict[Lengths, int]:
-        """By lengths. After it the session is there for runs that are not counted."""
+        """Return operations by lengths. Later runs of the session are not counted."""
         profile = self.session.end_profile()
         self._counts |= dict(zip(self._pending, profiled_operations(profile), strict=False))
         self._pending = []
@@ -254,8 +253,10 @@ class _CountedSession:
 
 
 def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
-    """Rows that were run alone as one array [rows, …] per output, along its batch axis; without outputs whose rows
-    differ in shape, or have more than one row. axes: the batch axis by output, None for none. dtypes stay."""
+    """Stack rows that ran alone into one array [rows, …] per output, along its batch axis; dtypes stay.
+
+    Omits outputs whose rows differ in shape, or have more than one row. axes: the batch axis by output, None for none.
+    """
     arrays = {}
     for name, axis in axes.items():
         shapes = {r[name].shape for r in runs}
@@ -265,12 +266,12 @@ def stacked(runs: Sequence[Arrays], axes: Mapping[str, int | None]) -> Arrays:
 
 
 def pool_key(pool: int) -> str:
-    """Where the outputs of a pool's rows are, in mode "rows"."""
+    """Return the name of the outputs of a pool's rows, in mode "rows"."""
     return f"pool{pool}"
 
 
 def run_key(visit: int, run: int) -> str:
-    """Where the outputs of a visit's feed are, in mode "runs"."""
+    """Return the name of the outputs of a visit's feed, in mode "runs"."""
     return f"visit{visit}/{run}"
 
 

@@ -1,4 +1,4 @@
-"""What a step's `run` gets, and where its output goes."""
+"""The input of a step's `run`, and the folder for its output."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from engineworks.recipe.datasets.preparation import find_made
 
 @dataclass(frozen=True)
 class StepJob:
-    """What a step's `run` gets.
+    """The input of a step's `run`.
 
     params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
-    unkeyed: what cannot shape the result, absolute paths above all. out: an empty folder to fill. say: one line for
-    the step's log. crashes: how earlier attempts at this step ended, one sentence each.
+    unkeyed: what cannot shape the result, mostly absolute paths. out: an empty folder to fill. say: logs one line of
+    the step. crashes: how earlier attempts at this step ended, one sentence each.
     """
 
     id: str
@@ -29,14 +29,14 @@ class StepJob:
     crashes: tuple[str, ...] = ()
 
     def path(self, name: str) -> Path:
-        """An absolute path from `unkeyed`, or of the samples that a `prepare` step made for this role."""
+        """Return an absolute path from `unkeyed`, or of the samples that a `prepare` step made for this role."""
         return find_made(self.inputs[name]) if name in self.inputs else Path(self.unkeyed[name])
 
     def paths(self, name: str) -> tuple[Path, ...]:
-        """As `path`, of samples, which may lie in several files."""
+        """Return paths as `path` does, for samples, which may lie in several files."""
         several = () if name in self.inputs else self.unkeyed[name]
         return tuple(map(Path, several)) if several and isinstance(several, list | tuple) else (self.path(name),)
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a result into `out`. NaN is not JSON: write null for a missing figure."""
+        """Write a result into `out`. NaN is not JSON: write null for a missing value."""
         (self.out / name).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The task metric of engine and reference on the same samples: on labels, or as agreement where there are none."""
+"""The task metric of engine and reference on the same samples: on labels, or as agreement without them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from engineworks.steps.step_job import StepJob
 Rows = Mapping[str, Array]
 
 SPAN_OUTPUTS = ("start_logits", "end_logits")
-"""What transformers calls the outputs of question answering."""
+"""Output names of question answering in transformers."""
 
 
 class TaskComparison:
-    """Takes the runs in order, then gives both figures. axes: where outputs have the batch dimension."""
+    """Takes the runs in order, then gives both metrics. axes: where outputs have the batch dimension."""
 
     def __init__(self, job: StepJob, samples: SampleFile, axes: Mapping[str, int | None]) -> None:
         self._job, self._samples, self._axes = job, samples, axes
@@ -53,7 +53,7 @@ class TaskComparison:
             self._keep("engine", {"cosine": row_cosines(got, wanted)})
             self._keep("reference", {"cosine": row_cosines(wanted, wanted)})
             return
-        if got.shape != wanted.shape:  # another number of detections, say: a verdict of its own, and no metric
+        if got.shape != wanted.shape:  # e.g. another number of detections: a verdict of its own, and no metric
             self._misfit, got = True, wanted
         labels = self._labels_of(self._done, wanted)
         self._done += len(wanted)
@@ -61,8 +61,10 @@ class TaskComparison:
         self._keep("reference", {"": self._metric.reduce(wanted, labels)})
 
     def result(self) -> dict[str, Any] | None:
-        """Figures of both, and their ratio; None where the recipe names no metric. Raises `ModelError` where outputs
-        or labels do not fit the metric."""
+        """Return both metrics and their ratio; None where the recipe names no metric.
+
+        Raises `ModelError` where outputs or labels do not fit the metric.
+        """
         if self._settings is None:
             return None
         joined = {part: _join(rows) for part, rows in self._rows.items()}
@@ -91,7 +93,7 @@ class TaskComparison:
         return figures
 
     def _read(self, outputs: Rows) -> Array:
-        """What the metric reads, rows first: one output, or for spans those of starts and ends side by side."""
+        """Return what the metric reads, rows first: one output or, for spans, starts next to ends."""
         assert self._settings is not None
         spans = self._settings["name"] == "span"
         names = SPAN_OUTPUTS if spans else (self._job.params["output"] or next(iter(outputs)),)
@@ -102,8 +104,8 @@ class TaskComparison:
         return np.stack(rows, axis=-1) if spans else rows[0]
 
     def _labels_of(self, start: int, rows: Array) -> Array | None:
-        """The labels [rows] of these rows, which are of one file; labels of tokens [rows, length], as long as the rows
-        are in this batch."""
+        """Return the labels [rows] of these rows, which are of one file; labels of tokens [rows, length], as long as
+        the rows are in this batch."""
         if self._parts is None:
             return None
         for part in self._parts:
@@ -133,8 +135,11 @@ class TaskComparison:
 
 
 def row_cosines(engine: Array, reference: Array) -> Array:
-    """Cosine of every row [rows, …] with the reference's, as float64[rows]: 1 where both are all zero or empty, 0
-    where one is. Outputs of different shapes are one row, unlike."""
+    """Return the cosine of every row [rows, …] with the reference's, as float64[rows]: 1 where both are all zero or
+    empty, 0 where one is.
+
+    Outputs of different shapes count as one row with cosine 0.
+    """
     if engine.shape != reference.shape:
         return np.zeros(1)
     e, r = (np.asarray(a, np.float64).reshape(len(a), math.prod(a.shape[1:])) for a in (engine, reference))
@@ -144,7 +149,7 @@ def row_cosines(engine: Array, reference: Array) -> Array:
 
 
 def _evaluate(reference: str, root: Path, outputs: Rows, labels: Array | None, inputs: Rows) -> float:
-    """Call the user's metric. Raises `ModelError` if it is not there or gives no number, `ExportError` if it raises."""
+    """Call the user's metric. Raises `ModelError` if it is missing or gives no number, `ExportError` if it raises."""
     metric: Metric = load_function(reference, root, role="metric")
     try:
         value = metric(_copies(outputs), None if labels is None else labels.copy(), _copies(inputs))
@@ -156,17 +161,17 @@ def _evaluate(reference: str, root: Path, outputs: Rows, labels: Array | None, i
 
 
 def _copies(arrays: Rows) -> Rows:
-    """A metric may work in place; what it leaves behind must not be what the next one gets."""
+    """Copy the arrays, because a metric that works in place must not affect the next one."""
     return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _rows_first(array: Array, axis: int | None) -> Array:
-    """The array as [rows, …], a view; axis: its batch axis, None if it is one row."""
+    """Return the array as [rows, …], a view; axis: its batch axis, None if it is one row."""
     return array[np.newaxis] if axis is None else np.moveaxis(array, axis, 0)
 
 
 def _join(parts: Sequence[Rows]) -> dict[str, Array]:
-    """Runs as one. Batches of different lengths are filled up: what a metric made of rows (named '') with what it
+    """Join runs into one. Batches of different lengths are filled up: outputs of a metric (named '') with what it
     leaves out (-100, NaN), all others (values, masks) with 0."""
     if not parts:
         return {}

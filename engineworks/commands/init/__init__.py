@@ -1,1 +1,1 @@
-"""A first recipe for a model that nobody wrote one for: read, guessed, tried, written with every guess marked."""
+"""A first recipe for a model without one: the model is read, its dimensions guessed and tried, every guess marked."""

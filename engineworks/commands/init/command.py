@@ -80,7 +80,7 @@ def _split(given: str | None) -> tuple[str, ...]:
 
 
 def _asked(wishes: Wishes) -> Wishes:
-    """Questions with answers that make sense as they are; only on a terminal."""
+    """Ask questions whose defaults are usable answers; only on a terminal."""
     if not sys.stdin.isatty():
         raise InputError("no model is named", hint="e.g. engineworks init model.onnx; on a terminal it asks")
     nearby = sorted(p for pattern in ("*.onnx", "models/*.onnx") for p in Path().glob(pattern))

@@ -1,7 +1,7 @@
-"""Names for the dimensions of inputs: the model's own where they say something, else by what an axis usually is. Pure.
+"""Names for the dimensions of inputs: the model's own if meaningful, else the usual role of an axis. Pure.
 
-Exporters write 's6', 'unk__12', '?' or nothing. Equal symbols stay equal; an axis without a symbol gets the name of
-its role (batch, sequence, height, …), and equal roles count as equal lengths: a guess, which a trial run then confirms.
+Exporters write 's6', 'unk__12', '?' or nothing. Equal symbols stay equal. An axis without a symbol gets the name of its
+role (batch, sequence, height, …), and equal roles count as equal lengths. A trial run then confirms this guess.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engineworks.commands.init.draft import RawTensor
 from engineworks.tensors import Dim, TensorSpec
 
 NAMELESS = frozenset({"", "?", "-1", "None", "unk", "unknown", "dynamic"})
-"""Symbols that every unknown dimension gets alike: two of them say nothing about equality."""
+"""Symbols that every unknown dimension gets alike: two of them do not imply equal lengths."""
 
 _UGLY = re.compile(
     r"^([a-z]{0,2}\d+|unk_+\d+|dim_?\d*|None.*|.*DynamicDimension.*|.*_dim_\d+|.*_dynamic_axes_\d+|Dynamic.*|.*_o\d+__d\d+)$"
@@ -40,13 +40,16 @@ class NamedDims:
 
 
 def name_dims(inputs: Sequence[RawTensor], *, tie: bool = True) -> NamedDims:
-    """Name every dynamic dimension of the inputs. tie: caches of all layers have the same lengths, whatever symbols the
-    exporter made up for each, and the batch of the other inputs."""
+    """Name every dynamic dimension of the inputs.
+
+    tie: caches of all layers share their lengths, whatever symbols the exporter made up for each, and the batch of the
+    other inputs.
+    """
     symbols: dict[str, str] = {}
     taken: set[str] = set()
     ties: dict[tuple[str, int], tuple[str, str]] = {}
     batch = "batch"
-    for raw in sorted(inputs, key=lambda r: is_cache(r.name)):  # batch and sequence are named by what is no cache
+    for raw in sorted(inputs, key=lambda r: is_cache(r.name)):  # inputs other than caches name batch and sequence
         for axis, dim in enumerate(raw.dims):
             if not isinstance(dim, str) or dim in NAMELESS or _is_sum(dim):
                 continue
@@ -88,15 +91,18 @@ def name_outputs(
     *,
     by_values: bool = False,
 ) -> dict[str, tuple[Dim, ...]]:
-    """Shapes of the outputs in the recipe's names. seen: of each trial run the lengths of the inputs' dimensions and
-    the outputs' shapes; without one the model's own claim stands. Lengths of outputs that are no input's and were equal
-    in all runs, such as those of the caches of all layers, share a name. by_values: lengths may follow from values."""
-    found: dict[str, tuple[Dim, ...]] = {}
+    """Return shapes of the outputs in the recipe's names.
+
+    seen: of each trial run the lengths of the inputs' dimensions and the outputs' shapes; without one the model's own
+    claim stays. Lengths that are no input's and were equal in all runs, such as those of the caches of all layers,
+    share a name. by_values: lengths may follow from values.
+    """
+    named: dict[str, tuple[Dim, ...]] = {}
     shared: dict[tuple[int, ...], str] = {}
     for raw in outputs:
         shapes = [(lengths, made[raw.name]) for lengths, made in seen if raw.name in made]
         if not shapes:
-            found[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
+            named[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
             continue
         rank = len(shapes[0][1])
         dims = []
@@ -106,8 +112,8 @@ def name_outputs(
             if dim == _own_name(raw, axis) and len({length for _, length in runs}) > 1:
                 dim = shared.setdefault(tuple(length for _, length in runs), _sum_of(runs) or dim)
             dims.append(dim)
-        found[raw.name] = tuple(dims)
-    return found
+        named[raw.name] = tuple(dims)
+    return named
 
 
 def _own_name(raw: RawTensor, axis: int) -> str:
@@ -115,18 +121,18 @@ def _own_name(raw: RawTensor, axis: int) -> str:
 
 
 def _sum_of(runs: Sequence[tuple[Mapping[str, int], int]]) -> str:
-    """'past_and_sequence' where the length is the sum of two of the inputs' dimensions in every run, else ''."""
+    """Return e.g. 'past_and_sequence' if the length is the sum of two inputs' dimensions in every run, else ''."""
     pairs = combinations(runs[0][0], 2)
     return next((f"{a}_and_{b}" for a, b in pairs if all(n[a] + n[b] == length for n, length in runs)), "")
 
 
 def is_cache(name: str) -> bool:
-    """Whether an input is what an earlier run left: keys and values of a decoder, say."""
+    """Return whether an input is what an earlier run left, e.g. keys and values of a decoder."""
     return bool(_CACHES.search(name))
 
 
 def role(raw: RawTensor, axis: int) -> str:
-    """What this axis of an input with this rank and dtype usually is."""
+    """Return the usual role of this axis of an input with this rank and dtype."""
     rank, floating = len(raw.dims), raw.dtype.startswith(("float", "bfloat")) or raw.dtype == "uint8"
     if is_cache(raw.name) and rank >= 3:
         return _cache_role(raw, axis)
@@ -144,8 +150,11 @@ def role(raw: RawTensor, axis: int) -> str:
 
 
 def _cache_role(raw: RawTensor, axis: int) -> str:
-    """Of [batch, heads, past, head_size], [layers, batch, heads, past, head_size] or [batch, past, size]: where but one
-    length besides the batch is open, that is the past."""
+    """Return the axis's role in [batch, heads, past, head_size], [layers, batch, heads, past, head_size] or [batch,
+    past, size].
+
+    If only one length besides the batch is dynamic, that is the past.
+    """
     rank = len(raw.dims)
     batch = 1 if rank == 5 else 0
     if axis == batch:
@@ -157,7 +166,7 @@ def _cache_role(raw: RawTensor, axis: int) -> str:
 
 
 def _family(name: str) -> str:
-    """What the caches of all layers have in common: 'past.3.key' and 'past.12.value' are one family."""
+    """Return the common name of the caches of all layers: 'past.3.key' and 'past.12.value' are one family."""
     words = re.split(r"[^A-Za-z]+", name)
     return ".".join(word for word in words if word.lower() not in ("", "k", "v", "key", "keys", "value", "values"))
 
@@ -172,7 +181,7 @@ def _named(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, str
 
 
 def _friendly(symbol: str) -> str:
-    """The model's own name if it tells a person something and fits into a recipe."""
+    """Return the model's own name if it is readable and fits into a recipe."""
     word = re.sub(r"[^A-Za-z0-9_]+", "_", symbol).strip("_")
     fits = _IDENTIFIER.match(word) and len(word) <= _LONGEST_NAME
     return "" if not fits or _UGLY.match(symbol) or _UGLY.match(word) else word
@@ -183,7 +192,7 @@ def _is_sum(symbol: str) -> bool:
 
 
 def _free(name: str, taken: set[str], prefix: str) -> str:
-    """`name`, or with the input's name before it where another dimension has that name."""
+    """Return `name`, prefixed with the input's name if another dimension has that name."""
     chosen, number = name, 1
     while chosen in taken:
         chosen = f"{_word(prefix)}_{name}" + (f"_{number}" if number > 1 else "")
@@ -212,8 +221,11 @@ def _observed(
     symbols: Mapping[str, str],
     by_values: bool,
 ) -> Dim:
-    """The length that the model claims or infers, the dimension that has this axis's length in every run, else the
-    length that never changed though all that it could depend on did, else its own name."""
+    """Return the dimension of an output's axis.
+
+    In this order: the length that the model claims or infers, the dimension that has this axis's length in every run,
+    the length that never changed though everything it could depend on did, else its own name.
+    """
     lengths = {length for _, length in runs}
     claim = raw.dims[axis] if axis < len(raw.dims) else None
     if isinstance(claim, int) and lengths == {claim}:
@@ -223,7 +235,7 @@ def _observed(
     claimed = symbols.get(claim, "") if isinstance(claim, str) else ""
     if claimed in names:
         return claimed
-    if found := [n for n in names if n in varied]:
-        return found[0]
+    if matches := [n for n in names if n in varied]:
+        return matches[0]
     settled = varied == runs[0][0].keys() and len(runs) > 1 and not by_values
     return lengths.pop() if settled and len(lengths) == 1 and 0 not in lengths else _own_name(raw, axis)

@@ -1,4 +1,4 @@
-"""What is known and what is guessed of a model, as frozen values: the material of a first recipe."""
+"""Known and guessed facts of a model, as frozen values: the material of a first recipe."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class RawTensor:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the model itself says. ranges: least and largest value of inputs that look up a table. quantized: it holds
-    Q/DQ. half: inputs or weights are float16 or bfloat16. task: of a Hugging Face folder. limits: the longest length of
-    a dimension, by its name, where a config tells. by_values: lengths of outputs may follow from values, as NonZero's.
+    """Facts that the model itself states.
+
+    ranges: minimum and maximum value of inputs that look up a table. quantized: it holds Q/DQ. half: inputs or weights
+    are float16 or bfloat16. task: of a Hugging Face folder. limits: the maximum length of a dimension, by its name, if
+    a config states it. by_values: lengths of outputs may follow from values, as NonZero's.
     """
 
     inputs: tuple[RawTensor, ...]
@@ -42,7 +44,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asked for beyond the model: by options, answers, a trtexec command line or an Olive file.
+    """Requests of the user beyond the model: by options, answers, a trtexec command line or an Olive file.
 
     precisions: () leaves the choice to us. shapes: input → (min, opt, max) shapes. dropped: what could not be
     translated, one sentence each. kept: what was translated, likewise.
@@ -65,8 +67,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class DataFile:
-    """Samples for the recipe: `file` as the recipe names it, kind: by which key. names: input → array, where they
-    differ. columns: those of texts, where they are not the usual one."""
+    """Samples for the recipe: `file` as the recipe names it, kind: by which key. names: input → array, if they differ.
+    columns: those of texts, if they are not the usual one."""
 
     file: str
     names: Mapping[str, str] = field(default_factory=dict)
@@ -78,8 +80,8 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Draft:
-    """All that stands in the written recipe. tried: a sentence of how the shapes were tried. why_shapes: what a guess
-    rests on, by dimension. schema: the JSON Schema beside the recipe, for editors; '' for none."""
+    """The contents of the written recipe. tried: a sentence on how the shapes were tried. why_shapes: the basis of each
+    guess, by dimension. schema: the JSON Schema next to the recipe, for editors; '' for none."""
 
     name: str
     description: str

@@ -1,6 +1,6 @@
 """Guesses by name, dtype and role: value ranges of inputs, and lengths of dimensions worth a try. Pure.
 
-Every guess is marked in the recipe: what stands here is what such inputs usually are, not knowledge.
+The recipe marks every guess: these are usual values of such inputs, not knowledge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engineworks.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class Candidates:
-    """Lengths of one dimension: opt is tried from the first on, largest from the top down, least from the bottom up."""
+    """Lengths of one dimension to try: opt in this order, largest from the top down, least from the bottom up."""
 
     least: tuple[int, ...]
     opt: tuple[int, ...]
@@ -34,18 +34,18 @@ _OTHER = Candidates((1,), (8, 16, 4, 2, 1, 64), (64, 32, 16, 8))
 
 
 def candidates(dim: str) -> Candidates:
-    """What such a dimension usually is."""
-    return next((found for pattern, found in _ROLES if re.search(pattern, dim.lower())), _OTHER)
+    """Return usual lengths of such a dimension."""
+    return next((usual for pattern, usual in _ROLES if re.search(pattern, dim.lower())), _OTHER)
 
 
 def decoding_candidates(dim: str) -> Candidates:
-    """The same for a model with a cache: mostly one new token at a time, a prompt at most."""
+    """Return the same for a model with a cache: mostly one new token at a time, at most a prompt."""
     usual = candidates(dim)
     return Candidates((1,), (1, 8, 4), (16, 8, 4)) if re.search(r"seq|token|len", dim.lower()) else usual
 
 
 def value_ranges(specs: Sequence[TensorSpec], tables: Mapping[str, Range]) -> dict[str, Range]:
-    """[least, largest] of every input but bools. Masks are all ones: at random they could leave a row nothing."""
+    """Return [minimum, maximum] of every input except bools. Masks are all ones, as random ones could mask a row."""
     return {spec.name: _range(spec, tables) for spec in specs if spec.dtype != "bool"}
 
 

@@ -1,4 +1,4 @@
-"""An Olive workflow (JSON or YAML) → wishes for a recipe: its model, the precisions of its passes, its accuracy goal.
+"""An Olive workflow (JSON or YAML) → requests for a recipe: its model, the precisions of its passes, its accuracy goal.
 
 Keys and pass names as in Microsoft Olive's documentation (input_model, systems, data_configs, evaluators, passes), in
 the flat form of 0.6 and later and the nested `config` of earlier files.
@@ -22,7 +22,7 @@ PASSES: Mapping[str, tuple[str, ...]] = {
     "incdynamicquantization": ("int8_weights",), "vitisaiquantization": ("int8",), "onnxconversion": (),
     "onnxpeepholeoptimizer": (), "onnxmodeloptimizer": (), "graphsurgeries": (), "optimumconversion": (),
 }  # fmt: skip
-"""Passes with a counterpart, by lower-case type: the precisions they stand for; () is export and folding."""
+"""Passes with a counterpart, by lower-case type: the precisions they give; () is export and folding."""
 
 _KNOWN = frozenset({"input_model", "passes", "evaluators", "evaluator", "data_configs"})
 _NEEDLESS: Mapping[str, str] = {
@@ -35,7 +35,7 @@ _NEEDLESS: Mapping[str, str] = {
 
 
 def read_olive(path: Path) -> Wishes:
-    """Translate the file. Raises `InputError` where it cannot be read, or has no `input_model` with a path."""
+    """Translate the file. Raises `InputError` if it cannot be read, or has no `input_model` with a path."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     whole = read_yaml(path, str(path)).plain()  # JSON is YAML
@@ -78,33 +78,33 @@ def _model_path(path: Path, model: Mapping[str, Any], dropped: list[str]) -> str
 
 
 def _precisions(passes: object, kept: list[str], dropped: list[str]) -> tuple[str, ...]:
-    """fp32 and whatever the passes make; nothing where no pass makes anything, so that the model decides."""
-    found: list[str] = []
-    for name, one in _each(passes):
-        kind = str(one.get("type", name))
+    """Return fp32 and the precisions that the passes make; () if no pass makes any, so that the model decides."""
+    precisions: list[str] = []
+    for name, details in _each(passes):
+        kind = str(details.get("type", name))
         made = PASSES.get(kind.lower())
         if made is None:
             dropped.append(f"pass {name} ({kind}): has no counterpart")
             continue
         kept.append(f"pass {name} ({kind}): {', '.join(made) or 'done by export and fold'}")
-        found += [p for p in made if p not in found]
-        settings = sorted(set(_flat(one)) - {"type", "config", "data_config"})
+        precisions += [p for p in made if p not in precisions]
+        settings = sorted(set(_flat(details)) - {"type", "config", "data_config"})
         if settings and made:
             dropped.append(f"pass {name}: its settings {', '.join(settings)}; see calibration and mixtures")
-    return ("fp32", *found) if found else ()
+    return ("fp32", *precisions) if precisions else ()
 
 
 def _each(passes: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Passes by name; newer files may have a list of alternatives under one name."""
+    """Yield passes by name; newer files may have a list of alternatives under one name."""
     for name, value in passes.items() if isinstance(passes, dict) else ():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, dict):
-                yield str(name), one
+        for alternative in value if isinstance(value, list) else [value]:
+            if isinstance(alternative, dict):
+                yield str(name), alternative
 
 
 def _metric_delta(whole: Mapping[str, Any], kept: list[str], dropped: list[str]) -> float | None:
-    """The largest loss of an accuracy metric, where a goal is a 'max-degradation'."""
-    found: float | None = None
+    """Return the maximum loss of an accuracy metric, if a goal is a 'max-degradation'."""
+    delta: float | None = None
     evaluators = whole.get("evaluators")
     for name, evaluator in evaluators.items() if isinstance(evaluators, dict) else ():
         for metric in evaluator.get("metrics", ()) if isinstance(evaluator, dict) else ():
@@ -112,12 +112,12 @@ def _metric_delta(whole: Mapping[str, Any], kept: list[str], dropped: list[str])
             for sub in metric.get("sub_types", ()):
                 goal = sub.get("goal") or {}
                 said = f"{name}: {kind} {sub.get('name')}"
-                if kind == "accuracy" and goal.get("type") == "max-degradation" and found is None:
-                    found = float(goal["value"])
-                    kept.append(f"{said}: metric_delta {found:g}, once data.evaluation has labels")
+                if kind == "accuracy" and goal.get("type") == "max-degradation" and delta is None:
+                    delta = float(goal["value"])
+                    kept.append(f"{said}: metric_delta {delta:g}, once data.evaluation has labels")
                 elif goal:
                     dropped.append(f"goal of {said} ({goal.get('type')}): write a limit or a budget")
-    return found
+    return delta
 
 
 def _unknown(whole: Mapping[str, Any]) -> Iterator[str]:

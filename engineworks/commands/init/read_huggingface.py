@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of its model in config.json: inputs and outputs of its task, lengths, ids."""
+"""Facts from a Hugging Face folder's config.json: inputs and outputs of its task, lengths, ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WITHOUT_TOKEN_TYPES = frozenset({"distilbert", "roberta", "xlm-roberta", "camem
 
 
 def read_huggingface(source: str, root: Path, task: str | None) -> ModelFacts:
-    """Facts by the config alone; nothing is loaded. Raises `ModelError` for no model, or an unknown task."""
+    """Return facts from the config alone; nothing is loaded. Raises `ModelError` for no model, or an unknown task."""
     folder = find_folder(source, root)
     chosen = task_of(folder, task)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

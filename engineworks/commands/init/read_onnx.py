@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself: inputs, outputs, tables that its integer inputs look up, Q/DQ, half precision."""
+"""Facts of an ONNX file: inputs, outputs, tables that its integer inputs look up, Q/DQ, half precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPED_BY_VALUES = frozenset({
     "NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "Scan", "If", "SequenceAt", "ConcatFromSequence",
     "StringSplit",
 })  # fmt: skip
-"""Operators whose outputs' lengths may follow from values: what a few runs gave says nothing of others."""
+"""Operators whose outputs' lengths may follow from values, so that a few runs do not predict others."""
 
 _TAKE_SHAPES = frozenset({"Reshape", "Expand", "Tile", "Range", "Slice", "Pad", "ConstantOfShape", "Resize", "TopK"})
 
@@ -29,7 +29,7 @@ _SAME_VALUES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity",
 
 
 def read_onnx(path: Path) -> ModelFacts:
-    """Facts of the model; weights are not read. Raises `ModelError` for what is no ONNX model."""
+    """Return facts of the model; weights are not read. Raises `ModelError` for a file that is no ONNX model."""
     model = load_model(path, weights=False)
     check_tensors(model, path)
     real = {spec.name for spec in graph_inputs(model)}
@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> ModelFacts:
 
 
 def _outputs(model: onnx.ModelProto) -> tuple[RawTensor, ...]:
-    """As the model declares them; where it gives no length, the one that ONNX's shape inference finds."""
+    """Return outputs as the model declares them, with lengths of ONNX's shape inference where it gives none."""
     import onnx
 
     declared = tuple(_raw(value) for value in model.graph.output)
@@ -61,18 +61,18 @@ def _outputs(model: onnx.ModelProto) -> tuple[RawTensor, ...]:
     except Exception:  # noqa: BLE001 - too large, or operators that it does not know: what is declared stands
         return declared
     inferred = {value.name: _raw(value).dims for value in made.graph.output}
-    return tuple(replace(one, dims=_filled(one.dims, inferred.get(one.name, ()))) for one in declared)
+    return tuple(replace(output, dims=_filled(output.dims, inferred.get(output.name, ()))) for output in declared)
 
 
 def _filled(dims: tuple[Dim | None, ...], inferred: tuple[Dim | None, ...]) -> tuple[Dim | None, ...]:
     if not dims:
         return inferred
-    found = inferred if len(inferred) == len(dims) else dims
-    return tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in zip(dims, found))
+    lengths = inferred if len(inferred) == len(dims) else dims
+    return tuple(new if isinstance(new, int) and not isinstance(old, int) else old for old, new in zip(dims, lengths))
 
 
 def _shaped_by_inputs(model: onnx.ModelProto) -> bool:
-    """Whether a shape, a number of repeats, or the bounds of a range or slice come straight from an input's values."""
+    """Return whether a shape, a number of repeats, or the bounds of a range or slice come from an input's values."""
     values = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
     for node in all_nodes(model.graph):  # in topological order
         first = set(node.input[:1]) if node.op_type != "Range" else set()
@@ -91,10 +91,10 @@ def _raw(value: onnx.ValueInfoProto) -> RawTensor:
 
 
 def _table_ranges(model: onnx.ModelProto, names: set[str]) -> dict[str, Range]:
-    """[0, rows - 1] of the smallest table that an integer input looks up (Gather of an initializer along axis 0)."""
+    """Return [0, rows - 1] of the smallest table that an integer input looks up (Gather of an initializer, axis 0)."""
     rows = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) == 2}
     origin = {name: name for name in names}
-    found: dict[str, Range] = {}
+    ranges: dict[str, Range] = {}
     for node in model.graph.node:  # in topological order
         if node.op_type in _SAME_VALUES and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
@@ -103,5 +103,5 @@ def _table_ranges(model: onnx.ModelProto, names: set[str]) -> dict[str, Range]:
             name = origin[node.input[1]]
             largest = float(rows[node.input[0]] - 1)
             if axis == 0:
-                found[name] = (0.0, min(largest, found.get(name, (0.0, largest))[1]))
-    return found
+                ranges[name] = (0.0, min(largest, ranges.get(name, (0.0, largest))[1]))
+    return ranges

@@ -1,4 +1,4 @@
-"""A draft → the recipe's text: lines that a person would ask about have comments, every guess says that it is one."""
+"""A draft → the recipe's text: comments explain lines that raise questions, and mark every guess."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engineworks.commands.init.draft import DataFile, Draft, Range
 from engineworks.tensors import Dim
 
 GUESS = "a guess"
-"""The words that mark what nobody said; `grep 'a guess'` finds them all."""
+"""The words that mark what the user did not state; `grep 'a guess'` finds them all."""
 
 COSINE = {
     "fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.99, "fp8": 0.98, "int8_weights": 0.999,
     "int4_weights": 0.97, "as_is": 0.9999,
 }  # fmt: skip
-"""Limits to begin with, by precision."""
+"""Initial limits, by precision."""
 
 _PLAIN = re.compile(r"^[A-Za-z_][A-Za-z0-9_./-]*$")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
@@ -24,7 +24,7 @@ _COMMENT_COLUMN = 60
 
 
 def render(draft: Draft) -> str:
-    """The YAML of the recipe."""
+    """Return the YAML of the recipe."""
     return "\n".join((*_head(draft), *_tensors(draft), *_shapes(draft), *_rest(draft))) + "\n"
 
 
@@ -117,7 +117,7 @@ def _at(draft: Draft, index: int, over: dict[str, int] | None = None) -> str:
 
 
 def _forms(draft: Draft) -> str:
-    """What real samples may be for a model that brings its tokenizer or processor."""
+    """Return the possible forms of real samples for a model that brings its tokenizer or processor."""
     if any(len(spec.shape) == 4 for spec in draft.inputs):
         return "images: evaluation: {images: FOLDER, labels: folder}; the model's processor reads them"
     return "texts: evaluation: {text: FILE.jsonl, labels: label}; the tokenizer reads them, also .csv, .parquet"
@@ -157,7 +157,7 @@ def _range(within: Range, dtype: str) -> str:
 
 
 def _text(value: str) -> str:
-    """A YAML scalar: plain where nothing can be mistaken, else quoted as JSON, which is YAML."""
+    """Return a YAML scalar: plain if unambiguous, else quoted as JSON, which is YAML."""
     plain = _PLAIN.match(value) and value.lower() not in _WORDS
     return value if plain else json.dumps(value, ensure_ascii=False)
 

@@ -1,4 +1,4 @@
-"""The user's own data for a new recipe: which array feeds which input, which are labels, which lengths they have."""
+"""The user's own data for a new recipe: which array feeds which input, which are labels, and their lengths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
 LABEL_COLUMNS = ("label", "labels")
-"""What data sets call the column with the classes."""
+"""Names of the class column in common data sets."""
 
 
 OTHER_LABELS = "for others leave --labels out, then write accuracy.metric and labels into the recipe"
@@ -34,7 +34,7 @@ class OwnData:
 def match_samples(path: Path, named: str, specs: Sequence[TensorSpec], labels: str | None, *, guess: bool) -> OwnData:
     """Match the arrays of the file with the inputs: by name, else the only array with the input's dtype and rank.
 
-    guess: take the only array that is left, one whole number per sample, for labels. Raises `SamplesError`.
+    guess: use the only array that is left, one whole number per sample, for labels. Raises `SamplesError`.
     """
     headers = read_headers(path)
     if labels is not None and labels not in headers:
@@ -58,9 +58,9 @@ def match_samples(path: Path, named: str, specs: Sequence[TensorSpec], labels: s
 
 
 def match_texts(path: Path, named: str, labels: str | None) -> OwnData:
-    """A file of texts: the column `text`, else all that are no labels. Labels: a column of that name.
+    """Match a file of texts: the column `text`, else all that are no labels. Labels: a column of that name.
 
-    Raises `SamplesError` where it has no columns, or more than two that may be texts.
+    Raises `SamplesError` if it has no columns, or more than two that may be texts.
     """
     columns, _ = look_at(path)
     if labels is not None and labels not in columns:
@@ -77,8 +77,10 @@ def match_texts(path: Path, named: str, labels: str | None) -> OwnData:
 
 
 def match_images(folder: Path, named: str, labels: str | None) -> OwnData:
-    """A folder of images: a folder per class below it says the labels, else a .csv file. Raises `SamplesError` where it
-    holds none, or the labels are not there."""
+    """Match a folder of images. A folder per class below it gives the labels, else a .csv file.
+
+    Raises `SamplesError` if it holds none, or the labels are missing.
+    """
     names = image_names(folder)
     if not names:
         raise SamplesError(f"{folder}: holds no images", hint="png, jpg, webp …")

@@ -1,7 +1,7 @@
-"""Guessed lengths tried on the model, by ONNX Runtime on the CPU in a child process: only what ran is written.
+"""Tries guessed lengths on the model, by ONNX Runtime on the CPU in a child process: only lengths that ran are written.
 
-A model knows more than its declared shapes: a position table ends at 512, a U-Net takes multiples of 32, a Reshape
-holds the batch of the export. A run tells.
+Declared shapes do not show all limits: a position table ends at 512, a U-Net takes multiples of 32, a Reshape holds the
+batch of the export. A run shows them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec, spec_from_json
 
 SECONDS = 40.0
-"""What all trials of a model may take; then the rest is left as it was found so far."""
+"""Time limit for all trials of a model; then the rest keeps the results so far."""
 
 TIME_LIMIT_S = 180.0
 LARGEST_VALUES = 1 << 22
-"""Values of all inputs of one trial run."""
+"""Maximum number of values of all inputs of one trial run."""
 
 MOST_SETTINGS = 40
 
@@ -35,8 +35,8 @@ Lengths = dict[str, int]
 
 @dataclass(frozen=True)
 class Trials:
-    """triples: by dimension, what ran; {} where nothing did, and then `error` is the first run's. seen: lengths and the
-    outputs' shapes of the runs. runs, seconds: what it took."""
+    """triples: by dimension, what ran; {} if nothing did, and then `error` is the first run's. seen: lengths and the
+    outputs' shapes of the runs. runs, seconds: the cost."""
 
     triples: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     seen: tuple[tuple[Lengths, dict[str, list[int]]], ...] = ()
@@ -52,7 +52,7 @@ def try_lengths(
     wanted: Mapping[str, Candidates],
     sums: Mapping[str, Sequence[str]],
 ) -> Trials:
-    """Find lengths of the dimensions at which the model runs. Raises `StepError` where the child crashes."""
+    """Find lengths of the dimensions at which the model runs. Raises `StepError` if the child crashes."""
     from engineworks.errors import RunError
     from engineworks.host.child import ChildPool
 
@@ -63,18 +63,20 @@ def try_lengths(
         "sums": {name: list(parts) for name, parts in sums.items()},
     }  # fmt: skip
     with ChildPool() as pool:
-        found = pool.run(
+        result = pool.run(
             "engineworks.commands.init.trials:main", payload, time_limit_s=TIME_LIMIT_S, fresh=True,
             what=f"trying {model.name}", error=RunError,
         )  # fmt: skip
-    triples = {d: (t[0], t[1], t[2]) for d, t in found["triples"].items()}
-    seen = tuple((lengths, shapes) for lengths, shapes in found["seen"])
-    return Trials(triples, seen, found["error"], found["runs"], found["seconds"])
+    triples = {d: (t[0], t[1], t[2]) for d, t in result["triples"].items()}
+    seen = tuple((lengths, shapes) for lengths, shapes in result["seen"])
+    return Trials(triples, seen, result["error"], result["runs"], result["seconds"])
 
 
 def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]:
-    """Values of each output that are NaN or infinite when the model runs on the samples, so many rows at a time;
-    outputs without any are left out. Raises `StepError` where it does not run."""
+    """Count values of each output that are NaN or infinite when the model runs on the samples, `rows` at a time.
+
+    Omits outputs without any. Raises `StepError` if it does not run.
+    """
     from engineworks.errors import RunError
     from engineworks.host.child import ChildPool
 
@@ -90,14 +92,14 @@ def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]
 
 
 def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry point of the child process."""
+    """Run the model on samples: entry point of the child process."""
     import numpy as np
 
     from engineworks.errors import RunError
     from engineworks.recipe.samples import open_samples
 
     specs = [spec_from_json(s) for s in payload["specs"]]
-    started, found = time.monotonic(), dict[str, int]()
+    started, not_finite = time.monotonic(), dict[str, int]()
     try:
         session = _session(payload["model"])
         names = [o.name for o in session.get_outputs()]
@@ -107,12 +109,12 @@ def run_samples(payload: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in zip(names, session.run(names, dict(feeds_)), strict=True):
                 floating = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
                 if floating and (count := int(value.size - np.isfinite(value).sum())):
-                    found[name] = found.get(name, 0) + count
+                    not_finite[name] = not_finite.get(name, 0) + count
             if time.monotonic() - started > SECONDS:
                 break
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises what it likes; the user reads it
         raise RunError(_first_line(error)) from None
-    return {"not_finite": found}
+    return {"not_finite": not_finite}
 
 
 def _session(model: str) -> Any:
@@ -125,7 +127,7 @@ def _session(model: str) -> Any:
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry point of the child process."""
+    """Search for lengths: entry point of the child process."""
     try:
         session = _session(payload["model"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises what it likes; the user reads it
@@ -138,7 +140,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Search:
-    """First any lengths that run, then further up and further down, one dimension after the other, then together."""
+    """Finds any lengths that run, then larger and smaller ones for each dimension, then all together."""
 
     def __init__(
         self, session: Any, specs: Sequence[TensorSpec], ranges: Mapping[str, Range], sums: Mapping[str, Sequence[str]]
@@ -169,7 +171,7 @@ class _Search:
         }  # fmt: skip
 
     def _base(self, wanted: Mapping[str, Candidates]) -> Lengths | None:
-        """The first setting that runs: candidates of all dimensions in step, then their combinations."""
+        """Return the first setting that runs: candidates of all dimensions in step, then their combinations."""
         steps = max((len(c.opt) for c in wanted.values()), default=1)
         in_step = [{d: c.opt[min(i, len(c.opt) - 1)] for d, c in wanted.items()} for i in range(steps)]
         mixed = (dict(zip(wanted, lengths)) for lengths in product(*(c.opt for c in wanted.values())))
@@ -181,7 +183,7 @@ class _Search:
         return None
 
     def _usual(self, base: Lengths, wanted: Mapping[str, Candidates]) -> Lengths:
-        """One dimension's trouble is not another's: each goes back to its first candidate where that runs."""
+        """Move each dimension back to its first candidate if that runs: the failure may be another's."""
         for dim, tried in wanted.items():
             usual = {**base, dim: tried.opt[0]}
             if usual != base and not self._late() and self._runs_at(usual):
@@ -193,13 +195,15 @@ class _Search:
             return lengths[0]
         return next((n for n in lengths if not self._late() and self._runs_at({**base, dim: n})), base[dim])
 
-    def _together(self, base: Lengths, found: Lengths) -> Lengths:
-        """All of `found` at once; where that does not run, half of the way, then the base itself. What the user said
-        stays where it is too large to be tried."""
-        if all(n == base[d] or d in self._said for d, n in found.items()) and self._too_large(found):
-            return found
-        halfway = {d: _round((base[d] + n) // 2) for d, n in found.items()}
-        for lengths in (found, halfway):
+    def _together(self, base: Lengths, largest: Lengths) -> Lengths:
+        """Return all of `largest` at once; if that does not run, half of the way, then the base itself.
+
+        What the user stated stays if it is too large to be tried.
+        """
+        if all(n == base[d] or d in self._said for d, n in largest.items()) and self._too_large(largest):
+            return largest
+        halfway = {d: _round((base[d] + n) // 2) for d, n in largest.items()}
+        for lengths in (largest, halfway):
             if lengths == base or (not self._late() and self._runs_at(lengths)):
                 return lengths
         return base
@@ -229,7 +233,7 @@ class _Search:
 
 
 def _round(length: int) -> int:
-    """Long lengths as people and strided models like them: multiples of 32."""
+    """Round long lengths to multiples of 32, which people and strided models prefer."""
     return length // 32 * 32 if length >= 64 else length
 
 

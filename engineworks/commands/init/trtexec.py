@@ -1,4 +1,4 @@
-"""A trtexec command line → wishes for a recipe: what has a place there, and a sentence for what has none.
+"""A trtexec command line → requests for a recipe, and a sentence for each option without a counterpart.
 
 Options as `trtexec --help` of TensorRT 10 lists them, and those of 8 that scripts still use.
 """
@@ -40,7 +40,7 @@ NEEDLESS: Mapping[str, str] = {
     "exportTimes": "every sample is in latency.json of the record",
     "exportOutput": "the outputs are compared, row by row, with the reference",
 }
-"""Options that ask for what is done anyway."""
+"""Options that request what happens anyway."""
 
 IMPOSSIBLE: Mapping[str, str] = {
     "calib": "a calibration cache of TensorRT 8 cannot be read: int8 is calibrated on data.calibration",
@@ -84,7 +84,7 @@ class _Reading:
 
 
 def read_trtexec(command: str) -> Wishes:
-    """Translate the command line. Raises `InputError` where it names no ONNX model or does not parse."""
+    """Translate the command line. Raises `InputError` if it names no ONNX model or does not parse."""
     try:
         words = shlex.split(command.replace("\\\n", " "))
     except ValueError as error:
@@ -98,15 +98,15 @@ def read_trtexec(command: str) -> Wishes:
 
 
 def _options(words: list[str]) -> list[tuple[str, str]]:
-    """--name=value pairs, also where a shell's line has them as two words; the program's name is left out."""
-    found: list[tuple[str, str]] = []
+    """Return --name=value pairs, also for two separate shell words; the program's name is left out."""
+    options: list[tuple[str, str]] = []
     for word in words:
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
-            found.append((name, value))
-        elif found and not found[-1][1]:
-            found[-1] = (found[-1][0], word)
-    return found
+            options.append((name, value))
+        elif options and not options[-1][1]:
+            options[-1] = (options[-1][0], word)
+    return options
 
 
 def _take(reading: _Reading, name: str, value: str) -> None:
@@ -124,7 +124,7 @@ def _take(reading: _Reading, name: str, value: str) -> None:
 
 
 def _shapes(reading: _Reading, name: str, value: str) -> None:
-    """'x:1x3x224x224,y:1x8' (names may hold colons, and be quoted as trtexec wants them)."""
+    """Read 'x:1x3x224x224,y:1x8' (names may hold colons, and be quoted as trtexec requires)."""
     for part in value.split(","):
         tensor, _, lengths = part.strip().rpartition(":")
         if not re.fullmatch(r"\d+(x\d+)*", lengths) or not tensor:
@@ -135,14 +135,14 @@ def _shapes(reading: _Reading, name: str, value: str) -> None:
 
 
 def _memory(reading: _Reading, name: str, value: str) -> None:
-    """'workspace:4096M' or '4096', in MiB where no unit is given."""
+    """Read 'workspace:4096M' or '4096', in MiB if no unit is given."""
     for part in value.split(","):
         pool, _, size = part.rpartition(":")
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([BKMG]?)(?:i?B)?", size, re.IGNORECASE)
-        if pool not in ("", "workspace") or not found:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([BKMG]?)(?:i?B)?", size, re.IGNORECASE)
+        if pool not in ("", "workspace") or not match:
             reading.dropped.append(f"--{name}: of '{part}' nothing has a place: only the workspace's size has")
             continue
-        mib = float(found[1]) * _UNIT_MIB[found[2].upper() or "M"]
+        mib = float(match[1]) * _UNIT_MIB[match[2].upper() or "M"]
         reading.target_options["workspace_mib"] = str(max(1, round(mib)))
 
 

@@ -1,4 +1,4 @@
-"""Seeded values of the inputs' ranges: feeds for a trial run, and files that stand in for data."""
+"""Seeded values of the inputs' ranges: feeds for a trial run, and files of synthetic samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_SAMPLES = 4
 
 
 def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within: Range | None) -> NDArray[np.generic]:
-    """Evenly spread values of the range, both ends included; bools are all true, as masks are."""
+    """Return evenly spread values of the dtype and shape in the range, both ends included; bools are true."""
     if dtype == "bool" or within is None:
         return np.ones(tuple(shape), np.dtype(dtype))
     low, high = within
@@ -30,7 +30,7 @@ def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within
 def feeds(
     specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int]
 ) -> dict[str, NDArray[np.generic]]:
-    """One run's inputs at these lengths; the same arguments give the same values."""
+    """Return one run's inputs at these lengths, with the specs' shapes and dtypes; deterministic."""
     random = np.random.default_rng(0)
     return {s.name: values(random, s.dtype, s.concrete(dims), ranges.get(s.name)) for s in specs}
 
@@ -38,8 +38,10 @@ def feeds(
 def write_stand_in(
     path: Path, specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int], seed: int
 ) -> int:
-    """Write an .npz of samples as recipes want them: axis 0 counts samples, the batch dimension is left out. Returns
-    how many: 64, fewer where they would be large, a multiple of a fixed batch."""
+    """Write an .npz of samples as recipes need them: axis 0 counts samples, the batch dimension is left out.
+
+    Returns how many: 64, fewer if they would be large, a multiple of a fixed batch.
+    """
     random, axes = np.random.default_rng(seed), batch_axes(specs)
     samples = {s.name: _sample_shape(s.concrete(dims), axes[s.name]) for s in specs}
     row_bytes = sum(int(np.prod(samples[s.name])) * np.dtype(s.dtype).itemsize for s in specs)

@@ -32,7 +32,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Written:
-    """What `init` made. files: everything that was written. notes: what to know, a sentence each."""
+    """The result of `init`. files: everything written. notes: one sentence each."""
 
     recipe: Path
     files: tuple[Path, ...]
@@ -41,9 +41,9 @@ class Written:
 
 
 def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool = False) -> Written:
-    """Write the recipe to the file `out`, the data that stands in beside it, and check that it is valid.
+    """Write the recipe to the file `out`, synthetic samples next to it, and check that it is valid.
 
-    Raises `InputError` where a file would be overwritten, and what reading the model or the data raises.
+    Raises `InputError` if a file would be overwritten, and the errors of reading the model or the data.
     """
     if out.exists() and not force:
         raise InputError(f"{out}: is there already", hint="name another with --out, or replace it with --force")
@@ -67,7 +67,7 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
 
 
 def _check_wishes(wishes: Wishes, out: Path, settings: Settings) -> None:
-    """Before anything is written: precisions are ones, and data lies where recipes may read."""
+    """Check, before anything is written, that precisions are valid and that recipes may read the data's folder."""
     for precision in wishes.precisions:
         if precision not in PRECISIONS:
             raise InputError(f"'{precision}' is no precision", hint=did_you_mean(precision, PRECISIONS))
@@ -83,7 +83,7 @@ def _check_wishes(wishes: Wishes, out: Path, settings: Settings) -> None:
 
 
 def recipe_name(text: str) -> str:
-    """A legal name for the recipe, from a file's or folder's name."""
+    """Return a legal name for the recipe, from a file's or folder's name."""
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
     return name[:80] or "model"
 
@@ -91,7 +91,7 @@ def recipe_name(text: str) -> str:
 def _source(
     wishes: Wishes, out: Path, settings: Settings, files: list[Path], notes: list[str]
 ) -> tuple[str, ModelFacts, Path | None]:
-    """The line of `model.source`, what the model says, and the ONNX file that can be tried."""
+    """Return the line of `model.source`, the model's facts, and the ONNX file that can be tried."""
     from engineworks.commands.init.read_huggingface import read_huggingface
     from engineworks.commands.init.read_onnx import read_onnx
 
@@ -103,8 +103,8 @@ def _source(
         named = _reachable(given.resolve(), out, settings, files, notes)
         return f"onnx: {_quoted(named)}", facts, given.resolve()
     if given.is_dir() and not (given / "config.json").is_file():
-        found = sorted(given.glob("*.onnx"))
-        hint = f"name the file: {found[0]}" if found else "it holds no config.json and no .onnx file"
+        onnx_files = sorted(given.glob("*.onnx"))
+        hint = f"name the file: {onnx_files[0]}" if onnx_files else "it holds no config.json and no .onnx file"
         raise InputError(f"{given}: is not a Hugging Face folder", hint=hint)
     facts = read_huggingface(wishes.model, Path.cwd(), wishes.task)
     named = _relative(given.resolve(), out) if given.is_dir() else wishes.model
@@ -113,7 +113,7 @@ def _source(
 
 
 def _reachable(model: Path, out: Path, settings: Settings, files: list[Path], notes: list[str]) -> str:
-    """The model's path from the recipe; a copy beside the recipe where recipes may not read the original."""
+    """Return the model's path from the recipe; a copy next to the recipe if recipes may not read the original."""
     from engineworks.model.onnx_files import model_files
 
     folder = out.parent.resolve()
@@ -182,7 +182,7 @@ def _own_data(given: str | None, out: Path, named: NamedDims, labels: str | None
 
 
 def _label_file(labels: str | None, out: Path) -> str | None:
-    """For images: 'folder', or a .csv file, as the recipe names it."""
+    """Return labels of images: 'folder', or a .csv file, as the recipe names it."""
     if labels is None or labels == BY_FOLDER:
         return labels
     if not Path(labels).is_file():
@@ -191,7 +191,7 @@ def _label_file(labels: str | None, out: Path) -> str | None:
 
 
 def _check_labels(wishes: Wishes, own: OwnData | None, outputs: Mapping[str, Sequence[Dim]]) -> None:
-    """Raises `InputError` for labels that were asked for and have no use."""
+    """Raise `InputError` for requested labels that have no use."""
     if wishes.labels is None:
         return
     if own is None:
@@ -211,7 +211,7 @@ def _stand_in(out: Path, what: str, seed: int, made: list[tuple[str, int]]) -> D
 def _wanted(
     named: NamedDims, facts: ModelFacts, wishes: Wishes, own: OwnData | None, notes: list[str]
 ) -> dict[str, Candidates]:
-    """Lengths worth a try: what the user said, else what the data has, else what such dimensions usually are."""
+    """Return lengths worth a try: the user's, else the data's, else usual ones of such dimensions."""
     usual = decoding_candidates if any(is_cache(raw.name) for raw in facts.inputs) else candidates
     said = _said_shapes(named, wishes, notes)
     wanted = {}
@@ -229,9 +229,9 @@ def _wanted(
 
 
 def _said_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str, Triple]:
-    """The dimensions' min, opt and max from whole shapes of inputs, as trtexec has them."""
+    """Return the dimensions' min, opt and max from whole shapes of inputs, as trtexec has them."""
     specs = {s.name: s for s in named.inputs}
-    found: dict[str, Triple] = {}
+    triples: dict[str, Triple] = {}
     for name, shapes in wishes.shapes.items():
         if name not in specs:
             notes.append(f"shapes are given for '{name}', which is no input: {', '.join(specs)}")
@@ -242,11 +242,11 @@ def _said_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str
         for axis, dim in enumerate(specs[name].shape):
             triple = (shapes[0][axis], shapes[1][axis], shapes[2][axis])
             if isinstance(dim, str):
-                if found.setdefault(dim, triple) != triple:
-                    notes.append(f"'{name}' has {dim} {list(triple)}, another input {list(found[dim])}, which counts")
+                if triples.setdefault(dim, triple) != triple:
+                    notes.append(f"'{name}' has {dim} {list(triple)}, another input {list(triples[dim])}, which counts")
             elif set(triple) != {dim}:
                 notes.append(f"'{name}', axis {axis}: {list(triple)} is asked for, the model is fixed to {dim}")
-    return found
+    return triples
 
 
 def _try(
@@ -259,7 +259,9 @@ def _try(
         return Trials()
     try:
         tried = try_lengths(model, named.inputs, ranges, wanted, named.sums)
-        if not tried.seen and not tried.error:  # what was asked for is too large for a trial; outputs are named by less
+        if (
+            not tried.seen and not tried.error
+        ):  # the requested lengths are too large for a trial; name outputs by smaller ones
             smaller = try_lengths(model, named.inputs, ranges, {d: candidates(d) for d in wanted}, named.sums)
             return replace(tried, seen=smaller.seen)
         return tried
@@ -268,16 +270,16 @@ def _try(
 
 
 def _say_not_finite(model: Path, loaded: LoadedRecipe, notes: list[str]) -> None:
-    """Whether the model's own outputs are numbers on the samples that stand in."""
+    """Note whether the model's own outputs are finite on the synthetic samples."""
     batch = batch_dim(loaded.files.evaluation.specs)
     lengths = next(iter(loaded.recipe.shapes.values()), {})
     rows = batch if isinstance(batch, int) else lengths[batch][1]
     try:
-        found = count_not_finite(model, loaded.files.evaluation, rows)
+        not_finite = count_not_finite(model, loaded.files.evaluation, rows)
     except StepError as error:
         notes.append(f"the model does not run on the samples that stand in: {error.message}")
         return
-    for name, count in found.items():
+    for name, count in not_finite.items():
         notes.append(
             f"output '{name}' of the model itself is NaN or infinite on the samples that stand in ({count} values); "
             "no engine can be compared there: give real samples with --evaluation, or correct the inputs' range"
@@ -287,7 +289,7 @@ def _say_not_finite(model: Path, loaded: LoadedRecipe, notes: list[str]) -> None
 def _triples(
     named: NamedDims, wanted: Mapping[str, Candidates], tried: Trials, facts: ModelFacts
 ) -> tuple[dict[str, Triple], dict[str, str]]:
-    """[min, opt, max] of every dimension, and what each rests on."""
+    """Return [min, opt, max] of every dimension, and the basis of each."""
     triples: dict[str, Triple] = {}
     why: dict[str, str] = {}
     for dim in named.dims:
@@ -309,7 +311,7 @@ def _triples(
 def _without_calibrated(
     wishes: Wishes, precisions: tuple[str, ...], notes: list[str]
 ) -> tuple[Wishes, tuple[str, ...]]:
-    """Without int8 and fp8, which no made-up numbers calibrate. What was asked for by --precisions is refused."""
+    """Drop int8 and fp8, which synthetic samples cannot calibrate. Raises an error if --precisions requested them."""
     left_out = [p for p in precisions if p in CALIBRATED]
     names = " and ".join(left_out)
     if not wishes.kept:
@@ -334,7 +336,7 @@ def _precisions(wishes: Wishes, facts: ModelFacts, calibrating: OwnData | None) 
 
 
 def _targets(folder: Path) -> tuple[tuple[str, ...], str]:
-    """The CPU and what runs here; those that can only be built ahead are named in the comment."""
+    """Return the CPU and what runs here; the comment names targets that can only be built ahead of time."""
     from engineworks.engines.backends import backend_facts
 
     known = load_targets(folder) if folder.is_dir() else {}

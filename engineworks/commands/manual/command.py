@@ -1,4 +1,4 @@
-"""`engineworks manual`: the generated parts of docs/. Hidden: for those who work on Engineworks."""
+"""`engineworks manual`: the generated parts of docs/. Hidden: for contributors to Engineworks."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SECTIONS = {
     "Waiver": "waivers",
     "TimeLimits": "time_limits",
 }
-"""Parts of the schema, in the order of a recipe, and where they stand in one."""
+"""Parts of the schema, in the order of a recipe, and their places in one."""
 
 HEADINGS = ("key", "type", "default", "meaning", "example")
 
@@ -52,7 +52,7 @@ first line `# yaml-language-server: $schema=recipe.schema.json` an editor says t
 
 
 def recipe_reference() -> str:
-    """The page. A part of the schema without a section would be missing here; a test counts them."""
+    """Return the page. A part of the schema without a section would be missing here; a test counts them."""
     schema = recipe_schema()
     parts = {"Recipe": schema, **schema["$defs"]}
     return "\n".join((ABOUT, *_sections(parts)))

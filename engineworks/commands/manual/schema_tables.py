@@ -18,11 +18,11 @@ PATTERNS = {
     r"^\d+(\.\d*)?\s*%$": "percentage",
     r"^\d{1,2}\.\d$": "capability",
 }
-"""What the patterns of the schema are called."""
+"""Names for the patterns of the schema."""
 
 
 def key_rows(part: Schema, links: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    """(key, type, default, meaning, example) of every key of a part, as Markdown. links: headings by name of part."""
+    """Yield (key, type, default, meaning, example) of every key, as Markdown. links: headings by name of part."""
     required = part.get("required", ())
     for key, schema in part["properties"].items():
         examples = schema.get("examples")
@@ -36,13 +36,13 @@ def key_rows(part: Schema, links: Mapping[str, str]) -> Iterator[tuple[str, ...]
 
 
 def markdown_table(headings: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
+    """Return a Markdown table; bars in cells are escaped."""
     lines = [headings, tuple("---" for _ in headings), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def default_words(key: str, schema: Schema) -> str:
-    """What holds where the key is not given; a dash where that is nothing."""
+    """Return the value that applies without the key; a dash if there is none."""
     if key in FROM_DEFAULTS:
         return "required, here or in `_defaults.yaml`"
     value = schema.get("default")
@@ -52,7 +52,7 @@ def default_words(key: str, schema: Schema) -> str:
 
 
 def type_words(schema: Schema, links: Mapping[str, str]) -> str:
-    """The type in words, as Markdown; parts with a section of their own are links."""
+    """Return the type as Markdown text; parts with their own section are links."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{links[name]}](#{anchor(links[name])})" if name in links else name
@@ -62,7 +62,7 @@ def type_words(schema: Schema, links: Mapping[str, str]) -> str:
         return " · ".join(f"`{word}`" for word in schema["enum"])
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            words = [type_words(one, links) for one in schema[several] if one.get("type") != "null"]
+            words = [type_words(choice, links) for choice in schema[several] if choice.get("type") != "null"]
             return " or ".join(dict.fromkeys(words))
     return _plain_words(schema, links)
 
@@ -85,7 +85,7 @@ def _plain_words(schema: Schema, links: Mapping[str, str]) -> str:
 
 def _list_words(schema: Schema, links: Mapping[str, str]) -> str:
     if "prefixItems" in schema:
-        return "[" + ", ".join(type_words(one, links) for one in schema["prefixItems"]) + "]"
+        return "[" + ", ".join(type_words(entry, links) for entry in schema["prefixItems"]) + "]"
     item = type_words(schema.get("items", {}), links)
     exact = schema.get("minItems") == schema.get("maxItems") and "minItems" in schema
     return f"{schema['minItems']} of: {item}" if exact else f"list of: {item}"
@@ -93,18 +93,18 @@ def _list_words(schema: Schema, links: Mapping[str, str]) -> str:
 
 def _bounds(schema: Schema) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
-    return f" {', '.join(found)}" if found else ""
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
 def anchor(heading: str) -> str:
-    """The anchor that Markdown viewers give a heading."""
+    """Return the anchor that Markdown viewers give a heading."""
     kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 
 
 def flow_yaml(value: Any) -> str:
-    """A value as YAML on one line, as a person would write it."""
+    """Return a value as YAML on one line, as a person would write it."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_word(str(k))}: {flow_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -113,6 +113,6 @@ def flow_yaml(value: Any) -> str:
 
 
 def _word(text: str) -> str:
-    """Quoted where flow YAML would read something else."""
+    """Quote text that flow YAML would read as something else."""
     plain = text and not set(text) & set("[]{},#'\"") and text[0] not in "*&!|>%@`?-" and ": " not in text
     return text if plain and not text.startswith("op:") else f"'{text}'"

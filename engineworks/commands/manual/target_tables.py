@@ -1,4 +1,4 @@
-"""The generated part of docs/targets.md: keys of a target, options of every backend, what each version can do."""
+"""The generated part of docs/targets.md: keys of a target, options of every backend, capabilities of each version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {int: "whole number", bool: "`true` · `false`", str: "text"}
 
 
 def target_tables() -> str:
-    """Everything between the markers of docs/targets.md."""
+    """Return everything between the markers of docs/targets.md."""
     return "\n".join((*_keys(), *_options(), *_capabilities(), *_sentences()))
 
 
@@ -89,7 +89,7 @@ def _sentences() -> Iterator[str]:
 
 
 def _models_with(refusal: Refusal) -> str:
-    """What a model must have for the refusal to concern it: 'LSTM: sequence lens'."""
+    """Return what a model must have for the refusal to apply: 'LSTM: sequence lens'."""
     uses = ", ".join(use.replace(":", ": ").replace("_", " ") for use in refusal.operators)
     return uses or ("an operator that its parser lacks" if refusal.but else "any")
 

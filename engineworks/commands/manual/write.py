@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/: whole pages, and what stands between two markers of a page."""
+"""Writes the generated parts of docs/: whole pages, and text between two markers of a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END = "<!-- end of what is generated -->\n"
 
 
 def manual_pages(folder: Path) -> Mapping[Path, str]:
-    """The pages of `folder` as they should be. Raises `InputError` where a page or a marker is missing."""
+    """Return the pages of `folder` as they should be. Raises `InputError` if a page or a marker is missing."""
     return {
         folder / "recipe-reference.md": recipe_reference(),
         folder / "targets.md": _between_markers(folder / "targets.md", target_tables()),
@@ -22,7 +22,7 @@ def manual_pages(folder: Path) -> Mapping[Path, str]:
 
 
 def write_manual(folder: Path) -> list[Path]:
-    """Write what is out of date; which pages those were."""
+    """Write outdated pages and return their paths."""
     stale = {path: text for path, text in manual_pages(folder).items() if _text(path) != text}
     for path, text in stale.items():
         path.write_text(text, encoding="utf-8")

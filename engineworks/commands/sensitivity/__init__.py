@@ -1,1 +1,1 @@
-"""`engineworks sensitivity`: what quantizing each part of a model costs."""
+"""`engineworks sensitivity`: the cost of quantizing each part of a model."""

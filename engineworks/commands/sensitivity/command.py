@@ -1,4 +1,4 @@
-"""`engineworks sensitivity`: what quantizing each part of a model costs, and the `keep` list that follows from it."""
+"""`engineworks sensitivity`: the cost of quantizing each part of a model, and the resulting `keep` list."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sensitivity(
 
 
 def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
-    """The change as a unified diff, '' where there is none to propose, and whether it was written."""
+    """Return the change as a unified diff, '' if there is none to propose, and whether it was written."""
     from engineworks.commands.sensitivity.patch import difference, replace_file, with_keep
 
     if made.keep is None or not made.proven:
@@ -85,9 +85,9 @@ def _patch(made: Sensitivity, recipe: Path, *, write: bool) -> tuple[str, bool]:
     return difference(before, after, made.loaded.shown), write and after != before
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    kept = set(found["kept_nodes"])
-    for part in found["parts"][:SHOWN]:
+def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    kept = set(report["kept_nodes"])
+    for part in report["parts"][:SHOWN]:
         yield (
             part["name"], str(len(part["nodes"])),
             "not finite" if part["noise"] is None else _figure(part["sqnr_db"] and -part["sqnr_db"], 1),
@@ -99,17 +99,17 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _sentences(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     from engineworks.commands.sensitivity.measurement import failures
 
-    found, cost = made.found, made.found["cost"]
-    every = f"all {found['candidates']} nodes quantized, {found['samples']} samples"
-    yield f"{made.id}: {_words(found['everything'])} with {every}"
-    if not found["limits"]:
-        yield f"the recipe has no limits for {found['precision']}: nothing says which of them to keep out"
+    report, cost = made.found, made.found["cost"]
+    every = f"all {report['candidates']} nodes quantized, {report['samples']} samples"
+    yield f"{made.id}: {_words(report['everything'])} with {every}"
+    if not report["limits"]:
+        yield f"the recipe has no limits for {report['precision']}: nothing says which of them to keep out"
     elif made.keep is None:
         yield "no list of nodes to keep out makes the limits hold"
     elif not made.keep:
         yield "the limits hold with nothing kept out"
     else:
-        yield f"with {len(found['kept_nodes'])} nodes kept out: {_words(found['result'])}"
+        yield f"with {len(report['kept_nodes'])} nodes kept out: {_words(report['result'])}"
     if made.verdict is not None:
         yield f"the engine of this list: {made.verdict.verdict}"
         yield from (f"  {check.sentence}" for check in failures(made.verdict))

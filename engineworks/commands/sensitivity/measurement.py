@@ -1,6 +1,6 @@
-"""Recipe → what each part of its model costs in a precision, and the `keep` list that makes its limits hold.
+"""Recipe → the cost of each part of its model in a precision, and the `keep` list that meets its limits.
 
-Folding, ranges, lowering, engine and comparison are the steps of a build, from the store where it has them.
+Folding, ranges, lowering, engine and comparison are the steps of a build, taken from the store if it has them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from engineworks.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was found. found: the step's JSON. verdict: of the engine of the list that was found, None without one."""
+    """The measured sensitivity. found: the step's JSON. verdict: of the engine with that list, if any."""
 
     loaded: LoadedRecipe
     id: str
@@ -41,12 +41,12 @@ class Sensitivity:
 
     @property
     def keep(self) -> tuple[str, ...] | None:
-        """The list that makes the limits hold, None if there is none."""
+        """The list that meets the limits, None if there is none."""
         return None if self.found["keep"] is None else tuple(self.found["keep"])
 
     @property
     def proven(self) -> bool:
-        """Whether nothing that judged the engine of this list speaks against it."""
+        """Whether no check failed for the engine of this list."""
         return self.verdict is not None and self.verdict.verdict in ("pass", "unmeasured")
 
     @property
@@ -71,8 +71,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Try the groups, find the list, build its engine and compare it on all evaluation data.
 
-    `samples`: how many of the evaluation samples the search uses, default all. The recipe's own `keep` is set aside.
-    Raises `RecipeError`, `InputError` for what cannot be asked, and what the steps raise.
+    `samples`: how many of the evaluation samples the search uses, default all. The recipe's own `keep` is ignored.
+    Raises `RecipeError`, `InputError` for invalid requests, and the errors of the steps.
     """
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     wanted = _narrowed(loaded, precision, _find_target(loaded, target), keep=())
@@ -81,17 +81,17 @@ def measure_sensitivity(
     step = _sensitivity_step(wanted, plan, digests, samples)
     _run(plan, step.inputs.values(), store)
     _run_step(step, store)
-    found = store.require(step.key).read_json(SENSITIVITY_FILE)
+    report = store.require(step.key).read_json(SENSITIVITY_FILE)
     verdict = None
-    if found["keep"] is not None:
-        kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(found["keep"]))
+    if report["keep"] is not None:
+        kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(report["keep"]))
         verdict = _judge_engine(plan_recipe(kept, store, digests), store)
     digests.save()
-    return Sensitivity(loaded, plan.engines[0].id, found, verdict)
+    return Sensitivity(loaded, plan.engines[0].id, report, verdict)
 
 
 def _find_target(loaded: LoadedRecipe, name: str) -> NamedTarget:
-    """A target of the recipe, or any other of the file beside it."""
+    """Return a target of the recipe, or any other of the file next to it."""
     own = next((t for t in loaded.targets if t.name == name), None)
     if own is not None:
         return own
@@ -102,8 +102,7 @@ def _find_target(loaded: LoadedRecipe, name: str) -> NamedTarget:
 
 
 def _narrowed(loaded: LoadedRecipe, precision: str, target: NamedTarget, *, keep: tuple[str, ...]) -> LoadedRecipe:
-    """The recipe with one precision, one target and this `keep`. Raises `InputError` where the precision has no use
-    for one."""
+    """Return the recipe with one precision, one target and this `keep`. Raises `InputError` if it has no use."""
     recipe = loaded.recipe
     if precision not in (*CALIBRATED, *recipe.mixtures):
         possible = (*CALIBRATED, *recipe.mixtures)
@@ -151,12 +150,12 @@ def _judge_engine(plan: Plan, store: Store) -> Verdict:
 
 
 def failures(verdict: Verdict) -> Iterable[Check]:
-    """What speaks against the engine, and what could not be told."""
+    """Return the checks that the engine failed or that had no result."""
     return (check for check in verdict.checks if check.verdict != "pass")
 
 
 def _run(plan: Plan, keys: Iterable[str], store: Store) -> None:
-    """Run these steps and all that they need."""
+    """Run these steps and all their inputs."""
     for step in plan.needed(keys):
         _run_step(step, store)
 

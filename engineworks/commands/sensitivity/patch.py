@@ -1,4 +1,4 @@
-"""The `keep` list of a recipe's text, changed without a change to anything else in it."""
+"""Changes the `keep` list in a recipe's text, and nothing else in it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engineworks.errors import InputError
 from engineworks.recipe.yaml_nodes import parse_yaml
 
 LINE_ROOM = 100
-"""Columns that a list on one line may take; a longer one gets a line for each entry."""
+"""Maximum columns of a list on one line; a longer one gets a line for each entry."""
 
 
 def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
-    """The recipe's text with `calibration: {keep: […]}` as given; comments and all other lines are as they were.
+    """Return the recipe's text with `calibration: {keep: […]}` as given; comments and all other lines stay.
 
-    An empty list takes the key out. `shown`: how messages name the file. Raises `InputError` where the text does not
-    lend itself to that, as where 'calibration' is an alias.
+    An empty list removes the key. `shown`: the file's name in messages. Raises `InputError` if the text does not allow
+    the change, e.g. if 'calibration' is an alias.
     """
     if parse_yaml(text, shown).plain().get("calibration", {}).get("keep", []) == list(keep):
         return text
@@ -33,16 +33,16 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     changed = _spliced(plain, unchanged, _dump(document))
     calibration = {k: v for k, v in before.get("calibration", {}).items() if k != "keep"}
     wanted = {k: v for k, v in before.items() if k != "calibration"}
-    found = parse_yaml(changed, shown).plain()
-    left = {k: v for k, v in found.get("calibration", {}).items() if k != "keep"}
-    others = {k: v for k, v in found.items() if k != "calibration"}
-    if (others, left, found.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
+    reread = parse_yaml(changed, shown).plain()
+    left = {k: v for k, v in reread.get("calibration", {}).items() if k != "keep"}
+    others = {k: v for k, v in reread.items() if k != "calibration"}
+    if (others, left, reread.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
         raise InputError(f"{shown}: its 'keep' cannot be changed by itself", hint="write the list into it by hand")
     return changed.replace("\n", newline)
 
 
 def difference(before: str, after: str, shown: str) -> str:
-    """Both texts as a unified diff; empty where they are equal."""
+    """Return both texts as a unified diff; empty if they are equal."""
     lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
     name = shown.lstrip("/")
     return "".join(unified_diff(*lines, fromfile=f"a/{name}", tofile=f"b/{name}"))
@@ -103,8 +103,11 @@ def _on_one_line(keep: list[str]) -> bool:
 
 
 def _replace(listed: Any, keep: list[str]) -> None:
-    """New entries in the list's own style. A comment behind an entry goes with it; lines of comment stay, also those
-    that follow the list, which ruamel.yaml ties to its last entry."""
+    """Put new entries into the list in its own style.
+
+    A comment behind an entry goes with it. Lines of comment stay, also those that follow the list, which ruamel.yaml
+    ties to its last entry.
+    """
     comments = {entry: _comment_of(listed, at) for at, entry in enumerate(listed)}
     listed.ca.items.clear()
     while len(listed):
@@ -119,7 +122,7 @@ def _replace(listed: Any, keep: list[str]) -> None:
 
 
 def _comment_of(listed: Any, at: int) -> tuple[str, str, int]:
-    """The comment behind an entry, the lines of comment below it, and the first one's column."""
+    """Return the comment behind an entry, the lines of comment below it, and the first one's column."""
     tokens = [token for token in listed.ca.items.get(at) or [] if hasattr(token, "value")]
     first, _, rest = "".join(token.value for token in tokens).partition("\n")
     return first, rest, tokens[0].start_mark.column if tokens else 0
@@ -133,8 +136,10 @@ def _token(text: str, column: int) -> Any:
 
 
 def _spliced(text: str, unchanged: str, changed: str) -> str:
-    """`text` with what differs between two dumps of it; how ruamel.yaml writes the other lines is left out. Where the
-    dump has other lines than the text, which no recipe of ours has shown, it is taken as it is."""
+    """Apply to `text` only the differences between two dumps of it, without ruamel.yaml's changes to other lines.
+
+    If the dump has other lines than the text, which no shipped recipe has shown, the dump is used.
+    """
     lines, before, after = text.splitlines(), unchanged.splitlines(), changed.splitlines()
     if len(lines) != len(before):
         return changed
@@ -145,7 +150,7 @@ def _spliced(text: str, unchanged: str, changed: str) -> str:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Write the text in place of the file's at one stroke, with the file's own permissions. Raises `InputError`."""
+    """Replace the file's text atomically and keep the file's permissions. Raises `InputError`."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         try:

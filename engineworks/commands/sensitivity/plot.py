@@ -1,4 +1,4 @@
-"""The ranking as a picture: the noise of each part, in the ranking's order, those that are to stay out marked."""
+"""The ranking as a picture: the noise of each part, in the ranking's order, with excluded parts marked."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ MOST_BARS = 30
 _KEPT, _QUANTIZED = "#c44e52", "#4c72b0"
 
 
-def write_plot(found: Mapping[str, Any], title: str, file: Path) -> Path | None:
-    """Write the picture (SVG, or what the file's name says); None where matplotlib is not installed."""
+def write_plot(report: Mapping[str, Any], title: str, file: Path) -> Path | None:
+    """Write the picture (SVG, or the format of the file's suffix); None if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    parts = found["parts"][:MOST_BARS]
+    parts = report["parts"][:MOST_BARS]
     figure = Figure(figsize=(9, 1.4 + 0.26 * len(parts)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    kept = set(found["kept_nodes"])
+    kept = set(report["kept_nodes"])
     noise = [p["noise"] if p["noise"] else 1e-12 for p in parts]
     colours = [_KEPT if kept.issuperset(p["nodes"]) else _QUANTIZED for p in parts]
     axes.barh(range(len(parts)), noise, color=colours, log=True)

@@ -1,4 +1,4 @@
-"""What was seen of one tensor so far, and the range that each method makes of it. One pass serves every method."""
+"""Observations of one tensor, and the range that each method makes from them. One pass serves every method."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from engineworks.model.calibrate.thresholds import entropy_bin, mse_bin, percent
 from engineworks.model.calibrate.values import Counts, Values
 
 SAMPLE_BINS = 1024
-"""Bins for the sample of a moving average: it gives one share only, and bins cost more time than values."""
+"""Bins for the sample of a moving average: it gives only one share, and bins cost more time than values."""
 
 _CODES = 2 * INT8_MAX + 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How ranges are chosen.
+    """Selects how ranges are chosen.
 
-    percentile: of |x|, in per cent. averaging: weight of a new batch in a moving average, None for the mean over all
+    percentile: of |x|, in percent. averaging: weight of a new batch in a moving average, None for the mean over all
     batches. bins: of each histogram, a power of two.
     """
 
@@ -35,7 +35,7 @@ class Settings:
     bins: int = 8192
 
     def check(self) -> None:
-        """Raises `CalibrationError` for settings that make no sense."""
+        """Raise `CalibrationError` for settings that make no sense."""
         if self.method not in METHODS:
             hint = f"choose one of {', '.join(METHODS)}"
             raise CalibrationError(f"unknown calibration method '{self.method}'", hint=hint)
@@ -50,29 +50,29 @@ class Settings:
 
     @property
     def counts_all(self) -> bool:
-        """Whether every value is counted into a histogram."""
+        """Whether a histogram counts every value."""
         return self.method in _BINS
 
     @property
     def samples(self) -> bool:
-        """Whether some are, to say how many a range clips that is no quantile of them."""
+        """Whether a histogram counts some values, to estimate how many a range clips that is no quantile of them."""
         return self.method == "moving_average"
 
     @property
     def counted_bins(self) -> int:
-        """Bins in which values are counted."""
+        """Number of bins in which values are counted."""
         return self.bins if self.counts_all else min(self.bins, SAMPLE_BINS)
 
     @property
     def parameters(self) -> dict[str, float]:
-        """Those that the method reads, for the artifact."""
+        """The parameters that the method reads, for the artifact."""
         read = {"percentile": ("percentile", "bins"), "moving_average": ("averaging",), "minmax": ()}
         values = {name: getattr(self, name) for name in read.get(self.method, ("bins",))}
         return {name: value for name, value in values.items() if value is not None}
 
 
 class Activation:
-    """What was seen of one tensor: its extremes, and a histogram of what was counted."""
+    """Observations of one tensor: its extremes, and a histogram of counted values."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
@@ -82,8 +82,10 @@ class Activation:
         self._values = 0
 
     def add(self, values: Values, count: Counts | None) -> None:
-        """Take in the tensor of one batch. count: counts the values that its histogram is to have, None for none.
-        Raises `CalibrationError` if the tensor is no float or not finite."""
+        """Take in the tensor of one batch. count: counts the values for its histogram, None for none.
+
+        Raises `CalibrationError` if the tensor is no float or not finite.
+        """
         if np.dtype(values.dtype).kind != "f":
             raise CalibrationError(f"activation '{self._name}' is {values.dtype}, not a float", hint="leave it out")
         if not values.size:
@@ -104,7 +106,7 @@ class Activation:
 
     @property
     def amax(self) -> float:
-        """The magnitude to cover by the method; 0 if nothing was seen."""
+        """The magnitude to cover by the method; 0 without values."""
         largest = max(-self._minimum, self._maximum, 0.0)
         if self._average:
             return min(largest, self._average.amax)
@@ -119,15 +121,15 @@ class Activation:
         return not self._values
 
     def range(self, amax_early: float | None = None) -> Range:
-        """The range of all that was seen, which must not be empty."""
+        """Return the range of all values so far; there must be some."""
         amax = self.amax
-        reach = amax * (1 + 0.5 / INT8_MAX)  # what rounds to the last code is not clipped
+        reach = amax * (1 + 0.5 / INT8_MAX)  # values that round to the last code are not clipped
         clips = reach < max(-self._minimum, self._maximum)
         saturated = self._histogram.above(reach) if clips else 0.0
         return Range(amax, self._minimum, self._maximum, saturated, self._values, self._unused(amax), amax_early)
 
     def _unused(self, amax: float) -> float:
-        """Fraction of the codes -127 … 127 that no value rounds to."""
+        """Return the fraction of the codes -127 … 127 that no value rounds to."""
         if not amax:
             return 1 - 1 / _CODES
         codes = np.arange(-INT8_MAX, INT8_MAX + 1)
@@ -143,10 +145,10 @@ class Activation:
 class _Average:
     """The running mean of the batches' extremes.
 
-    Without a constant the plain mean over all batches, as ONNX Runtime's MinMaxCalibrater with `moving_average` makes
-    it of what it is given at once. With constant c: m ← m + c (x - m), beginning with the first batch: the exponential
-    moving average of B. Jacob et al. (arXiv:1712.05877), section 3.1, as in PyTorch's MovingAverageMinMaxObserver and
-    in ONNX Runtime's `merge_range`. A batch counts once, whatever its size.
+    Without a constant it is the plain mean over all batches, as in ONNX Runtime's MinMaxCalibrater with
+    `moving_average` for data passed at once. With constant c: m ← m + c (x - m), beginning with the first batch: the
+    exponential moving average of B. Jacob et al. (arXiv:1712.05877), section 3.1, as in PyTorch's
+    MovingAverageMinMaxObserver and in ONNX Runtime's `merge_range`. A batch counts once, whatever its size.
     """
 
     def __init__(self, constant: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Calibration: run the folded fp32 model over samples and find the range that int8 is to cover in each tensor.
+"""Calibration: run the folded fp32 model over samples and find the range that int8 covers in each tensor.
 
 Memory does not grow with the number of samples: every activation is counted into a histogram and freed at once.
 """
@@ -26,30 +26,33 @@ from engineworks.tensors import TensorSpec
 Batch = Mapping[str, NDArray[Any]]
 
 EARLY = 0.8
-"""Share of the samples after which the ranges are looked at a first time: they should not move much any more."""
+"""Share of the samples after which the ranges are first read: they should not move much any more."""
 
 SAMPLED_BATCHES, SAMPLED_BATCHES_EVERY = 8, 16
-"""A moving average samples values of so many batches, then of one in so many, to say how many its range clips: a
-histogram costs as much as both extremes do."""
+"""A moving average samples values of this many batches, then of one in this many, to estimate how many its range clips.
+A histogram costs as much as both extremes do."""
 
 
 class Passes(Protocol):
-    """Runs a model on one batch after the other and lets calibrators take in its tensors."""
+    """Runs a model on batches and passes its tensors to calibrators."""
 
     inputs: tuple[TensorSpec, ...]
     provider: str
     """ONNX Runtime's execution provider."""
 
     def run(self, feeds: Batch, seen: Mapping[str, Activation], *, look: bool) -> None:
-        """One batch. look: whether a moving average samples it. Raises `SamplesError` if the names of `feeds` are not
-        the model's inputs, `CalibrationError` with what ONNX Runtime says if the model does not run on them, and what
-        a calibrator raises, if need be only at the next batch."""
+        """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and dtypes of
+        the model's inputs.
+
+        Raises `SamplesError` if the names of `feeds` are not the model's inputs, and `CalibrationError` with ONNX
+        Runtime's message if the model does not run on them. Errors of a calibrator may come only at the next batch.
+        """
 
     def finish(self) -> None:
-        """Wait until all is taken in. Raises what a calibrator raised."""
+        """Wait until everything is taken in. Raises what a calibrator raised."""
 
     def close(self) -> None:
-        """End what it started."""
+        """Stop its threads and sessions."""
 
 
 def collect_ranges(
@@ -66,18 +69,20 @@ def collect_ranges(
     samples: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Ranges:
-    """Ranges of `tensors` (activations or inputs of the ONNX file) over all `batches`, in one pass: no method needs
-    more, because histograms grow with the values that they meet.
+    """Collect the ranges of `tensors` (activations or inputs of the ONNX file) over all `batches`.
 
-    batches: called once; each batch holds an array for every input of the model, shapes may differ from batch to
-    batch. A batch counts as many samples as its first input that has axes is long in axis 0.
-    percentile: of |x|, in per cent, for method "percentile". averaging: weight of a new batch for "moving_average",
-    None for the mean over all batches. bins: of each histogram, a power of two; at least half of them lie below the
-    largest magnitude. threads: of ONNX Runtime, 0 for one per core. device: where the model runs, "auto" for a GPU
-    where ONNX Runtime has one; values are counted there, too. samples: how many there will be, so that the ranges
-    after `EARLY` of them are noted. progress: called after each batch with the number of samples so far.
-    Raises `SamplesError` for samples that do not fit the model or for none, `CalibrationError` for a tensor that the
-    model does not have, that is no float or that holds NaN or infinity.
+    One pass is enough for every method, because histograms grow with their values.
+
+    batches: called once; each batch holds an array for every input of the model, of its dtype; shapes may differ from
+    batch to batch. The number of samples in a batch is axis 0 of its first input that has axes. percentile: of |x|, in
+    percent, for method "percentile". averaging: weight of a new batch for "moving_average", None for the mean over all
+    batches. bins: of each histogram, a power of two; at least half of them lie below the largest magnitude. threads: of
+    ONNX Runtime, 0 for one per core. device: where the model runs and values are counted, "auto" for a GPU if ONNX
+    Runtime has one. samples: the expected number, so that the ranges after `EARLY` of them are recorded. progress:
+    called after each batch with the number of samples so far.
+
+    Raises `SamplesError` for no samples or samples that do not fit the model, `CalibrationError` for a tensor that the
+    model lacks, that is no float or that holds NaN or infinity.
     """
     settings = Settings(method, percentile, averaging, bins)
     settings.check()
@@ -93,7 +98,7 @@ def collect_ranges(
 
 
 def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int, device: Device) -> Passes:
-    """Where extremes are enough the graph finds them itself; other methods, and GPUs, are handed the tensors."""
+    """Open the model. If extremes are enough the graph finds them itself; other methods, and GPUs, read the tensors."""
     if not settings.counts_all and choose_providers(device) == [CPU_PROVIDER]:
         reduced = open_reductions(model, tensors, threads, settings.counted_bins, sample=settings.samples)
         if reduced:
@@ -108,7 +113,7 @@ def _run_all(
     samples: int | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[int, dict[str, float]]:
-    """How many samples there were, and amax by tensor after `EARLY` of them (nothing if `samples` is not known)."""
+    """Return the number of samples, and amax by tensor after `EARLY` of them (empty if `samples` is unknown)."""
     early: dict[str, float] = {}
     axis0 = next((spec.name for spec in passes.inputs if spec.shape), None)
     sample_count = 0

@@ -1,8 +1,8 @@
-"""Extremes and histograms of tensors where ONNX Runtime computed them: two small ONNX graphs, run by the same provider.
+"""Extremes and histograms of tensors on ONNX Runtime's device: two small ONNX graphs, run by the same provider.
 
-On an H100 a tensor of 3 million values took 0.3 to 0.5 ms so, where copying it to the host alone took 2 ms and
-counting it there 15 ms. No custom kernel, nothing to compile; the CPU provider runs the same graphs, so that
-tests compare them with `BinCounter`.
+On an H100 a tensor of 3 million values took 0.3 to 0.5 ms. Copying it to the host took 2 ms, and counting it there 15
+ms. There is no custom kernel and nothing to compile. The CPU provider runs the same graphs, so that tests compare them
+with `BinCounter`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     import onnxruntime
 
 ROWS = 1024
-"""Histograms that are filled side by side and added: with one, the atomic additions of equal values (the zeros of a
+"""Number of histograms filled in parallel and then added. With one, atomic additions of equal values (the zeros of a
 ReLU) wait for each other, and 3 million take half a minute."""
 
 COUNTED: Mapping[str, str] = {"tensor(float)": "float32", "tensor(float16)": "float16"}
-"""Types that the graphs take, as ONNX Runtime and as numpy calls them; others are counted on the host."""
+"""Types that the graphs take, by their ONNX Runtime and numpy names; others are counted on the host."""
 
 _OPSET, _IR_VERSION = 18, 9
 
 
 class DeviceCounter:
-    """Sessions of the graphs, one for each type, opened when they are needed. device: as in ONNX Runtime, "cuda"."""
+    """Sessions of the graphs, one for each type, opened when needed. device: as in ONNX Runtime, "cuda"."""
 
     def __init__(self, bins: int, providers: Sequence[Any], device: str) -> None:
         self._bins, self._providers, self._device = bins, list(providers), device
         self._sessions: dict[tuple[str, str], onnxruntime.InferenceSession] = {}
 
     def extremes(self, tensor: onnxruntime.OrtValue, dtype: str) -> tuple[float, float]:
-        """Smallest and largest value; NaN in both where one is NaN, whatever the provider's reduction makes of it."""
+        """Return the smallest and largest value of a tensor [any shape]; NaN in both if one is NaN."""
         session = self._session("extremes", dtype)
         low, high, zero = (float(scalar) for scalar in self._run(session, {"x": tensor}))
         if math.isnan(zero) and math.isfinite(low) and math.isfinite(high):
@@ -49,7 +49,8 @@ class DeviceCounter:
     def count(
         self, tensor: onnxruntime.OrtValue, dtype: str, size: int, exponent: int, every: int = 1
     ) -> NDArray[np.int64]:
-        """As `BinCounter.count`: int64[bins] of the tensor's `size` values, or of one block of `BLOCK` in `every`."""
+        """Count as `BinCounter.count` does: int64[bins] of the tensor's `size` values, or of one block of `BLOCK` in
+        `every`."""
         block = 1 if every == 1 else BLOCK
         blocks = size // block
         padding = -(-(-blocks // every) * block) % ROWS
@@ -96,7 +97,7 @@ class DeviceCounter:
 
 
 def _extremes(dtype: str) -> onnx.ModelProto:
-    """x → least, most: scalars; and the sum of 0 · x, NaN where a value is not finite."""
+    """Make the graph x → least, most: scalars; and the sum of 0 · x, which is NaN if a value is not finite."""
     import onnx
 
     make = onnx.helper.make_node
@@ -112,8 +113,8 @@ def _extremes(dtype: str) -> onnx.ModelProto:
 
 
 def _counts(dtype: str, bins: int) -> onnx.ModelProto:
-    """x; to, every i64[1], blocks, padding i64[2], factor f32[] → f64[bins]: how many |x| · factor round down to
-    each bin.
+    """Make the graph x; to, every i64[1]; blocks, padding i64[2]; factor f32[] → f64[bins]: how many |x| · factor round
+    down to each bin.
 
     Sums of a row are exact in fp32 up to 2^24, and a row holds one value in 1024.
     """

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 1 << 15
-"""Elements that are counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
+"""Elements counted at a time: source, scaled copy and indices (16 bytes each) stay in a core's L2 cache."""
 
 BLOCK = 16
-"""Values in a line of the cache: what is counted of some only skips whole lines, for a line is read as a whole."""
+"""Values in a line of the cache: sampling skips whole lines, because a line is read as a whole."""
 
 MIN_EXPONENT = -100
-"""Ranges do not get smaller than 2^-100: the factor from value to bin has to stay finite in float32."""
+"""Ranges do not get smaller than 2^-100: the factor from value to bin must stay finite in float32."""
 
 
 class BinCounter:
-    """Counts magnitudes into bins, a chunk at a time through two buffers of its own. Not thread-safe."""
+    """Counts magnitudes into bins, a chunk at a time through its two buffers. Not thread-safe."""
 
     def __init__(self, bins: int) -> None:
         if bins < 2 or bins & (bins - 1):
@@ -34,10 +34,10 @@ class BinCounter:
         self._indices = np.empty(CHUNK, np.intp)
 
     def count(self, values: NDArray[Any], exponent: int) -> NDArray[np.int64]:
-        """Counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
+        """Return the counts per bin, int64[bins], of a flat float array whose magnitudes are all below 2^exponent.
 
-        The factor is a power of two, so that scaling is exact in binary floating point and equals comparing with
-        the bins' edges.
+        The factor is a power of two, so that scaling is exact in binary floating point and equals comparing with the
+        bins' edges.
         """
         factor = np.float32(math.ldexp(self.bins, -exponent))
         counts = np.zeros(self.bins, np.int64)
@@ -63,7 +63,7 @@ class Histogram:
         return math.ldexp(1.0, self.exponent) / self.counts.size
 
     def add(self, count: Callable[[int], NDArray[np.int64]], amax: float) -> None:
-        """`count` is asked for its values' counts at an exponent; `amax`, finite, is their largest magnitude."""
+        """Add the counts that `count` returns for an exponent; `amax`, finite, is their largest magnitude."""
         self._cover(amax)
         self.counts += count(self.exponent)
 
@@ -76,14 +76,16 @@ class Histogram:
         self.counts = merge_bins(self.counts, 1 << min(merged, self.counts.size.bit_length() - 1))
 
     def above(self, amax: float) -> float:
-        """Fraction of all values with a magnitude above `amax`, to within the bin that holds it."""
+        """Return the fraction of all values with a magnitude above `amax`, to within the bin that holds it."""
         total = int(self.counts.sum())
         bins = math.ceil(amax / self.bin_width)
         return int(self.counts[bins:].sum()) / total if total else 0.0
 
     def rounded(self, step: float, levels: int) -> NDArray[np.bool_]:
-        """Which of the multiples 0 … `levels` of `step` a magnitude rounds to, bool[levels + 1]; what lies beyond the
-        last counts to it. A bin counts for every multiple that its values may round to."""
+        """Return which of the multiples 0 … `levels` of `step` a magnitude rounds to, bool[levels + 1].
+
+        Larger values count to the last one. A bin counts for every multiple that its values may round to.
+        """
         filled = np.flatnonzero(self.counts)
         first = np.minimum(np.rint(filled * self.bin_width / step), levels).astype(np.intp)
         last = np.minimum(np.rint((filled + 1) * self.bin_width / step), levels).astype(np.intp)
@@ -95,8 +97,7 @@ class Histogram:
 
 
 def merge_bins(counts: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
-    """The histogram, int64[bins], of as many bins over a range that is `factor` (a power of two ≤ bins) times as
-    wide."""
+    """Return the histogram, int64[bins], over a range `factor` (a power of two ≤ bins) times as wide."""
     merged = np.zeros_like(counts)
     merged[: counts.size // factor] = counts.reshape(-1, factor).sum(axis=1)
     return merged

@@ -1,7 +1,7 @@
-"""What the samples themselves look like, input by input: statistics in constant memory, and how two sets differ.
+"""Statistics of the samples themselves, by input and in constant memory, and how two sets differ.
 
-Values of an input are taken together, whatever their place in it: enough to see black images, a scaling that was
-forgotten, other lengths of padding; not enough to see that pixels were shuffled.
+All values of an input count together, whatever their place. That shows black images, a forgotten scaling or other
+lengths of padding, but not shuffled pixels.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from engineworks.errors import SamplesError
 Batch = Mapping[str, NDArray[Any]]
 
 DRAWN = 1024
-"""About how many values of each input are kept, evenly from all samples: the empirical distribution."""
+"""Approximate number of values kept of each input, evenly from all samples: the empirical distribution."""
 
 MIN_DISTANCE = 0.2
-"""Smallest Kolmogorov-Smirnov distance that is worth a sentence, however many samples there are."""
+"""Minimum Kolmogorov-Smirnov distance for a warning, however many samples there are."""
 
 MIN_DISTANCE_OF_INTEGERS = 0.35
 """The same for integers: most are token ids, which have no order and differ from text to text."""
 
 SAMPLES_TO_COMPARE_SCALES = 8
-"""Of fewer samples, mean and deviation are too much those of the single sample."""
+"""With fewer samples, mean and deviation depend too much on the single sample."""
 
 KS_ALPHA = 0.001
-"""Chance of a sentence about two sets of one origin, if the values of one sample counted as one value."""
+"""Chance of a warning about two sets of one origin, if the values of one sample counted as one value."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class InputStatistics:
 
     @property
     def constant(self) -> bool:
-        """Whether one value is all that the samples hold."""
+        """Whether the samples hold one value only."""
         return self.minimum == self.maximum and not self.nonfinite
 
     @property
@@ -68,10 +68,10 @@ class InputStatistics:
 
 
 class InputWatch:
-    """Looks at the batches that pass through `watch`, and then knows their `statistics`.
+    """Observes the batches that pass through `watch` for their `statistics`.
 
-    axes: where each input has its samples, None where a batch is one sample of it. samples: how many there will be.
-    refuse: what the data is called if NaN and infinity in it are an error, else None.
+    axes: where each input has its samples, None where a batch is one sample of it. samples: the expected number.
+    refuse: the name of the data in the error if NaN and infinity are errors, else None.
     """
 
     def __init__(self, axes: Mapping[str, int | None], samples: int, *, refuse: str | None = None) -> None:
@@ -82,8 +82,8 @@ class InputWatch:
         self.repeated = True
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, arrays of any dtype by input name. Raises `SamplesError` for the first value that is not
-        finite, if that is asked for."""
+        """Yield the same batches, arrays of any shape and dtype by input name. Raises `SamplesError` for the first
+        value that is not finite, if `refuse` is set."""
         for batch in batches:
             rows = {
                 name: self._by_sample(name, np.asarray(value)) for name, value in batch.items() if name in self._axes
@@ -99,11 +99,11 @@ class InputWatch:
             yield batch
 
     def statistics(self) -> dict[str, InputStatistics]:
-        """By input, in the order of the model; inputs of which no value was seen are left out."""
+        """Return statistics by input, in the order of the model, without inputs that had no value."""
         return {name: moments.statistics() for name, moments in self._moments.items() if moments.samples}
 
     def _by_sample(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        """[samples, values]; a view where the samples come first."""
+        """Return the array as [samples, values] in its dtype; a view where the samples come first."""
         axis = self._axes[name]
         first = array[None] if axis is None else np.moveaxis(array, axis, 0)
         return first.reshape(len(first), -1) if len(first) else first.reshape(0, 0)
@@ -120,7 +120,7 @@ class InputWatch:
 class _Moments:
     """Count, extremes, mean and variance of values that come in pieces.
 
-    Pieces are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for
+    Merges pieces as in T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating formulae and a pairwise algorithm for
     computing sample variances" (1979): M2 = M2a + M2b + d² na nb / n.
     """
 
@@ -135,7 +135,7 @@ class _Moments:
         self._drawn: list[NDArray[np.float64]] = []
 
     def add(self, values: NDArray[Any]) -> int:
-        """Take in [samples, values]; returns how many of them are not finite."""
+        """Take in [samples, values] of any numeric dtype; returns how many of them are not finite."""
         if not values.size:
             return 0
         self._dtype = self._dtype or values.dtype.name
@@ -161,7 +161,8 @@ class _Moments:
         self._count = total
 
     def _draw(self, values: NDArray[Any]) -> None:
-        """Some values of every sample (of some samples, where there are many), at places that are not on a grid."""
+        """Draw some values, [samples, values], of every sample (of some samples, if there are many), at places that are
+        not on a grid."""
         skip = -self.samples % self._every
         for row in values[skip :: self._every]:
             places = self._random.integers(0, row.size, self._per_sample)
@@ -177,7 +178,7 @@ class _Moments:
 
 
 def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, InputStatistics]) -> tuple[str, ...]:
-    """One sentence for each input whose values differ between the two sets of samples."""
+    """Return one warning for each input whose values differ between the two sets of samples."""
     sentences = []
     for name, before in calibration.items():
         now = evaluation.get(name)
@@ -196,8 +197,10 @@ def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, I
 
 
 def _scaled(before: InputStatistics, now: InputStatistics) -> bool:
-    """Whether one set is wider than the other by a factor of two, or its mean lies outside: a forgotten scaling around
-    zero moves the distribution functions apart by less than a half."""
+    """Return whether one set is twice as wide as the other, or its mean lies outside.
+
+    A forgotten scaling around zero moves the distribution functions apart by less than a half.
+    """
     if not before.floating or min(before.samples, now.samples) < SAMPLES_TO_COMPARE_SCALES:
         return False
     narrow, wide = sorted((before.std, now.std))
@@ -205,8 +208,10 @@ def _scaled(before: InputStatistics, now: InputStatistics) -> bool:
 
 
 def ks_distance(values: Iterable[float], others: Iterable[float]) -> float:
-    """Largest distance, in 0 … 1, of the two empirical distribution functions: D = sup |F1(x) - F2(x)|, as
-    `scipy.stats.ks_2samp` computes it (both sets sorted, both searched for all values)."""
+    """Return the largest distance, in 0 … 1, of the two empirical distribution functions.
+
+    D = sup |F1(x) - F2(x)|, as `scipy.stats.ks_2samp` computes it (both sets sorted, both searched for all values).
+    """
     first, second = np.sort(np.fromiter(values, np.float64)), np.sort(np.fromiter(others, np.float64))
     everywhere = np.concatenate([first, second])
     cdfs = (np.searchsorted(s, everywhere, side="right") / s.size for s in (first, second))
@@ -214,7 +219,10 @@ def ks_distance(values: Iterable[float], others: Iterable[float]) -> float:
 
 
 def ks_critical(samples: int, others: int, alpha: float = KS_ALPHA) -> float:
-    """Distance that n = `samples` and m = `others` independent values of one distribution exceed with probability
-    `alpha`: sqrt(-ln(alpha / 2) / 2 · (n + m) / (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of
-    Computer Programming, 3.3.1). Values of one sample hang together, so that n and m are counts of samples."""
+    """Return the distance that n = `samples` and m = `others` independent values of one distribution exceed with
+    probability `alpha`.
+
+    It is sqrt(-ln(alpha / 2) / 2 · (n + m) / (n m)), the asymptotic form (N. Smirnov, 1948; D. E. Knuth, The Art of
+    Computer Programming, 3.3.1). Values of one sample depend on each other, so n and m are counts of samples.
+    """
     return math.sqrt(-math.log(alpha / 2) / 2 * (samples + others) / (samples * others))

@@ -1,4 +1,4 @@
-"""Activation ranges: what calibration found out about each tensor, and its JSON form."""
+"""Activation ranges: the observations of each tensor, and their JSON form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Method = Literal["minmax", "entropy", "percentile", "mse", "moving_average"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 INT8_MAX = 127
-"""Largest magnitude of symmetric int8: -128 is not used, so that zero stays in the middle."""
+"""Largest magnitude of symmetric int8: -128 is unused, so that zero stays in the middle."""
 
 SCALE_OF_ZERO = 1.0
 """Scale of a tensor that was always 0: any would do, and 0 would divide by zero."""
@@ -20,13 +20,14 @@ SCALE_OF_ZERO = 1.0
 
 @dataclass(frozen=True)
 class Range:
-    """What was seen of one tensor, and the magnitude that int8 is to cover.
+    """The observations of one tensor, and the magnitude that int8 covers.
 
     amax ≥ 0: values beyond ±amax saturate. minimum, maximum: the extremes of all samples. saturated: fraction of all
-    values that lie more than half a step of int8 beyond ±amax, so that they are clipped: 0 for min-max, estimated from
-    a part of the values for a moving average. values: how many elements were seen. unused: fraction of the 255 codes
-    that no value reached: by the extremes, and for methods that count a histogram also by the magnitudes in between.
-    amax_early: what amax was after most of the samples (see `collect.EARLY`), None if that was not looked at.
+    values that lie more than half a step of int8 beyond ±amax, so that they are clipped. It is 0 for min-max, and
+    estimated from a part of the values for a moving average. values: number of elements seen.
+
+    unused: fraction of the 255 codes that no value reached: by the extremes, and for methods with a histogram also by
+    the magnitudes in between. amax_early: amax after most of the samples (see `collect.EARLY`), None if not read.
     """
 
     amax: float
@@ -44,14 +45,14 @@ class Range:
 
     @property
     def moved(self) -> float:
-        """By how much of itself the range still moved with the last samples: |amax - amax_early| / amax."""
+        """How far the range still moved with the last samples, relative to itself: |amax - amax_early| / amax."""
         if self.amax_early is None or self.amax == self.amax_early:
             return 0.0
         return abs(self.amax - self.amax_early) / max(self.amax, self.amax_early)
 
     @property
     def constant(self) -> bool:
-        """Whether the tensor never changed: its range is useless, and points to data such as all-black images."""
+        """Whether the tensor never changed: its range is useless, and suggests data such as all-black images."""
         return self.minimum == self.maximum
 
     def to_json(self) -> dict[str, object]:
@@ -62,8 +63,8 @@ class Range:
 class Ranges:
     """The ranges of a model's activations by tensor name, and how they were found.
 
-    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; none for min-max. provider: of ONNX
-    Runtime, on which the model ran. empty: tensors that held no value in any sample, which have no range.
+    parameters: those of the method, e.g. {"percentile": 99.99, "bins": 8192}; none for min-max. provider: ONNX
+    Runtime's, which ran the model. empty: tensors without a value in any sample, which have no range.
     """
 
     method: Method
@@ -79,7 +80,7 @@ class Ranges:
         return tuple(name for name, seen in self.tensors.items() if seen.constant)
 
     def to_json(self) -> dict[str, object]:
-        """JSON value; floats survive the round trip exactly. The caller adds the digest of the data set."""
+        """Return a JSON value; floats survive the round trip exactly. The caller adds the digest of the data set."""
         return {
             "method": self.method,
             "parameters": dict(self.parameters),
@@ -92,7 +93,7 @@ class Ranges:
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Ranges:
-        """The inverse of `to_json`; keys that it does not know are left alone. Raises `CalibrationError`."""
+        """Return the inverse of `to_json`; unknown keys are ignored. Raises `CalibrationError`."""
         try:
             method, sample_count = value["method"], value["sample_count"]
             tensors, parameters = value["tensors"], value["parameters"]

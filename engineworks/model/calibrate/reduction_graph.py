@@ -1,4 +1,4 @@
-"""ONNX nodes, appended to a model, that find what a calibrator asks of a tensor: its size, its extremes, a sample."""
+"""ONNX nodes, appended to a model, that compute a tensor's size, extremes and sample for a calibrator."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import onnx
 
 LEAST_OPSET = 10
-"""Slice has its bounds as inputs from then on."""
+"""First opset in which Slice has its bounds as inputs."""
 
 _ROW_AXES = 2
-"""Leading axes that number a tensor's rows: channels of images, positions of sequences."""
+"""Number of leading axes that form a tensor's rows: channels of images, positions of sequences."""
 
 _PREFIX = "engineworks:"
 
 FROM = f"{_PREFIX}from"
-"""Input: where samples begin, i64[1]; beyond every tensor for a batch that gives none."""
+"""Input: where samples begin, i64[1]; beyond every tensor for a batch without samples."""
 
 NOWHERE = np.array([np.iinfo(np.int64).max], np.int64)
 
@@ -31,12 +31,12 @@ DERIVED: Mapping[str, Same] = {
     "Relu": lambda values: np.maximum(values, 0),
     **dict.fromkeys(("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), lambda values: values),
 }
-"""Operators whose output's extremes and samples follow from their input's: they keep the order of values."""
+"""Operators that keep the order of values, so that their output's extremes and samples follow from their input's."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A tensor that the graph reduces: the names of what it gives instead. sample: None if none is taken."""
+    """A tensor that the graph reduces: the names of its results. sample: None if none is taken."""
 
     size: str
     least: str
@@ -46,7 +46,7 @@ class Reduced:
 
 
 def derivations(model: onnx.ModelProto, made: Sequence[str]) -> dict[str, tuple[str, Same]]:
-    """Those of the tensors that follow from others of them: their source and how."""
+    """Return the tensors that follow from others of them: their source and how."""
     named, derived = frozenset(made), dict[str, tuple[str, Same]]()
     for node in model.graph.node:
         same = DERIVED.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -56,8 +56,10 @@ def derivations(model: onnx.ModelProto, made: Sequence[str]) -> dict[str, tuple[
 
 
 def append_reductions(model: onnx.ModelProto, tensors: Mapping[str, int], *, sample: bool) -> dict[str, Reduced]:
-    """Append what finds size, extremes, sum and a sample of each tensor; these become the graph's outputs. tensors:
-    their ranks by name, 0 where it is not known."""
+    """Append nodes for the size, extremes, sum and sample of each tensor; these become the graph's outputs.
+
+    tensors: their ranks by name, 0 if unknown.
+    """
     import onnx
 
     graph, opset = model.graph, opset_of(model)
@@ -81,10 +83,10 @@ def append_reductions(model: onnx.ModelProto, tensors: Mapping[str, int], *, sam
 
 
 def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx.NodeProto]:
-    """Size, extremes, and the sum for NaN: ONNX Runtime's own extremes pass over it.
+    """Make nodes for the size, the extremes, and the sum, which shows NaN: ONNX Runtime's own extremes skip it.
 
-    A tensor of images or sequences is reduced by rows first, because ONNX Runtime reduces rows in several threads and
-    all of a tensor in one.
+    A tensor of images or sequences is reduced by rows first, because ONNX Runtime uses several threads for rows and one
+    for a whole tensor.
     """
     import onnx
 
@@ -103,7 +105,7 @@ def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx
 
 
 def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodeProto]:
-    """The axis is an attribute in older opsets and an input since."""
+    """Reduce rows; the axis is an attribute in older opsets and an input since."""
     import onnx
 
     make = onnx.helper.make_node
@@ -117,7 +119,8 @@ def _of_rows(kind: str, rows: str, result: str, opset: int) -> list[onnx.NodePro
 
 
 def _sampling(tensor: str, size: str, sample: str) -> list[onnx.NodeProto]:
-    """One value in `SAMPLED_EVERY` of a large tensor, all of a small one, none where `FROM` lies beyond the tensor."""
+    """Sample one value in `SAMPLED_EVERY` of a large tensor, all of a small one, none if `FROM` lies beyond the
+    tensor."""
     import onnx
 
     make = onnx.helper.make_node

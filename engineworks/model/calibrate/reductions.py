@@ -1,8 +1,7 @@
-"""A model whose graph finds the extremes of its tensors itself: where a method reads no more, no tensor leaves ONNX
-Runtime, which took a fifth more of a ResNet-50's time.
+"""A model whose graph finds the extremes of its tensors, for methods that read no more: no tensor leaves ONNX Runtime.
 
-This second way pays: calibration takes 0.86 and 0.88 of ONNX Runtime's own time, 1.07 and 1.09 without it
-(benchmarks/results/calibration-cpu.json).
+This second path pays: calibration takes 0.86 and 0.88 of ONNX Runtime's own time, 1.07 and 1.09 without it
+(benchmarks/results/calibration-cpu.json). Reading the tensors took a fifth more of a ResNet-50's time.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _TRIM_EVERY_RUNS = 32
-"""How often freed memory is given back: its pages have to be cleared again, a fifth of the next run's time."""
+"""How often freed memory returns to the system: its pages must be cleared again, a fifth of the next run's time."""
 
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 _NO_SAMPLE = np.zeros(0, np.float32)
@@ -60,7 +59,7 @@ class ReducedModel:
         derived: Mapping[str, tuple[str, Same]],
         bins: int,
     ) -> None:
-        """reduced, derived: by wanted tensor; the latter's source is wanted, too."""
+        """reduced, derived: by wanted tensor; the source of a derived tensor is wanted too."""
         self.inputs = tuple(inputs)
         self.provider: str = session.get_providers()[0]
         self._session, self._reduced, self._derived = session, reduced, derived
@@ -70,18 +69,22 @@ class ReducedModel:
         self._runs = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what one raises."""
+        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what a calibrator
+        raises.
+
+        feeds: by input name, with the shapes and dtypes of the model's inputs.
+        """
         check_names(self.inputs, feeds)
         reduced = self._reduce(self._run(feeds, look=look))
         for name, activation in seen.items():
             values = reduced.get(name) or HostValues(feeds[name], self._counter)
             activation.add(values, values.sampled_counts if look and self._samples else None)
         self._runs += 1
-        if self._runs % _TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
+        if self._runs % _TRIM_EVERY_RUNS == 1:  # also after the first run, because loading leaves holes
             trim_heap()
 
     def finish(self) -> None:
-        """Nothing: all is counted when a run returns."""
+        """Do nothing: everything is counted when a run returns."""
 
     close = finish
 
@@ -110,11 +113,11 @@ class ReducedModel:
 
 
 def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, *, sample: bool) -> ReducedModel | None:
-    """The ONNX file as a model that reduces the tensors `wanted` on the CPU; None where it cannot: a tensor that is no
-    float32 or of unknown type, an opset below 10, no tensor but inputs.
+    """Open the ONNX file as a model that reduces the tensors `wanted` on the CPU; None if it cannot.
 
-    sample: whether values for a histogram are wanted, too. Raises `CalibrationError` for a tensor that the model does
-    not have and for a model that ONNX Runtime does not load.
+    It cannot for a tensor that is no float32 or of unknown type, an opset below 10, or only inputs. sample: whether
+    values for a histogram are wanted too. Raises `CalibrationError` for a tensor that the model lacks and for a model
+    that ONNX Runtime does not load.
     """
     model = load_model(path, weights=False)
     inputs = graph_inputs(model)

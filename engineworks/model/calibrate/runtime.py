@@ -1,4 +1,4 @@
-"""ONNX Runtime as calibration uses it: where it runs, how a model is loaded, and its errors as ours."""
+"""ONNX Runtime for calibration: where it runs, how it loads a model, and its errors as ours."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Device = Literal["auto", "cpu", "cuda"]
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-"""TF32 would round the reference itself; an exhaustive search would be made anew for every shape of ragged batches."""
+"""TF32 would round the reference itself; an exhaustive search would rerun for every shape of ragged batches."""
 
 _SPIN_US = 50
-"""Waiting so long before it sleeps saves a ResNet-50 some percent on two idle cores; with another process on one of
-them it costs a quarter, and ONNX Runtime's own setting, which is longer, a half."""
+"""Spinning this long before sleep saves a ResNet-50 some percent on two idle cores. With another process on one of them
+it costs a quarter, and ONNX Runtime's longer default a half."""
 
 
 def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
-    """Execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" where there is none."""
+    """Return execution providers of ONNX Runtime, best first. Raises `CalibrationError` for "cuda" if there is none."""
     import onnxruntime
 
     there = CUDA_PROVIDER in onnxruntime.get_available_providers() and first_gpu() is not None
@@ -47,10 +47,11 @@ def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
 
 
 def write_part(part: onnx.ModelProto, file: Path, *, beside: bool = False) -> Path | bytes:
-    """A model as ONNX Runtime is to load it: a file, or bytes where its weights lie beside the original file.
+    """Return a model in the form that ONNX Runtime loads: a file, or bytes if its weights lie next to the original
+    file.
 
-    beside: write weights beside the graph, one by one: a large file that holds them takes three times their size while
-    it is written. They stay mapped into memory then, beside what ONNX Runtime makes of them.
+    beside: write weights next to the graph, one by one, because writing one large file that holds them takes three
+    times their size. They stay mapped into memory then, in addition to ONNX Runtime's own copies.
     """
     import onnx
 
@@ -70,10 +71,11 @@ def open_session(
     *,
     alone: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part` was cut from.
+    """Open a session without the memory arena, which keeps the peak of every shape. source: the ONNX file that `part`
+    was cut from.
 
-    alone: no other part and no counting beside it: ONNX Runtime may lay tensors out anew, which copies weights once
-    and tensors wherever they are handed out, and its threads may wait busily for a moment.
+    alone: no other part or counting runs at the same time. ONNX Runtime may then change tensors' layout, which copies
+    weights once and tensors wherever they are output, and its threads may spin for a moment.
     """
     import onnxruntime
 
@@ -92,7 +94,7 @@ def open_session(
 
 @contextmanager
 def runtime_errors(what: str) -> Iterator[None]:
-    """Raises `CalibrationError` with `what` and ONNX Runtime's words for its errors."""
+    """Raise `CalibrationError` with `what` and ONNX Runtime's message for its errors."""
     kinds: tuple[type[Exception], ...] = (*ort_errors(), TypeError)
     try:
         yield
@@ -101,7 +103,7 @@ def runtime_errors(what: str) -> Iterator[None]:
 
 
 def check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Raises `SamplesError` if the names of `feeds` are not those of the model's inputs."""
+    """Raise `SamplesError` if the names of `feeds` are not those of the model's inputs."""
     names = [spec.name for spec in inputs]
     for name in names:
         if name not in feeds:
@@ -118,7 +120,7 @@ def check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]])
 
 
 def check_tensors(model: onnx.ModelProto, wanted: Sequence[str], given: set[str]) -> None:
-    """Raises `CalibrationError` for a tensor that the model does not have."""
+    """Raise `CalibrationError` for a tensor that the model lacks."""
     known = given.union(name for node in model.graph.node for name in node.output if name)
     for name in wanted:
         if name not in known:

@@ -1,8 +1,8 @@
 """A model cut into consecutive pieces, so that only a few of the wanted tensors are in memory at a time.
 
-ONNX Runtime keeps every graph output until the end of a run: with all activations as outputs, a batch needs them all
-at once. Cut into segments, each batch still goes through every node once, and a segment's tensors are counted and
-freed before the next one runs.
+ONNX Runtime keeps every graph output until the end of a run: with all activations as outputs, a batch needs them all at
+once. With segments, each batch still runs every node once, and a segment's tensors are counted and freed before the
+next one runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STRIP_ABOVE_BYTES = 1 << 10
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes `start` to `stop` of the graph. `inputs` and `outputs` are tensors that other segments give and take."""
+    """Nodes `start` to `stop` of the graph. `inputs` and `outputs` are the tensors shared with other segments."""
 
     start: int
     stop: int
@@ -45,9 +45,9 @@ def plan_segments(
     *,
     tensors_per_segment: int = TENSORS_PER_SEGMENT,
 ) -> tuple[Segment, ...]:
-    """Segments that together hold every node that a wanted tensor needs, cut where the fewest tensors cross.
+    """Plan segments that together hold every node that a wanted tensor needs, cut where the fewest tensors cross.
 
-    `wanted` are outputs of nodes of the main graph, `types` as from `tensor_types`. There is no cut where a tensor of
+    `wanted` are outputs of nodes of the main graph, `types` as from `tensor_types`. No cut is made where a tensor of
     unknown type would cross; a graph whose nodes are not sorted stays whole.
     """
     graph = model.graph
@@ -69,7 +69,7 @@ def _segment(
     bounds: tuple[int, int, int],
     wanted: Sequence[str],
 ) -> Segment:
-    """The segment from the first to the second of `bounds`; the third is where the last segment ends."""
+    """Return the segment from the first to the second of `bounds`; the third is where the last segment ends."""
     start, end, stop = bounds
     given = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
     used = dict.fromkeys(name for names in uses[start:end] for name in names)
@@ -80,7 +80,7 @@ def _segment(
 
 
 def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, int]) -> onnx.ModelProto:
-    """The ONNX model of one segment: its nodes, the weights that they use, its inputs (typed, of any shape)."""
+    """Return the ONNX model of one segment: its nodes, the weights that they use, its inputs (typed, of any shape)."""
     import onnx
 
     part = onnx.ModelProto(ir_version=model.ir_version)
@@ -100,12 +100,12 @@ def segment_model(model: onnx.ModelProto, segment: Segment, types: Mapping[str, 
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """ONNX element types by tensor name: those written in the model, and those that shape inference finds."""
+    """Return ONNX element types by tensor name: those written in the model, and those that shape inference finds."""
     return {name: tensor.elem_type for name, tensor in inferred_tensors(model).items()}
 
 
 def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
-    """Types, and shapes where they are known, by tensor name; those without an element type are left out."""
+    """Return types, and known shapes, by tensor name, without tensors of unknown element type."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(_without_weights(model))
@@ -114,7 +114,7 @@ def inferred_tensors(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with names and types of the weights only; small ones stay, they may be shapes."""
+    """Return the same graph with only names and types of the weights; small ones stay, because they may be shapes."""
     import onnx
 
     bare = without_initializers(model)
@@ -129,7 +129,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _crossing_costs(
     uses: Sequence[Sequence[str]], made_at: Mapping[str, int], types: Mapping[str, int]
 ) -> list[int | None]:
-    """For each position before a node: how many tensors a cut there would carry over, None where it may not be cut."""
+    """Return, for each position before a node, how many tensors a cut there would carry over; None where a cut is not
+    allowed."""
     last_use = {name: at for at, names in enumerate(uses) for name in names if name in made_at}
     starts = Counter(made_at[name] + 1 for name in last_use)
     ends = Counter(at + 1 for at in last_use.values())
@@ -145,7 +146,8 @@ def _crossing_costs(
 
 
 def _choose_cuts(wanted_up_to: Sequence[int], costs: Sequence[int | None], tensors_per_segment: int) -> list[int]:
-    """Positions to cut at: about every `tensors_per_segment` wanted tensors, within a quarter of that of the place."""
+    """Return positions to cut at: one per about `tensors_per_segment` wanted tensors, within a quarter of that
+    distance."""
     total = wanted_up_to[-1] if wanted_up_to else 0
     size = max(tensors_per_segment, -(-total // MAX_SEGMENTS))
     slack = size // 4

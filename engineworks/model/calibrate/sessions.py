@@ -1,4 +1,4 @@
-"""The segments of a model as ONNX Runtime sessions: one batch goes through all of them, tensors are handed out."""
+"""The segments of a model as ONNX Runtime sessions: each batch runs through all and yields the wanted tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where tensors stay between segments: a device as ONNX Runtime calls it, "" for the host's memory, and the
+    """Where tensors stay between segments: a device by its ONNX Runtime name, "" for the host's memory, and the
     execution providers that compute there."""
 
     device: str
@@ -45,10 +45,10 @@ class Place:
 HOST = Place("")
 
 _TRIM_ABOVE_BYTES = 1 << 26
-"""Tensors of one segment after which freed memory is given back at once."""
+"""Tensors of one segment after which freed memory returns to the system at once."""
 
 _TRIM_EVERY_RUNS = 8
-"""How often it is given back otherwise: pages that come back have to be cleared, a fifth of a small batch's time."""
+"""How often it returns otherwise: pages that come back must be cleared, a fifth of a small batch's time."""
 
 
 class SegmentedModel:
@@ -71,11 +71,12 @@ class SegmentedModel:
         self._runs = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]], receive: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Run one batch; `receive` gets the wanted tensors of one segment after the other, which are freed as soon as
-        no segment needs them: arrays, or ONNX Runtime's own where they stay on a device.
+        """Run one batch and pass `receive` the wanted tensors of one segment after the other.
 
-        Raises `SamplesError` if the names of `feeds` are not the model's inputs, `CalibrationError` with what ONNX
-        Runtime says if the model does not run on them.
+        feeds: by input name, with the shapes and dtypes of the model's inputs. Tensors are arrays, or ONNX Runtime's
+        own where they stay on a device, and are freed as soon as no segment needs them. Raises `SamplesError` if the
+        names of `feeds` are not the model's inputs, `CalibrationError` with ONNX Runtime's message if the model does
+        not run on them.
         """
         check_names(self.inputs, feeds)
         receive({name: feeds[name] for name in feeds if name in self._wanted})
@@ -92,18 +93,18 @@ class SegmentedModel:
             if large:
                 trim_heap()
         self._runs += 1
-        if self._runs % _TRIM_EVERY_RUNS == 1:  # the first too: loading leaves holes
+        if self._runs % _TRIM_EVERY_RUNS == 1:  # also after the first run, because loading leaves holes
             trim_heap()
 
 
 def open_segments(path: Path, wanted: Sequence[str], threads: int, device: Device = "auto") -> SegmentedModel:
-    """Sessions for all segments of the ONNX file that lead to the tensors `wanted`; `threads` as in ONNX Runtime.
+    """Open sessions for all segments of the ONNX file that lead to the tensors `wanted`; `threads` as in ONNX Runtime.
 
-    device: "auto" runs them on a GPU where ONNX Runtime's CUDA provider and a GPU are there.
+    device: "auto" runs them on a GPU if ONNX Runtime's CUDA provider and a GPU are present.
 
-    Weights beside the file are mapped into memory from there; weights inside of it pass through a temporary folder,
-    so that the parsed file is gone before the first session is opened. Raises `CalibrationError` for a tensor that
-    the model does not have and for a model that ONNX Runtime does not load.
+    Weights next to the file are mapped into memory from there. Weights inside it pass through a temporary folder, so
+    that the parsed file is freed before the first session opens. Raises `CalibrationError` for a tensor that the model
+    lacks and for a model that ONNX Runtime does not load.
     """
     model = load_model(path, weights=False)
     inputs = graph_inputs(model)
@@ -122,7 +123,7 @@ def open_segments(path: Path, wanted: Sequence[str], threads: int, device: Devic
 
 
 def _place(sessions: Sequence[onnxruntime.InferenceSession], providers: Sequence[Any]) -> Place:
-    """Where the sessions leave their tensors: on the GPU, unless ONNX Runtime fell back to the CPU."""
+    """Return where the sessions leave their tensors: on the GPU, unless ONNX Runtime fell back to the CPU."""
     on_gpu = bool(sessions) and all(session.get_providers()[0] == CUDA_PROVIDER for session in sessions)
     return Place("cuda", tuple(providers)) if on_gpu else HOST
 
@@ -130,7 +131,7 @@ def _place(sessions: Sequence[onnxruntime.InferenceSession], providers: Sequence
 def _run(
     session: onnxruntime.InferenceSession, segment: Segment, alive: Mapping[str, Tensor], place: Place
 ) -> list[Tensor]:
-    """The segment's outputs, in its order, left where they are made."""
+    """Return the segment's outputs, in its order, on the device where they are made."""
     with runtime_errors("ONNX Runtime does not run the model on a calibration sample"):
         if place == HOST:
             values: list[Tensor] = session.run(list(segment.outputs), {name: alive[name] for name in segment.inputs})

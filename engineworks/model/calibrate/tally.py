@@ -1,4 +1,4 @@
-"""Tensors as a model's segments hand them out → what calibrators take in, while the next segment runs."""
+"""Passes tensors of a model's segments to calibrators while the next segment runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Counts tensors where they lie: on a device at once, on the host in a thread of its own, one segment behind the
-    model; so no more than two segments' tensors are in memory. Satisfies `collect.Passes`."""
+    """Counts tensors where they lie: on a device at once, on the host in its own thread, one segment behind the model.
+
+    So at most two segments' tensors are in memory. Satisfies `collect.Passes`.
+    """
 
     def __init__(self, runner: SegmentedModel, settings: Settings) -> None:
         self.inputs, self.provider = runner.inputs, runner.provider
@@ -39,12 +41,15 @@ class Tally:
         self._thread.shutdown()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
-        """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what one raises,
-        or raised for the tensors before."""
+        """Let each calibrator take in its tensor of this batch. feeds: by input name, with the shapes and dtypes of the
+        model's inputs.
+
+        Raises as `SegmentedModel.run`, and what a calibrator raises, now or for earlier tensors.
+        """
         self._runner.run(feeds, partial(self._take, seen, look))
 
     def finish(self) -> None:
-        """Wait until all that was added is counted. Raises what a calibrator raised."""
+        """Wait until everything added is counted. Raises what a calibrator raised."""
         counting, self._counting = self._counting, None
         if counting:
             counting.result()

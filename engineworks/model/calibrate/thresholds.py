@@ -1,4 +1,4 @@
-"""From a histogram of |x| to the magnitude that int8 is to cover: what is clipped against what is rounded."""
+"""From a histogram of |x| to the magnitude that int8 covers: trades clipping against rounding."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from numpy.typing import NDArray
 from engineworks.model.calibrate.histograms import merge_bins
 
 LEVELS = 128
-"""Magnitudes that symmetric int8 distinguishes."""
+"""Number of magnitudes that symmetric int8 distinguishes."""
 
 ENTROPY_BINS = 2048
-"""Bins of the search for the least divergence, as in TensorRT: finer ones follow the noise of few samples."""
+"""Bins of the search for the minimum divergence, as in TensorRT: finer ones follow the noise of few samples."""
 
 MSE_CANDIDATES = 2048
-"""Ranges that the search for the least squared error tries."""
+"""Number of ranges that the search for the minimum squared error tries."""
 
 MAX_CLIPPED = 1e-3
-"""Largest fraction of values that the search may clip. Divergence does not know how far a value is moved: where many
-values are equal (a background, padding, zeros behind a bias) it would clip at that spike, a quarter of all values."""
+"""Maximum fraction of values that the search may clip. Divergence ignores how far a value moves. Where many values are
+equal (a background, padding, zeros behind a bias) it would clip at that spike, a quarter of all values."""
 
 
 def percentile_bin(counts: NDArray[np.int64], percentile: float) -> int:
-    """Number of bins of `counts`, int64[bins], from 0 up, that hold at least `percentile` per cent of all values (0 of
-    an empty histogram)."""
+    """Return the number of bins of `counts`, int64[bins], from 0 up, that hold at least `percentile`% of all values.
+
+    It is 0 for an empty histogram.
+    """
     total = int(counts.sum())
     if not total:
         return 0
@@ -31,13 +33,15 @@ def percentile_bin(counts: NDArray[np.int64], percentile: float) -> int:
 
 
 def entropy_bin(counts: NDArray[np.int64]) -> int:
-    """Number of bins of `counts`, int64[bins], from 0 up, to which clipping loses least information.
+    """Return the number of bins of `counts`, int64[bins], from 0 up, to which clipping loses the least information.
 
-    For each i ≥ 128, P is the histogram's first i bins with all that lies beyond added to the last one, Q the same
-    bins spread evenly over 128 levels (and, within a level, over the bins that are not empty); the i of the least
-    Kullback-Leibler divergence of Q from P is chosen, the largest one of equals. After S. Migacz, "8-bit Inference
-    with TensorRT", GTC 2017 (s7310), pages 38-40, with even levels and the bin of zeros levelled to its neighbour as
-    in NVIDIA's pytorch-quantization, calib/histogram.py, `_compute_amax_entropy`; `MAX_CLIPPED` is added here.
+    For each i ≥ 128, P is the histogram's first i bins with everything beyond added to the last one. Q is the same bins
+    spread evenly over 128 levels and, within a level, over the bins that are not empty. The i with the minimum
+    Kullback-Leibler divergence of Q from P is chosen, the largest one of equals.
+
+    After S. Migacz, "8-bit Inference with TensorRT", GTC 2017 (s7310), pages 38-40, with even levels and the bin of
+    zeros levelled to its neighbour as in NVIDIA's pytorch-quantization, calib/histogram.py, `_compute_amax_entropy`;
+    `MAX_CLIPPED` is added here.
     """
     factor = max(1, counts.size // ENTROPY_BINS)
     coarse = merge_bins(counts, factor)
@@ -54,14 +58,16 @@ def entropy_bin(counts: NDArray[np.int64]) -> int:
 
 
 def mse_bin(counts: NDArray[np.int64]) -> int:
-    """Number of bins of `counts`, int64[bins], to which clipping and rounding to int8 moves the values least, by
+    """Return the number of bins of `counts`, int64[bins], to which clipping and rounding to int8 has the minimum
     squared error.
 
-    For each candidate a, every bin's centre x is quantized with the step s = a / 127 and E(a) = Σ counts (x - Q(x))²;
-    the a of the least E is chosen, the largest one of equals. As NVIDIA's pytorch-quantization and ModelOpt,
-    calib/histogram.py, `_compute_amax_mse`, from bin 128 on; R. Banner et al., "Post training 4-bit quantization of
-    convolutional networks for rapid-deployment" (arXiv:1810.05723), section 2, minimizes the same E in closed form.
-    One pass over the data is enough: a bin is at most 1/16 of the step that a range from bin 512 on has.
+    For each candidate a, every bin's centre x is quantized with the step s = a / 127 and E(a) = Σ counts (x - Q(x))².
+    The a of the minimum E is chosen, the largest one of equals.
+
+    As NVIDIA's pytorch-quantization and ModelOpt, calib/histogram.py, `_compute_amax_mse`, from bin 128 on. R. Banner
+    et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment" (arXiv:1810.05723),
+    section 2, minimizes the same E in closed form. One pass over the data is enough: a bin is at most 1/16 of the step
+    of a range from bin 512 on.
     """
     used = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else 0
     if used <= LEVELS:
@@ -73,9 +79,10 @@ def mse_bin(counts: NDArray[np.int64]) -> int:
 
 
 def _squared_errors(counts: NDArray[np.int64], candidates: NDArray[np.intp]) -> NDArray[np.float64]:
-    """E(a) in squared bins for each candidate, from running sums over the bins of each of its 128 levels.
+    """Return E(a) in squared bins for each candidate, from running sums over the bins of each of its 128 levels.
 
-    Level l holds the centres x with round(x / s) = l; there Σ c (x - l s)² = Σ c x² - 2 l s Σ c x + (l s)² Σ c.
+    counts: int64[bins]; candidates: intp[n]; result: float64[n]. Level l holds the centres x with round(x / s) = l;
+    there Σ c (x - l s)² = Σ c x² - 2 l s Σ c x + (l s)² Σ c.
     """
     weights = counts.astype(np.float64)
     centres = np.arange(counts.size) + 0.5
@@ -87,13 +94,15 @@ def _squared_errors(counts: NDArray[np.int64], candidates: NDArray[np.intp]) -> 
     zeroth, first, second = np.diff(moments[:, bounds], axis=2)
     level = np.arange(LEVELS) * step
     errors: NDArray[np.float64] = (second - 2 * level * first + level**2 * zeroth).sum(axis=1)
-    return np.maximum(errors, 0)  # what rounding leaves of an error of nothing may lie below it
+    return np.maximum(errors, 0)  # rounding may leave zero errors slightly negative
 
 
 def _divergences(bins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """KL(P‖Q) in nats for each i from 128 to len(bins), all from running sums: 128 terms for each i instead of i.
+    """Return KL(P‖Q) in nats for each i from 128 to len(bins), all from running sums: 128 terms for each i instead of
+    i.
 
-    Within a level every non-empty bin has the same Q, so that Σ P log Q over the level is its count times log Q.
+    bins: float64[n]; result: float64[n - 127]. Within a level every non-empty bin has the same Q, so Σ P log Q over the
+    level is its count times log Q.
     """
     lengths = np.arange(LEVELS, bins.size + 1)
     edges = lengths[:, None] * np.arange(LEVELS + 1) // LEVELS
@@ -111,10 +120,10 @@ def _divergences(bins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _running_sum(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Sums of the first 0, 1, …, n values."""
+    """Return the sums of the first 0, 1, …, n values: float64[n + 1] of values [n]."""
     return np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
 
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Natural logarithm with log 0 = 0, for terms 0 · log 0."""
+    """Return the natural logarithm, float64 of any shape, with log 0 = 0, for terms 0 · log 0."""
     return np.log(np.where(values > 0, values, 1.0))

@@ -1,4 +1,4 @@
-"""Whether a calibration can be trusted: what must be refused, and what is worth a sentence of warning."""
+"""Whether a calibration can be trusted: reasons to refuse it, and warnings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engineworks.model.calibrate.ranges import Range, Ranges
 from engineworks.model.onnx_files import model_files
 
 FEW_SAMPLES = 32
-"""Fewer are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and vision
-transformers (its ONNX PTQ guide, "calibration data size"); a sixteenth of that is where ranges are mostly luck."""
+"""Fewer samples are far too few. NVIDIA's Model Optimizer asks for at least 500 for convolutional networks and vision
+transformers (its ONNX PTQ guide, "calibration data size"). With a sixteenth of that, ranges are mostly luck."""
 
 MOVED = 0.1
 """A range that the last fifth of the samples moves by more than this is not settled."""
@@ -26,7 +26,7 @@ _SHOWN = 3
 
 
 def digest_model(path: Path) -> str:
-    """sha256 over the ONNX file and the files that hold its weights: the same graph with other weights differs."""
+    """Return the sha256 over the ONNX file and the files of its weights: the same graph with other weights differs."""
     root = path.parent.resolve()
     model, *weights = model_files(path)
     named = {file.relative_to(root).as_posix(): digest_file(file) for file in weights}
@@ -34,10 +34,10 @@ def digest_model(path: Path) -> str:
 
 
 def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = None) -> None:
-    """Ranges belong to one model and to one set of samples: refuse those of others.
+    """Check that ranges belong to this model and this set of samples.
 
-    stored: the artifact's JSON. model: `digest_model` of the model that is to be lowered. data: sha256 of the
-    calibration data in use, None if it is not known. Raises `ModelError` and `SamplesError`.
+    stored: the artifact's JSON. model: `digest_model` of the model to convert. data: sha256 of the calibration data in
+    use, None if unknown. Raises `ModelError` and `SamplesError`.
     """
     recorded = stored.get("model")
     if recorded != model:
@@ -56,7 +56,7 @@ def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = N
 
 
 def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None:
-    """Raises `SamplesError` where every input is one value throughout: all-black images, say. `shown`: the file."""
+    """Raise `SamplesError` if every input is one constant value, e.g. for all-black images. `shown`: the file."""
     if statistics and all(seen.constant for seen in statistics.values()):
         values = ", ".join(f"'{name}' is always {seen.minimum:.7g}" for name, seen in statistics.items())
         raise SamplesError(
@@ -65,7 +65,7 @@ def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None
 
 
 def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repeated: bool) -> tuple[str, ...]:
-    """Warnings about these ranges, one sentence each; `repeated`: whether all samples are the same."""
+    """Return warnings about these ranges, one sentence each; `repeated`: whether all samples are the same."""
     sentences = [
         f"calibration input '{name}' is {seen.minimum:.7g} in every sample"
         for name, seen in statistics.items()
@@ -97,8 +97,10 @@ def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repea
 def constant_integers(
     calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, InputStatistics]
 ) -> tuple[str, ...]:
-    """Integer inputs that never change in calibration but do in evaluation. Where neither changes, as the token types
-    of a model that gets one sentence, nothing is wrong."""
+    """Return integer inputs that never change in calibration but do in evaluation.
+
+    If neither changes, as the token types of a model for single sentences, nothing is wrong.
+    """
     return tuple(
         f"calibration input '{name}' is {seen.minimum:.7g} in every sample, in the evaluation data it is not"
         for name, seen in calibration.items()
@@ -107,7 +109,7 @@ def constant_integers(
 
 
 def summary(ranges: Ranges) -> dict[str, object]:
-    """Figures of all tensors together, for the report: shares of clipped values and of unused codes, what moved."""
+    """Summarize all tensors for the report: shares of clipped values and of unused codes, and movement."""
     tensors = ranges.tensors
     return {
         "method": ranges.method,
@@ -121,7 +123,7 @@ def summary(ranges: Ranges) -> dict[str, object]:
 
 
 def _spread(tensors: Mapping[str, Range], share: str) -> dict[str, object]:
-    """Mean of this attribute, and the largest with the tensors that they are of."""
+    """Return the mean of this attribute, and its largest values with their tensors."""
     ranked = sorted(((getattr(seen, share), name) for name, seen in tensors.items()), reverse=True)
     mean = sum(value for value, _ in ranked) / len(tensors) if tensors else 0.0
     return {"mean": mean, "largest": {name: value for value, name in ranked[:_SHOWN] if value > 0}}

@@ -1,5 +1,4 @@
-"""The values of one tensor in one batch, where the model left them: in the host's memory, on the device, or reduced to
-what is asked of them."""
+"""The values of one tensor in one batch: in the host's memory, on the device, or already reduced."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
     from engineworks.model.calibrate.device_counts import DeviceCounter
 
 Same = Callable[[NDArray[Any]], NDArray[Any]]
-"""What makes a tensor's values of another's, one by one, and never a larger one of a smaller."""
+"""Makes a tensor's values from another's, one by one and monotonically: a larger value never becomes the smaller."""
 
 LARGE = 1 << 14
-"""Values of a tensor above which a sample of them is enough."""
+"""Number of values above which a sample of a tensor is enough."""
 
 SAMPLED_EVERY = 127
-"""Of how many values, or blocks of values, a sample holds one. A prime, so that no column or channel is left out."""
+"""A sample holds one of this many values, or blocks of values. A prime, so that no column or channel is left out."""
 
 
 Counts = Callable[[int], NDArray[np.int64]]
@@ -33,7 +32,7 @@ Counts = Callable[[int], NDArray[np.int64]]
 
 
 class Values(Protocol):
-    """A tensor of any shape. dtype: as numpy calls it. size: how many values there are."""
+    """A tensor of any shape. dtype: its numpy name. size: the number of values."""
 
     @property
     def dtype(self) -> str: ...
@@ -42,17 +41,17 @@ class Values(Protocol):
     def size(self) -> int: ...
 
     def extremes(self) -> tuple[float, float]:
-        """Smallest and largest value; NaN in both where one is NaN. Only of tensors that are not empty."""
+        """Return the smallest and largest value; NaN in both if one is NaN. Not for empty tensors."""
 
     def sampled_counts(self, exponent: int) -> NDArray[np.int64]:
-        """`Counts` of all values, or of a sample if the tensor is large: of one in `SAMPLED_EVERY`, times that."""
+        """Return `Counts` of all values or, for a large tensor, `SAMPLED_EVERY` times those of a sample."""
 
 
 class AllValues(Values, Protocol):
-    """A tensor all of whose values can be read."""
+    """A tensor whose values can all be read."""
 
     def counts(self, exponent: int) -> NDArray[np.int64]:
-        """`Counts` of all values."""
+        """Return `Counts` of all values."""
 
 
 def sampled_every(size: int) -> int:
@@ -92,7 +91,7 @@ def _thinned(values: NDArray[Any], every: int) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class ReducedValues:
-    """What a model's own graph found out about a float32 tensor, f32[] each, and what it sampled of it, f32[n]."""
+    """A model's own reductions of a float32 tensor, f32[] each, and its sample, f32[n]."""
 
     size: int
     least: NDArray[np.float32]
@@ -103,7 +102,8 @@ class ReducedValues:
     dtype: str = "float32"
 
     def extremes(self) -> tuple[float, float]:
-        """ONNX Runtime's extremes pass over NaN, its sum does not; nor does that of infinities, which extremes show."""
+        """Return the extremes. ONNX Runtime's extremes skip NaN, its sum does not. A sum of infinities may be NaN too,
+        but the extremes show those."""
         least, most = float(self.least), float(self.most)
         if math.isnan(self.total) and math.isfinite(least) and math.isfinite(most):
             return math.nan, math.nan
@@ -113,13 +113,13 @@ class ReducedValues:
         return self.counter.count(self.sample, exponent) * sampled_every(self.size)
 
     def through(self, same: Same) -> ReducedValues:
-        """Of a tensor that follows from this one."""
+        """Return the values of a tensor that follows from this one."""
         made = [np.asarray(same(array)) for array in (self.least, self.most, self.sample)]
         return replace(self, least=made[0], most=made[1], sample=made[2])
 
 
 class DeviceValues:
-    """A tensor of ONNX Runtime that stays on its device: extremes and counts alone come back."""
+    """A tensor of ONNX Runtime that stays on its device: only extremes and counts come back."""
 
     def __init__(self, tensor: onnxruntime.OrtValue, dtype: str, size: int, counter: DeviceCounter) -> None:
         self._tensor, self._counter = tensor, counter

@@ -1,7 +1,7 @@
-"""A model that brings its own Q/DQ (quantization-aware training): checked, never changed.
+"""A model with its own Q/DQ (quantization-aware training): checked, never changed.
 
-What a target cannot do with them (zero points that are not 0, say, which a CPU runs and TensorRT refuses) is in
-`capabilities`, because it depends on the target.
+`capabilities` lists what a target cannot do with them, because it depends on the target. For example, a CPU runs zero
+points other than 0, which TensorRT refuses.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class AsIs:
 
 
 def check_as_is(model: onnx.ModelProto, where: str) -> AsIs:
-    """Raises `ModelError` for Q/DQ of an opset that has no scales per channel.
+    """Check the model. Raises `ModelError` for Q/DQ of an opset that has no scales per channel.
 
-    A model without any is passed on too: it may be in fp16 already, or mixed.
+    A model without any passes too: it may already be in fp16, or mixed.
     """
     nodes = [n for n in all_nodes(model.graph) if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if nodes and opset_of(model) < MIN_OPSET:

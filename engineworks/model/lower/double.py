@@ -1,7 +1,8 @@
-"""Double → float32, so that every precision below finds the type that it starts from.
+"""float64 → float32, the type in which every precision below starts.
 
-Graph inputs and outputs keep their type. What ONNX computes from integers alone (positions, counts, ticks of a clock),
-nodes with subgraphs, and nodes with constants that float32 cannot hold stay double: float32 would make other numbers.
+Graph inputs and outputs keep their type. These stay float64, because float32 would give other numbers: what ONNX
+computes only from integers (positions, counts, ticks of a clock), nodes with subgraphs, and nodes with constants that
+float32 cannot hold.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def double_to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Mapping[str, str]]:
-    """The model with its double tensors in float32, and the nodes that stay double → the reason.
+    """Return the model with its float64 tensors in float32, and the nodes that stay float64 → the reason.
 
-    A model without double in its main graph is given back as it is; another is left as it was.
+    A model without float64 in its main graph is returned as it is; any other stays unchanged.
     """
     if not holds_double(model):
         return model, {}
@@ -40,7 +41,7 @@ def double_to_float(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Mapping[st
 
 
 def holds_double(model: onnx.ModelProto) -> bool:
-    """Whether a tensor of the model may be double: it enters as an input or a weight, or a node makes it."""
+    """Return whether a tensor of the model may be float64: an input, a weight, or a node's output."""
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     if any(v.type.tensor_type.elem_type == DOUBLE for v in values):
         return True

@@ -1,6 +1,6 @@
-"""The formats that operands are quantized to, as numbers: integers or e4m3 floats, and the scales that undo them.
+"""The formats of quantized operands, as numbers: integers or e4m3 floats, and the scales that undo them.
 
-All are symmetric: zero stays zero, as TensorRT wants it. DequantizeLinear computes value × scale.
+All are symmetric: zero stays zero, as TensorRT requires. DequantizeLinear computes value × scale.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ FP8_MAX = 448.0
 
 INT4_MIN, INT4_MAX = -8, 7
 BLOCK_SIZES = (128, 64, 32)
-"""Weights of one output channel that share an int4 scale: the first that divides their number is taken."""
+"""Weights of one output channel that share an int4 scale: the first that divides their number is used."""
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Shares of a block's largest weight that are tried as the end of its int4 range: in 15 steps, cutting the largest off
-often costs less than the coarser steps that it asks for."""
+"""Shares of a block's largest weight to try as the end of its int4 range. With 15 steps, clipping the largest weight
+often costs less than the coarser steps that it needs."""
 
 _ROUNDED_AT_ONCE = 1 << 18
-"""Weights that are rounded at a time: temporary copies of a large weight would cost more than the rounding."""
+"""Weights rounded at a time: temporary copies of a large weight would cost more than the rounding."""
 
 _ALL_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of quantized operands. operators: those with kernels for it. activations: whether these are quantized
-    too, or weights alone. opset: the first whose Q/DQ have it. elem_type: ONNX element type of the stored values."""
+    """A format of quantized operands. operators: those with kernels for it. activations: whether it quantizes these
+    too, or only weights. opset: the first whose Q/DQ have it. elem_type: ONNX element type of the stored values."""
 
     name: str
     operators: tuple[str, ...]
@@ -47,13 +47,13 @@ class Format:
     elem_type: int
 
     def zero_point(self, shape: tuple[int, ...], name: str) -> onnx.TensorProto:
-        """Zeros as they are stored."""
+        """Return stored zeros of this shape, in the format's element type."""
         import ml_dtypes
 
         return self.tensor(np.zeros(shape, ml_dtypes.float8_e4m3fn if self.name == "fp8" else np.int8), name)
 
     def tensor(self, values: NDArray[Any], name: str) -> onnx.TensorProto:
-        """The quantized values as they are stored; int4 in pairs, the first in the low half of a byte."""
+        """Return the quantized values, of any shape, as stored; int4 in pairs, the first in the low half of a byte."""
         import onnx
 
         if self.name != "int4_weights":
@@ -65,8 +65,8 @@ class Format:
         return made
 
     def scale_of(self, seen: Range) -> np.float32:
-        """Scale of an activation. fp8 covers all that was seen, whatever the method: its steps grow with the values, so
-        that cutting outliers off makes no other value finer."""
+        """Return the scale of an activation, fp32. fp8 covers all values, whatever the method: its steps grow with the
+        values, so clipping outliers makes no other value finer."""
         if self.name == "fp8":
             largest = max(abs(seen.minimum), abs(seen.maximum))
             return np.float32(largest / FP8_MAX) if largest > 0 else np.float32(SCALE_OF_ZERO)
@@ -84,8 +84,8 @@ FORMATS: Mapping[str, Format] = {
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """values: as stored (int4 as int8 before packing). scale: fp32, a scalar, [channels], or with `block` the shape of
-    the weight with `axis` in blocks. axis: that of channels, or of blocks; None for one scale."""
+    """values: as stored (int4 as int8 before packing). scale: fp32, [], [channels], or with `block` the shape of the
+    weight with `axis` in blocks. axis: that of channels, or of blocks; None for one scale."""
 
     values: NDArray[Any]
     scale: NDArray[np.float32]
@@ -96,10 +96,11 @@ class QuantizedWeight:
 def quantize_weight(
     values: NDArray[np.float32], axis: int | None, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 values in the shape of `values`, and their scale: fp32[n] along `axis`, fp32[] where that is None.
+    """Return symmetric int8 values in the shape of `values`, and their scale: fp32[n] along `axis`, fp32[] if that is
+    None.
 
-    scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1.
-    Raises `LoweringError` for NaN and infinity.
+    scale = max|w| / 127, values = round(w / scale), half to even. A channel of zeros gets scale 1. Raises
+    `LoweringError` for NaN and infinity.
     """
     others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
     scale = _largest(values, others, name) / np.float32(INT8_MAX)
@@ -114,8 +115,10 @@ def quantize_weight(
 
 
 def quantize_weight_fp8(values: NDArray[np.float32], name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """e4m3 values in the shape of `values` and one scale, fp32[], max|w| / 448 (OCP FP8, table 1). Raises
-    `LoweringError` for NaN and infinity."""
+    """Return e4m3 values in the shape of `values` and one scale, fp32[], max|w| / 448 (OCP FP8, table 1).
+
+    Raises `LoweringError` for NaN and infinity.
+    """
     import ml_dtypes
 
     scale = np.float32(_largest(values, None, name).item() / FP8_MAX)
@@ -129,10 +132,11 @@ def quantize_weight_fp8(values: NDArray[np.float32], name: str) -> tuple[NDArray
 def quantize_weight_int4(
     values: NDArray[np.float32], axis: int, block: int, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Values in -8 … 7, int8 in the shape of the matrix, and scales, fp32 with `axis` in blocks of `block` weights.
+    """Return values in -8 … 7, int8 in the shape of the matrix, and scales, fp32 with `axis` in blocks of `block`
+    weights.
 
-    Of a few ends of the range, each block takes that with the smallest squared error (`_CLIPS`). Raises
-    `LoweringError` for NaN and infinity.
+    Each block uses the end of the range with the smallest squared error among a few (`_CLIPS`). Raises `LoweringError`
+    for NaN and infinity.
     """
     rows = np.ascontiguousarray(np.moveaxis(values, axis, -1))
     blocks = rows.reshape(-1, block)
@@ -162,12 +166,12 @@ def _best_int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[n
 
 
 def block_size(length: int) -> int | None:
-    """The block size for weights with this many per output channel; None if none divides it."""
+    """Return the block size for this many weights per output channel; None if none divides it."""
     return next((size for size in BLOCK_SIZES if length % size == 0), None)
 
 
 def _largest(values: NDArray[np.float32], others: tuple[int, ...] | None, name: str) -> NDArray[np.float32]:
-    """max |w| over the axes `others` (None: all), kept as axes of length 1."""
+    """Return max |w|, fp32, over the axes `others` (None: all), kept as axes of length 1."""
     amax: NDArray[np.float32] = np.maximum(
         values.max(axis=others, keepdims=True), -values.min(axis=others, keepdims=True)
     )

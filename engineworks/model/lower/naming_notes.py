@@ -1,4 +1,4 @@
-"""What a recipe asks for without effect: one sentence for each reason, shown as notes of the build."""
+"""Notes of the build on what a recipe requests without effect: one sentence for each reason."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def not_quantized(
     nodes: Sequence[onnx.NodeProto], globs: Mapping[str, Sequence[str]], kept: Sequence[KeptNode]
 ) -> Iterator[str]:
-    """Nodes that `globs` (format → patterns) name and that stay in high precision; patterns that name only nodes of
-    operators that the format does not know."""
+    """Yield nodes that `globs` (format → patterns) name and that stay in high precision, and patterns that name only
+    nodes of operators that the format does not support."""
     for name, patterns in globs.items():
         reasons: dict[str, list[str]] = {}
         for node in kept:
@@ -35,7 +35,7 @@ def not_quantized(
 def kept_in_vain(
     nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], quantizable: Collection[str]
 ) -> Iterator[str]:
-    """Patterns of `keep` that name nothing which would be quantized without them. quantizable: names of such nodes."""
+    """Yield patterns of `keep` that name nothing that would be quantized otherwise. quantizable: such nodes' names."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in quantizable for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))
@@ -43,7 +43,7 @@ def kept_in_vain(
 
 
 def fp32_in_vain(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str], kept: Collection[str]) -> Iterator[str]:
-    """Patterns of `fp32` that name no node with a floating-point tensor. kept: names of the nodes that stay fp32."""
+    """Yield patterns of `fp32` that name no node with a floating-point tensor. kept: names of nodes in fp32."""
     for pattern in patterns:
         if not any(matches(node, pattern) and node.name in kept for node in nodes):
             ops = shortened(sorted(_operators(nodes, pattern)))

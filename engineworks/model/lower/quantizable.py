@@ -1,4 +1,4 @@
-"""Which nodes of a model can be quantized, to which format, and where each of their operands comes from."""
+"""The nodes of a model that can be quantized, to which format, and the origin of their operands."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import onnx
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators with quantized kernels worth the name in TensorRT. The first two inputs are quantized."""
+"""Operators with useful quantized kernels in TensorRT. The first two inputs are quantized."""
 
 _PASSING = ("Identity", "Transpose")
-"""Operators that change no value: a weight is looked for behind them."""
+"""Operators that change no value: a weight may lie behind them."""
 
 
 @dataclass(frozen=True)
 class KeptNode:
     """A node of a quantizable type that stays in high precision, and why, as half a sentence. named: the format that
-    the recipe asks for it, without effect; '' where it does not, or keeps the node out."""
+    the recipe requests for it without effect; '' if it requests none, or excludes the node."""
 
     name: str
     op_type: str
@@ -36,7 +36,7 @@ class KeptNode:
 
 @dataclass(frozen=True)
 class Activation:
-    """An operand that is computed at run time: the input's index and the tensor's name."""
+    """An operand computed at run time: the input's index and the tensor's name."""
 
     index: int
     tensor: str
@@ -44,12 +44,12 @@ class Activation:
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant operand: the input's index, its values, and how the node sees them.
+    """A constant operand: the input's index, its values, and how the node reads them.
 
-    axes: order of the values' axes as the node sees them, as in `np.transpose`. channels: which of the node's axes has
-    a scale of its own per index, None where one scale has to do. names: those that the tensor goes by on its way from
-    the initializer (last) to the node (first), through Identity and Transpose. block: how many weights along the other
-    axis share a scale, 0 for all of a channel.
+    axes: order of the values' axes as the node reads them, as in `np.transpose`. channels: the node's axis with one
+    scale per index, None for a single scale. names: those of the tensor on its way from the initializer (last) to the
+    node (first), through Identity and Transpose. block: how many weights along the other axis share a scale, 0 for all
+    of a channel.
     """
 
     index: int
@@ -62,7 +62,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class NodePlan:
-    """How one node is quantized: the format, and the operands that are stored in it."""
+    """The quantization of one node: the format, and the operands stored in it."""
 
     format: Format
     operands: tuple[Activation | Weight, ...]
@@ -70,13 +70,13 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What is quantized: nodes by their position, and those that are of such an operator but are not."""
+    """Quantized nodes by their position, and nodes of such operators that are not quantized."""
 
     nodes: Mapping[int, NodePlan]
     kept: tuple[KeptNode, ...]
 
     def without(self, tensors: Collection[str], model: onnx.ModelProto) -> QuantizationPlan:
-        """Without the nodes whose activations are among `tensors`, which were empty in every calibration sample."""
+        """Drop the nodes with activations among `tensors`, which were empty in every calibration sample."""
         nodes, kept = dict(self.nodes), list(self.kept)
         for at, plan in self.nodes.items():
             empty = next((o.tensor for o in plan.operands if isinstance(o, Activation) and o.tensor in tensors), None)
@@ -89,7 +89,7 @@ class QuantizationPlan:
 
 
 KEPT_BY = "kept by"
-"""How the reason of a node begins that the recipe keeps out."""
+"""Start of the reason for nodes that the recipe excludes."""
 
 
 class _NotQuantized(Exception):
@@ -100,16 +100,19 @@ Globs = Mapping[str, Sequence[str]]
 """Format → names or globs of nodes, or `op:` and a type such as `op:MatMul`."""
 
 WORTHWHILE = "worthwhile:*"
-"""What a plain precision quantizes: every node that is worth it. Patterns of a recipe, '*' too, mean every node that
-they name. Depthwise convolutions are not worth it: their few multiplications wait for memory whatever the type, and
-one scale for all channels of the input costs each of them most of its steps (PP-OCRv4 recognition: 9.4 dB with them,
-13.7 dB without, for 6 % more bytes). Nor are products of two activations, those of attention: both operands have to
-be rounded at run time (BERT-base on an H100: 4.52 ms without them in int8, 5.24 ms with, and more noise)."""
+"""What a plain precision quantizes: every node that benefits. Patterns of a recipe, '*' too, mean every node that they
+name.
+
+Depthwise convolutions do not benefit. Their few multiplications wait for memory whatever the type, and one scale for
+all channels of the input costs each of them most of its steps (PP-OCRv4 recognition: 9.4 dB with them, 13.7 dB without,
+for 6% more bytes). Nor do products of two activations, those of attention, because both operands must be rounded at run
+time (BERT-base on an H100: 4.52 ms without them in int8, 5.24 ms with, and more noise).
+"""
 
 THIN_CHANNELS = 16
-"""Convolutions with no more channels on one side stay out of fp8, as NVIDIA's ModelOpt leaves them (`_MIN_CHANNELS_FP8`
-of its ONNX graph_utils: their fp8 kernels are slower than fp16's). They hold little arithmetic, and much of the noise:
-Fashion's two and its classifier, 22.4 dB with them in fp8, 33.6 dB without."""
+"""Convolutions with at most this many channels on one side stay out of fp8, as in NVIDIA's ModelOpt
+(`_MIN_CHANNELS_FP8` of its ONNX graph_utils: their fp8 kernels are slower than fp16's). They hold little arithmetic,
+and much of the noise: Fashion's two and its classifier, 22.4 dB with them in fp8, 33.6 dB without."""
 
 ALL_WORTHWHILE_INT8: Globs = {"int8": (WORTHWHILE,)}
 
@@ -117,7 +120,7 @@ ALL_WORTHWHILE_INT8: Globs = {"int8": (WORTHWHILE,)}
 def plan_quantization(
     model: onnx.ModelProto, globs: Globs, keep: Sequence[str], op_types: Sequence[str], fp32: Sequence[str] = ()
 ) -> QuantizationPlan:
-    """Which nodes become what. `keep` are left alone by formats that quantize activations, `fp32` by all.
+    """Plan the format of each node. Formats that quantize activations exclude `keep`, all formats exclude `fp32`.
 
     Raises `PatternError` for a pattern that matches no node, and for a node that two formats name.
     """
@@ -147,7 +150,8 @@ def plan_quantization(
 def _operands(
     sources: _Sources, node: onnx.NodeProto, chosen: Format, *, worthwhile: bool
 ) -> tuple[Activation | Weight, ...]:
-    """What the format stores of the node. Raises `_NotQuantized`; with `worthwhile` also where it gains nothing."""
+    """Return the node's operands that the format stores. Raises `_NotQuantized`; with `worthwhile` also if it gains
+    nothing."""
     if node.op_type not in chosen.operators:
         raise _NotQuantized(f"{node.op_type} has no {chosen.name}")
     if worthwhile and chosen.activations and sources.is_depthwise(node):
@@ -161,7 +165,7 @@ def _operands(
 
 
 def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Format | None, str]:
-    """The one format that names the node, if any, and the pattern by which it does; `matched`: format → pattern."""
+    """Return the one format that names the node, if any, and its pattern; `matched`: format → pattern."""
     if not matched:
         return None, ""
     if len(matched) > 1:
@@ -175,7 +179,7 @@ def _chosen_format(node: onnx.NodeProto, matched: Mapping[str, str]) -> tuple[Fo
 
 
 def _match(model: onnx.ModelProto, patterns: Sequence[str], what: str) -> dict[int, str]:
-    """Position of each node that a pattern matches → the first such pattern."""
+    """Return the position of each node that a pattern matches → the first such pattern."""
     first_pattern: dict[int, str] = {}
     for pattern in patterns:
         matched = [at for at, node in enumerate(model.graph.node) if matches(node, pattern)]
@@ -190,7 +194,7 @@ def _match(model: onnx.ModelProto, patterns: Sequence[str], what: str) -> dict[i
 
 
 def matches(node: onnx.NodeProto, pattern: str) -> bool:
-    """Whether a pattern of a recipe names the node: by its name, a glob, or `op:` and an operator."""
+    """Return whether a pattern of a recipe names the node: by its name, a glob, or `op:` and an operator."""
     if pattern == WORTHWHILE:
         return True
     if pattern.startswith("op:"):
@@ -203,7 +207,7 @@ def node_label(node: onnx.NodeProto) -> str:
 
 
 class _Sources:
-    """Where tensors come from: initializers, Constant nodes, other nodes."""
+    """The origins of tensors: initializers, Constant nodes, other nodes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -214,7 +218,7 @@ class _Sources:
         self._fixed = _fixed_tensors(graph)
 
     def operands(self, node: onnx.NodeProto, chosen: Format) -> tuple[Activation | Weight, ...]:
-        """Those of the first two inputs that the format stores. Raises `_NotQuantized` where they cannot or should
+        """Return those of the first two inputs that the format stores. Raises `_NotQuantized` if they cannot or should
         not be."""
         operands = tuple(self._operand(node, index) for index in (0, 1))
         weights = [o for o in operands if isinstance(o, Weight)]
@@ -229,13 +233,13 @@ class _Sources:
         return tuple(_in_blocks(weights[0]) if chosen.name == "int4_weights" else weight for weight in weights)
 
     def is_depthwise(self, node: onnx.NodeProto) -> bool:
-        """Whether each channel of the input is convolved by itself."""
+        """Return whether each channel of the input is convolved separately."""
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         constant = self._constant(node.input[1]) if node.op_type == "Conv" and groups > 1 else None
         return constant is not None and constant[0].dims[constant[1][1]] == 1
 
     def is_thin(self, node: onnx.NodeProto) -> bool:
-        """Whether it is a convolution with few channels, before or behind it."""
+        """Return whether it is a convolution with few input or output channels."""
         constant = self._constant(node.input[1]) if node.op_type.startswith("Conv") else None
         return constant is not None and min(constant[0].dims[axis] for axis in constant[1][:2]) <= THIN_CHANNELS
 
@@ -255,7 +259,7 @@ class _Sources:
         return Weight(index, tensor, axes, _channel_axis(node, index, len(axes)), names)
 
     def _constant(self, name: str) -> tuple[onnx.TensorProto, tuple[int, ...], tuple[str, ...]] | None:
-        """Tensor, axes and names as in `Weight` of what lies behind a name; None for an activation."""
+        """Return tensor, axes and names as in `Weight` of the constant behind a name; None for an activation."""
         names, transposes = [name], []
         while (producer := self._producers.get(names[-1])) is not None and producer.op_type in _PASSING:
             names.append(producer.input[0])
@@ -277,7 +281,7 @@ class _Sources:
 
 
 def _in_blocks(weight: Weight) -> Weight:
-    """The weight with a scale for each block along the axis that is summed over."""
+    """Return the weight with a scale for each block along the axis that is summed over."""
     if weight.channels is None:
         raise _NotQuantized(f"its weight '{weight.names[-1]}' is no matrix")
     shape = [weight.tensor.dims[axis] for axis in weight.axes]
@@ -289,7 +293,7 @@ def _in_blocks(weight: Weight) -> Weight:
 
 
 def _fixed_tensors(graph: onnx.GraphProto) -> set[str]:
-    """Tensors that depend on weights alone: weights in all but form. Nodes must be sorted."""
+    """Return tensors that depend only on weights. Nodes must be sorted."""
     fixed = {t.name for t in graph.initializer}.union(t.values.name for t in graph.sparse_initializer)
     for node in graph.node:
         used = list(names_read(node))
@@ -299,10 +303,10 @@ def _fixed_tensors(graph: onnx.GraphProto) -> set[str]:
 
 
 def _channel_axis(node: onnx.NodeProto, index: int, rank: int) -> int | None:
-    """Axis of a weight along which the output's channels lie; None where one scale has to do for all of it.
+    """Return the axis of a weight along which the output's channels lie; None for one scale.
 
     The scale must not vary along an axis that is summed over. A ConvTranspose of several groups has no axis for its
-    channels; products of more than two axes have one scale, because ONNX Runtime refuses several.
+    channels. Products of more than two axes have one scale, because ONNX Runtime refuses several.
     """
     attributes = {a.name: a.i for a in node.attribute}
     if node.op_type == "Conv":

@@ -2,8 +2,8 @@
 
 Activations (int8, fp8): one scale for a tensor, one pair of nodes for all its consumers of that format. Weights:
 quantized initializers and DequantizeLinear, with one scale for each output channel (int8), for all (fp8) or for each
-block of a channel (int4). Biases and all else stay fp32; scales are fp32 initializers called `<tensor>_scale`, so that
-a later pass can convert what is left to fp16.
+block of a channel (int4). Biases and everything else stay fp32. Scales are fp32 initializers called `<tensor>_scale`,
+so that a later pass can convert the unquantized rest to fp16.
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The lowered model and an account of it: nodes that are quantized (formats: to what), those that could be but are
-    not, and the tensors that became smaller. Nodes without a name are called by their first output."""
+    """The converted model and an account of it.
+
+    formats: quantized nodes → format. Also the nodes that could be quantized but are not, and the tensors that became
+    smaller. Nodes without a name are called by their first output.
+    """
 
     model: onnx.ModelProto
     quantized_nodes: tuple[str, ...]
@@ -59,8 +62,8 @@ class Quantized:
 def tensors_to_calibrate(
     model: onnx.ModelProto, keep: Sequence[str] = (), *, op_types: Sequence[str] = QUANTIZABLE
 ) -> tuple[str, ...]:
-    """Activations that `quantize` may need ranges of, whatever nodes it is asked for, in the order of the graph.
-    Weights need not be loaded."""
+    """Return activations whose ranges `quantize` may need for any choice of nodes, in the order of the graph. Weights
+    need not be loaded."""
     named = {"int8": ("op:*",)}
     operands = (o for n in plan_quantization(model, named, keep, op_types).nodes.values() for o in n.operands)
     return tuple(dict.fromkeys(operand.tensor for operand in operands if isinstance(operand, Activation)))
@@ -75,14 +78,15 @@ def quantize(
     fp32: Sequence[str] = (),
     op_types: Sequence[str] = QUANTIZABLE,
 ) -> Quantized:
-    """A new model in which the nodes that `globs` names have quantized operands. `model` (fp32, sorted, weights in
-    memory) is left as it was, and never serialized: it may be larger than 2 GB. `ranges` may be None where only
-    weights are quantized.
+    """Make a new model in which the nodes that `globs` names have quantized operands.
 
-    globs: format → nodes. keep, fp32: nodes that stay in high precision, of formats with activations and of all: names
-    or globs of names, or `op:` and a type such as `op:MatMul`. Raises `LoweringError` for an older opset than the
-    formats need (`raise_opset_for`), an entry that matches no node, a node that two formats name, an activation
-    without a range, and a weight that is not finite or not loaded.
+    `model` (fp32, sorted, weights in memory) stays unchanged, and is never serialized, because it may be larger than 2
+    GB. `ranges` may be None if only weights are quantized. globs: format → nodes. keep, fp32: nodes that stay in high
+    precision, for formats with activations and for all. They are names or globs of names, or `op:` and a type such as
+    `op:MatMul`.
+
+    Raises `LoweringError` for an older opset than the formats need (`raise_opset_for`), an entry that matches no node,
+    a node that two formats name, an activation without a range, and a weight that is not finite or not loaded.
     """
     plan = plan_quantization(model, globs, keep, op_types, fp32).without(ranges.empty if ranges else (), model)
     _check_opset(model, {node.format.name: node.format for node in plan.nodes.values()}.values())
@@ -100,9 +104,9 @@ def quantize(
 
 
 def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
-    """The model, raised to the first opset that has all formats of `globs` where its own has not.
+    """Return the model, raised if necessary to the first opset that has all formats of `globs`.
 
-    Raises `LoweringError` where ONNX's version converter cannot do it.
+    Raises `LoweringError` if ONNX's version converter cannot do it.
     """
 
     from engineworks.model.lower.half.graph import whole_model
@@ -119,7 +123,7 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
 
 
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give nodes without a name, in place, that by which messages and globs call them; returns the model."""
+    """Name unnamed nodes, in place, as messages and globs call them; returns the model."""
     for node in model.graph.node:
         node.name = node_label(node)
     return model
@@ -136,7 +140,7 @@ def _check_opset(model: onnx.ModelProto, formats: Iterable[Format]) -> None:
 
 
 class _Writer:
-    """Builds the new model node by node; names are taken in the order of the graph, so that they never vary."""
+    """Builds the new model node by node. Names are assigned in the order of the graph, so that they never vary."""
 
     def __init__(self, model: onnx.ModelProto, ranges: Ranges | None) -> None:
         self._source = model
@@ -160,7 +164,7 @@ class _Writer:
         self._nodes.append(copy)
 
     def _activation(self, operand: Activation, chosen: Format) -> str:
-        """Name of the tensor after Q and DQ, which precede its first consumer of this format."""
+        """Return the name of the tensor after Q and DQ, which precede its first consumer of this format."""
         tensor = operand.tensor
         key = tensor, chosen.name
         if key not in self.activations:
@@ -178,7 +182,7 @@ class _Writer:
         return self.activations[key]
 
     def _weight(self, operand: Weight, chosen: Format) -> str:
-        """Name of the weight after DQ; nodes that see the same channels of the same weight share it."""
+        """Return the name of the weight after DQ; nodes that use the same channels of the same weight share it."""
         tensor = operand.names[-1]
         stored = "int8" if chosen.name == "int8_weights" else chosen.name
         key = tensor, operand.axes, operand.channels, stored
@@ -196,7 +200,7 @@ class _Writer:
         return self.weights[key]
 
     def _parameters(self, tensor: str, scale: NDArray[np.float32], chosen: Format) -> tuple[str, str]:
-        """Names of new initializers for scale (fp32) and zero point (zeros of the same shape in the format)."""
+        """Return names of new initializers for scale (fp32, [] or [channels]) and zero point (zeros alike)."""
         import onnx
 
         names = self._unique(f"{tensor}_scale"), self._unique(f"{tensor}_zero_point")
@@ -227,7 +231,7 @@ class _Writer:
         return fresh_name(name, self._taken, first=2)
 
     def finish(self) -> onnx.ModelProto:
-        """The new model, without the weights (and the nodes that only passed them on) that nothing reads any more."""
+        """Return the new model, without unused weights and nodes that only passed them on."""
         import onnx
 
         graph = self._source.graph
@@ -254,7 +258,7 @@ def _quantized_weight(seen: NDArray[np.float32], operand: Weight, chosen: Format
     if chosen.name == "fp8":
         return QuantizedWeight(*quantize_weight_fp8(seen, name), axis=None)
     if chosen.name == "int4_weights":
-        assert operand.channels is not None  # the plan leaves others alone
+        assert operand.channels is not None  # the plan leaves others unquantized
         axis = 1 - operand.channels
         return QuantizedWeight(*quantize_weight_int4(seen, axis, operand.block, name), axis, operand.block)
     return QuantizedWeight(*quantize_weight(seen, operand.channels, name), axis=operand.channels)
@@ -270,7 +274,7 @@ def _values(tensor: onnx.TensorProto, name: str) -> NDArray[np.float32]:
 
 
 def _all_names(graph: onnx.GraphProto) -> set[str]:
-    """Every name of a tensor or node of the main graph, and every name that its subgraphs use."""
+    """Return every name of a tensor or node of the main graph, and every name that its subgraphs use."""
     names = {value.name for part in (graph.input, graph.output, graph.initializer) for value in part}
     for node in graph.node:
         names.update((node.name, *node.output, *names_read(node)))

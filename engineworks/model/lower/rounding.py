@@ -1,6 +1,8 @@
-"""A model with one rounding more: the same graph, in which every floating input and every result of a product or a
-normalization is multiplied by noise of one rounding of its type. How far its outputs move is how far those of two right
-engines may be apart: kernels add up in other orders, and what is quantized or compared after that may tip.
+"""A model with one more rounding: the same graph with noise of one rounding on its values.
+
+The noise multiplies every floating input and every result of a product or a normalization. How far its outputs move is
+how far those of two correct engines may differ. Kernels add up in other orders, and later quantization or comparisons
+may tip.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 FLOAT, FLOAT16, DOUBLE, BFLOAT16 = 1, 10, 11, 16
 
 ROUNDING = {FLOAT: 2.0**-20, DOUBLE: 2.0**-20, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
-"""By ONNX element type: half a unit in the last place; of float32 sixteen, for its sums are long, and every kernel adds
-them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the error of a sum of n
-grows with √n)."""
+"""By ONNX element type: half a unit in the last place. For float32 it is sixteen, because its sums are long and every
+kernel adds them up in another order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2: the error of a
+sum of n grows with √n)."""
 
 _KINDS = (
     "Conv",
@@ -38,8 +40,10 @@ _KINDS = (
 
 
 def graph_with_rounding(path: Path) -> tuple[bytes, int]:
-    """The model at `path` with noise as one message, its external weights left where they are; and how many values are
-    moved. Branches and bodies of loops are left as they are."""
+    """Return the model at `path` with noise as one message, and the number of changed values.
+
+    Its external weights stay in place. Branches and bodies of loops stay unchanged.
+    """
     model = load_model(path, weights=False)
     types = infer_types(*split_model(model))
     constants = {t.name for t in model.graph.initializer}
@@ -62,7 +66,7 @@ def graph_with_rounding(path: Path) -> tuple[bytes, int]:
 
 
 def _noise(name: str, result: str, elem_type: int, seed: int) -> list[onnx.NodeProto]:
-    """result = name · u, u uniform within one rounding of 1, computed in float32 or better."""
+    """Make nodes for result = name · u, u uniform within one rounding of 1, computed in float32 or better."""
     from onnx import helper
 
     wide = DOUBLE if elem_type == DOUBLE else FLOAT

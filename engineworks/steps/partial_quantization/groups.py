@@ -1,4 +1,4 @@
-"""Which nodes are tried together: those whose names begin alike, until no group is large. Pure."""
+"""Groups of nodes to try together: those whose names begin alike, until no group is large. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 LARGEST_SHARE = 1 / 8
-"""Of all nodes, in one group: with single nodes after it, few groups and large ones cost as many trials as many small
-ones, and this is between them."""
+"""Maximum share of all nodes in one group. With single nodes after it, few large groups cost as many trials as many
+small ones; this is between them."""
 
 _SEPARATORS = re.compile(r"[/.]+")
 _SPECIAL = re.compile(r"[*?\[]")
@@ -18,17 +18,17 @@ _SPECIAL = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that are tried together, in the order of the graph. name: their common beginning, or the node's own."""
+    """Nodes tried together, in the order of the graph. name: their common beginning, or the node's own."""
 
     name: str
     nodes: tuple[str, ...]
 
 
 def group_nodes(names: Sequence[str]) -> list[Group]:
-    """Groups by the parts of the nodes' names between '/' and '.', none with more than an eighth of the nodes.
+    """Group by the parts of the nodes' names between '/' and '.', none with more than an eighth of the nodes.
 
-    Names that do not part are cut into runs of the graph's order. Every name is in one group; groups come in the order
-    of their first nodes.
+    Names without parts are cut into runs of the graph's order. Every name is in one group; groups come in the order of
+    their first nodes.
     """
     largest = max(1, math.ceil(len(names) * LARGEST_SHARE))
     groups: list[Group] = []
@@ -44,18 +44,18 @@ def group_nodes(names: Sequence[str]) -> list[Group]:
 
 
 def single_nodes(groups: Iterable[Group]) -> list[Group]:
-    """A group for each of their nodes."""
+    """Return a group for each of their nodes."""
     return [Group(name, (name,)) for group in groups for name in group.nodes]
 
 
 def exact_pattern(name: str) -> str:
-    """A glob that matches this name alone."""
+    """Return a glob that matches only this name."""
     return _SPECIAL.sub(lambda match: f"[{match[0]}]", name)
 
 
 def keep_patterns(kept: Sequence[Group], all_names: Iterable[str]) -> tuple[str, ...]:
-    """Entries for `keep` that name the groups' nodes and none else of `all_names`: a glob for a group where its common
-    beginning allows it, else every node."""
+    """Return entries for `keep` that name the groups' nodes and no others of `all_names`: a glob for a group if its
+    common beginning allows it, else every node."""
     others = set(all_names).difference(*(group.nodes for group in kept)) if kept else set()
     patterns: list[str] = []
     for group in kept:
@@ -69,7 +69,7 @@ def keep_patterns(kept: Sequence[Group], all_names: Iterable[str]) -> tuple[str,
 
 
 def _split(nodes: tuple[str, ...], largest: int) -> list[tuple[str, ...]]:
-    """By the first part of the names in which they differ, else into runs."""
+    """Split by the first part of the names in which they differ, else into runs."""
     depth = len(_common_parts(nodes))
     by_part: dict[str, list[str]] = {}
     for name in nodes:
@@ -94,7 +94,7 @@ def _common_parts(nodes: Sequence[str]) -> list[str]:
 
 
 def _common_name(nodes: tuple[str, ...]) -> str:
-    """The names' common beginning up to a separator; where they have none, the first and the last."""
+    """Return the names' common beginning up to a separator; without one, the first and the last."""
     if len(nodes) == 1:
         return nodes[0]
     end = 0

@@ -1,6 +1,6 @@
-"""What the fp32 nodes before a group give, kept for all samples, so that only what comes after is run again.
+"""Outputs of the fp32 nodes before a group, kept for all samples, so that only later nodes run again.
 
-Groups are tried in the order of the graph: the cut moves forward, each fp32 node before it is run once in all, and the
+Groups are tried in the order of the graph: the cut moves forward, each fp32 node before it runs once in all, and the
 tensors of one cut are in memory at a time.
 """
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import onnx
 
 CACHE_BYTES = 1 << 29
-"""Most that the tensors of a cut may take, all samples together; where they would take more, the cut stays behind."""
+"""Maximum memory of a cut's tensors, all samples together; if they would take more, the cut does not move."""
 
 
 class Prefix:
-    """A model (fp32, its weights in memory) cut at a place that moves forward. `batches`: what it is fed."""
+    """A model (fp32, its weights in memory) cut at a place that moves forward. `batches`: its inputs."""
 
     def __init__(
         self, model: onnx.ModelProto, batches: Sequence[Tensors], scratch: Path, *, cache_bytes: int = CACHE_BYTES
@@ -38,8 +38,11 @@ class Prefix:
         self._sorted = all(self._made_at.get(n, -1) < at for at, names in enumerate(self._uses) for n in names)
 
     def move_to(self, position: int) -> None:
-        """Cut before the node at `position`, or leave the cut where it is: in a graph that is not sorted, where a
-        tensor of unknown type would cross, and where the tensors would take too much memory. Raises `RunError`."""
+        """Cut before the node at `position`, if possible. Raises `RunError`.
+
+        The cut does not move in a graph that is not sorted, where a tensor of unknown type would cross, or where the
+        tensors would take too much memory.
+        """
         if position <= self.at or not self._sorted:
             return
         crossing = self._crossing(position)
@@ -51,7 +54,7 @@ class Prefix:
             self.at, self.batches = position, moved
 
     def rest(self) -> onnx.ModelProto:
-        """The model behind the cut, fp32, with the outputs that it makes."""
+        """Return the model behind the cut, fp32, with its outputs."""
         stop = len(self._uses)
         if self.at == 0:
             return self._model
@@ -59,7 +62,7 @@ class Prefix:
         return segment_model(self._model, Segment(self.at, stop, self._read_by(self.at, stop), outputs), self._types)
 
     def _run(self, segment: Segment, crossing: Sequence[str]) -> list[Tensors] | None:
-        """The tensors that cross at the segment's end, None where they are too many."""
+        """Return the tensors that cross at the segment's end, None if they are too many."""
         moved: list[Tensors] = []
         part = segment_model(self._model, segment, self._types)
         session = CutSession(part, self._scratch) if segment.outputs else None
@@ -74,7 +77,7 @@ class Prefix:
         return moved
 
     def _crossing(self, position: int) -> tuple[str, ...]:
-        """Tensors that nodes from `position` on read and that others before them, or the caller, give."""
+        """Return tensors that nodes from `position` on read and that earlier nodes, or the caller, give."""
         read = dict.fromkeys(name for names in self._uses[position:] for name in names)
         return tuple(n for n in read if n in self._inputs or self._made_at.get(n, position) < position)
 

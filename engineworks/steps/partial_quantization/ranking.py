@@ -1,4 +1,4 @@
-"""The order of what was tried, and the search for the shortest list of parts that must stay out. Pure."""
+"""The order of the trials, and the search for the shortest list of parts to exclude. Pure."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CHANCE_SAMPLES = 4
 two standard errors. Losses are compared in steps of that many samples; within a step the outputs' error decides."""
 
 SHARE_TO_SPLIT = 0.9
-"""Groups that make this share of all noise are looked into node by node."""
+"""Groups that make this share of all noise are tried node by node."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What it costs to quantize one group alone.
+    """The cost of quantizing only one group.
 
-    noise: Σ(e - r)² / Σr² of the worst output, inf where values became NaN or infinite; noises of parts add up where
-    they are independent. loss: of the task metric, as a share of fp32's; None without labels. report: the accuracy of
-    each output and the metric, as in `accuracy.json`.
+    noise: Σ(e - r)² / Σr² of the worst output, inf if values became NaN or infinite; noises of independent parts add
+    up. loss: of the task metric, as a share of fp32's; None without labels. report: the accuracy of each output and the
+    metric, as in `accuracy.json`.
     """
 
     group: Group
@@ -46,17 +46,17 @@ class Trial:
 
 
 def make_trial(group: Group, report: Mapping[str, Any], seconds: float = 0.0) -> Trial:
-    """The trial of a group from the accuracy report of the model in which it alone is quantized."""
+    """Make the trial of a group from the accuracy report of the model in which only it is quantized."""
     return Trial(group, worst_noise(report), metric_loss(report), report, seconds)
 
 
 def worst_noise(report: Mapping[str, Any]) -> float:
-    """Largest noise of any output: 10^(-SQNR / 10)."""
+    """Return the largest noise of any output: 10^(-SQNR / 10)."""
     return max((_noise(output) for output in report["outputs"].values()), default=0.0)
 
 
 def metric_loss(report: Mapping[str, Any]) -> float | None:
-    """How much of fp32's task metric is lost, as a share of it; None without labels: then the outputs say more."""
+    """Return the lost share of fp32's task metric; None without labels, because the outputs are more precise then."""
     metric = report.get("metric")
     if not metric or metric["kind"] != "labels":
         return None
@@ -68,8 +68,11 @@ def metric_loss(report: Mapping[str, Any]) -> float | None:
 
 
 def rank(trials: Sequence[Trial], samples: int) -> list[Trial]:
-    """The costliest first: by the task metric where there are labels and the loss is more than chance, then by the
-    outputs' error. Of equal ones, that which comes first in the graph."""
+    """Rank the costliest first: by the task metric if there are labels and the loss is more than chance, then by the
+    outputs' error.
+
+    Of equal ones, the first in the graph comes first.
+    """
     step = CHANCE_SAMPLES / max(1, samples)
 
     def cost(trial: Trial) -> tuple[float, float]:
@@ -80,7 +83,7 @@ def rank(trials: Sequence[Trial], samples: int) -> list[Trial]:
 
 
 def to_split(ranked: Sequence[Trial]) -> list[Trial]:
-    """The first groups of the ranking that make most of the noise, those of one node left out."""
+    """Return the first groups of the ranking that make most of the noise, without those of one node."""
     total = sum(t.noise for t in ranked if math.isfinite(t.noise))
     chosen: list[Trial] = []
     seen = 0.0
@@ -93,11 +96,12 @@ def to_split(ranked: Sequence[Trial]) -> list[Trial]:
 
 
 def shortest_list(ranked: Sequence[Group], holds: Callable[[Sequence[Group]], bool]) -> list[Group] | None:
-    """The groups that must be left out so that `holds` of them; None if leaving out all but the last is not enough.
+    """Return the groups that must be excluded so that `holds` of them; None if excluding all but the last is not
+    enough.
 
-    First the shortest beginning of the ranking, by bisection; then each of it that turns out not to be needed goes,
-    the cheapest first. `holds` is asked at most 2 + log₂(n) + length of the list times. That no other list is shorter
-    is not proved: there are 2ⁿ.
+    First the shortest beginning of the ranking, by bisection; then each of it that proves unnecessary is removed, the
+    cheapest first. `holds` is called at most 2 + log₂(n) + length of the list times. A shorter list may exist: there
+    are 2ⁿ.
     """
     if holds([]):
         return []

@@ -20,9 +20,12 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class CutSession:
-    """Runs a model that may be a piece of one, whose inputs have types and no shapes. `scratch`: a folder for what no
-    message can hold. integer_kernels: fuse Q/DQ into integer kernels, as the engine of a CPU target does; else compute
-    node by node what the graph says, in fp8 too. Raises `RunError` where ONNX Runtime does not take the model."""
+    """Runs a model or a piece of one, whose inputs have types and no shapes.
+
+    `scratch`: a folder for what no message can hold. integer_kernels: fuse Q/DQ into integer kernels, as the engine of
+    a CPU target does; else compute the graph node by node, in fp8 too. Raises `RunError` if ONNX Runtime does not
+    accept the model.
+    """
 
     def __init__(self, model: onnx.ModelProto, scratch: Path, *, integer_kernels: bool = True) -> None:
         import onnxruntime as ort
@@ -33,7 +36,7 @@ class CutSession:
         source = str(scratch / MODEL_FILE) if large else model.SerializeToString()
         options = session_options({})
         if not integer_kernels:
-            # Not only without fusions of Q/DQ: of fp8 ONNX Runtime 1.31 also takes the Relu before a Q out.
+            # Disabling fusions of Q/DQ is not enough: in fp8, ONNX Runtime 1.31 also removes the Relu before a Q.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -43,7 +46,8 @@ class CutSession:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """All outputs by name; tensors that are no inputs are left aside. Raises `RunError`."""
+        """Return all outputs by name, with the model's shapes and dtypes; tensors that are no inputs are ignored.
+        Raises `RunError`."""
         try:
             outputs = self._session.run(self._outputs, {name: tensors[name] for name in self._inputs})
         except ort_errors() as error:

@@ -1,4 +1,4 @@
-"""Models in which some nodes are quantized, on the evaluation samples, against fp32 on the same samples."""
+"""Models with some quantized nodes, compared with fp32 on the evaluation samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Report = dict[str, Any]
 class Trials:
     """Quantizes parts of `model` (fp32, every node named, weights in memory) and reports how far its outputs move.
 
-    globs, fp32: as of `quantize`. job: what the task metric reads. scratch: an empty folder. The samples, fp32's
+    globs, fp32: as of `quantize`. job: has what the task metric reads. scratch: an empty folder. The samples, fp32's
     outputs for them, and the tensors of one cut are held in memory.
     """
 
@@ -57,11 +57,11 @@ class Trials:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Nodes whose activations would be quantized, in the order of the graph: those that `keep` can leave out."""
+        """Nodes whose activations would be quantized, in the order of the graph: those that `keep` can exclude."""
         return tuple(name for name, plan in self._plans.items() if plan.format.name in CALIBRATED)
 
     def each_alone(self, groups: Sequence[Group], told: Callable[[Trial], None]) -> list[Trial]:
-        """One trial per group, in the order of the graph: it is quantized, all else is fp32. Raises `RunError`."""
+        """Make one trial per group, in the order of the graph: the rest stays fp32. Raises `RunError`."""
         prefix = Prefix(self._model, self._batches, self._scratch)
         trials = []
         for group in sorted(groups, key=self._first):
@@ -73,8 +73,8 @@ class Trials:
         return trials
 
     def without(self, kept: Sequence[Group]) -> Report:
-        """The report of the model as the recipe wants it, but for the nodes of the groups. Raises `RunError`, and
-        `LoweringError` if nothing is left to quantize."""
+        """Report on the recipe's model without the nodes of the groups. Raises `RunError`, and `LoweringError` if
+        nothing is left to quantize."""
         keep = keep_patterns(kept, self.candidates)
         lowered = quantize(self._model, self._ranges, globs=self._globs, keep=keep, fp32=self._fp32).model
         return self._compare(lowered, self._batches)
@@ -92,8 +92,8 @@ class Trials:
         return self._compare(quantize(rest, self._ranges, globs=by_format).model, batches)
 
     def _same_operands(self, rest: onnx.ModelProto, globs: Mapping[str, Sequence[str]], group: Group) -> bool:
-        """Whether the nodes' operands are the same in the cut model. A weight that a node before the cut passes on
-        would be taken for an activation."""
+        """Return whether the nodes' operands are the same in the cut model. A weight that passes through a node before
+        the cut would count as an activation."""
         if rest is self._model:
             return True
         planned = plan_quantization(rest, globs, (), QUANTIZABLE).nodes
@@ -101,7 +101,7 @@ class Trials:
         return operands == {name: _operands(self._plans[name]) for name in group.nodes}
 
     def _compare(self, model: onnx.ModelProto, batches: Sequence[Tensors]) -> Report:
-        """As the step `compare` reports. Outputs that the (cut) model does not make are those of fp32."""
+        """Report as the step `compare` does. Outputs that the (cut) model does not make are those of fp32."""
         integer_kernels = bool(self._job.params["integer_kernels"])
         session = CutSession(model, self._scratch, integer_kernels=integer_kernels)
         comparisons = {name: OutputComparison(axis) for name, axis in self._axes.items()}
@@ -118,7 +118,7 @@ class Trials:
         }
 
     def _run_reference(self) -> tuple[list[Tensors], float]:
-        """fp32's outputs, and how many seconds one pass over the samples takes once the model is loaded."""
+        """Return fp32's outputs, and the seconds of one pass over the samples once the model is loaded."""
         session = CutSession(self._model, self._scratch)
         session.run(self._batches[0])
         start = time.perf_counter()

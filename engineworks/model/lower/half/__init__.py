@@ -1,1 +1,1 @@
-"""fp16 and bf16: what can be converted, what stays fp32, and the proof of it."""
+"""fp16 and bf16: what can be converted, what stays fp32, and its numerical verification."""

@@ -1,4 +1,4 @@
-"""NVIDIA's AutoCast (package nvidia-modelopt, which needs PyTorch), imported only where it is asked for."""
+"""NVIDIA's AutoCast (package nvidia-modelopt, which needs PyTorch), imported only on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def why_not_autocast() -> str | None:
-    """None if AutoCast can be used here, otherwise the reason, as a sentence."""
+    """Return None if AutoCast can be used here, otherwise the reason, as a sentence."""
     for package in ("modelopt", "torch", "onnxslim", "onnx_graphsurgeon"):
         if find_spec(package) is None:
             return f"package '{package}' is not installed"
@@ -33,8 +33,9 @@ def autocast_model(
 ) -> onnx.ModelProto:
     """Convert with AutoCast, which finds the nodes to keep in fp32 on one sample; inputs and outputs keep their dtype.
 
-    `keep` are names of nodes. `folder` is for its files. `sample`: arrays by input name. Raises `LoweringError` with
-    AutoCast's message."""
+    `keep` are names of nodes. `folder` is for its files. `sample`: arrays by input name, with the shapes and dtypes of
+    the model's inputs. Raises `LoweringError` with AutoCast's message.
+    """
     import re
 
     path, data = folder / "autocast.onnx", folder / "autocast.npz"

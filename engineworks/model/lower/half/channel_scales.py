@@ -1,10 +1,11 @@
-"""Int8 products for fp16: one scale in Q/DQ, and what the channels differ by multiplied after the product.
+"""Int8 products for fp16: one scale in Q/DQ, and the ratios of the channels' scales multiplied after the product.
 
-With scales per channel TensorRT-RTX 1.6 gives infinities for large sums, and once a layer norm or tanh saw them,
-outputs that are plausible and wrong; with one scale, fp32 around, or small inputs it is right (seen on an NVIDIA H100;
-tests/engines/test_gpu_int8_products.py). So it seems to round int32 sums to fp16 first: 127² × 768 is no fp16.
+With scales per channel TensorRT-RTX 1.6 gives infinities for large sums. After a layer norm or tanh the outputs are
+plausible and wrong. With one scale, fp32 for unquantized nodes, or small inputs it is right (seen on an NVIDIA H100;
+tests/engines/test_gpu_int8_products.py). So it seems to round int32 sums to fp16 first: fp16 cannot hold 127² × 768.
+
 Weights and their steps stay those of scales per channel: w[k, n] = q[k, n] s[n] = q[k, n] s₀ (s[n] / s₀). BERT-base was
-not slower for it (0.74 ms against 0.83 at batch 1).
+not slower (0.74 ms, before 0.83 ms, at batch 1).
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ _PRODUCTS = ("Gemm", "MatMul")
 
 
 def scale_channels_after_products(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Rewrite, in place, the products whose operands are both int8, one a weight with scales per channel; their names.
+    """Rewrite, in place, the products whose operands are both int8, one a weight with scales per channel; returns their
+    names.
 
-    model: fp32 around Q/DQ, as `quantize` makes it. Products of int8 weights and float activations multiply what was
-    dequantized before, and are rewritten only where they share a weight with others.
+    model: fp32 with Q/DQ, as `quantize` makes it. Products of int8 weights and float activations multiply dequantized
+    values, and are rewritten only if they share a weight with others.
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     weights = {w.dequantized: w for w in _weights(model, initializers)}
@@ -60,14 +62,16 @@ class _Weight:
         return str(self.node.output[0])
 
     def ratios_for(self, operand: int) -> str:
-        """Name of the factors for products that read it as their first operand (a column: channels are rows there) or
-        their second."""
+        """Return the name of the factors for products that read it as their first operand (a column: channels are rows
+        there) or their second."""
         self.read_as.add(operand)
         return f"{self.node.input[1]}_of_{'rows' if operand == 0 else 'columns'}"
 
     def use_one_scale(self, initializers: dict[str, onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
-        """Give the node the median of its scales; yields the factors, f32[rows, 1] or f32[columns]. A channel of zeros
-        gets 1: its own scale means nothing, and over a small median it would be no fp16."""
+        """Give the node the median of its scales; yields the factors, f32[rows, 1] or f32[columns].
+
+        A channel of zeros gets 1: its own scale means nothing, and fp16 could not hold its ratio to a small median.
+        """
         import onnx
 
         values, scale, zero_point = self.node.input
@@ -85,7 +89,7 @@ class _Weight:
 
 
 def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) -> Iterator[_Weight]:
-    """The weights to rewrite: int8, scales per channel, read by products alone, one of them with int8 activations."""
+    """Yield the weights to rewrite: int8, scales per channel, read only by products, one with int8 activations."""
     import onnx
 
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
@@ -107,7 +111,7 @@ def _weights(model: onnx.ModelProto, initializers: dict[str, onnx.TensorProto]) 
 
 
 def _multiplied(node: onnx.NodeProto, ratios: str) -> Iterator[onnx.NodeProto]:
-    """The product without its bias, times `ratios`, plus the bias; new nodes and tensors are called by the product."""
+    """Yield the product without its bias, times `ratios`, plus the bias; new names start with the product's."""
     import onnx
 
     make = onnx.helper.make_node

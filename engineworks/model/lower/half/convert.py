@@ -1,4 +1,4 @@
-"""fp32 → fp16 or bf16 by rules that read the graph alone; `half.py` adds what sample inputs show."""
+"""fp32 → fp16 or bf16 by rules that only read the graph; `half.py` adds what sample inputs show."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPSET_OF_BFLOAT16_CAST = 13
 
 @dataclass(frozen=True)
 class WeightLoss:
-    """Elements of the converted weights; how many became 0, and how many are subnormal in the half type."""
+    """Elements of the converted weights: how many became 0, and how many are subnormal in the half type."""
 
     elements: int
     flushed: int
@@ -39,9 +39,9 @@ class WeightLoss:
 
 @dataclass(frozen=True)
 class Halved:
-    """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of
-    those that stay fp32, each with the reason; `clamps`: constants that were cut to the type's range; `weights`:
-    what rounding did to them."""
+    """A converted model. `converted_nodes`: names of those that compute in half precision; `kept_nodes`: names of those
+    that stay fp32, each with the reason; `clamps`: constants that were cut to the type's range; `weights`: the effects
+    of rounding on them."""
 
     model: onnx.ModelProto
     converted_nodes: tuple[str, ...]
@@ -57,7 +57,7 @@ class Halved:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An fp32 model that is ready to be converted, once or several times with other nodes kept."""
+    """An fp32 model ready to be converted, once or several times with other nodes kept."""
 
     graph: TypedGraph
     half: HalfFormat
@@ -67,17 +67,18 @@ class Prepared:
 
 
 def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = (), keep_io: bool = True) -> Halved:
-    """Convert a model to strongly typed half precision; `model` is left as it was, and the same model gives the same.
+    """Convert a model to strongly typed half precision; `model` stays unchanged, and the result is deterministic.
 
-    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32: nodes named by
-    `keep` (`quantizable.matches`), operators that have no such type or lose by it (`half_rules`), nodes with subgraphs,
+    Every float32 tensor of the main graph becomes `dtype`, except those of nodes that stay fp32. These are nodes named
+    by `keep` (`quantizable.matches`), operators that lack the type or lose by it (`rules`), nodes with subgraphs, and
     nodes with weights beyond the type's range. Each tensor that crosses is cast once. All float inputs of a node have
-    one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and
-    DequantizeLinear get half scales. Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16,
-    where the version converter can; what an opset does not allow stays fp32, between casts.
+    one type. With `keep_io` the graph's inputs and outputs keep their dtype. QuantizeLinear and DequantizeLinear get
+    half scales.
 
-    No sample is run: activations may overflow. `lower_half` sees to that. Raises `LoweringError` for a pattern of
-    `keep` that names no node, `ModelError` for a model that cannot be read.
+    Opsets below 13 are raised, to 19 for quantized models and to 22 for bfloat16, if the version converter can. What an
+    opset does not allow stays fp32, between casts. No sample is run, so activations may overflow; `lower_half` handles
+    that. Raises `LoweringError` for a pattern of `keep` that names no node, `ModelError` for a model that cannot be
+    read.
     """
     return convert(prepare(model, dtype, keep), {}, keep_io=keep_io)
 
@@ -85,8 +86,10 @@ def to_half(model: onnx.ModelProto, dtype: HalfType, *, keep: Sequence[str] = ()
 def prepare(
     model: onnx.ModelProto, dtype: HalfType, keep: Sequence[str], *, clamps: Sequence[Clamp] | None = None
 ) -> Prepared:
-    """Take the model apart, and cut its mask constants to the range of the type: those of `clamps` alone where they
-    are given, as they were decided on the model that this one was made of."""
+    """Take the model apart, and cut its mask constants to the range of the type.
+
+    clamps: if given, cut only these, which were decided on the model that this one was made of.
+    """
     half = FORMATS[dtype]
     graph = typed_graph(model, minimum_opset=_wanted_opset(model, half))
     if half.name == "bfloat16" and graph.opset() < _OPSET_OF_BFLOAT16_CAST:

@@ -1,7 +1,7 @@
-"""The main graph of a model as the half-precision converter sees it: sorted, named, typed, weights set aside.
+"""The main graph of a model for the half-precision converter: sorted, named, typed, without weights.
 
-Weights are looked up by name and never copied with the graph, and shape inference, the opset converter and the checker
-see large ones as inputs: so the size of a model is no limit of theirs, and detached weights stay on disk.
+Weights are looked up by name and never copied with the graph. Shape inference, the opset converter and the checker read
+large ones as inputs. So they do not limit the size of a model, and detached weights stay on disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HalfType = Literal["float16", "bfloat16"]
 FLOAT, DOUBLE = 1, 11
 """`onnx.TensorProto.FLOAT` and `DOUBLE`, so that this module's users need not import onnx for a comparison."""
 
-_SHOWN_BYTES = 4096  # smaller tensors may be shapes, axes or scalars, which shape inference wants to see
+_SHOWN_BYTES = 4096  # smaller tensors may be shapes, axes or scalars, which shape inference needs
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HalfFormat(FloatFormat):
 
 
 SINGLE = FloatFormat("float32", FLOAT, "fp32", (2 - 2.0**-23) * 2.0**127, 2.0**-126, 2.0**-149)
-"""What double becomes; every other model starts in it."""
+"""The type that float64 becomes; every other model starts in it."""
 
 FORMATS: Mapping[HalfType, HalfFormat] = {
     "float16": HalfFormat("float16", 10, "fp16", 65504.0, 2.0**-14, 2.0**-24),
@@ -66,10 +66,12 @@ FORMATS: Mapping[HalfType, HalfFormat] = {
 
 @dataclass
 class TypedGraph:
-    """A model taken apart. `shell` is the model without the main graph's initializers, which are in `weights`
-    together with its floating Constant nodes; `types` maps each tensor of the main graph whose type is known to its
-    ONNX element type. Nodes are in topological order and have names that differ. `wide`: the type that is converted,
-    float32, or double on its way to float32; "float" tensors here are tensors of that type.
+    """A model taken apart.
+
+    `shell` is the model without the main graph's initializers, which are in `weights` together with its floating
+    Constant nodes. `types` maps each tensor of the main graph whose type is known to its ONNX element type. Nodes are
+    in topological order and have unique names. `wide`: the type that is converted, float32, or float64 on its way to
+    float32; "float" tensors here are tensors of that type.
     """
 
     shell: onnx.ModelProto
@@ -128,7 +130,7 @@ class TypedGraph:
         return name in self.inputs
 
     def is_float(self, name: str) -> bool:
-        """Whether the tensor is of the type that is converted."""
+        """Return whether the tensor has the type that is converted."""
         return bool(name) and self.types.get(name) == self.wide
 
     def float_inputs(self, at: int) -> list[tuple[int, str]]:
@@ -138,17 +140,17 @@ class TypedGraph:
         return [(i, name) for i, name in enumerate(self.nodes[at].output) if self.is_float(name)]
 
     def values(self, name: str) -> NDArray[Any]:
-        """The weight as an array."""
+        """Return the weight as an array of its stored shape and dtype."""
         return tensor_values(self.weights[name])
 
     def forget_uses(self) -> None:
-        """Call after names of inputs were changed."""
+        """Clear cached uses; call it after changing names of inputs."""
         for name in ("producers", "consumers", "captured", "captured_names"):
             self.__dict__.pop(name, None)
 
 
 def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
-    """The model without the main graph's initializers, and these by name. Only the former is a copy."""
+    """Return the model without the main graph's initializers, and these by name. Only the former is a copy."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     shell = without_initializers(model)
     drop_inputs(shell.graph, set(weights))  # an old exporter lists weights among the inputs
@@ -156,14 +158,14 @@ def split_model(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
 
 
 def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, int]:
-    """Tensor → ONNX element type, for every tensor of the main graph whose type can be inferred."""
+    """Return tensor → ONNX element type, for every tensor of the main graph whose type can be inferred."""
     import onnx
 
     shown = shown_model(shell, weights)
     try:
         typed = onnx.shape_inference.infer_shapes(shown, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
-        # A wrong shape somewhere (stale value_info, say) must not hide the types of all the rest.
+        # A wrong shape somewhere (e.g. stale value_info) must not hide the types of all the rest.
         typed = onnx.shape_inference.infer_shapes(shown, strict_mode=False, data_prop=False)
     types = {name: int(tensor.data_type) for name, tensor in weights.items()}
     for value in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input):
@@ -173,7 +175,7 @@ def infer_types(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
 
 
 def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """The model with its small weights, and with inputs of the right type and shape in place of large ones."""
+    """Return the model with its small weights, and with inputs of the right type and shape in place of large ones."""
     import onnx
 
     shown = deepcopy(shell)
@@ -186,7 +188,7 @@ def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
 
 
 def whole_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """Put a model together again from its shell and those of the weights that something uses, in their order."""
+    """Reassemble a model from its shell and those of the weights that something uses, in their order."""
 
     model = deepcopy(shell)
     used = {name for node in model.graph.node for name in names_read(node)} | {v.name for v in model.graph.output}
@@ -202,7 +204,7 @@ def drop_inputs(graph: onnx.GraphProto, names: set[str]) -> None:
 
 
 def _outer_names(graph: onnx.GraphProto) -> set[str]:
-    """Tensors that a subgraph reads and does not make."""
+    """Return tensors that a subgraph reads and does not make."""
     own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     own |= {name for node in graph.node for name in node.output}
     read = {name for node in graph.node for name in node.input if name} | {v.name for v in graph.output}

@@ -1,4 +1,4 @@
-"""Lower a model to fp16 or bf16 and prove it: convert by rules, look at sample inputs, compare, repair, or refuse."""
+"""Converts a model to fp16 or bf16 and verifies it: convert by rules, run sample inputs, compare, repair, or refuse."""
 
 from __future__ import annotations
 
@@ -43,21 +43,24 @@ def lower_half(
     references: Sequence[Mapping[str, NDArray[Any]]] | None = None,
     source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
-    """Lower to half precision, graph inputs and outputs as they are, and prove the result on sample inputs.
+    """Convert to half precision, keep graph inputs and outputs as they are, and verify the result on sample inputs.
 
     1. The fp32 model runs on the samples in ONNX Runtime (CPU). Nodes stay fp32 whose inputs, outputs or inner sums
        exceed the type's largest value / headroom.
     2. `to_half` converts.
     3. The result is checked, loaded and compared with the fp32 model (see `prove`, which emulates it).
-    4. Where an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too,
-       in at most `limits.rounds` rounds.
-    5. If that does not help and NVIDIA's AutoCast is installed, its result is proved in the same way. `autocast`:
+    4. If an output fails, the nodes that add the most noise, with those that compute their inputs, stay fp32 too, in
+       at most `limits.rounds` rounds.
+    5. If that does not help and NVIDIA's AutoCast is installed, its result is verified in the same way. `autocast`:
        False never uses it, True uses nothing else.
 
-    feeds, references: arrays by name for each sample; the latter the fp32 model's outputs, where the caller has them.
-    source: the model that those are of where `model` was made of another (in double). `model` is left as it was. Raises
-    `SamplesError` without samples or for ones that do not fit, and `LoweringError` if no result passes, naming the
-    worst output, its figure and the limit, and the node where it stops being finite."""
+    feeds, references: arrays by name for each sample, with the shapes and dtypes of the model's inputs and outputs;
+    references are the fp32 model's outputs, if the caller has them. source: the float64 model that they come from
+    if `model` was made of it. `model` stays unchanged.
+
+    Raises `SamplesError` without samples or for ones that do not fit. Raises `LoweringError` if no result passes,
+    with the worst output, its value and the limit, and the node where it stops being finite.
+    """
     limits = limits or DEFAULT_LIMITS[dtype]
     reason = why_not_autocast() if autocast else "it was not asked for"
     if autocast is True and reason:
@@ -90,7 +93,7 @@ class _Attempt:
     failing: tuple[str, ...]
 
     def result(self, limits: HalfLimits, overflow: Overflow | None = None) -> tuple[onnx.ModelProto, HalfReport]:
-        """The model and its report. Raises `PrecisionError` if an output fails; `overflow`: where it begins to."""
+        """Return the model and its report. Raises `PrecisionError` if one fails; `overflow`: where that starts."""
         if not self.failing:
             return self.model, self.report
         report = self.report
@@ -107,7 +110,7 @@ class _Attempt:
 
 @dataclass
 class _Lowering:
-    """One model on its way to half precision: the samples, what the fp32 model makes of them, and the attempts."""
+    """One model during conversion: the samples, the fp32 model's outputs for them, and the attempts."""
 
     bench: Bench
     model: onnx.ModelProto
@@ -117,10 +120,10 @@ class _Lowering:
     references: Sequence[Mapping[str, NDArray[Any]]]
 
     def by_rules(self) -> _Attempt:
-        """The conversion by rules, repaired as long as it fails and rounds are left.
+        """Convert by rules, and repair while it fails and rounds are left.
 
-        The first repair is to leave mask constants as they are, so that what they reach is out of range and stays
-        fp32: a row that is masked as a whole is uniform only where the mask swallows the scores.
+        The first repair leaves mask constants as they are, so that what they reach is out of range and stays fp32. A
+        fully masked row is uniform only where the mask absorbs the scores.
         """
         reasons = self._out_of_range()
         attempt = self._prove_rules(convert(self.prepared, reasons), 0)
@@ -146,7 +149,7 @@ class _Lowering:
         return attempt
 
     def better(self, attempt: _Attempt) -> _Attempt:
-        """AutoCast's conversion if it passes, otherwise `attempt`."""
+        """Return AutoCast's conversion if it passes, otherwise `attempt`."""
         try:
             second = self.by_autocast()
         except LoweringError:
@@ -154,7 +157,7 @@ class _Lowering:
         return attempt if second.failing else second
 
     def check_repeatable(self, source: onnx.ModelProto) -> None:
-        """Raises `LoweringError` if `source` gives two results on one sample: then there is nothing to prove."""
+        """Raise `LoweringError` if `source` gives two results on one sample, because then nothing can be verified."""
         again = reference_outputs(self.bench, source, self.samples[:1])[0]
         for name, value in self.references[0].items():
             if not np.array_equal(value, again[name]):
@@ -164,14 +167,14 @@ class _Lowering:
                 )
 
     def overflow_of(self, attempt: _Attempt) -> Overflow | None:
-        """The node where a failing attempt stops being finite; None where it fails for another reason."""
+        """Return the node where a failing attempt stops being finite; None if it fails for another reason."""
         if all(proof.finite for proof in attempt.report.outputs):
             return None
         source = whole_model(self.prepared.graph.shell, self.prepared.graph.weights)
         return first_overflow(self.bench, source, attempt.model, self.prepared.half, self.samples)
 
     def by_autocast(self) -> _Attempt:
-        """AutoCast's conversion."""
+        """Return AutoCast's conversion."""
         half = self.prepared.half
         keep = [node.name for node in self.prepared.graph.nodes if asked_for(node, self.prepared.keep)]
         made = autocast_model(self.bench.folder, self.model, half.name, self.samples[0], keep)
@@ -226,8 +229,8 @@ class _Lowering:
         return worst_first(graph, errors, attempt.failing)
 
     def _noisy(self, ranked: Sequence[tuple[int, float]], repairs: int) -> dict[str, str]:
-        """Reasons to keep the first of the ranked nodes; the noise is often that of rounded inputs, so their makers
-        stay fp32 as well."""
+        """Return reasons to keep the first of the ranked nodes. The noise often comes from rounded inputs, so the nodes
+        that make these stay fp32 too."""
         graph = self.prepared.graph
         reasons: dict[str, str] = {}
         share = _SHARES[min(repairs, len(_SHARES) - 1)]
@@ -240,7 +243,8 @@ class _Lowering:
 
 
 def _checked(samples: Sequence[Arrays], graph: TypedGraph) -> Sequence[Arrays]:
-    """Raises `SamplesError` without samples, and for one whose names are not the model's inputs."""
+    """Check samples, arrays by input name. Raises `SamplesError` without samples, and for one whose names are not the
+    model's inputs."""
     if not samples:
         raise SamplesError(
             "no samples to prove the half-precision model on", hint="give calibration or evaluation data"

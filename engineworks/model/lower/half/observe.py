@@ -1,6 +1,6 @@
-"""What a model's activations do on sample inputs: how large they grow, and what half precision does to each node.
+"""Effects of sample inputs on a model's activations: their size, and the error of half precision in each node.
 
-Both are measured inside the graph, by reductions next to the node, so that memory stays that of a plain run.
+Reductions next to the node measure both inside the graph, so that memory stays that of a plain run.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from engineworks.model.lower.half.run import Arrays, Bench, run
 if TYPE_CHECKING:
     import onnx
 
-_DIGITS_LEFT = 128  # a number so many times the smallest one of fp16 has the precision of bf16
+_DIGITS_LEFT = 128  # a number this many times the smallest one of fp16 has the precision of bf16
 _AVERAGES = frozenset({"GlobalAveragePool", "ReduceMean"})
 _SQUARING = frozenset({
     "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "LRN", "RMSNormalization",
 })  # fmt: skip
-"""Operators that square their input inside: a kernel that does so in fp16 overflows long before the input does."""
+"""Operators that square their input internally: such a kernel in fp16 overflows long before the input does."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Largest finite magnitude of every float32 activation, by tensor name, and of the sum that a mean is made
-    from, by the mean's name."""
+    """Largest finite magnitude of every float32 activation, by tensor name, and of the sum behind a mean, by the mean's
+    name."""
 
     max_abs: Mapping[str, float]
     sums: Mapping[str, float]
 
 
 def observe(bench: Bench, graph: TypedGraph, stored: Mapping[str, onnx.TensorProto], feeds: Iterable[Arrays]) -> Ranges:
-    """Run the fp32 graph on the samples and reduce every activation to its largest finite magnitude."""
+    """Run the fp32 graph on the samples and reduce every activation to its largest finite magnitude.
+
+    feeds: arrays by input name, with the shapes and dtypes of the model's inputs.
+    """
     watch = _Watch(graph)
     if not watch.tensors:
         return Ranges({}, {})
@@ -58,8 +61,11 @@ def observe(bench: Bench, graph: TypedGraph, stored: Mapping[str, onnx.TensorPro
 
 
 def out_of_range(graph: TypedGraph, ranges: Ranges, half: HalfFormat, headroom: float) -> dict[str, str]:
-    """Node name → why its values do not fit: a tensor, an inner sum or square beyond the largest value / headroom,
-    or a tensor all of whose values lie near the smallest one."""
+    """Return node name → why its values do not fit.
+
+    The reason is a tensor, an inner sum or square beyond the largest value / headroom, or a tensor whose values all lie
+    near the smallest one.
+    """
     limit = half.max / headroom
     reasons: dict[str, str] = {}
     for at, node in enumerate(graph.nodes):
@@ -103,7 +109,7 @@ class _Watch:
         replace_nodes(self.shell, nodes, self._outputs())
 
     def _magnitude(self, name: str) -> Iterator[onnx.NodeProto]:
-        """max |x| over the finite elements: infinities are meant (masks), and stay what they are in half precision."""
+        """Make nodes for max |x| over the finite elements. Infinities are intended (masks) and stay."""
         import onnx
 
         a, finite, b, stat = (f"watch:{kind}:{name}" for kind in ("abs", "finite", "cut", "max"))
@@ -137,10 +143,11 @@ def own_errors(
     nodes: Sequence[int],
     feeds: Iterable[Arrays],
 ) -> dict[int, float]:
-    """Node index → the noise that half precision adds in this node alone, relative to its output: Σe² / Σy².
+    """Return node index → the noise that half precision adds in this node alone, relative to its output: Σe² / Σy².
 
-    Every node runs a second time on inputs and weights rounded to half precision, its output is rounded too. Infinite
-    where it overflows. Errors of earlier nodes are not in it.
+    Every node runs a second time on inputs and weights rounded to half precision, and its output is rounded too.
+    Infinite if it overflows. Errors of earlier nodes are excluded. feeds: arrays by input name, with the shapes and
+    dtypes of the model's inputs.
     """
     shell, figures = _shadowed(graph, half, nodes)
     session = bench.open(shell, stored)
@@ -163,7 +170,7 @@ def _ratio(error: float, power: float) -> float:
 def _shadowed(
     graph: TypedGraph, half: HalfFormat, wanted: Sequence[int]
 ) -> tuple[onnx.ModelProto, dict[int, list[tuple[str, str]]]]:
-    """The graph with a rounded copy of each of the nodes, and the outputs with error and power of each."""
+    """Return the graph with a rounded copy of each of the nodes, and the outputs with error and power of each."""
     import onnx
 
     shell = deepcopy(graph.shell)
@@ -202,7 +209,7 @@ def _shadowed(
 
 
 def worst_first(graph: TypedGraph, errors: Mapping[int, float], failing: Sequence[str]) -> list[tuple[int, float]]:
-    """Nodes that the failing outputs depend on, the noisiest first."""
+    """Return nodes that the failing outputs depend on, the noisiest first."""
     needed, waiting = set(), [graph.producers[name] for name in failing if name in graph.producers]
     while waiting:
         at = waiting.pop()
@@ -214,7 +221,7 @@ def worst_first(graph: TypedGraph, errors: Mapping[int, float], failing: Sequenc
 
 
 def float_sources(graph: TypedGraph, at: int) -> Iterator[int]:
-    """The nodes that compute a node's float32 inputs, seen through those that only move values."""
+    """Yield the nodes that compute a node's float32 inputs, skipping those that only move values."""
     for _, name in graph.float_inputs(at):
         source = graph.producers.get(name)
         if source is not None:
@@ -233,7 +240,7 @@ def _scalar(name: str, value: float) -> onnx.NodeProto:
 def replace_nodes(
     shell: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]
 ) -> None:
-    """Give the model's graph other nodes and outputs, and no inferred shapes."""
+    """Replace the nodes and outputs of the model's graph, and drop inferred shapes."""
     set_nodes(shell.graph, nodes)
     del shell.graph.output[:], shell.graph.value_info[:]
     shell.graph.output.extend(outputs)

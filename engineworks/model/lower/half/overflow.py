@@ -1,4 +1,4 @@
-"""Where a half-precision model stops being finite: the first node that gives infinity or NaN where fp32 does not."""
+"""Finds where a half-precision model stops being finite: the first node with infinity or NaN where fp32 is finite."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class Overflow:
 def first_overflow(
     bench: Bench, fp32: onnx.ModelProto, made: onnx.ModelProto, half: HalfFormat, samples: Sequence[Arrays]
 ) -> Overflow | None:
-    """The first node of `made`, in its order, that gives what is not finite on one of the samples; None if none does.
+    """Return the first node of `made`, in its order, that is not finite on one of the samples; None if all are finite.
 
-    Nodes of the same name that do so in the fp32 model too (masks of minus infinity) do not count. Both models are
-    run once more, `made` emulated as in `prove`, with a reduction next to every node.
+    Nodes of the same name that are not finite in the fp32 model either (masks of minus infinity) do not count. Both
+    models run once more, `made` emulated as in `prove`, with a reduction next to every node. samples: arrays by input
+    name, with the shapes and dtypes of the model's inputs.
     """
     shell, weights = split_model(made)
     float_like = {name for name, kind in infer_types(shell, weights).items() if kind in (FLOAT, half.elem_type)}
@@ -62,7 +63,7 @@ def _not_finite(
     float_like: Iterable[str],
     samples: Sequence[Arrays],
 ) -> list[Overflow]:
-    """Nodes of `named` that make what is not finite of what is, when `shell`, which has the same tensors, runs."""
+    """Return nodes of `named` that turn finite inputs into infinity or NaN in `shell`, which has the same tensors."""
     wanted = set(float_like)
     owners = [(n, o) for n in named.graph.node for o in n.output if o in wanted]
     watched, tensors = _watched(shell, [tensor for _, tensor in owners])
@@ -80,7 +81,7 @@ def _not_finite(
 
 
 def _watched(shell: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
-    """The graph with a scalar output for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
+    """Return the graph with a scalar for each tensor that it makes: Σ (x - x)², NaN if an element is not finite."""
     import onnx
 
     watched = deepcopy(shell)

@@ -1,4 +1,4 @@
-"""Parts of a graph that are recognized by their shape: arithmetic on integers, spelled-out normalizations, layout."""
+"""Parts of a graph recognized by their structure: arithmetic on integers, expanded normalizations, layout."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _FLOATING = frozenset({1, 10, 11, 16})
 
 
 def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
-    """Nodes whose float values come from integers, vectors and scalars alone: positions, masks, sizes, their sines.
+    """Return nodes whose float values come only from integers, vectors and scalars: positions, masks, sizes, their
+    sines.
 
-    An embedding is none of them: it looks its values up in a weight.
+    Embeddings are excluded, because they look their values up in a weight.
     """
     exact: set[int] = set()
     for at, node in enumerate(graph.nodes):
@@ -46,18 +47,19 @@ def integer_arithmetic(graph: TypedGraph) -> frozenset[int]:
 
 
 def _reads_other_floats(graph: TypedGraph, at: int) -> bool:
-    """Whether an input is of a floating type that is not the graph's: what is made of it comes from no integers."""
+    """Return whether an input has a floating type other than the graph's; its values do not come from integers."""
     return any(graph.types.get(n) in _FLOATING and not graph.is_float(n) for n in graph.nodes[at].input if n)
 
 
 def _is_vector(graph: TypedGraph, name: str) -> bool:
-    """At most one dimension is longer than 1."""
+    """Return whether at most one dimension is longer than 1."""
     dims = graph.weights[name].dims
     return bool(math.prod(dims) == max(dims, default=1))
 
 
 def normalizations(graph: TypedGraph) -> frozenset[int]:
-    """Nodes of spelled-out layer, RMS and L2 norms: the square, its mean or sum, epsilon, root, and the division."""
+    """Return nodes of expanded layer, RMS and L2 norms: the square, its mean or sum, epsilon, root, and the
+    division."""
     nodes: set[int] = set()
     for at, node in enumerate(graph.nodes):
         square = graph.producers.get(node.input[0]) if node.input else None
@@ -78,7 +80,7 @@ def _is_square(graph: TypedGraph, at: int) -> bool:
 
 
 def _centering(graph: TypedGraph, square: int) -> Iterator[int]:
-    """x - mean(x) before the square."""
+    """Yield x - mean(x) before the square."""
     centered = graph.producers.get(graph.nodes[square].input[0])
     if centered is None or graph.nodes[centered].op_type != "Sub":
         return
@@ -88,7 +90,7 @@ def _centering(graph: TypedGraph, square: int) -> Iterator[int]:
 
 
 def _until_division(graph: TypedGraph, at: int) -> Iterator[int]:
-    """What follows on a mean of squares, up to and with the node that divides the activations by its root."""
+    """Yield what follows a mean of squares, through the node that divides the activations by its root."""
     waiting, seen = [at], {at}
     while waiting:
         for _, name in graph.float_outputs(waiting.pop()):

@@ -1,12 +1,13 @@
-"""Proof that a half-precision model computes what the fp32 model does, on the CPU.
+"""Numerical verification, on the CPU, that a half-precision model computes what the fp32 model does.
 
-ONNX Runtime's CPU provider cannot judge the half model itself: it computes most fp16 operators in fp32 and drops
-the casts between them (300 * 300 in "fp16" is 90000 there, not infinity), and it has hardly any kernel for bf16. So
-the model is emulated: an fp32 graph in which every tensor that is half in the model goes through a Cast to the half
-type and back, weights included. Each node then sees and gives exactly the values that half precision holds; sums
-inside a node are fp32, as on the tensor cores of the builders we target. This works alike for fp16 and bf16. That the
-model itself is well formed is shown too: by the ONNX checker with strict type inference and, for fp16, by a run
-in ONNX Runtime.
+ONNX Runtime's CPU provider cannot evaluate the half model itself. It computes most fp16 operators in fp32 and drops the
+casts between them (300 * 300 in "fp16" is 90000 there, not infinity), and it has hardly any kernel for bf16. So the
+model is emulated: an fp32 graph in which every tensor that is half in the model goes through a Cast to the half type
+and back, weights included.
+
+Each node then reads and gives exactly the values that half precision holds. Sums inside a node are fp32, as on the
+tensor cores of the targeted builders. This works for fp16 and bf16. The ONNX checker with strict type inference and,
+for fp16, a run in ONNX Runtime also show that the model is well formed.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ _EXACT = LAYOUT | {
     "Abs", "Clip", "GlobalMaxPool", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu",
     "ScatterElements", "ScatterND", "Sign", "TopK", "Trilu", "Where",
 }  # fmt: skip
-"""Operators that make only values that their inputs hold: nothing to round."""
+"""Operators that make only values that their inputs hold, so that no rounding is needed."""
 
 
 @dataclass(frozen=True)
 class OutputProof:
-    """One output of the half model against the fp32 model's.
+    """One output of the half model compared with the fp32 model's.
 
-    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means
-    equal. agreement: share of equal elements, for outputs that are not floating point, and of equal infinities.
-    max_abs_error: over all elements. finite: no value is infinite or NaN where the reference is finite. compared of
-    `samples` have the reference's shape (an output's length may depend on the data); the others count in no figure.
+    cosine: the smallest over the samples. sqnr_db: 10 log10(Σ reference² / Σ error²) over all samples; 200 means equal.
+    agreement: share of equal elements, for outputs that are not floating point, and of equal infinities. max_abs_error:
+    over all elements. finite: no value is infinite or NaN where the reference is finite. compared of `samples` have the
+    reference's shape (an output's length may depend on the data); the others count in no metric.
     """
 
     name: str
@@ -71,8 +72,10 @@ class OutputProof:
 
 
 def check_well_formed(model: onnx.ModelProto, source: TypedGraph) -> None:
-    """ONNX's checker and strict type inference, without the large weights; without the inference if it fails on the
-    fp32 `source` too. Raises `LoweringError`."""
+    """Run ONNX's checker and strict type inference, without the large weights.
+
+    Skips the inference if it fails on the fp32 `source` too. Raises `LoweringError`.
+    """
     shown = shown_model(*split_model(model))
     problem = _problem(shown, strict=True)
     if problem and _problem(shown_model(source.shell, source.weights), strict=True):
@@ -95,10 +98,11 @@ def _problem(shown: onnx.ModelProto, *, strict: bool) -> str | None:
 
 
 def run_once(bench: Bench, model: onnx.ModelProto, sample: Arrays) -> None:
-    """Run the fp16 model once in ONNX Runtime, optimized as an engine of the CPU is when it is served: a crash is found
-    here (`execution.step` tries again with fewer optimizations).
+    """Run the fp16 model once in ONNX Runtime, optimized as a served CPU engine.
 
-    Raises `LoweringError` if it is refused with few optimizations too: the fault of a fusion is not the model's.
+    A crash appears here (`builds.step` tries again with fewer optimizations). sample: arrays by input name, with the
+    shapes and dtypes of the model's inputs. Raises `LoweringError` if few optimizations fail too: a fusion's fault is
+    not the model's.
     """
     shell, weights = split_model(model)
     names = [value.name for value in shell.graph.output]
@@ -118,7 +122,8 @@ def prove(
 ) -> tuple[OutputProof, ...]:
     """Emulate the half model on the samples and compare each output with the fp32 model's.
 
-    Raises `LoweringError` if the emulation does not run.
+    samples: arrays by input name; references: by output name, with the fp32 model's shapes and dtypes. Raises
+    `LoweringError` if the emulation does not run.
     """
     shell, weights = split_model(model)
     names = [value.name for value in shell.graph.output]
@@ -130,8 +135,10 @@ def prove(
 def compare_outputs(
     references: Sequence[Mapping[str, NDArray[Any]]], outputs: Iterable[Mapping[str, NDArray[Any]]]
 ) -> tuple[OutputProof, ...]:
-    """Outputs of each sample against the references of the same samples: arrays by output name, any shape and dtype;
-    floating ones are compared in float64."""
+    """Compare each sample's outputs with its references: arrays by output name, of any shape and dtype.
+
+    Floating ones are compared in float64.
+    """
     tallies = {name: _Tally(name) for name in references[0]}
     for reference, actual in zip(references, outputs, strict=True):
         for name, tally in tallies.items():
@@ -140,7 +147,7 @@ def compare_outputs(
 
 
 def emulated(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto], half: HalfFormat) -> onnx.ModelProto:
-    """The half model as an fp32 graph that rounds: same nodes, same weights (still half; each is cast before use)."""
+    """Return the half model as an fp32 graph that rounds: same nodes, same weights (still half, cast before use)."""
     types = infer_types(shell, weights)
     return _Emulator(shell, {name for name, kind in types.items() if kind == half.elem_type}, weights, half).shell
 
@@ -183,7 +190,7 @@ class _Emulator:
             self._round(node, position, made_half=holds_graph or node.op_type == "Cast")
 
     def _round(self, node: onnx.NodeProto, position: int, *, made_half: bool) -> None:
-        """Let the output go through the half type; what the node itself makes in that type only needs the way back."""
+        """Pass the output through the half type; what the node itself makes in that type only needs the way back."""
         import onnx
 
         name = node.output[position]
@@ -207,7 +214,7 @@ class _Emulator:
 
 
 def _retype(node: onnx.NodeProto, half: HalfFormat) -> None:
-    """Attributes that make a node's output half make it fp32."""
+    """Change attributes that make a node's output half to fp32."""
     import onnx
 
     for attribute in node.attribute:
@@ -219,7 +226,7 @@ def _retype(node: onnx.NodeProto, half: HalfFormat) -> None:
 
 
 class _Tally:
-    """Sums over samples from which an output's figures are made, in float64."""
+    """Sums over samples for an output's metrics, in float64."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -270,7 +277,7 @@ class _Tally:
 
 
 def cosine(expected: NDArray[np.float64], got: NDArray[np.float64]) -> float:
-    """Cosine of the angle between two vectors, float64[n]; 1 where both are zero or empty, 0 where only one is."""
+    """Return the cosine of the angle between two vectors, float64[n]; 1 if both are zero or empty, 0 if only one is."""
     norms = float(np.linalg.norm(expected)) * float(np.linalg.norm(got))
     if norms == 0:
         return float(not expected.any() and not got.any())
@@ -291,7 +298,11 @@ def _same(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
 def reference_outputs(
     bench: Bench, model: onnx.ModelProto, samples: Iterable[Arrays]
 ) -> tuple[Mapping[str, NDArray[Any]], ...]:
-    """Outputs of the fp32 model, graph as written (fused int8 kernels of the CPU saturate; none are used)."""
+    """Return outputs of the fp32 model by name for each sample, with the graph as written.
+
+    Fused int8 kernels of the CPU saturate, so none are used. samples: arrays by input name, with the shapes and dtypes
+    of the model's inputs.
+    """
     shell, weights = split_model(model)
     stored = bench.store(weights)
     session = bench.open(shell, stored)

@@ -1,4 +1,4 @@
-"""Take a model apart for conversion: functions inlined, nodes sorted and named, opset raised, constants set aside."""
+"""Takes a model apart for conversion: functions inlined, nodes sorted and named, opset raised, constants set aside."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engineworks.model.tensor_storage import is_external
 if TYPE_CHECKING:
     import onnx
 
-_OPSET_OF_CASTS = 13  # given to a model that has only other domains' operators
+_OPSET_OF_CASTS = 13  # for a model that has only other domains' operators
 
 
 def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph:
-    """Take a model apart; it is left as it was. Local functions are inlined, nodes sorted and named.
+    """Take a model apart; it stays unchanged. Local functions are inlined, nodes sorted and named.
 
-    Below `minimum_opset` the version converter is tried; where it fails, or there are subgraphs (which it leaves as
-    they are), the model's own opset stays. Raises `ModelError` for weights that were not loaded and for cycles.
+    Below `minimum_opset` the version converter is tried. If it fails, or there are subgraphs (which it does not
+    convert), the model keeps its opset. Raises `ModelError` for weights that were not loaded and for cycles.
     """
     import onnx
     import onnx.inliner
@@ -44,7 +44,7 @@ def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph
 
 
 def _without_shown(model: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """Undo `shown_model` on what a pass made of it; initializers that the pass added become weights."""
+    """Undo `shown_model` on a pass's result; initializers that the pass added become weights."""
     for tensor in model.graph.initializer:
         weights.setdefault(tensor.name, tensor)
     shell, _ = split_model(model)
@@ -89,7 +89,7 @@ def _set_constants_aside(shell: onnx.ModelProto, weights: dict[str, onnx.TensorP
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a name that no other node has: its own, its first output's, or one with a number."""
+    """Give every node a unique name: its own, its first output's, or one with a number."""
     counts = Counter(node.name for node in graph.node)
     taken = {name for name, count in counts.items() if name and count == 1}
     for at, node in enumerate(graph.node):

@@ -1,4 +1,4 @@
-"""What a proof must reach, what it found, and how a failure is reported."""
+"""Limits and results of numerical verification, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engineworks.model.lower.half.weights import Clamp, clamped_names
 
 @dataclass(frozen=True)
 class HalfLimits:
-    """What a proof must reach, per output, and how it is made.
+    """Limits of the verification, per output, and its settings.
 
-    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs.
-    headroom: activations above the type's largest value divided by this keep their nodes in fp32.
-    samples: how many are used. rounds: how often more nodes may be kept after a failed proof.
+    min_cosine: of every sample. min_sqnr_db: over all samples. min_agreement: of integer and boolean outputs. headroom:
+    activations above the type's largest value divided by this keep their nodes in fp32. samples: number of samples.
+    rounds: how often more nodes may be kept after a failed verification.
     """
 
     min_cosine: float
@@ -33,14 +33,15 @@ DEFAULT_LIMITS: Mapping[HalfType, HalfLimits] = {
     "float16": HalfLimits(min_cosine=0.999, min_sqnr_db=30.0),
     "bfloat16": HalfLimits(min_cosine=0.99, min_sqnr_db=17.0),
 }
-"""Far below what a sound conversion reaches (about 60 dB in fp16, 40 dB in bf16) and far above what a broken one does.
-How much accuracy a task may lose is for the recipe's own limits, on the engine and with labels."""
+"""Far below a sound conversion (about 60 dB in fp16, 40 dB in bf16) and far above a broken one. The recipe's own
+limits, on the engine and with labels, decide how much accuracy a task may lose."""
 
 
 @dataclass(frozen=True)
 class HalfReport:
-    """How a model was lowered. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
-    how often more nodes were kept after a failed proof. clamps: constants that were cut. outputs: the proof."""
+    """The conversion of a model. converter: 'engineworks' or 'autocast'. kept: nodes that stay fp32 → reason. rounds:
+    how often more nodes were kept after a failed verification. clamps: constants that were cut. outputs: the
+    verification."""
 
     dtype: HalfType
     converter: Literal["engineworks", "autocast"]
@@ -65,7 +66,7 @@ class HalfReport:
 
 
 def failure(proof: OutputProof, limits: HalfLimits) -> str:
-    """What is wrong with an output, with its figure and the limit; empty if nothing is."""
+    """Return what is wrong with an output, with its value and the limit; empty if nothing is."""
     name = f"output '{proof.name}'"
     if 2 * proof.compared < proof.samples:
         return f"{name} has another shape than in fp32 on {proof.samples - proof.compared} samples"

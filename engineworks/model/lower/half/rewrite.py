@@ -1,4 +1,4 @@
-"""Carry out a decision: the graph with its nodes in two precisions and one Cast per tensor that crosses the border."""
+"""Applies a decision: the graph with its nodes in two precisions and one Cast per tensor that crosses the border."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ class Rewritten:
 
 
 def rewrite(graph: TypedGraph, half: FloatFormat, kept: Mapping[int, str], *, float_io: bool) -> Rewritten:
-    """The model with every node that is not in `kept` computing in `half`: in half precision, or in float32 where the
-    graph's wide type is double.
+    """Return the model with every node that is not in `kept` computing in `half`.
 
-    With `float_io` the graph's inputs and outputs keep their dtype. Weights are converted, both versions are stored
-    where both are used. `graph` is left as it was.
+    This is half precision, or float32 if the graph's wide type is float64. With `float_io` the graph's inputs and
+    outputs keep their dtype. Weights are converted; both versions are stored if both are used. `graph` stays unchanged.
     """
     return _Rewriter(graph, half, kept, float_io).run()
 
@@ -45,11 +44,11 @@ class _Rewriter:
         self._float_io = float_io
         self._taken = set(graph.types) | {n for node in graph.nodes for n in (*node.input, *node.output)}
         self._taken |= {n for names in graph.captured.values() for n in names} | {node.name for node in graph.nodes}
-        self._native: dict[str, int] = {}  # element type that a float32 tensor is made in
+        self._native: dict[str, int] = {}  # element type in which a float32 tensor is made
         self._names: dict[tuple[str, int], str] = {}  # (tensor, element type) → its name in the new graph
-        self._aliases: dict[str, str] = {}  # tensor of another type → what it is now called
+        self._aliases: dict[str, str] = {}  # tensor of another type → its new name
         self._weights: dict[str, onnx.TensorProto] = {}
-        self._float_weights: set[str] = set()  # those of which the fp32 version is used too
+        self._float_weights: set[str] = set()  # those whose fp32 version is used too
         self._halved: list[str] = []
         self._nodes: list[onnx.NodeProto] = []
 
@@ -78,11 +77,11 @@ class _Rewriter:
         )
 
     def _outer_type(self, name: str) -> int:
-        """The element type that a graph output is to have."""
+        """Return the element type of a graph output in the result."""
         return self._wide if self._float_io or name in self._graph.weights else self._half.elem_type
 
     def _start(self, shell: onnx.ModelProto) -> None:
-        """Types and names of what is there before any node: inputs, and weights as they are."""
+        """Add types and names that exist before any node: inputs, and weights as they are."""
         for value in shell.graph.input:
             if self._graph.is_float(value.name):
                 elem_type = self._wide if self._float_io else self._half.elem_type
@@ -101,7 +100,7 @@ class _Rewriter:
                     self._float_weights.add(name)
 
     def _emit(self, at: int, node: onnx.NodeProto) -> None:
-        """Append the node, its inputs in the types that it wants, its outputs named after their type."""
+        """Append the node, with inputs of the types it needs and outputs named after their type."""
         half = at not in self._kept
         for position, name in enumerate(node.input):
             if self._graph.is_float(name):
@@ -122,7 +121,7 @@ class _Rewriter:
         self._nodes.append(node)
 
     def _wanted_type(self, at: int, position: int) -> int | None:
-        """The element type in which a node takes a float32 input; None where it takes either."""
+        """Return the element type in which a node takes a float32 input; None if it takes either."""
         node = self._graph.nodes[at]
         if at in self._kept or (node.op_type, position) in FLOAT_PORTS:
             return self._wide
@@ -131,7 +130,7 @@ class _Rewriter:
         return self._half.elem_type
 
     def _is_void_cast(self, at: int, node: onnx.NodeProto, half: bool) -> bool:
-        """Drop a Cast of the model that has become one to the type that its input has; its users read the input."""
+        """Drop a Cast of the model that now casts to its input's type; its users read the input."""
         original = self._graph.nodes[at]
         if original.op_type != "Cast" or not half or original.output[0] in self._graph.outputs:
             return False
@@ -150,7 +149,7 @@ class _Rewriter:
         return True
 
     def _set_types(self, node: onnx.NodeProto) -> None:
-        """Attributes that state an output's type."""
+        """Set attributes that state an output's type."""
         import onnx
 
         if node.op_type == "ConstantOfShape":
@@ -163,7 +162,7 @@ class _Rewriter:
                 attribute.i = self._half.elem_type
 
     def _name(self, name: str, elem_type: int) -> str:
-        """What the float32 tensor `name` is called in this element type; a Cast or weight is made on first use."""
+        """Return the name of the float32 tensor `name` in this element type; the first use makes a Cast or weight."""
         import onnx
 
         known = self._names.get((name, elem_type))
@@ -193,7 +192,7 @@ class _Rewriter:
         return made
 
     def _native_name(self, name: str) -> str:
-        """What a node's output is called: as before, but for a graph output that the node makes in the other type."""
+        """Return the name of a node's output: as before, except for a graph output made in the other type."""
         elem_type = self._native[name]
         suffix = self._half.suffix if elem_type == self._half.elem_type else self._wide_suffix
         renamed = name in self._graph.outputs and not self._is_outer(name, elem_type)
@@ -202,11 +201,11 @@ class _Rewriter:
         return made
 
     def _is_outer(self, name: str, elem_type: int) -> bool:
-        """Whether the graph output of this name is to have this type."""
+        """Return whether the graph output of this name has this type in the result."""
         return name in self._graph.outputs and not self._graph.is_input(name) and elem_type == self._outer_type(name)
 
     def _retype_values(self, graph: onnx.GraphProto) -> None:
-        """Let value_info say what is true now; entries of tensors that are gone are dropped."""
+        """Update value_info; entries of removed tensors are dropped."""
         made = {name for node in graph.node for name in node.output}
         kept: list[onnx.ValueInfoProto] = []
         for value in graph.value_info:
@@ -221,7 +220,7 @@ class _Rewriter:
 
 
 def rename_reads(graph: onnx.GraphProto, old: str, renamed: Callable[[str], str]) -> None:
-    """Let a subgraph, and those inside of it, read `renamed(old)` of the outer graph in place of `old`."""
+    """Make a subgraph, and those inside it, read `renamed(old)` of the outer graph instead of `old`."""
     if old in {v.name for v in graph.input} or old in {t.name for t in graph.initializer}:
         return
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Which nodes stay fp32, and why: literal tables, and rules that read the graph. Nothing here changes a model."""
+"""Which nodes stay fp32, and why: literal tables, and rules that read the graph. Changes no model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEPT_OPS: Mapping[str, str] = {
     "MeanVarianceNormalization": "TensorRT and ONNX Runtime expand it with fp32 constants",
     "Celu": "TensorRT and ONNX Runtime expand it with fp32 constants",
 }  # fmt: skip
-"""Operators that stay fp32 whatever they compute on."""
+"""Operators that always stay fp32."""
 
 KEPT_OPS_BFLOAT16: Mapping[str, str] = dict.fromkeys(
     ("ConvTranspose", "GlobalLpPool", "GRU", "HardSwish", "LpNormalization", "LpPool", "Mish", "Shrink"),
@@ -55,7 +55,7 @@ FLOAT_PORTS: Mapping[tuple[str, int], str] = {
 """Inputs that stay fp32 although their node is converted."""
 
 ANY_TYPE = frozenset({"Cast", "Shape", "Size", "IsNaN", "IsInf", "NonZero"})
-"""Operators that take either type, where they have no float32 output: no cast is needed before them."""
+"""Operators that take either type if they have no float32 output: they need no cast before them."""
 
 HEAVY = frozenset({
     "Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention", "DeformConv",
@@ -64,7 +64,7 @@ HEAVY = frozenset({
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _PEEPHOLES = 7  # position of this input of LSTM
-_SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: what bf16, the coarsest type that is asked for, makes of any
+_SCALE_TOLERANCE = 2.0**-8  # of a quantization scale: the error of bf16, the coarsest type used, for any
 
 
 def takes_any_type(graph: TypedGraph, at: int) -> bool:
@@ -80,7 +80,8 @@ def kept_in_fp32(
     *,
     float_io: bool,
 ) -> dict[int, str]:
-    """Index of every node that stays fp32 → the reason. Nodes without a float32 tensor are in neither camp.
+    """Return the index of every node that stays fp32 → the reason. Nodes without a float32 tensor belong to neither
+    group.
 
     `keep` are patterns of nodes (`quantizable.matches`), `observed` reasons by node name; `float_io`: whether the
     graph's inputs and outputs stay fp32.
@@ -100,13 +101,13 @@ def kept_in_fp32(
 
 
 def asked_for(node: onnx.NodeProto, keep: Sequence[str]) -> str | None:
-    """The reason to keep a node that the user named, by name, glob or operator; None for any other."""
+    """Return the reason to keep a node that the user named, by name, glob or operator; None for any other."""
     pattern = next((p for p in keep if matches(node, p)), None)
     return None if pattern is None else f"asked for by '{pattern}'"
 
 
 def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
-    """Why the operator cannot be half at all: no reading of its values."""
+    """Return why the operator cannot be half, without reading its values."""
     node = graph.nodes[at]
     if at in graph.captured:
         return "holds a subgraph, which stays fp32"
@@ -124,7 +125,7 @@ def _unfit(graph: TypedGraph, at: int, half: HalfFormat) -> str | None:
 
 
 def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
-    """Why ONNX has no such operator of this type; None if it has."""
+    """Return why ONNX lacks the operator for this type; None if it has it."""
     import onnx
 
     node = graph.nodes[at]
@@ -147,7 +148,7 @@ def schema_refuses(graph: TypedGraph, at: int, half: FloatFormat) -> str | None:
 
 
 def weights_unfit(graph: TypedGraph, at: int, half: FloatFormat, facts: WeightFacts) -> str | None:
-    """Why the node's weights cannot be half: values out of range, or all of them too small."""
+    """Return why the node's weights cannot be half: values out of range, or all of them too small."""
     if graph.nodes[at].op_type in _QUANTIZERS:
         scale = graph.nodes[at].input[1]
         if scale not in graph.weights:
@@ -170,7 +171,7 @@ def _dynamic(graph: TypedGraph, at: int) -> bool:
 
 
 def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> dict[int, str]:
-    """Add the light nodes that lie between fp32 nodes: casting around them would cost more than it saves."""
+    """Add the light nodes between fp32 nodes, where casts would cost more than they save."""
     wanted = _only_float_uses(graph, kept, float_io)
     made_float = {name for at in kept for _, name in graph.float_outputs(at)}
     given_float = set(graph.inputs) if float_io else set()
@@ -192,7 +193,7 @@ def with_neighbours(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) 
 
 
 def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool) -> frozenset[int]:
-    """Light nodes all of whose results are wanted in fp32 if every light node after them can stay fp32 too."""
+    """Return light nodes whose results are all needed in fp32 if every light node after them can stay fp32 too."""
     floating = set(kept)
     for at in range(len(graph.nodes) - 1, -1, -1):
         if graph.nodes[at].op_type not in HEAVY and _uses_are_float(graph, at, floating, float_io):
@@ -201,8 +202,10 @@ def _only_float_uses(graph: TypedGraph, kept: Mapping[int, str], float_io: bool)
 
 
 def _uses_are_float(graph: TypedGraph, at: int, fp32: Container[int], float_io: bool) -> bool:
-    """Whether a node's float32 results are all wanted in fp32, where `fp32` are the nodes that compute in it. For
-    what is made from integers one such use is enough: it may need the exact number."""
+    """Return whether a node's float32 results are all needed in fp32, where `fp32` are the nodes that compute in it.
+
+    For values made from integers one such use is enough, because it may need the exact number.
+    """
     wants = []
     for _, name in graph.float_outputs(at):
         if name in graph.outputs:

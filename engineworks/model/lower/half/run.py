@@ -1,4 +1,4 @@
-"""Models that are derived from one another, run by ONNX Runtime on the CPU, with their weights in a folder."""
+"""Runs models derived from one another in ONNX Runtime on the CPU, with their weights in a folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bench:
     def store(self, weights: Mapping[str, onnx.TensorProto]) -> dict[str, onnx.TensorProto]:
         """Write the weights to a file; returns tensors that refer to it (small ones hold their values).
 
-        A tensor that was stored before, and is the same object, is not written again.
+        A tensor object that was stored before is not written again.
         """
         path = self.folder / f"{self._files}.weights"
         self._files += 1
@@ -65,7 +65,7 @@ class Bench:
 
     @contextmanager
     def borrow(self, weights: Mapping[str, onnx.TensorProto]) -> Iterator[dict[str, onnx.TensorProto]]:
-        """Weights that are stored for a while: what this call wrote is deleted at the end."""
+        """Store weights temporarily: the end of the context deletes what this call wrote."""
         before, path = dict(self._stored), self.folder / f"{self._files}.weights"
         try:
             yield self.store(weights)
@@ -76,12 +76,12 @@ class Bench:
     def open(
         self, shell: onnx.ModelProto, stored: Mapping[str, onnx.TensorProto], *, optimize: str = "none"
     ) -> onnxruntime.InferenceSession:
-        """A session that frees each tensor after its last use, and runs the graph as it is written, or as ONNX Runtime
-        makes it at the level `optimize` (a key of `_ort_forms.LEVELS`).
+        """Open a session that frees each tensor after its last use.
 
-        The order of execution is the order of the nodes: ONNX Runtime's default order would put all reductions that
-        watch a tensor at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty
-        tensors of 40 MB). Raises `LoweringError` with what ONNX Runtime says.
+        It runs the graph as written, or optimized at the level `optimize` (a key of `ort_forms.LEVELS`). The order of
+        execution is the order of the nodes. ONNX Runtime's default order would put all reductions that watch a tensor
+        at the end, and keep every activation alive until then (2.5 GB in place of 0.2 GB for sixty tensors of 40 MB).
+        Raises `LoweringError` with ONNX Runtime's message.
         """
         import onnxruntime
 
@@ -99,14 +99,17 @@ class Bench:
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Arrays, outputs: Sequence[str]) -> list[NDArray[Any]]:
-    """The named outputs; a sequence of tensors comes as one flat array. Raises `LoweringError` if it fails."""
+    """Return the named outputs, with the model's shapes and dtypes; a sequence of tensors becomes one flat array.
+
+    feeds: arrays by input name. Raises `LoweringError` if the run fails.
+    """
     with _runtime_errors("ONNX Runtime does not run the model on a sample"):
         values = session.run(list(outputs), dict(feeds))
     return [_array(name, value) for name, value in zip(outputs, values, strict=True)]
 
 
 def _array(name: str, value: object) -> NDArray[Any]:
-    """A tensor as it is; the tensors of a sequence one after the other."""
+    """Return a tensor as it is; join the tensors of a sequence into one flat array."""
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):

@@ -1,10 +1,10 @@
-"""Half precision around quantized nodes: which nodes tolerate it is found on the model before quantization.
+"""Half precision for unquantized nodes. The model before quantization shows which nodes tolerate it.
 
-Rounding in half precision moves values over the edges of int8's steps, so a quantized model in half precision differs
-from itself in fp32 by about the noise of quantization; nothing can be learned from that difference about single nodes
-(MiniLM: 199 of 345 nodes were kept in fp32 for it, without gain). Therefore the fp32 model is lowered and proved first,
-with the limits for half precision alone, and its decisions are taken over. Then the result and the quantized model are
-compared with the fp32 model: the result may not be much noisier.
+Rounding in half precision moves values over the edges of int8's steps. So a quantized model in half precision differs
+from itself in fp32 by about the noise of quantization. That difference shows nothing about single nodes (MiniLM: 199 of
+345 nodes were kept in fp32 for it, without gain). Therefore the fp32 model is converted and verified first, with the
+limits for half precision alone, and its decisions are reused. Then the result and the quantized model are compared with
+the fp32 model: the result may not be much noisier.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     import onnx
 
 MORE_NOISE_DB = 6.0
-"""How much half precision around it may add to the noise of quantization: four times its power, where a sound
+"""How much half precision for unquantized nodes may add to the noise of quantization: four times its power. A sound
 conversion adds a few percent."""
 
 LESS_AGREEMENT = 0.05
-"""Share of the elements of integer outputs (ArgMax, say) that it may change beyond those that quantization does."""
+"""Share of the elements of integer outputs (e.g. ArgMax) that it may change beyond those that quantization changes."""
 
 
 def halve_unquantized(
@@ -48,12 +48,13 @@ def halve_unquantized(
     keep: Sequence[str] = (),
     source: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, HalfReport]:
-    """`quantized`, made of `fp32` with its nodes' names, in half precision wherever it is not quantized. It is used
-    up: for fp16, its int8 products get one scale each (`scale_channels_after_products`).
+    """Convert `quantized`, made of `fp32` with its nodes' names, to half precision wherever it is not quantized.
 
-    keep: names or globs of nodes that stay fp32. source: the model that `fp32` was made of (in double). Raises what
-    `lower_half` does for `fp32`, and `LoweringError` where the result is not finite, with the node, or noisier than
-    the quantized model by more than `MORE_NOISE_DB`.
+    `quantized` is consumed: for fp16, its int8 products get one scale each (`scale_channels_after_products`). feeds:
+    arrays by input name, with the shapes and dtypes of the model's inputs. keep: names or globs of nodes that stay
+    fp32. source: the float64 model that `fp32` was made of. Raises what `lower_half` does for `fp32`, and
+    `LoweringError` if the result is not finite, with the node, or noisier than the quantized model by more than
+    `MORE_NOISE_DB`.
     """
     if dtype == "float16":
         scale_channels_after_products(quantized)
@@ -88,12 +89,12 @@ def _noise_of(
     samples: Sequence[Arrays],
     references: Sequence[Mapping[str, NDArray[Any]]],
 ) -> Mapping[str, OutputProof]:
-    """The quantized model against the fp32 one. What the CPU cannot run (fp8) is emulated by neither: no figures."""
+    """Compare the quantized model with the fp32 one. No results if the CPU cannot run it (fp8)."""
     return {proof.name: proof for proof in compare_outputs(references, reference_outputs(bench, quantized, samples))}
 
 
 def _too_noisy(proof: OutputProof, before: OutputProof, enough_db: float) -> str:
-    """What is wrong with an output; empty if nothing is."""
+    """Return what is wrong with an output; empty if nothing is."""
     if not proof.finite:
         return f"output '{proof.name}' is infinite or NaN where fp32 is not"
     if proof.floating and proof.sqnr_db < min(enough_db, before.sqnr_db - MORE_NOISE_DB):

@@ -1,4 +1,4 @@
-"""Weights in half precision: what rounding does to them, and masks that mean minus infinity."""
+"""Weights in half precision: effects of rounding, and masks that mean minus infinity."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
 _CHUNK = 1 << 18
-_SENTINEL_SHARE = 8  # two masks and the scores stay below the headroom that `HalfLimits` asks for
+_SENTINEL_SHARE = 8  # two masks and the scores stay below the headroom that `HalfLimits` requires
 _BOUNDS = frozenset({("Clip", 1), ("Clip", 2), ("Max", 0), ("Max", 1), ("Min", 0), ("Min", 1)})
 _SQUASHES = frozenset({"Softmax", "Hardmax", "Exp", "Sigmoid", "ArgMax"})
-"""Operators that make the same of any very negative number."""
+"""Operators that give the same for any very negative number."""
 
 _CARRIES = frozenset({
     "Add", "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "LogSoftmax", "Max", "Min", "Mul", "Neg", "Pad",
@@ -32,8 +32,8 @@ _CARRIES = frozenset({
 
 @dataclass(frozen=True)
 class WeightFact:
-    """Of one weight: largest finite magnitude; counts of elements, of those that are not 0, of those that
-    become 0 and of those that become subnormal in half precision."""
+    """One weight: largest finite magnitude; counts of elements, of nonzero ones, of those that become 0 and of those
+    that become subnormal in half precision."""
 
     max_abs: float
     elements: int
@@ -57,12 +57,12 @@ FILLED = -1
 
 
 def clamped_names(clamps: Sequence[Clamp]) -> tuple[str, ...]:
-    """The constants, each once."""
+    """Return the constants, each once."""
     return tuple(dict.fromkeys(clamp.tensor for clamp in clamps))
 
 
 class WeightFacts(Mapping[str, WeightFact]):
-    """The facts of every float weight of a graph, each weight read once and only when it is asked for."""
+    """The facts of every float weight of a graph. Each weight is read once, when needed."""
 
     def __init__(self, graph: TypedGraph, half: FloatFormat) -> None:
         self._graph = graph
@@ -84,11 +84,10 @@ class WeightFacts(Mapping[str, WeightFact]):
 
 
 def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
-    """Count what rounding to half precision does to values of any shape and float dtype; those that are not finite
-    count as elements only."""
+    """Count effects of half rounding on values of any shape and float dtype; non-finite ones are only elements."""
     flat = (values if values.dtype == np.float64 else np.asarray(values, dtype=np.float32)).ravel()
     largest, nonzero, flushed, small = 0.0, 0, 0, 0
-    for start in range(0, flat.size, _CHUNK):  # what stays in the cache: twenty times faster than whole arrays
+    for start in range(0, flat.size, _CHUNK):  # chunks stay in the cache: twenty times faster than whole arrays
         size = np.abs(flat[start : start + _CHUNK])
         if not np.isfinite(size.max()):
             size = size[np.isfinite(size)]
@@ -102,8 +101,10 @@ def weight_fact(values: NDArray[Any], half: FloatFormat) -> WeightFact:
 
 
 def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
-    """Largest relative change of a quantization scale (of any shape) by rounding, 0 … 1; infinite where one overflows
-    or becomes 0."""
+    """Return the largest relative change of a quantization scale (any shape, any float dtype) by rounding, 0 … 1.
+
+    Infinite if a value overflows or becomes 0.
+    """
     exact = np.asarray(scale, dtype=np.float64).ravel()
     exact = exact[exact != 0]
     with np.errstate(over="ignore"):
@@ -116,7 +117,7 @@ def scale_error(scale: NDArray[Any], half: FloatFormat) -> float:
 
 
 def half_tensor(tensor: onnx.TensorProto, half: FloatFormat, name: str) -> onnx.TensorProto:
-    """The weight rounded to the nearest half-precision value (ties to even), under another name."""
+    """Return the weight rounded to the nearest half-precision value (ties to even), under another name."""
     import onnx
 
     with np.errstate(over="ignore", under="ignore"):
@@ -129,10 +130,10 @@ def half_tensor(tensor: onnx.TensorProto, half: FloatFormat, name: str) -> onnx.
 def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> tuple[Clamp, ...]:
     """Replace, in `graph`, constants that only mean "very far away" by ones that half precision holds.
 
-    Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that end in a
-    softmax by way of additions, masks and layout alone become an eighth of it: several of them added up, with
-    scores, stay finite, where -inf would turn a row that is masked as a whole into NaN. Infinities stay. Returns what
-    was done, for `apply_clamps` to do it to a model made of this one.
+    Bounds of Clip, Max and Min are cut to the largest finite value. Constants such as -3.4028e38 that reach a softmax
+    only by additions, masks and layout become an eighth of it. The sum of several of them and scores stays finite,
+    where -inf would turn a fully masked row into NaN. Infinities stay. Returns the changes, for `apply_clamps` to
+    repeat them on a model made of this one.
     """
     clamps = [*_far_constants(graph, half, facts), *_far_fillings(graph, half)]
     apply_clamps(graph, half, clamps)
@@ -140,7 +141,7 @@ def clamp_sentinels(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) ->
 
 
 def apply_clamps(graph: TypedGraph, half: FloatFormat, clamps: Sequence[Clamp]) -> None:
-    """Cut in `graph` what was decided on another that has the same nodes; uses that are no constants stay."""
+    """Apply to `graph` the clamps of another with the same nodes; uses that are no constants stay."""
     nodes = {node.name: at for at, node in enumerate(graph.nodes)}
     for clamp in clamps:
         node = graph.nodes[nodes[clamp.node]] if clamp.node in nodes else None
@@ -162,13 +163,13 @@ def _far_constants(graph: TypedGraph, half: FloatFormat, facts: WeightFacts) -> 
 
 
 def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: float) -> float | None:
-    """Where to cut a large constant at this use, None where its value may matter."""
+    """Return where to cut a large constant at this use, None if its value may matter."""
     node = graph.nodes[at]
     if (node.op_type, position) in _BOUNDS:
         return half.max if size > half.max else None
     if node.op_type not in _CARRIES:
         return None
-    if node.op_type == "Mul" and size <= half.max:  # of activations it may be the scale, of a mask it is none
+    if node.op_type == "Mul" and size <= half.max:  # for activations it may be the scale, for a mask it is not
         others = [name for name in node.input if name not in graph.weights]
         if not {graph.producers.get(name) for name in others} <= integer_arithmetic(graph):
             return None
@@ -176,7 +177,7 @@ def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: f
 
 
 def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
-    """Whether every way from the tensor ends in an operator that makes the same of any very negative number."""
+    """Return whether every path from the tensor ends in an operator that treats all very negative numbers alike."""
     if name in seen:
         return True
     seen.add(name)
@@ -207,7 +208,7 @@ def _use_clamped(graph: TypedGraph, node: onnx.NodeProto, clamp: Clamp, name: st
 
 
 def _far_fillings(graph: TypedGraph, half: FloatFormat) -> Iterator[Clamp]:
-    """The same for ConstantOfShape, whose value is an attribute."""
+    """Yield the same for ConstantOfShape, whose value is an attribute."""
     for node in graph.nodes:
         if node.op_type != "ConstantOfShape" or not node.attribute or node.attribute[0].t.data_type != graph.wide:
             continue

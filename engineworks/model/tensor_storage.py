@@ -12,11 +12,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
 
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _COPY_CHUNK_BYTES = 16 << 20
@@ -66,6 +64,7 @@ def attach(tensor: onnx.TensorProto) -> None:
 def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
     """The tensor's values in its shape and dtype; a detached tensor's are mapped from the file, to be read only, where
     NumPy itself has the dtype."""
+    import numpy as np
     import onnx
 
     if not is_external(tensor):

@@ -411,7 +411,7 @@ def test_an_opset_that_can_not_be_raised_says_why(tmp_path: Path) -> None:
     with pytest.raises(FoldError) as error:
         Folded(tmp_path, model)
     assert "opset 7 could not be raised to 17" in str(error.value)
-    assert "says: Attribute spatial must have value 1" in str(error.value)
+    assert "reports: Attribute spatial must have value 1" in str(error.value)
     assert "export the model with opset 17 or newer" in str(error.value)
 
 

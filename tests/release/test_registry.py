@@ -337,7 +337,7 @@ def test_of_two_releases_at_once_one_wins_and_no_alias_is_lost(
     arguments = [sys.executable, "-c", RACER, artifacts, run_id, Path(__file__).parent]
     racer = subprocess.Popen(
         [str(a) for a in arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
     )  # fmt: skip
     assert racer.stdin is not None
     assert racer.stdout is not None

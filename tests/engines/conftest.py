@@ -208,3 +208,8 @@ def build_job() -> Callable[[str, BuildRequest], dict[str, Any]]:
         }
 
     return job
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """TensorRT-RTX's tests on a GPU go first: CUDA reads NVIDIA_TF32_OVERRIDE once per process, on its first use."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/engines/test_trt_gpu.py"))

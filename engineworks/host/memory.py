@@ -44,7 +44,7 @@ def _read(path: str) -> str:
 
 
 class ResidentMemory:
-    """Satisfies `backends.base.MemoryMeter` for a CPU."""
+    """Satisfies `engines.backends.base.MemoryMeter` for a CPU."""
 
     def reset(self) -> None:
         reset_peak()

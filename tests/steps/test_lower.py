@@ -227,10 +227,10 @@ def test_the_fp32_model_runs_once_for_all_that_is_held_against_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     from engineworks.model.lower.half import half
-    from engineworks.model.lower.half import unquantized as half_around
+    from engineworks.model.lower.half import unquantized as half_unquantized
 
     ran: list[str] = []
-    for module in (half, half_around):
+    for module in (half, half_unquantized):
         found = module.reference_outputs
 
         def counted(bench: Any, model: onnx.ModelProto, samples: Any, found: Any = found) -> Any:

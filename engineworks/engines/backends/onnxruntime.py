@@ -3,7 +3,7 @@
 Its engine is the graph as ONNX Runtime optimizes it at level EXTENDED, saved as ONNX. EXTENDED is the last level whose
 result does not depend on the processor. LAYOUT and ALL rewrite convolutions to the NCHWc layout of the local vector
 width, and ONNX Runtime warns against moving such a file; a test looks for those nodes. Loading runs the other
-optimizations for the present processor. `_ort_forms` handles crashes.
+optimizations for the present processor. `ort_forms` handles crashes.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def load(
     cache: Path | None = None,
     known: Sequence[TensorSpec] = (),
 ) -> OrtSession:
-    """Load an engine, or any ONNX model, for the CPU. `cache` and `known` are not used. `_ort_forms` limits the
+    """Load an engine, or any ONNX model, for the CPU. `cache` and `known` are not used. `ort_forms` limits the
     optimization level where the build found a limit.
 
     Raises `RunError`, and `TargetError` for an unknown option.

@@ -35,7 +35,7 @@ def regression_checks(
         return []
     asked = [name for name in ("latency", "accuracy") if getattr(regression, name) is not None]
     if champion_unknown:
-        word = f"Not compared: nobody can tell who the champion is ({champion_unknown})."
+        word = f"Not compared: the champion lookup failed ({champion_unknown})."
         return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
     if champion_lost:
         word = f"Not compared: the champion is missing: {champion_lost}. {LOST}"

@@ -1,7 +1,7 @@
 """How far ONNX Runtime optimizes a model: as a rule, and after it crashed.
 
 Some optimizations of ONNX Runtime end the process (SIGSEGV) instead of raising an error. A step whose child crashed is
-run again with the next of `FORMS` (`execution.step`). An engine made in another form than the first records it in its
+run again with the next of `FORMS` (`builds.step`). An engine made in another form than the first records it in its
 metadata, so that every later load, on any host, takes the level that it was tried at.
 """
 

@@ -25,6 +25,7 @@ def package(
 ) -> None:
     """Write a Triton model repository. Example: engineworks package recipes/digits.yaml --only '*/cpu' --out models
 
+    The models are for the server that 'make triton' installs or ENGINEWORKS_TRITON names, else for NVIDIA's container.
     Exits 1 or 3 if an engine was left out because it failed or could not be judged.
     """
     from engineworks.builds.results import most_severe
@@ -32,6 +33,8 @@ def package(
     from engineworks.package.package import write_package
     from engineworks.recipe.load import load_recipe
     from engineworks.release.sources import built_engines, champion_engines, require_some
+    from engineworks.serving.choose import available_backends
+    from engineworks.serving.find import find_server
     from engineworks.store.open import open_store
     from engineworks.tracking.runs import open_tracking
 
@@ -46,7 +49,7 @@ def package(
             loaded = plan.loaded
             engines, left = built_engines(plan, open_store(settings), unmeasured=unmeasured)
         require_some(engines, left, lambda engine: f"{engine.id} {engine.sentence}")
-        models = write_package(loaded, engines, out)
+        models = write_package(loaded, engines, out, available=available_backends(find_server()))
     if as_json:
         left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.sentence} for engine in left]
         packaged = [e.passport.id for e in engines]

@@ -15,7 +15,15 @@ from engineworks.engines.signing import Trust, read_trust
 from engineworks.errors import RunError, TrustError
 from engineworks.tensors import spec_from_json
 
-PASSPORTS = "passports"
+VERSION = "1"
+"""Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
+
+PASSPORTS = f"{VERSION}/passports"
+"""In the version's directory: in the model's, Triton takes every other folder for a version and warns."""
+
+EARLIER_PASSPORTS = "passports"
+"""Where packages of Engineworks 0.1 have them."""
+
 ENGINES_FILE = "engines.json"
 
 
@@ -29,7 +37,8 @@ class EngineInPackage:
 
 def read_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
     """Return every engine of the model's directory after checking its signature and bytes. Raises `TrustError`."""
-    place = model / PASSPORTS / ENGINES_FILE
+    folders = (model / PASSPORTS, model / EARLIER_PASSPORTS)
+    place = next((f for f in folders if f.is_dir()), folders[0]) / ENGINES_FILE
     try:
         described = json.loads(place.read_text(encoding="utf-8"))
         listed = [(str(d["passport"]), dict(d["files"])) for d in described.values()]
@@ -49,8 +58,8 @@ def _read_engine(model: Path, name: str, files: dict[str, str], trust: Trust) ->
     return EngineInPackage(model / files[main], passport)
 
 
-def open_packaged(model: Path) -> Session:
-    """Load the engine of the model's directory that this host can run.
+def open_packaged(model: Path, *, cache: Path | None = None) -> Session:
+    """Load the engine of the model's directory that this host can run. cache: folder for its compiled kernels.
 
     Raises `TrustError` before loading anything, `RunError` where this host can run none of them.
     """
@@ -61,7 +70,7 @@ def open_packaged(model: Path) -> Session:
     assert backend is not None  # it has no reason not to run
     described = chosen.passport.body["engine"]
     known = [spec_from_json(spec) for spec in (*described["inputs"], *described["outputs"])]
-    return backend.load(chosen.file, target["options"], serving=chosen.passport.serving, known=known)
+    return backend.load(chosen.file, target["options"], serving=chosen.passport.serving, cache=cache, known=known)
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:

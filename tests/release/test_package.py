@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,7 +79,7 @@ def test_engines_for_several_gpu_types_share_one_directory(built: Any, tmp_path:
     assert [m.name for m in models] == ["tiny-int8-cpu", "tiny-int8-tensorrt"]
     config = config_of(models[1])
     assert dict(config.cc_model_filenames) == {"8.0": "a100.plan", "8.6": "portable.plan"}
-    assert {p.name for p in (models[1] / "1").iterdir()} == {"a100.plan", "portable.plan"}
+    assert {p.name for p in (models[1] / "1").iterdir()} == {"a100.plan", "portable.plan", "passports"}
     assert {p.id for p in verify_package(tmp_path / "models", Trust())} == {
         "tiny/int8/cpu", "tiny/int8/a100", "tiny/int8/portable"
     }  # fmt: skip
@@ -90,17 +91,72 @@ def test_a_tensorrt_rtx_engine_comes_with_a_model_for_the_python_backend(built: 
     engine = for_gpu(packaged(built), "rtx40", "8.9", backend="tensorrt_rtx")
     (model,) = write_package(built.plan.loaded, [engine], tmp_path / "models")
     assert config_of(model).backend == "python"
-    names: dict[str, Any] = {}
-    exec(compile((model / "1" / "model.py").read_text(), "model.py", "exec"), names)
-    assert hasattr(names["TritonPythonModel"], "execute")
+    assert (model / "1" / "model.py").is_file()
+    wanted = [line.partition("==")[0] for line in (model / "requirements.txt").read_text().splitlines()]
+    assert wanted == ["numpy", "tensorrt-rtx", "cuda-bindings", "nvidia-ml-py"]
+
+
+ALONE = """
+import sys
+
+class Missing:
+    @staticmethod
+    def find_spec(name, *_):
+        if name.split(".")[0] in ("onnx", "pydantic", "pydantic_core", "mlflow"):
+            sys.exit(name + " is imported")
+
+folder = sys.argv[1]
+sys.meta_path.insert(0, Missing)
+sys.path.insert(0, folder)
+import pathlib
+import numpy as np
+import model
+from engineworks.package.triton_engines import open_packaged
+open_packaged(pathlib.Path(folder).parent).run({"image": np.ones((1, 1, 4, 4), np.float32)})
+print(sys.modules["engineworks"].__file__)
+"""
+
+
+def test_a_server_without_the_backend_runs_the_engine_in_python_without_engineworks(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models", available=("python",))
+    assert config_of(model).backend == "python"
+    verify_package(tmp_path / "models", Trust())
+    ran = subprocess.run(
+        [sys.executable, "-c", ALONE, str(model / "1")], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert ran.stdout.startswith(str(model / "1" / "runtime.zip")), ran.stderr
+
+
+def test_a_server_that_can_serve_an_engine_in_no_way_is_refused(built: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no backend 'onnxruntime' and not 'python'; it has openvino"):
+        write_package(built.plan.loaded, [packaged(built)], tmp_path / "models", available=("openvino",))
+
+
+def test_packages_of_earlier_versions_keep_their_passports_beside_the_version(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    (model / "1" / "passports").rename(model / "passports")
+    engines = json.loads((model / "passports" / "engines.json").read_text())
+    engines["cpu"]["passport"] = "passports/cpu.json"
+    (model / "passports" / "engines.json").write_text(json.dumps(engines))
+    open_packaged(model).close()
 
 
 class Tensor:
+    """As Triton's: arrays go in and out by DLPack."""
+
     def __init__(self, name: str, array: Any) -> None:
         self.name, self.array = name, array
 
-    def as_numpy(self) -> Any:
-        return self.array
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+    @staticmethod
+    def from_dlpack(name: str, capsule: Any) -> Tensor:
+        held = SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0))
+        return Tensor(name, np.from_dlpack(held))
 
 
 @pytest.mark.parametrize("sizes", [(1,), (2, 1, 3)], ids=str)
@@ -108,7 +164,7 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
 ) -> None:
     """With a stand-in for Triton's module, and an engine that runs here."""
-    from engineworks.release.triton_python import TritonPythonModel
+    from engineworks.package.python_model import TritonPythonModel
 
     triton = SimpleNamespace(
         get_input_tensor_by_name=lambda request, name: Tensor(name, request[name]),
@@ -133,7 +189,7 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     model.finalize()
 
 
-@pytest.mark.parametrize("file", ["1/model.onnx", "config.pbtxt", "warmup/one-0.raw", "passports/cpu.json"])
+@pytest.mark.parametrize("file", ["1/model.onnx", "config.pbtxt", "warmup/one-0.raw", "1/passports/cpu.json"])
 def test_a_package_of_which_anything_was_altered_is_refused(
     built: Any, tmp_path: Path, alter: Callable[[Path], None], file: str
 ) -> None:

@@ -66,6 +66,7 @@ TRAITS = Traits(
     build_memory=BuildMemory(150.0, 3.5),
     triton=TritonBackend(
         "onnxruntime",
+        ("numpy", "onnxruntime"),
         file="model.onnx",
         options={"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"},
     ),

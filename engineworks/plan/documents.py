@@ -19,11 +19,12 @@ from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
 from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
-from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
 
 Document = dict[str, Any]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, plan_images
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.datasets.text import plan_text
@@ -15,7 +16,7 @@ from engineworks.recipe.file_lookup import Finder, FoundModel, Where
 from engineworks.recipe.npz import read_headers
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
-from engineworks.recipe.samples import SampleFile, batch_axes, open_samples
+from engineworks.recipe.samples import SampleFile, open_samples
 
 
 def find_samples(

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Literal
 
 from engineworks.engines.backends import backend
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.recipe.samples import SampleFile, batch_dim
+from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
 
 Mode = Literal["full", "smoke"]

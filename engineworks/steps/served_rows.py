@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.measure.served import Lengths
-from engineworks.recipe.samples import SampleFile, batch_axes, batch_dim
+from engineworks.recipe.batch import batch_axes, batch_dim
+from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec
 
 Array = NDArray[np.generic]

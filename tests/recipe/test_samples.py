@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_dim, batch_sizes, fixed_batch, output_axes, samples_per_run
 from engineworks.recipe.npz import read_headers
-from engineworks.recipe.samples import (
-    batch_dim,
-    batch_sizes,
-    feeds_at,
-    fixed_batch,
-    open_samples,
-    output_axes,
-    samples_from_json,
-    samples_per_run,
-)
+from engineworks.recipe.samples import feeds_at, open_samples, samples_from_json
 from engineworks.tensors import TensorSpec
 
 IMAGE = TensorSpec("image", "float32", ("batch", 2))

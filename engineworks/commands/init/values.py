@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.commands.init.draft import Range
-from engineworks.recipe.samples import batch_axes, fixed_batch
+from engineworks.recipe.batch import batch_axes, fixed_batch
 from engineworks.tensors import TensorSpec
 
 SAMPLES = 64

@@ -16,11 +16,11 @@ from engineworks.commands.init.samples import OTHER_LABELS, OwnData, match_image
 from engineworks.commands.init.trials import Trials, count_not_finite, try_lengths
 from engineworks.commands.init.values import write_stand_in
 from engineworks.errors import InputError, StepError
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.datasets.pictures import BY_FOLDER
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.recipe.recipe import CALIBRATED, PRECISIONS
-from engineworks.recipe.samples import batch_dim
 from engineworks.settings import Settings, find_repository
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import Dim

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from engineworks.tensors import TensorSpec
+from engineworks.tensors import Dim, TensorSpec
+
+Shape = Sequence[Dim]
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
     """The name of the batch dimension, or its length if it is fixed.
 
-    It is a dynamic dimension whose name begins with 'batch', on any axis; else the dynamic axis 0 of the first input
-    that has one.
+    It is the declared one; else a dynamic dimension whose name begins with 'batch', on any axis; else the dynamic axis
+    0 of the first input that has one.
     """
+    declared = next((spec.batch for spec in specs if spec.batch), None)
+    if declared:
+        return declared
     named = [d for spec in specs for d in spec.dynamic_dims if d.lower().startswith("batch")]
     if named:
         return min(named, key=len)  # 'batch' goes before 'batch_heads'
@@ -20,6 +25,32 @@ def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
         if spec.shape and isinstance(spec.shape[0], str):
             return spec.shape[0]
     return next((d for spec in specs for d in spec.shape[:1]), 1)
+
+
+def batch_by_use(specs: Sequence[TensorSpec], outputs: Iterable[Shape], smallest: Mapping[str, int]) -> str:
+    """The dimension that inputs, outputs and profiles show to be the batch, though its place does not; '' if there is
+    none.
+
+    The batch is in every input and every output with dynamic dimensions, may be 1, and is axis 0 of every such output.
+    A dimension with the first three traits that is axis 0 of no input replaces the usual one, of `batch_dim`, if that
+    has two traits less, or is a fixed length. smallest: for every dynamic dimension, the smallest length of all
+    profiles.
+    """
+    usual = batch_dim(specs)
+    dynamic = [s.shape for s in specs if s.dynamic_dims]
+    if usual == 1 or not dynamic or (isinstance(usual, str) and usual.lower().startswith("batch")):
+        return ""
+    made = [shape for shape in outputs if any(isinstance(d, str) for d in shape)]
+
+    def traits(dim: int | str) -> int:
+        everywhere = [all(dim in shape for shape in shapes) for shapes in (dynamic, made)]
+        leads = bool(made) and all(shape[0] == dim for shape in made)
+        return sum(everywhere) + (smallest.get(str(dim), 1) <= 1) + leads
+
+    inner = [d for d in smallest if all(d in shape and shape[0] != d for shape in dynamic)]
+    found = [d for d in inner if smallest[d] <= 1 and all(d in shape for shape in made)]
+    unlikely = isinstance(usual, int) or (len(found) == 1 and traits(found[0]) >= traits(usual) + 2)
+    return found[0] if len(found) == 1 and unlikely else ""
 
 
 def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
@@ -62,14 +93,18 @@ def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int
 def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
     """Sizes of the batches of `count` samples, cycling through `sizes` from the `turn`-th on.
 
-    If possible no batch is below the minimum of `sizes`, because the engine may refuse it. The one before the last
-    shrinks.
+    Where the rest would not fill batches from the minimum to the maximum of `sizes`, another size is taken, so that no
+    engine gets a batch that it may refuse. `fills` tells whether that is possible.
     """
-    least, most = max(1, min(sizes)), max(sizes)
     while count:
-        size = min(count, max(1, sizes[turn % len(sizes)]))
-        rest = count - size
-        if 0 < rest < least:
-            size = count if count <= most else max(least, size - (least - rest))
+        wanted = min(count, max(1, sizes[turn % len(sizes)]))
+        allowed = range(max(1, min(sizes)), min(count, max(sizes)) + 1)
+        nearest = sorted(allowed, key=lambda n: (n > wanted, abs(n - wanted)))
+        size = next((n for n in nearest if fills(count - n, sizes)), wanted)
         yield size
         count, turn = count - size, turn + 1
+
+
+def fills(count: int, sizes: Sequence[int]) -> bool:
+    """Whether so many samples can be cut into batches from the minimum to the maximum of `sizes`."""
+    return -(-count // max(1, *sizes)) * max(1, min(sizes)) <= count

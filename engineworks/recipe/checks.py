@@ -266,6 +266,10 @@ INTEGER_RANGES = {
 
 
 def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    if recipe.batch is not None and recipe.batch not in dims:
+        place = node.at(("batch",)).place
+        yield Problem(place, f"no input has a dimension '{recipe.batch}'", did_you_mean(recipe.batch, dims))
     output = recipe.accuracy.output
     if output is not None and output not in recipe.outputs:
         yield Problem(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
-from engineworks.recipe.batch import batch_axes, batch_sizes, fixed_batch, samples_per_run
+from engineworks.recipe.batch import batch_axes, batch_sizes, fills, fixed_batch, samples_per_run
 from engineworks.recipe.datasets.preparation import LENGTHS, Preparation, Ragged
 from engineworks.recipe.npz import ArrayHeader, NpzReader, RowReader, read_headers
 from engineworks.suggest import did_you_mean
@@ -102,15 +102,27 @@ class SampleFile:
             start = end
         return tuple(counts) if self.more else (self.count,)
 
+    def fills(self, sizes: Sequence[int]) -> bool:
+        """Whether the samples of every file can be cut into batches from the minimum to the maximum of `sizes`."""
+        return all(fills(count, sizes) for count in self.counts)
+
+    def filling(self, most: int, sizes: Sequence[int]) -> int:
+        """The largest number of samples up to `most` that can be cut into such batches; 0 if there is none."""
+        return next((n for n in range(most, 0, -1) if replace(self, count=n).fills(sizes)), 0)
+
     def by_file(self) -> Iterator[SampleFile]:
         """The samples in use, file by file: each of one length. A single file gives itself."""
         for path, total, count in zip(self.paths, self._totals, self.counts, strict=True):
             if count:
                 yield replace(self, path=path, total=total, count=count, more=(), totals=()) if self.more else self
 
-    def of_one_length(self) -> SampleFile:
-        """The samples of the most used file: rows that can be stacked into one batch."""
-        return replace(max(self.by_file(), key=lambda part: part.count), ragged=None)
+    def starts(self) -> Iterator[int]:
+        """Index of the first sample of every file that `by_file` gives, in order."""
+        start = 0
+        for total, count in zip(self._totals, self.counts, strict=True):
+            if count:
+                yield start
+            start += total
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
         """Feeds of the model, input → array in the input's shape and dtype; batch sizes cycle through `sizes`.

@@ -18,6 +18,7 @@ from engineworks.recipe.profiles import dynamic_dims, evaluation_batches, input_
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
 from engineworks.recipe.samples import SampleFile, open_samples
 
+
 def find_samples(
     finder: Finder, part: Literal["calibration", "evaluation"], recipe: Recipe, samples: Samples, model: FoundModel
 ) -> SampleFile | None:

@@ -55,8 +55,7 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
     out.parent.mkdir(parents=True, exist_ok=True)
     for data, seed in made:
         path = out.parent / data
-        lengths = {d: t[1] for d, t in draft.shapes.items()}
-        count = write_stand_in(path, draft.inputs, ranges, lengths, seed)
+        count = write_stand_in(path, draft.inputs, ranges, draft.shapes, seed)
         files.append(path)
         notes.append(f"{path}: {count} samples that stand in for data: accuracy is agreement with fp32 on them")
     out.write_text(render(draft), encoding="utf-8")

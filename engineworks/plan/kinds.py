@@ -71,14 +71,14 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=FOLD_FILE,
     ),
     "calibrate": StepKind(
-        7, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
         files="calibration data", optimizer="onnxruntime",
     ),
     "reference": StepKind(
         6, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
     ),
     "lower": StepKind(
-        7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
+        8, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
         report=LOWERING_FILE, optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(

@@ -23,9 +23,12 @@ def package(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a Triton model repository. Example: engineworks package recipes/digits.yaml --only '*/cpu' --out models
+    """Write a Triton model repository of the engines that passed.
 
-    Exits 1 or 3 if an engine was left out because it failed or could not be judged.
+    Exits 1 or 3 if an engine was left out because it failed or has no verdict.
+
+    Examples:
+        engineworks package recipes/digits.yaml --only '*/cpu' --out models
     """
     from engineworks.builds.results import most_severe
     from engineworks.commands.plans import read_plans

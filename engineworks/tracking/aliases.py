@@ -14,6 +14,10 @@ HISTORY = "engineworks.champions."
 
 LONGEST_HISTORY = 100
 
+LAST = "engineworks.champion/"
+"""Tag of the experiment, followed by `<model>/<target>-<precision>`: JSON object of the slot's newest champion. It
+outlives the registered model, whose deletion takes the list of champions along."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -35,6 +39,10 @@ class Slot:
     @property
     def history_tag(self) -> str:
         return HISTORY + self.name
+
+    @property
+    def last_tag(self) -> str:
+        return f"{LAST}{self.model}/{self.name}"
 
     def uri(self, role: Role = "champion") -> str:
         """Return the URI for `mlflow.pyfunc.load_model`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from engineworks.store.artifact import MANIFEST
 
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"
+STATEMENTS_FILE = "statements.json"
+"""The statements of the engine's releases, next to a passport."""
+
 LOG_FILE = "log.txt"
 """The output of a step, in its own artifact."""
 
@@ -47,6 +50,16 @@ def check_files(
                 f"{file}: was altered: its sha256 is {actual[:12]}…, {against} says {digest[:12]}…",
                 hint="do not load it; fetch it again from where it was built",
             )
+
+
+def refuse_strangers(folder: Path, known: Collection[str]) -> None:
+    """Raises `TrustError` for a file in the folder that is neither known nor one of Engineworks' own."""
+    own = {*known, SIDECAR_FILE, PASSPORT_FILE, STATEMENTS_FILE, *NOT_SHIPPED}
+    strange = sorted({p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - own)
+    if strange:
+        raise TrustError(
+            f"{folder / strange[0]}: is no file of the engine", hint="it was added later: do not use it, or remove it"
+        )
 
 
 def _written(folder: Path) -> Mapping[str, str]:

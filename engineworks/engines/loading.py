@@ -19,15 +19,15 @@ def open_engine(folder: Path) -> Session:
     """
     passport = verify_folder(folder, read_trust())
     check_host(passport)
-    return load_engine(folder, passport.target, serving=passport.serving, checked=True)
+    return load_engine(folder, passport.body["engine"]["target"], serving=passport.serving, checked=True)
 
 
 def check_host(passport: Passport) -> None:
     """Raises `RunError` where this host cannot run engines of the passport's target."""
     target = passport.target
-    why = backend_facts(target["backend"]).why_not_run(target["compute_capability"])
+    why = backend_facts(target.backend).why_not_run(target.compute_capability)
     if why is not None:
         raise RunError(
             f"{passport.id} cannot be run here: {why}",
-            hint=f"load it on a host of target '{target['name']}', or load another engine of this model",
+            hint=f"load it on a host of target '{target.name}', or load another engine of this model",
         )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE
+from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import STEP, Passport, read_passport, refuse_verdict, verify_files, verify_folder
 from engineworks.engines.signing import Trust, read_trust
+from engineworks.engines.statements import check_statement, read_statements
 from engineworks.errors import InputError
 from engineworks.fingerprint import digest_of
 from engineworks.package.package import PACKAGE_FILE, verify_package
@@ -72,7 +74,11 @@ def _verify_beside(folder: Path, store: Store, trust: Trust) -> Passport:
     built = store.place(passport.facts.steps.get("build", "none"))
     if not any((folder / name).exists() for name in passport.files) and folder.parent.parent == built.parent.parent:
         return verify_files(built, passport)
-    return verify_folder(folder, trust)
+    passport = verify_folder(folder, trust)
+    if trust.required and (statements := read_statements(folder)) is not None:
+        check_statement(statements.newest, passport, trust, str(folder))
+        read_known_statements().accept(statements, str(folder))
+    return passport
 
 
 def _verify_stored(folder: Path, store: Store, trust: Trust) -> Passport:

@@ -26,8 +26,6 @@ from engineworks.engines.strict_json import STRICT, Digest, parse_document, read
 from engineworks.errors import TrustError
 from engineworks.fingerprint import digest_of
 
-VERSION = 1
-
 LONGEST = 100
 """Statements of a role that are kept; a host that has missed more releases must be told by hand what it may trust."""
 

@@ -33,7 +33,7 @@ from engineworks.engines.strict_json import STRICT, Digest, parse_document, read
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
 from engineworks.package.triton import TritonModel, config_text
-from engineworks.package.triton_engines import PASSPORTS, PackagedEngines, PackagedFiles, model_name, read_engines
+from engineworks.package.triton_engines import PASSPORTS, PackagedEngines, PackagedFiles, model_name, verify_engines
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
@@ -124,7 +124,7 @@ def verify_package(folder: Path, trust: Trust) -> list[Passport]:
             f"{folder / strange[0]}: is no part of the package", hint="it was added later: do not serve it"
         )
     models = sorted({name.partition("/")[0] for name in digests if "/" in name})
-    return [engine.passport for model in models for engine in read_engines(folder / model, trust)]
+    return [engine.passport for model in models for engine in verify_engines(folder / model, trust)]
 
 
 def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[PackagedEngine]]:

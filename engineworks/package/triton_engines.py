@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 from engineworks.engines.backends import backend, backend_facts, runner
 from engineworks.engines.backends.base import Session
-from engineworks.engines.engine_files import SIDECAR_FILE, check_files
+from engineworks.engines.engine_files import SIDECAR_FILE, check_files, inside
 from engineworks.engines.known_statements import read_known_statements
 from engineworks.engines.passport import Passport, SignatureFacts, read_passport, refuse_verdict
 from engineworks.engines.signing import Signer, Trust, read_trust
 from engineworks.engines.statements import Statements, check_statement, read_statements_file
 from engineworks.engines.strict_json import STRICT, parse_document, read_bytes, typed, untyped
+from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError
 
 PASSPORTS = "passports"
@@ -67,9 +68,10 @@ class PackagedEngines:
 
 @dataclass(frozen=True)
 class EngineInPackage:
-    """An engine of the directory: its verified file, its passport, and the statements of its release, if any."""
+    """An engine of the directory. files: the passport's name → the file and its sha256. statements: of its release, if
+    any."""
 
-    file: Path
+    files: Mapping[str, tuple[Path, str]]
     passport: Passport
     statements: Statements | None = None
 
@@ -82,9 +84,17 @@ def model_name(model: str, passport: Passport) -> str:
     return f"{model}-{passport.facts.engine.precision}-{place}"
 
 
+def verify_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
+    """Return every engine of the model's directory as `read_engines`, after checking its bytes too."""
+    engines = read_engines(model, trust)
+    for engine in engines:
+        for file, digest in engine.files.values():
+            check_files(file.parent, {file.name: digest}, against="its passport")
+    return engines
+
+
 def read_engines(model: Path, trust: Trust, name: str = "") -> list[EngineInPackage]:
-    """Return every engine of the model's directory after checking signatures, bytes, verdicts and role. Raises
-    `TrustError`.
+    """Return every engine of the model's directory after checking signatures, verdicts and roles. Raises `TrustError`.
 
     name: of the model that was asked for; by default, the directory's.
     """
@@ -103,7 +113,7 @@ def read_engines(model: Path, trust: Trust, name: str = "") -> list[EngineInPack
 
 
 def _read_engine(model: Path, target: str, packaged: PackagedFiles, name: str, trust: Trust) -> EngineInPackage:
-    passport = read_passport(_inside(model, packaged.passport), trust)
+    passport = read_passport(inside(model, packaged.passport), trust)
     refuse_verdict(passport, accepted=("pass", "unmeasured"))
     try:
         fits = name.endswith(model_name("", passport)) and target == passport.target.name
@@ -114,17 +124,15 @@ def _read_engine(model: Path, target: str, packaged: PackagedFiles, name: str, t
     missing = passport.files.keys() - packaged.files.keys() - {SIDECAR_FILE}
     if missing:
         raise TrustError(f"{model}: '{min(missing)}' of {passport.id} is missing", hint="fetch the package again")
-    digests = {packaged.files[n]: digest for n, digest in passport.files.items() if n in packaged.files}
-    check_files(model, digests, against="its passport")
-    return EngineInPackage(
-        model / packaged.files[passport.main], passport, _statements(model, packaged, passport, name, trust)
-    )
+    digests = {n: digest for n, digest in passport.files.items() if n in packaged.files}
+    files = {n: (inside(model, packaged.files[n]), digest) for n, digest in digests.items()}
+    return EngineInPackage(files, passport, _statements(model, packaged, passport, name, trust))
 
 
 def _statements(model: Path, packaged: PackagedFiles, passport: Passport, name: str, trust: Trust) -> Statements | None:
     if packaged.statements is None:
         return None
-    path = _inside(model, packaged.statements)
+    path = inside(model, packaged.statements)
     statements = read_statements_file(path)
     if trust.required:
         check_statement(statements.newest, passport, trust, str(path))
@@ -132,13 +140,6 @@ def _statements(model: Path, packaged: PackagedFiles, passport: Passport, name: 
             raise TrustError(f"{path}: {statements.newest.name} is not of model {name}", hint="do not serve it")
         read_known_statements().accept(statements, str(path))
     return statements
-
-
-def _inside(model: Path, name: str) -> Path:
-    """Return the path of a file of the directory. Raises `TrustError` for one that leaves it."""
-    if "\0" in name or not (model / name).resolve().is_relative_to(model.resolve()):
-        raise TrustError(f"{model}: {name[:80]!r} leaves the folder", hint="do not use it; fetch it again")
-    return model / name
 
 
 def open_packaged(model: Path, name: str = "") -> Session:
@@ -152,7 +153,9 @@ def open_packaged(model: Path, name: str = "") -> Session:
     assert backend is not None  # it has no reason not to run
     described = chosen.passport.facts.engine
     known = (*described.inputs, *described.outputs)
-    return backend.load(chosen.file, target.options, serving=chosen.passport.serving, known=known)
+    main = chosen.passport.main
+    with private_copy(chosen.files, main, "its passport") as path, named(path, chosen.files[main][0]):
+        return backend.load(path, target.options, serving=chosen.passport.serving, known=known)
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:

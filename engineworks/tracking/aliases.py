@@ -14,6 +14,9 @@ HISTORY = "engineworks.champions."
 
 LONGEST_HISTORY = 100
 
+STATEMENT = "engineworks.statement."
+"""Tag of a registered model, followed by `<target>-<precision>.<number>`: JSON of the statement of that release."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -36,8 +39,13 @@ class Slot:
     def history_tag(self) -> str:
         return HISTORY + self.name
 
+    @property
+    def statement_tags(self) -> str:
+        """Return the beginning of the tags that hold the statements of its releases."""
+        return f"{STATEMENT}{self.name}."
+
     def uri(self, role: Role = "champion") -> str:
-        """Return the URI for `mlflow.pyfunc.load_model`."""
+        """Return the URI for `engineworks.load`."""
         return f"models:/{self.model}@{self.alias(role)}"
 
 

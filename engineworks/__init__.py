@@ -18,8 +18,8 @@ def load(uri: str) -> LoadedEngine:
 
     uri: a registered model with the alias of a champion, or `models:/NAME/VERSION`. The registry is that of
     MLFLOW_TRACKING_URI, by default the one under the artifacts. The engine is loaded only if its bytes, its passport,
-    the version's tags, the alias and `MLmodel` agree. Where ENGINEWORKS_TRUSTED_KEYS is set, one of those keys must also
-    have signed the passport and the newest release of this role, and this host must not have seen a newer one.
+    the version's tags, the alias and `MLmodel` agree. Where ENGINEWORKS_TRUSTED_KEYS is set, one of those keys must
+    also have signed the passport and the newest release of this role, and this host must not have seen a newer one.
 
     Raises `InputError` where there is no such engine, `TrustError` for one that is not what it should be, `RunError`
     where this host cannot run it, `TrackingError` where MLflow does not answer.

@@ -184,7 +184,8 @@ class Documents:
             "precision": precision, "quantized": {n: list(g) for n, g in computes.quantized.items()},
             "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
             "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
-            "limits": limits.model_dump(mode="json", exclude_none=True) if limits else None,
+            "limits": limits.model_dump(mode="json", exclude_none=True, exclude={"worst_slice_ratio"})
+            if limits else None,
             "integer_kernels": backend(target.target.backend).TRAITS.ort_integer_kernels,
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
@@ -204,6 +205,7 @@ class Documents:
             "shapes": self._shapes(),
             "serving": self._serving(),
         }  # fmt: skip
+        params |= {"slices": data.slices} if data.slices else {}
         made, digests, place = self._data("evaluation", data)
         digests |= {f"metric {name}": self._digests.digest(path) for name, path in self._files.metric.items()}
         facts = backend_facts(target.target.backend)

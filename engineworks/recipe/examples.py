@@ -75,6 +75,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "samples": "1000",
         "names": "{image: x}",
         "labels": "y",
+        "slices": "language",
     },
     "Calibration": {
         "method": "percentile",
@@ -102,6 +103,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "metric_ratio": "0.99",
         "metric_delta": "0.005",
         "metric_between": "[0.9, 1.0]",
+        "worst_slice_ratio": "0.95",
         "cosine": "0.9999",
         "sqnr_db": "30",
         "synthetic_cosine": "0.9",

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
 from engineworks.recipe.datasets.preparation import LENGTHS, Preparation, Ragged
-from engineworks.recipe.npz import ArrayHeader, NpzReader, RowReader, read_headers
-from engineworks.suggest import did_you_mean
+from engineworks.recipe.npz import NpzReader, RowReader, read_headers
+from engineworks.recipe.sample_checks import array_name, check_fit, check_label_kinds, check_labels, check_slices
 from engineworks.tensors import TensorSpec, spec_from_json
 
 NO_LABEL = -100
@@ -57,6 +57,8 @@ class SampleFile:
     totals: tuple[int, ...] = ()
     chosen: tuple[int, ...] = ()
     """Rows of the file to read instead, `count` of them; only for a single file."""
+    slices: str | None = None
+    """Name of the array that names each sample's slice."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -165,6 +167,18 @@ class SampleFile:
                 parts.append(archive.read(self.labels)[file.rows])
         return parts
 
+    def slice_names(self) -> NDArray[np.str_] | None:
+        """The slice of each sample in use, str[count], in order; None where the recipe names none."""
+        import numpy as np
+
+        if self.slices is None:
+            return None
+        parts = []
+        for file in self.by_file():
+            with NpzReader(file.path) as archive:
+                parts.append(archive.read(self.slices)[file.rows].astype(np.str_))
+        return np.concatenate(parts)
+
     def read_labels(self) -> NDArray[np.generic] | None:
         """The labels of the samples in use, [count, …], in order; shorter ones are padded with `NO_LABEL`."""
         parts = self.label_parts()
@@ -213,7 +227,7 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
     ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
     total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
     samples = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
-    return replace(samples, more=tuple(more), totals=totals)
+    return replace(samples, more=tuple(more), totals=totals, slices=value.get("slices"))
 
 
 def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
@@ -275,6 +289,7 @@ def open_samples(
     *,
     samples: int | None,
     labels: str | None,
+    slices: str | None = None,
 ) -> SampleFile:
     """Check the files' headers against the model's inputs. Raises `SamplesError` for the first problem."""
     path, *more = [paths] if isinstance(paths, Path) else paths
@@ -295,8 +310,11 @@ def open_samples(
                 hint=f"give this file a multiple of {fixed} samples",
             )
     if labels is not None and more:
-        _check_label_kinds((path, *more), labels)
-    first = SampleFile(path, tuple(specs), opened[0][0], labels, total, count)
+        check_label_kinds((path, *more), labels)
+    for file, held in zip((path, *more), totals, strict=True):
+        if slices is not None:
+            check_slices(file, slices, held)
+    first = SampleFile(path, tuple(specs), opened[0][0], labels, total, count, slices=slices)
     return replace(first, more=tuple(more), totals=totals) if more else first
 
 
@@ -305,10 +323,10 @@ def _open_file(
 ) -> tuple[dict[str, str], int]:
     """Input → array name, and the number of samples in the file."""
     headers = read_headers(path)
-    arrays = {spec.name: _array_name(path, spec, names, headers) for spec in specs}
+    arrays = {spec.name: array_name(path, spec, names, headers) for spec in specs}
     totals = {a: headers[a].shape[0] if headers[a].shape else 0 for a in arrays.values()}
     for spec in specs:
-        _check_fit(path, spec, arrays[spec.name], headers[arrays[spec.name]], batch_axes(specs)[spec.name])
+        check_fit(path, spec, arrays[spec.name], headers[arrays[spec.name]], batch_axes(specs)[spec.name])
     total = next(iter(totals.values()))
     for array, count in totals.items():
         if count != total:
@@ -316,60 +334,8 @@ def _open_file(
     if total == 0:
         raise SamplesError(f"{path}: holds no samples", hint="axis 0 of every array counts them")
     if labels is not None:
-        _check_labels(path, labels, headers, total)
+        check_labels(path, labels, headers, total)
     return arrays, total
-
-
-def _array_name(path: Path, spec: TensorSpec, names: Mapping[str, str], headers: Mapping[str, ArrayHeader]) -> str:
-    name = names.get(spec.name, spec.name)
-    if name not in headers:
-        hint = did_you_mean(name, headers)
-        if spec.name not in names:
-            hint += f"; or say which array it is: names: {{{spec.name}: …}}"
-        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint, model_input=spec.name)
-    return name
-
-
-def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, axis: int | None) -> None:
-    if header.dtype != spec.dtype:
-        raise SamplesError(
-            f"{path}: '{array}' is {header.dtype}, input '{spec.name}' is {spec.dtype}",
-            hint=f"correct the input's dtype, or convert the data: array.astype('{spec.dtype}')",
-            model_input=spec.name,
-        )
-    sample = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
-    fits = len(header.shape) == len(sample) + 1 and all(
-        isinstance(want, str) or want == have for want, have in zip(sample, header.shape[1:], strict=True)
-    )
-    if not fits:
-        want = ", ".join(map(str, ("samples", *sample)))
-        raise SamplesError(
-            f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]",
-            hint=f"correct the shape of input '{spec.name}', or write the data in that shape",
-            model_input=spec.name,
-        )
-
-
-def _check_labels(path: Path, labels: str, headers: Mapping[str, ArrayHeader], total: int) -> None:
-    if labels not in headers:
-        raise SamplesError(f"{path}: holds no array '{labels}' with the labels", hint=did_you_mean(labels, headers))
-    shape = headers[labels].shape
-    if not shape or shape[0] != total:
-        count = shape[0] if shape else 0
-        raise SamplesError(f"{path}: {count} labels in '{labels}' for {total} samples", hint="one label per sample")
-
-
-def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
-    """Check that the labels of all files have one dtype and number of dimensions, because they become one array."""
-    first = read_headers(paths[0])[labels]
-    for path in paths[1:]:
-        header = read_headers(path)[labels]
-        if (header.dtype, len(header.shape)) != (first.dtype, len(first.shape)):
-            raise SamplesError(
-                f"{path}: '{labels}' is {header.dtype} {list(header.shape)}, in {paths[0].name} {first.dtype} "
-                f"{list(first.shape)}",
-                hint="write the labels of every file with one type and number of dimensions",
-            )
 
 
 def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:

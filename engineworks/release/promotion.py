@@ -139,10 +139,10 @@ def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> lis
     with the reason; so does a slot without releases. Raises `InputError` if no champion moves."""
     model = registered_model(loaded)
     slots, issuer = slots_of(loaded, only), read_issuer(loaded.name)
-    if not registry.exists(model):
-        what = f"there is no registered model '{model}' in MLflow"
-        raise InputError(f"{what}: nothing was released, or it was deleted there", hint="nothing was changed")
     standings = registry.standings(list(slots.values()))
+    if not any(standing.listed or standing.lost for standing in standings.values()) and not registry.exists(model):
+        what = f"there is no registered model '{model}' in MLflow: nothing was released"
+        raise InputError(what, hint="nothing was changed")
     outcomes = [_roll_back(engine, slot, standings[slot], registry, issuer) for engine, slot in slots.items()]
     if all(outcome.action == "kept" for outcome in outcomes):
         which = f" that '{only}' selects" if only else ""

@@ -23,7 +23,7 @@ from engineworks.steps.task_metric import TaskComparison
 
 
 def run(job: StepJob) -> None:
-    samples = samples_from_json(job.paths("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
+    samples = samples_from_json(job.paths("evaluation"), job.params["samples"] | _columns(job))
     session = _load(job)
     served: dict[str, Any] | None = None
     try:
@@ -39,6 +39,11 @@ def run(job: StepJob) -> None:
     finally:
         session.close()
     job.write_json(ACCURACY_FILE, report | ({"served": served} if served else {}))
+
+
+def _columns(job: StepJob) -> dict[str, Any]:
+    """Return the arrays of the evaluation data that only this step reads."""
+    return {"labels": job.params["labels"], "slices": job.params.get("slices")}
 
 
 def _load(job: StepJob) -> Session:

@@ -17,6 +17,10 @@ LONGEST_HISTORY = 100
 STATEMENT = "engineworks.statement."
 """Tag of a registered model, followed by `<target>-<precision>.<number>`: JSON of the statement of that release."""
 
+LAST = "engineworks.champion/"
+"""Tag of the experiment, followed by `<model>/<target>-<precision>`: JSON object of the slot's newest champion. It
+outlives the registered model, whose deletion takes the list of champions along."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -43,6 +47,10 @@ class Slot:
     def statement_tags(self) -> str:
         """Return the beginning of the tags that hold the statements of its releases."""
         return f"{STATEMENT}{self.name}."
+
+    @property
+    def last_tag(self) -> str:
+        return f"{LAST}{self.model}/{self.name}"
 
     def uri(self, role: Role = "champion") -> str:
         """Return the URI for `engineworks.load`."""

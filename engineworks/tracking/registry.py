@@ -17,7 +17,15 @@ from engineworks.engines.signing import Trust
 from engineworks.engines.statements import LONGEST, Statement, Statements
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
-from engineworks.tracking.champion_list import SINCE, Standing, find_model, standings, version_of, why_unfit
+from engineworks.tracking.champion_list import (
+    SINCE,
+    Standing,
+    find_model,
+    standings,
+    version_of,
+    why_unfit,
+    write_last_champion,
+)
 from engineworks.tracking.connection import Connection, refusals, user_name
 from engineworks.tracking.engine_model import EngineModel, log_engine_model
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
@@ -278,10 +286,11 @@ class Registry:
         history."""
         self._client.set_registered_model_tag(slot.model, slot.history_tag, history_text(champions))
         self._client.set_registered_model_alias(slot.model, slot.alias("champion"), str(version))
+        known = self._client.get_model_version(slot.model, str(version))
+        write_last_champion(self._link, slot, known, now_by_user())
 
     def _mark(self, slot: Slot, version: int, tag: str) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._client.set_model_version_tag(slot.model, str(version), tag, f"{now} by {user_name()}")
+        self._client.set_model_version_tag(slot.model, str(version), tag, now_by_user())
 
     def _exists(self, model: str, version: int) -> bool:
         return bool(self._client.search_model_versions(f"name = '{model}' AND version_number = {version}"))
@@ -334,6 +343,10 @@ class Registry:
                 await_creation_for=0,
             )
         return _engine_version(version)
+
+
+def now_by_user() -> str:
+    return f"{datetime.now(UTC).isoformat(timespec='seconds')} by {user_name()}"
 
 
 def _engine_version(version: ModelVersion) -> EngineVersion:

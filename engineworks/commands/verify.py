@@ -21,7 +21,12 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check digests and signature. Examples: engineworks verify digits/int8/cpu; engineworks verify models/"""
+    """Check digests and signatures of engines.
+
+    Examples:
+        engineworks verify digits/int8/cpu
+        engineworks verify models/
+    """
     from engineworks.commands.verification import verify_anything
     from engineworks.plan.champion_lookup import which_engine
 

@@ -82,8 +82,13 @@ def is_readable(tags: Mapping[str, str], slot: Slot) -> bool:
 
 
 def _listed(tags: Mapping[str, str], slot: Slot) -> list[int] | None:
+    return listed_versions(tags.get(slot.history_tag, "[]"))
+
+
+def listed_versions(text: str) -> list[int] | None:
+    """Read a list of champions, None where it is unreadable."""
     try:
-        return [int(v) for v in json.loads(tags.get(slot.history_tag, "[]"))]
+        return [int(v) for v in json.loads(text)]
     except (ValueError, TypeError):
         return None
 

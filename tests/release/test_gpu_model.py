@@ -134,10 +134,10 @@ def test_a_shape_that_no_profile_has_is_one_sentence(host: Host) -> None:
 @pytest.mark.parametrize(
     ("version", "bindings", "gpu", "words"),
     [
-        ("1.6.1.120", "13.0.1", None, "there is no NVIDIA GPU here, and the target's engines run on compute capability 8.9"),
+        ("1.6.1.120", "13.0.1", None, "no NVIDIA GPU here; the target's engines run on compute capability 8.9"),
         (
             "1.6.1.120", "13.0.1", Gpu("NVIDIA A100", "8.0", "580.10", "13.0"),
-            "the NVIDIA A100 here has compute capability 8.0, the target's engines run on 8.9",
+            "the NVIDIA A100 here has compute capability 8.0; the target's engines run on 8.9",
         ),
         (None, "13.0.1", HERE, "TensorRT-RTX is not installed; pip install tensorrt-rtx"),
         ("1.6.1.120", None, HERE, "NVIDIA's cuda-python is not installed, by which engines are run; pip install"),

@@ -37,7 +37,9 @@ class TritonPythonModel:
         self._batching = int(config["max_batch_size"]) > 0
         self._outputs = [output["name"] for output in config["output"]]
         cache = config.get("parameters", {}).get(CACHE_PARAMETER, {}).get("string_value")
-        self._session = open_packaged(Path(args["model_repository"]), cache=Path(cache) if cache else None)
+        self._session = open_packaged(
+            Path(args["model_repository"]), args.get("model_name", ""), cache=Path(cache) if cache else None
+        )
         self._inputs = {spec.name: spec for spec in self._session.inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 SAMPLES = b'samples": ['
 NOT_NUMBERS = (b"[", b"{", b'"')
 """First characters of values that may contain commas."""
@@ -50,8 +52,6 @@ def _without_samples(data: bytes, longest: int) -> bytes:
 def parse_json(data: bytes) -> Any:
     """Parse UTF-8 text. Pydantic's parser takes a quarter of the time of Python's own. Where it fails (lone surrogates,
     very deep nesting), Python's parser tries again and raises its own error."""
-    from pydantic_core import from_json  # here, because served models read no reports and may lack it
-
     try:
         return from_json(data, cache_strings="keys")
     except ValueError:

@@ -14,10 +14,10 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.host.packages import installed_version
-from engineworks.plan.documents import Documents
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
+from engineworks.recipe.profiles import evaluation_batches
 from engineworks.recipe.selection import refuse_unmatched, select
 from engineworks.release.issuer import Issuer, read_issuer
 from engineworks.tensors import spec_from_json
@@ -208,9 +208,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
 def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
     """Return evaluation data for one run, one array [rows, …] per input: 2 rows if the profiles allow it, otherwise
     their minimum batch."""
-    from engineworks.fingerprint import FileDigests
-
-    allowed = Documents(plan.loaded, FileDigests(None)).batches()
+    allowed = evaluation_batches(plan.loaded.recipe)
     rows = EXAMPLE_ROWS if allowed[0] < EXAMPLE_ROWS <= allowed[-1] else allowed[0]
     return dict(next(stored_evaluation(plan.loaded).batches([rows])))
 

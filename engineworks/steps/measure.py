@@ -19,7 +19,8 @@ from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
 from engineworks.plan.kinds import LATENCY_FILE
-from engineworks.recipe.samples import feeds_at, samples_from_json, samples_per_run
+from engineworks.recipe.batch import samples_per_run
+from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.load_times import measure_loads

@@ -235,15 +235,17 @@ def test_a_statement_with_a_gap_or_another_predecessor_is_refused(world: World) 
     world.refused("follows another statement 1")
     world.client.delete_registered_model_tag(world.model, world.tag(2))
     third = world.restate(second, number=3)
-    world.refused("is followed by number 3")
+    world.refused("is followed by number 3", "load")
     world.client.delete_registered_model_tag(world.model, world.tag(1))
     world.client.set_registered_model_tag(world.model, world.tag(4), json.dumps(third.to_json()))
-    world.refused("tag .*: holds statement 3 of")
+    world.refused("tag .*: holds statement 3 of", "load")
     world.client.delete_registered_model_tag(world.model, world.tag(4))
-    world.refused("does not go on from number 2, which was seen here before: statements between them are missing")
+    world.refused(
+        "does not go on from number 2, which was seen here before: statements between them are missing", "load"
+    )
     world.restate(third, number=2, previous=world.statement(3).digest)
     world.client.delete_registered_model_tag(world.model, world.tag(3))
-    world.refused("does not go on from number 2, which was seen here before: another statement has its number")
+    world.refused("does not go on from number 2, which was seen here before: another statement has its number", "load")
 
 
 OTHERS: tuple[tuple[dict[str, Any] | str, str], ...] = (

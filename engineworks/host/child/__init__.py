@@ -7,6 +7,7 @@ process, not a thread: C++ builders cannot be interrupted, swallow Ctrl-C, print
 - `on_line` gets every line of a child's two output descriptors; answers use a separate pipe.
 - A child stays in our process group, ignores SIGINT and dies with the parent, by PR_SET_PDEATHSIG. The kernel sends
   that signal when the *thread* that started the child ends, so one thread of the parent's lifetime starts all children.
+- Each child has a supervisor (`supervise`), which ends whatever the child started and left, however the child ended.
 - Waiting callers wake every `POLL_S`, so that they soon see an exception thrown into their thread.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
 from engineworks.host.child.serve import decode_error
-from engineworks.host.child.start import Child, search_path, start_child
+from engineworks.host.child.start import Child, Command, search_path, start_child
 from engineworks.host.child.wait import Lines, Stopped, TimeUp, wait_for_answer
 
 MAX_IDLE = 2
@@ -106,7 +107,7 @@ class ChildPool:
         with self._lock:
             missing = min(count, self._max_idle) - len(self._idle)
         for _ in range(missing):
-            child = start_child(dict(os.environ))
+            child = start_child(Command(dict(os.environ)))
             child.send_early({"imports": list(imports), "sys_path": search_path()})
             self._keep(child)
 
@@ -129,7 +130,7 @@ class ChildPool:
     def _take(self, env: Mapping[str, str], fresh: bool) -> Child:
         """Return the most recently used idle child with the same environment, else a new one."""
         with self._lock:
-            dead = [c for c in self._idle if not c.alive()]
+            dead = [c for c in self._idle if not c.listens()]
             self._idle = [c for c in self._idle if c not in dead]
             fitting = [] if fresh else [c for c in self._idle if c.env == env]
             if fitting:
@@ -139,7 +140,7 @@ class ChildPool:
             child.end()
         if fitting:
             return fitting[-1]
-        child = start_child(env)
+        child = start_child(Command(dict(env)))
         with self._lock:
             self._busy.append(child)
         return child

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engineworks.errors import StepError
 from engineworks.host.child.supervise import children
 
 BOOTSTRAP = (
@@ -42,7 +43,15 @@ class Command:
 
 def search_path() -> list[str]:
     """Return `sys.path`, with the current folder instead of the empty entry."""
-    return [p or str(Path.cwd()) for p in sys.path]
+    return [p or str(working_folder()) for p in sys.path]
+
+
+def working_folder() -> Path:
+    """Return the current folder. Raises `StepError` where it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise StepError("the current folder was deleted", hint="go to a folder that exists, and start again") from None
 
 
 class Child:

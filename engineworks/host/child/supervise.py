@@ -65,9 +65,9 @@ def _prctl(option: int, value: int) -> None:
 
 def _watch(worker: int) -> NoReturn:
     nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in os.listdir("/proc/self/fd"):  # its pipes must end with the worker
+    for fd in Path("/proc/self/fd").iterdir():  # its pipes must end with the worker
         with contextlib.suppress(OSError):
-            os.dup2(nothing, int(fd))
+            os.dup2(nothing, int(fd.name))
     status = None
     while status is None:
         status = _reaped(worker)

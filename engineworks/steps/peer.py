@@ -26,7 +26,8 @@ from engineworks.measure.accuracy import OutputComparison
 from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.kinds import LATENCY_FILE
-from engineworks.recipe.samples import SampleFile, output_axes, samples_from_json
+from engineworks.recipe.batch import output_axes
+from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.job import say
 from engineworks.steps.measure import NamedShapes

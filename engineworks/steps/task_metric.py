@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from engineworks.errors import RunError
+from engineworks.errors import ModelError, RunError
 from engineworks.measure.accuracy import Array
+from engineworks.measure.slices import Score, slice_figures
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
-from engineworks.recipe.samples import NO_LABEL, SampleFile, batch_axes, stacked
+from engineworks.recipe.samples import NO_LABEL, SampleFile, stacked
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.user_metric import evaluate_in_sandbox
 
 Rows = Mapping[str, Array]
+
+MOST_SLICES = 200
+"""Maximum number of slices that are judged: more are no slices but ids."""
 
 SPAN_OUTPUTS = ("start_logits", "end_logits")
 """Output names of question answering in transformers."""
@@ -77,19 +82,44 @@ class TaskComparison:
             wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
             return figures | ({"repeated": _json_number(again)} if wavers and math.isfinite(engine) else {})
         if self._metric is None:
-            engine, reference = (float(joined[part]["cosine"].mean()) for part in ("engine", "reference"))
-            return self._figures("mean cosine", "agreement", engine, reference)
-        labels, kind, wanted = self._labels, "labels", joined["reference"][""]
+            cosines = [joined[part]["cosine"] for part in ("engine", "reference")]
+            figures = self._figures("mean cosine", "agreement", *(float(c.mean()) for c in cosines))
+            return figures | self._slices(len(cosines[0]), lambda rows: _pair(float(c[rows].mean()) for c in cosines))
+        metric, labels, kind, wanted = self._metric, self._labels, "labels", joined["reference"][""]
         if labels is None:
             labels, kind = (wanted if self._settings["name"] == "span" else wanted[..., -1]), "agreement"
         elif self._per_token:
             labels = labels[:, : wanted.shape[1]]
-        engine, reference = (self._metric.score(joined[part][""], labels) for part in ("engine", "reference"))
+        reduced = [joined[part][""] for part in ("engine", "reference")]
+        engine, reference = (metric.score(rows, labels) for rows in reduced)
         engine = math.nan if self._misfit else engine
-        figures = self._figures(self._metric.name, kind, engine, reference)
+        figures = self._figures(metric.name, kind, engine, reference)
         if self._settings["name"] in CLASSIFIES:
-            figures["dead_classes"] = dead_classes(joined["engine"][""], joined["reference"][""], labels)
-        return figures
+            figures["dead_classes"] = dead_classes(reduced[0], reduced[1], labels)
+        if self._misfit:
+            return figures
+        return figures | self._slices(
+            len(wanted), lambda rows: _pair(metric.score(part[rows], labels[rows]) for part in reduced)
+        )
+
+    def _slices(self, count: int, score: Score) -> dict[str, Any]:
+        """Return the metric on each slice; {} where the recipe names none.
+
+        Raises `ModelError` where the names do not fit the rows, or name too many slices.
+        """
+        names = self._samples.slice_names()
+        if names is None:
+            return {}
+        if len(names) != count:
+            raise ModelError(f"data.evaluation.slices: {len(names)} names of slices for {count} rows of the metric")
+        if (many := len(np.unique(names))) > MOST_SLICES:
+            raise ModelError(
+                f"data.evaluation.slices: {many} different names among {count} samples, limit {MOST_SLICES}",
+                hint="put rare names together, or cut numbers into ranges",
+            )
+        assert self._settings is not None
+        lower = is_lower_better(self._settings)
+        return {"slices": [part.to_json() for part in slice_figures(names, score, lower_is_better=lower)]}
 
     def _read(self, outputs: Rows) -> Array:
         """Return what the metric reads, rows first: one output or, for spans, starts next to ends."""
@@ -131,6 +161,11 @@ class TaskComparison:
             "name": name, "kind": kind, "samples": self._samples.count, "lower_is_better": lower,
             "engine": _json_number(engine), "reference": _json_number(reference), "ratio": _json_number(ratio),
         }  # fmt: skip
+
+
+def _pair(values: Iterable[float]) -> tuple[float, float]:
+    engine, reference = values
+    return engine, reference
 
 
 def row_cosines(engine: Array, reference: Array) -> Array:

@@ -64,6 +64,7 @@ TRAITS = Traits(
     build_memory=BuildMemory(150.0, 3.5),
     triton=TritonBackend(
         "onnxruntime",
+        ("numpy", "pydantic", "onnxruntime"),
         file="model.onnx",
         options={"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"},
     ),

@@ -27,6 +27,9 @@ from engineworks.tensors import TensorSpec, spec_from_json
 NO_LABEL = -100
 """Padding of labels: metrics leave it out (`measure.task_metrics`)."""
 
+EVERY_SAMPLE = "*"
+"""In place of an array: all samples are one slice, so that the whole metric gets its interval."""
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -173,6 +176,8 @@ class SampleFile:
 
         if self.slices is None:
             return None
+        if self.slices == EVERY_SAMPLE:
+            return np.full(self.count, "all")
         parts = []
         for file in self.by_file():
             with NpzReader(file.path) as archive:

@@ -22,6 +22,7 @@ from engineworks.plan.kinds import LATENCY_FILE
 from engineworks.recipe.samples import feeds_at, samples_from_json, samples_per_run
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.layer_times import write_layers
 from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.steps.step_job import StepJob
@@ -38,10 +39,14 @@ def run(job: StepJob) -> None:
     Also `serving`, and the session's notes and facts; load_complaints; `device` with every reading and the complaints
     of all shapes; `loads`, with and without the device's cache where it has one; `disturbed_before`, the earlier noisy
     measurements.
+
+    `layers.json`: time per layer at the first named shape (`measure.layers`).
     """
     with tempfile.TemporaryDirectory(prefix="cache-") as new:
         report = _measure(job, Path(new) if _cache(job) else None)
     job.write_json(LATENCY_FILE, report | {"loads": _loads(job)})
+    if job.params["at"]:
+        write_layers(job, report["shapes"][next(iter(job.params["at"]))]["latency_ms_p50"])
 
 
 def _measure(job: StepJob, cache: Path | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from engineworks.commands.manual.command import manual
 from engineworks.commands.options import Json, Once, OneOrMore, Only, Quiet, Verbose, any_of, finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
+from engineworks.commands.rehearse import rehearse
 from engineworks.commands.release import release
 from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
@@ -205,6 +206,7 @@ def gc(
 app.command()(init)
 app.command()(why)
 app.command()(limits)
+app.command()(rehearse)
 app.command("blame")(blame_engine)
 app.command("list")(list_things)
 app.command()(report)

@@ -21,8 +21,9 @@ from engineworks.host.child import ChildPool
 from engineworks.model.onnx_files import MODEL_FILE, load_model, weight_bytes
 from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.plan.plan import Plan, PlannedEngine
+from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.npz import read_arrays
-from engineworks.recipe.samples import SampleFile, fixed_batch, samples_from_json
+from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.settings import Settings
 from engineworks.steps.blame.bundle import write_bundle, write_script
 from engineworks.steps.blame.graph import Graph

@@ -40,10 +40,11 @@ def blame(
     Exits 1 if a fault was found, 0 if none was, 3 if this host cannot tell.
     """
     from engineworks.commands.blame_records import record_in_newest
+    from engineworks.report.progress_text import progress
 
     settings = read_settings()
     plans = read_plans(settings, [recipe or _recipe_of(engine)], engine)
-    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
+    with progress(settings, quiet=quiet or as_json, verbose=verbose):
         (found,) = find_blames(plans, settings, [engine])
         record_in_newest(found, settings)
     if as_json:

@@ -27,9 +27,12 @@ def rehearse(
     """
     from engineworks.builds.progress import listener
     from engineworks.builds.rehearsal import rehearse as run
+    from engineworks.report.progress_text import progress
 
-    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
-        found = run([Path(p) for p in recipes], with_, read_settings(), listener().say, only=any_of(only))
+    settings = read_settings()
+
+    with progress(settings, quiet=quiet or as_json, verbose=verbose):
+        found = run([Path(p) for p in recipes], with_, settings, listener().say, only=any_of(only))
     if as_json:
         terminal.print_json(found.to_json())
     else:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engineworks.engines.backends import backend
-from engineworks.engines.engine_session import read_sidecar, runner_of
+from engineworks.engines.engine_session import runner_of
+from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
 from engineworks.tensors import spec_from_json
 
@@ -44,12 +45,14 @@ class LayerTimer(Protocol):
         ...
 
 
-def time_layers(folder: Path, target: Mapping[str, Any], feeds: Arrays, runs: int) -> tuple[str, list[TimedLayer]]:
-    """Time the layers of an engine in a build artifact whose bytes were checked. Raises `RunError`."""
+def time_layers(
+    engine: VerifiedEngine, target: Mapping[str, Any], feeds: Arrays, runs: int
+) -> tuple[str, list[TimedLayer]]:
+    """Time the layers of a verified engine. Raises `RunError`."""
     runner_of(target)
     timer: LayerTimer | None = getattr(backend(target["backend"]), "layer_times", None)
     if timer is None:
         raise RunError(f"{backend(target['backend']).TITLE} tells no times of layers")
-    sidecar = read_sidecar(folder)
-    known = [spec_from_json(spec) for spec in (*sidecar["inputs"], *sidecar["outputs"])]
-    return timer(folder / sidecar["engine"], target["options"], feeds, runs, known)
+    known = [spec_from_json(spec) for spec in (*engine.sidecar["inputs"], *engine.sidecar["outputs"])]
+    with named(engine.path, engine.source):
+        return timer(engine.path, target["options"], feeds, runs, known)

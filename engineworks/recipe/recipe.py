@@ -326,6 +326,9 @@ class Triton(Part):
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
     warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+    python_environment: str | None = Field(
+        None, description="Python backend: the model's environment on the server, a folder or an archive by conda-pack"
+    )
 
 
 class Release(Part):
@@ -376,6 +379,9 @@ class Recipe(Part):
     )
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
+    )
+    batch: DimName | None = Field(
+        None, description="dimension that counts samples; default: the one called batch…, else the first input's axis 0"
     )
     precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
         min_length=1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.layer_times import TimedLayer, time_layers
+from engineworks.engines.verified import VerifiedEngine
 from engineworks.errors import EngineworksError
 from engineworks.measure.layers import Layer, Layers
 from engineworks.model.graphs import names_read
@@ -26,7 +27,7 @@ SECONDS = 2.0
 """About how long profiling may take."""
 
 
-def write_layers(job: StepJob, run_ms: float) -> None:
+def write_layers(job: StepJob, engine: VerifiedEngine, run_ms: float) -> None:
     """Write `layers.json` of the first named shape. run_ms: the median run there.
 
     A runtime that tells no times of layers is a reason in the file, and no failure of the measurement.
@@ -36,7 +37,7 @@ def write_layers(job: StepJob, run_ms: float) -> None:
     feeds = feeds_at(specs, samples_from_json(job.paths("evaluation"), job.params["samples"]), at["dims"])
     runs = max(3, min(RUNS, int(SECONDS * 1000 / max(run_ms, 0.01))))
     try:
-        source, timed = time_layers(job.inputs["build"], job.params["target"], feeds, runs)
+        source, timed = time_layers(engine, job.params["target"], feeds, runs)
     except EngineworksError as error:
         layers = Layers(shape, why=error.message)
     else:

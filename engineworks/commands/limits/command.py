@@ -30,9 +30,10 @@ def limits(
     Only engines that this host runs are measured; the limits of others stay.
     """
     from engineworks.commands.limits.measurement import measure_limits
+    from engineworks.report.progress_text import progress
 
     settings = read_settings()
-    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
+    with progress(settings, quiet=quiet or as_json, verbose=verbose):
         found = measure_limits(recipe, settings, only=any_of(only))
     diff = _patch(found, recipe, write=write)
     if as_json:

@@ -35,9 +35,12 @@ def blame(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the nodes that an engine's failure comes from. Example: engineworks blame digits/int8/cpu
+    """Find the nodes that an engine's failure comes from, and write a folder that shows it.
 
     Exits 1 if a fault was found, 0 if none was, 3 if this host cannot tell.
+
+    Examples:
+        engineworks blame digits/int8/cpu
     """
     from engineworks.commands.blame_records import record_in_newest
     from engineworks.report.progress_text import progress

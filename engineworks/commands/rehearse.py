@@ -21,9 +21,12 @@ def rehearse(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Build with other versions, and compare. Example: engineworks rehearse recipes/digits.yaml --with numpy==2.4.4
+    """Build with other versions of packages beside the present ones, and compare.
 
     Exits 1 if anything is worse. Champions are not touched.
+
+    Examples:
+        engineworks rehearse recipes/digits.yaml --with onnxruntime==1.30.0
     """
     from engineworks.builds.progress import listener
     from engineworks.builds.rehearsal import rehearse as run

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """One layer as the runtime sees it. ms: mean of a run. reads, makes: tensors, where they are known. names: of ONNX
-    nodes, where the runtime names them. kernel: '' where it is unknown."""
+    """One layer as the runtime sees it. ms: mean of a run. inputs, outputs: tensors, where they are known. names: of
+    ONNX nodes, where the runtime names them. kernel: '' where it is unknown."""
 
     name: str
     kind: str
     ms: float
-    reads: tuple[str, ...] = ()
-    makes: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     kernel: str = ""
 

@@ -60,12 +60,12 @@ def mapped(timed: Sequence[TimedLayer], lowered: Path) -> Iterator[Layer]:
 def _between(layer: TimedLayer, makers: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
     """The nodes that make the layer's results of what it reads; none where the runtime made up its own tensors."""
     found: dict[int, onnx.NodeProto] = {}
-    pending = [name for name in layer.makes if name in makers]
+    pending = [name for name in layer.outputs if name in makers]
     while pending:
         node = makers[pending.pop()]
         if id(node) not in found:
             found[id(node)] = node
-            pending.extend(n for n in names_read(node) if n in makers and n not in layer.reads)
+            pending.extend(n for n in names_read(node) if n in makers and n not in layer.inputs)
     return list(reversed(found.values()))
 
 

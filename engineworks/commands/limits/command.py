@@ -25,9 +25,13 @@ def limits(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Suggest limits from what was measured, each with its reason. Example: engineworks limits recipes/digits.yaml
+    """Suggest limits from what was measured, each with its reason.
 
     Only engines that this host runs are measured; the limits of others stay.
+
+    Examples:
+        engineworks limits recipes/digits.yaml
+        engineworks limits recipes/digits.yaml --write
     """
     from engineworks.commands.limits.measurement import measure_limits
     from engineworks.report.progress_text import progress

@@ -49,9 +49,9 @@ class Graph:
         self._constant_makers: dict[str, onnx.NodeProto] = {}
         self._split(set(self.inputs))
         self.makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
-        self.reads = [self._known(node) for node in self.nodes]
+        self.uses = [self._known(node) for node in self.nodes]
         self.readers: dict[str, list[int]] = {}
-        for index, names in enumerate(self.reads):
+        for index, names in enumerate(self.uses):
             for name in names:
                 self.readers.setdefault(name, []).append(index)
 
@@ -137,14 +137,14 @@ class Graph:
         level = sorted({self.makers[n] for n in names if n in self.makers}, reverse=True)
         while level:
             order |= dict.fromkeys(level)
-            before = {self.makers[n] for i in level for n in self.reads[i] if n in self.makers}
+            before = {self.makers[n] for i in level for n in self.uses[i] if n in self.makers}
             level = sorted(before - order.keys(), reverse=True)
         return list(order)
 
     def inputs_of(self, chosen: Collection[int]) -> list[str]:
         """What these nodes read that neither they nor constants make."""
         inside = set(chosen)
-        read = dict.fromkeys(name for i in sorted(inside) for name in self.reads[i])
+        read = dict.fromkeys(name for i in sorted(inside) for name in self.uses[i])
         fixed = self.constants.keys() | self._constant_makers.keys()
         return [n for n in read if n not in fixed and self.makers.get(n, -1) not in inside]
 
@@ -226,7 +226,7 @@ def _as_models(
     own = {t.name for t in body.initializer}
     set_nodes(model.graph, [*fixed, *body.node])
     model.graph.initializer.extend(w for w in weights if w.name not in own)
-    outer = {n: values[n] for n in graph.reads[graph.makers[node.output[0]]] if n in values and n not in feeds}
+    outer = {n: values[n] for n in graph.uses[graph.makers[node.output[0]]] if n in values and n not in feeds}
     read = {n for inner in model.graph.node for n in names_read(inner)}
     given = {**feeds, **{n: v for n, v in outer.items() if n in read}}
     model.graph.input.extend(value_info(n, np.asarray(v)) for n, v in given.items())

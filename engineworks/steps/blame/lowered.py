@@ -154,7 +154,7 @@ def _between(graph: Graph, name: str, shared: Collection[str]) -> Nodes:
         index = pending.pop()
         if index not in nodes:
             nodes.add(index)
-            before = (n for n in graph.reads[index] if n not in shared and n in graph.makers)
+            before = (n for n in graph.uses[index] if n not in shared and n in graph.makers)
             pending.extend(graph.makers[n] for n in before)
     return frozenset(nodes)
 

@@ -95,16 +95,17 @@ def test_a_wrong_fusion_is_found_with_all_of_its_nodes(kind: str) -> None:
         assert backend.builds <= most_builds(found.graph.count)
 
 
-def test_two_thousand_nodes_take_no_more_builds_than_promised() -> None:
-    model = random_graph(2000, 6)
-    assert len(model.graph.node) > 1990
-    faults = [n.name for n in model.graph.node[1234:] if n.op_type == "MatMul"]
+@pytest.mark.parametrize("nodes", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_large_graphs_take_no_more_builds_than_promised(nodes: int) -> None:
+    model = random_graph(nodes, 6)
+    assert len(model.graph.node) > nodes - 10
+    faults = [n.name for n in model.graph.node[int(0.6 * nodes) :] if n.op_type == "MatMul"]
     for kind in ("weight", "crash"):
         (backend,) = visible(model, kind, [(name,) for name in faults], 1)
         found = blamed(model, backend)
         assert found is not None
         assert names(found) == {backend.fault}
-        assert backend.builds <= most_builds(2000) == 31
+        assert backend.builds <= most_builds(nodes) <= 31
 
 
 def test_an_engine_that_is_right_is_not_blamed() -> None:

@@ -49,10 +49,11 @@ def make_environment(requirements: Sequence[str], folder: Path, say: Callable[[s
     shutil.rmtree(place, ignore_errors=True)
     say(f"new environment with {', '.join(requirements)}")
     place.parent.mkdir(parents=True, exist_ok=True)
-    _call([sys.executable, "-m", "venv", str(place)], "a new environment cannot be made")
+    _call([sys.executable, "-m", "venv", "--without-pip", str(place)], "a new environment cannot be made")
     (packages,) = (place / "lib").glob("python*/site-packages")
     (packages / "engineworks-present.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install"]
+    pip += ["--quiet", "--no-input", "--disable-pip-version-check"]
     _call([*pip, *requirements], f"pip cannot install {', '.join(requirements)}")
     for name, version in wanted.items():
         code = f"import importlib.metadata as m; print(m.version({name!r}))"

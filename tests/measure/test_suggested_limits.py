@@ -21,9 +21,9 @@ def whole(right: float, samples: int = 400) -> Slice:
     return part
 
 
-def evidence(cosine: float | None, part: Slice | None = None, **nights: list[float]) -> Evidence:
+def evidence(worst: float | None, part: Slice | None = None, **nights: list[float]) -> Evidence:
     metric = {"name": "top1", "lower_is_better": False} if part else None
-    return Evidence("tiny/int8/cpu", cosine, part, metric, nights)
+    return Evidence("tiny/int8/cpu", worst, part, metric, nights)
 
 
 def test_the_limits_allow_chance_and_say_why() -> None:

@@ -99,9 +99,9 @@ class FakeDevice:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(measure, "runner_of", lambda target: self)
-        monkeypatch.setattr(measure, "load_engine", self.load)
+        monkeypatch.setattr(measure, "load_verified", self.load)
 
-    def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None, checked: bool) -> FakeDevice:
+    def load(self, engine: object, target: object, *, serving: Serving, cache: Path | None) -> FakeDevice:
         self.loaded = {"serving": serving, "cache": cache}
         self.caches.append(cache)
         assert cache is None or cache == Path("/c") or not any(cache.iterdir())

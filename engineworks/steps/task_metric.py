@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engineworks.errors import ModelError, RunError
-from engineworks.measure.accuracy import Array, Metric
+from engineworks.measure.accuracy import Array
 from engineworks.measure.slices import Score, slice_figures
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
-from engineworks.model.export.source_code import load_function, user_failure
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
 from engineworks.recipe.samples import NO_LABEL, SampleFile, stacked
 from engineworks.steps.step_job import StepJob
+from engineworks.steps.user_metric import evaluate_in_sandbox
 
 Rows = Mapping[str, Array]
 
@@ -74,11 +73,11 @@ class TaskComparison:
             return None
         joined = {part: _join(rows) for part, rows in self._rows.items()}
         if self._settings["name"] == "python":
-            name, root = self._settings["python"], self._job.path("folder")
-            engine, reference, again = (
-                _evaluate(name, root, joined[part], self._labels, joined["inputs"])
-                for part in ("engine", "reference", "engine")
-            )
+            name = self._settings["python"]
+            engine, reference, again = evaluate_in_sandbox(
+                name, self._job.path("folder"), joined["engine"], joined["reference"], joined["inputs"], self._labels,
+                say=self._job.say, time_limit_s=self._job.seconds_left(),
+            )  # fmt: skip
             figures = self._figures(name, "labels", engine, reference)
             wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
             return figures | ({"repeated": _json_number(again)} if wavers and math.isfinite(engine) else {})
@@ -181,23 +180,6 @@ def row_cosines(engine: Array, reference: Array) -> Array:
     norms = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
     both_zero = ~e.any(axis=1) & ~r.any(axis=1)
     return np.where(norms > 0, (e * r).sum(axis=1) / np.where(norms > 0, norms, 1), np.where(both_zero, 1.0, 0 * norms))
-
-
-def _evaluate(reference: str, root: Path, outputs: Rows, labels: Array | None, inputs: Rows) -> float:
-    """Call the user's metric. Raises `ModelError` if it is missing or gives no number, `ExportError` if it raises."""
-    metric: Metric = load_function(reference, root, role="metric")
-    try:
-        value = metric(_copies(outputs), None if labels is None else labels.copy(), _copies(inputs))
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        raise user_failure(error, root, f"the metric '{reference}'") from None
-    if not isinstance(value, int | float | np.floating | np.integer):
-        raise ModelError(f"accuracy.metric: {reference} returned {type(value).__name__}, not a number")
-    return float(value)
-
-
-def _copies(arrays: Rows) -> Rows:
-    """Copy the arrays, because a metric that works in place must not affect the next one."""
-    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _rows_first(array: Array, axis: int | None) -> Array:

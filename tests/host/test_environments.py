@@ -24,6 +24,7 @@ def wheel(folder: Path, name: str, version: str) -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
+@pytest.mark.slow
 def test_an_environment_has_the_other_version_and_sees_everything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

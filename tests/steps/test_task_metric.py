@@ -142,3 +142,11 @@ def test_ids_are_no_slices(tmp_path: Path) -> None:
     rows = np.eye(3, dtype=np.float32)[labels]
     with pytest.raises(ModelError, match="300 different names among 300 samples, limit 200"):
         compared(tmp_path, {"name": "top1"}, rows, rows, labels, np.arange(300))
+
+
+def test_a_metric_of_ones_own_is_judged_on_slices_too(tmp_path: Path) -> None:
+    body = "    return float((outputs['y'].argmax(1) == labels).mean())\n"
+    engine = np.where(np.arange(60)[:, np.newaxis] < 30, RIGHT, np.roll(RIGHT, 1, axis=1))
+    names = np.repeat(["first", "second"], 30)
+    first, second = compared(tmp_path, own(tmp_path, body, "by_slice"), engine, RIGHT, LABELS, names)["slices"]
+    assert (first["ratio"], second["ratio"]) == (1.0, 0.0)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from engineworks.builds.blame_result import BLAME_FILE, Blame, Word
 from engineworks.builds.step import run_step
 from engineworks.errors import EngineworksError, InputError
 from engineworks.host.child import ChildPool
@@ -32,48 +33,12 @@ from engineworks.steps.blame.search import Found, blame_engine
 from engineworks.steps.blame.values import WORST, allowed, error_of, save_part, tolerance
 from engineworks.store.store import Store
 
-Word = Literal["engine", "lowered", "nothing", "unknown"]
-
 VALUES, LOWERED = "engineworks.steps.blame.values:main", "engineworks.steps.blame.lowered:main"
-
-BLAME_FILE = "blame.json"
 
 LARGEST_BYTES = 1 << 30
 """Weights above this do not fit into the messages that parts are cut from."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Blame:
-    """What is to blame for an engine's failure.
-
-    word: the engine alone, the lowered model, nothing that was found, or unknown because this host cannot tell.
-    sentence: the finding. nodes: to blame, by name and operator. inside: the branches and bodies that hold them. error:
-    of the smallest part, None after a crash. builds: of how many. bundle: the folder, '' without one. details:
-    sentences. whole: nodes of the model.
-    """
-
-    engine: str
-    word: Word
-    sentence: str
-    nodes: tuple[str, ...] = ()
-    inside: tuple[str, ...] = ()
-    error: float | None = None
-    builds: int = 0
-    whole: int = 0
-    bundle: str = ""
-    details: tuple[str, ...] = ()
-    pieces: tuple[Mapping[str, Any], ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Blame:
-        lists = ("nodes", "inside", "details", "pieces")
-        fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in value.items()}
-        return cls(**fields)
 
 
 def find_blame(plan: Plan, engine: PlannedEngine, store: Store, settings: Settings, pool: ChildPool, say: Say) -> Blame:

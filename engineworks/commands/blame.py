@@ -17,7 +17,7 @@ from engineworks.settings import read_settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engineworks.builds.blame import Blame
+    from engineworks.builds.blame_result import Blame
     from engineworks.builds.results import BuildResult
     from engineworks.plan.plan import Plan
     from engineworks.settings import Settings

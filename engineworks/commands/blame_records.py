@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from engineworks.builds.blame import BLAME_FILE, Blame
+from engineworks.builds.blame_result import BLAME_FILE, Blame
 from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_build, read_json, recorded
 from engineworks.builds.results import BuildResult
 from engineworks.errors import InputError, TrackingError

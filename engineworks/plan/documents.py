@@ -216,7 +216,7 @@ class Documents:
         inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
         document = self._document("compare", params, inputs, digests, libraries)
         document["hardware"] = facts.hardware()
-        if own := python_metric(metric):
+        for own in filter(None, (python_metric(metric), data.slice_function)):
             document["libraries"] |= self._imports(own)
         return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
 

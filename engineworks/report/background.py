@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engineworks.builds.blame import Blame
+from engineworks.builds.blame_result import Blame
 from engineworks.measure.layers import Layers
 
 

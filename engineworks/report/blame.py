@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engineworks.builds.blame import Blame
+from engineworks.builds.blame_result import Blame
 from engineworks.report.background import Background
 from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Words, blocks_of, number, table
 

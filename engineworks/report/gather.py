@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engineworks.builds.blame import BLAME_FILE, Blame
+from engineworks.builds.blame_result import BLAME_FILE, Blame
 from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE

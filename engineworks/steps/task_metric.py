@@ -17,6 +17,7 @@ from engineworks.recipe.metric import CLASSIFIES, is_lower_better
 from engineworks.recipe.samples import NO_LABEL, SampleFile, stacked
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.user_metric import evaluate_in_sandbox
+from engineworks.steps.user_slices import names_in_sandbox
 
 Rows = Mapping[str, Array]
 
@@ -49,9 +50,10 @@ class TaskComparison:
     def add(self, inputs: Rows, engine: Rows, reference: Rows) -> None:
         if self._settings is None:
             return
-        if self._settings["name"] == "python":
+        if self._settings["name"] == "python" or self._samples.slice_function:
             in_axes = batch_axes(self._samples.specs)
             self._keep("inputs", {n: _rows_first(a, in_axes[n]) for n, a in inputs.items()})
+        if self._settings["name"] == "python":
             self._keep("engine", {n: _rows_first(a, self._axes[n]) for n, a in engine.items()})
             self._keep("reference", {n: _rows_first(a, self._axes[n]) for n, a in reference.items()})
             return
@@ -116,6 +118,11 @@ class TaskComparison:
         Raises `ModelError` where the names do not fit the rows, or name too many slices.
         """
         names = self._samples.slice_names()
+        if self._samples.slice_function:
+            names = names_in_sandbox(
+                self._samples.slice_function, self._job.path("folder"), _join(self._rows["inputs"]), self._labels,
+                say=self._job.say, time_limit_s=self._job.seconds_left(),
+            )  # fmt: skip
         if names is None:
             return None
         if len(names) != count:

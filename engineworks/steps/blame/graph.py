@@ -9,25 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-import onnx.inliner
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from engineworks.model.graphs import all_graphs, constant_tensor, names_read, set_nodes, sort_nodes, subgraphs
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = NDArray[np.generic]
 Values = Mapping[str, Array]
 Nodes = frozenset[int]
 
-FETCHABLE = frozenset({
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16,
-    TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
-})  # fmt: skip
-"""ONNX element types that NumPy has: only at tensors of these can a model be cut."""
+FETCHABLE = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13})
+"""ONNX element types that NumPy has (TensorProto.DataType: float, integers, bool, float16, double): only at tensors of
+these can a model be cut."""
+
+FLOAT = 1
 
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear")
 
@@ -39,6 +39,8 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        import onnx.inliner
+
         self.model = onnx.inliner.inline_local_functions(model) if model.functions else model
         graph = self.model.graph
         sort_nodes(graph)
@@ -88,10 +90,12 @@ class Graph:
 
     def marked(self) -> onnx.ModelProto:
         """The model with every inner tensor that NumPy can hold as an output."""
+        import onnx
+
         marked = onnx.ModelProto()
         marked.CopyFrom(self.model)
         del marked.graph.output[:]
-        names = [n for n in self.tensors() if self.types.get(n, TensorProto.FLOAT) in FETCHABLE]
+        names = [n for n in self.tensors() if self.types.get(n, FLOAT) in FETCHABLE]
         marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return marked
 
@@ -119,6 +123,8 @@ class Graph:
 
     def value_of(self, name: str, values: Values) -> Array:
         """The reference's value of a tensor, or a constant's own. Raises `KeyError` for one that is neither."""
+        import onnx
+
         return onnx.numpy_helper.to_array(self.constants[name]) if name in self.constants else values[name]
 
     def frontier(self, chosen: Collection[int]) -> list[str]:
@@ -150,6 +156,8 @@ class Graph:
 
     def extract(self, chosen: Collection[int], outputs: Iterable[str], values: Values) -> onnx.ModelProto:
         """These nodes as a model with these outputs. values: the reference, which has the inputs' types and shapes."""
+        import onnx
+
         part = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
         nodes = [self.nodes[i] for i in sorted(chosen)]
         fixed, weights = self.closure(nodes)
@@ -177,6 +185,8 @@ class Graph:
 
 
 def value_info(name: str, value: Array) -> onnx.ValueInfoProto:
+    from onnx import helper
+
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
     return helper.make_tensor_value_info(name, kind, list(value.shape))
 
@@ -218,6 +228,8 @@ def inner_models(graph: Graph, index: int, values: Values) -> Iterator[tuple[str
 def _as_models(
     graph: Graph, node: onnx.NodeProto, name: str, feeds: dict[str, Any], values: Values
 ) -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
+    import onnx
+
     body = next(a.g for a in node.attribute if a.name == name)
     model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
     model.graph.CopyFrom(body)

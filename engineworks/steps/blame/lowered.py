@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.errors import RunError
@@ -26,6 +24,9 @@ from engineworks.model.onnx_files import load_model, save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph, Nodes, Values, label
 from engineworks.steps.blame.values import WORST, error_of
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = NDArray[np.generic]
 
@@ -163,6 +164,8 @@ def _with_fp32(
     folded: Graph, lowered: Graph, tensors: Sequence[str], values: Values, shared: Collection[str]
 ) -> onnx.ModelProto:
     """The lowered model, with these tensors computed from the shared ones before them as the fp32 model does."""
+    import onnx
+
     model = onnx.ModelProto()
     model.CopyFrom(lowered.model)
     nodes = list(model.graph.node)
@@ -191,6 +194,8 @@ def _half(value: Array) -> bool:
 
 
 def _cast(source: str, result: str, dtype: Any) -> onnx.NodeProto:
+    from onnx import helper
+
     if dtype is None:
         return helper.make_node("Identity", [source], [result])
     return helper.make_node("Cast", [source], [result], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
@@ -198,6 +203,8 @@ def _cast(source: str, result: str, dtype: Any) -> onnx.NodeProto:
 
 def _renamed(node: onnx.NodeProto) -> onnx.NodeProto:
     """The node with all tensors' names in the fp32 model's own name space."""
+    import onnx
+
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     _rename(copy, lambda name: f"fp32/{name}" if name else name)
@@ -217,6 +224,8 @@ def _rename(node: onnx.NodeProto, name: Callable[[str], str]) -> None:
 
 
 def _renamed_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    import onnx
+
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     copy.name = f"fp32/{tensor.name}"

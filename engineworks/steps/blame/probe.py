@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from engineworks.engines.backends import builder
@@ -27,6 +26,9 @@ from engineworks.host.child import ChildPool
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.values import WORST, error_of, save_part
 from engineworks.tensors import InputRange, Profile, spec_from_json
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]

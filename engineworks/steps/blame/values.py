@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from engineworks.engines.backends import onnxruntime as backend
@@ -22,6 +21,9 @@ from engineworks.model.lower.rounding import graph_with_rounding
 from engineworks.model.onnx_files import load_model, save_model
 from engineworks.recipe.npz import read_arrays
 from engineworks.steps.blame.graph import Graph
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = NDArray[np.generic]
 

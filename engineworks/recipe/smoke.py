@@ -34,16 +34,14 @@ def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
         return loaded
     recipe = loaded.recipe
     serving = recipe.performance.serving.model_copy(update={"load": None})
-    none = {"budget": {}, "sweep": None, "streams": (), "regression": None, "serving": serving}
+    none: dict[str, object] = {"budget": {}, "sweep": None, "streams": (), "regression": None, "serving": serving}
     release = recipe.release.model_copy(update={"serve": None})
     changed = {"performance": recipe.performance.model_copy(update=none), "release": release}
     files = loaded.files
     calibration = _fewer(files.calibration, [fixed_batch(files.calibration.specs) or 1]) if files.calibration else None
     return replace(
         loaded,
-        recipe=recipe.model_copy(
-            update={"recipe": f"{loaded.name}@smoke", "performance": performance, "release": release}
-        ),
+        recipe=recipe.model_copy(update={"recipe": f"{loaded.name}@smoke", **changed}),
         files=replace(files, evaluation=_fewer(files.evaluation, evaluation_batches(recipe)), calibration=calibration),
         targets=tuple(_quick(target) for target in loaded.targets),
         mode=mode,

@@ -15,6 +15,7 @@ from engineworks.commands import doctor_text
 from engineworks.commands.changed import changed
 from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
+from engineworks.commands.generate import generate
 from engineworks.commands.init.command import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
@@ -194,6 +195,7 @@ def gc(
 
 
 app.command()(init)
+app.command()(generate)
 app.command()(why)
 app.command("list")(list_things)
 app.command()(report)

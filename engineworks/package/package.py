@@ -81,6 +81,8 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
 
     Raises `InputError` where `out` holds something else.
     """
+    if loaded.recipe.model.decoder is not None:
+        raise InputError(f"{loaded.name}: a decoder has no Triton package yet", hint="'engineworks release' ships it")
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
         raise InputError(f"{out}: is neither empty nor an Engineworks package", hint="name a new folder")
     partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from engineworks.recipe.listed import columns_as_list, columns_schema, npz_schema
 from engineworks.recipe.metric import Factory, Metric
 from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
 
@@ -85,8 +86,18 @@ class Source(Part):
     task: str | None = Field(None, description="Hugging Face task, e.g. text-classification; default: from its config")
 
 
+class Decoder(Part):
+    """A decoder language model with a KV cache."""
+
+    context: Length = Field(description="positions that the cache holds: tokens of prompt and continuation")
+    cache: dict[str, str] = Field(
+        default_factory=dict, description="of an ONNX file: cache input: its output; default: by their usual names"
+    )
+
+
 class Model(Part):
     source: Source = Field(description="where the model comes from")
+    decoder: Decoder | None = Field(None, description="the model is a decoder that generates text")
     opset: Opset = Field(18, description="ONNX opset to export with; ONNX files keep theirs")
     files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
 
@@ -101,31 +112,13 @@ class Input(Part):
     )
 
 
-def _columns(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _columns_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a name and a list."""
-    listed = dict(schema)
-    schema.clear()
-    words = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"type": "string"}, listed], **words)
-
-
-def _npz_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a file and a list of files."""
-    listed = next(choice for choice in schema.pop("anyOf") if choice.get("type") == "array")
-    schema["anyOf"] = [{"type": "string"}, listed, {"type": "null"}]
-
-
 class Samples(Part):
     """Samples of the model's inputs: exactly one of npz, text, images."""
 
-    npz: Annotated[tuple[str, ...] | None, BeforeValidator(_columns)] = Field(
+    npz: Annotated[tuple[str, ...] | None, BeforeValidator(columns_as_list)] = Field(
         None,
         min_length=1,
-        json_schema_extra=_npz_schema,
+        json_schema_extra=npz_schema,
         description=".npz file of arrays by name, axis 0 counts the samples; pickled arrays are refused. Or a list of "
         "files, globs among them: each file may have another length of a named dimension",
     )
@@ -135,11 +128,11 @@ class Samples(Part):
     names: dict[str, str] = Field(
         default_factory=dict, description="model input: array name, or what the tokenizer calls it, where they differ"
     )
-    columns: Annotated[tuple[str, ...], BeforeValidator(_columns)] = Field(
+    columns: Annotated[tuple[str, ...], BeforeValidator(columns_as_list)] = Field(
         ("text",),
         min_length=1,
         max_length=2,
-        json_schema_extra=_columns_schema,
+        json_schema_extra=columns_schema,
         description="text: the column with the text, or the two columns of a pair",
     )
     tokenizer: str | None = Field(None, description="text: folder of the tokenizer; default: the model's own")
@@ -151,6 +144,9 @@ class Samples(Part):
     )
     padding: Literal["longest", "max_length"] = Field(
         "longest", description="text: pad to the longest text of a batch, or all to max_length"
+    )
+    messages: str | None = Field(
+        None, description="decoders: the column with a chat, a list of {role, content}, for the tokenizer's template"
     )
 
 
@@ -219,6 +215,12 @@ class Limits(Part):
         None, description="largest absolute difference from the reference, of every output"
     )
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
+    greedy_agreement: Fraction | None = Field(
+        None, description="decoders: smallest share of tokens generated as fp32 does, until the first that differs"
+    )
+    token_agreement: Fraction | None = Field(
+        None, description="decoders: smallest share of positions whose most probable next token is fp32's"
+    )
 
 
 METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
@@ -246,6 +248,8 @@ class Budget(Part):
     load_ms: Positive | None = Field(None, description="longest time from the stored bytes to the first run")
     first_run_ms: Positive | None = Field(None, description="longest very first run at this shape, with copies")
     engine_mib: Positive | None = Field(None, description="largest size of the engine")
+    first_token_ms: Positive | None = Field(None, description="decoders: longest median time to the first token")
+    tokens_per_s: Positive | None = Field(None, description="decoders: fewest tokens per second of all streams")
 
 
 class Sweep(Part):
@@ -299,7 +303,9 @@ class Regression(Part):
 
 
 class Performance(Part):
-    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
+    at: dict[Name, dict[DimName, Extent]] = Field(
+        description="named shapes to measure; of decoders: prompt, new and streams"
+    )
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")

@@ -14,7 +14,7 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.host.packages import installed_version
-from engineworks.plan.documents import Documents
+from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
@@ -183,6 +183,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
     assert engine.passport is not None
     inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
+    prompts = tuple(p["prompt"] for p in (engine.accuracy or {}).get("decoder", {}).get("prompts", ()))
     return EngineModel(
         slot=slot,
         recipe=plan.recipe,
@@ -192,7 +193,8 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
         files={**files, PASSPORT_FILE: engine.passport},
         inputs=inputs,
         outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
-        example=narrowed_feeds(inputs, example_feeds(plan)),
+        example={} if prompts else narrowed_feeds(inputs, example_feeds(plan)),
+        prompts=prompts,
         requirements=requirements(engine.sidecar["versions"]),
         tags=_version_tags(engine),
         optional_tags=OPTIONAL_TAGS,
@@ -204,7 +206,7 @@ def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
     their minimum batch."""
     from engineworks.fingerprint import FileDigests
 
-    allowed = Documents(plan.loaded, FileDigests(None)).batches()
+    allowed = documents_of(plan.loaded, FileDigests(None)).batches()
     rows = EXAMPLE_ROWS if allowed[0] < EXAMPLE_ROWS <= allowed[-1] else allowed[0]
     return dict(next(stored_evaluation(plan.loaded).batches([rows])))
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from engineworks import errors
-from engineworks.commands import doctor_text
 from engineworks.commands.changed import changed
 from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
@@ -20,7 +19,7 @@ from engineworks.commands.init.command import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.list import list_things
 from engineworks.commands.manual.command import manual
-from engineworks.commands.options import Json, Once, OneOrMore, Only, Quiet, Verbose, any_of, finite
+from engineworks.commands.options import All, Command, Json, OneOrMore, Only, Quiet, Verbose, any_of, finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
 from engineworks.commands.release import release
@@ -35,7 +34,6 @@ from engineworks.settings import read_settings
 
 app = typer.Typer(
     name="engineworks",
-    help="Recipes in, engines out.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -62,6 +60,23 @@ Mode = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        terminal.say(f"engineworks {version('engineworks')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Recipes in, inference engines out."""
+
+
 @app.command()
 def validate(
     recipes: Recipes = None,
@@ -69,7 +84,12 @@ def validate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check recipes: every problem with its file:line:column. Example: engineworks validate recipes/digits.yaml"""
+    """Check recipes and show every problem with its file:line:column.
+
+    Examples:
+        engineworks validate recipes/digits.yaml
+        engineworks validate --schema
+    """
     from engineworks.recipe.load import load_recipes
     from engineworks.recipe.schema import recipe_schema
 
@@ -101,10 +121,16 @@ def plan(
     as_json: Json = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 if any step is to do.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, for a comment on a change.")] = False,
+    every: All = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show each step: cached or to do, and why. Example: engineworks plan recipes/digits.yaml --only '*/*/cpu'"""
+    """Show every step of a build, whether it is cached, and why it is to do.
+
+    Examples:
+        engineworks plan recipes/digits.yaml
+        engineworks plan recipes/digits.yaml --only '*/*/cpu' --all
+    """
     plans = read_plans(read_settings(), recipes, any_of(only), compare, mode)
     if as_json:
         terminal.print_json({"recipes": [p.to_json() for p in plans]})
@@ -113,7 +139,9 @@ def plan(
 
         terminal.say(render_plans(plans).rstrip())
     else:
-        terminal.print_plans(plans, quiet=quiet, verbose=verbose)
+        from engineworks.report.plans_table import print_plans
+
+        print_plans(plans, quiet=quiet, verbose=verbose, every=every)
     if exit_code and any(p.to_do for p in plans):
         raise typer.Exit(errors.EXIT_GATE_FAILED)
 
@@ -128,22 +156,32 @@ def build(
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
     ] = False,
+    every: All = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Build, compare, measure, gate and record the engines. Example: engineworks build recipes/digits.yaml"""
+    """Build the engines, compare and measure them, and record their verdicts.
+
+    Exits 1 if a gate failed, 3 if a measurement does not decide, 4 if a step failed.
+
+    Examples:
+        engineworks build recipes/digits.yaml
+        engineworks build recipes/digits.yaml --only '*/int8/cpu' --compare ort-cpu
+    """
     from engineworks.builds.command import build_plans
     from engineworks.builds.results import worst_exit_code
+    from engineworks.report.progress_text import progress
+    from engineworks.report.results_text import print_results
 
     settings = read_settings()
     plans = read_plans(settings, recipes, any_of(only), compare, mode)
-    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
+    with progress(settings, quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=any_of(only))
     if as_json:
         values = [r.to_json() for r in results]
         terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})
     else:
-        terminal.print_results(results, settings, quiet=quiet)
+        print_results(results, settings, quiet=quiet, every=every, verbose=verbose)
     raise typer.Exit(worst_exit_code(results, require_verdict=require_verdict))
 
 
@@ -157,16 +195,27 @@ def inspect(
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what an engine is. Example: engineworks inspect recipes/models/digits_cnn.onnx"""
+    """Describe an engine or an ONNX file.
+
+    Examples:
+        engineworks inspect recipes/models/digits_cnn.onnx
+        engineworks inspect recipes/models/digits_cnn.onnx --json
+    """
     from engineworks.commands.inspect import inspect_engine
+    from engineworks.commands.inspect_text import facts_text
 
     facts = inspect_engine(engine, read_settings())
-    terminal.print_json(facts) if as_json else terminal.print_facts(facts)
+    terminal.print_json(facts) if as_json else terminal.print_facts(facts_text(facts))
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is installed, what can be built and run here, what conflicts. Example: engineworks doctor"""
+    """Show what is installed, what this host can build and run, and which versions conflict.
+
+    Examples:
+        engineworks doctor
+    """
+    from engineworks.commands import doctor_text
     from engineworks.commands.doctor import examine
 
     settings = read_settings()
@@ -184,7 +233,11 @@ def gc(
     ] = 24.0,
     as_json: Json = False,
 ) -> None:
-    """Free what no run in MLflow refers to and what killed builds left. Example: engineworks gc --dry-run"""
+    """Delete results that no run in MLflow refers to, and what killed builds left.
+
+    Examples:
+        engineworks gc --dry-run
+    """
     from engineworks.commands.garbage import collect_garbage
 
     freed = collect_garbage(read_settings(), keep_hours=keep_hours, dry_run=dry_run)
@@ -210,7 +263,7 @@ app.command()(sensitivity)
 app.command()(deploy)
 app.command(hidden=True)(manual)
 for command in app.registered_commands:
-    command.cls = Once
+    command.cls = Command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

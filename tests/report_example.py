@@ -53,7 +53,7 @@ def measured(precision: str, target: str) -> EngineResult:
 
 
 def unmeasured() -> EngineResult:
-    why = Check("accuracy", "unmeasured", "Not run: there is no NVIDIA GPU here, and the target's engines run on 8.9.")
+    why = Check("accuracy", "unmeasured", "Not run: no NVIDIA GPU here; the target's engines run on 8.9.")
     return EngineResult(
         "classifier/fp16/rtx40", "unmeasured", (why,),
         sidecar={"bytes": 21 * 2**20, "sha256": "r" * 32, "build_seconds": 9.0, "versions": {}},

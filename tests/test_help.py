@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -21,10 +20,8 @@ CHEAP = ("validate", "plan", "doctor", "gc", "inspect", "keygen", "list", "init"
 
 
 def examples(name: str) -> list[list[str]]:
-    """The command lines of a command's help: what follows 'engineworks', to the end of the sentence."""
-    text = " ".join((COMMANDS[name].help or "").split())
-    after = re.findall(r"Examples?: (.*?)(?=\. |$| The | Exits | Only )", text)
-    return [shlex.split(line.strip()) for found in after for line in found.split(";")]
+    """The command lines below a command's help."""
+    return [shlex.split(line) for line in COMMANDS[name].examples]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -38,7 +35,9 @@ def test_every_command_has_an_example_of_itself(name: str) -> None:
 def test_the_help_of_every_example_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in examples(name):
         assert _run([*words[1:], "--help"]) == 0
-        assert f"{name} [OPTIONS]" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert f"{name} [OPTIONS]" in shown
+        assert all(f"  {line}\n" in shown for line in COMMANDS[name].examples), "an example is wrapped"
 
 
 @pytest.mark.parametrize("name", CHEAP)

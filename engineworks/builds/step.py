@@ -26,9 +26,6 @@ STEP_FUNCTION = "engineworks.steps.job:main"
 TIME_LIMIT_S = 7200.0
 """Seconds after which a step's child is killed; a target has its own limit for builds."""
 
-USER_CODE = ("torch", "huggingface", "mlflow_pytorch")
-"""Sources that run the user's own code: each in a fresh child, so that no state remains."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -89,6 +86,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
         "inputs": {role: str(path) for role, path in inputs.items()},
         "unkeyed": {**_plain(step.unkeyed), **cache},
         "out": str(out),
+        "time_limit_s": float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
     }
     log_file, crashes = out / LOG_FILE, list[str]()
     with log_file.open("w", encoding="utf-8", buffering=1) as log:
@@ -114,9 +112,9 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
     pool.run(
         STEP_FUNCTION,
         payload,
-        time_limit_s=float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
+        time_limit_s=payload["time_limit_s"],
         on_line=lambda line: log.write(line + "\n"),
-        fresh=kind.fresh or step.params.get("source") in USER_CODE,
+        fresh=kind.fresh,
         env=_environment(step),
         what=step.id,
         error=kind.error,

@@ -13,6 +13,7 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy import worst_cosine
+from engineworks.measure.slices import read_slices
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
 from engineworks.plan.plan import Plan
@@ -202,6 +203,9 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
     task = (engine.accuracy or {}).get("metric")
     if task:
         metrics |= {"metric": task["engine"], "metric_reference": task["reference"], "metric_ratio": task["ratio"]}
+    for part in read_slices(task):
+        if not part.why:
+            metrics |= {f"slice_metric/{part.name}": part.engine, f"slice_ratio/{part.name}": part.ratio}
     if engine.latency:
         metrics["load_ms"] = engine.latency["load_ms"]
         for shape, figures in engine.latency["shapes"].items():

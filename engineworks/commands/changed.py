@@ -23,9 +23,12 @@ SHOWN = 3
 
 
 def changed(since: Since, recipes: Recipes = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Say what changed since a revision, by fingerprint. Example: engineworks changed --since origin/main.
+    """List recipes and engines that changed since a Git revision.
 
-    With -q: only the files of the recipes that there is something to build of, one a line.
+    With -q: only the files of recipes that need a build, one per line.
+
+    Examples:
+        engineworks changed --since origin/main
     """
     from engineworks.plan.changed import find_changes
 

@@ -23,9 +23,12 @@ def deploy(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make or update work pools, deployments and the automation that marks crashed runs. Example: engineworks deploy.
+    """Create or update work pools, deployments and automations on a Prefect server.
 
     The server is the one that PREFECT_API_URL names.
+
+    Examples:
+        engineworks deploy
     """
     from engineworks.errors import InputError
     from engineworks.recipe.load import load_targets

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engineworks.report.terminal import print_table, say
+
 if TYPE_CHECKING:
     from engineworks.commands.doctor import Findings, TargetHere
-from engineworks.report.terminal import _console, _escape, _table, say
 
 
 def print_findings(findings: Findings) -> None:
-    console = _console()
-    table = _table("library", "version", "for")
-    for library in findings.libraries:
-        table.add_row(library.name, library.version or "not installed", _escape(library.purpose))
-    console.print(table)
-    table = _table("target", "build here", "run and measure here")
-    for target in findings.targets:
-        table.add_row(target.name, _escape(target.build or "yes"), _escape(_run_and_measure(target)))
-    console.print(table)
+    libraries = ((lib.name, lib.version or "not installed", lib.purpose) for lib in findings.libraries)
+    print_table(("library", "version", "for"), libraries)
+    targets = ((target.name, target.build or "yes", _run_and_measure(target)) for target in findings.targets)
+    print_table(("target", "build here", "run and measure here"), targets)
     say(findings.python_says)
     say(_gpu_line(findings))
     for conflict in findings.conflicts:

@@ -16,7 +16,11 @@ def keygen(
     name: Annotated[str, typer.Option("--name", help="Name of the files: NAME.key and NAME.pub.")] = "engineworks",
     as_json: Json = False,
 ) -> None:
-    """Make an ed25519 key pair to sign and verify engines with. Example: engineworks keygen ~/.engineworks"""
+    """Make an ed25519 key pair to sign and verify engines.
+
+    Examples:
+        engineworks keygen ~/.engineworks
+    """
     from engineworks.engines.signing import write_key_pair
 
     private, public, key_id = write_key_pair(folder, name)

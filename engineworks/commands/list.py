@@ -25,7 +25,12 @@ def list_things(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show recipes, targets, engines and champions with their ages. Example: engineworks list engines"""
+    """Show recipes, targets, engines and champions with their ages.
+
+    Examples:
+        engineworks list
+        engineworks list engines
+    """
     from engineworks.commands.listing import KINDS, make_listing
 
     if what is not None and what not in KINDS:

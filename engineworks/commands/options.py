@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -36,8 +36,23 @@ def finite(value: float) -> float:
     return value
 
 
-class Once(TyperCommand):
-    """A command that refuses a repeated single-value option. The parser would silently take the last value."""
+class Command(TyperCommand):
+    """A command with examples below its help, one per line and never wrapped, so that they can be pasted.
+
+    It refuses a repeated single-value option: the parser would silently take the last value.
+    """
+
+    examples: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help, _, examples = (self.help or "").partition("\n\nExamples:\n")
+        self.examples = tuple(line.strip() for line in examples.splitlines() if line.strip())
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        super().format_help(ctx, formatter)
+        if self.examples:
+            typer.echo("Examples:\n" + "".join(f"  {example}\n" for example in self.examples), nl=False)
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -47,6 +62,7 @@ class Once(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+All = Annotated[bool, typer.Option("--all", help="List every engine, also those that cannot run here.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]

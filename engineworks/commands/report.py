@@ -25,7 +25,12 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a recorded build anew, and say where it is. Example: engineworks report digits"""
+    """Write the page of a recorded build again, and print its path.
+
+    Examples:
+        engineworks report digits
+        engineworks report digits --markdown
+    """
     from engineworks.builds.from_mlflow import build_of, find_run, read_build, read_json, recorded
     from engineworks.report.gather import gather_background
     from engineworks.report.write import MARKDOWN_FILE, write_report

@@ -8,7 +8,11 @@ from engineworks.settings import read_settings
 
 
 def rollback(recipe: OneRecipe, only: Only = None, as_json: Json = False) -> None:
-    """Move champions back to the versions before. Example: engineworks rollback recipes/digits.yaml --only '*/cpu'"""
+    """Move champions back to their previous versions.
+
+    Examples:
+        engineworks rollback recipes/digits.yaml --only '*/cpu'
+    """
     from engineworks.recipe.load import load_recipe
     from engineworks.release.promotion import roll_back
     from engineworks.tracking.runs import open_tracking

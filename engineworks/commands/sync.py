@@ -11,7 +11,11 @@ from engineworks.settings import read_settings
 
 
 def sync(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Send what waits for MLflow and the store; the next build does it too. Example: engineworks sync"""
+    """Send pending results to MLflow and the store. The next build does it too.
+
+    Examples:
+        engineworks sync
+    """
     from engineworks.store.open import open_store
     from engineworks.tracking.runs import open_tracking
     from engineworks.tracking.sending import send_waiting

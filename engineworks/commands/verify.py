@@ -21,13 +21,18 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check digests and signature. Examples: engineworks verify digits/int8/cpu; engineworks verify models/"""
+    """Check digests and signatures of engines.
+
+    Examples:
+        engineworks verify digits/int8/cpu
+        engineworks verify models/
+    """
     from engineworks.commands.verification import verify_anything
     from engineworks.plan.champion_lookup import which_engine
 
     settings = read_settings()
     passports = verify_anything(what, settings)
-    which = "" if Path(what).exists() else which_engine(what, passports[0].body["engine"]["sha256"], settings)
+    which = "" if Path(what).exists() else which_engine(what, passports[0].sha256, settings)
     if as_json:
         more = {"which": which} if which else {}
         terminal.print_json({"engines": [{**p.body, "signed_by": p.signed_by or None, **more} for p in passports]})

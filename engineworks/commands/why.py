@@ -25,7 +25,12 @@ def why(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which input of two runs or engines differs, and what came of it. Example: engineworks why digits/int8/cpu"""
+    """Show which inputs of two runs or engines differ, and the effect.
+
+    Examples:
+        engineworks why digits/int8/cpu
+        engineworks why digits/fp32/cpu digits/int8/cpu
+    """
     from engineworks.report.why.runs import explain_runs
 
     explanations = explain_runs(first, second, read_settings())

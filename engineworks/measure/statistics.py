@@ -58,3 +58,13 @@ def student_quantile(p: float, freedom: int) -> float:
     from scipy.stats import t  # imported here: it takes .66 s
 
     return float(t.ppf(p, freedom))
+
+
+def reaches(value: float, limit: float) -> bool:
+    """Whether value ≥ limit up to rounding: .98 - .97 is .010000000000000009 in floating point."""
+    return value >= limit or math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-15)
+
+
+def figure(value: float | None) -> str:
+    """Up to six significant digits: 0.99 and 0.9999 must not look alike."""
+    return "not a number" if value is None or not math.isfinite(value) else f"{value:.6g}"

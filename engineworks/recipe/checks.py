@@ -7,14 +7,17 @@ from math import prod
 
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
+<<<<<<< HEAD
 from engineworks.recipe.decoder import check_decoder
+=======
+from engineworks.recipe.batch import batch_dim
+>>>>>>> main
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
-from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 
@@ -199,10 +202,23 @@ def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem
     if recipe.accuracy.metric is not None:
         return
     for precision, limits in recipe.accuracy.limits.items():
-        for field in METRIC_LIMITS:
+        for field in (*METRIC_LIMITS, "worst_slice_ratio"):
             if precision in named_precisions(recipe) and getattr(limits, field) is not None:
                 place = node.key_place(("accuracy", "limits", precision, field))
                 yield Problem(place, f"{precision}: '{field}' needs accuracy.metric", "e.g. metric: top1", _METRIC)
+
+
+def _slices_are_judged(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    evaluation, metric = recipe.data.evaluation, recipe.accuracy.metric
+    if evaluation.slices is not None and metric is None:
+        place = node.key_place(("data", "evaluation", "slices"))
+        yield Problem(place, "slices need accuracy.metric, which is judged on each", "e.g. metric: top1", _METRIC)
+    for precision, limits in recipe.accuracy.limits.items():
+        if limits.worst_slice_ratio is not None and evaluation.slices is None:
+            place = node.key_place(("accuracy", "limits", precision, "worst_slice_ratio"))
+            yield Problem(
+                place, "worst_slice_ratio: data.evaluation names no slices", "data: {evaluation: {slices: NAME}}"
+            )
 
 
 def _metric_has_labels(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -274,6 +290,10 @@ INTEGER_RANGES = {
 
 
 def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    if recipe.batch is not None and recipe.batch not in dims:
+        place = node.at(("batch",)).place
+        yield Problem(place, f"no input has a dimension '{recipe.batch}'", did_you_mean(recipe.batch, dims))
     output = recipe.accuracy.output
     if output is not None and output not in recipe.outputs:
         yield Problem(
@@ -320,6 +340,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _averaging_has_its_method,
     _every_precision_has_limits,
     _metric_limits_have_a_metric,
+    _slices_are_judged,
     _metric_has_labels,
     _metric_limits_are_in_order,
     _ranges_fit_their_types,

@@ -8,45 +8,77 @@ from pathlib import Path
 from typing import Literal
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, plan_images
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.datasets.text import plan_text
 from engineworks.recipe.file_lookup import Finder, FoundModel, Where
 from engineworks.recipe.npz import read_headers
-from engineworks.recipe.profiles import input_specs
+from engineworks.recipe.profiles import dynamic_dims, evaluation_batches, input_specs
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
-from engineworks.recipe.samples import SampleFile, batch_axes, open_samples
+from engineworks.recipe.samples import SampleFile, open_samples
 
 
 def find_samples(
     finder: Finder, part: Literal["calibration", "evaluation"], recipe: Recipe, samples: Samples, model: FoundModel
 ) -> SampleFile | None:
     """The samples; None if something is wrong, which the finder notes."""
-    where: Where = ("data", part)
-    labels = samples.labels if isinstance(samples, Evaluation) else None
+    found = _find(finder, ("data", part), recipe, samples, model)
+    sizes = evaluation_batches(recipe)
+    if found is not None and part == "evaluation" and not found.fills(sizes):
+        finder.add(("data", part), *_unfilled(found, sizes))
+    return found
+
+
+def _unfilled(data: SampleFile, sizes: Sequence[int]) -> tuple[str, str]:
+    """The problem of samples that do not fill the profiles' batches, and a hint."""
+    allowed = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    whole = "" if not data.more else ", of one file each"
+    fewer = data.filling(data.count, sizes)
+    hint = f"samples: {fewer}, or " if fewer else "give it more samples, or "
+    problem = f"{data.count} samples do not fill batches of {allowed}{whole}: the profiles allow no others"
+    return problem, hint + "lower the minimum batch of a profile"
+
+
+def _find(finder: Finder, where: Where, recipe: Recipe, samples: Samples, model: FoundModel) -> SampleFile | None:
+    labels, slices = (samples.labels, samples.slices) if isinstance(samples, Evaluation) else (None, None)
     if samples.text is not None:
-        return _text(finder, where, recipe, samples, samples.text, labels, model)
+        return _text(finder, where, recipe, samples, samples.text, labels, slices, model)
     if samples.images is not None:
-        return _images(finder, where, recipe, samples, samples.images, labels, model)
-    return _arrays(finder, where, recipe, samples, samples.npz, labels) if samples.npz is not None else None
+        return _images(finder, where, recipe, samples, samples.images, labels, slices, model)
+    if samples.npz is None:
+        return None
+    return _arrays(finder, where, recipe, samples, samples.npz, labels, slices)
 
 
 def _arrays(
-    finder: Finder, where: Where, recipe: Recipe, samples: Samples, npz: Sequence[str], labels: str | None
+    finder: Finder,
+    where: Where,
+    recipe: Recipe,
+    samples: Samples,
+    npz: Sequence[str],
+    labels: str | None,
+    slices: str | None,
 ) -> SampleFile | None:
     files = _npz_files(finder, (*where, "npz"), npz)
     if files is None:
         return None
     try:
-        opened = open_samples(list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels)
+        opened = open_samples(
+            list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels, slices=slices
+        )
+        hint = "widen a profile under 'shapes', or change the data"
+        if recipe.batch is None and not any(d.lower().startswith("batch") for d in dynamic_dims(recipe)):
+            hint += ", or say which dimension counts samples, e.g. batch: n"
         for path, message in _outside_profiles(recipe, opened):
             place, shown = files[path]
             named = f"'{shown}': {message}" if opened.more else message
-            finder.add(place, named, "widen a profile under 'shapes', or change the data")
+            finder.add(place, named, hint)
         return opened
     except SamplesError as error:
         path = next((file for file in files if error.message.startswith(f"{file}: ")), next(iter(files)))
         place, shown = files[path]
+        place = (*where, error.key) if error.key else place
         finder.add(place, error.message.replace(str(path), shown), error.hint, error.about)
         return None
 
@@ -80,7 +112,14 @@ def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:
 
 
 def _text(
-    finder: Finder, where: Where, recipe: Recipe, samples: Samples, text: str, label: str | None, model: FoundModel
+    finder: Finder,
+    where: Where,
+    recipe: Recipe,
+    samples: Samples,
+    text: str,
+    label: str | None,
+    slices: str | None,
+    model: FoundModel,
 ) -> SampleFile | None:
     path = finder.file((*where, "text"), text)
     tokenizer = _folder(finder, where, "tokenizer", samples.tokenizer, model.tokenizer, model)
@@ -91,7 +130,8 @@ def _text(
         return None
     try:
         return plan_text(
-            path, input_specs(recipe), columns=samples.columns, label=label, tokenizer=tokenizer, model=_config(model),
+            path, input_specs(recipe), columns=samples.columns, label=label, slices=slices, tokenizer=tokenizer,
+            model=_config(model),
             names=samples.names, max_length=samples.max_length, padding=samples.padding, profiles=recipe.shapes,
             samples=samples.samples,
         )  # fmt: skip
@@ -101,7 +141,14 @@ def _text(
 
 
 def _images(
-    finder: Finder, where: Where, recipe: Recipe, samples: Samples, images: str, labels: str | None, model: FoundModel
+    finder: Finder,
+    where: Where,
+    recipe: Recipe,
+    samples: Samples,
+    images: str,
+    labels: str | None,
+    slices: str | None,
+    model: FoundModel,
 ) -> SampleFile | None:
     folder = finder.subfolder((*where, "images"), images)
     processor = _folder(finder, where, "processor", samples.processor, model.processor, model)
@@ -112,6 +159,7 @@ def _images(
     try:
         return plan_images(
             folder, input_specs(recipe), processor=processor, model=_config(model), labels=labels, label_file=file,
+            slices=slices,
             samples=samples.samples,
         )  # fmt: skip
     except SamplesError as error:

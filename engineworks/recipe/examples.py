@@ -19,6 +19,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "inputs": "{image: {dtype: float32, shape: [batch, 1, 8, 8]}}",
         "outputs": "{logits: [batch, 10]}",
         "shapes": "{default: {batch: [1, 8, 64]}}",
+        "batch": "batch",
         "precisions": "[fp32, fp16, int8]",
         "mixtures": "{int8-encoder: {default: fp16, int8: [encoder/*]}}",
         "data": "{evaluation: {npz: data/test.npz, labels: y}}",
@@ -82,6 +83,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "samples": "1000",
         "names": "{image: x}",
         "labels": "y",
+        "slices": "language",
     },
     "Calibration": {
         "method": "percentile",
@@ -109,6 +111,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "metric_ratio": "0.99",
         "metric_delta": "0.005",
         "metric_between": "[0.9, 1.0]",
+        "worst_slice_ratio": "0.95",
         "cosine": "0.9999",
         "sqnr_db": "30",
         "synthetic_cosine": "0.9",

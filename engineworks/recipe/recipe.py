@@ -156,6 +156,11 @@ class Evaluation(Samples):
         description="npz: array of labels, one per sample; text: column; images: 'folder' (a subfolder per class) or a "
         ".csv file with the columns file and label",
     )
+    slices: str | None = Field(
+        None,
+        description="name of the slice of each sample; the metric is judged on each slice too; npz: an array of texts "
+        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file",
+    )
 
 
 class Data(Part):
@@ -203,6 +208,9 @@ class Limits(Part):
     metric_delta: Positive | None = Field(None, description="largest |engine - reference| of the task metric")
     metric_between: tuple[Number, Number] | None = Field(
         None, description="[lowest, highest] task metric of the engine"
+    )
+    worst_slice_ratio: Fraction | None = Field(
+        None, description="smallest quality relative to the fp32 reference on every slice of data.evaluation.slices"
     )
     cosine: Fraction | None = Field(None, description="smallest cosine similarity to the reference")
     synthetic_cosine: Fraction | None = Field(
@@ -324,6 +332,9 @@ class Triton(Part):
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
     warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+    python_environment: str | None = Field(
+        None, description="Python backend: the model's environment on the server, a folder or an archive by conda-pack"
+    )
 
 
 class Release(Part):
@@ -374,6 +385,9 @@ class Recipe(Part):
     )
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
+    )
+    batch: DimName | None = Field(
+        None, description="dimension that counts samples; default: the one called batch…, else the first input's axis 0"
     )
     precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
         min_length=1,

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_axes, batch_sizes, fills, fixed_batch, samples_per_run
 from engineworks.recipe.datasets.preparation import LENGTHS, Preparation, Ragged
-from engineworks.recipe.npz import ArrayHeader, NpzReader, RowReader, read_headers
-from engineworks.suggest import did_you_mean
+from engineworks.recipe.npz import NpzReader, RowReader, read_headers
+from engineworks.recipe.sample_checks import array_name, check_fit, check_label_kinds, check_labels, check_slices
 from engineworks.tensors import TensorSpec, spec_from_json
 
 NO_LABEL = -100
@@ -57,6 +58,8 @@ class SampleFile:
     totals: tuple[int, ...] = ()
     chosen: tuple[int, ...] = ()
     """Rows of the file to read instead, `count` of them; only for a single file."""
+    slices: str | None = None
+    """Name of the array that names each sample's slice."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -101,15 +104,27 @@ class SampleFile:
             start = end
         return tuple(counts) if self.more else (self.count,)
 
+    def fills(self, sizes: Sequence[int]) -> bool:
+        """Whether the samples of every file can be cut into batches from the minimum to the maximum of `sizes`."""
+        return all(fills(count, sizes) for count in self.counts)
+
+    def filling(self, most: int, sizes: Sequence[int]) -> int:
+        """The largest number of samples up to `most` that can be cut into such batches; 0 if there is none."""
+        return next((n for n in range(most, 0, -1) if replace(self, count=n).fills(sizes)), 0)
+
     def by_file(self) -> Iterator[SampleFile]:
         """The samples in use, file by file: each of one length. A single file gives itself."""
         for path, total, count in zip(self.paths, self._totals, self.counts, strict=True):
             if count:
                 yield replace(self, path=path, total=total, count=count, more=(), totals=()) if self.more else self
 
-    def of_one_length(self) -> SampleFile:
-        """The samples of the most used file: rows that can be stacked into one batch."""
-        return replace(max(self.by_file(), key=lambda part: part.count), ragged=None)
+    def starts(self) -> Iterator[int]:
+        """Index of the first sample of every file that `by_file` gives, in order."""
+        start = 0
+        for total, count in zip(self._totals, self.counts, strict=True):
+            if count:
+                yield start
+            start += total
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
         """Feeds of the model, input → array in the input's shape and dtype; batch sizes cycle through `sizes`.
@@ -165,26 +180,22 @@ class SampleFile:
                 parts.append(archive.read(self.labels)[file.rows])
         return parts
 
+    def slice_names(self) -> NDArray[np.str_] | None:
+        """The slice of each sample in use, str[count], in order; None where the recipe names none."""
+        import numpy as np
+
+        if self.slices is None:
+            return None
+        parts = []
+        for file in self.by_file():
+            with NpzReader(file.path) as archive:
+                parts.append(archive.read(self.slices)[file.rows].astype(np.str_))
+        return np.concatenate(parts)
+
     def read_labels(self) -> NDArray[np.generic] | None:
         """The labels of the samples in use, [count, …], in order; shorter ones are padded with `NO_LABEL`."""
         parts = self.label_parts()
         return None if parts is None else stacked(parts, NO_LABEL)
-
-
-def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
-    """Sizes of the batches of `count` samples, cycling through `sizes` from the `turn`-th on.
-
-    If possible no batch is below the minimum of `sizes`, because the engine may refuse it. The one before the last
-    shrinks.
-    """
-    least, most = max(1, min(sizes)), max(sizes)
-    while count:
-        size = min(count, max(1, sizes[turn % len(sizes)]))
-        rest = count - size
-        if 0 < rest < least:
-            size = count if count <= most else max(least, size - (least - rest))
-        yield size
-        count, turn = count - size, turn + 1
 
 
 def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
@@ -213,59 +224,7 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
     ragged = Ragged.from_json(value["ragged"]) if "ragged" in value else None
     total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
     samples = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
-    return replace(samples, more=tuple(more), totals=totals)
-
-
-def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
-    """The name of the batch dimension, or its length if it is fixed.
-
-    It is a dynamic dimension whose name begins with 'batch', on any axis; else the dynamic axis 0 of the first input
-    that has one.
-    """
-    named = [d for spec in specs for d in spec.dynamic_dims if d.lower().startswith("batch")]
-    if named:
-        return min(named, key=len)  # 'batch' goes before 'batch_heads'
-    for spec in specs:
-        if spec.shape and isinstance(spec.shape[0], str):
-            return spec.shape[0]
-    return next((d for spec in specs for d in spec.shape[:1]), 1)
-
-
-def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """The batch axis of each tensor; None for one without (its sample is fed as it is).
-
-    A fixed batch above 1 that is not axis 0 of every input cannot be distinguished from other lengths. Then one sample
-    is the whole input of a run.
-    """
-    dim = batch_dim(specs)
-    if isinstance(dim, int):
-        stacked = dim == 1 or all(s.shape[:1] == (dim,) for s in specs)
-        return {s.name: 0 if stacked and s.shape[:1] == (dim,) else None for s in specs}
-    return {s.name: s.shape.index(dim) if dim in s.shape else None for s in specs}
-
-
-def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """The batch axis of each output: by its name, else axis 0 if the model's batch is there."""
-    dim = batch_dim(inputs)
-    axes = batch_axes(inputs)
-    if all(axis is None for axis in axes.values()):
-        return {o.name: None for o in outputs}
-    first = 0 if any(a == 0 for a in axes.values()) else None
-    return {o.name: o.shape.index(dim) if dim in o.shape else (first if o.shape else None) for o in outputs}
-
-
-def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
-    """The only batch size that the model takes, None if it takes several."""
-    if any(axis is None for axis in batch_axes(specs).values()):
-        return 1
-    dim = batch_dim(specs)
-    return dim if isinstance(dim, int) else None
-
-
-def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
-    """How many samples one run takes if the dynamic dimensions have these lengths."""
-    dim = batch_dim(specs)
-    return dims.get(dim, 1) if isinstance(dim, str) else fixed_batch(specs) or 1
+    return replace(samples, more=tuple(more), totals=totals, slices=value.get("slices"))
 
 
 def open_samples(
@@ -275,6 +234,7 @@ def open_samples(
     *,
     samples: int | None,
     labels: str | None,
+    slices: str | None = None,
 ) -> SampleFile:
     """Check the files' headers against the model's inputs. Raises `SamplesError` for the first problem."""
     path, *more = [paths] if isinstance(paths, Path) else paths
@@ -295,8 +255,11 @@ def open_samples(
                 hint=f"give this file a multiple of {fixed} samples",
             )
     if labels is not None and more:
-        _check_label_kinds((path, *more), labels)
-    first = SampleFile(path, tuple(specs), opened[0][0], labels, total, count)
+        check_label_kinds((path, *more), labels)
+    for file, held in zip((path, *more), totals, strict=True):
+        if slices is not None:
+            check_slices(file, slices, held)
+    first = SampleFile(path, tuple(specs), opened[0][0], labels, total, count, slices=slices)
     return replace(first, more=tuple(more), totals=totals) if more else first
 
 
@@ -305,10 +268,10 @@ def _open_file(
 ) -> tuple[dict[str, str], int]:
     """Input → array name, and the number of samples in the file."""
     headers = read_headers(path)
-    arrays = {spec.name: _array_name(path, spec, names, headers) for spec in specs}
+    arrays = {spec.name: array_name(path, spec, names, headers) for spec in specs}
     totals = {a: headers[a].shape[0] if headers[a].shape else 0 for a in arrays.values()}
     for spec in specs:
-        _check_fit(path, spec, arrays[spec.name], headers[arrays[spec.name]], batch_axes(specs)[spec.name])
+        check_fit(path, spec, arrays[spec.name], headers[arrays[spec.name]], batch_axes(specs)[spec.name])
     total = next(iter(totals.values()))
     for array, count in totals.items():
         if count != total:
@@ -316,60 +279,8 @@ def _open_file(
     if total == 0:
         raise SamplesError(f"{path}: holds no samples", hint="axis 0 of every array counts them")
     if labels is not None:
-        _check_labels(path, labels, headers, total)
+        check_labels(path, labels, headers, total)
     return arrays, total
-
-
-def _array_name(path: Path, spec: TensorSpec, names: Mapping[str, str], headers: Mapping[str, ArrayHeader]) -> str:
-    name = names.get(spec.name, spec.name)
-    if name not in headers:
-        hint = did_you_mean(name, headers)
-        if spec.name not in names:
-            hint += f"; or say which array it is: names: {{{spec.name}: …}}"
-        raise SamplesError(f"{path}: holds no array '{name}' for input '{spec.name}'", hint=hint, model_input=spec.name)
-    return name
-
-
-def _check_fit(path: Path, spec: TensorSpec, array: str, header: ArrayHeader, axis: int | None) -> None:
-    if header.dtype != spec.dtype:
-        raise SamplesError(
-            f"{path}: '{array}' is {header.dtype}, input '{spec.name}' is {spec.dtype}",
-            hint=f"correct the input's dtype, or convert the data: array.astype('{spec.dtype}')",
-            model_input=spec.name,
-        )
-    sample = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
-    fits = len(header.shape) == len(sample) + 1 and all(
-        isinstance(want, str) or want == have for want, have in zip(sample, header.shape[1:], strict=True)
-    )
-    if not fits:
-        want = ", ".join(map(str, ("samples", *sample)))
-        raise SamplesError(
-            f"{path}: '{array}' has shape {list(header.shape)}, input '{spec.name}' needs [{want}]",
-            hint=f"correct the shape of input '{spec.name}', or write the data in that shape",
-            model_input=spec.name,
-        )
-
-
-def _check_labels(path: Path, labels: str, headers: Mapping[str, ArrayHeader], total: int) -> None:
-    if labels not in headers:
-        raise SamplesError(f"{path}: holds no array '{labels}' with the labels", hint=did_you_mean(labels, headers))
-    shape = headers[labels].shape
-    if not shape or shape[0] != total:
-        count = shape[0] if shape else 0
-        raise SamplesError(f"{path}: {count} labels in '{labels}' for {total} samples", hint="one label per sample")
-
-
-def _check_label_kinds(paths: Sequence[Path], labels: str) -> None:
-    """Check that the labels of all files have one dtype and number of dimensions, because they become one array."""
-    first = read_headers(paths[0])[labels]
-    for path in paths[1:]:
-        header = read_headers(path)[labels]
-        if (header.dtype, len(header.shape)) != (first.dtype, len(first.shape)):
-            raise SamplesError(
-                f"{path}: '{labels}' is {header.dtype} {list(header.shape)}, in {paths[0].name} {first.dtype} "
-                f"{list(first.shape)}",
-                hint="write the labels of every file with one type and number of dimensions",
-            )
 
 
 def feeds_at(specs: tuple[TensorSpec, ...], samples: SampleFile, dims: Mapping[str, int]) -> dict[str, Array]:

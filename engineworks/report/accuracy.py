@@ -7,6 +7,7 @@ from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.served_checks import row_tolerance
+from engineworks.measure.slices import Slice, read_slices
 from engineworks.report.background import Background
 from engineworks.report.blocks import (
     Block,
@@ -32,7 +33,9 @@ def accuracy_section(result: BuildResult, background: Background) -> Section | N
     if not compared:
         return None
     return Section(
-        "accuracy", "Accuracy", blocks_of(_metric(compared), _outputs(compared), _shapes(compared, background))
+        "accuracy",
+        "Accuracy",
+        blocks_of(_metric(compared), _slices(compared), _outputs(compared), _shapes(compared, background)),
     )
 
 
@@ -52,6 +55,35 @@ def _metric(compared: list[EngineResult]) -> Block | None:
                 number(metric["reference"], 5), number(metric["ratio"], 5), number(metric.get("samples"), 0),
             ])  # fmt: skip
     return table(columns, rows, title="task metric")
+
+
+def _slices(compared: list[EngineResult]) -> Block | None:
+    """One row per slice and engine, the worst first; the ratio is shaded by what is lost of fp32's quality."""
+    columns = [
+        Column("engine"), Column("slice"), Column("engine's", number=True), Column("95% interval", number=True),
+        Column("fp32 reference's", number=True), Column("ratio", number=True),
+        Column("at least", number=True, hint="lower 95% bound of the ratio"),
+        Column("at most", number=True, hint="upper 95% bound of the ratio, for all slices together"),
+        Column("samples", number=True), Column("note"),
+    ]  # fmt: skip
+    found = [(engine, s) for engine in compared for s in read_slices((engine.accuracy or {}).get("metric"))]
+    rows = [
+        [
+            engine_cell(engine.id), Cell(s.name, code=True), number(s.engine, 5),
+            Cell("" if s.engine_low is None or s.engine_high is None else f"{s.engine_low:.3f} to {s.engine_high:.3f}"),
+            number(s.reference, 5), _slice_ratio(s),
+            number(s.low, 3), number(s.high, 3), number(s.samples, 0), Cell("lost" if s.lost else s.why),
+        ]
+        for engine, s in sorted(found, key=lambda pair: pair[1].ratio if pair[1].ratio is not None else -1.0)
+    ]  # fmt: skip
+    return table(columns, rows, title="task metric on every slice, worst first")
+
+
+def _slice_ratio(one: Slice) -> Cell:
+    if one.ratio is None:
+        return Cell("" if one.why else "nan", tone="" if one.why else "fail")
+    tone = "fail" if one.lost else ""
+    return Cell(f"{one.ratio:.4f}", tone=tone, sort=one.ratio, heat=min(1.0, max(0.0, 1 - one.ratio)))
 
 
 def _outputs(compared: list[EngineResult]) -> Block | None:

@@ -74,7 +74,7 @@ def sweep_table(engine: EngineResult) -> Table | None:
 def remarks(engine: EngineResult) -> Iterator[str]:
     """Reasons not to trust the figures: the device's complaints first, then the notes."""
     report = engine.latency or {}
-    yield from report.get("device", {}).get("complaints", ())
+    yield from complaints(engine)
     yield from report.get("notes", ())
     for name, shape in shapes_of(engine).items():
         yield from (f"{name}: {note}" for note in shape["notes"])
@@ -83,12 +83,10 @@ def remarks(engine: EngineResult) -> Iterator[str]:
             yield from (f"batch {point['batch']}: {note}" for note in point.get("notes", ()))
 
 
-def warnings(engine: EngineResult) -> Sequence[str]:
-    """The remarks for a terminal: the device's first complaint, and how the engine ran differently from the recipe."""
-    report = engine.latency or {}
-    first, *more = report.get("device", {}).get("complaints") or [""]
-    rest = f" ({len(more)} more in the report)" if more else ""
-    return [*([first + rest] if first else []), *report.get("notes", ())]
+def complaints(engine: EngineResult) -> Sequence[str]:
+    """What the device or the host did while the engine was measured."""
+    found: Sequence[str] = (engine.latency or {}).get("device", {}).get("complaints", ())
+    return found
 
 
 def dims_text(dims: Mapping[str, int]) -> str:

@@ -27,12 +27,17 @@ class EngineColumn:
     brief: bool = True
 
 
-def why(engine: EngineResult) -> str:
-    """The reason of the verdict: the step that failed, else the first check that did not pass, waived ones last."""
+def reasons(engine: EngineResult) -> tuple[str, ...]:
+    """The reasons of the verdict: the failed step's message, else every check that did not pass, waived ones last."""
     if engine.failure:
-        return engine.failure.message.splitlines()[0]
+        return tuple(line for line in engine.failure.message.splitlines() if line.strip())
     open_checks = [c for c in engine.checks if c.verdict != "pass"]
-    return next((c.words for c in sorted(open_checks, key=lambda c: bool(c.waived))), "")
+    return tuple(c.words for c in sorted(open_checks, key=lambda c: bool(c.waived)))
+
+
+def why(engine: EngineResult) -> str:
+    """All reasons in one cell."""
+    return " ".join(reasons(engine))
 
 
 def _metric(engine: EngineResult) -> str:

@@ -13,7 +13,8 @@ from engineworks.engines.engine_session import load_engine, read_sidecar, servin
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, OutputComparison
 from engineworks.plan.kinds import ACCURACY_FILE
-from engineworks.recipe.samples import SampleFile, output_axes, samples_from_json
+from engineworks.recipe.batch import output_axes
+from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
 from engineworks.steps.served_reference import ServedReference
@@ -23,7 +24,7 @@ from engineworks.steps.task_metric import TaskComparison
 
 
 def run(job: StepJob) -> None:
-    samples = samples_from_json(job.paths("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
+    samples = samples_from_json(job.paths("evaluation"), job.params["samples"] | _columns(job))
     session = _load(job)
     served: dict[str, Any] | None = None
     try:
@@ -39,6 +40,11 @@ def run(job: StepJob) -> None:
     finally:
         session.close()
     job.write_json(ACCURACY_FILE, report | ({"served": served} if served else {}))
+
+
+def _columns(job: StepJob) -> dict[str, Any]:
+    """Return the arrays of the evaluation data that only this step reads."""
+    return {"labels": job.params["labels"], "slices": job.params.get("slices")}
 
 
 def _load(job: StepJob) -> Session:

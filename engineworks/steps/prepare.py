@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
 from engineworks.recipe.datasets.decoder_text import read_texts
 from engineworks.recipe.datasets.labels import as_array, in_order, is_name, number_of
-from engineworks.recipe.datasets.pictures import class_of, image_names, read_label_file
-from engineworks.recipe.datasets.preparation import LABELS, LENGTHS, REPORT_FILE
+from engineworks.recipe.datasets.pictures import BY_FOLDER, class_of, image_names, read_label_file
+from engineworks.recipe.datasets.preparation import LABELS, LENGTHS, REPORT_FILE, SLICES
 from engineworks.recipe.datasets.preprocess_images import see
 from engineworks.recipe.datasets.rows import ArchiveWriter
 from engineworks.recipe.datasets.tables import read_rows
@@ -35,7 +36,7 @@ def _used(job: StepJob) -> list[int]:
 def _text(job: StepJob) -> list[str]:
     params = job.params
     columns, label = params["columns"], params["label"]
-    rows = list(read_rows(job.path("text"), _used(job), [*columns, *([label] if label else [])]))
+    rows = list(read_rows(job.path("text"), _used(job), [*columns, *filter(None, (label, params.get("slices")))]))
     if len(rows) != params["count"]:
         raise SamplesError(f"{params['name']} changed since the plan was made", hint="build again")
     numbers = params["numbers"] or in_order(
@@ -44,7 +45,7 @@ def _text(job: StepJob) -> list[str]:
     tokenized = tokenize(
         iter(rows), job.path("tokenizer"), columns=columns, label=label, limit=params["limit"], numbers=numbers
     )
-    _write_text(job, tokenized)
+    _write_text(job, tokenized, [row[params["slices"]] for _, row in rows] if "slices" in params else [])
     notes = []
     if tokenized.cut:
         notes.append(f"{params['name']}: {tokenized.cut} of {len(rows)} texts were cut to {params['limit']} tokens")
@@ -66,7 +67,7 @@ def _classes(numbers: dict[str, int]) -> str:
     return f"labels in the order of their names ({shown}{', …' if len(numbers) > 6 else ''})"
 
 
-def _write_text(job: StepJob, tokenized: Tokenized) -> None:
+def _write_text(job: StepJob, tokenized: Tokenized, slices: list[Any]) -> None:
     params = job.params
     lengths = [len(row["input_ids"]) for row in tokenized.rows]
     width = params["width"] or max(*lengths, params["least"])
@@ -82,6 +83,12 @@ def _write_text(job: StepJob, tokenized: Tokenized) -> None:
             per_token = tokenized.kind == "tokens"
             labels = padded(tokenized.labels, width, IGNORED, "int64") if per_token else as_array(tokenized.labels)
             archive.write(LABELS, labels)
+        if slices:
+            archive.write(SLICES, _slice_array(slices))
+
+
+def _slice_array(slices: list[Any]) -> NDArray[np.str_]:
+    return np.array([str(name).strip() for name in slices])
 
 
 def _images(job: StepJob) -> list[str]:
@@ -98,6 +105,9 @@ def _images(job: StepJob) -> list[str]:
             labels = [by_file[n] if by_file else class_of(n) for n in names]
             numbered = [number_of(n, label, params["numbers"]) for n, label in zip(names, labels, strict=True)]
             archive.write(LABELS, as_array(numbered))
+        if column := params.get("slices"):
+            named = {} if column == BY_FOLDER else read_label_file(job.path("labels"), column)
+            archive.write(SLICES, _slice_array([named[n] if named else class_of(n) for n in names]))
     return []
 
 

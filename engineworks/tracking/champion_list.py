@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engineworks.tracking.aliases import HISTORY, Slot, champions_of, is_readable, slot_of
+from engineworks.tracking.aliases import HISTORY, LAST, Slot, champions_of, is_readable, slot_of
 from engineworks.tracking.connection import Connection, refusals
 from engineworks.tracking.queries import quoted
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
@@ -69,7 +70,7 @@ def standing_of(client: MlflowClient, model: RegisteredModel | None, slot: Slot)
 
 def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
     """Return why the version cannot be the slot's champion, '' where it can."""
-    known = _version_of(client, slot.model, version)
+    known = version_of(client, slot.model, version)
     if known is None:
         return f"version {version} was deleted in MLflow"
     engine = dict(known.tags).get(ENGINE, "")
@@ -79,7 +80,8 @@ def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
     return "" if own else f"version {version} is {engine}, another engine"
 
 
-def _version_of(client: MlflowClient, model: str, version: int) -> ModelVersion | None:
+def version_of(client: MlflowClient, model: str, version: int) -> ModelVersion | None:
+    """Return the version, None where it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -95,7 +97,38 @@ def standings(link: Connection, slots: Iterable[Slot]) -> dict[Slot, Standing]:
     wanted = list(slots)
     models = {name: find_model(link.client, name) for name in {slot.model for slot in wanted}}
     with refusals("versions of registered models cannot be read"):
-        return {slot: standing_of(link.client, models[slot.model], slot) for slot in wanted}
+        found = {slot: standing_of(link.client, models[slot.model], slot) for slot in wanted}
+    if all(standing.listed for standing in found.values()):
+        return found
+    last = _last_champions(link)
+    return {slot: _with_deleted(standing, last.get(slot.last_tag)) for slot, standing in found.items()}
+
+
+def _with_deleted(standing: Standing, last: RegisteredChampion | None) -> Standing:
+    """Return the standing; one without champions that had one before says that it was deleted."""
+    return standing if standing.listed or standing.lost or last is None else replace(standing, lost=last.lost)
+
+
+def _last_champions(link: Connection) -> dict[str, RegisteredChampion]:
+    """Return the newest champions as the experiment's tags record them, by tag, as if their models were deleted."""
+    tags = {name: value for name, value in link.experiment_tags().items() if name.startswith(LAST)}
+    return {name: _deleted(json.loads(value)) for name, value in tags.items()}
+
+
+def _deleted(last: Mapping[str, str]) -> RegisteredChampion:
+    slot = slot_of(last["model"], last["engine"])
+    lost = f"registered model '{slot.model}' was deleted in MLflow, with version {last['version']}, its champion"
+    return RegisteredChampion(alias=slot.alias("champion"), created_at=None, lost=lost, **last)
+
+
+def write_last_champion(link: Connection, slot: Slot, version: ModelVersion, since: str) -> None:
+    """Record the slot's champion in the experiment's tags. since: 'TIME by USER'."""
+    tags = dict(version.tags)
+    last = {
+        "model": slot.model, "version": str(version.version), "engine": tags.get(ENGINE, ""),
+        "digest": tags.get(ENGINE_DIGEST, ""), "run_id": tags.get(RUN) or version.run_id or "", "since": since,
+    }  # fmt: skip
+    link.tag_experiment({slot.last_tag: json.dumps(last)})
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
@@ -114,13 +147,16 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
 def list_champions(link: Connection, recipe: str | None = None) -> list[RegisteredChampion]:
     """Return the champions of Engineworks' registered models (or of one recipe's), including missing ones, by engine.
     Raises `TrackingError` where MLflow refuses."""
-    champions = []
+    champions: list[RegisteredChampion] = []
     query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
     with refusals("registered models cannot be searched"):
         for model in link.client.search_registered_models(query, max_results=1000):
             if RECIPE in dict(model.tags):
                 whole = link.client.get_registered_model(model.name)
                 champions += [_champion(link.client, whole, slot) for slot in _slots(whole)]
+    known = {(c.model, c.alias) for c in champions}
+    deleted = [c for c in _last_champions(link).values() if recipe in (None, c.engine.partition("/")[0])]
+    champions += [c for c in deleted if (c.model, c.alias) not in known]
     return sorted(champions, key=lambda c: c.engine)
 
 
@@ -135,7 +171,7 @@ def _slots(model: RegisteredModel) -> Iterator[Slot]:
 
 def _champion(client: MlflowClient, model: RegisteredModel, slot: Slot) -> RegisteredChampion:
     standing, alias = standing_of(client, model, slot), slot.alias("champion")
-    known = None if standing.last is None else _version_of(client, model.name, standing.last)
+    known = None if standing.last is None else version_of(client, model.name, standing.last)
     tags: Mapping[str, str] = dict(known.tags) if known else {}
     engine = tags.get(ENGINE) or f"{dict(model.tags)[RECIPE]}/{slot.precision}/{slot.target}"
     run = tags.get(RUN) or (known.run_id if known else "") or ""

@@ -24,6 +24,7 @@ from engineworks.tracking.records import (
     RegisteredVersion,
     RunSummary,
     Status,
+    store_keys_of,
 )
 
 if TYPE_CHECKING:
@@ -185,6 +186,18 @@ class Connection:
         digest, build_key = tags.get(ENGINE_DIGEST, ""), tags.get(ENGINE_BUILD_KEY, "")
         run = tags.get(RUN) or answer.run_id or ""
         return RegisteredVersion(model, str(answer.version), tags.get(ENGINE, ""), digest, build_key, run)
+
+    def keys_of_deleted(self, run_id: str) -> set[str]:
+        """Return the store keys of a run that may be deleted; none where MLflow no longer has it."""
+        from mlflow.exceptions import MlflowException
+
+        with refusals(f"run {run_id} cannot be read"):
+            try:
+                return store_keys_of(self.client.get_run(run_id).data.tags)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return set()
 
     def _experiment_ids(self) -> list[str]:
         page = self.client.search_experiments(max_results=PAGE)

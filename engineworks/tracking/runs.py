@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shlex
 import threading
 import time
@@ -19,7 +20,15 @@ from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings
 from engineworks.tracking.connection import PARENT, Connection
-from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
+from engineworks.tracking.in_use import store_keys_in_use
+from engineworks.tracking.opening import (
+    DATABASE_FILE,
+    EXPERIMENT,
+    connect,
+    is_server,
+    sqlite_file,
+    without_password,
+)
 from engineworks.tracking.owner import current_owner, read_owner
 from engineworks.tracking.pages import (
     ALL_ENGINES,
@@ -43,13 +52,12 @@ from engineworks.tracking.records import (
     OWNER,
     RECIPE,
     RECORD,
+    RECORD_ID,
     RESUMES,
-    STORE_KEYS,
     Batch,
     RegisteredVersion,
     RunSummary,
     pack_batch,
-    store_keys_of,
 )
 from engineworks.tracking.registry import Registry
 
@@ -60,20 +68,24 @@ NAMED_AT_ONCE = 100
 """Maximum number of ids in one search: MLflow parses every query in Python."""
 
 
-def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = "engineworks") -> Tracking:
+def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = EXPERIMENT) -> Tracking:
     """Return the tracking store at `uri`, by default an SQLite file under `artifacts`.
 
     Imports and opens nothing before the first use (or `prestart`), which raises `TrackingError` where nothing answers.
     The same arguments return the same object, so that one part of a process can prestart it for another; after a
     failure, a new one.
     """
-    database = artifacts.resolve() / DATABASE_FILE
-    place = (artifacts.resolve(), uri or f"sqlite:///{database}", experiment)
+    place = (artifacts.resolve(), uri or default_uri(artifacts), experiment)
     with _lock:
         known = _opened.get(place)
         if known is None or known.failed:
             known = _opened[place] = Tracking(*place)
         return known
+
+
+def default_uri(artifacts: Path) -> str:
+    """Return the URI of the SQLite file under `artifacts`."""
+    return f"sqlite:///{artifacts.resolve() / DATABASE_FILE}"
 
 
 _opened: dict[tuple[Path, str, str], Tracking] = {}
@@ -250,10 +262,21 @@ class Tracking:
         """Copy a run's artifact, or folder of artifacts, into `folder`; returns its path."""
         return self._connect().download(run_id, path, folder)
 
+    @property
+    def shown(self) -> str:
+        """The URI without password."""
+        return without_password(self.uri)
+
     def digests_in_use(self) -> set[str]:
-        """Return the store keys that any run of any experiment refers to; deleted runs and experiments do not count."""
-        runs = self._connect().search(f"tags.`{STORE_KEYS}` LIKE '[%'", everywhere=True)
-        return {key for run in runs for key in store_keys_of(run.tags)}
+        """Return the store keys that this record refers to, as gc reads them."""
+        return store_keys_in_use(self._connect())
+
+    def record_id(self) -> str:
+        """Return the id of this record for all time; gives one to a record of an earlier version."""
+        link = self._connect()
+        if RECORD_ID not in link.experiment_tags():
+            link.tag_experiment({RECORD_ID: secrets.token_hex(16)})
+        return link.experiment_tags()[RECORD_ID]
 
     def registry(self) -> Registry:
         """Return this store's model registry. Releases on one host share a lock; other hosts may use the same

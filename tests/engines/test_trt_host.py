@@ -52,9 +52,7 @@ def test_a_vendor_that_is_not_installed(host: Host) -> None:
 
 def test_a_host_without_a_gpu(host: Host) -> None:
     host(None, RTX16)
-    assert say(PORTABLE) == (
-        "there is no NVIDIA GPU here, and the target's engines run on compute capability 8.0, 8.6, 8.9 or 12.0"
-    )
+    assert say(PORTABLE) == ("no NVIDIA GPU here; the target's engines run on compute capability 8.0, 8.6, 8.9 or 12.0")
 
 
 @pytest.mark.parametrize(("gpu", "target"), [(RTX4090, ("9.0",)), (RTX4090, ("8.6",)), (H100, PORTABLE)])
@@ -62,7 +60,7 @@ def test_a_gpu_that_the_target_does_not_name(host: Host, gpu: Gpu, target: tuple
     """A portable engine for 8.0 and later may load on a GPU that its target does not name: it is not this target's."""
     host(gpu, RTX16)
     said = say(target)
-    assert said.startswith(f"the {gpu.name} here has compute capability {gpu.compute_capability}, the target's engines")
+    assert said.startswith(f"the {gpu.name} here has compute capability {gpu.compute_capability}; the target's engines")
     assert said.endswith(target[-1])
 
 

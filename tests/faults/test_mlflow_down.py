@@ -198,7 +198,12 @@ def test_garbage_collection_keeps_what_waiting_records_refer_to(tmp_path: Path) 
         (writing.folder / "engine.plan").write_bytes(b"plan")
     with start_spooled(dead(tmp_path), tmp_path, "tiny", "key", {}, {}, [key]):
         pass
-    freed = collect_garbage(Settings(tmp_path, str(tmp_path / "store")), keep_hours=-1, dry_run=False)
+    settings = Settings(tmp_path, str(tmp_path / "store"))
+    with pytest.raises(TrackingError, match="there is no record of builds at"):
+        collect_garbage(settings, keep_hours=0, dry_run=False)
+    with start_spooled(open_tracking(tmp_path), tmp_path, "other", "other", {}, {}):
+        pass
+    freed = collect_garbage(settings, keep_hours=0, dry_run=False)
     assert (freed.artifacts, freed.kept) == (0, 1)
 
 

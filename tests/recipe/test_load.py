@@ -131,6 +131,11 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("one: {batch: 1}", "one: {batch: 99}")],
         "21:13: shape 'one' (batch 99) lies outside of every profile",
     ),
+    "unknown batch": ([("shapes:", "batch: bach\nshapes:")], "8:8: no input has a dimension 'bach'; did you mean 'batch'?"),
+    "samples that fill no batch": (
+        [("[1, 4, 16]", "[7, 7, 7]"), ("one: {batch: 1}", "one: {batch: 7}")],
+        "13:15: 16 samples do not fill batches of 7: the profiles allow no others; samples: 14, or lower the minimum",
+    ),
     "budget without shape": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  budget: {won: {p50_ms: 1}}")],
         "22:12: budget for unknown shape 'won'; did you mean 'one'?",
@@ -217,6 +222,22 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "range of a bool": ([("dtype: float32", "range: [0, 1], dtype: bool")], "input 'image': range [0, 1]: a bool has no range"),
     "range too wide": ([("dtype: float32", "range: [0, 256], dtype: uint8")], "input 'image': range [0, 256] does not fit uint8"),
     "metric module missing": ([("metric: top1", "metric: {python: nowhere:f}")], "no module 'nowhere' beside the recipe"),
+    "slices without a metric": (
+        [("labels: label}", "labels: label, slices: part}"), ("  metric: top1\n", "")],
+        "recipes/tiny.yaml:13:46: slices need accuracy.metric, which is judged on each; e.g. metric: top1",
+    ),
+    "a limit on slices that are not named": (
+        [("{cosine: 0.98}", "{worst_slice_ratio: 0.9}")],
+        "recipes/tiny.yaml:18:12: worst_slice_ratio: data.evaluation names no slices",
+    ),
+    "slices that are not in the file": (
+        [("labels: label}", "labels: label, slices: lable}")],
+        "recipes/tiny.yaml:13:54: test.npz: holds no array 'lable' with slices; did you mean 'label'?",
+    ),
+    "slices of images": (
+        [("labels: label}", "labels: label, slices: image}")],
+        "test.npz: 'image' has shape [16, 1, 4, 4] for 16 samples; one name of a slice per sample",
+    ),
 }  # fmt: skip
 
 

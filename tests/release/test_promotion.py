@@ -185,8 +185,18 @@ def test_where_nothing_was_released_or_the_model_was_deleted_a_rollback_says_so(
     assert "there is no registered model 'model-gone' in MLflow" in roll_back_words(plan, tracking)
     release(plan, judged(result, "fail"), tracking)
     assert "there is no champion-cpu-int8: it was never released" in roll_back_words(plan, tracking)
+    release(plan, result, tracking)
     by_hand(tracking).delete_registered_model("model-gone")
-    assert "nothing was released, or it was deleted there" in roll_back_words(plan, tracking)
+    gone = "registered model 'model-gone' was deleted in MLflow, with version 2, its champion"
+    assert f"there is no champion-cpu-int8: {gone}" in roll_back_words(plan, tracking)
+    assert gone in {c.lost for c in tracking.champions("tiny")}
+    cpu = replace(result, engines=result.engines[:1])
+    assert release(plan, cpu, tracking).engines[0].sentence == (
+        "champion-cpu-fp32 is version 1; before it, " + gone.replace("version 2", "version 1")
+    )
+    found = release(plan, result, tracking)  # the model is there again, without this slot's champions
+    assert found.engines[1].sentence == f"champion-cpu-int8 is version 2; before it, {gone}"
+    assert gone not in {c.lost for c in tracking.champions("tiny")}
 
 
 def test_verify_and_inspect_say_whether_the_latest_build_is_the_champion(

@@ -9,7 +9,14 @@ import pytest
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import _metrics, _series
 from engineworks.measure.sweep import Recommendation
-from engineworks.report.figures import has_device_figures, latency_table, remarks, streams_table, sweep_table, warnings
+from engineworks.report.figures import (
+    complaints,
+    has_device_figures,
+    latency_table,
+    remarks,
+    streams_table,
+    sweep_table,
+)
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
 
@@ -84,15 +91,11 @@ def test_both_pages_hold_tables_notes_and_complaints() -> None:
 def test_an_engine_that_was_not_measured_has_no_tables() -> None:
     bare = EngineResult("r/fp16/h100", "unmeasured", ())
     assert latency_table(bare) is sweep_table(bare) is streams_table(bare) is None
-    assert list(remarks(bare)) == list(warnings(bare)) == []
-
-
-def test_a_terminal_shows_one_complaint_and_counts_the_rest() -> None:
-    assert list(warnings(engine())) == ["one: the GPU was throttled (1 more in the report)", "no graph was captured"]
+    assert list(remarks(bare)) == list(complaints(bare)) == []
 
 
 def test_the_terminal_prints_the_tables_after_the_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
-    from engineworks.report.terminal import print_results
+    from engineworks.report.results_text import print_results
     from engineworks.settings import read_settings
 
     print_results([BuildResult("r", "run1", (engine(),), (), StepCounts())], read_settings(), quiet=True)
@@ -103,7 +106,8 @@ def test_the_terminal_prints_the_tables_after_the_verdicts(capsys: pytest.Captur
         "streams",
         "8 *",
         "Recommended: batch 8",
-        "note: r/fp16/h100: one: the GPU",
+        "note: r/fp16/h100: one: the GPU was throttled (1 more in the report)",
+        "note: r/fp16/h100: no graph was captured",
     ]
     places = [shown.index(words) for words in wanted]
     assert places == sorted(places)

@@ -23,11 +23,17 @@ LABELS = np.arange(60) % 3
 
 
 def compared(
-    folder: Path, metric: dict[str, Any], engine: NDArray[Any], reference: NDArray[Any], labels: NDArray[Any] = LABELS
+    folder: Path,
+    metric: dict[str, Any],
+    engine: NDArray[Any],
+    reference: NDArray[Any],
+    labels: NDArray[Any] = LABELS,
+    slices: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     x = np.zeros((len(labels), 3), np.float32)
-    np.savez(folder / "data.npz", x=x, y=labels)
-    samples = open_samples(folder / "data.npz", [X], {}, samples=None, labels="y")
+    named = {} if slices is None else {"part": slices}
+    np.savez(folder / "data.npz", x=x, y=labels, **named)
+    samples = open_samples(folder / "data.npz", [X], {}, samples=None, labels="y", slices="part" if named else None)
     params = {"metric": metric, "output": None}
     job = StepJob("t/compare", params, {}, {"evaluation": "", "folder": str(folder)}, folder, lambda _: None)
     task = TaskComparison(job, samples, {"y": 0})
@@ -117,3 +123,22 @@ def test_a_class_that_fp32_does_not_know_either_is_not_lost() -> None:
     ]
     places = np.tile(labels, (3, 1))  # one class per place, as in segmentation
     assert len(dead_classes(np.zeros((3, 20, 1), int), places[..., np.newaxis], places)) == 1
+
+
+@pytest.mark.parametrize("metric", [{"name": "top1"}, {"name": "cosine"}, {"name": "auc"}], ids=str)
+def test_every_slice_has_the_metric_of_its_own_rows(tmp_path: Path, metric: Any) -> None:
+    if metric["name"] == "auc":
+        pytest.importorskip("sklearn")
+    rows = np.tile(np.eye(3, dtype=np.float32), (20, 1))
+    engine = np.where(np.arange(60)[:, np.newaxis] < 30, rows, rows[:, ::-1])
+    names = np.repeat(["first", "second"], 30)
+    first, second = compared(tmp_path, metric, engine, rows, np.arange(60) % 3, names)["slices"]
+    assert (first["name"], first["samples"], first["ratio"]) == ("first", 30, pytest.approx(1))
+    assert second["ratio"] < 0.6
+
+
+def test_ids_are_no_slices(tmp_path: Path) -> None:
+    labels = np.arange(300) % 3
+    rows = np.eye(3, dtype=np.float32)[labels]
+    with pytest.raises(ModelError, match="300 different names among 300 samples, limit 200"):
+        compared(tmp_path, {"name": "top1"}, rows, rows, labels, np.arange(300))

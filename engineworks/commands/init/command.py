@@ -40,11 +40,13 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a recipe that builds at once, its guesses marked. Example: engineworks init model.onnx
+    """Write a recipe that builds at once, with its guesses marked.
 
-    The dimensions are named and tried on the model; without data, seeded samples stand in.
+    Dimensions are named and tried on the model. Without data, synthetic samples are made.
 
-    From a command line: engineworks init --from-trtexec 'trtexec --onnx=model.onnx --fp16'
+    Examples:
+        engineworks init model.onnx
+        engineworks init --from-trtexec 'trtexec --onnx=model.onnx --fp16' --out recipes/half.yaml
     """
     from engineworks.commands.init.write import recipe_name, write_recipe
 

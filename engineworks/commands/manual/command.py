@@ -11,7 +11,11 @@ from engineworks.report import terminal
 
 
 def manual(folder: Annotated[Path, typer.Argument(help="Folder of the pages.")] = Path("docs")) -> None:
-    """Write the generated parts of the documentation anew. Example: engineworks manual docs"""
+    """Write the generated parts of the documentation again.
+
+    Examples:
+        engineworks manual docs
+    """
     from engineworks.commands.manual.write import write_manual
 
     written = write_manual(folder)

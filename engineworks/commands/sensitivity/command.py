@@ -42,15 +42,19 @@ def sensitivity(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank what each part costs in accuracy. Example: engineworks sensitivity recipes/minilm.yaml --precision int8
+    """Rank the parts of a model by what quantizing them costs in accuracy.
 
-    Exits 1 if no list was found that holds the recipe's limits, 3 if its engine cannot be run here.
+    Exits 1 if no list meets the recipe's limits, 3 if this host cannot run its engine.
+
+    Examples:
+        engineworks sensitivity recipes/minilm.yaml --precision int8
     """
     from engineworks.commands.sensitivity.measurement import measure_sensitivity
     from engineworks.commands.sensitivity.plot import write_plot
+    from engineworks.report.progress_text import progress
 
     settings = read_settings()
-    with terminal.progress(quiet=quiet or as_json, verbose=verbose):
+    with progress(settings, quiet=quiet or as_json, verbose=verbose):
         made = measure_sensitivity(recipe, settings, precision=precision, target=target, samples=samples)
     title = f"{made.id}: {made.found['samples']} samples"
     file = (out or settings.artifacts / "sensitivity") / f"{made.id.replace('/', '-')}.svg"

@@ -35,7 +35,7 @@ def why_not_run_here(vendor: Vendor, compute_capabilities: Sequence[str]) -> str
     gpu = first_gpu()
     if gpu is None:
         wanted = _either(compute_capabilities)
-        return f"there is no NVIDIA GPU here, and the target's engines run on compute capability {wanted}"
+        return f"no NVIDIA GPU here; the target's engines run on compute capability {wanted}"
     return (
         _why_not_driver(vendor, gpu)
         or _why_not_served(gpu, compute_capabilities)
@@ -89,7 +89,7 @@ def _why_not_served(gpu: Gpu, compute_capabilities: Sequence[str]) -> str | None
     if gpu.compute_capability in compute_capabilities:
         return None
     return (
-        f"the {gpu.name} here has compute capability {gpu.compute_capability}, the target's engines run on "
+        f"the {gpu.name} here has compute capability {gpu.compute_capability}; the target's engines run on "
         f"{_either(compute_capabilities)}"
     )
 

@@ -19,7 +19,9 @@ IMPORTS = ("tensorrt", "onnx")
 
 TRAITS = Traits(
     build_memory=BuildMemory(1500.0, 3.0),
-    triton=TritonBackend("tensorrt", own_profiles=True),
+    triton=TritonBackend(
+        "tensorrt", ("numpy", "pydantic", "tensorrt", "cuda-bindings", "nvidia-ml-py"), own_profiles=True
+    ),
     smoke_options=SMOKE,
     own_process=True,
 )

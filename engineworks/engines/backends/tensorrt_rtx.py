@@ -18,7 +18,7 @@ IMPORTS = ("tensorrt_rtx", "onnx")
 
 TRAITS = Traits(
     build_memory=BuildMemory(400.0, 3.0),
-    triton=TritonBackend("python"),
+    triton=TritonBackend("python", ("numpy", "pydantic", "tensorrt-rtx", "cuda-bindings", "nvidia-ml-py")),
     smoke_options=SMOKE,
     own_process=True,
 )

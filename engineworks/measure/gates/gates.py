@@ -11,9 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+<<<<<<< HEAD
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
+=======
+from engineworks.measure.gates.slices import slice_findings
+>>>>>>> main
 from engineworks.measure.served_checks import served_findings, synthetic_findings
-from engineworks.measure.statistics import TAILS, enough_for
+from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
 from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
 from engineworks.tensors import NARROWED
 
@@ -99,10 +103,15 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
             yield _metric_check(field, metric, limit)
     if metric is not None and metric.get("dead_classes"):
         yield _dead_classes(metric)
+<<<<<<< HEAD
     if report.get("decoder") is not None:
         given = {"greedy_agreement": limits.greedy_agreement, "token_agreement": limits.token_agreement}
         for found in decoder_findings(report["decoder"], metric, given):
             yield Check(found.name, found.verdict, found.sentence)
+=======
+    for name, word, sentence in slice_findings(metric, limits.worst_slice_ratio):
+        yield Check(name, word, sentence)
+>>>>>>> main
     if report.get("served") is not None:
         for finding in served_findings(report["served"], limits.cosine):
             yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
@@ -119,7 +128,7 @@ _OUTPUT_LIMITS = {
 }
 
 
-ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS)
+ACCURACY_CHECKS = ("finite", *_OUTPUT_LIMITS, "shapes", *METRIC_LIMITS, "worst_slice_ratio", "slices")
 """Checks that another precision, or excluding nodes from it, may make pass."""
 
 
@@ -160,10 +169,10 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Mappin
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    figures = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
+    figures = (figure(value), figure(limit)) if good else _told_apart(value, limit)
     sentence = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
     if not good and output.get("worst_row_cosine") is not None:
-        sentence += f" Worst sample: {output['worst_row']} (cosine {_figure(output['worst_row_cosine'])})."
+        sentence += f" Worst sample: {output['worst_row']} (cosine {figure(output['worst_row_cosine'])})."
     return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
 
 
@@ -175,8 +184,8 @@ def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> C
         return _perplexity_check(field, metric, limit, good, wanted)
     against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
     name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
-    figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
-    ratio = f" (ratio {_figure(metric['ratio'])})" if field == "metric_ratio" else ""
+    figures = f"{figure(metric['engine'])}, fp32 {figure(metric['reference'])}"
+    ratio = f" (ratio {figure(metric['ratio'])})" if field == "metric_ratio" else ""
     sentence = f"{name}: {figures}{ratio}, limit {wanted}."
     if "repeated" in metric:
         return Check(field, "inconclusive", f"{sentence} {_wavering(metric)}")
@@ -200,7 +209,7 @@ def _perplexity_check(field: str, metric: Mapping[str, Any], limit: Any, good: b
 
 def _wavering(metric: Mapping[str, Any]) -> str:
     first, second = metric["engine"], metric["repeated"]
-    told = f"gave {_figure(first)} and then {_figure(second)} for the same outputs"
+    told = f"gave {figure(first)} and then {figure(second)} for the same outputs"
     return f"Not to be trusted: {metric['name']} {told}; take the chance out of it (a fixed seed)."
 
 
@@ -220,18 +229,18 @@ def _metric_verdict(field: str, metric: Mapping[str, Any], limit: Any) -> tuple[
     """Whether the metric meets the limit, and the limit in words. Smaller error rates are better."""
     lower, engine, reference = metric.get("lower_is_better", False), metric["engine"], metric["reference"]
     if field == "metric_ratio":
-        words = f"at most fp32 / {_figure(limit)}, smaller is better" if lower else f"at least {_figure(limit)} of fp32"
+        words = f"at most fp32 / {figure(limit)}, smaller is better" if lower else f"at least {figure(limit)} of fp32"
         return _finite_number(metric["ratio"]) and reaches(metric["ratio"], limit), words
     if not _finite_number(engine):
-        return False, _figure(limit) if field != "metric_between" else f"{_figure(limit[0])} to {_figure(limit[1])}"
+        return False, figure(limit) if field != "metric_between" else f"{figure(limit[0])} to {figure(limit[1])}"
     if field == "metric_delta":
         good = _finite_number(reference) and reaches(limit, abs(engine - reference))
-        return good, f"a difference of {_figure(limit)} at most"
+        return good, f"a difference of {figure(limit)} at most"
     if field == "metric_between":
-        return reaches(engine, limit[0]) and reaches(limit[1], engine), f"{_figure(limit[0])} to {_figure(limit[1])}"
+        return reaches(engine, limit[0]) and reaches(limit[1], engine), f"{figure(limit[0])} to {figure(limit[1])}"
     if lower:
-        return reaches(limit, engine), f"at most {_figure(limit)}, smaller is better"
-    return reaches(engine, limit), f"at least {_figure(limit)}"
+        return reaches(limit, engine), f"at most {figure(limit)}, smaller is better"
+    return reaches(engine, limit), f"at least {figure(limit)}"
 
 
 def _performance_checks(
@@ -264,7 +273,7 @@ def _budget_check(
     smallest = field in ("throughput_per_s", "tokens_per_s")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    said = (_figure(value), _figure(limit)) if good else _told_apart(value, limit)
+    said = (figure(value), figure(limit)) if good else _told_apart(value, limit)
     sentence = f"{shape}: {text} is {said[0]} {unit}, budget {side} {said[1]} {unit}."
     if again := report.get("disturbed_before", 0):
         sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
@@ -305,11 +314,6 @@ _BUDGETS = {
 }
 
 
-def reaches(value: float, limit: float) -> bool:
-    """Whether value ≥ limit up to rounding: .98 - .97 is .010000000000000009 in floating point."""
-    return value >= limit or math.isclose(value, limit, rel_tol=1e-9, abs_tol=1e-15)
-
-
 def _finite_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -317,11 +321,6 @@ def _finite_number(value: object) -> bool:
 def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
     """Both numbers with enough digits to differ: not '1, limit at least 1'."""
     if not _finite_number(value) or value == limit:
-        return _figure(value), _figure(limit)
+        return figure(value), figure(limit)
     digits = next(n for n in range(6, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
     return f"{value:.{digits}g}", f"{limit:.{digits}g}"
-
-
-def _figure(value: float | None) -> str:
-    """Up to six significant digits: 0.99 and 0.9999 must not look alike."""
-    return "not a number" if value is None or not math.isfinite(value) else f"{value:.6g}"

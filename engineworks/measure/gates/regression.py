@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engineworks.measure.champion import Champion
-from engineworks.measure.gates.gates import Check, reaches
+from engineworks.measure.gates.gates import Check
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
+from engineworks.measure.statistics import reaches
 from engineworks.recipe.recipe import Regression
 
 Report = Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from engineworks.errors import SamplesError
 from engineworks.recipe.datasets.labels import in_order, is_name, label_numbers
-from engineworks.recipe.datasets.preparation import LABELS, Preparation
+from engineworks.recipe.datasets.preparation import LABELS, SLICES, Preparation
 from engineworks.recipe.datasets.tables import look_at, read_rows
 from engineworks.recipe.datasets.text import counted
 from engineworks.recipe.samples import SampleFile
@@ -29,6 +29,7 @@ def plan_images(
     model: Path | None,
     labels: str | None,
     label_file: Path | None,
+    slices: str | None = None,
     samples: int | None,
 ) -> SampleFile:
     """The samples that the step `prepare` will make of this folder. Raises `SamplesError` for the first problem.
@@ -56,11 +57,23 @@ def plan_images(
         params["numbers"] = _numbers(set(by_name.values()), label_numbers(model))
         if label_file is not None:
             files["labels"] = label_file
+    if slices is not None:
+        params["slices"] = _slice_column(slices, label_file)
     tree = {name: folder / name for name in used}
     places = {"images": folder, "processor": processor} | ({"labels": label_file} if label_file else {})
     preparation = Preparation(params, files, places, ("numpy", "pillow", "transformers"), tree)
     arrays = {spec.name: spec.name}
-    return SampleFile(folder, tuple(specs), arrays, LABELS if labels else None, count, count, None, preparation)
+    return SampleFile(
+        folder,
+        tuple(specs),
+        arrays,
+        LABELS if labels else None,
+        count,
+        count,
+        None,
+        preparation,
+        slices=SLICES if slices else None,
+    )
 
 
 def image_names(folder: Path) -> list[str]:
@@ -74,18 +87,33 @@ def class_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-def read_label_file(path: Path) -> dict[str, Any]:
-    """Label by name of the image. Raises `SamplesError` if a column is missing or an image is a duplicate."""
+def read_label_file(path: Path, wanted: str = "label") -> dict[str, Any]:
+    """Label, or another column, by name of the image.
+
+    Raises `SamplesError` if a column is missing or an image is a duplicate.
+    """
     columns, total = look_at(path)
-    for column in ("file", "label"):
+    for column in ("file", wanted):
         if column not in columns:
             raise SamplesError(f"{path.name}: has no column '{column}'", hint="its columns are file and label")
     by_name: dict[str, Any] = {}
-    for place, row in read_rows(path, range(total), ("file", "label")):
+    for place, row in read_rows(path, range(total), ("file", wanted)):
         if row["file"] in by_name:
             raise SamplesError(f"{place}: '{row['file']}' stands twice", hint="one row per image")
-        by_name[str(row["file"])] = row["label"]
+        by_name[str(row["file"])] = row[wanted]
     return by_name
+
+
+def _slice_column(slices: str, label_file: Path | None) -> str:
+    """'folder', or a column of the labels' file. Raises `SamplesError` if there is no such column."""
+    if slices == BY_FOLDER:
+        return slices
+    columns = look_at(label_file)[0] if label_file else []
+    if slices not in columns:
+        hint = did_you_mean(slices, columns) if label_file else "slices: folder, or labels: FILE.csv with such a column"
+        where = label_file.name if label_file else "images"
+        raise SamplesError(f"{where}: has no column '{slices}' with slices", hint=hint, key="slices")
+    return slices
 
 
 def _pixels(specs: Sequence[TensorSpec]) -> TensorSpec:

@@ -10,6 +10,9 @@ from typing import Any
 LABELS = "labels"
 """Name of the label array among the prepared arrays."""
 
+SLICES = "slices"
+"""Name of the array of slice names among the prepared arrays."""
+
 LENGTHS = "lengths"
 """Name of the array of the rows' own lengths, if these differ."""
 

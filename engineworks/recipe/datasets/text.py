@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.datasets.labels import label_numbers
-from engineworks.recipe.datasets.preparation import LABELS, Preparation, Ragged, longest_for_all
+from engineworks.recipe.datasets.preparation import LABELS, SLICES, Preparation, Ragged, longest_for_all
 from engineworks.recipe.datasets.tables import look_at
-from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.recipe.samples import SampleFile
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 
@@ -40,6 +41,7 @@ def plan_text(
     *,
     columns: Sequence[str],
     label: str | None,
+    slices: str | None = None,
     tokenizer: Path,
     model: Path | None,
     names: Mapping[str, str],
@@ -54,7 +56,10 @@ def plan_text(
     name for it, if they differ. profiles: dimension → (min, opt, max) by profile.
     """
     present, total = look_at(path)
-    for key, column in [*(("columns", c) for c in columns), *([("labels", label)] if label else [])]:
+    for key, column in [
+        *(("columns", c) for c in columns),
+        *((k, c) for k, c in (("labels", label), ("slices", slices)) if c),
+    ]:
         if column not in present:
             hint = did_you_mean(column, present) if present else "the file holds no rows"
             raise SamplesError(f"{path.name}: has no column '{column}'", hint=hint, key=key)
@@ -71,13 +76,24 @@ def plan_text(
         "fields": {spec.name: _field(spec, names) for spec in specs},
         "specs": [spec.to_json() for spec in specs], "total": total, "count": count,
     }  # fmt: skip
+    params |= {"slices": slices} if slices else {}
     libraries = ["numpy", "tokenizers"]
     libraries += [] if FAST_FILE in files else ["transformers"]
     libraries += ["pyarrow"] if path.suffix == ".parquet" else []
     preparation = Preparation(params, {"text": path, **files}, {"text": path, "tokenizer": tokenizer}, tuple(libraries))
     arrays = {spec.name: spec.name for spec in specs}
     ragged = None if whole else Ragged(str(dim), ranges)
-    return SampleFile(path, tuple(specs), arrays, LABELS if label else None, count, count, ragged, preparation)
+    return SampleFile(
+        path,
+        tuple(specs),
+        arrays,
+        LABELS if label else None,
+        count,
+        count,
+        ragged,
+        preparation,
+        slices=SLICES if slices else None,
+    )
 
 
 def counted(name: str, total: int, samples: int | None, specs: Sequence[TensorSpec]) -> int:

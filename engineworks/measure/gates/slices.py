@@ -1,0 +1,59 @@
+"""Checks of slices: none is lost, and none is below the limit for the worst one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from engineworks.measure.slices import Slice, read_slices, samples_needed
+from engineworks.measure.statistics import figure, reaches
+
+Finding = tuple[str, Literal["pass", "fail", "inconclusive"], str]
+"""Name, verdict and reason of a check."""
+
+MOST_NAMED = 5
+"""Maximum number of slices that a message names."""
+
+
+def slice_findings(metric: Mapping[str, Any] | None, limit: float | None) -> Iterator[Finding]:
+    """A failure for slices that are lost, whatever the limits, and one check of `worst_slice_ratio` if it is given."""
+    slices = read_slices(metric)
+    name = str(metric["name"]) if metric else ""
+    if lost := [s for s in slices if s.lost]:
+        yield "slices", "fail", f"{name}: lost {_named(lost)}."
+    if limit is None:
+        return
+    if not slices:
+        yield "worst_slice_ratio", "fail", "worst_slice_ratio: no slice was measured."
+        return
+    yield _worst(name, slices, limit)
+
+
+def _worst(name: str, slices: Sequence[Slice], limit: float) -> Finding:
+    wanted = f"limit at least {figure(limit)} of fp32 on every slice"
+    below = [s for s in slices if not s.why and not reaches(s.high, limit)]
+    if below:
+        return "worst_slice_ratio", "fail", f"{name}: {_named(below)}; {wanted}."
+    unclear = [s for s in slices if s.why or not reaches(s.low, limit)]
+    if unclear:
+        needed = [n for s in unclear if s.ratio and (n := samples_needed(limit, s.ratio)) and n > s.samples]
+        more = f" Such a limit needs about {max(needed)} samples of a slice." if needed else ""
+        sentence = f"{name}: too few samples to tell: {_named(unclear)}; {wanted}.{more}"
+        return "worst_slice_ratio", "inconclusive", sentence
+    worst = min(slices, key=lambda s: s.ratio or 0)
+    return "worst_slice_ratio", "pass", f"{name}: the worst of {len(slices)} is {_told(worst)}; {wanted}."
+
+
+def _named(slices: Sequence[Slice]) -> str:
+    """The worst slices by name, and how many more there are."""
+    worst_first = sorted(slices, key=lambda s: s.ratio or 0)
+    more = f" and {len(slices) - MOST_NAMED} more" if len(slices) > MOST_NAMED else ""
+    return "; ".join(map(_told, worst_first[:MOST_NAMED])) + more
+
+
+def _told(one: Slice) -> str:
+    if one.why:
+        return f"slice '{one.name}' ({one.samples} samples: {one.why})"
+    bounds = "" if one.ratio is None else f", ratio {one.ratio:.4g}, 95% {one.low:.3g} to {one.high:.3g}"
+    count = f"{one.samples} sample{'s' * (one.samples != 1)}"
+    return f"slice '{one.name}' {figure(one.engine)}, fp32 {figure(one.reference)} ({count}{bounds})"

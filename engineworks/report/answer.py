@@ -1,0 +1,67 @@
+"""The first line of every screen: may this be shipped?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.report.counting import many
+from engineworks.report.palette import short
+
+NAMED = 4
+"""Engines that an answer names; it counts the others."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """word: the answer itself. sentence: the engines that it speaks of."""
+
+    word: Literal["Yes", "In part", "No", "Not yet"]
+    sentence: str
+    tone: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.word}: {self.sentence}"
+
+
+def may_ship(result: BuildResult) -> Answer:
+    """Return the answer to "may I ship it?". Engines that a ladder dropped are never shipped, and fail no build."""
+    counted = [e for e in result.decisive if e.id not in result.dropped]
+    passed = [e for e in counted if e.verdict == "pass"]
+    bad = [e for e in counted if e.verdict in ("failed", "fail")]
+    open_ = [e for e in counted if e.verdict == "inconclusive"]
+    idle = [e for e in counted if e.verdict == "unmeasured"]
+    parts = [f"{_named(bad)} failed"] if bad else []
+    parts += [f"{_named(open_)} {_is(open_)} inconclusive"] if open_ else []
+    if passed and not parts:
+        whole = f"{many(len(passed), 'engine')} passed" + _waived(passed)
+    elif passed:
+        whole = f"{_named(passed)} passed" + _waived(passed)
+    else:
+        whole = ""
+    parts = [whole, *parts] if whole else parts
+    if idle:
+        parts.append(f"{len(idle)} built, not run here")
+    if result.refused:
+        parts.append(f"{len(result.refused)} refused")
+    sentence = "; ".join(parts) or "no engine was built"
+    if passed:
+        return Answer("In part", sentence, "inconclusive") if bad or open_ else Answer("Yes", sentence, "pass")
+    return Answer("No", sentence, "fail") if bad else Answer("Not yet", sentence, "unmeasured")
+
+
+def _named(engines: Sequence[EngineResult]) -> str:
+    names = ", ".join(short(e.id) for e in engines[:NAMED])
+    return f"{names} and {len(engines) - NAMED} more" if len(engines) > NAMED else names
+
+
+def _is(engines: Sequence[EngineResult]) -> str:
+    return "is" if len(engines) == 1 else "are"
+
+
+def _waived(engines: Sequence[EngineResult]) -> str:
+    count = sum(bool(e.waived) for e in engines)
+    return f" ({count} with a waiver)" if count else ""

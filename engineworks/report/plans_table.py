@@ -1,0 +1,59 @@
+"""Plans on a terminal: the count first, then each step with its state; engines that cannot run here share a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from engineworks.report.counting import many
+from engineworks.report.terminal import print_table, say_wrapped, style_of
+
+if TYPE_CHECKING:
+    from engineworks.plan.plan import Plan, Step
+
+
+def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: bool) -> None:
+    """every: also each step for another GPU and each refused engine. verbose: also keys, and steps without use."""
+    for plan in plans:
+        say_wrapped(_counts(plan), "  ")
+        if quiet:
+            continue
+        steps = list(_shown(plan, verbose, every))
+        rows: list[tuple[str, str, str]] = [
+            (step.id + (f" [{step.key[:12]}]" if verbose else ""), step.state, step.reason) for step in steps
+        ]
+        rows += [(refused.id, "refused", refused.sentence) for refused in plan.refused if every]
+        if rows:
+            print_table(("step", "state", "why"), rows, styles={i: style_of(row[1]) for i, row in enumerate(rows)})
+        if not every and (lines := list(_grouped(plan))):
+            for line in (*lines[:-1], f"{lines[-1]} (--all lists them)"):
+                say_wrapped(line, "  ")
+
+
+def _counts(plan: Plan) -> str:
+    states = [step.state for step in plan.steps.values()]
+    return (
+        f"{plan.recipe}: {many(len(plan.engines), 'engine')}, {many(states.count('to do'), 'step')} to do, "
+        f"{states.count('cached')} cached, {states.count('needs another GPU')} for other hardware, "
+        f"{many(len(plan.refused), 'engine')} refused"
+    )
+
+
+def _shown(plan: Plan, verbose: bool, every: bool) -> Iterator[Step]:
+    for step in plan.steps.values():
+        if (step.state != "not needed" or verbose) and (step.state != "needs another GPU" or every):
+            yield step
+
+
+def _grouped(plan: Plan) -> Iterator[str]:
+    """One line per reason."""
+    from engineworks.report.grouping import refused_groups, shared_reason
+
+    by_reason: dict[str, list[str]] = {}
+    for engine in plan.engines:
+        if engine.unmeasured_because:
+            by_reason.setdefault(shared_reason(engine.unmeasured_because), []).append(engine.target.name)
+    for reason, targets in by_reason.items():
+        types = many(len(set(targets)), "GPU type")
+        yield f"{many(len(targets), 'engine')} for {types}: build only ({reason})"
+    yield from (group.sentence for group in refused_groups(plan.refused))

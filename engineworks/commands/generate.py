@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from engineworks.report import terminal
 from engineworks.settings import read_settings
 
 if TYPE_CHECKING:
+    from engineworks.engines.decoder.generation import Generator
     from engineworks.settings import Settings
 
 MOST_NEW = 100_000
@@ -30,12 +31,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, token by token. Example: engineworks generate tiny-decoder/fp32/cpu "You may" """
-    from engineworks.engines.decoder.generation import open_generator
-
     settings = read_settings()
     with TemporaryDirectory(prefix="engineworks-") as folder:
-        place, target = _champion(engine, settings, Path(folder)) if champion else _built(engine, settings)
-        generator = open_generator(place, target)
+        generator = _champion(engine, settings, Path(folder)) if champion else _built(engine, settings)
         pieces = []
         try:
             for piece in generator.stream(prompt, new):
@@ -51,32 +49,34 @@ def generate(
         terminal.say("")
 
 
-def _built(name: str, settings: Settings) -> tuple[Path, dict[str, Any]]:
-    """Return the folder and target of the latest engine with this id, or of this folder."""
+def _built(name: str, settings: Settings) -> Generator:
+    """Load the latest engine with this id, or the one in this folder."""
     from engineworks.commands.inspect import inspect_engine
+    from engineworks.engines.decoder.generation import open_generator
+    from engineworks.engines.verified import verified_engine
+    from engineworks.errors import InputError
 
     facts = inspect_engine(name, settings)
     if facts["kind"] != "engine":
-        from engineworks.errors import InputError
-
         raise InputError(f"{name}: is no engine that was built here", hint="name recipe/precision/target")
-    return Path(facts["path"]).parent, facts["target"]
+    with verified_engine(Path(facts["path"]).parent) as engine:
+        return open_generator(engine, facts["target"])
 
 
-def _champion(name: str, settings: Settings, into: Path) -> tuple[Path, dict[str, Any]]:
-    """Fetch and verify the champion of an engine id. Raises `InputError` where there is none."""
-    from engineworks.engines.passport import verify_folder
+def _champion(name: str, settings: Settings, into: Path) -> Generator:
+    """Fetch, verify and load the champion of an engine id, whose first part is the registered model.
+
+    Raises `InputError` where there is none, `TrustError`.
+    """
+    from engineworks.engines.decoder.loading import open_shipped_decoder
     from engineworks.engines.signing import read_trust
     from engineworks.errors import InputError
-    from engineworks.tracking.aliases import registered_name, slot_of
+    from engineworks.tracking.aliases import slot_of
     from engineworks.tracking.runs import open_tracking
 
     if name.count("/") != 2:
         raise InputError(f"'{name}' is no engine id", hint="name recipe/precision/target")
     registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
-    slot = slot_of(registered_name(name.partition("/")[0], ""), name)
-    found = registry.get(slot)
-    if found is None:
-        raise InputError(f"{name}: has no champion: it was never released", hint="run 'engineworks release'")
-    folder = registry.download(found, into)
-    return folder, dict(verify_folder(folder, read_trust()).target)
+    slot = slot_of(name.partition("/")[0], name)
+    fetched = registry.fetch(slot.model, None, slot.alias("champion"), into, read_trust())
+    return open_shipped_decoder(fetched.folder, fetched.passport)

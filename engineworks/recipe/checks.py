@@ -7,11 +7,8 @@ from math import prod
 
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
-<<<<<<< HEAD
-from engineworks.recipe.decoder import check_decoder
-=======
 from engineworks.recipe.batch import batch_dim
->>>>>>> main
+from engineworks.recipe.decoder import check_decoder
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS

@@ -14,10 +14,6 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.host.packages import installed_version
-<<<<<<< HEAD
-from engineworks.plan.decoder_documents import documents_of
-=======
->>>>>>> main
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
@@ -214,13 +210,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
 def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
     """Return evaluation data for one run, one array [rows, …] per input: 2 rows if the profiles allow it, otherwise
     their minimum batch."""
-<<<<<<< HEAD
-    from engineworks.fingerprint import FileDigests
-
-    allowed = documents_of(plan.loaded, FileDigests(None)).batches()
-=======
     allowed = evaluation_batches(plan.loaded.recipe)
->>>>>>> main
     rows = EXAMPLE_ROWS if allowed[0] < EXAMPLE_ROWS <= allowed[-1] else allowed[0]
     return dict(next(stored_evaluation(plan.loaded).batches([rows])))
 

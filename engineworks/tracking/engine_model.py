@@ -200,11 +200,6 @@ def _load_pyfunc(path: str) -> LoadedEngine | LoadedDecoder:
     from engineworks.engines.loading import open_engine
     from engineworks.engines.signing import read_trust
 
-<<<<<<< HEAD
-    if is_decoder(Path(path)):
-        return LoadedDecoder(open_shipped_decoder(Path(path)))
-    return LoadedEngine(open_engine(Path(path)))
-=======
     folder, trust = Path(path), read_trust()
     passport = read_shipped_passport(folder, trust)
     named = version_beside(folder) if trust.required else None
@@ -213,5 +208,6 @@ def _load_pyfunc(path: str) -> LoadedEngine | LoadedDecoder:
     else:
         registered, version = named
         check_role(registered, version, passport, trust)
+    if is_decoder(folder):
+        return LoadedDecoder(open_shipped_decoder(folder, passport))
     return LoadedEngine(open_engine(folder, passport))
->>>>>>> main

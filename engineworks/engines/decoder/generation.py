@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.engine_session import read_sidecar
+from engineworks.engines.verified import VerifiedEngine
 from engineworks.errors import RunError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -88,18 +87,15 @@ class Generator:
         self._session.close()
 
 
-def open_generator(folder: Path, target: Mapping[str, Any], *, streams: int = 1, checked: bool = False) -> Generator:
-    """Load a decoder's engine with its tokenizer. Raises `RunError` for an engine that is no decoder, or where this
-    host cannot run it, and `TrustError` if its bytes were altered."""
-    sidecar = read_sidecar(folder)
-    if "decoder" not in sidecar:
+def open_generator(engine: VerifiedEngine, target: Mapping[str, Any], *, streams: int = 1) -> Generator:
+    """Load a verified decoder with its tokenizer. Raises `RunError` for an engine that is no decoder, or where this
+    host cannot run it."""
+    if "decoder" not in engine.sidecar:
         raise RunError("this engine is no decoder: it generates no text", hint="'engineworks inspect' says what it is")
     try:
         import tokenizers
     except ImportError:
-        raise RunError(
-            "text needs tokenizers, which is not installed", hint="pip install 'engineworks[text]'"
-        ) from None
-    session = open_decoder(folder, target, streams, checked=checked)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    return Generator(session, tokenizer, sidecar["decoder"]["stop"])
+        hint = "pip install 'engineworks[text]'"
+        raise RunError("text needs tokenizers, which is not installed", hint=hint) from None
+    tokenizer = tokenizers.Tokenizer.from_file(str(engine.path.parent / TOKENIZER_FILE))
+    return Generator(open_decoder(engine, target, streams), tokenizer, engine.sidecar["decoder"]["stop"])

@@ -1,4 +1,4 @@
-"""The stored engine of a decoder → a session, after its bytes are verified."""
+"""The stored engine of a decoder → a session, from the very bytes that were verified."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from typing import Any
 
 from engineworks.engines.backends import onnxruntime as cpu
 from engineworks.engines.decoder.base import DecoderSession
-from engineworks.engines.engine_files import check_engine
-from engineworks.engines.engine_session import read_sidecar, runner_of
+from engineworks.engines.engine_session import runner_of
+from engineworks.engines.verified import VerifiedEngine, named
 from engineworks.errors import RunError
 from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.runtime.ort_errors import ort_errors, what_failed
 
 
-def open_decoder(folder: Path, target: Mapping[str, Any], streams: int, *, checked: bool = False) -> DecoderSession:
-    """Load a decoder's engine for so many streams. Raises `RunError` where this host cannot run it, `TrustError` if its
-    bytes were altered. checked: the caller has verified them."""
+def open_decoder(engine: VerifiedEngine, target: Mapping[str, Any], streams: int) -> DecoderSession:
+    """Load a verified decoder for so many streams. Raises `RunError` where this host cannot run it."""
     runner_of(target)
-    if not checked:
-        check_engine(folder)
-    sidecar = read_sidecar(folder)
-    interface = DecoderInterface.from_json(sidecar["decoder"]["interface"])
-    return open_onnx_decoder(folder / sidecar["engine"], interface, streams, target["options"])
+    interface = DecoderInterface.from_json(engine.sidecar["decoder"]["interface"])
+    with named(engine.path, engine.source):
+        return open_onnx_decoder(engine.path, interface, streams, target["options"])
 
 
 def open_onnx_decoder(

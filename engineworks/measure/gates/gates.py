@@ -11,11 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-<<<<<<< HEAD
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
-=======
 from engineworks.measure.gates.slices import slice_findings
->>>>>>> main
 from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
 from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
@@ -103,15 +100,12 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
             yield _metric_check(field, metric, limit)
     if metric is not None and metric.get("dead_classes"):
         yield _dead_classes(metric)
-<<<<<<< HEAD
     if report.get("decoder") is not None:
         given = {"greedy_agreement": limits.greedy_agreement, "token_agreement": limits.token_agreement}
         for found in decoder_findings(report["decoder"], metric, given):
             yield Check(found.name, found.verdict, found.sentence)
-=======
     for name, word, sentence in slice_findings(metric, limits.worst_slice_ratio):
         yield Check(name, word, sentence)
->>>>>>> main
     if report.get("served") is not None:
         for finding in served_findings(report["served"], limits.cosine):
             yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
@@ -196,14 +190,14 @@ def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> C
 
 def _perplexity_check(field: str, metric: Mapping[str, Any], limit: Any, good: bool, wanted: str) -> Check:
     """Check of a decoder's perplexity; the text may be too short to know a ratio."""
-    figures = f"{_figure(metric['engine'])}, fp32 {_figure(metric['reference'])}"
+    figures = f"{figure(metric['engine'])}, fp32 {figure(metric['reference'])}"
     sentence = f"perplexity on {metric['samples']:,} tokens: {figures}"
     if field != "metric_ratio":
         return Check(field, "pass" if good else "fail", f"{sentence}, limit {wanted}.")
     word = perplexity_verdict(metric, limit)
     low, high = metric["interval"] or (None, None)
-    known = f", 95 % interval {_figure(low)} to {_figure(high)}" if low is not None else ""
-    sentence += f" (ratio {_figure(metric['ratio'])}{known}), limit {wanted}."
+    known = f", 95 % interval {figure(low)} to {figure(high)}" if low is not None else ""
+    sentence += f" (ratio {figure(metric['ratio'])}{known}), limit {wanted}."
     return Check(field, word, sentence + (" The text is too short to tell." if word == "inconclusive" else ""))
 
 

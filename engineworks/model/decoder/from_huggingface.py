@@ -42,7 +42,7 @@ def load_decoder(folder: Path, *, attention: str = "eager") -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, dtype=torch.float32, attn_implementation=attention,
-            trust_remote_code=False, output_loading_info=True,
+            trust_remote_code=False, output_loading_info=True, use_safetensors=True,
         )  # fmt: skip
     except Exception as error:  # transformers raises whatever its parts raise
         raise ExportError(f"{folder}: transformers cannot load it as a decoder: {error}", log=repr(error)) from error

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.engine_session import read_sidecar
+from engineworks.engines.verified import verified_engine
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
 from engineworks.plan.kinds import ACCURACY_FILE
@@ -23,9 +23,9 @@ from engineworks.steps.step_job import StepJob
 
 def run(job: StepJob) -> None:
     texts, reference = read_texts(job.path("evaluation")), Reference(job.inputs["reference"])
-    sidecar = read_sidecar(job.inputs["build"])
-    logits_name = sidecar["decoder"]["interface"]["logits"]
-    session = open_decoder(job.inputs["build"], job.params["target"], max(STREAMS, *job.params["decoder"]["streams"]))
+    streams = max(STREAMS, *job.params["decoder"]["streams"])
+    with verified_engine(job.inputs["build"]) as engine:
+        session, decoder = open_decoder(engine, job.params["target"], streams), engine.sidecar["decoder"]
     try:
         comparison, metric, usual_error = _texts(session, texts, reference)
         prompts = _prompts(session, texts.prompts, reference, usual_error, job)
@@ -35,12 +35,12 @@ def run(job: StepJob) -> None:
     job.write_json(
         ACCURACY_FILE,
         {
-            "outputs": {logits_name: comparison.result().to_json()},
+            "outputs": {decoder["interface"]["logits"]: comparison.result().to_json()},
             "metric": metric,
             "samples": len(texts.texts),
             "batches": [1],
             "decoder": {
-                "computes": sidecar["decoder"]["computes"], "situations": situations, "prompts": prompts,
+                "computes": decoder["computes"], "situations": situations, "prompts": prompts,
                 "usual_error": usual_error,
             },
         },

@@ -14,8 +14,8 @@ from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import MemoryMeter, RunTimes
 from engineworks.engines.decoder.base import DecoderSession
 from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.engine_files import check_engine
-from engineworks.engines.engine_session import read_sidecar, runner_of
+from engineworks.engines.engine_session import runner_of
+from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.latency import BRIEF, Sampling, measure_latency, percentiles, rounded, sample_runs
 from engineworks.measure.statistics import quantile
 from engineworks.model.decoder.interface import DecoderInterface
@@ -31,21 +31,24 @@ MIB = 2**20
 
 def run(job: StepJob) -> None:
     """Write `latency.json` as `steps.measure` does; each shape with the figures of `_shape` besides."""
-    target, sidecar = job.params["target"], read_sidecar(job.inputs["build"])
+    with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
+        job.write_json(LATENCY_FILE, _measure(job, engine))
+
+
+def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
+    target = job.params["target"]
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:
         importlib.import_module(module)
-    check_engine(job.inputs["build"])
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib, long = meter.peak_mib(), read_texts(job.path("evaluation")).long
     shapes: dict[str, Any] = {}
     load_ms, notes = 0.0, list[str]()
     for name, asked in sorted(job.params["at"].items(), key=lambda item: _positions(item[1]["dims"])):
-        at = asked["dims"]
         readings.take(LOADING)
         start = time.perf_counter()
-        session = open_decoder(job.inputs["build"], target, at["streams"], checked=True)
+        session = open_decoder(engine, target, asked["dims"]["streams"])
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
         try:
             shapes[name] = _shape(session, asked, long, meter, before_mib, readings, name)
@@ -58,15 +61,13 @@ def run(job: StepJob) -> None:
             f"{shapes[name]['tokens_per_s']:.1f} tokens/s in all"
         )
     readings.take(AFTER)
-    job.write_json(
-        LATENCY_FILE,
-        {
-            "load_ms": load_ms, "engine_mib": sidecar["bytes"] / MIB, "memory_total_mib": meter.total_mib() or None,
-            "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": [],
-            "serving": job.params["serving"], "disturbed_before": 0, "notes": list(dict.fromkeys(notes)), "facts": {},
-            "load_complaints": readings.complaints(LOADING), "device": readings.to_json(), "loads": {},
-        },
-    )  # fmt: skip
+    return {
+        "load_ms": load_ms, "engine_mib": engine.sidecar["bytes"] / MIB, "memory_total_mib": meter.total_mib() or None,
+        "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": [],
+        "serving": job.params["serving"], "disturbed_before": job.params.get("disturbed_before", 0),
+        "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": readings.complaints(LOADING),
+        "device": readings.to_json(), "loads": {},
+    }  # fmt: skip
 
 
 def _shape(

@@ -79,7 +79,8 @@ class DecoderDocuments(Documents):
         document["hardware"] = facts.hardware()
         return document, {**unkeyed, **device_cache(document, facts.libraries, build)}
 
-    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Unkeyed]:
+    def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
+        del lower  # its layers are not timed
         params: dict[str, Any] = {
             "decoder": self._streams(), "at": self._at, "sweep": [], "streams": [],
             "target": target.to_json(), "serving": self._serving(),

@@ -123,6 +123,8 @@ def _data(recipe: Recipe, node: Node) -> Iterator[Problem]:
         yield Problem(
             node.key_place((*at, "labels")), "a decoder's labels are the next tokens of its texts", "remove it"
         )
+    if evaluation.slices is not None:
+        yield Problem(node.key_place((*at, "slices")), "slices are not for decoders yet", "remove them")
     if recipe.data.calibration is not None:
         yield Problem(
             node.key_place(("data", "calibration")), "a decoder's precisions need no calibration", "remove it"

@@ -10,8 +10,9 @@ from engineworks.model.decoder.interface import DecoderInterface, read_interface
 from engineworks.model.export.from_huggingface import find_folder, source_files
 from engineworks.recipe.datasets.decoder_text import plan_decoder_text
 from engineworks.recipe.datasets.text import TOKENIZER_FILES
+from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.file_lookup import Finder, FoundModel, Where
-from engineworks.recipe.recipe import Decoder, Recipe
+from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec
 

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from engineworks.recipe.listed import columns_as_list, columns_schema, npz_schema
+from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.metric import Factory, Metric
 from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
+from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
@@ -86,15 +87,6 @@ class Source(Part):
     task: str | None = Field(None, description="Hugging Face task, e.g. text-classification; default: from its config")
 
 
-class Decoder(Part):
-    """A decoder language model with a KV cache."""
-
-    context: Length = Field(description="positions that the cache holds: tokens of prompt and continuation")
-    cache: dict[str, str] = Field(
-        default_factory=dict, description="of an ONNX file: cache input: its output; default: by their usual names"
-    )
-
-
 class Model(Part):
     source: Source = Field(description="where the model comes from")
     decoder: Decoder | None = Field(None, description="the model is a decoder that generates text")
@@ -115,7 +107,7 @@ class Input(Part):
 class Samples(Part):
     """Samples of the model's inputs: exactly one of npz, text, images."""
 
-    npz: Annotated[tuple[str, ...] | None, BeforeValidator(columns_as_list)] = Field(
+    npz: Annotated[tuple[str, ...] | None, BeforeValidator(as_list)] = Field(
         None,
         min_length=1,
         json_schema_extra=npz_schema,
@@ -128,7 +120,7 @@ class Samples(Part):
     names: dict[str, str] = Field(
         default_factory=dict, description="model input: array name, or what the tokenizer calls it, where they differ"
     )
-    columns: Annotated[tuple[str, ...], BeforeValidator(columns_as_list)] = Field(
+    columns: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
         ("text",),
         min_length=1,
         max_length=2,
@@ -156,10 +148,12 @@ class Evaluation(Samples):
         description="npz: array of labels, one per sample; text: column; images: 'folder' (a subfolder per class) or a "
         ".csv file with the columns file and label",
     )
-    slices: str | None = Field(
+    slices: Annotated[str | None, BeforeValidator(as_name)] = Field(
         None,
+        json_schema_extra=slices_schema,
         description="name of the slice of each sample; the metric is judged on each slice too; npz: an array of texts "
-        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file",
+        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file; "
+        "or {python: module:function}, which names them from inputs and labels",
     )
 
 
@@ -311,9 +305,7 @@ class Regression(Part):
 
 
 class Performance(Part):
-    at: dict[Name, dict[DimName, Extent]] = Field(
-        description="named shapes to measure; of decoders: prompt, new and streams"
-    )
+    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes; of decoders: prompt, new, streams")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")

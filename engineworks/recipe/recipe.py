@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.metric import Factory, Metric
 from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
+from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
@@ -101,31 +102,13 @@ class Input(Part):
     )
 
 
-def _columns(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _columns_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a name and a list."""
-    listed = dict(schema)
-    schema.clear()
-    words = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"type": "string"}, listed], **words)
-
-
-def _npz_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a file and a list of files."""
-    listed = next(choice for choice in schema.pop("anyOf") if choice.get("type") == "array")
-    schema["anyOf"] = [{"type": "string"}, listed, {"type": "null"}]
-
-
 class Samples(Part):
     """Samples of the model's inputs: exactly one of npz, text, images."""
 
-    npz: Annotated[tuple[str, ...] | None, BeforeValidator(_columns)] = Field(
+    npz: Annotated[tuple[str, ...] | None, BeforeValidator(as_list)] = Field(
         None,
         min_length=1,
-        json_schema_extra=_npz_schema,
+        json_schema_extra=npz_schema,
         description=".npz file of arrays by name, axis 0 counts the samples; pickled arrays are refused. Or a list of "
         "files, globs among them: each file may have another length of a named dimension",
     )
@@ -135,11 +118,11 @@ class Samples(Part):
     names: dict[str, str] = Field(
         default_factory=dict, description="model input: array name, or what the tokenizer calls it, where they differ"
     )
-    columns: Annotated[tuple[str, ...], BeforeValidator(_columns)] = Field(
+    columns: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
         ("text",),
         min_length=1,
         max_length=2,
-        json_schema_extra=_columns_schema,
+        json_schema_extra=columns_schema,
         description="text: the column with the text, or the two columns of a pair",
     )
     tokenizer: str | None = Field(None, description="text: folder of the tokenizer; default: the model's own")
@@ -160,10 +143,12 @@ class Evaluation(Samples):
         description="npz: array of labels, one per sample; text: column; images: 'folder' (a subfolder per class) or a "
         ".csv file with the columns file and label",
     )
-    slices: str | None = Field(
+    slices: Annotated[str | None, BeforeValidator(as_name)] = Field(
         None,
+        json_schema_extra=slices_schema,
         description="name of the slice of each sample; the metric is judged on each slice too; npz: an array of texts "
-        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file",
+        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file; "
+        "or {python: module:function}, which names them from inputs and labels",
     )
 
 
@@ -326,6 +311,9 @@ class Triton(Part):
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
     warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+    python_environment: str | None = Field(
+        None, description="Python backend: the model's environment on the server, a folder or an archive by conda-pack"
+    )
 
 
 class Release(Part):

@@ -102,6 +102,8 @@ def write_package(
     available: the server's backends. Raises `InputError` where `out` holds something else, or where the server has no
     backend for an engine.
     """
+    if loaded.recipe.model.decoder is not None:
+        raise InputError(f"{loaded.name}: a decoder has no Triton package yet", hint="'engineworks release' ships it")
     return write_models(package_settings(loaded), stored_evaluation(loaded), engines, out, available)
 
 

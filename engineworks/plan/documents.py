@@ -52,6 +52,8 @@ TORCH_LIBRARIES = {
 class Documents:
     """Makes the documents of one recipe's steps. Each method returns the document and the paths behind its digests."""
 
+    lowered_reference_is_needed = True
+
     def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
         self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
         self._files, self._digests = loaded.files, digests
@@ -160,7 +162,7 @@ class Documents:
         unkeyed: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-            unkeyed |= _device_cache(document, facts.libraries)
+            unkeyed |= device_cache(document, facts.libraries)
         return document, unkeyed
 
     def reference(self, fold: str) -> tuple[Document, Unkeyed]:
@@ -225,7 +227,7 @@ class Documents:
         document["hardware"] = facts.hardware()
         for own in filter(None, (python_metric(metric), data.slice_function)):
             document["libraries"] |= self._imports(own)
-        return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
+        return document, {**place, "folder": self._files.folder} | device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
@@ -239,7 +241,7 @@ class Documents:
         facts = backend_facts(target.target.backend)
         document = self._document("measure", params, {"build": build, "lower": lower, **made}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, place | _device_cache(document, facts.libraries, build)
+        return document, place | device_cache(document, facts.libraries, build)
 
     def serve(
         self, target: NamedTarget, build: str, compared: tuple[str, Document], server: Document
@@ -350,7 +352,7 @@ class Documents:
         }
 
 
-def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+def device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
     """Return the device, driver, versions and, for a cache of one engine's kernels, engine that a cache belongs to.
 
     Empty without a GPU. A cache is never shared across any of them.

@@ -18,6 +18,7 @@ from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
+from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.documents import Documents, Unkeyed
 from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
@@ -194,7 +195,7 @@ def plan_recipe(
     pairs = product(loaded.recipe.precisions, loaded.targets)
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
-    documents, shared = Documents(loaded, digests), dict[str, str]()
+    documents, shared = documents_of(loaded, digests), dict[str, str]()
     uses = known_uses(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     steps: dict[str, Step] = {}
@@ -316,8 +317,10 @@ def _plan_engine(
     build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
     reference = once("reference", f"{recipe}/reference", partial(documents.reference, fold))
     chosen: dict[StepName, str] = {"build": build}
-    name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
-    lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
+    lowered = ""
+    if documents.lowered_reference_is_needed:
+        name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
+        lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference, lowered))
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
     comparison = None

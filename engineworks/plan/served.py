@@ -20,6 +20,8 @@ def server_of(recipe: Recipe, digests: FileDigests) -> tuple[Document | None, st
     """Return what identifies the server at hand, None where the recipe's packages are not served here; and why."""
     if not is_served(recipe):
         return None, ""
+    if recipe.model.decoder is not None:
+        return None, "a decoder has no Triton package yet"
     server = find_server()
     if server is None:
         return None, NO_SERVER

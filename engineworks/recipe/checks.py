@@ -8,6 +8,7 @@ from math import prod
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.batch import batch_dim
+from engineworks.recipe.decoder import check_decoder
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
@@ -61,7 +62,7 @@ SOURCES = ("onnx", "torch", "huggingface", "mlflow")
 
 SAMPLE_KEYS: Mapping[str, tuple[str, ...]] = {
     "npz": ("names",),
-    "text": ("names", "columns", "tokenizer", "max_length", "padding"),
+    "text": ("names", "columns", "tokenizer", "max_length", "padding", "messages"),
     "images": ("processor",),
 }
 """Kinds of data, and the keys allowed with each besides `samples` and `labels`."""
@@ -77,7 +78,7 @@ def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _twins(path: tuple[str, ...], values: Sequence[str | int], node: Node) -> Iterator[Problem]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            yield Problem(node.at((*path, index)).place, f"'{value}' stands twice in {path[-1]}", "remove one")
+            yield Problem(node.at((*path, index)).place, f"duplicate '{value}' in {path[-1]}", "remove one")
 
 
 def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -103,6 +104,8 @@ def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.model.decoder is not None:  # its shapes have other dimensions
+        return
     dims = dynamic_dims(recipe)
     whole = _profiles_can_be_asked(recipe)
     for name, lengths in recipe.performance.at.items():
@@ -117,6 +120,9 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
         if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
             message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
             yield Problem(node.at(path).place, message, _profile_limits(recipe), _SHAPES)
+
+
+def _budgets_have_shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for name in recipe.performance.budget:
         if name not in recipe.performance.at:
             place = node.key_place(("performance", "budget", name))
@@ -185,8 +191,8 @@ def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]
         limits = recipe.accuracy.limits.get(precision)
         if precision != AUTO and (limits is None or not limits.model_fields_set):
             place = node.at(("precisions", index)).place
-            hint = f"without a limit nothing can fail: say e.g. {precision}: {{cosine: 0.99}}"
-            yield Problem(place, f"accuracy.limits says nothing of {precision}", hint, ("accuracy", "limits"))
+            hint = f"without a limit nothing can fail: add e.g. {precision}: {{cosine: 0.99}}"
+            yield Problem(place, f"no accuracy limit for {precision}", hint, ("accuracy", "limits"))
 
 
 def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -215,6 +221,8 @@ def _slices_are_judged(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _metric_has_labels(recipe: Recipe, node: Node) -> Iterator[Problem]:
     metric = recipe.accuracy.metric
     if metric is None or recipe.data.evaluation.labels is not None or metric_name(metric) in WITHOUT_LABELS:
+        return
+    if recipe.model.decoder is not None:  # the next tokens are its labels
         return
     message = f"the metric '{metric_name(metric)}' needs labels, and data.evaluation names none"
     yield Problem(node.at(("accuracy", "metric")).place, message, "data: {evaluation: {labels: NAME}}")
@@ -320,7 +328,9 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _samples_are_of_one_kind,
     _lists_have_no_twins,
     _profiles_are_whole,
+    check_decoder,
     _named_shapes_fit,
+    _budgets_have_shapes,
     _sweep_fits,
     _streams_have_no_twins,
     *PRECISION_CHECKS,

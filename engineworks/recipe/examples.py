@@ -33,8 +33,13 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "Model": {
         "source": "{onnx: models/net.onnx}",
+        "decoder": "{context: 1024}",
         "opset": "17",
         "files": "[weights.pt]",
+    },
+    "Decoder": {
+        "context": "1024",
+        "cache": "{past_k: present_k, past_v: present_v}",
     },
     "Source": {
         "onnx": "models/net.onnx",
@@ -58,6 +63,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "images": "photos",
         "columns": "[premise, hypothesis]",
         "tokenizer": "fetched/minilm",
+        "messages": "messages",
         "processor": "fetched/vit",
         "max_length": "128",
         "padding": "max_length",
@@ -70,6 +76,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "images": "photos",
         "columns": "[premise, hypothesis]",
         "tokenizer": "fetched/minilm",
+        "messages": "messages",
         "processor": "fetched/vit",
         "max_length": "128",
         "padding": "max_length",
@@ -110,6 +117,8 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "synthetic_cosine": "0.9",
         "max_abs": "0.01",
         "mean_abs": "0.001",
+        "greedy_agreement": "0.9",
+        "token_agreement": "0.95",
     },
     **METRIC_EXAMPLES,
     "Performance": {
@@ -129,6 +138,8 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "load_ms": "2000",
         "first_run_ms": "500",
         "engine_mib": "90",
+        "first_token_ms": "10",
+        "tokens_per_s": "400",
     },
     "Sweep": {"batch": "[1, 8, 16, 32]", "at": "single", "latency_ms": "3"},
     "ServingOptions": {"cuda_graphs": "true", "kernels": "eager", "load": "{qps: 200, p99_ms: 15}"},

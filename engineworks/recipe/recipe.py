@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.metric import Factory, Metric
 from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
 from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
@@ -88,6 +89,7 @@ class Source(Part):
 
 class Model(Part):
     source: Source = Field(description="where the model comes from")
+    decoder: Decoder | None = Field(None, description="the model is a decoder that generates text")
     opset: Opset = Field(18, description="ONNX opset to export with; ONNX files keep theirs")
     files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
 
@@ -135,6 +137,9 @@ class Samples(Part):
     padding: Literal["longest", "max_length"] = Field(
         "longest", description="text: pad to the longest text of a batch, or all to max_length"
     )
+    messages: str | None = Field(
+        None, description="decoders: the column with a chat, a list of {role, content}, for the tokenizer's template"
+    )
 
 
 class Evaluation(Samples):
@@ -154,7 +159,7 @@ class Evaluation(Samples):
 
 class Data(Part):
     calibration: Samples | None = Field(None, description="samples that int8 and fp8 take their ranges from")
-    evaluation: Evaluation = Field(description="samples that engines are held against the fp32 reference on")
+    evaluation: Evaluation = Field(description="samples on which engines are compared with the fp32 reference")
 
 
 class Calibration(Part):
@@ -175,7 +180,7 @@ class Calibration(Part):
 
 
 class Mixture(Part):
-    """A precision of one's own: globs of node names, or `op:` and an operator such as `op:MatMul`."""
+    """A custom precision: globs of node names, or `op:` and an operator such as `op:MatMul`."""
 
     default: Float | None = Field(None, description="of all nodes that nothing else names; default: as around int8")
     fp32: tuple[str, ...] = Field((), description="nodes that stay fp32 where the default is fp16 or bf16")
@@ -212,6 +217,12 @@ class Limits(Part):
         None, description="largest absolute difference from the reference, of every output"
     )
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
+    greedy_agreement: Fraction | None = Field(
+        None, description="decoders: smallest share of tokens generated as fp32 does, until the first that differs"
+    )
+    token_agreement: Fraction | None = Field(
+        None, description="decoders: smallest share of positions whose most probable next token is fp32's"
+    )
 
 
 METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
@@ -224,7 +235,7 @@ class Accuracy(Part):
     )
     output: str | None = Field(None, description="output that the metric reads; default: the first")
     limits: dict[Precision | Name, Limits] = Field(
-        default_factory=dict, description="of each precision, mixtures of one's own included"
+        default_factory=dict, description="of each precision, custom mixtures included"
     )
 
 
@@ -239,6 +250,8 @@ class Budget(Part):
     load_ms: Positive | None = Field(None, description="longest time from the stored bytes to the first run")
     first_run_ms: Positive | None = Field(None, description="longest very first run at this shape, with copies")
     engine_mib: Positive | None = Field(None, description="largest size of the engine")
+    first_token_ms: Positive | None = Field(None, description="decoders: longest median time to the first token")
+    tokens_per_s: Positive | None = Field(None, description="decoders: fewest tokens per second of all streams")
 
 
 class Sweep(Part):
@@ -302,7 +315,7 @@ class Regression(Part):
 
 
 class Performance(Part):
-    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
+    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes; of decoders: prompt, new, streams")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
@@ -337,12 +350,12 @@ class Release(Part):
 
 
 class Waiver(Part):
-    """A named failure that is let through until a day: who answers for it, and why."""
+    """A named failure that is accepted until a day: who answers for it, and why."""
 
     check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
-    reason: Words = Field(description="why it is let through")
+    reason: Words = Field(description="why it is accepted")
     expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
 
 
@@ -387,7 +400,7 @@ class Recipe(Part):
         json_schema_extra=_auto_schema,
         description="what engines compute in, one engine each, or names of mixtures; auto: try and choose per target",
     )
-    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="custom precisions")
     data: Data = Field(description="samples of the model's inputs")
     calibration: Calibration = Field(Calibration(), description="how activations are quantized")
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
@@ -396,5 +409,5 @@ class Recipe(Part):
         Performance(at={}), description="what is measured, and how fast and small an engine must be"
     )
     release: Release = Field(Release(), description="name in the registry, and how engines are served")
-    waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")
+    waivers: tuple[Waiver, ...] = Field((), description="failures that are accepted, each until a day")
     time_limits: TimeLimits = Field(TimeLimits(), description="seconds after which a step is killed")

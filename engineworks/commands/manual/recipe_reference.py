@@ -11,6 +11,7 @@ from engineworks.recipe.schema import recipe_schema
 SECTIONS = {
     "Recipe": "A recipe",
     "Model": "model",
+    "Decoder": "model.decoder",
     "Source": "model.source",
     "Input": "inputs.NAME",
     "Data": "data",

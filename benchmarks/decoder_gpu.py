@@ -289,14 +289,14 @@ def _speed(out: Path, session: Any, left: float) -> dict[str, Any]:
         session.reset()
         start = time.perf_counter()
         for stream in range(streams):
-            session.step({stream: tokens[:PROMPT]})[stream][-1].argmax()
+            session.last_logits({stream: tokens[:PROMPT]})[stream].argmax()
         first.append(1000 * (time.perf_counter() - start))
     step, ends = [], time.monotonic() + min(8.0, max(2.0, left))
     ids = np.full(streams, int(tokens[PROMPT]))
     while time.monotonic() < ends:
         session.reset()
         for stream in range(streams):
-            session.step({stream: tokens[:PROMPT]})
+            session.last_logits({stream: tokens[:PROMPT]})
         for _ in range(200):
             start = time.perf_counter()
             session.next_step(ids)

@@ -68,6 +68,14 @@ def test_a_step_beyond_the_context_changes_nothing(opened):
     assert opened.lengths == (94, 0, 0, 0)
 
 
+def test_the_last_logits_are_those_of_a_step(opened):
+    texts = dict(enumerate(texts_for(opened)))
+    last = opened.last_logits(texts)
+    opened.reset()
+    for stream, logits in opened.step(texts).items():
+        assert last[stream] == pytest.approx(logits[-1], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [

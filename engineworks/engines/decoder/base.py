@@ -47,6 +47,10 @@ class DecoderSession(Protocol):
         """
         ...
 
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        """As `step`, but return only the logits after each stream's last token: f32 [vocabulary]."""
+        ...
+
     def next_step(self, tokens: Tokens) -> None:
         """Append one token to every stream, as in `step`, without reading the logits: what is timed. tokens: [streams].
         Waits until it is done."""

@@ -42,7 +42,7 @@ class Generator:
         """Yield the continuation piece by piece, until a stop token, `new` tokens or the end of the context."""
         ids, made, shown = self.tokens(prompt), list[int](), ""
         self._session.reset([0])
-        logits = self._session.step({0: ids})[0][-1]
+        logits = self._session.last_logits({0: ids})[0]
         room = min(new, self._session.interface.context - len(ids))
         while len(made) < room:
             token = int(logits.argmax())
@@ -54,7 +54,7 @@ class Generator:
                 yield text[len(shown) :]
                 shown = text
             if len(made) < room:
-                logits = self._session.step({0: np.array([token], np.int64)})[0][-1]
+                logits = self._session.last_logits({0: np.array([token], np.int64)})[0]
         rest = self._tokenizer.decode(made)[len(shown) :]
         if rest:
             yield rest
@@ -70,7 +70,7 @@ class Generator:
         context, session = self._session.interface.context, self._session
         session.reset()
         made: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
-        last = {i: logits[-1] for i, logits in session.step(dict(enumerate(prompts))).items()}
+        last = session.last_logits(dict(enumerate(prompts)))
         while True:
             going = {}
             for i, logits in last.items():
@@ -81,7 +81,7 @@ class Generator:
             going = {i: t for i, t in going.items() if len(made[i]) < min(new, context - len(prompts[i]))}
             if not going:
                 return [self._tokenizer.decode(made[i]) for i in range(len(prompts))]
-            last = {i: logits[-1] for i, logits in session.step(going).items()}
+            last = session.last_logits(going)
 
     def close(self) -> None:
         self._session.close()

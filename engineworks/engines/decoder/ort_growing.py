@@ -63,6 +63,9 @@ class OrtGrowingDecoder:
                 self._lengths[stream] += count
         return found
 
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        return {stream: logits[-1] for stream, logits in self.step(tokens).items()}
+
     def next_step(self, tokens: Tokens) -> None:
         self.step({stream: tokens[stream : stream + 1] for stream in range(self.streams)})
 

@@ -58,6 +58,12 @@ class OrtInPlaceDecoder:
         return ()
 
     def step(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        return self._step(tokens, last=False)
+
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        return {stream: logits[0] for stream, logits in self._step(tokens, last=True).items()}
+
+    def _step(self, tokens: Mapping[int, Tokens], *, last: bool) -> dict[int, Logits]:
         check_tokens(self._interface, self._lengths, tokens)
         found: dict[int, Logits] = {}
         for low, high in self._ranges(tokens):
@@ -72,7 +78,8 @@ class OrtInPlaceDecoder:
             for stream in range(low, high):
                 if stream in tokens:
                     count = len(tokens[stream])
-                    found[stream] = bound.logits[stream - low, :count].astype(np.float32)
+                    first = count - 1 if last else 0
+                    found[stream] = bound.logits[stream - low, first:count].astype(np.float32)
                     self._lengths[stream] += count
         return found
 

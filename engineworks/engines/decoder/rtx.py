@@ -101,6 +101,12 @@ class RtxDecoder:
             return self._together(tokens)
         return {stream: self._alone(stream, new) for stream, new in tokens.items()}
 
+    def last_logits(self, tokens: Mapping[int, Tokens]) -> dict[int, Logits]:
+        if len(tokens) > 1 and all(len(new) == 1 for new in tokens.values()):
+            return {stream: logits[0] for stream, logits in self.step(tokens).items()}
+        check_tokens(self._interface, self._lengths, tokens)
+        return {stream: self._alone(stream, new, last=True)[-1] for stream, new in tokens.items()}
+
     def next_step(self, tokens: Tokens) -> None:
         check_tokens(self._interface, self._lengths, {s: tokens[s : s + 1] for s in range(self.streams)})
         if (self.streams, 1) not in self._engines:
@@ -139,16 +145,20 @@ class RtxDecoder:
             self._lengths[stream] += 1
         return {stream: logits[stream].copy() for stream in tokens}
 
-    def _alone(self, stream: int, new: Tokens) -> Logits:
+    def _alone(self, stream: int, new: Tokens, *, last: bool = False) -> Logits:
+        """Return logits [len(new), vocabulary]; last: those of the last token alone, [1, vocabulary]."""
         found, begin = [], 0
         for size, real in pieces(len(new), self._lengths[stream], self._interface.context, self._sizes):
             bound = self._bind(1, size, stream)
             bound.ids[:] = 0
             bound.ids[0, :real] = new[begin : begin + real]
             bound.at[0] = self._lengths[stream]
-            found.append(bound.run()[0, :real].copy())
             self._lengths[stream] += real
             begin += real
+            if not last or begin == len(new):
+                found.append(bound.run(slice(real - 1 if last else 0, real))[0].copy())
+            else:
+                bound.run(logits=False)
         return np.concatenate(found)
 
     def _bind(self, batch: int, tokens: int, first: int) -> _Bound:
@@ -218,19 +228,23 @@ class _Bound:
         if not self._context.execute_async_v3(self._stream.handle):
             raise RunError("TensorRT-RTX failed to run a step")
 
-    def run(self, *, logits: bool = True) -> NDArray[np.float32]:
-        """Run once, waiting until it is done. Returns logits f32 [batch, tokens, vocabulary]; without `logits`, those
-        of an earlier run."""
+    def run(self, tokens: slice = slice(None), *, logits: bool = True) -> NDArray[np.float32]:
+        """Run once, waiting until it is done. Returns logits f32 [batch, tokens, vocabulary]; nothing without `logits`.
+
+        tokens: those whose logits are copied from the GPU; of a batch all.
+        """
         for pinned, device, view in zip(self._pinned[:2], self._device[:2], (self.ids, self.at), strict=True):
             self._stream.copy_in(device.address, pinned.address, view.nbytes)
         if self._graphs and self._ran:
             self._capture()
         self._graph.launch(self._stream) if self._graph else self._launch()
         self._ran = True
+        wanted = self._logits[:, tokens]
         if logits:
-            self._stream.copy_out(self._pinned[2].address, self._device[2].address, self._logits.nbytes)
+            offset = (tokens.start or 0) * self._logits[0, 0].nbytes
+            self._stream.copy_out(self._pinned[2].address + offset, self._device[2].address + offset, wanted.nbytes)
         self._stream.wait()
-        return self._logits.astype(np.float32) if logits else np.empty(0, np.float32)
+        return wanted.astype(np.float32, copy=False) if logits else np.empty(0, np.float32)
 
     def free(self) -> None:
         if self._graph:

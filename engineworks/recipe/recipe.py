@@ -154,7 +154,7 @@ class Evaluation(Samples):
 
 class Data(Part):
     calibration: Samples | None = Field(None, description="samples that int8 and fp8 take their ranges from")
-    evaluation: Evaluation = Field(description="samples that engines are held against the fp32 reference on")
+    evaluation: Evaluation = Field(description="samples on which engines are compared with the fp32 reference")
 
 
 class Calibration(Part):
@@ -175,7 +175,7 @@ class Calibration(Part):
 
 
 class Mixture(Part):
-    """A precision of one's own: globs of node names, or `op:` and an operator such as `op:MatMul`."""
+    """A custom precision: globs of node names, or `op:` and an operator such as `op:MatMul`."""
 
     default: Float | None = Field(None, description="of all nodes that nothing else names; default: as around int8")
     fp32: tuple[str, ...] = Field((), description="nodes that stay fp32 where the default is fp16 or bf16")
@@ -224,7 +224,7 @@ class Accuracy(Part):
     )
     output: str | None = Field(None, description="output that the metric reads; default: the first")
     limits: dict[Precision | Name, Limits] = Field(
-        default_factory=dict, description="of each precision, mixtures of one's own included"
+        default_factory=dict, description="of each precision, custom mixtures included"
     )
 
 
@@ -324,12 +324,12 @@ class Release(Part):
 
 
 class Waiver(Part):
-    """A named failure that is let through until a day: who answers for it, and why."""
+    """A named failure that is accepted until a day: who answers for it, and why."""
 
     check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
-    reason: Words = Field(description="why it is let through")
+    reason: Words = Field(description="why it is accepted")
     expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
 
 
@@ -373,7 +373,7 @@ class Recipe(Part):
         json_schema_extra=_auto_schema,
         description="what engines compute in, one engine each, or names of mixtures; auto: try and choose per target",
     )
-    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="custom precisions")
     data: Data = Field(description="samples of the model's inputs")
     calibration: Calibration = Field(Calibration(), description="how activations are quantized")
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
@@ -382,5 +382,5 @@ class Recipe(Part):
         Performance(at={}), description="what is measured, and how fast and small an engine must be"
     )
     release: Release = Field(Release(), description="name in the registry, and how engines are served")
-    waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")
+    waivers: tuple[Waiver, ...] = Field((), description="failures that are accepted, each until a day")
     time_limits: TimeLimits = Field(TimeLimits(), description="seconds after which a step is killed")

@@ -66,7 +66,7 @@ def test_only_the_images_that_are_used_shape_the_key(tmp_path: Path) -> None:
             "folder",
             "'2.png' lies in no class's folder; one folder per class, or labels: FILE.csv",
         ),
-        (["1.png"], "labels.csv", "labels.csv: says nothing of '1.png'; did you mean '11.png'?"),
+        (["1.png"], "labels.csv", "labels.csv: has no row for '1.png'; did you mean '11.png'?"),
         ([], None, "holds no samples"),
     ],
 )

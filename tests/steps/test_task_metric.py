@@ -1,4 +1,4 @@
-"""The task metric of both sides: a metric of one's own that raises, wavers, or works in place; classes that are lost."""
+"""The task metric of both sides: a custom metric that raises, wavers, or works in place; classes that are lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compared(
 
 
 def own(folder: Path, body: str, name: str) -> dict[str, Any]:
-    """A metric of one's own; the module's name is its test's, for modules are imported once."""
+    """A custom metric; the module's name is its test's, for modules are imported once."""
     (folder / f"{name}.py").write_text(
         f"import numpy as np\ndef score(outputs, labels, inputs):\n{body}", encoding="utf-8"
     )

@@ -7,6 +7,7 @@ arrays, and gives back the same over one pipe, which nobody trusts: the user's c
   and no variable that names one or holds a key.
 - It has its own session, so that signals to its process group end it alone, and a supervisor, which ends whatever it
   started.
+- Where the kernel has Landlock, it can write below its temporary folder alone, and signal no process but its own.
 - With ENGINEWORKS_SANDBOX=bwrap, bubblewrap puts it into namespaces of its own: no network, no other process, and no
   file that it can write but those of its scratch folder.
 

@@ -18,7 +18,7 @@ def site(repository: Path) -> Site:
 
 @pytest.fixture(scope="session")
 def _undisturbed() -> dict[str, str]:
-    return {"reports": {}}
+    return {}
 
 
 @pytest.fixture

@@ -204,6 +204,9 @@ BUILD_CASES = (
     Case("random numbers in the model", ("fp32",), operator("RandomNormalLike", seed=1.0)),
     Case("a metric that returns text", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 'good'\n")),
     Case("a metric that raises", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 1 / 0\n")),
+    Case("a metric that ends its process", ("fp32",), metric("import os\ndef score(*_):\n    os._exit(3)\n")),
+    Case("a metric that raises SystemExit", ("fp32",), metric("def score(*_):\n    raise SystemExit(3)\n")),
+    Case("a metric that returns 10**400", ("fp32",), metric("def score(*_):\n    return 10**400\n")),
     Case("a metric without its function", ("fp32",), metric("def scores():\n    return 1\n")),
 )  # fmt: skip
 """Those that a step of a build finds: `command` names the precision."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StepError, TimeLimitError
-from engineworks.host.child import crash
+from engineworks.host.child import how_it_ended
 from engineworks.host.child.start import search_path, start_child, working_folder
 from engineworks.host.child.wait import Lines, TimeUp, wait_for_answer
 from engineworks.host.sandbox.command import sandbox_command
@@ -82,7 +82,7 @@ class Sandbox:
             message = chain(frames, [end_frame({"value": dict(value), **where})])
             wait_for_answer(self._child, message, answer, lines, time_limit_s=left_s, stop=lambda: False)
             if not answer.complete:
-                raise crash(self._child, self._what, self._error, time.monotonic() - self._begin, lines)
+                raise self._error(f"{self._what} {how_it_ended(self._child)}", log=lines.text())
             self._child.jobs += 1
             if (failure := failure_of(answer.value, self._what, lines)) is not None:
                 raise failure

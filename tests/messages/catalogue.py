@@ -12,6 +12,8 @@ import onnx
 from conftest import RECIPE, TARGETS
 from onnx import TensorProto, helper
 
+from engineworks.engines.signing import write_key_pair
+
 TESTS = Path(__file__).parents[1]
 RECIPE_FILE = Path("recipes/tiny.yaml")
 VALIDATE = ("validate", "recipes/tiny.yaml")
@@ -151,6 +153,12 @@ COMMAND_CASES = (
     Case("garbage before any build", ("gc",)),
     Case("garbage of the future", ("gc", "--keep-hours", "-1")),
     Case("garbage while MLflow is down", ("gc",), environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}),
+    Case("a release without the key that is required", ("release", "recipes/tiny.yaml"),
+         in_turn(edited(), lambda: write_key_pair(Path("keys"), "mine")),
+         {"ENGINEWORKS_TRUSTED_KEYS": "keys/mine.pub"}),
+    Case("a signing key that others may read", ("release", "recipes/tiny.yaml"),
+         in_turn(edited(), lambda: write_key_pair(Path("keys"), "mine")[0].chmod(0o644)),
+         {"ENGINEWORKS_SIGNING_KEY": "keys/mine.key"}),
     Case("trusted keys that are empty", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": ""}),
     Case("a signing key that is none", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": "nowhere.pub"}),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from engineworks.host.child import ChildPool
 from engineworks.host.lock import locked
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Step
+from engineworks.settings import uses_workarounds
 from engineworks.store.store import Store
 
 STEP_FUNCTION = "engineworks.steps.job:main"
@@ -74,6 +75,8 @@ def attempts_of(step: Step) -> int:
     """Return in how many ways the step can run; each crash of its own child leads to the next. A built engine runs in
     one way only, the one it was tried in."""
     kind = STEP_KINDS[step.kind]
+    if kind.optimizer == "target" and not uses_workarounds():
+        return 1
     optimizer = step.params["target"]["backend"] if kind.optimizer == "target" else kind.optimizer
     return attempts(optimizer) if optimizer else kind.attempts
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,6 +82,15 @@ class Client:
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
         return inputs
+
+    def answer(self, model: str, inputs: list[Any]) -> None:
+        """Send a request of `inputs` and wait for the answer, which is not read: for timing."""
+        with self._errors(f"'{model}' refused a request by {self.protocol}"):
+            self._client.infer(model, inputs)
+
+    def send(self, model: str, inputs: list[Any], done: Callable[[Any, Any], None]) -> None:
+        """Send a request by gRPC and return at once; `done` gets the answer, or None and the error."""
+        self._client.async_infer(model, inputs, callback=done)
 
     def load(self, model: str, config: Mapping[str, Any] | None = None) -> float:
         """Load or reload a model; returns the seconds until it is ready. config: instead of its `config.pbtxt`.

@@ -52,7 +52,7 @@ def speak(payload):
 
 def mutter_later(payload):
     def mutter():
-        time.sleep(0.2)  # the answer goes first
+        open(payload["answered"]).read()  # a named pipe: the answer goes first
         print("late", flush=True)
         open(payload["said"], "w").close()
     threading.Thread(target=mutter, daemon=True).start()
@@ -194,8 +194,10 @@ def test_output_of_python_of_descriptors_and_of_c_arrives_in_order_as_lines(pool
 
 
 def test_what_a_job_prints_after_its_answer_is_not_the_next_jobs(pool: ChildPool, tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    first = pool.run("child_jobs:mutter_later", {"said": str(said)})
+    said, answered = tmp_path / "said", tmp_path / "answered"
+    os.mkfifo(answered)
+    first = pool.run("child_jobs:mutter_later", {"said": str(said), "answered": str(answered)})
+    answered.write_text("go")
     assert wait_until(said.exists)
     lines: list[str] = []
     second = pool.run("child_jobs:speak", {"word": "mine"}, on_line=lines.append)
@@ -218,7 +220,7 @@ def test_a_warm_child_outlives_the_thread_that_first_used_it(pool: ChildPool) ->
     thread = threading.Thread(target=lambda: found.append(pool.run("child_jobs:echo", {})["pid"]))
     thread.start()
     thread.join()
-    time.sleep(0.2)
+    assert wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
     assert pool.run("child_jobs:echo", {})["pid"] == found[0]
 
 

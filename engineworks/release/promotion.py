@@ -193,6 +193,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
     assert engine.passport is not None
     inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
+    prompts = tuple(p["prompt"] for p in (engine.accuracy or {}).get("decoder", {}).get("prompts", ()))
     return EngineModel(
         slot=slot,
         recipe=plan.recipe,
@@ -202,7 +203,8 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
         files={**files, PASSPORT_FILE: engine.passport},
         inputs=inputs,
         outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
-        example=narrowed_feeds(inputs, example_feeds(plan)),
+        example={} if prompts else narrowed_feeds(inputs, example_feeds(plan)),
+        prompts=prompts,
         requirements=requirements(engine.sidecar["versions"]),
         tags=_version_tags(engine),
         optional_tags=OPTIONAL_TAGS,

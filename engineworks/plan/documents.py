@@ -19,10 +19,12 @@ from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.plan.served import server_of
 from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
+from engineworks.recipe.package_settings import package_settings
 from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, evaluation_batches, input_specs, profiles
 from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
@@ -58,6 +60,11 @@ class Documents:
         self._prepare_keys: dict[int, str] = {}
         self._inputs = [s.to_json() for s in input_specs(self.recipe)]
         self._profiles = [p.to_json() for p in profiles(self.recipe)]
+
+    @cached_property
+    def server(self) -> tuple[Mapping[str, Any] | None, str]:
+        """What identifies the Triton server that serves the recipe's packages here; why none does."""
+        return server_of(self.recipe, self._digests)
 
     def export(self) -> tuple[Document, Unkeyed]:
         source, kind = self.recipe.model.source.model_dump(exclude_none=True), self._files.kind
@@ -236,6 +243,26 @@ class Documents:
         document["hardware"] = facts.hardware()
         return document, place | device_cache(document, facts.libraries, build)
 
+    def serve(
+        self, target: NamedTarget, build: str, compared: tuple[str, Document], server: Document
+    ) -> tuple[Document, Unkeyed]:
+        """Document the serving. compared: key and document of the comparison, whose metric and data it repeats.
+        server: identity and backends of the Triton server."""
+        key, compare = compared
+        load = self.recipe.performance.serving.load
+        params = {name: compare["params"][name] for name in ("samples", "labels", "batches", "metric", "output")}
+        params |= {
+            "target": target.to_json(), "serving": self._serving(), "package": package_settings(self.loaded).to_json(),
+            "load": load.model_dump(mode="json") if load else None, "server": server,
+        }  # fmt: skip
+        made, digests, place = self._data("evaluation", self._files.evaluation)
+        digests |= {n: d for n, d in compare["digests"].items() if n.startswith("metric ")}
+        facts = backend_facts(target.target.backend)
+        inputs = {"build": build, "compare": key, "reference": compare["inputs"]["reference"], **made}
+        document = self._document("serve", params, inputs, digests, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {**place, "folder": self._files.folder}
+
     def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
         """Document a peer. inputs: the reference, and the ONNX file where the peer runs that.
 
@@ -277,7 +304,7 @@ class Documents:
         }
 
     def _serving(self) -> Document:
-        return self.recipe.performance.serving.model_dump(mode="json")
+        return self.recipe.performance.serving.model_dump(mode="json", exclude={"load"})
 
     @cached_property
     def _at(self) -> Document:

@@ -14,7 +14,7 @@ from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
-from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
+from engineworks.recipe.release import aliases_differ, batching_fits, load_is_given, waivers_name_something
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 
@@ -345,6 +345,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _names_are_known,
     _regressions_have_something_to_compare,
     batching_fits,
+    load_is_given,
     waivers_name_something,
     aliases_differ,
 )

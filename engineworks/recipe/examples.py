@@ -142,9 +142,10 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "tokens_per_s": "400",
     },
     "Sweep": {"batch": "[1, 8, 16, 32]", "at": "single", "latency_ms": "3"},
-    "ServingOptions": {"cuda_graphs": "true", "kernels": "eager"},
+    "ServingOptions": {"cuda_graphs": "true", "kernels": "eager", "load": "{qps: 200, p99_ms: 15}"},
+    "ServedLoad": {"qps": "200", "find_qps": "true", "p99_ms": "15", "seconds": "30"},
     "Regression": {"latency": "5%", "accuracy": "0.5%", "max_s": "120"},
-    "Release": {"model": "digits", "triton": "{instances: 2}"},
+    "Release": {"model": "digits", "triton": "{instances: 2}", "serve": "required"},
     "Triton": {
         "dynamic_batching": "{preferred: [8, 16], max_delay_us: 500}",
         "instances": "2",
@@ -161,7 +162,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "TimeLimits": {
         "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
         "lowered_reference": "1800",
-        "compare": "1800", "measure": "900", "compare_champion": "900", "peer": "900", "prepare": "600",
+        "compare": "1800", "measure": "900", "compare_champion": "900", "serve": "900", "peer": "900", "prepare": "600",
     },
 }  # fmt: skip
 """By the name of the part (as in the schema's `$defs`, `Recipe` for the top) and of the key."""

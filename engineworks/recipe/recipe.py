@@ -262,6 +262,15 @@ class Sweep(Part):
     latency_ms: Positive | None = Field(None, description="largest median latency of the recommended batch")
 
 
+class ServedLoad(Part):
+    """A load on the served model, by MLPerf's load generator: a check."""
+
+    qps: Positive | None = Field(None, description="queries a second, at random times")
+    find_qps: bool = Field(False, description="search the largest rate within p99_ms instead of a given one")
+    p99_ms: Positive = Field(description="largest 99 % latency of an answer")
+    seconds: Seconds = Field(60.0, description="seconds that the load takes; each try of a search takes as long")
+
+
 class ServingOptions(Part):
     """How engines are run, when they are compared and when they are measured."""
 
@@ -269,6 +278,7 @@ class ServingOptions(Part):
     kernels: Literal["lazy", "eager", "none"] = Field(
         "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
     )
+    load: ServedLoad | None = Field(None, description="load that the package must stand on a Triton server")
 
 
 def _percent_schema(schema: dict[str, Any]) -> None:
@@ -334,6 +344,9 @@ class Release(Part):
 
     model: RegisteredName | None = Field(None, description="registered model in MLflow; default: the recipe's name")
     triton: Triton = Field(Triton(), description="how Triton is to serve the engines")
+    serve: Literal["required"] | None = Field(
+        None, description="required: an engine passes only after a Triton server served its package"
+    )
 
 
 class Waiver(Part):
@@ -360,6 +373,7 @@ class TimeLimits(Part):
     compare: Seconds | None = Field(None, description="of comparing one engine")
     measure: Seconds | None = Field(None, description="of measuring one engine")
     compare_champion: Seconds | None = Field(None, description="of measuring engine and champion side by side")
+    serve: Seconds | None = Field(None, description="of serving one engine's package")
     peer: Seconds | None = Field(None, description="of measuring one peer (--compare)")
 
 

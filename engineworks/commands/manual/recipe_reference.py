@@ -26,6 +26,7 @@ SECTIONS = {
     "Budget": "performance.budget.SHAPE",
     "Sweep": "performance.sweep",
     "ServingOptions": "performance.serving",
+    "ServedLoad": "performance.serving.load",
     "Regression": "performance.regression",
     "Release": "release",
     "Triton": "release.triton",

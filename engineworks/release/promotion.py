@@ -83,7 +83,11 @@ def slots_of(loaded: LoadedRecipe, only: str | None) -> dict[str, Slot]:
 
 def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int | None]:
     """Return the champion's version for every engine's slot. Call it before planning: the plan holds the champion that
-    engines are compared with."""
+    engines are compared with.
+
+    Raises `TrackingError`, and `InputError` where the release could not be signed: better known before a build.
+    """
+    read_issuer(loaded.name)
     slots = slots_of(loaded, None)
     champions = registry.versions_at("champion", list(slots.values()))
     return {engine: champions[slot] for engine, slot in slots.items()}

@@ -13,6 +13,8 @@ import onnx
 from conftest import RECIPE, TARGETS
 from onnx import TensorProto, helper
 
+from engineworks.engines.signing import write_key_pair
+
 TESTS = Path(__file__).parents[1]
 RECIPE_FILE = Path("recipes/tiny.yaml")
 VALIDATE = ("validate", "recipes/tiny.yaml")
@@ -155,6 +157,10 @@ COMMAND_CASES = (
     Case("sensitivity of a float", ("sensitivity", "recipes/tiny.yaml", "--precision", "fp16")),
     Case("sensitivity for no target", ("sensitivity", "recipes/tiny.yaml", "--target", "gpu")),
     Case("sensitivity on too many samples", ("sensitivity", "recipes/tiny.yaml", "--samples", "99")),
+    Case("blame of what is no engine", ("blame", "tiny")),
+    Case("blame of an unknown recipe", ("blame", "huge/int8/cpu")),
+    Case("blame of an engine that the recipe does not have", ("blame", "tiny/fp8/cpu")),
+    Case("rehearse without a version", ("rehearse", "recipes/tiny.yaml", "--with", "onnxruntime")),
     Case("keygen over a key", ("keygen", "keys"), written("keys/engineworks.key", "mine")),
     Case("package before any build", ("package", "recipes/tiny.yaml", "--out", "models")),
     Case("rollback before any release", ("rollback", "recipes/tiny.yaml")),
@@ -165,6 +171,12 @@ COMMAND_CASES = (
     Case("garbage before any build", ("gc",)),
     Case("garbage of the future", ("gc", "--keep-hours", "-1")),
     Case("garbage while MLflow is down", ("gc",), environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}),
+    Case("a release without the key that is required", ("release", "recipes/tiny.yaml"),
+         in_turn(edited(), lambda: write_key_pair(Path("keys"), "mine")),
+         {"ENGINEWORKS_TRUSTED_KEYS": "keys/mine.pub"}),
+    Case("a signing key that others may read", ("release", "recipes/tiny.yaml"),
+         in_turn(edited(), lambda: write_key_pair(Path("keys"), "mine")[0].chmod(0o644)),
+         {"ENGINEWORKS_SIGNING_KEY": "keys/mine.key"}),
     Case("trusted keys that are empty", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": ""}),
     Case("a signing key that is none", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": "nowhere.pub"}),
 )  # fmt: skip
@@ -218,6 +230,9 @@ BUILD_CASES = (
     Case("random numbers in the model", ("fp32",), operator("RandomNormalLike", seed=1.0)),
     Case("a metric that returns text", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 'good'\n")),
     Case("a metric that raises", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 1 / 0\n")),
+    Case("a metric that ends its process", ("fp32",), metric("import os\ndef score(*_):\n    os._exit(3)\n")),
+    Case("a metric that raises SystemExit", ("fp32",), metric("def score(*_):\n    raise SystemExit(3)\n")),
+    Case("a metric that returns 10**400", ("fp32",), metric("def score(*_):\n    return 10**400\n")),
     Case("a metric without its function", ("fp32",), metric("def scores():\n    return 1\n")),
 )  # fmt: skip
 """Those that a step of a build finds: `command` names the precision."""

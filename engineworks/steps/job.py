@@ -15,7 +15,10 @@ from engineworks.store.store import FULL
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the step that the payload names. Output of the step and its libraries becomes the step's log."""
+    """Run the step that the payload names; return the digests of its reports.
+
+    Output of the step and its libraries becomes the step's log.
+    """
     job = StepJob(
         id=payload["id"],
         params=payload["params"],
@@ -44,7 +47,7 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         raise
     if is_full(job.out):  # C++ that does not check its last write
         raise _no_space(job)
-    return {}
+    return {"reports": job.reports}
 
 
 def _module(payload: Mapping[str, Any]) -> str:

@@ -157,6 +157,10 @@ COMMAND_CASES = (
     Case("sensitivity of a float", ("sensitivity", "recipes/tiny.yaml", "--precision", "fp16")),
     Case("sensitivity for no target", ("sensitivity", "recipes/tiny.yaml", "--target", "gpu")),
     Case("sensitivity on too many samples", ("sensitivity", "recipes/tiny.yaml", "--samples", "99")),
+    Case("blame of what is no engine", ("blame", "tiny")),
+    Case("blame of an unknown recipe", ("blame", "huge/int8/cpu")),
+    Case("blame of an engine that the recipe does not have", ("blame", "tiny/fp8/cpu")),
+    Case("rehearse without a version", ("rehearse", "recipes/tiny.yaml", "--with", "onnxruntime")),
     Case("keygen over a key", ("keygen", "keys"), written("keys/engineworks.key", "mine")),
     Case("package before any build", ("package", "recipes/tiny.yaml", "--out", "models")),
     Case("rollback before any release", ("rollback", "recipes/tiny.yaml")),
@@ -226,6 +230,9 @@ BUILD_CASES = (
     Case("random numbers in the model", ("fp32",), operator("RandomNormalLike", seed=1.0)),
     Case("a metric that returns text", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 'good'\n")),
     Case("a metric that raises", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 1 / 0\n")),
+    Case("a metric that ends its process", ("fp32",), metric("import os\ndef score(*_):\n    os._exit(3)\n")),
+    Case("a metric that raises SystemExit", ("fp32",), metric("def score(*_):\n    raise SystemExit(3)\n")),
+    Case("a metric that returns 10**400", ("fp32",), metric("def score(*_):\n    return 10**400\n")),
     Case("a metric without its function", ("fp32",), metric("def scores():\n    return 1\n")),
 )  # fmt: skip
 """Those that a step of a build finds: `command` names the precision."""

@@ -64,15 +64,19 @@ class Store:
 
         A damaged artifact is a miss: it is moved away and `say` gets the reason.
         """
-        artifact = self._manifest(key)
+        artifact, why = self._manifest(key), None
         if artifact is not None:
             why = self._damage(artifact, contents=key not in self._verified)
             if why is None:
                 self._verified.add(key)
                 return self._settled(artifact)
+        elif (self.place(key) / MANIFEST).exists():
+            why = "its manifest cannot be read"
+        if why is not None:
             self.remove(key)
             if say:
-                say(f"stored {artifact.step} {key[:12]} is damaged ({why}): {self.AGAIN}")
+                step = f"{artifact.step} " if artifact else ""
+                say(f"stored {step}{key[:12]} is damaged ({why}): {self.AGAIN}")
         return self._fetch(key, say)
 
     def peek_json(self, key: str, name: str) -> Any | None:
@@ -176,7 +180,7 @@ class Store:
     def age_s(self, key: str) -> float:
         """Return seconds since publication, by the clock that gives less."""
         wall = self.published_at(key)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             boot, boot_s = read_json_file(self.place(key) / MANIFEST)["published"]
             return Published(wall, str(boot), float(boot_s)).age_s()
         return Published(wall).age_s()
@@ -222,8 +226,13 @@ class Store:
 
     def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
         """Return why the artifact cannot be trusted, None if it can. key: by default its folder's name."""
-        if artifact.document_digest != (key or artifact.path.name):
-            return "its manifest belongs to another key"
+        try:
+            if artifact.document_digest != (key or artifact.path.name):
+                return "its manifest belongs to another key"
+        except (ValueError, RecursionError):  # NaN, surrogates or deep nesting, which no document of ours has
+            return "its manifest cannot be read"
+        if contents and (unlisted := _file_names(artifact.path) - artifact.files.keys() - {MANIFEST}):
+            return f"{min(unlisted)} is not in its manifest"
         for name, facts in artifact.files.items():
             try:
                 if os.stat(f"{artifact.path}/{name}").st_size != facts["bytes"]:
@@ -345,6 +354,11 @@ class Writing:
     folder: Path
     hit: Artifact | None = None
     published: Artifact | None = None
+
+
+def _file_names(folder: Path) -> set[str]:
+    """Return the names of all files in the folder and below, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
 def _unchanged_s(folder: Path) -> float:

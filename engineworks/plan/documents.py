@@ -19,11 +19,12 @@ from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
-from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
-from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, evaluation_batches, input_specs, profiles
+from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
 
 Document = dict[str, Any]
@@ -156,7 +157,7 @@ class Documents:
     def reference(self, fold: str) -> tuple[Document, Unkeyed]:
         data = self._files.evaluation
         params = {
-            "samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs),
+            "samples": _samples(data), "batches": self._batches, "outputs": list(self.recipe.outputs),
             "shapes": self._shapes(),
         }  # fmt: skip
         made, digests, unkeyed = self._data("evaluation", data)
@@ -182,7 +183,7 @@ class Documents:
         limits = {str(name): given for name, given in accuracy.limits.items()}.get(precision)
         params = {
             "precision": precision, "quantized": {n: list(g) for n, g in computes.quantized.items()},
-            "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
+            "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self._batches,
             "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
             "limits": limits.model_dump(mode="json", exclude_none=True, exclude={"worst_slice_ratio"})
             if limits else None,
@@ -200,7 +201,7 @@ class Documents:
         data, accuracy = self._files.evaluation, self.recipe.accuracy
         metric = accuracy.metric
         params = {
-            "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
+            "samples": _samples(data), "labels": data.labels, "batches": self._batches, "target": target.to_json(),
             "metric": metric_settings(metric) if metric else None, "output": accuracy.output,
             "shapes": self._shapes(),
             "serving": self._serving(),
@@ -238,7 +239,7 @@ class Documents:
         """
         data, module = self._files.evaluation, peer(name)
         at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
-        params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
+        params = {"peer": name, "precision": precision, "at": at, "batches": self._batches}
         params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
         made, digests, place = self._data("evaluation", data)
         unkeyed: dict[str, Any] = {**place, "time_limit_s": PEER_TIME_LIMIT_S}
@@ -256,17 +257,9 @@ class Documents:
         """Return the versions of the installed packages that the user's code imports."""
         return imported_distributions(function.partition(":")[0], self._files.folder)
 
-    def batches(self) -> list[int]:
-        """Return the batch sizes that evaluation cycles through: minimum, optimum and maximum of every profile.
-
-        An engine may be right at batch 1 and wrong at others.
-        """
-        specs = input_specs(self.recipe)
-        fixed, dim = fixed_batch(specs), batch_dim(specs)
-        if fixed is not None or not isinstance(dim, str):
-            return [fixed or 1]
-        sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
-        return sorted(n for n in sizes if n > 0)
+    @property
+    def _batches(self) -> list[int]:
+        return evaluation_batches(self.recipe)
 
     def _shapes(self) -> Document:
         """Return the shapes at which the engine is compared besides the evaluation data: see `measure.served`."""

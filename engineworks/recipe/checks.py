@@ -7,13 +7,13 @@ from math import prod
 
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
-from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 
@@ -279,6 +279,10 @@ INTEGER_RANGES = {
 
 
 def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    if recipe.batch is not None and recipe.batch not in dims:
+        place = node.at(("batch",)).place
+        yield Problem(place, f"no input has a dimension '{recipe.batch}'", did_you_mean(recipe.batch, dims))
     output = recipe.accuracy.output
     if output is not None and output not in recipe.outputs:
         yield Problem(

@@ -377,6 +377,9 @@ class Recipe(Part):
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
     )
+    batch: DimName | None = Field(
+        None, description="dimension that counts samples; default: the one called batch…, else the first input's axis 0"
+    )
     precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
         min_length=1,
         json_schema_extra=_auto_schema,

@@ -25,7 +25,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._batching = int(config["max_batch_size"]) > 0
         self._outputs = {output["name"]: len(output["dims"]) for output in config["output"]}
-        self._session = open_packaged(Path(args["model_repository"]))
+        self._session = open_packaged(Path(args["model_repository"]), args.get("model_name", ""))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

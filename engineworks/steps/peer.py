@@ -20,7 +20,8 @@ from engineworks.measure.accuracy import OutputComparison
 from engineworks.model.export.interface import interface_from_json
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.kinds import LATENCY_FILE
-from engineworks.recipe.samples import output_axes, samples_from_json
+from engineworks.recipe.batch import output_axes
+from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.device_readings import DeviceReadings
 from engineworks.steps.measure import NamedShapes
 from engineworks.steps.reference import read_reference

@@ -14,8 +14,9 @@ from engineworks.measure.accuracy import Array, Metric
 from engineworks.measure.slices import Score, slice_figures
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
 from engineworks.model.export.source_code import load_function, user_failure
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
-from engineworks.recipe.samples import NO_LABEL, SampleFile, batch_axes, stacked
+from engineworks.recipe.samples import NO_LABEL, SampleFile, stacked
 from engineworks.steps.step_job import StepJob
 
 Rows = Mapping[str, Array]

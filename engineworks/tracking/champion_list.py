@@ -70,7 +70,7 @@ def standing_of(client: MlflowClient, model: RegisteredModel | None, slot: Slot)
 
 def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
     """Return why the version cannot be the slot's champion, '' where it can."""
-    known = _version_of(client, slot.model, version)
+    known = version_of(client, slot.model, version)
     if known is None:
         return f"version {version} was deleted in MLflow"
     engine = dict(known.tags).get(ENGINE, "")
@@ -80,7 +80,8 @@ def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
     return "" if own else f"version {version} is {engine}, another engine"
 
 
-def _version_of(client: MlflowClient, model: str, version: int) -> ModelVersion | None:
+def version_of(client: MlflowClient, model: str, version: int) -> ModelVersion | None:
+    """Return the version, None where it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -170,7 +171,7 @@ def _slots(model: RegisteredModel) -> Iterator[Slot]:
 
 def _champion(client: MlflowClient, model: RegisteredModel, slot: Slot) -> RegisteredChampion:
     standing, alias = standing_of(client, model, slot), slot.alias("champion")
-    known = None if standing.last is None else _version_of(client, model.name, standing.last)
+    known = None if standing.last is None else version_of(client, model.name, standing.last)
     tags: Mapping[str, str] = dict(known.tags) if known else {}
     engine = tags.get(ENGINE) or f"{dict(model.tags)[RECIPE]}/{slot.precision}/{slot.target}"
     run = tags.get(RUN) or (known.run_id if known else "") or ""

@@ -131,6 +131,11 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("one: {batch: 1}", "one: {batch: 99}")],
         "21:13: shape 'one' (batch 99) lies outside of every profile",
     ),
+    "unknown batch": ([("shapes:", "batch: bach\nshapes:")], "8:8: no input has a dimension 'bach'; did you mean 'batch'?"),
+    "samples that fill no batch": (
+        [("[1, 4, 16]", "[7, 7, 7]"), ("one: {batch: 1}", "one: {batch: 7}")],
+        "13:15: 16 samples do not fill batches of 7: the profiles allow no others; samples: 14, or lower the minimum",
+    ),
     "budget without shape": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  budget: {won: {p50_ms: 1}}")],
         "22:12: budget for unknown shape 'won'; did you mean 'one'?",

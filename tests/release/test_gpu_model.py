@@ -48,7 +48,8 @@ def write_engine(folder: Path, template: dict[str, Any]) -> dict[str, Path]:
         for f in folder.iterdir()
     }
     engine = {"id": "gpu-tiny/fp16/rtx40", "precision": "fp16", "target": target, "sha256": sha256, "files": files}
-    passport = {**template, "engine": {**template["engine"], **engine, **tensors}}
+    recipe = {**template["recipe"], "name": "gpu-tiny"}
+    passport = {**template, "recipe": recipe, "engine": {**template["engine"], **engine, **tensors}}
     (folder / "passport.json").write_text(json.dumps(passport), encoding="utf-8")
     return {f.name: f for f in folder.iterdir()}
 
@@ -63,7 +64,7 @@ def registered(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Track
     with tracking.start_build("gpu-tiny", "k", {}, {}) as run:
         engine_run = run.record_engine(EngineRecord("gpu-tiny/fp16/rtx40"))
     model = EngineModel(
-        slot=SLOT, recipe="gpu-tiny", engine="gpu-tiny/fp16/rtx40", digest="a" * 64, run_id=engine_run, files=files,
+        slot=SLOT, recipe="gpu-tiny", engine="gpu-tiny/fp16/rtx40", digest=hashlib.sha256(b"plan of the fake").hexdigest(), run_id=engine_run, files=files,
         inputs=[X], outputs=[Y], example=FEEDS, requirements=requirements({"tensorrt-rtx": "1.6.1.120"}),
     )  # fmt: skip
     registry = tracking.registry()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from release_keys import trust_mine
 from engineworks.cli import _run
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.passport import Passport, read_passport
-from engineworks.engines.signing import Trust
+from engineworks.engines.signing import Trust, read_signer
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.package.package import PackagedEngine, verify_package, write_package
 from engineworks.package.triton_engines import open_packaged
@@ -166,12 +167,64 @@ def test_with_trusted_keys_manifest_and_passports_must_be_signed(
     trust = trust_mine(tmp_path, monkeypatch)
     with pytest.raises(TrustError, match=r"engineworks-package\.json: is not signed"):
         verify_package(tmp_path / "unsigned", trust)
-    with pytest.raises(TrustError, match=r"cpu\.json: is not signed"):
+    with pytest.raises(TrustError, match=r"engines\.json: is not signed"):
         open_packaged(tmp_path / "unsigned" / "tiny-int8-cpu")
     write_package(built.plan.loaded, [packaged(built)], tmp_path / "signed")
     (passport,) = verify_package(tmp_path / "signed", trust)
     assert passport.signed_by in trust.keys
     open_packaged(tmp_path / "signed" / "tiny-int8-cpu").close()
+
+
+def test_engines_of_one_model_in_place_of_another_are_refused(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32's signed files in int8's place, as an attacker without the key can put them."""
+    trust = trust_mine(tmp_path, monkeypatch)
+    int8, fp32 = "tiny-int8-cpu", "tiny-fp32-cpu"
+    write_package(built.plan.loaded, [packaged(built), packaged(built, "tiny/fp32/cpu")], tmp_path / "models")
+    place = shutil.copytree(tmp_path / "models" / fp32, tmp_path / "other" / int8)
+    with pytest.raises(TrustError, match=r"engines\.json: is of model tiny-fp32-cpu, not of tiny-int8-cpu"):
+        open_packaged(place)
+    with pytest.raises(TrustError, match=r"is of model tiny-fp32-cpu, not of tiny-int8-cpu"):
+        open_packaged(tmp_path / "models" / fp32, int8)  # the model that Triton was asked for
+    description = json.loads((tmp_path / "models" / int8 / "passports" / "engines.json").read_text())
+    (place / "passports" / "engines.json").write_text(json.dumps(description))
+    with pytest.raises(TrustError, match=r"holds tiny/fp32/cpu in place of target cpu of tiny-int8-cpu"):
+        open_packaged(place)
+    description["targets"]["cpu"]["files"]["engine"] = "1/another.onnx"
+    (place / "passports" / "engines.json").write_text(json.dumps(description))
+    with pytest.raises(TrustError, match=r"engines\.json: was altered: it is not what was signed"):
+        open_packaged(place)
+    assert {p.id for p in verify_package(tmp_path / "models", trust)} == {"tiny/fp32/cpu", "tiny/int8/cpu"}
+
+
+def test_a_signed_engine_that_failed_is_refused(built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = trust_mine(tmp_path, monkeypatch)
+    engine = packaged(built)
+    body = json.loads(engine.passport.source.read_text())
+    body["verdict"]["verdict"] = "fail"
+    signer = read_signer()
+    assert signer is not None
+    source = tmp_path / "failed.json"
+    source.write_text(json.dumps(signer.sign(body)))
+    failed = PackagedEngine(engine.folder, Passport(body, source))
+    write_package(built.plan.loaded, [failed], tmp_path / "models")
+    with pytest.raises(TrustError, match="the verdict of tiny/int8/cpu is fail; do not use this engine"):
+        verify_package(tmp_path / "models", trust)
+    with pytest.raises(TrustError, match="the verdict of tiny/int8/cpu is fail"):
+        open_packaged(tmp_path / "models" / "tiny-int8-cpu")
+
+
+def test_a_package_of_an_older_engineworks_is_loaded_where_no_key_is_required(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    place = model / "passports" / "engines.json"
+    place.write_text(json.dumps(json.loads(place.read_text())["targets"]))
+    open_packaged(model).close()
+    trust_mine(tmp_path, monkeypatch)
+    with pytest.raises(TrustError, match=r"engines\.json: is not signed"):
+        open_packaged(model)
 
 
 def test_a_package_replaces_an_older_one_and_nothing_else(built: Any, tmp_path: Path) -> None:

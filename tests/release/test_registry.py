@@ -426,5 +426,5 @@ def test_over_a_server_it_is_the_same(server: str, tmp_path: Path, client: Mlflo
     found = registry.get(slot)
     assert found is not None
     assert (found.version, found.digest) == (1, "a" * 64)
-    assert (registry.download(found, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
+    assert (registry.download("rest", 1, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
     assert CLAIM not in client.get_registered_model("rest").tags

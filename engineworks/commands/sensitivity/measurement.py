@@ -19,10 +19,10 @@ from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.documents import Documents
 from engineworks.plan.kinds import ACCURACY_FILE, SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.recipe.recipe import CALIBRATED, Limits
-from engineworks.recipe.samples import fixed_batch
 from engineworks.recipe.targets import NamedTarget
 from engineworks.settings import Settings
 from engineworks.store.leases import Lease

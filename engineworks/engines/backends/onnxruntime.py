@@ -36,11 +36,13 @@ from engineworks.model.runtime.ort_errors import ort_errors, what_failed
 from engineworks.model.runtime.ort_forms import (
     FORMS,
     LEVELS,
+    NO_EXACT_KERNEL,
     Form,
     after_crashes,
     current,
     exact_options,
     form_of,
+    lacks_exact_kernel,
     sign,
 )
 from engineworks.tensors import TensorSpec
@@ -57,10 +59,6 @@ ATTEMPTS = len(FORMS)
 
 UNFUSED = Form("basic", "basic")
 """The form that computes quantized nodes as Q/DQ in floating point."""
-
-NO_EXACT_KERNEL = ("Attempt to replace the existing tensor", "running MatMulIntegerToFloat node")
-"""What ONNX Runtime 1.31 reports where `EXACT_PRODUCTS` breaks a graph on a processor without VNNI: on loading, where
-two products share an int8 weight; on running, where the weight is the left operand and has a scale per channel."""
 
 TRAITS = Traits(
     build_memory=BuildMemory(150.0, 3.5),
@@ -120,7 +118,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     try:
         return _build(request, log)
     except (BuildError, RunError) as error:
-        if current() != FORMS[0] or not any(words in f"{error} {error.log}" for words in NO_EXACT_KERNEL):
+        if current() != FORMS[0] or not lacks_exact_kernel(f"{error} {error.log}"):
             raise
         log(f"{TITLE} has no exact int8 kernel for this model here: {error.message}")
     with after_crashes(FORMS.index(UNFUSED)):
@@ -262,7 +260,7 @@ def session_options(options: Mapping[str, object]) -> Any:
     """Convert a target's options to ONNX Runtime's; its log shows errors only."""
     import onnxruntime as ort
 
-    session_config = exact_options()
+    session_config = exact_options(integer_kernels=True)
     session_config.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
     session_config.intra_op_num_threads = options.get("threads") or cpu.usable_cores()
     session_config.inter_op_num_threads = options.get("inter_op_threads") or 1

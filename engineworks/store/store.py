@@ -252,6 +252,9 @@ class Store:
         return folder
 
     def _publish(self, key: str, folder: Path, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
+        if strange := next((f for f in folder.rglob("*") if f.is_symlink() or not (f.is_file() or f.is_dir())), None):
+            name = strange.relative_to(folder)
+            raise StoreError(f"{step} made '{name}', which is a link or no file: an artifact holds regular files only")
         files = {
             f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": digest_file(f)}
             for f in sorted(folder.rglob("*"))
@@ -277,7 +280,7 @@ class Store:
     def _move_in(self, key: str, folder: Path) -> None:
         """Publish a complete folder here, read-only, by a rename."""
         for file in folder.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 file.chmod(0o444)
         place = self.place(key)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -21,17 +21,15 @@ from typing import Any, BinaryIO
 from engineworks import errors
 from engineworks.errors import EngineworksError, Place, Problem, RecipeError, StepError
 from engineworks.host.memory import peak_mib, reset_peak, resident_mib
+from engineworks.host.parent import die_with_parent
 
 Job = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that the kernel sends when the thread that started this process ends."""
 
 
 def serve(parent: int, answers_fd: int) -> None:
     """Do jobs until standard input ends. parent: the process id that must still be the parent's at the start."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent handles it
-    _die_with(parent)
+    die_with_parent(parent)
     faulthandler.enable()
     os.set_inheritable(answers_fd, False)
     with _take_over_stdin() as jobs, os.fdopen(answers_fd, "wb") as answers:
@@ -45,14 +43,6 @@ def serve(parent: int, answers_fd: int) -> None:
             _flush_output()
             answers.write(json.dumps(answer).encode() + b"\n")
             answers.flush()
-
-
-def _die_with(parent: int) -> None:
-    """End this process with its parent, even if SIGKILL ends that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel got the request
-        os._exit(1)
 
 
 def _take_over_stdin() -> BinaryIO:

@@ -1,7 +1,7 @@
 """Hostile and damaged input, made from a seed: each case changes a small whole repository and says what to try.
 
-A case is a function of (folder, dice) that writes files below `folder` and returns attempts: named functions that give an
-exit code. What is not an `EngineworksError` escapes them, and is a defect.
+A case is a function of (folder, dice) that writes files below `folder` and returns attempts: named functions that give
+an exit code. What is not an `EngineworksError` escapes them, and is a defect.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ RECIPE: dict[str, Any] = {
     "precisions": ["fp32", "fp16", "int8"],
     "data": {"calibration": {"npz": "data.npz", "samples": 8}, "evaluation": {"npz": "data.npz", "labels": "label"}},
     "calibration": {"method": "entropy", "keep": ["classifier*"]},
-    "accuracy": {"metric": "top1", "limits": {"fp32": {"cosine": 0.9}, "fp16": {"cosine": 0.99}, "int8": {"cosine": 0.98, "metric_ratio": 0.9}}},
+    "accuracy": {"metric": "top1", "limits": {"fp32": {"cosine": 0.9}, "fp16": {"cosine": 0.99},
+    "int8": {"cosine": 0.98, "metric_ratio": 0.9}}},
     "targets": ["cpu"],
     "performance": {
         "at": {"one": {"batch": 1}}, "budget": {"one": {"p99_ms": 3.0}}, "regression": {"latency": "5%"},
@@ -51,18 +52,26 @@ for _ in range(90):
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**62, 2**63, 2**64, -(2**63), 10**400, 0.0, -0.0, 1e308, 1e-320, math.inf,
-    -math.inf, math.nan, "", " ", "0", "nan", "5%", "-5%", "1e999%", "a" * 5000, "/" * 300, "../" * 50, "\0", "\x1b[31m",
-    "\ud800", "\U0010ffff", "\u202e", "%s%n{0}", "*", "[", "**/*", "a/b/c", "~", "~root/x", "/dev/zero", "/proc/self/mem",
-    "https://example.com", "models:/x/1", "module:function", "os:system", [], {}, [[]], [None], {"": None}, {"a": {"b": 1}},
-    DEEP, list(range(3000)), {str(n): n for n in range(500)}, [1, 4, 16], [16, 4, 1], [-1, 0, 2**40], "batch", ["batch"],
+    -math.inf, math.nan, "", " ", "0", "nan", "5%", "-5%", "1e999%", "a" * 5000, "/" * 300, "../" * 50, "\0",
+    "\x1b[31m",
+    "\ud800", "\U0010ffff", "\u202e", "%s%n{0}", "*", "[", "**/*", "a/b/c", "~", "~root/x", "/dev/zero",
+    "/proc/self/mem",
+    "https://example.com", "models:/x/1", "module:function", "os:system", [], {}, [[]], [None], {"": None},
+    {"a": {"b": 1}},
+    DEEP, list(range(3000)), {str(n): n for n in range(500)}, [1, 4, 16], [16, 4, 1], [-1, 0, 2**40], "batch",
+    ["batch"],
 )  # fmt: skip
 """What takes the place of a value of a recipe."""
 
 TEXTS = (
-    '"\\U00110000"', '"\\ud800"', '"\\x00"', "'", '"', "&a [*a, *a]", "*missing", "<<: {a: 1}", "!!python/name:os.system x",
-    "!!binary aGk=", "!<tag:yaml.org,2002:set> {a}", "? [a]\n: b", "---\na: 1", "%YAML 9.9", "\t", "\x07", "\x85", "\u2028",
-    "[" * 200, "{a: " * 120, "- " * 300, "|\n  text", ">9\n x", "2001-13-45", "0o9", "0x", "1_0", "1:2:3", ".inf", "@x", "`x",
-    "<<<<<<< HEAD", "\ufeff", "é" * 100, "x: " * 50, ": ", "a: b: c", "#", "&a " * 5, '"\\u12"', "!", "!!int x", "!!float [1]",
+    '"\\U00110000"', '"\\ud800"', '"\\x00"', "'", '"', "&a [*a, *a]", "*missing", "<<: {a: 1}",
+    "!!python/name:os.system x",
+    "!!binary aGk=", "!<tag:yaml.org,2002:set> {a}", "? [a]\n: b", "---\na: 1", "%YAML 9.9", "\t", "\x07", "\x85",
+    "\u2028",
+    "[" * 200, "{a: " * 120, "- " * 300, "|\n  text", ">9\n x", "2001-13-45", "0o9", "0x", "1_0", "1:2:3", ".inf",
+    "@x", "`x",
+    "<<<<<<< HEAD", "\ufeff", "é" * 100, "x: " * 50, ": ", "a: b: c", "#", "&a " * 5, '"\\u12"', "!", "!!int x",
+    "!!float [1]",
 )  # fmt: skip
 """What is written into the text of a recipe."""
 
@@ -596,7 +605,8 @@ def _read_table(file: Path) -> int:
 # --- what we wrote ourselves: manifests, passports, packages
 
 JSONS: tuple[Any, ...] = (
-    None, True, 0, -1, 1.5, 2**63, 10**30, "", "x", "0" * 64, "\ud800", "../../x", "/etc/passwd", "\0", "a\0b", [], {}, [1],
+    None, True, 0, -1, 1.5, 2**63, 10**30, "", "x", "0" * 64, "\ud800", "../../x", "/etc/passwd", "\0", "a\0b", [], {},
+    [1],
     {"a": 1}, {"": {}}, {"../x": {"bytes": 1, "sha256": "0" * 64}}, math.nan, math.inf, "x" * 5000, list(range(200)),
 )  # fmt: skip
 NESTED = ("[" * 100_000, '{"a":' * 100_000, "[" * 900 + "]" * 900, '{"a":' * 2000 + "1" + "}" * 2000)

@@ -59,3 +59,11 @@ def find_repository(start: Path) -> Path | None:
         if (folder / ".git").exists():
             return folder
     return None
+
+
+def uses_workarounds(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether known faults of the backends are worked around: unless ENGINEWORKS_WORKAROUNDS is 'off'.
+
+    Off, a fault shows as a user of the bare library sees it, which `blame` and reports to its vendor need.
+    """
+    return (os.environ if environ is None else environ).get("ENGINEWORKS_WORKAROUNDS") != "off"

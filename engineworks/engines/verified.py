@@ -82,7 +82,7 @@ def private_copy(files: Mapping[str, tuple[Path, str]], main: str, against: str)
         for name, (source, digest) in files.items():
             place = inside(folder, name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("xb") as target:
+            with place.open("xb", buffering=0) as target:
                 _copy(source, digest, target, against)
         yield folder / main
 
@@ -106,9 +106,9 @@ def _sealed_copy(source: Path, digest: str, against: str) -> IO[bytes]:
         except OSError as error:
             raise _unreadable(source, error) from None
         if small:
-            copy: IO[bytes] = os.fdopen(os.memfd_create("engine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b")
+            copy: IO[bytes] = os.fdopen(os.memfd_create("engine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", 0)
         else:
-            copy = TemporaryFile(prefix="engineworks-engine-")
+            copy = TemporaryFile(prefix="engineworks-engine-", buffering=0)
         undo.callback(copy.close)
         _copy(source, digest, copy, against)
         if small:
@@ -123,14 +123,12 @@ def _copy(source: Path, digest: str, target: IO[bytes], against: str) -> None:
     actual = hashlib.sha256()
     for chunk in _chunks(source):
         actual.update(chunk)
+        left = memoryview(chunk)
         try:
-            target.write(chunk)
+            while left:
+                left = left[target.write(left) :]
         except OSError as error:
             raise _no_space(source, error) from None
-    try:
-        target.flush()
-    except OSError as error:
-        raise _no_space(source, error) from None
     if actual.hexdigest() != digest:
         raise altered(source, actual.hexdigest(), digest, against)
 

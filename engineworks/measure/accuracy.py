@@ -12,7 +12,7 @@ Formulas, over all elements of an output (r: reference, e: engine), in float64:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
-Metric = Callable[[Mapping[str, Array], Array | None, Mapping[str, Array]], float]
 
 
 @dataclass(frozen=True)

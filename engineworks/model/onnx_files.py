@@ -234,7 +234,8 @@ def _external_place(path: Path, root: Path, tensor: onnx.TensorProto) -> tuple[P
     offset = external_number(fields.get("offset", "0"), f"{what}: the offset of its external data,")
     length = external_number(fields.get("length", str(needed)), f"{what}: the length of its external data,")
     if not file.is_file():
-        raise ModelError(f"{path}: external data '{shown(location)}' is missing", hint="copy it beside the model")
+        missing = f"{path}: external data '{shown(location)}' cannot be read: it is missing"
+        raise ModelError(missing, hint="copy it beside the model")
     size = file.stat().st_size
     if length != needed or offset + length > size:
         raise ModelError(

@@ -3,9 +3,11 @@
     <out>/engineworks-package.json          every file with its digest; signed where there is a key
     <out>/<model>/config.pbtxt
     <out>/<model>/1/model.onnx              or <target>.plan, one per GPU type
-    <out>/<model>/warmup/…                  samples of the evaluation data
-    <out>/<model>/passports/<target>.json   its statements.json where it was released, and engines.json: maps files to
+    <out>/<model>/1/passports/<target>.json its statements.json where it was released, and engines.json: maps files to
                                             passports; signed where there is a key
+    <out>/<model>/1/model.py                and runtime.zip: a model for the Python backend, where nothing else serves
+    <out>/<model>/requirements.txt          what model.py needs besides
+    <out>/<model>/warmup/…                  samples of the evaluation data
 
 Each CPU engine is a model. Engines of one precision for several GPU types are one model: Triton picks the file by the
 GPU's compute capability (`cc_model_filenames`).
@@ -17,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +34,16 @@ from engineworks.engines.statements import Statements
 from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed, untyped
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
-from engineworks.package.triton import TritonModel, config_text
-from engineworks.package.triton_engines import PASSPORTS, PackagedEngines, PackagedFiles, model_name, verify_engines
+from engineworks.package.runtime import write_python_model
+from engineworks.package.triton import PYTHON, TritonModel, config_text, served_by
+from engineworks.package.triton_engines import (
+    PASSPORTS,
+    VERSION,
+    PackagedEngines,
+    PackagedFiles,
+    model_name,
+    verify_engines,
+)
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
@@ -43,15 +53,8 @@ from engineworks.tracking.aliases import registered_name
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
 
-VERSION = "1"
-"""Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
-
-PYTHON_MODEL = '''"""{title} in Triton's Python backend; needs engineworks and {library} in the container."""
-
-from engineworks.release.triton_python import TritonPythonModel
-
-__all__ = ["TritonPythonModel"]
-'''
+CONTAINER = ("onnxruntime", "python", "tensorrt")
+"""Backends of NVIDIA's Triton container, for packages that are made without a server at hand."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,13 @@ class PackageManifest:
     signature: SignatureFacts | None = None
 
 
-def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path) -> list[Path]:
+def write_package(
+    loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path, *, available: Collection[str] = CONTAINER
+) -> list[Path]:
     """Write the package atomically, replacing an older package at `out`. Returns the models' directories.
 
-    Raises `InputError` where `out` holds something else.
+    available: the server's backends. Raises `InputError` where `out` holds something else, or where the server has no
+    backend for an engine.
     """
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
         raise InputError(f"{out}: is neither empty nor an Engineworks package", hint="name a new folder")
@@ -104,7 +110,7 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
         model, signer = registered_name(loaded.recipe.release.model, loaded.name), read_signer()
         for name, group in _groups(model, engines).items():
             (partial / name).mkdir()
-            _write_model(loaded, name, group, partial / name, signer)
+            _write_model(loaded, name, group, partial / name, signer, served_by(group[0].traits, available))
         _write_manifest(loaded, partial, signer)
         _replace(partial, out)
     finally:
@@ -136,17 +142,21 @@ def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[Pac
 
 
 def _write_model(
-    loaded: LoadedRecipe, name: str, engines: Sequence[PackagedEngine], folder: Path, signer: Signer | None
+    loaded: LoadedRecipe,
+    name: str,
+    engines: Sequence[PackagedEngine],
+    folder: Path,
+    signer: Signer | None,
+    server_backend: str,
 ) -> None:
     files = {e.target: _copy_engine(e, folder / VERSION) for e in engines}
     (folder / PASSPORTS).mkdir()
     described = {e.target: _write_passport(e, files[e.target], folder) for e in engines}
     PackagedEngines(1, name, described).write(folder, signer)
-    if engines[0].traits.triton.name == "python":
-        module = backend(engines[0].backend)
-        model = PYTHON_MODEL.format(title=module.TITLE, library=module.DISTRIBUTIONS[0])
-        (folder / VERSION / "model.py").write_text(model, encoding="utf-8")
-    text = config_text(_triton_model(loaded, name, engines, files, folder))
+    if server_backend == PYTHON:
+        first = engines[0]
+        write_python_model(folder, folder / VERSION, first.backend, first.passport.body["versions"])
+    text = config_text(_triton_model(loaded, name, engines, files, folder, server_backend))
     validate_config(text)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
@@ -167,6 +177,7 @@ def _triton_model(
     engines: Sequence[PackagedEngine],
     files: Mapping[str, Mapping[str, str]],
     folder: Path,
+    server_backend: str,
 ) -> TritonModel:
     recipe, first = loaded.recipe, engines[0]
     described = first.passport.facts.engine
@@ -179,7 +190,8 @@ def _triton_model(
         outputs=described.outputs,
         max_batch=max_batch,
         settings=recipe.release.triton,
-        file="" if first.traits.triton.name == "python" else mains[first.target],
+        served_by=server_backend,
+        file="" if server_backend == PYTHON else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.facts.profiles),
         warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch, described.inputs),

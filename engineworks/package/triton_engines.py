@@ -1,6 +1,6 @@
 """The engines in one directory of a Triton package, each verified by its passport and the statements of its release.
 
-passports/engines.json   {"engines": 1, "model": the directory's name, "targets": {target: {"passport", "files",
+1/passports/engines.json {"engines": 1, "model": the directory's name, "targets": {target: {"passport", "files",
                          "statements"}}, "signature"}    files: the passport's name → path in the directory
 """
 
@@ -23,7 +23,15 @@ from engineworks.engines.strict_json import STRICT, parse_document, read_bytes, 
 from engineworks.engines.verified import named, private_copy
 from engineworks.errors import RunError, TargetError, TrustError
 
-PASSPORTS = "passports"
+VERSION = "1"
+"""Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
+
+PASSPORTS = f"{VERSION}/passports"
+"""In the version's directory: in the model's, Triton takes every other folder for a version and warns."""
+
+EARLIER_PASSPORTS = "passports"
+"""Where packages of Engineworks 0.1 have them."""
+
 ENGINES_FILE = "engines.json"
 
 PACKAGE_AGAIN = "run 'engineworks package' again"
@@ -98,7 +106,8 @@ def read_engines(model: Path, trust: Trust, name: str = "") -> list[EngineInPack
 
     name: of the model that was asked for; by default, the directory's.
     """
-    name, place = name or model.name, model / PASSPORTS / ENGINES_FILE
+    folders = (model / PASSPORTS, model / EARLIER_PASSPORTS)
+    name, place = name or model.name, next((f for f in folders if f.is_dir()), folders[0]) / ENGINES_FILE
     document = parse_document(read_bytes(place, missing=PACKAGE_AGAIN), str(place))
     trust.check(document, str(place))
     described = PackagedEngines.from_json(document, str(place), name)
@@ -142,8 +151,9 @@ def _statements(model: Path, packaged: PackagedFiles, passport: Passport, name: 
     return statements
 
 
-def open_packaged(model: Path, name: str = "") -> Session:
+def open_packaged(model: Path, name: str = "", *, cache: Path | None = None) -> Session:
     """Load the engine of the model's directory that this host can run. name: of the model, as for `read_engines`.
+    cache: folder for its compiled kernels.
 
     Raises `TrustError` before loading anything, `RunError` where this host can run none of them.
     """
@@ -155,7 +165,7 @@ def open_packaged(model: Path, name: str = "") -> Session:
     known = (*described.inputs, *described.outputs)
     main = chosen.passport.main
     with private_copy(chosen.files, main, "its passport") as path, named(path, chosen.files[main][0]):
-        return backend.load(path, target.options, serving=chosen.passport.serving, known=known)
+        return backend.load(path, target.options, serving=chosen.passport.serving, cache=cache, known=known)
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:

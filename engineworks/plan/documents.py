@@ -26,6 +26,7 @@ from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, p
 from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, evaluation_batches, input_specs, profiles
 from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
+from engineworks.settings import uses_workarounds
 
 Document = dict[str, Any]
 Unkeyed = Mapping[str, Any]
@@ -124,7 +125,7 @@ class Documents:
         return self._document("calibrate", params, {"fold": fold, **made}, digests), unkeyed
 
     def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Unkeyed]:
-        params: Document = {"precision": precision, **computes.to_json()}
+        params: Document = {"precision": precision, **computes.to_json(), **_workarounds()}
         inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
         unkeyed: dict[str, Any] = {}
         if ranges:
@@ -145,6 +146,7 @@ class Documents:
             "computes": list(computes.parts),
             "target": target.to_json(),
             "profiles": self._profiles,
+            **_workarounds(),
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
@@ -214,11 +216,11 @@ class Documents:
         inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
         document = self._document("compare", params, inputs, digests, libraries)
         document["hardware"] = facts.hardware()
-        if own := python_metric(metric):
+        for own in filter(None, (python_metric(metric), data.slice_function)):
             document["libraries"] |= self._imports(own)
         return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
 
-    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Unkeyed]:
+    def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
         are unkeyed."""
         data, performance = self._files.evaluation, self.recipe.performance
@@ -228,7 +230,7 @@ class Documents:
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
         facts = backend_facts(target.target.backend)
-        document = self._document("measure", params, {"build": build, **made}, digests, facts.libraries)
+        document = self._document("measure", params, {"build": build, "lower": lower, **made}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
         return document, place | _device_cache(document, facts.libraries, build)
 
@@ -330,6 +332,11 @@ def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = 
         return {}
     versions = {name: document["libraries"].get(name) for name in libraries}
     return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
+
+
+def _workarounds() -> Document:
+    """Return what is made otherwise without workarounds; empty where they are in use."""
+    return {} if uses_workarounds() else {"workarounds": "off"}
 
 
 def _samples(data: SampleFile) -> Document:

@@ -27,6 +27,7 @@ ACCURACY_FILE = "accuracy.json"
 CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
 LATENCY_FILE = "latency.json"
+LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 
@@ -90,7 +91,8 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=ACCURACY_FILE,
     ),
     "measure": StepKind(
-        6, ("numpy",), RunError, ("build", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True, fresh=True
+        7, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,
+        fresh=True,
     ),
     "compare_champion": StepKind(
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True

@@ -77,7 +77,7 @@ def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _twins(path: tuple[str, ...], values: Sequence[str | int], node: Node) -> Iterator[Problem]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            yield Problem(node.at((*path, index)).place, f"'{value}' stands twice in {path[-1]}", "remove one")
+            yield Problem(node.at((*path, index)).place, f"duplicate '{value}' in {path[-1]}", "remove one")
 
 
 def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -185,8 +185,8 @@ def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]
         limits = recipe.accuracy.limits.get(precision)
         if precision != AUTO and (limits is None or not limits.model_fields_set):
             place = node.at(("precisions", index)).place
-            hint = f"without a limit nothing can fail: say e.g. {precision}: {{cosine: 0.99}}"
-            yield Problem(place, f"accuracy.limits says nothing of {precision}", hint, ("accuracy", "limits"))
+            hint = f"without a limit nothing can fail: add e.g. {precision}: {{cosine: 0.99}}"
+            yield Problem(place, f"no accuracy limit for {precision}", hint, ("accuracy", "limits"))
 
 
 def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from engineworks.errors import SamplesError
 from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, plan_images
+from engineworks.recipe.datasets.preparation import PYTHON_SLICES
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.datasets.text import plan_text
 from engineworks.recipe.file_lookup import Finder, FoundModel, Where
@@ -42,6 +44,9 @@ def _unfilled(data: SampleFile, sizes: Sequence[int]) -> tuple[str, str]:
 
 def _find(finder: Finder, where: Where, recipe: Recipe, samples: Samples, model: FoundModel) -> SampleFile | None:
     labels, slices = (samples.labels, samples.slices) if isinstance(samples, Evaluation) else (None, None)
+    if slices is not None and slices.startswith(PYTHON_SLICES):
+        found = _find(finder, where, recipe, samples.model_copy(update={"slices": None}), model)
+        return replace(found, slices=slices) if found else None
     if samples.text is not None:
         return _text(finder, where, recipe, samples, samples.text, labels, slices, model)
     if samples.images is not None:

@@ -69,8 +69,14 @@ class NpzReader:
 
     def header(self, name: str) -> ArrayHeader:
         with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
-            size = self._archive.getinfo(f"{name}{SUFFIX}").file_size
-            dtype, shape, fortran = _parse_header(self.path, name, file, size)
+            dtype, shape, fortran = _parse_header(self.path, name, file)
+            held = self._archive.getinfo(f"{name}{SUFFIX}").file_size - file.tell()
+        needed = dtype.itemsize * math.prod(shape)
+        if needed != held:
+            raise SamplesError(
+                f"{self.path}: '{name}' is {dtype.name}{list(shape)}, {needed:,} bytes, but {held:,} bytes are there",
+                hint="the file is damaged: write it again",
+            )
         return ArrayHeader(dtype.name, shape, fortran)
 
     def read(self, name: str) -> NDArray[np.generic]:
@@ -94,8 +100,8 @@ class RowReader:
         self._path, self._name = path, name
         self._whole: NDArray[np.generic] | None = None
         with _readable(path):
-            self._file, size = _open_member(path, f"{name}{SUFFIX}")
-            self._dtype, shape, fortran = _parse_header(path, name, self._file, size)
+            self._file = _open_member(path, f"{name}{SUFFIX}")
+            self._dtype, shape, fortran = _parse_header(path, name, self._file)
         self._shape = shape[1:]
         self._row_bytes = self._dtype.itemsize * math.prod(self._shape)
         self._next = 0
@@ -172,13 +178,13 @@ def _archive(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _open_member(path: Path, member: str) -> tuple[IO[bytes] | _Stored, int]:
-    """A member with its own file handle, which never needs `ZipExtFile.seek`, and its size in bytes."""
+def _open_member(path: Path, member: str) -> IO[bytes] | _Stored:
+    """A member with its own file handle, which never needs `ZipExtFile.seek`."""
     with _archive(path) as archive:
         info = archive.getinfo(member)
         if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED:
-            return _Stored(path, info), info.file_size
-        return archive.open(info), info.file_size  # keeps the archive's handle until it is closed itself
+            return _Stored(path, info)
+        return archive.open(info)  # keeps the archive's handle until it is closed itself
 
 
 def _skip(file: IO[bytes] | _Stored, size: int) -> None:
@@ -217,9 +223,8 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _parse_header(path: Path, name: str, file: IO[bytes] | _Stored, size: int) -> tuple[Any, tuple[int, ...], bool]:
-    """dtype, shape and order of the array in a member of `size` bytes. Raises `SamplesError` if the header does not
-    parse, or promises another number of bytes than there are."""
+def _parse_header(path: Path, name: str, file: IO[bytes] | _Stored) -> tuple[Any, tuple[int, ...], bool]:
+    """dtype, shape and order of an array. Raises `SamplesError` if the header does not parse."""
     from numpy.lib import format as npy
 
     try:
@@ -233,10 +238,6 @@ def _parse_header(path: Path, name: str, file: IO[bytes] | _Stored, size: int) -
             f"{path}: '{name}' holds pickled Python objects, which could run code",
             hint="save plain numbers: numpy.savez of arrays with a numeric dtype",
         )
-    needed, held = dtype.itemsize * math.prod(shape), size - file.tell()
-    if min(shape, default=0) < 0 or needed != held:
-        raise SamplesError(
-            f"{path}: '{name}' is {dtype.name}{list(shape)}, {needed:,} bytes, but {held:,} bytes are there",
-            hint="the file is damaged: write it again",
-        )
+    if min(shape, default=0) < 0:
+        raise SamplesError(f"{path}: '{name}' has shape {list(shape)}", hint="the file is damaged: write it again")
     return dtype, shape, fortran

@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
 from engineworks.recipe.batch import batch_axes, batch_sizes, fills, fixed_batch, samples_per_run
-from engineworks.recipe.datasets.preparation import LENGTHS, Preparation, Ragged
+from engineworks.recipe.datasets.preparation import LENGTHS, PYTHON_SLICES, Preparation, Ragged
 from engineworks.recipe.npz import NpzReader, RowReader, read_headers
 from engineworks.recipe.sample_checks import array_name, check_fit, check_label_kinds, check_labels, check_slices
 from engineworks.tensors import TensorSpec, spec_from_json
 
 NO_LABEL = -100
 """Padding of labels: metrics leave it out (`measure.task_metrics`)."""
+
+EVERY_SAMPLE = "*"
+"""In place of an array: all samples are one slice, so that the whole metric gets its interval."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,12 +183,20 @@ class SampleFile:
                 parts.append(archive.read(self.labels)[file.rows])
         return parts
 
+    @property
+    def slice_function(self) -> str:
+        """module:function of the recipe's own that names the slices, '' without one."""
+        slices = self.slices or ""
+        return slices.removeprefix(PYTHON_SLICES) if slices.startswith(PYTHON_SLICES) else ""
+
     def slice_names(self) -> NDArray[np.str_] | None:
-        """The slice of each sample in use, str[count], in order; None where the recipe names none."""
+        """The slice of each sample in use, str[count], in order; None where the recipe names none or a function."""
         import numpy as np
 
-        if self.slices is None:
+        if self.slices is None or self.slice_function:
             return None
+        if self.slices == EVERY_SAMPLE:
+            return np.full(self.count, "all")
         parts = []
         for file in self.by_file():
             with NpzReader(file.path) as archive:

@@ -41,6 +41,7 @@ class Issuer:
 
         def issue(statements: Statements | None, tagged: str) -> Statement | None:
             if self.trust.required:
+                self._check_newest(slot, statements)
                 earlier = [s for s in statements.statements if s.engine == tagged] if statements else []
                 if not earlier:
                     raise TrustError(
@@ -61,10 +62,9 @@ class Issuer:
         role = (slot.model, slot.precision, slot.target)
         before = statements.newest if statements else None
         if self.trust.required:
+            self._check_newest(slot, statements)
             if statements is None:  # the registered model was deleted: its numbers go on
                 before = self.known.newest(role)
-            else:
-                self.known.check(statements, f"registered model '{slot.model}'")
         if statements is not None and before is not None and self._fits(before, engine):
             return None
         unsigned = Statement(
@@ -74,6 +74,11 @@ class Issuer:
         )  # fmt: skip
         document = unsigned.to_json()
         return Statement.from_json(self.signer.sign(document) if self.signer else document, unsigned.name)
+
+    def _check_newest(self, slot: Slot, statements: Statements | None) -> None:
+        """Raises `TrustError` where this host has seen a newer statement than the registry has."""
+        if statements is not None:
+            self.known.check(statements, f"registered model '{slot.model}'")
 
     def _fits(self, statement: Statement, engine: str) -> bool:
         """Whether the statement says so already, under a key as good as this one."""

@@ -23,6 +23,7 @@ from engineworks.recipe.batch import samples_per_run
 from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.layer_times import write_layers
 from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.steps.step_job import StepJob
@@ -39,11 +40,15 @@ def run(job: StepJob) -> None:
     Also `serving`, and the session's notes and facts; load_complaints; `device` with every reading and the complaints
     of all shapes; `loads`, with and without the device's cache where it has one; `disturbed_before`, the earlier noisy
     measurements.
+
+    `layers.json`: time per layer at the first named shape (`measure.layers`).
     """
     with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
         with tempfile.TemporaryDirectory(prefix="cache-") as new:
             report = _measure(job, engine, Path(new) if _cache(job) else None)
         job.write_json(LATENCY_FILE, report | {"loads": _loads(job, engine)})
+        if job.params["at"]:
+            write_layers(job, engine, report["shapes"][next(iter(job.params["at"]))]["latency_ms_p50"])
 
 
 def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class EngineVersion:
 
 @dataclass(frozen=True)
 class FetchedEngine:
-    """A released engine in a folder of its own, held against its role. Its bytes are not compared with its passport
+    """A released engine in a folder of its own, compared with its role. Its bytes are not compared with its passport
     yet."""
 
     folder: Path

@@ -241,6 +241,10 @@ class Tracking:
         """Return a text recorded with a run."""
         return self._connect().read_text(run_id, path)
 
+    def add_text(self, run_id: str, path: str, text: str) -> None:
+        """Write a text next to what the run recorded; a text of the same path is replaced."""
+        self._connect().log(run_id, Batch({}, {}, {}, {}), {path: text}, {})
+
     def exists(self) -> bool:
         """Whether anything may be recorded: False for a missing database file. Imports nothing."""
         file = sqlite_file(self.uri)

@@ -1,4 +1,4 @@
-"""Every message of the catalogue is as it stands in tests/golden/messages.txt, which was read aloud and mended.
+"""Every message of the catalogue is as it stands in tests/golden/messages.txt, which was read aloud and corrected.
 
 `UPDATE_MESSAGES=1 pytest tests/messages` writes the file anew: read what changed.
 """

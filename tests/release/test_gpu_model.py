@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 from fake_gpu import FakeEngine, FakeRuntime, FakeTensor, FakeVendor
 
 from engineworks.engines.backends import _cuda, _trt_host, _trt_load, _trt_log
@@ -93,7 +94,7 @@ class Host:
     def load(self) -> Any:
         import mlflow
 
-        mlflow.set_tracking_uri(self.tracking.uri)
+        self.monkeypatch.setenv("MLFLOW_TRACKING_URI", self.tracking.uri)
         return mlflow.pyfunc.load_model(URI)
 
 
@@ -102,7 +103,6 @@ def host(registered: Tracking, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host of the target, on which everything is installed."""
     for name in ("ENGINEWORKS_TRUSTED_KEYS", "ENGINEWORKS_SIGNING_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     cuda = FakeRuntime()
     monkeypatch.setattr(_cuda, "runtime", lambda: cuda)
     monkeypatch.setattr(_trt_log, "_loggers", {})
@@ -159,7 +159,7 @@ def test_anywhere_else_one_sentence_says_why_before_anything_is_loaded(
 def test_altered_bytes_never_reach_the_vendors_library(host: Host) -> None:
     version = host.tracking.registry().get(SLOT)
     assert version is not None
-    uri = host.tracking._connect().client.get_model_version_download_uri("gpu-tiny", str(version.version))
+    uri = by_hand(host.tracking).get_model_version_download_uri("gpu-tiny", str(version.version))
     file = Path(uri.removeprefix("file://")) / "data" / "files" / "engine.plan"
     file.chmod(0o644)
     right = file.read_bytes()

@@ -49,6 +49,7 @@ from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._ort_session import OrtSession
+    from engineworks.engines.layer_times import TimedLayer
 
 TITLE = CAPABILITIES["onnxruntime"].title
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -64,6 +65,7 @@ TRAITS = Traits(
     build_memory=BuildMemory(150.0, 3.5),
     triton=TritonBackend(
         "onnxruntime",
+        ("numpy", "pydantic", "onnxruntime"),
         file="model.onnx",
         options={"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"},
     ),
@@ -221,6 +223,19 @@ def load(
     except ort_errors() as error:
         raise RunError(f"{engine}: {TITLE} {ort.__version__} {what_failed(error, engine)}", log=str(error)) from None
     return OrtSession(session, tuple(notes))
+
+
+def layer_times(
+    engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec]
+) -> tuple[str, list[TimedLayer]]:
+    """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
+    import onnxruntime as ort
+
+    from engineworks.engines.backends._ort_layers import profile_nodes
+
+    asked = session_options(options)
+    asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form_of(engine).loaded])
+    return f"{TITLE}'s profile", profile_nodes(engine, asked, feeds, runs)
 
 
 def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:

@@ -254,8 +254,7 @@ class Store:
     def _publish(self, key: str, writing: Writing, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
         folder = writing.folder
         if strange := next((f for f in folder.rglob("*") if f.is_symlink() or not (f.is_file() or f.is_dir())), None):
-            name = strange.relative_to(folder)
-            raise StoreError(f"{step} made '{name}', which is a link or no file: an artifact holds regular files only")
+            raise StoreError(f"{step} made '{strange.name}', a link or no file: an artifact holds regular files only")
         files = {
             f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": digest_file(f)}
             for f in sorted(folder.rglob("*"))

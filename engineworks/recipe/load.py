@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import check_options
-from engineworks.errors import Place, Problem, RecipeError, TargetError
+from engineworks.errors import InputError, Place, Problem, RecipeError, TargetError
 from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
@@ -96,6 +96,13 @@ def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     targets = read.targets()
     recipe, auto = expand(read.recipe)
     return LoadedRecipe(recipe, path.resolve(), _shown(path), root, files, targets, auto=auto)
+
+
+def refuse_decoders(loaded: Sequence[LoadedRecipe], what: str) -> None:
+    """Raises `InputError` if one of the recipes is a decoder's. what: the command, as 'blame compares'."""
+    for recipe in loaded:
+        if recipe.recipe.model.decoder is not None:
+            raise InputError(f"{recipe.shown}: '{what}' does not know decoders yet", hint="name another recipe")
 
 
 def read_recipe(path: Path) -> tuple[Recipe, tuple[NamedTarget, ...]]:

@@ -198,3 +198,12 @@ def test_an_engines_note_says_why_and_where_the_report_is() -> None:
     assert note.startswith("**fail**")
     assert "cosine is 0.981" in note
     assert "(http://mlflow/report)" in note
+
+
+def test_the_page_says_where_failures_come_from_and_where_the_time_goes(markdown: str) -> None:
+    for heading in ("Where the failures come from", "Where the time goes", "task metric on every slice, worst first"):
+        assert heading in markdown
+    assert "p1 (MatMul)" in markdown
+    assert "int8/h100 is faster than fp16/h100" not in markdown
+    assert "2 of 4 products run a kernel without tensor cores, 0.02 ms" in markdown
+    assert "only one class" in markdown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -43,10 +44,12 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
 
 
 def resolved(path: Path) -> Path:
-    """Return the absolute path, symbolic links followed. Raises `OSError` for a loop of links or an impossible name."""
+    """Return the absolute path, symbolic links followed; the file need not exist. Raises `OSError` for a loop of links
+    or an impossible name."""
     try:
         path = path.resolve()
-        os.fsencode(path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.lstat()  # a name that is too long, or none at all
         return path
     except RuntimeError:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None

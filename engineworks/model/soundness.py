@@ -25,7 +25,8 @@ _ANEW = "export the model again, or copy the whole file"
 
 
 def check_sound(model: onnx.ModelProto, path: Path) -> None:
-    """Check data types, dimensions and the amount of stored values. Raises `ModelError` for the first that is wrong."""
+    """Check names, data types, dimensions and the amount of stored values. Raises `ModelError` for the first defect."""
+    _check_names(model, path)
     for tensor in _tensors(model):
         what = f"{path}: tensor '{shown(tensor.name)}'"
         _check_dtype(tensor.data_type, what)
@@ -59,6 +60,18 @@ def external_file(root: Path, name: str, what: str) -> Path:
         outside = f"{what}: external data '{shown(name)}' lies outside the model's folder"
         raise ModelError(outside, hint="move it beside it")
     return file
+
+
+def _check_names(model: onnx.ModelProto, path: Path) -> None:
+    """Raises `ModelError` for a name that is not text: protobuf gives bytes for what is not UTF-8."""
+    names: list[object] = [tensor.name for tensor in _tensors(model)]
+    for graph in model_graphs(model):
+        names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+        names += [dim.dim_param for v in (*graph.input, *graph.output) for dim in v.type.tensor_type.shape.dim]
+    for node in model_nodes(model):
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    if any(not isinstance(name, str) for name in names):
+        raise ModelError(f"{path}: a name in it is not UTF-8 text", hint=_ANEW)
 
 
 def shown(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.commands.init.draft import Range, Triples
+from engineworks.errors import ModelError
 from engineworks.recipe.batch import batch_axes, batch_dim, fills, fixed_batch
 from engineworks.tensors import TensorSpec
 
 SAMPLES = 64
 LARGEST_BYTES = 64 << 20
 LEAST_SAMPLES = 4
+LARGEST_ROW_BYTES = 64 << 20
+"""At least 4 samples are written, in float64 while they are made."""
 
 
 def values(random: np.random.Generator, dtype: str, shape: Sequence[int], within: Range | None) -> NDArray[np.generic]:
@@ -45,7 +49,12 @@ def write_stand_in(
     random, axes, batch = np.random.default_rng(seed), batch_axes(specs), batch_dim(specs)
     dims = {dim: triple[1] for dim, triple in shapes.items()}
     samples = {s.name: _sample_shape(s.concrete(dims), axes[s.name]) for s in specs}
-    row_bytes = sum(int(np.prod(samples[s.name])) * np.dtype(s.dtype).itemsize for s in specs)
+    row_bytes = sum(math.prod(samples[s.name]) * np.dtype(s.dtype).itemsize for s in specs)
+    if row_bytes > LARGEST_ROW_BYTES:
+        raise ModelError(
+            f"one sample of the model's inputs takes {row_bytes:,} bytes: no synthetic samples are written",
+            hint="are the lengths of its inputs right?",
+        )
     count = max(LEAST_SAMPLES, min(SAMPLES, LARGEST_BYTES // max(row_bytes, 1)))
     fixed = fixed_batch(specs)
     sizes = shapes[batch] if fixed is None and isinstance(batch, str) else [fixed or 1]

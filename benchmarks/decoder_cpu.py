@@ -1,0 +1,127 @@
+"""A decoder on the CPU beside onnxruntime-genai: processor time per token, same threads, same prompt, fp32 and int4.
+
+    python -m onnxruntime_genai.models.builder -m x -i FOLDER -o GENAI32 -p fp32 -e cpu -c CACHE
+    python -m onnxruntime_genai.models.builder -m x -i FOLDER -o GENAI4 -p int4 -e cpu -c CACHE
+    python benchmarks/decoder_cpu.py FOLDED.onnx DECODER.json RESULT.json --genai fp32=GENAI32 --genai int4=GENAI4
+
+FOLDED.onnx and DECODER.json are the result of a decoder's `fold` step. Processor time of this process, not wall time: a
+shared host disturbs it less. Each figure is the median of five rounds, and all engines run in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+ROUNDS, PROMPT, NEW, THREADS = 5, 128, 16, 2
+
+Run = Callable[[], tuple[float, float]]
+"""Milliseconds of processor time: of the prompt, and of each token after it."""
+
+
+def ours(model: Path, interface: Path, ids: Any) -> Run:
+    from engineworks.engines.decoder.open import open_onnx_decoder
+    from engineworks.model.decoder.interface import DecoderInterface
+
+    face = DecoderInterface.from_json(json.loads(interface.read_text(encoding="utf-8")))
+    session = open_onnx_decoder(model, face, 1, {"threads": THREADS, "spinning": False})
+
+    def run() -> tuple[float, float]:
+        session.reset()
+        start = time.process_time()
+        token = int(session.last_logits({0: ids})[0].argmax())
+        middle = time.process_time()
+        for _ in range(NEW):
+            token = int(session.last_logits({0: np.array([token], np.int64)})[0].argmax())
+        return 1000 * (middle - start), 1000 * (time.process_time() - middle) / NEW
+
+    return run
+
+
+def genai(folder: Path, ids: Any) -> Run:
+    import onnxruntime_genai as og
+
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    options = config["model"]["decoder"]["session_options"]
+    options |= {"intra_op_num_threads": THREADS, "session.intra_op.allow_spinning": "0"}
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    model = og.Model(str(folder))
+
+    def run() -> tuple[float, float]:
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=PROMPT + NEW + 2, min_length=PROMPT + NEW + 2, do_sample=False)
+        generator = og.Generator(model, params)
+        start = time.process_time()
+        generator.append_tokens(ids.astype(np.int32))
+        generator.generate_next_token()
+        middle = time.process_time()
+        for _ in range(NEW):
+            generator.generate_next_token()
+        return 1000 * (middle - start), 1000 * (time.process_time() - middle) / NEW
+
+    return run
+
+
+def quantized(folded: Path, out: Path) -> Path:
+    """Write the folded model with int4 weights, as the `lower` step does."""
+    from engineworks.model.lower.quantize import name_nodes, quantize, raise_opset_for
+    from engineworks.model.onnx_files import load_model, save_model
+
+    globs = {"int4_weights": ("worthwhile:*",)}
+    model = name_nodes(raise_opset_for(name_nodes(load_model(folded)), globs))
+    save_model(quantize(model, None, globs=globs).model, out)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("folded", "interface", "result"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--genai", action="append", default=[], metavar="NAME=FOLDER")
+    given = parser.parse_args()
+    vocabulary = json.loads(given.interface.read_text(encoding="utf-8"))["vocabulary"]
+    ids = np.random.default_rng(0).integers(0, vocabulary, PROMPT)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {"engineworks fp32": ours(given.folded, given.interface, ids)}
+        runs["engineworks int4"] = ours(quantized(given.folded, Path(folder) / "int4.onnx"), given.interface, ids)
+        for pair in given.genai:
+            name, _, place = pair.partition("=")
+            runs[f"onnxruntime-genai {name}"] = genai(Path(place), ids)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for number in range(ROUNDS + 1):  # the first warms up
+            for name, run in runs.items():
+                found = run()
+                if number:
+                    times[name].append(found)
+                print(f"{number} {name}: prompt {found[0]:.0f} ms, {found[1]:.1f} ms a token", flush=True)
+    engines = {
+        name: {"prompt_ms": median(p for p, _ in rounds), "token_ms": median(t for _, t in rounds), "rounds": rounds}
+        for name, rounds in times.items()
+    }
+    report = {
+        "what": "processor time in ms, median of five", "prompt": PROMPT, "new": NEW, "threads": THREADS,
+        "processor": platform.processor() or platform.machine(),
+        "versions": {n: version(n) for n in ("onnxruntime", *(["onnxruntime-genai"] if given.genai else []))},
+        "engines": engines,
+    }  # fmt: skip
+    given.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, row in engines.items():
+        print(f"{name:26} prompt {row['prompt_ms']:8.0f} ms   token {row['token_ms']:7.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

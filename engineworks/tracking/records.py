@@ -12,6 +12,7 @@ from typing import Literal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
+PARENT = "mlflow.parentRunId"
 KIND = "engineworks.kind"
 """Tag: `build` for a parent run, `engine` for a child run."""
 RECIPE = "engineworks.recipe"
@@ -112,6 +113,27 @@ class RunSummary:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+
+
+def summarized(
+    run_id: str, name: str, status: str, started_ms: int | None, ended_ms: int | None,
+    params: Mapping[str, str], metrics: Mapping[str, float], tags: Mapping[str, str],
+) -> RunSummary:  # fmt: skip
+    """Make a summary of what MLflow holds of a run."""
+    return RunSummary(
+        run_id=run_id,
+        parent_run_id=tags.get(PARENT),
+        name=name,
+        status=status,
+        recipe=tags.get(RECIPE, ""),
+        engine=tags.get(ENGINE),
+        build_key=tags.get(BUILD_KEY),
+        started_at=(started_ms or 0) / 1000,
+        ended_at=ended_ms / 1000 if ended_ms else None,
+        params=params,
+        metrics=metrics,
+        tags=tags,
+    )
 
 
 @dataclass(frozen=True)

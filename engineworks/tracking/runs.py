@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,9 @@ from engineworks.host.collector import collect_apart
 from engineworks.host.lock import locked
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
-from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings
-from engineworks.tracking.connection import PARENT, Connection
-from engineworks.tracking.opening import DATABASE_FILE, connect, is_server, sqlite_file
+from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings, versions_behind
+from engineworks.tracking.connection import Connection
+from engineworks.tracking.opening import ARTIFACT_FOLDER, DATABASE_FILE, connect, is_server, sqlite_file
 from engineworks.tracking.owner import current_owner, read_owner
 from engineworks.tracking.pages import (
     ALL_ENGINES,
@@ -33,7 +34,8 @@ from engineworks.tracking.pages import (
     recipe_view,
     view_key,
 )
-from engineworks.tracking.queries import query_of, quoted
+from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.reader import Reader
 from engineworks.tracking.records import (
     BUILD_KEY,
     CONDITIONS,
@@ -41,6 +43,7 @@ from engineworks.tracking.records import (
     KIND,
     NOTE,
     OWNER,
+    PARENT,
     RECIPE,
     RECORD,
     RESUMES,
@@ -52,6 +55,7 @@ from engineworks.tracking.records import (
     store_keys_of,
 )
 from engineworks.tracking.registry import Registry
+from engineworks.tracking.sqlite_reader import SqliteReader, open_reader
 
 MOST_LATER = 1000
 """Maximum number of later runs that `finished_builds` reads."""
@@ -158,7 +162,7 @@ class Tracking:
         """Return the run of a build whose records waited: `run_id` if MLflow has it, else the run with this mark, else
         a new one. started_at (seconds since the epoch) and owner are a new run's."""
         link = self._connect()
-        queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
+        queries = [*([RunQuery(run_ids=[run_id])] if run_id else []), RunQuery({RECORD: mark})]
         known = next((run for query in queries for run in link.search(query, limit=1)), None)
         if known is not None:
             return BuildRun(link, known.run_id, recipe, known.params, resumed=True, started_at=known.started_at)
@@ -168,7 +172,7 @@ class Tracking:
 
     def check(self) -> None:
         """Raise `TrackingError` unless MLflow answers now."""
-        next(self._connect().search(query_of({KIND: "build"}), limit=1), None)
+        next(self._connect().search(RunQuery({KIND: "build"}), limit=1), None)
 
     def find_runs(
         self,
@@ -184,8 +188,8 @@ class Tracking:
         """Return runs that match all given arguments, newest first."""
         wanted = {RECIPE: recipe, BUILD_KEY: build_key, ENGINE: engine, PARENT: parent_run_id, KIND: kind}
         wanted |= {CONDITIONS: conditions}
-        query = query_of({name: value for name, value in wanted.items() if value is not None})
-        return list(self._connect().search(query, limit=limit))
+        query = RunQuery({name: value for name, value in wanted.items() if value is not None})
+        return list(self._reader().search(query, limit=limit))
 
     def finished_builds(self, run_ids: Sequence[str], since: float) -> dict[tuple[str, str], str]:
         """Return the newest finished build by recipe and build key, of those named or started after `since` (seconds
@@ -193,16 +197,14 @@ class Tracking:
 
         It needs a few searches; one per recipe takes MLflow seconds. Returns nothing if too many builds ran since then.
         """
-        link = self._connect()
-        builds = query_of({KIND: "build"}) + " AND attributes.status = 'FINISHED'"
-        later = list(link.search(f"{builds} AND attributes.start_time >= {since * 1000:.0f}", limit=MOST_LATER + 1))
+        link, builds = self._reader(), RunQuery({KIND: "build"}, status="FINISHED")
+        later = list(link.search(replace(builds, since=since), limit=MOST_LATER + 1))
         if len(later) > MOST_LATER:
             return {}
         named: list[RunSummary] = []
         missing = sorted(set(run_ids) - {run.run_id for run in later})
         for at in range(0, len(missing), NAMED_AT_ONCE):
-            ids = ", ".join(map(quoted, missing[at : at + NAMED_AT_ONCE]))
-            named += link.search(f"{builds} AND attributes.run_id IN ({ids})")
+            named += link.search(replace(builds, run_ids=missing[at : at + NAMED_AT_ONCE]))
         in_order = sorted((*named, *later), key=lambda run: run.started_at)
         return {(run.recipe, run.build_key): run.run_id for run in in_order if run.build_key}
 
@@ -223,11 +225,14 @@ class Tracking:
         return self.read_text(newest.run_id, path) if newest else None
 
     def get_run(self, run_id: str) -> RunSummary:
-        return self._connect().get_run(run_id)
+        return self._reader().get_run(run_id)
 
     def read_text(self, run_id: str, path: str) -> str:
         """Return a text recorded with a run."""
-        return self._connect().read_text(run_id, path)
+        link = self._reader()
+        if isinstance(link, SqliteReader) and link.artifacts(run_id) is None:  # on another host
+            link = self._connect()
+        return link.read_text(run_id, path)
 
     def exists(self) -> bool:
         """Whether anything may be recorded: False for a missing database file. Imports nothing."""
@@ -236,15 +241,15 @@ class Tracking:
 
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
         """Return the registered model's versions by alias, without aliases that name none."""
-        return self._connect().versions_behind(model, aliases)
+        return versions_behind(self._reader(), model, aliases)
 
     def standings(self, slots: Iterable[Slot]) -> dict[Slot, Standing]:
         """Return each slot's recorded champions, and what the present one lacks."""
-        return standings(self._connect(), slots)
+        return standings(self._reader(), slots)
 
     def champions(self, recipe: str | None = None) -> list[RegisteredChampion]:
         """Return every champion that Engineworks registered, or this recipe's; missing ones too."""
-        return list_champions(self._connect(), recipe)
+        return list_champions(self._reader(), recipe)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Copy a run's artifact, or folder of artifacts, into `folder`; returns its path."""
@@ -252,7 +257,7 @@ class Tracking:
 
     def digests_in_use(self) -> set[str]:
         """Return the store keys that any run of any experiment refers to; deleted runs and experiments do not count."""
-        runs = self._connect().search(f"tags.`{STORE_KEYS}` LIKE '[%'", everywhere=True)
+        runs = self._reader().search(RunQuery(starting={STORE_KEYS: "["}), everywhere=True)
         return {key for run in runs for key in store_keys_of(run.tags)}
 
     def registry(self) -> Registry:
@@ -264,7 +269,7 @@ class Tracking:
 
     def pages(self) -> Pages:
         """Return addresses of MLflow's pages: of the server, or of the one that `ui_hint` starts."""
-        return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._connect().experiment_id)
+        return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._reader().experiment_id)
 
     def save_views(self, recipe: str, metrics: Iterable[str]) -> None:
         """Save columns for MLflow's table of runs: a view of all engines and a view of the recipe's with these
@@ -286,12 +291,23 @@ class Tracking:
         quiet = "DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # jobs: 2.5 GB of useless processes
         return f"{quiet} mlflow ui --backend-store-uri {uri} --port {port}"
 
+    def _reader(self) -> Reader:
+        """Return the fastest way to read: MLflow's client once it is open or opening, else its file where that is an
+        SQLite file of a known schema."""
+        with self._lock:
+            opening, file = self._opening, sqlite_file(self.uri)
+        if opening is None and file is not None:
+            reader = open_reader(file, self._experiment, self._artifacts.resolve() / ARTIFACT_FOLDER)
+            if reader is not None:
+                return reader
+        return self._connect()
+
     def _connect(self) -> Connection:
         self.prestart()
         assert self._opening is not None
         return self._opening.result()
 
     def _dead_builds(self, link: Connection, build_key: str) -> list[RunSummary]:
-        query = query_of({BUILD_KEY: build_key, KIND: "build"}) + " AND attributes.status = 'RUNNING'"
+        query = RunQuery({BUILD_KEY: build_key, KIND: "build"}, status="RUNNING")
         owners = [(run, read_owner(run.tags.get(OWNER, ""))) for run in link.search(query)]
         return [run for run, owner in owners if owner is not None and owner.is_dead()]

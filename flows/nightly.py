@@ -23,7 +23,7 @@ from engineworks.tracking.runs import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
 from flows.dispatch import Ended, Order, started, workers_online
-from flows.outcomes import ended, opaque
+from flows.outcomes import ended, opaque, result_of
 from tasks.night import (
     Chosen,
     RecipeNight,
@@ -106,7 +106,7 @@ def _nights(
 
 def _built_here(chosen: Chosen) -> RecipeNight:
     state: State[Any] = build_recipe(str(chosen.path), return_state=True)
-    result = state.result(raise_on_failure=False)
+    result = result_of(state)
     if isinstance(result, BuildResult):
         return night_of_result(result.to_json(), str(chosen.path), "built")
     return night_without_result(chosen, "lost", f"{result}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engineworks.engines.backends import backend_facts
 from engineworks.errors import RecipeError
-from engineworks.recipe.load import find_recipes, load_recipe, load_targets
 from engineworks.report.ages import age
+from engineworks.report.counting import many
 from engineworks.settings import Settings
 from engineworks.tracking.records import ENGINE_DIGEST, NOT_SELECTED, RunSummary
 from engineworks.tracking.runs import Tracking, open_tracking
@@ -40,24 +39,29 @@ def make_listing(kind: str, settings: Settings, folder: Path) -> Listing:
 
 
 def _recipes(settings: Settings, tracking: Tracking, folder: Path) -> Listing:
+    from engineworks.recipe.load import find_recipes, load_recipe
+
     builds = _newest(tracking, "build")
     rows = []
     for path in find_recipes(folder):
         try:
             recipe = load_recipe(path, data_roots=settings.data_roots)
         except RecipeError as error:
-            rows.append((path.stem, str(path), "", f"{len(error.problems)} problems", ""))
+            rows.append((path.stem, str(path), "", many(len(error.problems), "problem"), ""))
             continue
         last = builds.get(recipe.name) or _last_build(tracking, recipe.name)
         verdict = last.tags.get("engineworks.verdict", last.status.lower()) if last else "never built"
         if last and (left_out := last.tags.get(NOT_SELECTED)):
-            verdict += f", {left_out} engines not part of it"
+            verdict += f", {many(int(left_out), 'engine')} not part of it"
         engines = len(recipe.recipe.precisions) * len(recipe.targets)
         rows.append((recipe.name, str(path), str(engines), verdict, age(last.started_at) if last else ""))
     return Listing("recipes", ("recipe", "file", "engines", "last build", "age"), tuple(rows))
 
 
 def _targets(folder: Path) -> Listing:
+    from engineworks.engines.backends import backend_facts
+    from engineworks.recipe.load import load_targets
+
     rows = []
     for name, target in load_targets(folder).items():
         why_not = backend_facts(target.backend).why_not_run(target.compute_capability)

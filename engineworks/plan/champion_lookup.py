@@ -10,19 +10,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.errors import RunError, TrackingError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.kinds import ACCURACY_FILE
-from engineworks.recipe.load import LoadedRecipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot, registered_name
 from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion, document_file
 from engineworks.tracking.runs import Tracking, open_tracking
+
+if TYPE_CHECKING:
+    from engineworks.recipe.load import LoadedRecipe
 
 
 class ChampionError(RunError):

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
+from engineworks.builds.from_mlflow import left_out
+from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import TrackingError

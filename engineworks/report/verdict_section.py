@@ -28,8 +28,9 @@ ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
 """The order in which engines are listed; the engines that a ladder dropped come last."""
 
 
-def verdict_section(result: BuildResult) -> Section:
-    blocks = blocks_of(_table(result), _refused(result), _notes(result), _folds(result))
+def verdict_section(result: BuildResult, *, files: bool = True) -> Section:
+    """files: with the reports and raw samples within the page, which only HTML shows."""
+    blocks = blocks_of(_table(result), _refused(result), _notes(result), _folds(result, files))
     return Section("verdicts", "Engines and verdicts", blocks, brief="Verdicts")
 
 
@@ -66,10 +67,10 @@ def _notes(result: BuildResult) -> Bullets | None:
     return Bullets(tuple(Words(line, tone="inconclusive", strong="note") for line in notes)) if notes else None
 
 
-def _folds(result: BuildResult) -> Iterator[Fold]:
+def _folds(result: BuildResult, files: bool) -> Iterator[Fold]:
     """Failed engines are open; the checks of the others are one click away."""
     statements = ladder_words(result.ladder)
-    folds = [(e, _fold(e, statements.get(e.id, ""))) for e in result.engines]
+    folds = [(e, _fold(e, statements.get(e.id, ""), files)) for e in result.engines]
     loud = [fold for e, fold in folds if fold and e.verdict in ("failed", "fail") and e.id not in result.dropped]
     yield from loud
     rest = tuple(fold for _, fold in folds if fold and fold not in loud)
@@ -78,8 +79,8 @@ def _folds(result: BuildResult) -> Iterator[Fold]:
         yield Fold((Cell(what), Cell(f"{len(rest)} engines", tone="muted")), rest)
 
 
-def _fold(engine: EngineResult, ladder: str) -> Fold | None:
-    files = tuple(attachments(engine))
+def _fold(engine: EngineResult, ladder: str, with_files: bool) -> Fold | None:
+    files = tuple(attachments(engine)) if with_files else ()
     blocks = blocks_of(_sentences(engine, ladder), Files(files) if files else None)
     summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
     return Fold(summary, blocks, open=True) if blocks else None

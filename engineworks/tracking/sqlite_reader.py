@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import quote, unquote, urlsplit
 
 from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery
@@ -107,7 +106,7 @@ class SqliteReader:
         with self._reading(f"run {run_id}") as connection:
             row = connection.execute("SELECT artifact_uri FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
         place = urlsplit(str(row[0] if row else ""))
-        return Path(url2pathname(place.path)) if place.scheme == "file" and not place.netloc else None
+        return Path(unquote(place.path)) if place.scheme == "file" and not place.netloc else None
 
     def read_text(self, run_id: str, path: str) -> str:
         folder = self.artifacts(run_id)

@@ -22,6 +22,7 @@ from engineworks.recipe.load import load_recipe
 from engineworks.settings import Settings, read_settings
 from engineworks.store.open import open_store
 from engineworks.tracking.runs import open_tracking
+from flows.outcomes import result_of
 
 pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 REPOSITORY = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def build(
     from flows.build_recipe import build_recipe
 
     state = build_recipe(recipe, only, compare, return_state=True)
-    result = state.result(raise_on_failure=False)
+    result = result_of(state)
     assert isinstance(result, BuildResult), result
     assert state.is_completed() == (result.exit_code() == 0)
     return result
@@ -153,7 +154,7 @@ def test_a_plan_that_was_made_already_is_carried_out_as_it_is(
     monkeypatch.setattr("tasks.plan_build.read_plans", refuse)
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", "/nowhere")
     only = "tiny/fp32/cpu"
-    first = build_planned(plan(settings, only=only), settings, only).result(raise_on_failure=False)
+    first = result_of(build_planned(plan(settings, only=only), settings, only))
     assert isinstance(first, BuildResult), first
     assert (first.exit_code(), first.steps.failed) == (0, 0)
     (recorded,) = open_tracking(settings.artifacts, None).find_runs(kind="build")
@@ -167,7 +168,7 @@ def test_a_plan_that_was_made_already_is_carried_out_as_it_is(
     assert path is not None
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    again = build_planned(plan(settings, only=only), settings, only).result(raise_on_failure=False)
+    again = result_of(build_planned(plan(settings, only=only), settings, only))
     assert isinstance(again, BuildResult), again
     assert (again.steps.run, again.exit_code()) == (1, 0), "what is damaged is made again"
 
@@ -271,7 +272,7 @@ def test_a_model_with_another_input_is_refused_before_any_step(settings: Setting
 
     onnx.save(renamed_input(), "recipes/tiny.onnx")
     state = build_recipe("recipes/tiny.yaml", return_state=True)
-    error = state.result(raise_on_failure=False)
+    error = result_of(state)
     assert isinstance(error, RecipeError)
     assert error.exit_code == 2
     assert "recipes/tiny.yaml:6:3: the model has no input 'image'; known: picture" in str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from flows.outcomes import ended, opaque, result_of
 from tasks.night import (
     Chosen,
     RecipeNight,
+    causes_of,
     choose_recipes,
     count_words,
     lines_of,
@@ -40,7 +42,12 @@ from tasks.publish_summary import publish_summary
 DEPLOYMENT = "build-recipe/build-recipe"
 
 
-@flow(name="nightly")
+def _night_name() -> str:
+    """Name a flow run after its night."""
+    return f"night of {datetime.now(UTC):%Y-%m-%d}"
+
+
+@flow(name="nightly", flow_run_name=_night_name)
 def nightly(
     folder: str = "recipes",
     recipes: list[str] | None = None,
@@ -64,7 +71,7 @@ def nightly(
         for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start, files)):
             logger.info(line)
     words = count_words(nights, not_part=len(files) - len(chosen))
-    bad = [line for night in nights if not night.is_good for line in lines_of([night])]
+    bad = causes_of(night for night in nights if not night.is_good)
     return ended("\n".join([words, *bad]), tuple(nights), good=not bad)
 
 

@@ -73,7 +73,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
     return replace(
         known,
         at=build.started_at,
-        facts={name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)},
+        facts=_facts(tracking, build),
         links=tuple(_links(tracking, build, runs, result)),
         passports=passports,
         before=_before(tracking, result, before, older, runs, known.resolved) if before else None,
@@ -90,9 +90,20 @@ def _passports_here(result: BuildResult) -> Iterator[tuple[str, Mapping[str, Any
             yield engine.id, json.loads(engine.passport.read_text(encoding="utf-8"))
 
 
+def _facts(tracking: Tracking, build: RunSummary) -> dict[str, str]:
+    facts = {name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)}
+    if not tracking.has_pages:
+        facts["MLflow's page"] = f"{tracking.pages().run(build.run_id)} after: {tracking.ui_hint()}"
+    return facts
+
+
 def _links(
     tracking: Tracking, build: RunSummary, runs: Mapping[str, RunSummary], result: BuildResult
 ) -> Iterator[Link]:
+    if page := build.tags.get(FLOW_PAGE):
+        yield Link("Prefect flow run", page)
+    if not tracking.has_pages:  # no server runs: `_facts` says how to start one
+        return
     pages = tracking.pages()
     yield Link("MLflow run", pages.run(build.run_id))
     yield Link("this report in MLflow", pages.artifact(build.run_id, "report.html"))
@@ -100,8 +111,6 @@ def _links(
     if len(measured) > 1:
         yield Link("compare the engines in MLflow", pages.compare(measured))
     yield Link("all builds' engines in MLflow", pages.view(view_key(result.recipe)))
-    if page := build.tags.get(FLOW_PAGE):
-        yield Link("Prefect flow run", page)
 
 
 def _build_before(tracking: Tracking, build: RunSummary) -> RunSummary | None:

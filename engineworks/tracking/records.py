@@ -17,6 +17,7 @@ KIND = "engineworks.kind"
 """Tag: `build` for a parent run, `engine` for a child run."""
 RECIPE = "engineworks.recipe"
 BUILD_KEY = "engineworks.build_key"
+VERDICT = "engineworks.verdict"
 ENGINE = "engineworks.engine"
 """Tag: the engine's identity, recipe/precision/target."""
 ENGINE_DIGEST = "engineworks.engine_digest"
@@ -113,6 +114,11 @@ class RunSummary:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every step of the build has a result; a failed gate is one."""
+        return self.status == "FINISHED" or (self.status == "FAILED" and self.tags.get(VERDICT) == "fail")
 
 
 def summarized(

@@ -48,6 +48,7 @@ from engineworks.tracking.records import (
     RECORD,
     RESUMES,
     STORE_KEYS,
+    VERDICT,
     Batch,
     RegisteredVersion,
     RunSummary,
@@ -138,7 +139,7 @@ class Tracking:
                 link.log(old.run_id, Batch({}, {}, owner, {}), {}, {})
             else:
                 identity, now = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key}, time.time()
-                run_id = link.create_run(recipe, identity | owner, now)
+                run_id = link.create_run(_run_name(recipe, now), identity | owner, now)
                 run = BuildRun(link, run_id, recipe, {}, resumed=False, started_at=now)
         with contextlib.ExitStack() as ending:
             ending.push(run)  # Ctrl-C may come at any time
@@ -167,7 +168,7 @@ class Tracking:
         if known is not None:
             return BuildRun(link, known.run_id, recipe, known.params, resumed=True, started_at=known.started_at)
         tags = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key, OWNER: owner, RECORD: mark}
-        run_id = link.create_run(recipe, tags, started_at)
+        run_id = link.create_run(_run_name(recipe, started_at), tags, started_at)
         return BuildRun(link, run_id, recipe, {}, resumed=True, started_at=started_at)
 
     def check(self) -> None:
@@ -197,14 +198,16 @@ class Tracking:
 
         It needs a few searches; one per recipe takes MLflow seconds. Returns nothing if too many builds ran since then.
         """
-        link, builds = self._reader(), RunQuery({KIND: "build"}, status="FINISHED")
-        later = list(link.search(replace(builds, since=since), limit=MOST_LATER + 1))
+        link = self._reader()
+        kinds = RunQuery({KIND: "build"}, "FINISHED"), RunQuery({KIND: "build", VERDICT: "fail"}, "FAILED")
+        later = [run for q in kinds for run in link.search(replace(q, since=since), limit=MOST_LATER + 1)]
         if len(later) > MOST_LATER:
             return {}
         named: list[RunSummary] = []
         missing = sorted(set(run_ids) - {run.run_id for run in later})
         for at in range(0, len(missing), NAMED_AT_ONCE):
-            named += link.search(replace(builds, run_ids=missing[at : at + NAMED_AT_ONCE]))
+            some = missing[at : at + NAMED_AT_ONCE]
+            named += [run for q in kinds for run in link.search(replace(q, run_ids=some))]
         in_order = sorted((*named, *later), key=lambda run: run.started_at)
         return {(run.recipe, run.build_key): run.run_id for run in in_order if run.build_key}
 
@@ -212,7 +215,7 @@ class Tracking:
         """Record one run for a nightly run, above its builds' runs: metrics and pages of its summary. Returns its
         id."""
         link = self._connect()
-        run_id = link.create_run("night", {KIND: "night"})
+        run_id = link.create_run(_run_name("night", time.time()), {KIND: "night"})
         link.log(run_id, pack_batch({}, metrics, tags), texts, {})
         link.end_run(run_id, "FINISHED")
         return run_id
@@ -267,6 +270,11 @@ class Tracking:
         lock = (file or self._artifacts / DATABASE_FILE).with_suffix(".registry.lock")
         return Registry(self._connect(), lock, shared=file is None)
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether a server shows MLflow's pages; those of a file need one to be started, see `ui_hint`."""
+        return is_server(self.uri)
+
     def pages(self) -> Pages:
         """Return addresses of MLflow's pages: of the server, or of the one that `ui_hint` starts."""
         return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._reader().experiment_id)
@@ -311,3 +319,8 @@ class Tracking:
         query = RunQuery({BUILD_KEY: build_key, KIND: "build"}, status="RUNNING")
         owners = [(run, read_owner(run.tags.get(OWNER, ""))) for run in link.search(query)]
         return [run for run, owner in owners if owner is not None and owner.is_dead()]
+
+
+def _run_name(recipe: str, started_at: float) -> str:
+    """'digits 2026-11-30 14:05', in UTC."""
+    return f"{recipe} {time.strftime('%Y-%m-%d %H:%M', time.gmtime(started_at))}"

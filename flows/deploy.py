@@ -36,7 +36,7 @@ def deploy(
     """Create or update everything that `targets` need; returns one sentence each, in order.
 
     root: the checkout. notify: 'TYPE/NAME' of a notification block that tells of failed nights. Raises `InputError`
-    without PREFECT_API_URL or for an unknown block, `StepError` if its server does not answer or `prefect deploy` fails.
+    without PREFECT_API_URL or for an unknown block, `StepError` if its server does not answer or its deploy fails.
     """
     os.environ.update(NO_TELEMETRY)
     url = os.environ.get("PREFECT_API_URL", "")

@@ -72,6 +72,7 @@ class LocalPrefect:
             "PREFECT_API_AUTH_STRING": self._server.password,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "ENGINEWORKS_OWN_PREFECT": "1",  # no page of a run may be linked: the server ends with the build
             "PREFECT_UI_URL": "http://127.0.0.1:4200",  # where `prefect server start` shows this server's runs
             "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence after the server died
         }

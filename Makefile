@@ -7,7 +7,7 @@ VERSION := import sys; print(sys.version.split()[0])
 WANTED := $(shell $(PYTHON) -c '$(VERSION)')
 STAMP := $(VENV)/.installed-$(WANTED)
 
-.PHONY: setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema prefect-schema clean
+.PHONY: triton test-triton setup quickstart test test-slow test-faults test-torch test-gpu test-s3 test-postgres test-browser databases nightly-demo lint fetch lock schema prefect-schema clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,18 @@ test-torch: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# NVIDIA's Triton server with its Python backend, in a folder of its own: the wheel (55 MB) pins an older NumPy.
+triton: setup .triton/.installed
+
+.triton/.installed:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton nvidia-pytriton==0.7.0
+	@touch $@
+
+# Packages on that server, or on the one that ENGINEWORKS_TRITON names.
+test-triton: triton
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serving]'
+	$(BIN)/python -m pytest -m triton
 
 # The store on S3, by moto's server on loopback.
 test-s3: setup

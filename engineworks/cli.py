@@ -11,16 +11,20 @@ from typing import Annotated, Any, Literal
 import typer
 
 from engineworks import errors
+from engineworks.commands.blame import blame as blame_engine
+from engineworks.commands.blame import blame_failures, print_blame
 from engineworks.commands.changed import changed
 from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
 from engineworks.commands.init.command import init
 from engineworks.commands.keygen import keygen
+from engineworks.commands.limits.command import limits
 from engineworks.commands.list import list_things
 from engineworks.commands.manual.command import manual
 from engineworks.commands.options import All, Command, Json, OneOrMore, Only, Quiet, Verbose, any_of, finite
 from engineworks.commands.package import package
 from engineworks.commands.plans import read_plans
+from engineworks.commands.rehearse import rehearse
 from engineworks.commands.release import release
 from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
@@ -155,6 +159,9 @@ def build(
     require_verdict: Annotated[
         bool, typer.Option("--require-verdict", help="Exit 3 if an engine could not be measured here.")
     ] = False,
+    blame: Annotated[
+        bool, typer.Option("--blame", help="Find the nodes that each failure comes from, afterwards.")
+    ] = False,
     every: All = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -176,11 +183,14 @@ def build(
     plans = read_plans(settings, recipes, any_of(only), compare, mode)
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
         results = build_plans(plans, settings, only=any_of(only))
+        blames = blame_failures(plans, results, settings) if blame else []
     if as_json:
-        values = [r.to_json() for r in results]
+        values = [r.to_json() | ({"blame": [b.to_json() for b in blames]} if blame else {}) for r in results]
         terminal.print_json(values[0] if len(values) == 1 else {"recipes": values})
     else:
         print_results(results, settings, quiet=quiet, every=every, verbose=verbose)
+        for found in blames:
+            print_blame(found)
     raise typer.Exit(worst_exit_code(results, require_verdict=require_verdict))
 
 
@@ -248,6 +258,9 @@ def gc(
 
 app.command()(init)
 app.command()(why)
+app.command()(limits)
+app.command()(rehearse)
+app.command("blame")(blame_engine)
 app.command("list")(list_things)
 app.command()(report)
 app.command()(release)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+KNOWN_STATEMENTS = "ENGINEWORKS_KNOWN_STATEMENTS"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -15,13 +17,19 @@ class Settings:
     artifacts: the root, set by ENGINEWORKS_ARTIFACTS (default: `artifacts` in the repository, or in the current folder
     outside a repository). store: a folder or fsspec URL, ENGINEWORKS_STORE (default: `<artifacts>/store`). data_roots:
     folders outside the repository that recipes may read, ENGINEWORKS_DATA_ROOTS (colon-separated). tracking_uri:
-    MLFLOW_TRACKING_URI, None for the SQLite file under artifacts.
+    MLFLOW_TRACKING_URI, None for the SQLite file under artifacts. known_statements: the newest releases that this
+    host has seen, ENGINEWORKS_KNOWN_STATEMENTS (default: `<artifacts>/known-statements`).
     """
 
     artifacts: Path
     store: str
     data_roots: tuple[Path, ...] = ()
     tracking_uri: str | None = None
+    known: Path | None = None
+
+    @property
+    def known_statements(self) -> Path:
+        return self.known or self.artifacts / "known-statements"
 
     @property
     def runs(self) -> Path:
@@ -41,6 +49,7 @@ def read_settings(environ: Mapping[str, str] | None = None, *, start: Path | Non
         store=env.get("ENGINEWORKS_STORE") or str(artifacts / "store"),
         data_roots=tuple(Path(p).expanduser().resolve() for p in roots.split(os.pathsep) if p),
         tracking_uri=env.get("MLFLOW_TRACKING_URI") or None,
+        known=(here / Path(known).expanduser()).resolve() if (known := env.get(KNOWN_STATEMENTS)) else None,
     )
 
 
@@ -50,3 +59,11 @@ def find_repository(start: Path) -> Path | None:
         if (folder / ".git").exists():
             return folder
     return None
+
+
+def uses_workarounds(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether known faults of the backends are worked around: unless ENGINEWORKS_WORKAROUNDS is 'off'.
+
+    Off, a fault shows as a user of the bare library sees it, which `blame` and reports to its vendor need.
+    """
+    return (os.environ if environ is None else environ).get("ENGINEWORKS_WORKAROUNDS") != "off"

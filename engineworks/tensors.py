@@ -25,11 +25,13 @@ model's.
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model; `shape` holds lengths and dimension names."""
+    """An input or output of a model; `shape` holds lengths and dimension names. batch: name of the dimension that
+    counts samples, where neither its name nor its place tells (see `recipe.batch`)."""
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    batch: str = ""
 
     @property
     def dynamic_dims(self) -> tuple[str, ...]:
@@ -40,7 +42,8 @@ class TensorSpec:
         return tuple(dims[d] if isinstance(d, str) else d for d in self.shape)
 
     def to_json(self) -> dict[str, object]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        value: dict[str, object] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return value | ({"batch": self.batch} if self.batch else {})
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -95,4 +98,4 @@ def spec_from_json(value: Mapping[str, object]) -> TensorSpec:
     """The inverse of `TensorSpec.to_json`."""
     shape = value["shape"]
     assert isinstance(shape, list)
-    return TensorSpec(str(value["name"]), str(value["dtype"]), tuple(shape))
+    return TensorSpec(str(value["name"]), str(value["dtype"]), tuple(shape), str(value.get("batch", "")))

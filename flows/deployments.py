@@ -57,9 +57,10 @@ def deployments(targets: Mapping[str, Target], *, cron: str = CRON) -> list[dict
         "build-recipe", "build-recipe", "flows.build_recipe.build_recipe", PREPARE_POOL, "recipes", spread
     )
     release = _deployment("release", "release", "flows.release.release", PREPARE_POOL, "recipes", {})
+    rehearse = _deployment("rehearse", "rehearse", "flows.rehearse.rehearse", PREPARE_POOL, "recipes", {})
     names = sorted({PREPARE_POOL, *_pool_names(targets)})
     engines = [_engine_deployment(name) for name in names]
-    return [nightly, recipe, release, *engines]
+    return [nightly, recipe, release, rehearse, *engines]
 
 
 def prefect_yaml(targets: Mapping[str, Target], *, cron: str = CRON) -> dict[str, Any]:

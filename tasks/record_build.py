@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.urls import url_for
 
+from engineworks.builds.record_note import note_used_by
 from engineworks.builds.results import BuildResult
 from engineworks.builds.state import Build
 from engineworks.builds.to_mlflow import build_tags, plan_params, result_metrics, result_tags, result_texts
@@ -31,6 +32,7 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
     page = url_for("flow-run", obj_id=flow_run, url_type="ui") if lasting else None
     artifacts = build.settings.artifacts
     tags |= {FLOW_PAGE: page} if page else {}
+    note_used_by(build.store, artifacts, build.tracking)
     return start_spooled(build.tracking, artifacts, recipe, plan.build_key, tags, params, list(plan.steps))
 
 

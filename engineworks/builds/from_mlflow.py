@@ -13,8 +13,9 @@ from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.engine_files import SIDECAR_FILE
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import ladder_from_json
+from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
 from engineworks.plan.plan import Refused
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -82,6 +83,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",
         failure=failure,
         recommendation=_recommendation(latency, resolved),
+        layers=Layers.from_json(layers) if (layers := read(LAYERS_FILE)) else None,
     )
 
 

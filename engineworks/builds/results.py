@@ -21,11 +21,12 @@ from engineworks.errors import (
 from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.ladder.ladder import TargetLadder
+from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
 from engineworks.plan.champion_comparison import summary
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, StepName
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE, StepName
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
 from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
@@ -67,6 +68,7 @@ class EngineResult:
     failure: Failure | None = None
     recommendation: Recommendation | None = None
     passport: Path | None = None
+    layers: Layers | None = None
 
     @property
     def waived(self) -> tuple[str, ...]:
@@ -252,6 +254,7 @@ def engine_result(
         keys=engine.steps,
         failure=failure,
         recommendation=_recommend(plan, latency),
+        layers=_layers(store.get(engine.steps["measure"])) if "measure" in engine.steps else None,
     )
 
 
@@ -310,6 +313,12 @@ def _latency(artifact: Artifact | None, samples: bool) -> Any:
     if artifact is None or samples:
         return _read(artifact, LATENCY_FILE)
     return artifact.read_figures(LATENCY_FILE, LONGEST_LIST)
+
+
+def _layers(artifact: Artifact | None) -> Layers | None:
+    if artifact is None or LAYERS_FILE not in artifact.files:
+        return None
+    return Layers.from_json(artifact.read_json(LAYERS_FILE))
 
 
 def _log(artifact: Artifact | None) -> str:

@@ -19,6 +19,7 @@ from engineworks.errors import StoreError
 from engineworks.measure.ladder.ladder import ladder_words
 from engineworks.plan.plan import Plan
 from engineworks.settings import Settings
+from engineworks.store.leases import Lease
 from engineworks.store.open import open_store
 from engineworks.tracking.runs import open_tracking
 
@@ -26,13 +27,15 @@ from engineworks.tracking.runs import open_tracking
 class Build:
     """A plan, the store and record it works with, and its results so far.
 
-    results: the store as verdicts read it, see `settle`.
+    results: the store as verdicts read it, see `settle`. lease: keeps from gc what the plan uses,
+    as long as this object exists.
     """
 
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self.plan = plan
         self.settings = settings
         self.store = open_store(settings)
+        self.lease = Lease(self.store.root, plan.steps)
         self.results = self.store
         self.tracking = open_tracking(settings.artifacts, settings.tracking_uri)
         self.outcomes: list[Outcome] = []

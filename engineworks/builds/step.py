@@ -19,15 +19,13 @@ from engineworks.host.child import ChildPool
 from engineworks.host.lock import locked
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Step
+from engineworks.settings import uses_workarounds
 from engineworks.store.store import Store
 
 STEP_FUNCTION = "engineworks.steps.job:main"
 
 TIME_LIMIT_S = 7200.0
 """Seconds after which a step's child is killed; a target has its own limit for builds."""
-
-USER_CODE = ("torch", "huggingface", "mlflow_pytorch")
-"""Sources that run the user's own code: each in a fresh child, so that no state remains."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,8 @@ def attempts_of(step: Step) -> int:
     """Return in how many ways the step can run; each crash of its own child leads to the next. A built engine runs in
     one way only, the one it was tried in."""
     kind = STEP_KINDS[step.kind]
+    if kind.optimizer == "target" and not uses_workarounds():
+        return 1
     optimizer = step.params["target"]["backend"] if kind.optimizer == "target" else kind.optimizer
     return attempts(optimizer) if optimizer else kind.attempts
 
@@ -89,6 +89,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
         "inputs": {role: str(path) for role, path in inputs.items()},
         "unkeyed": {**_plain(step.unkeyed), **cache},
         "out": str(out),
+        "time_limit_s": float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
     }
     log_file, crashes = out / LOG_FILE, list[str]()
     with log_file.open("w", encoding="utf-8", buffering=1) as log:
@@ -114,9 +115,9 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
     pool.run(
         STEP_FUNCTION,
         payload,
-        time_limit_s=float(step.unkeyed.get("time_limit_s", TIME_LIMIT_S)),
+        time_limit_s=payload["time_limit_s"],
         on_line=lambda line: log.write(line + "\n"),
-        fresh=kind.fresh or step.params.get("source") in USER_CODE,
+        fresh=kind.fresh,
         env=_environment(step),
         what=step.id,
         error=kind.error,

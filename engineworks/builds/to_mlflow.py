@@ -15,7 +15,7 @@ from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.slices import read_slices
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE
+from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -81,6 +81,8 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
         texts[ACCURACY_FILE] = json.dumps(engine.accuracy, indent=1)
     if engine.latency:
         texts[LATENCY_FILE] = json.dumps(engine.latency)
+    if engine.layers:
+        texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
         texts[CHAMPION_COMPARISON_FILE] = json.dumps(engine.champion_comparison)
     if engine.log:

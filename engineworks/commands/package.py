@@ -25,6 +25,7 @@ def package(
 ) -> None:
     """Write a Triton model repository of the engines that passed.
 
+    The models are for the server that 'make triton' installs or ENGINEWORKS_TRITON names, else for NVIDIA's container.
     Exits 1 or 3 if an engine was left out because it failed or has no verdict.
 
     Examples:
@@ -33,12 +34,17 @@ def package(
     from engineworks.builds.results import most_severe
     from engineworks.commands.plans import read_plans
     from engineworks.package.package import write_package
+    from engineworks.package.sources import note_package
     from engineworks.recipe.load import load_recipe
     from engineworks.release.sources import built_engines, champion_engines, require_some
+    from engineworks.serving.choose import available_backends
+    from engineworks.serving.find import find_server
+    from engineworks.store.leases import Lease
     from engineworks.store.open import open_store
     from engineworks.tracking.runs import open_tracking
 
     settings = read_settings()
+    store = open_store(settings)
     with TemporaryDirectory(prefix="engineworks-") as folder:
         if champions:
             loaded = load_recipe(recipe, data_roots=settings.data_roots)
@@ -46,10 +52,11 @@ def package(
             engines, left = champion_engines(loaded, registry, any_of(only), Path(folder))
         else:
             (plan,) = read_plans(settings, [recipe], any_of(only))
-            loaded = plan.loaded
-            engines, left = built_engines(plan, open_store(settings), unmeasured=unmeasured)
+            loaded, _lease = plan.loaded, Lease(store.root, plan.steps)  # until the note keeps them
+            engines, left = built_engines(plan, store, unmeasured=unmeasured)
         require_some(engines, left, lambda engine: f"{engine.id} {engine.sentence}")
-        models = write_package(loaded, engines, out)
+        models = write_package(loaded, engines, out, available=available_backends(find_server()))
+        note_package(store.root, out, engines)
     if as_json:
         left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.sentence} for engine in left]
         packaged = [e.passport.id for e in engines]

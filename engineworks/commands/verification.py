@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE
-from engineworks.engines.passport import STEP, Passport, read_passport, verify_files, verify_folder
+from engineworks.engines.known_statements import read_known_statements
+from engineworks.engines.passport import STEP, Passport, read_passport, refuse_verdict, verify_files, verify_folder
 from engineworks.engines.signing import Trust, read_trust
+from engineworks.engines.statements import check_statement, read_statements
 from engineworks.errors import InputError
 from engineworks.fingerprint import digest_of
 from engineworks.package.package import PACKAGE_FILE, verify_package
@@ -18,10 +20,17 @@ from engineworks.store.store import Store
 
 
 def verify_anything(name: str, settings: Settings) -> list[Passport]:
-    """Return the named passports after checking their signatures and their engines' bytes.
+    """Return the named passports after checking their signatures, their engines' bytes, and that none has failed.
 
     Raises `TrustError` for the first problem, `InputError` if the name matches nothing.
     """
+    passports = _verify(name, settings)
+    for passport in passports:
+        refuse_verdict(passport, accepted=("pass", "unmeasured", "inconclusive"))
+    return passports
+
+
+def _verify(name: str, settings: Settings) -> list[Passport]:
     trust, path = read_trust(), Path(name)
     if not path.exists():
         if name.count("/") == 2:
@@ -62,10 +71,14 @@ def _folder(store: Store, key: str) -> Path:
 def _verify_beside(folder: Path, store: Store, trust: Trust) -> Passport:
     """Check a folder with a passport. Its engine lies next to the passport or, for a stored passport, in the store."""
     passport = read_passport(folder / PASSPORT_FILE, trust)
-    built = store.place(str(passport.body["steps"]["build"]))
+    built = store.place(passport.facts.steps.get("build", "none"))
     if not any((folder / name).exists() for name in passport.files) and folder.parent.parent == built.parent.parent:
         return verify_files(built, passport)
-    return verify_folder(folder, trust)
+    passport = verify_folder(folder, trust)
+    if trust.required and (statements := read_statements(folder)) is not None:
+        check_statement(statements.newest, passport, trust, str(folder))
+        read_known_statements().accept(statements, str(folder))
+    return passport
 
 
 def _verify_stored(folder: Path, store: Store, trust: Trust) -> Passport:

@@ -32,7 +32,7 @@ def verify(
 
     settings = read_settings()
     passports = verify_anything(what, settings)
-    which = "" if Path(what).exists() else which_engine(what, passports[0].body["engine"]["sha256"], settings)
+    which = "" if Path(what).exists() else which_engine(what, passports[0].sha256, settings)
     if as_json:
         more = {"which": which} if which else {}
         terminal.print_json({"engines": [{**p.body, "signed_by": p.signed_by or None, **more} for p in passports]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from engineworks.store.artifact import MANIFEST
 
 PASSPORT_FILE = "passport.json"
 SIDECAR_FILE = "engine.json"
+STATEMENTS_FILE = "statements.json"
+"""The statements of the engine's releases, next to a passport."""
+
 LOG_FILE = "log.txt"
 """The output of a step, in its own artifact."""
 
@@ -22,34 +25,48 @@ NOT_SHIPPED = (MANIFEST, LOG_FILE)
 """Files of a build's artifact that are not part of the engine."""
 
 
-def check_engine(folder: Path) -> None:
-    """Compare the engine's files with the store's manifest next to them, or with the sidecar.
-
-    Raises `TrustError` with the first missing or changed file.
-    """
-    check_files(folder, {name: digest for name, digest in _written(folder).items() if name not in NOT_SHIPPED})
-
-
 def check_files(
     folder: Path, digests: Mapping[str, str], *, against: str = "what was recorded when it was built"
 ) -> None:
     """Raises `TrustError` unless every file has its sha256 (64 hex digits). digests: by path relative to the folder."""
     for name, digest in digests.items():
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise TrustError(f"{folder}: '{name}' leaves the folder", hint="do not use it; fetch it again")
+        file = inside(folder, name)
         try:
             actual = digest_file(file)
         except OSError as error:
             raise TrustError(f"{file}: cannot be read: {error.strerror}", hint="fetch the engine again") from None
         if actual != digest:
-            raise TrustError(
-                f"{file}: was altered: its sha256 is {actual[:12]}…, {against} says {digest[:12]}…",
-                hint="do not load it; fetch it again from where it was built",
-            )
+            raise altered(file, actual, digest, against)
 
 
-def _written(folder: Path) -> Mapping[str, str]:
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of the folder. Raises `TrustError` for one that leaves it, by a symlink too."""
+    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise TrustError(f"{folder}: {name[:80]!r} leaves the folder", hint="do not use it; fetch it again")
+    return folder / name
+
+
+def altered(file: Path, actual: str, digest: str, against: str) -> TrustError:
+    """Return the error for a file of another sha256 than `against` says."""
+    return TrustError(
+        f"{file}: was altered: its sha256 is {actual[:12]}…, {against} says {digest[:12]}…",
+        hint="do not load it; fetch it again from where it was built",
+    )
+
+
+def refuse_strangers(folder: Path, known: Collection[str]) -> None:
+    """Raises `TrustError` for a file in the folder that is neither known nor one of Engineworks' own."""
+    own = {*known, SIDECAR_FILE, PASSPORT_FILE, STATEMENTS_FILE, *NOT_SHIPPED}
+    strange = sorted({p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - own)
+    if strange:
+        raise TrustError(
+            f"{folder / strange[0]}: is no file of the engine", hint="it was added later: do not use it, or remove it"
+        )
+
+
+def recorded_digests(folder: Path) -> Mapping[str, str]:
+    """Return sha256 by file, as the store's manifest in the folder says, else the sidecar, which knows the main file
+    alone. Raises `TrustError`."""
     manifest = _read(folder / MANIFEST)
     if manifest is not None:
         return {name: facts["sha256"] for name, facts in manifest["files"].items()}

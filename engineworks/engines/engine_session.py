@@ -1,4 +1,4 @@
-"""The stored engine of a build artifact → a session, after its bytes are verified."""
+"""The stored engine of a build artifact → a session, from the very bytes that were verified."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from engineworks.engines.backends import runner
 from engineworks.engines.backends.base import Runner, Serving, Session
-from engineworks.engines.engine_files import SIDECAR_FILE, check_engine
+from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.engines.verified import VerifiedEngine, named, verified_engine
 from engineworks.errors import RunError
 from engineworks.tensors import spec_from_json
 
@@ -39,19 +40,26 @@ def load_engine(
     *,
     serving: Serving = Serving(),  # noqa: B008 - frozen
     cache: Path | None = None,
-    checked: bool = False,
 ) -> Session:
-    """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` if its bytes were altered.
+    """Load the engine. Raises `RunError` where this host cannot run it, `TrustError` if its bytes were altered."""
+    runner_of(target)
+    with verified_engine(folder) as engine:
+        return load_verified(engine, target, serving=serving, cache=cache)
 
-    checked: the caller has just called `check_engine`, so that the check does not count as load time.
-    """
-    run = runner_of(target)
-    if not checked:
-        check_engine(folder)
-    sidecar = read_sidecar(folder)
+
+def load_verified(
+    engine: VerifiedEngine,
+    target: Mapping[str, Any],
+    *,
+    serving: Serving = Serving(),  # noqa: B008 - frozen
+    cache: Path | None = None,
+) -> Session:
+    """Load a verified engine. Raises `RunError` where this host cannot run it."""
+    run, sidecar = runner_of(target), engine.sidecar
     model_types = sidecar.get("details", {}).get("model_types", {})
     known = [
         spec_from_json({**spec, "dtype": model_types.get(spec["name"], spec["dtype"])})
         for spec in (*sidecar["inputs"], *sidecar["outputs"])
     ]
-    return run.load(folder / sidecar["engine"], target["options"], serving=serving, cache=cache, known=known)
+    with named(engine.path, engine.source):
+        return run.load(engine.path, target["options"], serving=serving, cache=cache, known=known)

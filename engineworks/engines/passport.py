@@ -1,19 +1,19 @@
-"""Reads and verifies passports, and loads nothing else. `builds.passport` issues them and documents their contents."""
+"""Passports, typed: reads and verifies them, and loads nothing else. `builds.passport` issues them."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engineworks.engines.backends.base import Serving
-from engineworks.engines.engine_files import PASSPORT_FILE, check_files
-from engineworks.engines.engine_session import serving_from_json
-from engineworks.engines.signing import SIGNATURE, Trust
+from engineworks.engines.engine_files import PASSPORT_FILE, check_files, refuse_strangers
+from engineworks.engines.signing import Trust
+from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed
 from engineworks.errors import TrustError
+from engineworks.tensors import TensorSpec
 
 VERSION = 1
 
@@ -22,68 +22,206 @@ STEP = "passport"
 
 
 @dataclass(frozen=True)
+class FileFacts:
+    """One file of an engine."""
+
+    __pydantic_config__ = STRICT
+
+    bytes: int
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """The target as the pipeline describes it, and its name."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    backend: str
+    compute_capability: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorFacts(TensorSpec):
+    """An input or output."""
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class ServingFacts:
+    """How the engine is run, as `backends.base.Serving`."""
+
+    __pydantic_config__ = STRICT
+
+    cuda_graphs: bool
+    kernels: Literal["lazy", "eager", "none"]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """The engine. sha256: of its main file. model_sha256: of the lowered ONNX file."""
+
+    __pydantic_config__ = STRICT
+
+    id: str
+    precision: str
+    target: TargetFacts
+    sha256: Digest
+    files: Mapping[str, FileFacts]
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    details: Mapping[str, Any]
+    model_sha256: Digest
+
+
+@dataclass(frozen=True)
+class RecipeFacts:
+    """The recipe's text. files: sha256 by name. changed: files that the commit lacks."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    file: str
+    sha256: Digest
+    files: Mapping[str, Digest]
+    commit: str
+    changed: tuple[str, ...]
+    resolved_sha256: Digest
+
+
+@dataclass(frozen=True)
+class VerdictFacts:
+    """The verdict with its checks as JSON, and the waivers that it rests on."""
+
+    __pydantic_config__ = STRICT
+
+    verdict: Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
+    waived: tuple[str, ...]
+    checks: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class SignatureFacts:
+    """A signature as `signing.Signer` writes it."""
+
+    __pydantic_config__ = STRICT
+
+    algorithm: str
+    key_id: str
+    value: str
+
+
+@dataclass(frozen=True)
+class PassportFacts:
+    """The contents of `passport.json`; `builds.passport` documents them."""
+
+    __pydantic_config__ = STRICT
+
+    passport: Literal[1]
+    engine: EngineFacts
+    recipe: RecipeFacts
+    digests: Mapping[str, Mapping[str, str]]
+    steps: Mapping[str, str]
+    versions: Mapping[str, str | None]
+    hardware: Mapping[str, Mapping[str, Any]]
+    profiles: tuple[Mapping[str, Any], ...]
+    serving: ServingFacts
+    reports: Mapping[str, Any]
+    report_digests: Mapping[str, Digest]
+    verdict: VerdictFacts
+    issued_at: str
+    signature: SignatureFacts | None = None
+
+
+@dataclass(frozen=True)
 class Passport:
-    """A passport as read. source: the file. signed_by: id of the trusted key that signed it, '' if none did."""
+    """A passport as read. body: its JSON. source: the file. signed_by: id of the trusted key that signed it, '' if none
+    did."""
 
     body: Mapping[str, Any]
     source: Path
     signed_by: str = ""
 
+    @cached_property
+    def facts(self) -> PassportFacts:
+        """Return the typed contents. Raises `TrustError` where the JSON is not as documented."""
+        return typed(PassportFacts, self.body, str(self.source))
+
     @property
     def id(self) -> str:
-        return str(self.body["engine"]["id"])
+        return self.facts.engine.id
 
     @property
     def sha256(self) -> str:
-        return str(self.body["engine"]["sha256"])
+        return self.facts.engine.sha256
 
     @property
-    def target(self) -> Mapping[str, Any]:
-        """Return backend, compute_capability and options, as the pipeline describes targets."""
-        target: Mapping[str, Any] = self.body["engine"]["target"]
-        return target
+    def target(self) -> TargetFacts:
+        return self.facts.engine.target
 
     @property
     def serving(self) -> Serving:
         """Return how the engine was compared and measured, and should be run."""
-        return serving_from_json(self.body["serving"])
+        return Serving(self.facts.serving.cuda_graphs, self.facts.serving.kernels)
+
+    @property
+    def verdict(self) -> str:
+        return self.facts.verdict.verdict
 
     @property
     def files(self) -> Mapping[str, str]:
         """Return sha256 by file name."""
-        return {name: facts["sha256"] for name, facts in self.body["engine"]["files"].items()}
+        return {name: facts.sha256 for name, facts in self.facts.engine.files.items()}
+
+    @property
+    def main(self) -> str:
+        """Return the name of the engine's main file."""
+        return next(name for name, digest in self.files.items() if digest == self.sha256)
 
     def sentence(self) -> str:
         """Summarize the passport in a line."""
-        signature = self.body.get(SIGNATURE)
+        signature = self.facts.signature
         signed = f"signed by {self.signed_by}" if self.signed_by else "not signed"
         if signature and not self.signed_by:
-            signed = f"signature of {signature.get('key_id')} not checked: no trusted keys are set"
-        verdict = self.body["verdict"]
-        word = f"{verdict['verdict']} (waived)" if verdict["waived"] else verdict["verdict"]
+            signed = f"signature of {signature.key_id} not checked: no trusted keys are set"
+        word = f"{self.verdict} (waived)" if self.facts.verdict.waived else self.verdict
         return f"{self.id}: the bytes are those of its passport, {signed}; verdict {word}"
 
 
 def read_passport(path: Path, trust: Trust) -> Passport:
     """Read a passport and check its signature where one is required. Raises `TrustError`."""
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrustError(f"{path}: there is no passport", hint="an engine without one is not loaded") from None
-    except (OSError, ValueError):
-        raise TrustError(f"{path}: is not a readable passport", hint="fetch the engine again") from None
-    if not isinstance(body, dict) or body.get("passport") != VERSION:
-        raise TrustError(f"{path}: is no passport of version {VERSION}")
-    signed_by = trust.check(body, str(path))
-    if why := _malformed(body):
-        raise TrustError(f"{path}: {why}")
-    return Passport(body, path, signed_by)
+    data = read_bytes(path, missing="an engine without a passport is not loaded")
+    return passport_from_json(parse_document(data, str(path)), path, trust)
+
+
+def passport_from_json(body: Mapping[str, Any], path: Path, trust: Trust) -> Passport:
+    """Return the parsed passport, as `read_passport`."""
+    if body.get("passport") != VERSION:
+        raise TrustError(f"{path}: is no passport of version {VERSION}", hint="fetch the engine again")
+    passport = Passport(body, path, trust.check(body, str(path)))
+    engine = passport.facts.engine
+    if engine.id != f"{passport.facts.recipe.name}/{engine.precision}/{engine.target.name}":
+        raise TrustError(f"{path}: names the engine {engine.id}, but another recipe, precision or target")
+    if engine.sha256 not in passport.files.values():
+        raise TrustError(f"{path}: does not list its engine {engine.sha256[:12]}… among the files")
+    return passport
+
+
+def refuse_verdict(passport: Passport, *, accepted: tuple[str, ...] = ("pass",)) -> None:
+    """Raises `TrustError` unless the passport's verdict is one of `accepted`."""
+    if passport.verdict not in accepted:
+        raise TrustError(
+            f"{passport.source}: the verdict of {passport.id} is {passport.verdict}", hint="do not use this engine"
+        )
 
 
 def verify_folder(folder: Path, trust: Trust) -> Passport:
     """Return the passport in the engine's folder after checking its signature and the digest of every file.
 
-    Raises `TrustError`: no passport, unsigned, signed by an unknown key, or altered.
+    Raises `TrustError`: no passport, unsigned, signed by an unknown key, altered, or other files in the folder.
     """
     return verify_files(folder, read_passport(folder / PASSPORT_FILE, trust))
 
@@ -91,26 +229,5 @@ def verify_folder(folder: Path, trust: Trust) -> Passport:
 def verify_files(folder: Path, passport: Passport) -> Passport:
     """Compare the engine's files in the folder with the passport. Raises `TrustError`."""
     check_files(folder, passport.files, against="its passport")
+    refuse_strangers(folder, passport.files)
     return passport
-
-
-def _malformed(body: Mapping[str, Any]) -> str:
-    """Return why a passport is unusable, '' if it is not: an unsigned one may come from anywhere."""
-    engine, verdict = body.get("engine"), body.get("verdict")
-    if not isinstance(engine, dict) or not isinstance(verdict, dict) or "verdict" not in verdict:
-        return "says nothing of an engine and its verdict"
-    files, target = engine.get("files"), engine.get("target")
-    if not isinstance(files, dict) or not isinstance(target, dict) or not all(map(_is_digest, files.values())):
-        return "does not say what the engine's files and target are"
-    if not {"backend", "compute_capability", "options"} <= target.keys():
-        return "does not say what the engine's files and target are"
-    sha256 = engine.get("sha256")
-    if not isinstance(body.get("serving"), dict) or not {"cuda_graphs", "kernels"} <= body["serving"].keys():
-        return "does not say how the engine is run"
-    if not any(f["sha256"] == sha256 for f in files.values()) or str(engine.get("id")).count("/") != 2:
-        return "does not name its engine"
-    return ""
-
-
-def _is_digest(facts: object) -> bool:
-    return isinstance(facts, dict) and re.fullmatch("[0-9a-f]{64}", str(facts.get("sha256"))) is not None

@@ -1,6 +1,6 @@
 """Signatures: ed25519 (RFC 8032) by `cryptography`. Keys are PEM (PKCS 8, SPKI), from a path or the environment.
 
-    ENGINEWORKS_SIGNING_KEY    the private key that signs passports: a file, or the PEM text itself
+    ENGINEWORKS_SIGNING_KEY    the private key that signs passports and releases: a file of mode 600, or the PEM text
     ENGINEWORKS_TRUSTED_KEYS   trusted public keys: files or folders of *.pem and *.pub, colon-separated, or PEM
                                text; where it is set, Engineworks refuses anything not signed by one of them
 
@@ -13,6 +13,7 @@ import base64
 import binascii
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ TRUSTED_KEYS = "ENGINEWORKS_TRUSTED_KEYS"
 SIGNATURE = "signature"
 ALGORITHM = "ed25519"
 BEGIN, END = "-----BEGIN ", "-----END "
+LARGEST_KEY_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,19 @@ def read_signer(environ: Mapping[str, str] | None = None) -> Signer | None:
     """Return the signing key, None where ENGINEWORKS_SIGNING_KEY is not set. Raises `InputError` for an unusable
     one."""
     given = (os.environ if environ is None else environ).get(SIGNING_KEY)
-    if not given:
+    if given is None:
         return None
+    if not given.strip():
+        raise InputError(f"{SIGNING_KEY} is set but empty", hint="name a key, or unset it to sign nothing")
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    text = given.encode() if given.lstrip().startswith(BEGIN) else _read(Path(given).expanduser(), SIGNING_KEY)
+    is_text = given.lstrip().startswith(BEGIN)
+    text = given.encode() if is_text else _read(Path(given).expanduser(), SIGNING_KEY, secret=True)
     try:
         key = serialization.load_pem_private_key(text, password=None)
-    except (TypeError, ValueError):  # TypeError: the key is encrypted
+    except (TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: the key is encrypted
         raise InputError(f"{SIGNING_KEY} is no unencrypted private key in PEM", hint=_MAKE) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"{SIGNING_KEY} is a {type(key).__name__}, not an ed25519 key", hint=_MAKE)
@@ -103,8 +109,10 @@ def read_trust(environ: Mapping[str, str] | None = None) -> Trust:
     """Return the keys of ENGINEWORKS_TRUSTED_KEYS. Raises `InputError` where it is set but names no key, so that no
     document is trusted by mistake."""
     given = (os.environ if environ is None else environ).get(TRUSTED_KEYS)
-    if not given:
+    if given is None:
         return Trust()
+    if not given.strip():
+        raise InputError(f"{TRUSTED_KEYS} is set but empty", hint="name public keys, or unset it to trust everything")
     keys = {key_id(key): key for text, where in _key_texts(given) for key in _public_keys(text, where)}
     if not keys:
         raise InputError(f"{TRUSTED_KEYS}={given} names no public key", hint="files or folders of *.pem and *.pub")
@@ -168,21 +176,33 @@ def _key_texts(given: str) -> Iterator[tuple[bytes, str]]:
 
 def _public_keys(text: bytes, where: str) -> Iterator[Ed25519PublicKey]:
     """Yield the keys of a file, which may hold several."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     for block in text.decode(errors="replace").split(BEGIN)[1:]:
         try:
             key = serialization.load_pem_public_key((BEGIN + block).encode())
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             raise InputError(f"{where}: is no public key in PEM", hint=_MAKE) from None
         if not isinstance(key, Ed25519PublicKey):
             raise InputError(f"{where}: is a {type(key).__name__}, not an ed25519 key", hint=_MAKE)
         yield key
 
 
-def _read(path: Path, variable: str) -> bytes:
+def _read(path: Path, variable: str, *, secret: bool = False) -> bytes:
+    """Read a key. secret: refuse a file that its group or others may read."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{variable}: {path} cannot be read: {error.strerror}") from None
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{variable}: {path} is no regular file", hint=_MAKE)
+            if secret and status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise InputError(
+                    f"{variable}: {path} may be read by other users (its mode is {mode:03o})",
+                    hint=f"chmod 600 {path}; if others have read it, make a new key",
+                )
+            return file.read(LARGEST_KEY_BYTES)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{variable}: {path} cannot be read: {getattr(error, 'strerror', error)}") from None

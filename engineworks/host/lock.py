@@ -14,9 +14,10 @@ POLL_S = 0.02
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file, created if missing. Raises `OSError` where it cannot be created."""
+    """Hold the lock file, created if missing and never written. Raises `OSError` where it cannot be created, or is a
+    symbolic link, which another user may have put there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         while not _take(file):  # polled, so that Ctrl-C works
             time.sleep(POLL_S)
@@ -28,7 +29,7 @@ def locked(path: Path) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Whether another holder has the lock file now."""
     try:
-        file = os.open(path, os.O_RDWR)
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

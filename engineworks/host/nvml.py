@@ -123,3 +123,13 @@ def _union(readings: Iterable[Mapping[str, object]], key: str) -> list[Any]:
         values = reading.get(key)
         union |= dict.fromkeys(values if isinstance(values, list) else [])
     return list(union)
+
+
+def used_mib() -> float | None:
+    """Return the memory in use on the first visible GPU in MiB, by all processes; None where NVML cannot tell."""
+    nvml, device, _ = _open()
+    used: float | None = None
+    if nvml is not None:
+        with _unsupported_is_left_out(nvml):
+            used = float(nvml.nvmlDeviceGetMemoryInfo(device).used) / 2**20
+    return used

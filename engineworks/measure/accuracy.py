@@ -12,7 +12,7 @@ Formulas, over all elements of an output (r: reference, e: engine), in float64:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 else:
     np = LazyModule("numpy")
     Array = Any
-
-Metric = Callable[[Mapping[str, Array], Array | None, Mapping[str, Array]], float]
 
 
 @dataclass(frozen=True)

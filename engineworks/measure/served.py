@@ -83,10 +83,13 @@ def visit_from_json(value: Mapping[str, Any]) -> Visit:
 
 
 def visit_sequence(
-    profiles: Mapping[str, Mapping[str, Triple]], batch: str | None, data: Mapping[str, int], fixed_batch: int = 1
+    profiles: Mapping[str, Mapping[str, Triple]],
+    batch: str | None,
+    data: Sequence[Mapping[str, int]],
+    fixed_batch: int = 1,
 ) -> list[Visit]:
     """The stops. profiles: name → dimension → (min, opt, max). batch: name of the batch dimension, None if it is fixed
-    (to `fixed_batch`). data: lengths of the evaluation data."""
+    (to `fixed_batch`). data: every combination of lengths of the evaluation data."""
     visits: list[Visit] = []
     for tour, names in ((1, list(profiles)), (2, list(profiles)[::-1])):
         for name in names:
@@ -214,7 +217,7 @@ def _from_one(triple: Triple) -> tuple[int, ...]:
 
 
 def _way_out(
-    triples: Mapping[str, Triple], batch: str | None, data: Mapping[str, int]
+    triples: Mapping[str, Triple], batch: str | None, data: Sequence[Mapping[str, int]]
 ) -> Iterator[tuple[str, dict[str, int]]]:
     low, opt, high = ({d: t[i] for d, t in triples.items()} for i in range(3))
     yield "min", low
@@ -224,8 +227,10 @@ def _way_out(
     yield "odd multiple", {d: odd_size(t) if d == batch else odd_multiple(t) for d, t in triples.items()}
     if batch in triples and len(triples) > 1:
         yield "max batch of min", {**low, str(batch): high[str(batch)]}
-    if all(low[d] <= n <= high[d] for d, n in data.items() if d in triples):
-        yield "data", {**opt, **{d: n for d, n in data.items() if d in triples}}
+    for lengths in data:
+        known = {d: n for d, n in lengths.items() if d in triples}
+        if all(low[d] <= n <= high[d] for d, n in known.items()):
+            yield "data", {**opt, **known}
 
 
 def _way_back(triples: Mapping[str, Triple]) -> Iterator[tuple[str, dict[str, int]]]:

@@ -77,14 +77,26 @@ def read_slices(metric: Mapping[str, Any] | None) -> list[Slice]:
     return [Slice.from_json(value) for value in (metric or {}).get("slices", ())]
 
 
-def slice_figures(names: NDArray[Any], score: Score, *, lower_is_better: bool) -> list[Slice]:
+def slice_figures(names: NDArray[Any], score: Score, *, lower_is_better: bool, draws: int = RESAMPLES) -> list[Slice]:
     """The metric on the rows of each name, in the names' order. names: str[rows].
 
     A metric that cannot be computed on a slice (`ModelError`) gives a slice with the reason.
     """
     parts = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
     upper = ERROR_RATE / len(parts)
-    return [_figures(name, rows, score, lower_is_better, upper) for name, rows in parts.items()]
+    return [_figures(name, rows, score, lower_is_better, upper, draws) for name, rows in parts.items()]
+
+
+def sets_of_rows(names: NDArray[Any], draws: int) -> list[Rows]:
+    """Every set of rows that `slice_figures` scores, for a metric that scores them all at once."""
+    asked: list[Rows] = []
+
+    def note(rows: Rows) -> tuple[float, float]:
+        asked.append(rows)
+        return 1.0, 1.0
+
+    slice_figures(names, note, lower_is_better=False, draws=draws)
+    return asked
 
 
 def samples_needed(limit: float, ratio: float) -> int | None:
@@ -92,7 +104,7 @@ def samples_needed(limit: float, ratio: float) -> int | None:
     return math.ceil(math.log(ERROR_RATE) / math.log(limit / ratio)) if ratio > limit > 0 else None
 
 
-def _figures(name: str, rows: Rows, score: Score, lower: bool, upper: float) -> Slice:
+def _figures(name: str, rows: Rows, score: Score, lower: bool, upper: float, count: int) -> Slice:
     try:
         engine, reference = score(rows)
     except ModelError as error:
@@ -104,7 +116,7 @@ def _figures(name: str, rows: Rows, score: Score, lower: bool, upper: float) -> 
     if not math.isfinite(engine) and not (lower and engine > 0):
         return Slice(name, len(rows), None, reference, None, 0, 0)
     ratio = 0.0 if not math.isfinite(ratio) else ratio
-    draws = np.array(list(_draws(rows, score, lower)))
+    draws = np.array(list(_draws(rows, score, lower, count)))
     ratio_error, engine_error = draws.std(axis=0, ddof=1) if len(draws) > 1 else (0.0, 0.0)
     low, z = _bound(ratio, ratio_error, len(rows), ERROR_RATE, 0.0), NormalDist().inv_cdf(1 - ERROR_RATE)
     high = _bound(ratio, ratio_error, len(rows), upper, max(1.0, ratio))
@@ -131,10 +143,10 @@ def _bound(ratio: float, error: float, rows: int, alpha: float, unseen: float) -
     return float(center + spread if unseen else max(0.0, center - spread))
 
 
-def _draws(rows: Rows, score: Score, lower: bool) -> Iterator[tuple[float, float]]:
+def _draws(rows: Rows, score: Score, lower: bool, count: int) -> Iterator[tuple[float, float]]:
     """Ratio and engine's metric of rows drawn with replacement, without draws on which the metric is no number."""
     generator = np.random.default_rng(0)
-    for _ in range(RESAMPLES):
+    for _ in range(count):
         try:
             engine, reference = score(rows[generator.integers(0, len(rows), len(rows))])
         except ModelError:

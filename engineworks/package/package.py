@@ -3,8 +3,11 @@
     <out>/engineworks-package.json          every file with its digest; signed where there is a key
     <out>/<model>/config.pbtxt
     <out>/<model>/1/model.onnx              or <target>.plan, one per GPU type
+    <out>/<model>/1/passports/<target>.json its statements.json where it was released, and engines.json: maps files to
+                                            passports; signed where there is a key
+    <out>/<model>/1/model.py                and runtime.zip: a model for the Python backend, where nothing else serves
+    <out>/<model>/requirements.txt          what model.py needs besides
     <out>/<model>/warmup/…                  samples of the evaluation data
-    <out>/<model>/passports/<target>.json   and engines.json: maps files to passports
 
 Each CPU engine is a model. Engines of one precision for several GPU types are one model: Triton picks the file by the
 GPU's compute capability (`cc_model_filenames`).
@@ -16,81 +19,99 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Traits
-from engineworks.engines.engine_files import SIDECAR_FILE, check_files
-from engineworks.engines.passport import Passport
+from engineworks.engines.engine_files import SIDECAR_FILE, STATEMENTS_FILE, check_files
+from engineworks.engines.passport import Passport, SignatureFacts
 from engineworks.engines.signing import Signer, Trust, read_signer
+from engineworks.engines.statements import Statements
+from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed, untyped
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
-from engineworks.package.triton import TritonModel, config_text
-from engineworks.package.triton_engines import ENGINES_FILE, PASSPORTS, read_engines
+from engineworks.package.runtime import write_python_model
+from engineworks.package.triton import PYTHON, TritonModel, config_text, served_by
+from engineworks.package.triton_engines import (
+    PASSPORTS,
+    VERSION,
+    PackagedEngines,
+    PackagedFiles,
+    model_name,
+    verify_engines,
+)
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.release import largest_batch
-from engineworks.tensors import spec_from_json
 from engineworks.tracking.aliases import registered_name
 
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
 
-VERSION = "1"
-"""Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
-
-PYTHON_MODEL = '''"""{title} in Triton's Python backend; needs engineworks and {library} in the container."""
-
-from engineworks.release.triton_python import TritonPythonModel
-
-__all__ = ["TritonPythonModel"]
-'''
+CONTAINER = ("onnxruntime", "python", "tensorrt")
+"""Backends of NVIDIA's Triton container, for packages that are made without a server at hand."""
 
 
 @dataclass(frozen=True)
 class PackagedEngine:
-    """An engine to package. The passport holds its files' names and digests."""
+    """An engine to package. The passport holds its files' names and digests. statements: of its release, if any."""
 
     folder: Path
     passport: Passport
+    statements: Statements | None = None
 
     @property
     def precision(self) -> str:
-        return str(self.passport.body["engine"]["precision"])
+        return self.passport.facts.engine.precision
 
     @property
     def target(self) -> str:
-        return str(self.passport.target["name"])
+        return self.passport.target.name
 
     @property
     def backend(self) -> str:
-        return str(self.passport.target["backend"])
+        return self.passport.target.backend
 
     @property
     def traits(self) -> Traits:
         return backend(self.backend).TRAITS
 
 
-def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path) -> list[Path]:
+@dataclass(frozen=True)
+class PackageManifest:
+    """The contents of `engineworks-package.json`. files: sha256 by path."""
+
+    __pydantic_config__ = STRICT
+
+    package: Literal[1]
+    recipe: str
+    files: Mapping[str, Digest]
+    signature: SignatureFacts | None = None
+
+
+def write_package(
+    loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: Path, *, available: Collection[str] = CONTAINER
+) -> list[Path]:
     """Write the package atomically, replacing an older package at `out`. Returns the models' directories.
 
-    Raises `InputError` where `out` holds something else.
+    available: the server's backends. Raises `InputError` where `out` holds something else, or where the server has no
+    backend for an engine.
     """
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
         raise InputError(f"{out}: is neither empty nor an Engineworks package", hint="name a new folder")
     partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
-        model = registered_name(loaded.recipe.release.model, loaded.name)
+        model, signer = registered_name(loaded.recipe.release.model, loaded.name), read_signer()
         for name, group in _groups(model, engines).items():
             (partial / name).mkdir()
-            _write_model(loaded, name, group, partial / name)
-        _write_manifest(loaded, partial, read_signer())
+            _write_model(loaded, name, group, partial / name, signer, served_by(group[0].traits, available))
+        _write_manifest(loaded, partial, signer)
         _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,47 +120,55 @@ def write_package(loaded: LoadedRecipe, engines: Sequence[PackagedEngine], out: 
 
 def verify_package(folder: Path, trust: Trust) -> list[Passport]:
     """Return the package's passports after checking every file and signature. Raises `TrustError`."""
-    try:
-        manifest = json.loads((folder / PACKAGE_FILE).read_text(encoding="utf-8"))
-        digests: Mapping[str, str] = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise TrustError(f"{folder / PACKAGE_FILE}: cannot be read", hint="fetch the package again") from None
-    trust.check(manifest, str(folder / PACKAGE_FILE))
+    what = str(folder / PACKAGE_FILE)
+    document = parse_document(read_bytes(folder / PACKAGE_FILE), what)
+    trust.check(document, what)
+    digests = typed(PackageManifest, document, what).files
     check_files(folder, digests, against="the package")
     if strange := sorted(_files(folder) - digests.keys()):
         raise TrustError(
             f"{folder / strange[0]}: is no part of the package", hint="it was added later: do not serve it"
         )
-    return [
-        engine.passport
-        for model in sorted(folder.glob(f"*/{PASSPORTS}"))
-        for engine in read_engines(model.parent, trust)
-    ]
+    models = sorted({name.partition("/")[0] for name in digests if "/" in name})
+    return [engine.passport for model in models for engine in verify_engines(folder / model, trust)]
 
 
 def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[PackagedEngine]]:
     """Group engines by their shared directory: see the module's docstring."""
     groups: dict[str, list[PackagedEngine]] = {}
     for engine in engines:
-        place = engine.backend if engine.traits.on_gpu else engine.target
-        groups.setdefault(f"{model}-{engine.precision}-{place}", []).append(engine)
+        groups.setdefault(model_name(model, engine.passport), []).append(engine)
     return groups
 
 
-def _write_model(loaded: LoadedRecipe, name: str, engines: Sequence[PackagedEngine], folder: Path) -> None:
+def _write_model(
+    loaded: LoadedRecipe,
+    name: str,
+    engines: Sequence[PackagedEngine],
+    folder: Path,
+    signer: Signer | None,
+    server_backend: str,
+) -> None:
     files = {e.target: _copy_engine(e, folder / VERSION) for e in engines}
-    described = {e.target: {"passport": f"{PASSPORTS}/{e.target}.json", "files": files[e.target]} for e in engines}
     (folder / PASSPORTS).mkdir()
-    for engine in engines:
-        shutil.copyfile(engine.passport.source, folder / PASSPORTS / f"{engine.target}.json")
-    (folder / PASSPORTS / ENGINES_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    if engines[0].traits.triton.name == "python":
-        module = backend(engines[0].backend)
-        model = PYTHON_MODEL.format(title=module.TITLE, library=module.DISTRIBUTIONS[0])
-        (folder / VERSION / "model.py").write_text(model, encoding="utf-8")
-    text = config_text(_triton_model(loaded, name, engines, files, folder))
+    described = {e.target: _write_passport(e, files[e.target], folder) for e in engines}
+    PackagedEngines(1, name, described).write(folder, signer)
+    if server_backend == PYTHON:
+        first = engines[0]
+        write_python_model(folder, folder / VERSION, first.backend, first.passport.body["versions"])
+    text = config_text(_triton_model(loaded, name, engines, files, folder, server_backend))
     validate_config(text)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def _write_passport(engine: PackagedEngine, files: Mapping[str, str], folder: Path) -> PackagedFiles:
+    """Write the engine's passport, and the statements of its release."""
+    passport, statements = f"{PASSPORTS}/{engine.target}.json", f"{PASSPORTS}/{engine.target}.{STATEMENTS_FILE}"
+    shutil.copyfile(engine.passport.source, folder / passport)
+    if engine.statements is None:
+        return PackagedFiles(passport, files)
+    (folder / statements).write_text(json.dumps(engine.statements.to_json(), indent=1) + "\n", encoding="utf-8")
+    return PackagedFiles(passport, files, statements)
 
 
 def _triton_model(
@@ -148,40 +177,37 @@ def _triton_model(
     engines: Sequence[PackagedEngine],
     files: Mapping[str, Mapping[str, str]],
     folder: Path,
+    server_backend: str,
 ) -> TritonModel:
     recipe, first = loaded.recipe, engines[0]
-    described = first.passport.body["engine"]
+    described = first.passport.facts.engine
     max_batch = largest_batch(recipe)
-    inputs = [spec_from_json(s) for s in described["inputs"]]
-    mains = {e.target: Path(files[e.target][_main_file(e.passport)]).name for e in engines}
+    mains = {e.target: Path(files[e.target][e.passport.main]).name for e in engines}
     return TritonModel(
         name=name,
         backend=first.backend,
-        inputs=inputs,
-        outputs=[spec_from_json(s) for s in described["outputs"]],
+        inputs=described.inputs,
+        outputs=described.outputs,
         max_batch=max_batch,
         settings=recipe.release.triton,
-        file="" if first.traits.triton.name == "python" else mains[first.target],
+        served_by=server_backend,
+        file="" if server_backend == PYTHON else mains[first.target],
         capabilities=_capabilities(engines, mains),
-        profiles=len(first.passport.body["profiles"]),
-        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch, inputs),
-        options=first.passport.target["options"],
+        profiles=len(first.passport.facts.profiles),
+        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch, described.inputs),
+        options=first.passport.target.options,
         cuda_graphs=first.passport.serving.cuda_graphs,
-        load_level=described["details"].get("load_level", ""),
+        load_level=str(described.details.get("load_level", "")),
     )
 
 
 def _capabilities(engines: Sequence[PackagedEngine], mains: Mapping[str, str]) -> dict[str, str]:
     """Return the file by compute capability; an engine for one capability precedes a portable one."""
     files: dict[str, str] = {}
-    for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
-        for capability in engine.passport.target["compute_capability"]:
+    for engine in sorted(engines, key=lambda e: len(e.passport.target.compute_capability)):
+        for capability in engine.passport.target.compute_capability:
             files.setdefault(capability, mains[engine.target])
     return files
-
-
-def _main_file(passport: Passport) -> str:
-    return next(name for name, digest in passport.files.items() if digest == passport.sha256)
 
 
 def _copy_engine(engine: PackagedEngine, folder: Path) -> dict[str, str]:
@@ -193,7 +219,7 @@ def _copy_engine(engine: PackagedEngine, folder: Path) -> dict[str, str]:
         if name == SIDECAR_FILE:  # the passport has the same content
             continue
         main = engine.traits.triton.file.format(target=engine.target)
-        shown = main if name == _main_file(engine.passport) else name  # weights keep the name in the model
+        shown = main if name == engine.passport.main else name  # weights keep the name in the model
         shutil.copyfile(engine.folder / name, folder / shown)
         names[name] = f"{folder.name}/{shown}"
     return names
@@ -214,7 +240,7 @@ def validate_config(text: str) -> None:
 
 def _write_manifest(loaded: LoadedRecipe, folder: Path, signer: Signer | None) -> None:
     files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
-    manifest: dict[str, Any] = {"package": 1, "recipe": loaded.name, "files": files}
+    manifest = untyped(PackageManifest(1, loaded.name, files))
     text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
     (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
 

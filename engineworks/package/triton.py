@@ -6,12 +6,13 @@ the text with `tritonclient`'s message, and so does `engineworks package` where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Traits
+from engineworks.errors import InputError
 from engineworks.recipe.recipe import Triton
 from engineworks.tensors import Dim, TensorSpec
 
@@ -25,6 +26,28 @@ DATA_TYPES = {
 
 GRAPH_LEVELS = {"basic": -1, "extended": 1, "none": 2}
 """This project's name of ONNX Runtime's level → that of Triton's ONNX Runtime backend."""
+
+
+PYTHON = "python"
+"""Triton's backend for models in Python."""
+
+ENVIRONMENT_PARAMETER = "EXECUTION_ENV_PATH"
+"""The Python backend's parameter for the environment of a model: a folder, or an archive by conda-pack."""
+
+
+def served_by(traits: Traits, available: Collection[str]) -> str:
+    """Return the backend of Triton that runs an engine: the engine's own where the server has it, else Python's.
+
+    available: the server's backends. Raises `InputError` where it has neither.
+    """
+    name = traits.triton.name
+    if name not in available and PYTHON not in available:
+        wanted = f"'{name}' and not '{PYTHON}'" if name != PYTHON else f"'{name}'"
+        raise InputError(
+            f"the Triton server has no backend {wanted}; it has {', '.join(sorted(available)) or 'none'}",
+            hint="take a Triton with one of them, such as NVIDIA's container",
+        )
+    return name if name in available else PYTHON
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,8 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class TritonModel:
-    """One directory of a model repository. file: the engine's, if it is the only one; capabilities: file by compute
+    """One directory of a model repository. backend: the engines'; served_by: Triton's. file: the engine's, if it is the
+    only one and Triton's backend reads it; capabilities: file by compute
     capability. max_batch: 0 where Triton cannot batch. shapes: the named shapes, for CUDA graphs.
     profiles: number of optimization profiles of its engines. options: of the target. load_level: maximum optimization
     level when ONNX Runtime loads the engine, '' for ONNX Runtime's default."""
@@ -59,6 +83,7 @@ class TritonModel:
     outputs: Sequence[TensorSpec]
     max_batch: int
     settings: Triton
+    served_by: str
     file: str = ""
     capabilities: Mapping[str, str] = field(default_factory=dict)
     profiles: int = 1
@@ -71,6 +96,11 @@ class TritonModel:
     def traits(self) -> Traits:
         return backend(self.backend).TRAITS
 
+    @property
+    def native(self) -> bool:
+        """Whether Triton's own backend runs the engine, not a Python model."""
+        return self.served_by != PYTHON
+
 
 def config_text(model: TritonModel) -> str:
     """Return the model's `config.pbtxt`."""
@@ -79,8 +109,8 @@ def config_text(model: TritonModel) -> str:
 
 def _config(model: TritonModel) -> dict[str, Any]:
     settings = model.settings
-    served_by = model.traits.triton
-    fields: dict[str, Any] = {"name": model.name, "backend": served_by.name, "max_batch_size": model.max_batch}
+    own_profiles = model.native and model.traits.triton.own_profiles
+    fields: dict[str, Any] = {"name": model.name, "backend": model.served_by, "max_batch_size": model.max_batch}
     if model.file:
         fields["default_model_filename"] = model.file
     fields["input"] = [_tensor(model, spec) for spec in model.inputs]
@@ -95,15 +125,15 @@ def _config(model: TritonModel) -> dict[str, Any]:
         "count": settings.instances,
         "kind": Word("KIND_GPU" if model.traits.on_gpu else "KIND_CPU"),
     }
-    if served_by.own_profiles and model.profiles > 1:
+    if own_profiles and model.profiles > 1:
         group["profile"] = [str(index) for index in range(model.profiles)]
     fields["instance_group"] = [group]
     if model.capabilities:
         fields["cc_model_filenames"] = [{"key": k, "value": v} for k, v in sorted(model.capabilities.items())]
-    if served_by.own_profiles and model.cuda_graphs:
+    if own_profiles and model.cuda_graphs:
         specs = [_graph(model, warm_up) for warm_up in model.warm_ups]
         fields["optimization"] = {"cuda": {"graphs": True, "graph_spec": specs}}
-    if model.load_level in GRAPH_LEVELS:
+    if model.native and model.load_level in GRAPH_LEVELS:
         fields["optimization"] = {"graph": {"level": GRAPH_LEVELS[model.load_level]}}
     parameters = _parameters(model)
     if parameters:
@@ -129,6 +159,9 @@ def _graph(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
 
 def _parameters(model: TritonModel) -> dict[str, str]:
     """Return the target's options that Triton's backend has a name for; our Python model reads the passport."""
+    if not model.native:
+        environment = model.settings.python_environment
+        return {ENVIRONMENT_PARAMETER: environment} if environment else {}
     named = model.traits.triton.options
     return {named[k]: str(v) for k, v in model.options.items() if k in named}
 

@@ -1,75 +1,179 @@
-"""The engines in one directory of a Triton package, each verified by its passport."""
+"""The engines in one directory of a Triton package, each verified by its passport and the statements of its release.
+
+1/passports/engines.json {"engines": 1, "model": the directory's name, "targets": {target: {"passport", "files",
+                         "statements"}}, "signature"}    files: the passport's name → path in the directory
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from engineworks.engines.backends import backend_facts, runner
+from engineworks.engines.backends import backend, backend_facts, runner
 from engineworks.engines.backends.base import Session
-from engineworks.engines.engine_files import SIDECAR_FILE, check_files
-from engineworks.engines.passport import Passport, read_passport
-from engineworks.engines.signing import Trust, read_trust
-from engineworks.errors import RunError, TrustError
-from engineworks.tensors import spec_from_json
+from engineworks.engines.engine_files import SIDECAR_FILE, check_files, inside
+from engineworks.engines.known_statements import read_known_statements
+from engineworks.engines.passport import Passport, SignatureFacts, read_passport, refuse_verdict
+from engineworks.engines.signing import Signer, Trust, read_trust
+from engineworks.engines.statements import Statements, check_statement, read_statements_file
+from engineworks.engines.strict_json import STRICT, parse_document, read_bytes, typed, untyped
+from engineworks.engines.verified import named, private_copy
+from engineworks.errors import RunError, TargetError, TrustError
 
-PASSPORTS = "passports"
+VERSION = "1"
+"""Version of every model in the package: Triton counts versions per directory; passports hold Engineworks' versions."""
+
+PASSPORTS = f"{VERSION}/passports"
+"""In the version's directory: in the model's, Triton takes every other folder for a version and warns."""
+
+EARLIER_PASSPORTS = "passports"
+"""Where packages of Engineworks 0.1 have them."""
+
 ENGINES_FILE = "engines.json"
+
+PACKAGE_AGAIN = "run 'engineworks package' again"
+
+
+@dataclass(frozen=True)
+class PackagedFiles:
+    """One engine in the directory. statements: file with those of its release, None for one that was not released."""
+
+    __pydantic_config__ = STRICT
+
+    passport: str
+    files: Mapping[str, str]
+    statements: str | None = None
+
+
+@dataclass(frozen=True)
+class PackagedEngines:
+    """The contents of `engines.json`. model: the directory's name."""
+
+    __pydantic_config__ = STRICT
+
+    engines: Literal[1]
+    model: str
+    targets: Mapping[str, PackagedFiles]
+    signature: SignatureFacts | None = None
+
+    def write(self, folder: Path, signer: Signer | None) -> None:
+        """Write the file into the model's directory, signed if there is a key."""
+        document = untyped(self)
+        text = json.dumps(signer.sign(document) if signer else document, indent=1)
+        (folder / PASSPORTS / ENGINES_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], what: str, model: str) -> PackagedEngines:
+        """Read what `write` wrote. model: the name for a package of an Engineworks that wrote none. Raises
+        `TrustError`."""
+        if "engines" not in document:
+            document = {"engines": 1, "model": model, "targets": document}
+        return typed(cls, document, what)
 
 
 @dataclass(frozen=True)
 class EngineInPackage:
-    """An engine of the directory: its verified file and its passport."""
+    """An engine of the directory. files: the passport's name → the file and its sha256. statements: of its release, if
+    any."""
 
-    file: Path
+    files: Mapping[str, tuple[Path, str]]
     passport: Passport
+    statements: Statements | None = None
 
 
-def read_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
-    """Return every engine of the model's directory after checking its signature and bytes. Raises `TrustError`."""
-    place = model / PASSPORTS / ENGINES_FILE
+def model_name(model: str, passport: Passport) -> str:
+    """Return the name of the directory that holds the engine: `<registered model>-<precision>-<target>`, for GPUs with
+    the backend instead of the target. Raises `TargetError` for an unknown backend."""
+    target = passport.target
+    place = target.backend if backend(target.backend).TRAITS.on_gpu else target.name
+    return f"{model}-{passport.facts.engine.precision}-{place}"
+
+
+def verify_engines(model: Path, trust: Trust) -> list[EngineInPackage]:
+    """Return every engine of the model's directory as `read_engines`, after checking its bytes too."""
+    engines = read_engines(model, trust)
+    for engine in engines:
+        for file, digest in engine.files.values():
+            check_files(file.parent, {file.name: digest}, against="its passport")
+    return engines
+
+
+def read_engines(model: Path, trust: Trust, name: str = "") -> list[EngineInPackage]:
+    """Return every engine of the model's directory after checking signatures, verdicts and roles. Raises `TrustError`.
+
+    name: of the model that was asked for; by default, the directory's.
+    """
+    folders = (model / PASSPORTS, model / EARLIER_PASSPORTS)
+    name, place = name or model.name, next((f for f in folders if f.is_dir()), folders[0]) / ENGINES_FILE
+    document = parse_document(read_bytes(place, missing=PACKAGE_AGAIN), str(place))
+    trust.check(document, str(place))
+    described = PackagedEngines.from_json(document, str(place), name)
+    if described.model != name:
+        raise TrustError(f"{place}: is of model {described.model}, not of {name}", hint="do not serve it")
+    engines = [
+        _read_engine(model, target, files, described.model, trust) for target, files in described.targets.items()
+    ]
+    if not engines:
+        raise TrustError(f"{place}: names no engine", hint=PACKAGE_AGAIN)
+    return engines
+
+
+def _read_engine(model: Path, target: str, packaged: PackagedFiles, name: str, trust: Trust) -> EngineInPackage:
+    passport = read_passport(inside(model, packaged.passport), trust)
+    refuse_verdict(passport, accepted=("pass", "unmeasured"))
     try:
-        described = json.loads(place.read_text(encoding="utf-8"))
-        listed = [(str(d["passport"]), dict(d["files"])) for d in described.values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise TrustError(f"{place}: cannot be read, so nothing says what the engines are") from None
-    return [_read_engine(model, passport, files, trust) for passport, files in listed]
-
-
-def _read_engine(model: Path, name: str, files: dict[str, str], trust: Trust) -> EngineInPackage:
-    passport = read_passport(model / name, trust)
-    missing = passport.files.keys() - files.keys() - {SIDECAR_FILE}
+        fits = name.endswith(model_name("", passport)) and target == passport.target.name
+    except TargetError as error:
+        raise TrustError(f"{model}: {passport.id} cannot be checked: {error}") from None
+    if not fits:
+        raise TrustError(f"{model}: holds {passport.id} in place of target {target} of {name}", hint="do not serve it")
+    missing = passport.files.keys() - packaged.files.keys() - {SIDECAR_FILE}
     if missing:
         raise TrustError(f"{model}: '{min(missing)}' of {passport.id} is missing", hint="fetch the package again")
-    digests = {files[n]: digest for n, digest in passport.files.items() if n in files}
-    check_files(model, digests, against="its passport")
-    main = next(n for n, digest in passport.files.items() if digest == passport.sha256)
-    return EngineInPackage(model / files[main], passport)
+    digests = {n: digest for n, digest in passport.files.items() if n in packaged.files}
+    files = {n: (inside(model, packaged.files[n]), digest) for n, digest in digests.items()}
+    return EngineInPackage(files, passport, _statements(model, packaged, passport, name, trust))
 
 
-def open_packaged(model: Path) -> Session:
-    """Load the engine of the model's directory that this host can run.
+def _statements(model: Path, packaged: PackagedFiles, passport: Passport, name: str, trust: Trust) -> Statements | None:
+    if packaged.statements is None:
+        return None
+    path = inside(model, packaged.statements)
+    statements = read_statements_file(path)
+    if trust.required:
+        check_statement(statements.newest, passport, trust, str(path))
+        if model_name(statements.newest.model, passport) != name:
+            raise TrustError(f"{path}: {statements.newest.name} is not of model {name}", hint="do not serve it")
+        read_known_statements().accept(statements, str(path))
+    return statements
+
+
+def open_packaged(model: Path, name: str = "", *, cache: Path | None = None) -> Session:
+    """Load the engine of the model's directory that this host can run. name: of the model, as for `read_engines`.
+    cache: folder for its compiled kernels.
 
     Raises `TrustError` before loading anything, `RunError` where this host can run none of them.
     """
-    engines = read_engines(model, read_trust())
-    chosen = _choose(engines)
+    chosen = _choose(read_engines(model, read_trust(), name))
     target = chosen.passport.target
-    backend = runner(target["backend"])
+    backend = runner(target.backend)
     assert backend is not None  # it has no reason not to run
-    described = chosen.passport.body["engine"]
-    known = [spec_from_json(spec) for spec in (*described["inputs"], *described["outputs"])]
-    return backend.load(chosen.file, target["options"], serving=chosen.passport.serving, known=known)
+    described = chosen.passport.facts.engine
+    known = (*described.inputs, *described.outputs)
+    main = chosen.passport.main
+    with private_copy(chosen.files, main, "its passport") as path, named(path, chosen.files[main][0]):
+        return backend.load(path, target.options, serving=chosen.passport.serving, cache=cache, known=known)
 
 
 def _choose(engines: Sequence[EngineInPackage]) -> EngineInPackage:
     """Choose an engine, preferring one for exactly this GPU type to a portable one."""
     reasons = []
-    for engine in sorted(engines, key=lambda e: len(e.passport.target["compute_capability"])):
+    for engine in sorted(engines, key=lambda e: len(e.passport.target.compute_capability)):
         target = engine.passport.target
-        why = backend_facts(target["backend"]).why_not_run(target["compute_capability"])
+        why = backend_facts(target.backend).why_not_run(target.compute_capability)
         if why is None:
             return engine
         reasons.append(f"{engine.passport.id}: {why}")

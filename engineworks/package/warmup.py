@@ -7,9 +7,10 @@ from pathlib import Path
 
 from engineworks.engines.backends._feeds import narrowed_feeds
 from engineworks.package.triton import WarmUp
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
-from engineworks.recipe.samples import SampleFile, batch_dim, feeds_at
+from engineworks.recipe.samples import SampleFile, feeds_at
 from engineworks.tensors import TensorSpec
 
 FOLDER = "warmup"

@@ -37,6 +37,7 @@ def champion_comparison_document(
     """
     measured, unkeyed = measure
     document = measured | {"step": "compare_champion", "version": STEP_KINDS["compare_champion"].version}
+    document["inputs"] = {role: key for role, key in measured["inputs"].items() if role != "lower"}
     document["digests"] = {**measured["digests"], "champion": champion.digest}
     shapes = {name: {k: v for k, v in at.items() if k != "tail"} for name, at in measured["params"]["at"].items()}
     params = {k: v for k, v in measured["params"].items() if k not in _OF_MEASURING_ALONE}

@@ -12,8 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from engineworks.engines.engine_files import SIDECAR_FILE
-from engineworks.errors import RunError, TrackingError
+from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
+from engineworks.engines.passport import read_passport, verify_files
+from engineworks.engines.signing import read_trust
+from engineworks.errors import RunError, TrackingError, TrustError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.kinds import ACCURACY_FILE
@@ -127,10 +129,21 @@ def _fetch(champion: Champion, tracking: Tracking, folder: Path) -> Path:
         files = tracking.download(holder, "engine", folder)
     except TrackingError as error:
         raise ChampionError(f"its engine is neither in the store nor in MLflow: {error.message}") from None
+    if read_trust().required:
+        _check_signature(champion, tracking, files, folder)
     if (digest := _digest(files)) != champion.digest:
         was = f"sha256 {digest[:12]}" if digest else "no engine"
         raise ChampionError(f"run {holder} holds {was} in place of its engine, sha256 {champion.digest[:12]}")
     return files
+
+
+def _check_signature(champion: Champion, tracking: Tracking, files: Path, folder: Path) -> None:
+    """Raises `ChampionError` unless a trusted key signed the passport of these files: loading them runs their code."""
+    try:
+        passport = read_passport(tracking.download(champion.run, PASSPORT_FILE, folder), read_trust())
+        verify_files(files, passport)
+    except (TrackingError, TrustError) as error:
+        raise ChampionError(f"its engine in MLflow is not loaded: {error.message}") from None
 
 
 def _digest(folder: Path) -> str | None:

@@ -19,12 +19,14 @@ from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
-from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, input_specs, profiles
-from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, evaluation_batches, input_specs, profiles
+from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
+from engineworks.settings import uses_workarounds
 
 Document = dict[str, Any]
 Unkeyed = Mapping[str, Any]
@@ -123,7 +125,7 @@ class Documents:
         return self._document("calibrate", params, {"fold": fold, **made}, digests), unkeyed
 
     def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Unkeyed]:
-        params: Document = {"precision": precision, **computes.to_json()}
+        params: Document = {"precision": precision, **computes.to_json(), **_workarounds()}
         inputs = {"fold": fold} | ({"ranges": ranges} if ranges else {})
         unkeyed: dict[str, Any] = {}
         if ranges:
@@ -144,6 +146,7 @@ class Documents:
             "computes": list(computes.parts),
             "target": target.to_json(),
             "profiles": self._profiles,
+            **_workarounds(),
         }
         facts = backend_facts(target.target.backend)
         document = self._document("build", params, {"lower": lower}, {}, facts.libraries)
@@ -156,7 +159,7 @@ class Documents:
     def reference(self, fold: str) -> tuple[Document, Unkeyed]:
         data = self._files.evaluation
         params = {
-            "samples": _samples(data), "batches": self.batches(), "outputs": list(self.recipe.outputs),
+            "samples": _samples(data), "batches": self._batches, "outputs": list(self.recipe.outputs),
             "shapes": self._shapes(),
         }  # fmt: skip
         made, digests, unkeyed = self._data("evaluation", data)
@@ -182,7 +185,7 @@ class Documents:
         limits = {str(name): given for name, given in accuracy.limits.items()}.get(precision)
         params = {
             "precision": precision, "quantized": {n: list(g) for n, g in computes.quantized.items()},
-            "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self.batches(),
+            "fp32": list(computes.fp32), "samples": _samples(data), "labels": data.labels, "batches": self._batches,
             "metric": metric_settings(accuracy.metric) if accuracy.metric else None, "output": accuracy.output,
             "limits": limits.model_dump(mode="json", exclude_none=True, exclude={"worst_slice_ratio"})
             if limits else None,
@@ -200,7 +203,7 @@ class Documents:
         data, accuracy = self._files.evaluation, self.recipe.accuracy
         metric = accuracy.metric
         params = {
-            "samples": _samples(data), "labels": data.labels, "batches": self.batches(), "target": target.to_json(),
+            "samples": _samples(data), "labels": data.labels, "batches": self._batches, "target": target.to_json(),
             "metric": metric_settings(metric) if metric else None, "output": accuracy.output,
             "shapes": self._shapes(),
             "serving": self._serving(),
@@ -213,11 +216,11 @@ class Documents:
         inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
         document = self._document("compare", params, inputs, digests, libraries)
         document["hardware"] = facts.hardware()
-        if own := python_metric(metric):
+        for own in filter(None, (python_metric(metric), data.slice_function)):
             document["libraries"] |= self._imports(own)
         return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
 
-    def measure(self, target: NamedTarget, build: str) -> tuple[Document, Unkeyed]:
+    def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
         are unkeyed."""
         data, performance = self._files.evaluation, self.recipe.performance
@@ -227,7 +230,7 @@ class Documents:
         }  # fmt: skip
         made, digests, place = self._data("evaluation", data)
         facts = backend_facts(target.target.backend)
-        document = self._document("measure", params, {"build": build, **made}, digests, facts.libraries)
+        document = self._document("measure", params, {"build": build, "lower": lower, **made}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
         return document, place | _device_cache(document, facts.libraries, build)
 
@@ -238,7 +241,7 @@ class Documents:
         """
         data, module = self._files.evaluation, peer(name)
         at = {n: {"dims": dict(d), "tail": self._needs_tail(n)} for n, d in self.recipe.performance.at.items()}
-        params = {"peer": name, "precision": precision, "at": at, "batches": self.batches()}
+        params = {"peer": name, "precision": precision, "at": at, "batches": self._batches}
         params |= {"inputs": self._inputs, "samples": _samples(data), "sweep": [], "streams": []}
         made, digests, place = self._data("evaluation", data)
         unkeyed: dict[str, Any] = {**place, "time_limit_s": PEER_TIME_LIMIT_S}
@@ -256,17 +259,9 @@ class Documents:
         """Return the versions of the installed packages that the user's code imports."""
         return imported_distributions(function.partition(":")[0], self._files.folder)
 
-    def batches(self) -> list[int]:
-        """Return the batch sizes that evaluation cycles through: minimum, optimum and maximum of every profile.
-
-        An engine may be right at batch 1 and wrong at others.
-        """
-        specs = input_specs(self.recipe)
-        fixed, dim = fixed_batch(specs), batch_dim(specs)
-        if fixed is not None or not isinstance(dim, str):
-            return [fixed or 1]
-        sizes = {n for triples in self.recipe.shapes.values() for n in triples[dim]}
-        return sorted(n for n in sizes if n > 0)
+    @property
+    def _batches(self) -> list[int]:
+        return evaluation_batches(self.recipe)
 
     def _shapes(self) -> Document:
         """Return the shapes at which the engine is compared besides the evaluation data: see `measure.served`."""
@@ -337,6 +332,11 @@ def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = 
         return {}
     versions = {name: document["libraries"].get(name) for name in libraries}
     return {"device_cache": {"hardware": document["hardware"], "libraries": versions, "engine": engine}}
+
+
+def _workarounds() -> Document:
+    """Return what is made otherwise without workarounds; empty where they are in use."""
+    return {} if uses_workarounds() else {"workarounds": "off"}
 
 
 def _samples(data: SampleFile) -> Document:

@@ -27,6 +27,7 @@ ACCURACY_FILE = "accuracy.json"
 CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
 LATENCY_FILE = "latency.json"
+LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 
@@ -71,32 +72,33 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=FOLD_FILE,
     ),
     "calibrate": StepKind(
-        7, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
+        8, ("onnx", "onnxruntime", "numpy"), CalibrationError, ("fold", "prepare"), 2,
         files="calibration data", optimizer="onnxruntime",
     ),
     "reference": StepKind(
-        5, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
+        6, ("onnxruntime", "numpy"), RunError, ("fold", "prepare"), 3, files="evaluation data", optimizer="onnxruntime"
     ),
     "lower": StepKind(
-        7, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
+        8, ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy"), LoweringError, ("fold", "calibrate", "prepare"), 3,
         report=LOWERING_FILE, optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        1, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+        2, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(
-        4, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        5, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=ACCURACY_FILE,
     ),
     "measure": StepKind(
-        6, ("numpy",), RunError, ("build", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True, fresh=True
+        7, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,
+        fresh=True,
     ),
     "compare_champion": StepKind(
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
     ),
     "peer": StepKind(
-        1, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer", report=LATENCY_FILE,
+        2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer", report=LATENCY_FILE,
         alone=True, fresh=True,
     ),
     "sensitivity": StepKind(

@@ -309,11 +309,11 @@ def _plan_engine(
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
     comparison = None
     if champion is not None and regression is not None and regression.latency is not None:
-        measured = documents.measure(target, build)
+        measured = documents.measure(target, build, lower)
         comparison = champion_comparison_document(measured, champion, champions, regression.model_dump(), store)
     if documents.recipe.performance.at:
         chosen["measure"] = add(
-            "measure", f"{engine_id}/measure", *_measure(documents, target, build, comparison, store)
+            "measure", f"{engine_id}/measure", *_measure(documents, target, (build, lower), comparison, store)
         )
     if comparison is not None:
         chosen["compare_champion"] = add("compare_champion", f"{engine_id}/compare-champion", *comparison)
@@ -326,12 +326,13 @@ def _plan_engine(
 def _measure(
     documents: Documents,
     target: NamedTarget,
-    build: str,
+    made: tuple[str, str],
     comparison: tuple[Mapping[str, Any], Mapping[str, Any]] | None,
     store: Store,
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the measuring step's document and unkeyed inputs; the next attempt's if the stored one was noisy."""
-    document, unkeyed = documents.measure(target, build)
+    """Return the measuring step's document and unkeyed inputs; the next attempt's if the stored one was noisy. made:
+    keys of the build and of what it was lowered to."""
+    document, unkeyed = documents.measure(target, *made)
     by_history = comparison is not None and comparison[1]["by_history"]
     return measured_again(document, documents.recipe.performance.budget, store, by_history=by_history), unkeyed
 

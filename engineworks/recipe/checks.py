@@ -7,13 +7,13 @@ from math import prod
 
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
 from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
-from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 
@@ -77,7 +77,7 @@ def _lists_have_no_twins(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _twins(path: tuple[str, ...], values: Sequence[str | int], node: Node) -> Iterator[Problem]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            yield Problem(node.at((*path, index)).place, f"'{value}' stands twice in {path[-1]}", "remove one")
+            yield Problem(node.at((*path, index)).place, f"duplicate '{value}' in {path[-1]}", "remove one")
 
 
 def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -185,8 +185,8 @@ def _every_precision_has_limits(recipe: Recipe, node: Node) -> Iterator[Problem]
         limits = recipe.accuracy.limits.get(precision)
         if precision != AUTO and (limits is None or not limits.model_fields_set):
             place = node.at(("precisions", index)).place
-            hint = f"without a limit nothing can fail: say e.g. {precision}: {{cosine: 0.99}}"
-            yield Problem(place, f"accuracy.limits says nothing of {precision}", hint, ("accuracy", "limits"))
+            hint = f"without a limit nothing can fail: add e.g. {precision}: {{cosine: 0.99}}"
+            yield Problem(place, f"no accuracy limit for {precision}", hint, ("accuracy", "limits"))
 
 
 def _metric_limits_have_a_metric(recipe: Recipe, node: Node) -> Iterator[Problem]:
@@ -279,6 +279,10 @@ INTEGER_RANGES = {
 
 
 def _names_are_known(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    dims = dynamic_dims(recipe)
+    if recipe.batch is not None and recipe.batch not in dims:
+        place = node.at(("batch",)).place
+        yield Problem(place, f"no input has a dimension '{recipe.batch}'", did_you_mean(recipe.batch, dims))
     output = recipe.accuracy.output
     if output is not None and output not in recipe.outputs:
         yield Problem(

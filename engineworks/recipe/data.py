@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, plan_images
+from engineworks.recipe.datasets.preparation import PYTHON_SLICES
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.datasets.text import plan_text
 from engineworks.recipe.file_lookup import Finder, FoundModel, Where
 from engineworks.recipe.npz import read_headers
-from engineworks.recipe.profiles import input_specs
+from engineworks.recipe.profiles import dynamic_dims, evaluation_batches, input_specs
 from engineworks.recipe.recipe import Evaluation, Recipe, Samples
-from engineworks.recipe.samples import SampleFile, batch_axes, open_samples
+from engineworks.recipe.samples import SampleFile, open_samples
 
 
 def find_samples(
     finder: Finder, part: Literal["calibration", "evaluation"], recipe: Recipe, samples: Samples, model: FoundModel
 ) -> SampleFile | None:
     """The samples; None if something is wrong, which the finder notes."""
-    where: Where = ("data", part)
+    found = _find(finder, ("data", part), recipe, samples, model)
+    sizes = evaluation_batches(recipe)
+    if found is not None and part == "evaluation" and not found.fills(sizes):
+        finder.add(("data", part), *_unfilled(found, sizes))
+    return found
+
+
+def _unfilled(data: SampleFile, sizes: Sequence[int]) -> tuple[str, str]:
+    """The problem of samples that do not fill the profiles' batches, and a hint."""
+    allowed = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    whole = "" if not data.more else ", of one file each"
+    fewer = data.filling(data.count, sizes)
+    hint = f"samples: {fewer}, or " if fewer else "give it more samples, or "
+    problem = f"{data.count} samples do not fill batches of {allowed}{whole}: the profiles allow no others"
+    return problem, hint + "lower the minimum batch of a profile"
+
+
+def _find(finder: Finder, where: Where, recipe: Recipe, samples: Samples, model: FoundModel) -> SampleFile | None:
     labels, slices = (samples.labels, samples.slices) if isinstance(samples, Evaluation) else (None, None)
+    if slices is not None and slices.startswith(PYTHON_SLICES):
+        found = _find(finder, where, recipe, samples.model_copy(update={"slices": None}), model)
+        return replace(found, slices=slices) if found else None
     if samples.text is not None:
         return _text(finder, where, recipe, samples, samples.text, labels, slices, model)
     if samples.images is not None:
@@ -49,10 +72,13 @@ def _arrays(
         opened = open_samples(
             list(files), input_specs(recipe), samples.names, samples=samples.samples, labels=labels, slices=slices
         )
+        hint = "widen a profile under 'shapes', or change the data"
+        if recipe.batch is None and not any(d.lower().startswith("batch") for d in dynamic_dims(recipe)):
+            hint += ", or say which dimension counts samples, e.g. batch: n"
         for path, message in _outside_profiles(recipe, opened):
             place, shown = files[path]
             named = f"'{shown}': {message}" if opened.more else message
-            finder.add(place, named, "widen a profile under 'shapes', or change the data")
+            finder.add(place, named, hint)
         return opened
     except SamplesError as error:
         path = next((file for file in files if error.message.startswith(f"{file}: ")), next(iter(files)))

@@ -19,6 +19,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "inputs": "{image: {dtype: float32, shape: [batch, 1, 8, 8]}}",
         "outputs": "{logits: [batch, 10]}",
         "shapes": "{default: {batch: [1, 8, 64]}}",
+        "batch": "batch",
         "precisions": "[fp32, fp16, int8]",
         "mixtures": "{int8-encoder: {default: fp16, int8: [encoder/*]}}",
         "data": "{evaluation: {npz: data/test.npz, labels: y}}",

@@ -10,6 +10,7 @@ from engineworks.errors import Problem
 from engineworks.model.export.from_huggingface import source_files
 from engineworks.model.export.outline import interface_problems
 from engineworks.recipe.data import find_samples
+from engineworks.recipe.datasets.preparation import PYTHON_SLICES
 from engineworks.recipe.file_lookup import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric
 from engineworks.recipe.mlflow_source import find_mlflow
@@ -25,7 +26,8 @@ class RecipeFiles:
 
     kind: how the source is exported: onnx, torch, huggingface or mlflow_pytorch. source: the ONNX file, the factory's
     module file or the model's folder. model: every file that shapes the model, by a name that does not depend on the
-    machine. resolved: the current meaning of a name in a registry.
+    machine. metric: source files of the recipe's own metric and slices. resolved: the current meaning of a name in a
+    registry.
     """
 
     folder: Path
@@ -50,6 +52,9 @@ def resolve_files(
     calibrating = find_samples(finder, "calibration", recipe, data.calibration, model) if data.calibration else None
     metric = python_metric(recipe.accuracy.metric)
     code = finder.code(("accuracy", "metric", "python"), metric) if metric else {}
+    slices = data.evaluation.slices or ""
+    if slices.startswith(PYTHON_SLICES):
+        code |= finder.code(("data", "evaluation", "slices"), slices.removeprefix(PYTHON_SLICES))
     empty = SampleFile(folder, (), {}, None, 1, 1)
     return RecipeFiles(
         folder, model.path or folder, model.files, evaluation or empty, calibrating, code, model.kind, model.resolved

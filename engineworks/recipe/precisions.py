@@ -36,7 +36,7 @@ def _mixtures_mix(recipe: Recipe, node: Node) -> Iterator[Problem]:
         if mixture.fp32 and (mixture.default == "fp32" or not (mixture.default or quantizes)):
             where = node.key_place(("mixtures", name, "fp32"))
             yield Problem(
-                where, f"mixture '{name}' keeps nodes fp32 and says nothing of the others", "e.g. default: fp16"
+                where, f"mixture '{name}' keeps nodes in fp32 and has no default for the others", "e.g. default: fp16"
             )
         yield from _no_glob_twice(name, mixture, node)
 

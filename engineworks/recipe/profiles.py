@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from engineworks.recipe.batch import batch_by_use, batch_dim, fixed_batch
 from engineworks.recipe.recipe import Recipe
 from engineworks.tensors import InputRange, Profile, TensorSpec
 
@@ -12,7 +14,28 @@ STATIC_PROFILE = "static"
 
 
 def input_specs(recipe: Recipe) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, i.dtype, i.shape) for name, i in recipe.inputs.items())
+    """The model's inputs, with the batch dimension if neither its name nor its place tells."""
+    specs = tuple(TensorSpec(name, i.dtype, i.shape) for name, i in recipe.inputs.items())
+    smallest: dict[str, int] = {}
+    for triples in recipe.shapes.values():
+        for dim, (low, _, _) in triples.items():
+            smallest[dim] = min(low, smallest.get(dim, low))
+    declared = recipe.batch if any(recipe.batch in spec.shape for spec in specs) else None
+    batch = declared or batch_by_use(specs, recipe.outputs.values(), smallest)
+    return tuple(replace(spec, batch=batch) for spec in specs) if batch else specs
+
+
+def evaluation_batches(recipe: Recipe) -> list[int]:
+    """The batch sizes that evaluation cycles through: minimum, optimum and maximum of every profile, ascending.
+
+    An engine may be right at batch 1 and wrong at others.
+    """
+    specs = input_specs(recipe)
+    fixed, dim = fixed_batch(specs), batch_dim(specs)
+    if fixed is not None or not isinstance(dim, str):
+        return [fixed or 1]
+    sizes = {n for triples in recipe.shapes.values() for n in triples.get(dim, ())}
+    return sorted(n for n in sizes if n > 0) or [1]
 
 
 def dynamic_dims(recipe: Recipe) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from engineworks.recipe.metric import Factory, Metric
 from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
+from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 DimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
@@ -101,31 +102,13 @@ class Input(Part):
     )
 
 
-def _columns(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _columns_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a name and a list."""
-    listed = dict(schema)
-    schema.clear()
-    words = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"type": "string"}, listed], **words)
-
-
-def _npz_schema(schema: dict[str, Any]) -> None:
-    """Editors take both: a file and a list of files."""
-    listed = next(choice for choice in schema.pop("anyOf") if choice.get("type") == "array")
-    schema["anyOf"] = [{"type": "string"}, listed, {"type": "null"}]
-
-
 class Samples(Part):
     """Samples of the model's inputs: exactly one of npz, text, images."""
 
-    npz: Annotated[tuple[str, ...] | None, BeforeValidator(_columns)] = Field(
+    npz: Annotated[tuple[str, ...] | None, BeforeValidator(as_list)] = Field(
         None,
         min_length=1,
-        json_schema_extra=_npz_schema,
+        json_schema_extra=npz_schema,
         description=".npz file of arrays by name, axis 0 counts the samples; pickled arrays are refused. Or a list of "
         "files, globs among them: each file may have another length of a named dimension",
     )
@@ -135,11 +118,11 @@ class Samples(Part):
     names: dict[str, str] = Field(
         default_factory=dict, description="model input: array name, or what the tokenizer calls it, where they differ"
     )
-    columns: Annotated[tuple[str, ...], BeforeValidator(_columns)] = Field(
+    columns: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
         ("text",),
         min_length=1,
         max_length=2,
-        json_schema_extra=_columns_schema,
+        json_schema_extra=columns_schema,
         description="text: the column with the text, or the two columns of a pair",
     )
     tokenizer: str | None = Field(None, description="text: folder of the tokenizer; default: the model's own")
@@ -160,16 +143,18 @@ class Evaluation(Samples):
         description="npz: array of labels, one per sample; text: column; images: 'folder' (a subfolder per class) or a "
         ".csv file with the columns file and label",
     )
-    slices: str | None = Field(
+    slices: Annotated[str | None, BeforeValidator(as_name)] = Field(
         None,
+        json_schema_extra=slices_schema,
         description="name of the slice of each sample; the metric is judged on each slice too; npz: an array of texts "
-        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file",
+        "or whole numbers; text: a column; images: 'folder' (the subfolder), or a column of the labels' .csv file; "
+        "or {python: module:function}, which names them from inputs and labels",
     )
 
 
 class Data(Part):
     calibration: Samples | None = Field(None, description="samples that int8 and fp8 take their ranges from")
-    evaluation: Evaluation = Field(description="samples that engines are held against the fp32 reference on")
+    evaluation: Evaluation = Field(description="samples on which engines are compared with the fp32 reference")
 
 
 class Calibration(Part):
@@ -190,7 +175,7 @@ class Calibration(Part):
 
 
 class Mixture(Part):
-    """A precision of one's own: globs of node names, or `op:` and an operator such as `op:MatMul`."""
+    """A custom precision: globs of node names, or `op:` and an operator such as `op:MatMul`."""
 
     default: Float | None = Field(None, description="of all nodes that nothing else names; default: as around int8")
     fp32: tuple[str, ...] = Field((), description="nodes that stay fp32 where the default is fp16 or bf16")
@@ -239,7 +224,7 @@ class Accuracy(Part):
     )
     output: str | None = Field(None, description="output that the metric reads; default: the first")
     limits: dict[Precision | Name, Limits] = Field(
-        default_factory=dict, description="of each precision, mixtures of one's own included"
+        default_factory=dict, description="of each precision, custom mixtures included"
     )
 
 
@@ -326,6 +311,9 @@ class Triton(Part):
     dynamic_batching: DynamicBatching | None = Field(None, description="let Triton join requests into batches")
     instances: Length = Field(1, description="instances of the model per GPU, or on the CPU")
     warmup: Extent = Field(1, description="how often Triton runs an evaluation sample at every named shape; 0: never")
+    python_environment: str | None = Field(
+        None, description="Python backend: the model's environment on the server, a folder or an archive by conda-pack"
+    )
 
 
 class Release(Part):
@@ -336,12 +324,12 @@ class Release(Part):
 
 
 class Waiver(Part):
-    """A named failure that is let through until a day: who answers for it, and why."""
+    """A named failure that is accepted until a day: who answers for it, and why."""
 
     check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
     engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
     owner: Words = Field(description="who answers for it")
-    reason: Words = Field(description="why it is let through")
+    reason: Words = Field(description="why it is accepted")
     expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
 
 
@@ -377,12 +365,15 @@ class Recipe(Part):
     shapes: dict[Name, dict[DimName, Triple]] = Field(
         default_factory=dict, description="one optimization profile each: dimension: [min, opt, max]"
     )
+    batch: DimName | None = Field(
+        None, description="dimension that counts samples; default: the one called batch…, else the first input's axis 0"
+    )
     precisions: Annotated[tuple[Precision | Name, ...], BeforeValidator(_auto_as_list)] = Field(
         min_length=1,
         json_schema_extra=_auto_schema,
         description="what engines compute in, one engine each, or names of mixtures; auto: try and choose per target",
     )
-    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="precisions of one's own")
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict, description="custom precisions")
     data: Data = Field(description="samples of the model's inputs")
     calibration: Calibration = Field(Calibration(), description="how activations are quantized")
     targets: tuple[Name, ...] = Field(min_length=1, description="names in _targets.yaml")
@@ -391,5 +382,5 @@ class Recipe(Part):
         Performance(at={}), description="what is measured, and how fast and small an engine must be"
     )
     release: Release = Field(Release(), description="name in the registry, and how engines are served")
-    waivers: tuple[Waiver, ...] = Field((), description="failures that are let through, each until a day")
+    waivers: tuple[Waiver, ...] = Field((), description="failures that are accepted, each until a day")
     time_limits: TimeLimits = Field(TimeLimits(), description="seconds after which a step is killed")

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.profiles import input_specs
 from engineworks.recipe.recipe import Recipe
-from engineworks.recipe.samples import batch_dim
 from engineworks.recipe.yaml_nodes import Node
 
 

@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
-from engineworks.recipe.datasets.preparation import LENGTHS, Preparation, Ragged
+from engineworks.recipe.batch import batch_axes, batch_sizes, fills, fixed_batch, samples_per_run
+from engineworks.recipe.datasets.preparation import LENGTHS, PYTHON_SLICES, Preparation, Ragged
 from engineworks.recipe.npz import NpzReader, RowReader, read_headers
 from engineworks.recipe.sample_checks import array_name, check_fit, check_label_kinds, check_labels, check_slices
 from engineworks.tensors import TensorSpec, spec_from_json
 
 NO_LABEL = -100
 """Padding of labels: metrics leave it out (`measure.task_metrics`)."""
+
+EVERY_SAMPLE = "*"
+"""In place of an array: all samples are one slice, so that the whole metric gets its interval."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,15 +107,27 @@ class SampleFile:
             start = end
         return tuple(counts) if self.more else (self.count,)
 
+    def fills(self, sizes: Sequence[int]) -> bool:
+        """Whether the samples of every file can be cut into batches from the minimum to the maximum of `sizes`."""
+        return all(fills(count, sizes) for count in self.counts)
+
+    def filling(self, most: int, sizes: Sequence[int]) -> int:
+        """The largest number of samples up to `most` that can be cut into such batches; 0 if there is none."""
+        return next((n for n in range(most, 0, -1) if replace(self, count=n).fills(sizes)), 0)
+
     def by_file(self) -> Iterator[SampleFile]:
         """The samples in use, file by file: each of one length. A single file gives itself."""
         for path, total, count in zip(self.paths, self._totals, self.counts, strict=True):
             if count:
                 yield replace(self, path=path, total=total, count=count, more=(), totals=()) if self.more else self
 
-    def of_one_length(self) -> SampleFile:
-        """The samples of the most used file: rows that can be stacked into one batch."""
-        return replace(max(self.by_file(), key=lambda part: part.count), ragged=None)
+    def starts(self) -> Iterator[int]:
+        """Index of the first sample of every file that `by_file` gives, in order."""
+        start = 0
+        for total, count in zip(self._totals, self.counts, strict=True):
+            if count:
+                yield start
+            start += total
 
     def batches(self, sizes: Sequence[int]) -> Iterator[Arrays]:
         """Feeds of the model, input → array in the input's shape and dtype; batch sizes cycle through `sizes`.
@@ -167,12 +183,20 @@ class SampleFile:
                 parts.append(archive.read(self.labels)[file.rows])
         return parts
 
+    @property
+    def slice_function(self) -> str:
+        """module:function of the recipe's own that names the slices, '' without one."""
+        slices = self.slices or ""
+        return slices.removeprefix(PYTHON_SLICES) if slices.startswith(PYTHON_SLICES) else ""
+
     def slice_names(self) -> NDArray[np.str_] | None:
-        """The slice of each sample in use, str[count], in order; None where the recipe names none."""
+        """The slice of each sample in use, str[count], in order; None where the recipe names none or a function."""
         import numpy as np
 
-        if self.slices is None:
+        if self.slices is None or self.slice_function:
             return None
+        if self.slices == EVERY_SAMPLE:
+            return np.full(self.count, "all")
         parts = []
         for file in self.by_file():
             with NpzReader(file.path) as archive:
@@ -183,22 +207,6 @@ class SampleFile:
         """The labels of the samples in use, [count, …], in order; shorter ones are padded with `NO_LABEL`."""
         parts = self.label_parts()
         return None if parts is None else stacked(parts, NO_LABEL)
-
-
-def batch_sizes(count: int, sizes: Sequence[int], turn: int = 0) -> Iterator[int]:
-    """Sizes of the batches of `count` samples, cycling through `sizes` from the `turn`-th on.
-
-    If possible no batch is below the minimum of `sizes`, because the engine may refuse it. The one before the last
-    shrinks.
-    """
-    least, most = max(1, min(sizes)), max(sizes)
-    while count:
-        size = min(count, max(1, sizes[turn % len(sizes)]))
-        rest = count - size
-        if 0 < rest < least:
-            size = count if count <= most else max(least, size - (least - rest))
-        yield size
-        count, turn = count - size, turn + 1
 
 
 def stacked(arrays: Sequence[NDArray[Any]], fill: float) -> NDArray[Any]:
@@ -228,58 +236,6 @@ def samples_from_json(paths: Path | str | Sequence[Path | str], value: Mapping[s
     total, count, totals = int(value["total"]), int(value["count"]), tuple(value.get("totals", ()))
     samples = SampleFile(path, specs, value["arrays"], value.get("labels"), total, count, ragged)
     return replace(samples, more=tuple(more), totals=totals, slices=value.get("slices"))
-
-
-def batch_dim(specs: Sequence[TensorSpec]) -> str | int:
-    """The name of the batch dimension, or its length if it is fixed.
-
-    It is a dynamic dimension whose name begins with 'batch', on any axis; else the dynamic axis 0 of the first input
-    that has one.
-    """
-    named = [d for spec in specs for d in spec.dynamic_dims if d.lower().startswith("batch")]
-    if named:
-        return min(named, key=len)  # 'batch' goes before 'batch_heads'
-    for spec in specs:
-        if spec.shape and isinstance(spec.shape[0], str):
-            return spec.shape[0]
-    return next((d for spec in specs for d in spec.shape[:1]), 1)
-
-
-def batch_axes(specs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """The batch axis of each tensor; None for one without (its sample is fed as it is).
-
-    A fixed batch above 1 that is not axis 0 of every input cannot be distinguished from other lengths. Then one sample
-    is the whole input of a run.
-    """
-    dim = batch_dim(specs)
-    if isinstance(dim, int):
-        stacked = dim == 1 or all(s.shape[:1] == (dim,) for s in specs)
-        return {s.name: 0 if stacked and s.shape[:1] == (dim,) else None for s in specs}
-    return {s.name: s.shape.index(dim) if dim in s.shape else None for s in specs}
-
-
-def output_axes(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, int | None]:
-    """The batch axis of each output: by its name, else axis 0 if the model's batch is there."""
-    dim = batch_dim(inputs)
-    axes = batch_axes(inputs)
-    if all(axis is None for axis in axes.values()):
-        return {o.name: None for o in outputs}
-    first = 0 if any(a == 0 for a in axes.values()) else None
-    return {o.name: o.shape.index(dim) if dim in o.shape else (first if o.shape else None) for o in outputs}
-
-
-def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
-    """The only batch size that the model takes, None if it takes several."""
-    if any(axis is None for axis in batch_axes(specs).values()):
-        return 1
-    dim = batch_dim(specs)
-    return dim if isinstance(dim, int) else None
-
-
-def samples_per_run(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> int:
-    """How many samples one run takes if the dynamic dimensions have these lengths."""
-    dim = batch_dim(specs)
-    return dims.get(dim, 1) if isinstance(dim, str) else fixed_batch(specs) or 1
 
 
 def open_samples(

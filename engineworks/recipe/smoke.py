@@ -7,12 +7,15 @@ those of `digits`. Every one of its keys holds the mode, so that no step is shar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from engineworks.engines.backends import backend
+from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.recipe.samples import SampleFile, batch_dim
+from engineworks.recipe.profiles import evaluation_batches
+from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
 
 Mode = Literal["full", "smoke"]
@@ -32,19 +35,19 @@ def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
     recipe = loaded.recipe
     performance = recipe.performance.model_copy(update={"budget": {}, "sweep": None, "streams": (), "regression": None})
     files = loaded.files
-    calibration = _fewer(files.calibration) if files.calibration else None
+    calibration = _fewer(files.calibration, [fixed_batch(files.calibration.specs) or 1]) if files.calibration else None
     return replace(
         loaded,
         recipe=recipe.model_copy(update={"recipe": f"{loaded.name}@smoke", "performance": performance}),
-        files=replace(files, evaluation=_fewer(files.evaluation), calibration=calibration),
+        files=replace(files, evaluation=_fewer(files.evaluation, evaluation_batches(recipe)), calibration=calibration),
         targets=tuple(_quick(target) for target in loaded.targets),
         mode=mode,
     )
 
 
-def _fewer(data: SampleFile) -> SampleFile:
-    """Fewer samples; a model with a fixed batch keeps all, because fewer might not fill it."""
-    return replace(data, count=min(data.count, SAMPLES)) if isinstance(batch_dim(data.specs), str) else data
+def _fewer(data: SampleFile, sizes: Sequence[int]) -> SampleFile:
+    """As many samples as fill batches of these sizes; all where so few fill none."""
+    return replace(data, count=data.filling(min(data.count, SAMPLES), sizes) or data.count)
 
 
 def _quick(target: NamedTarget) -> NamedTarget:

@@ -254,9 +254,7 @@ class _Reader:
                 self.problems.append(Problem(at, "a key must be a word, not a list or mapping"))
             elif name in values:
                 self.problems.append(
-                    Problem(
-                        at, f"the key '{name}' stands twice", f"remove one: the first is in line {places[name].line}"
-                    )
+                    Problem(at, f"duplicate key '{name}' (first in line {places[name].line})", "remove one")
                 )
             else:
                 values[name], places[name] = self.read(value), at

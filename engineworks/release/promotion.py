@@ -14,11 +14,12 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import SIGNATURE, Trust
 from engineworks.errors import EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
 from engineworks.host.packages import installed_version
-from engineworks.plan.documents import Documents
 from engineworks.plan.plan import Plan
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
+from engineworks.recipe.profiles import evaluation_batches
 from engineworks.recipe.selection import refuse_unmatched, select
+from engineworks.release.issuer import Issuer, read_issuer
 from engineworks.tensors import spec_from_json
 from engineworks.tracking.aliases import Slot, registered_name, slot_of
 from engineworks.tracking.champion_list import Standing
@@ -113,8 +114,12 @@ def release_engine(
         stays = f"{alias} is missing: {lost}" if lost else stays
         why = f"dropped, {dropped}" if dropped else engine.verdict
         return EngineRelease(engine.id, "kept", None, champion, slot.uri(), f"{why}: {stays}")
+    issuer = read_issuer(plan.recipe)
     version = registry.register(engine_model(plan, engine, slot, _run_of(tracking, engine, run))).version
-    move = registry.promote(slot, version, expected=champion)
+    issue = issuer.promotion(slot, engine.sidecar["sha256"])
+    move = registry.promote(slot, version, expected=champion, issue=issue, passport=engine.passport)
+    if move != "overtaken":
+        issuer.remember(registry.statements(slot), slot)
     waived = f", waived: {'; '.join(engine.waived)}" if engine.waived else ""
     if move == "overtaken":
         words = f"version {version} passed, but another release moved {alias} meanwhile: run the release again"
@@ -133,12 +138,12 @@ def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> lis
     """Move champions back to the previous versions in the list of champions. A champion without a predecessor stays,
     with the reason; so does a slot without releases. Raises `InputError` if no champion moves."""
     model = registered_model(loaded)
-    slots = slots_of(loaded, only)
+    slots, issuer = slots_of(loaded, only), read_issuer(loaded.name)
     standings = registry.standings(list(slots.values()))
     if not any(standing.listed or standing.lost for standing in standings.values()) and not registry.exists(model):
         what = f"there is no registered model '{model}' in MLflow: nothing was released"
         raise InputError(what, hint="nothing was changed")
-    outcomes = [_roll_back(engine, slot, standings[slot], registry) for engine, slot in slots.items()]
+    outcomes = [_roll_back(engine, slot, standings[slot], registry, issuer) for engine, slot in slots.items()]
     if all(outcome.action == "kept" for outcome in outcomes):
         which = f" that '{only}' selects" if only else ""
         notable = [
@@ -152,10 +157,11 @@ def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> lis
 NONE_BEFORE = "there is none before it"
 
 
-def _roll_back(engine: str, slot: Slot, standing: Standing, registry: Registry) -> EngineRelease:
+def _roll_back(engine: str, slot: Slot, standing: Standing, registry: Registry, issuer: Issuer) -> EngineRelease:
     alias, last = slot.alias("champion"), standing.last
-    move = registry.rollback(slot) if last else None
+    move = registry.rollback(slot, issuer.rollback(slot)) if last else None
     if move is not None:
+        issuer.remember(registry.statements(slot), slot)
         lost = f"; {standing.lost}" if standing.lost else ""
         skipped = takewhile(lambda version: version != move[1], reversed(standing.listed[:-1]))
         lost += "".join(f"; passed over: {registry.why_unfit(slot, version)}" for version in skipped)
@@ -202,9 +208,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
 def example_feeds(plan: Plan) -> dict[str, NDArray[np.generic]]:
     """Return evaluation data for one run, one array [rows, …] per input: 2 rows if the profiles allow it, otherwise
     their minimum batch."""
-    from engineworks.fingerprint import FileDigests
-
-    allowed = Documents(plan.loaded, FileDigests(None)).batches()
+    allowed = evaluation_batches(plan.loaded.recipe)
     rows = EXAMPLE_ROWS if allowed[0] < EXAMPLE_ROWS <= allowed[-1] else allowed[0]
     return dict(next(stored_evaluation(plan.loaded).batches([rows])))
 

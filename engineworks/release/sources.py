@@ -9,7 +9,7 @@ from pathlib import Path
 from engineworks.builds.ladders import ladders
 from engineworks.builds.passport import recipe_origin, with_passport
 from engineworks.builds.results import EngineResult, EngineWord, engine_result
-from engineworks.engines.passport import read_passport, verify_files, verify_folder
+from engineworks.engines.passport import read_passport, verify_files
 from engineworks.engines.signing import Trust, read_trust
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
 from engineworks.measure.ladder.ladder import ladder_words
@@ -66,7 +66,8 @@ def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[P
 def champion_engines(
     loaded: LoadedRecipe, registry: Registry, only: str | None, into: Path
 ) -> tuple[list[PackagedEngine], list[LeftOut]]:
-    """Fetch the registry's champions, each into a folder under `into`, and verify them. Raises `TrustError`."""
+    """Fetch the registry's champions, each into a folder under `into`, and hold them against their roles. Raises
+    `TrustError`."""
     packaged, left = [], []
     trust = read_trust()
     slots = slots_of(loaded, only)
@@ -76,13 +77,13 @@ def champion_engines(
         if lost := standing.lost or (registry.why_unfit(slot, standing.current) if standing.current else ""):
             left.append(LeftOut(engine, "champion missing", f"has lost its champion: {lost}; {WAY_OUT}"))
             continue
-        champion = registry.get(slot)
-        if champion is None:
+        if standing.current is None:
             left.append(LeftOut(engine, "no champion", "has no champion: it was never released"))
             continue
         (into / str(number)).mkdir(parents=True)
-        folder = registry.download(champion, into / str(number))
-        packaged.append(PackagedEngine(folder, verify_folder(folder, trust)))
+        fetched = registry.fetch(slot.model, standing.current, slot.alias("champion"), into / str(number), trust)
+        verify_files(fetched.folder, fetched.passport)
+        packaged.append(PackagedEngine(fetched.folder, fetched.passport, fetched.statements))
     return packaged, left
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engineworks.builds.blame_result import Blame
+from engineworks.measure.layers import Layers
+
 
 @dataclass(frozen=True)
 class Link:
@@ -56,7 +59,9 @@ class Before:
 class Background:
     """facts: where the build comes from, by name. passports: by engine. resolved: the whole recipe with its defaults.
     points: by engine, oldest first, this build's own last. runs: the engine's MLflow run. missing: sentences on what
-    could not be found out. lost: sentences on champions that are missing in MLflow."""
+    could not be found out. lost: sentences on champions that are missing in MLflow.
+    blames: what is to blame, by failed engine, where that was searched for.
+    champion_layers: by engine."""
 
     at: float = 0.0
     description: str = ""
@@ -70,6 +75,8 @@ class Background:
     runs: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    blames: Mapping[str, Blame] = field(default_factory=dict)
+    champion_layers: Mapping[str, Layers] = field(default_factory=dict)
 
 
 NOTHING = Background()

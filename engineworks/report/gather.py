@@ -8,11 +8,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from engineworks.builds.blame_result import BLAME_FILE, Blame
 from engineworks.builds.from_mlflow import left_out
 from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import TrackingError
+from engineworks.measure.layers import Layers
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.report.ages import day
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
 from engineworks.report.night.summary import summarize_since
@@ -70,6 +73,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
     for engine in result.engines:
         if engine.id not in passports and engine.id in runs and engine.sidecar:
             passports[engine.id] = read_json(tracking, runs[engine.id].run_id, PASSPORT_FILE) or {}
+    champions = _champions(tracking, result, plan)
     return replace(
         known,
         at=build.started_at,
@@ -78,10 +82,33 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
         passports=passports,
         before=_before(tracking, result, before, older, runs, known.resolved) if before else None,
         points=_points(tracking, result, runs),
-        champions=_champions(tracking, result, plan),
+        champions=champions,
+        champion_layers=dict(_champion_layers(tracking, result, champions, runs)),
         lost=tuple(_lost(tracking, result, plan)),
         runs={engine: run.run_id for engine, run in runs.items()},
+        blames=dict(_blames(tracking, result, runs)),
     )
+
+
+def _champion_layers(
+    tracking: Tracking, result: BuildResult, champions: Mapping[str, ChampionFigures], runs: Mapping[str, RunSummary]
+) -> Iterator[tuple[str, Layers]]:
+    """Layers of the champions that another run measured."""
+    for engine in result.engines:
+        champion = champions.get(engine.id)
+        own = runs[engine.id].run_id if engine.id in runs else ""
+        if engine.layers and champion and champion.point and champion.point.run != own:
+            recorded = read_json(tracking, champion.point.run, LAYERS_FILE)
+            if recorded:
+                yield engine.id, Layers.from_json(recorded)
+
+
+def _blames(tracking: Tracking, result: BuildResult, runs: Mapping[str, RunSummary]) -> Iterator[tuple[str, Blame]]:
+    for engine in result.engines:
+        if engine.verdict in ("fail", "failed") and engine.id in runs:
+            recorded = read_json(tracking, runs[engine.id].run_id, BLAME_FILE)
+            if recorded:
+                yield engine.id, Blame.from_json(recorded)
 
 
 def _passports_here(result: BuildResult) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -19,7 +19,8 @@ from engineworks.model.calibrate.trust import check_pairing, check_samples, dige
 from engineworks.model.lower.double import double_to_float, holds_double
 from engineworks.model.lower.quantize import tensors_to_calibrate
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model
-from engineworks.recipe.samples import SampleFile, batch_axes, fixed_batch, samples_from_json
+from engineworks.recipe.batch import batch_axes, fixed_batch
+from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.step_job import StepJob
 
 RANGES_FILE = "ranges.json"

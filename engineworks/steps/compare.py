@@ -14,7 +14,8 @@ from engineworks.engines.engine_session import load_engine, read_sidecar, servin
 from engineworks.errors import RunError
 from engineworks.measure.accuracy import Array, OutputComparison
 from engineworks.plan.kinds import ACCURACY_FILE
-from engineworks.recipe.samples import SampleFile, output_axes, samples_from_json
+from engineworks.recipe.batch import output_axes
+from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.steps.reference import read_reference
 from engineworks.steps.served import ServedComparison
 from engineworks.steps.served_reference import ServedReference

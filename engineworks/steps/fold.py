@@ -5,7 +5,8 @@ from __future__ import annotations
 from engineworks.model.fold.fold import fold_model
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.plan.kinds import FOLD_FILE
-from engineworks.recipe.samples import fixed_batch, samples_from_json
+from engineworks.recipe.batch import fixed_batch
+from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import spec_from_json
 

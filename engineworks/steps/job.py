@@ -22,8 +22,9 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         inputs={role: Path(folder) for role, folder in payload["inputs"].items()},
         unkeyed=payload["unkeyed"],
         out=Path(payload["out"]),
-        say=_say,
+        say=say,
         crashes=tuple(payload.get("crashes", ())),
+        time_limit_s=payload.get("time_limit_s"),
     )
     try:
         with after_crashes(len(job.crashes)):
@@ -66,7 +67,8 @@ def _without_store_paths(message: str, job: StepJob) -> str:
     return message.replace(str(job.out), job.id)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Write a line of the step's log."""
     import sys
 
     sys.stderr.write(line.rstrip("\n") + "\n")

@@ -19,8 +19,9 @@ from engineworks.model.lower.quantizable import KEPT_BY, matches
 from engineworks.model.lower.quantize import Quantized, name_nodes, quantize, raise_opset_for
 from engineworks.model.onnx_files import MODEL_FILE, load_model, save_model, weight_bytes
 from engineworks.plan.kinds import LOWERING_FILE
+from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.recipe import AS_IS
-from engineworks.recipe.samples import fixed_batch, samples_from_json
+from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.calibrate import read_ranges
 from engineworks.steps.step_job import StepJob
 

@@ -14,14 +14,16 @@ from typing import Any
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import MemoryMeter, Session
-from engineworks.engines.engine_files import check_engine
-from engineworks.engines.engine_session import load_engine, read_sidecar, runner_of, serving_from_json
+from engineworks.engines.engine_session import load_verified, runner_of, serving_from_json
+from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.errors import RunError
 from engineworks.measure.latency import LAZY_KERNELS, Sampling, never
 from engineworks.plan.kinds import LATENCY_FILE
-from engineworks.recipe.samples import feeds_at, samples_from_json, samples_per_run
+from engineworks.recipe.batch import samples_per_run
+from engineworks.recipe.samples import feeds_at, samples_from_json
 from engineworks.steps.background_work import BackgroundWork
 from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.layer_times import write_layers
 from engineworks.steps.load_times import measure_loads
 from engineworks.steps.shape_figures import measure_shape
 from engineworks.steps.step_job import StepJob
@@ -38,32 +40,36 @@ def run(job: StepJob) -> None:
     Also `serving`, and the session's notes and facts; load_complaints; `device` with every reading and the complaints
     of all shapes; `loads`, with and without the device's cache where it has one; `disturbed_before`, the earlier noisy
     measurements.
+
+    `layers.json`: time per layer at the first named shape (`measure.layers`).
     """
-    with tempfile.TemporaryDirectory(prefix="cache-") as new:
-        report = _measure(job, Path(new) if _cache(job) else None)
-    job.write_json(LATENCY_FILE, report | {"loads": _loads(job)})
+    with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
+        with tempfile.TemporaryDirectory(prefix="cache-") as new:
+            report = _measure(job, engine, Path(new) if _cache(job) else None)
+        job.write_json(LATENCY_FILE, report | {"loads": _loads(job, engine)})
+        if job.params["at"]:
+            write_layers(job, engine, report["shapes"][next(iter(job.params["at"]))]["latency_ms_p50"])
 
 
-def _measure(job: StepJob, cache: Path | None) -> dict[str, Any]:
+def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[str, Any]:
     """Measure all but `loads`. cache: a new one, so that nothing depends on earlier sessions."""
     target = job.params["target"]
     runner = runner_of(target)
     for module in backend(target["backend"]).IMPORTS:  # new process: loading starts after these imports
         importlib.import_module(module)
-    check_engine(job.inputs["build"])  # not part of the time to load
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib = meter.peak_mib()
     readings.take(LOADING)
     start = time.perf_counter()
-    session = _load(job, cache)
+    session = _load(job, engine, cache)
     load_ms = 1000 * (time.perf_counter() - start)
     readings.take(LOADING)
     try:
         measured = NamedShapes(job, session, meter, before_mib, readings).measure()
         report = {
             "load_ms": load_ms,
-            "engine_mib": read_sidecar(job.inputs["build"])["bytes"] / 2**20,
+            "engine_mib": engine.sidecar["bytes"] / 2**20,
             "memory_total_mib": meter.total_mib() or None,
             "shapes": {name: measured[name] for name in job.params["at"]},
             "sweep": [measured[_batch_name(point)] for point in job.params["sweep"]],
@@ -84,19 +90,19 @@ def _cache(job: StepJob) -> Path | None:
     return Path(cache) if cache else None
 
 
-def _load(job: StepJob, cache: Path | None) -> Session:
+def _load(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> Session:
     serving = serving_from_json(job.params["serving"])
-    return load_engine(job.inputs["build"], job.params["target"], serving=serving, cache=cache, checked=True)
+    return load_verified(engine, job.params["target"], serving=serving, cache=cache)
 
 
-def _loads(job: StepJob) -> dict[str, dict[str, float]]:
+def _loads(job: StepJob, engine: VerifiedEngine) -> dict[str, dict[str, float]]:
     """Measure loading with and without the device's cache, at the first named shape; {} without a cache."""
     cache, at = _cache(job), next(iter(job.params["at"].values()), None)
     if cache is None or at is None:
         return {}
     specs = tuple(spec_from_json(s) for s in job.params["inputs"])
     feeds = feeds_at(specs, samples_from_json(job.paths("evaluation"), job.params["samples"]), at["dims"])
-    return measure_loads(partial(_load, job), feeds, cache)
+    return measure_loads(partial(_load, job, engine), feeds, cache)
 
 
 def _batch_name(point: Mapping[str, Any]) -> str:

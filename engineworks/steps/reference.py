@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from engineworks.engines.backends import onnxruntime as backend
 from engineworks.model.calibrate.inputs import InputWatch
 from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.recipe.batch import batch_axes, output_axes
 from engineworks.recipe.npz import NpzReader
-from engineworks.recipe.samples import batch_axes, output_axes, samples_from_json
+from engineworks.recipe.samples import samples_from_json
 from engineworks.steps.served_rows import ServedRows
 from engineworks.steps.shapes_reference import SHAPES_FILE, SHAPES_OUTPUTS_FILE, ShapesReference, write_arrays
 from engineworks.steps.step_job import StepJob

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.measure.served import Lengths
-from engineworks.recipe.samples import SampleFile, batch_axes, batch_dim
+from engineworks.recipe.batch import batch_axes, batch_dim
+from engineworks.recipe.samples import SampleFile
 from engineworks.tensors import TensorSpec
 
 Array = NDArray[np.generic]
@@ -28,13 +29,41 @@ SOURCE_ROWS = 64
 """Number of real samples that synthetic rows consist of, evenly spread over the evaluation data."""
 
 
+MOST_LENGTHS = 8
+"""Number of lengths of the evaluation data at which engines are compared, besides those of the profiles."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the evaluation data, all of one length. start: index of its first sample in the whole data."""
+
+    start: int
+    samples: SampleFile
+
+    def read(self, rows: Sequence[int]) -> Iterator[Arrays]:
+        """Yield those of the rows that lie in this file, one by one: inputs by name, in a batch of one."""
+        own = tuple(row - self.start for row in rows if 0 <= row - self.start < self.samples.total)
+        if own:
+            yield from replace(self.samples, count=len(own), chosen=own).batches([1])
+
+
+def _spread_rows(files: Sequence[_File], count: int) -> tuple[int, ...]:
+    """Return that many of the samples in use, or all, evenly spread, as indices in the whole data."""
+    used = [file.start + row for file in files for row in file.samples.rows]
+    count = min(count, len(used))
+    return tuple(used[i * len(used) // count] for i in range(count))
+
+
 class ServedRows:
     """Pools of rows for any lengths. ranges: input → [minimum, maximum] as the recipe declares it."""
 
     def __init__(self, samples: SampleFile, ranges: Mapping[str, Sequence[float]]) -> None:
-        self._samples, self._ranges = samples.of_one_length(), ranges  # rows of one length, to stack them
+        self._ranges = ranges
         self._specs, self._axes = samples.specs, batch_axes(samples.specs)
         self._batch = batch_dim(samples.specs)
+        files = zip(samples.starts(), samples.by_file(), strict=True)
+        self._files = [_File(start, replace(file, ragged=None)) for start, file in files]
+        self._lengths = [self._lengths_of(file) for file in self._files]
         self._source: list[Arrays] = []
 
     @property
@@ -42,9 +71,15 @@ class ServedRows:
         """Whether rows can be stacked into a batch."""
         return any(axis is not None for axis in self._axes.values())
 
-    def data_lengths(self) -> dict[str, int]:
-        """Return the lengths of the evaluation data's dynamic dimensions, without the batch."""
-        first, lengths = self._rows(self._spread(1))[0], {}
+    def data_lengths(self) -> list[dict[str, int]]:
+        """Return the lengths of the evaluation data's dynamic dimensions, without the batch: of MOST_LENGTHS files at
+        most, evenly spread from the smallest to the largest."""
+        every = sorted({tuple(lengths.items()) for lengths in self._lengths})
+        count = min(MOST_LENGTHS, len(every))
+        return [dict(every[i * (len(every) - 1) // max(1, count - 1)]) for i in range(count)]
+
+    def _lengths_of(self, file: _File) -> dict[str, int]:
+        first, lengths = self._rows(_spread_rows([file], 1))[0], {}
         for spec in self._specs:
             for dim, length in zip(self._row_shape(spec), first[spec.name].shape, strict=True):
                 if isinstance(dim, str):
@@ -56,11 +91,10 @@ class ServedRows:
         return sum(math.prod(self._shape(s, lengths)) for s in self._specs)
 
     def choose(self, lengths: Lengths, count: int) -> tuple[tuple[int, ...], str]:
-        """Choose rows of these lengths and name their origin: "evaluation" (evenly spread rows of the file, limited to
-        those used) or "seeded" (numbers of synthetic rows)."""
-        if dict(lengths) == {d: n for d, n in self.data_lengths().items() if d in dict(lengths)}:
-            return self._spread(count), "evaluation"
-        return tuple(range(count)), "seeded"
+        """Choose rows of these lengths and name their origin: "evaluation" (evenly spread rows of the files that have
+        these lengths, limited to those used) or "seeded" (numbers of synthetic rows)."""
+        files = [f for f, known in zip(self._files, self._lengths, strict=True) if known == dict(lengths)]
+        return (_spread_rows(files, count), "evaluation") if files else (tuple(range(count)), "seeded")
 
     def read(self, lengths: Lengths, rows: Sequence[int], data: str) -> list[Arrays]:
         """Read the rows that `choose` named: inputs by name, without the batch axis, with the dtypes of the specs."""
@@ -92,16 +126,10 @@ class ServedRows:
         known = {str(self._batch): 1, **dict(lengths)}
         return tuple(known[d] if isinstance(d, str) else d for d in self._row_shape(spec))
 
-    def _spread(self, count: int) -> tuple[int, ...]:
-        """Return that many of the used samples, or all, evenly spread."""
-        used = self._samples.rows
-        count = min(count, len(used))
-        return tuple(used[i * len(used) // count] for i in range(count))
-
     def _rows(self, rows: Sequence[int]) -> list[Arrays]:
         """Return real samples as `read` does."""
-        few = replace(self._samples, count=len(rows), chosen=tuple(rows))
-        return [{name: self._first(name, value) for name, value in feeds.items()} for feeds in few.batches([1])]
+        every = (feeds for file in self._files for feeds in file.read(rows))
+        return [{name: self._first(name, value) for name, value in feeds.items()} for feeds in every]
 
     def _first(self, name: str, value: Array) -> Array:
         axis = self._axes[name]
@@ -114,7 +142,8 @@ class ServedRows:
         declared = self._ranges.get(spec.name)
         if declared is not None:
             return _spread(random, spec.dtype, shape, declared)
-        self._source = self._source or self._rows(self._spread(SOURCE_ROWS))
+        largest = max(self._files, key=lambda file: file.samples.count)  # rows of one length, to join them
+        self._source = self._source or self._rows(_spread_rows([largest], SOURCE_ROWS))
         # All inputs of a row take the same real samples, so that a mask goes with its tokens.
         order = np.random.default_rng([index, *(n for _, n in lengths)]).permutation(len(self._source))
         return _mosaic([self._source[i][spec.name] for i in order], shape)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ class StepJob:
 
     params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
     unkeyed: what cannot shape the result, mostly absolute paths. out: an empty folder to fill. say: logs one line of
-    the step. crashes: how earlier attempts at this step ended, one sentence each.
+    the step. crashes: how earlier attempts at this step ended, one sentence each. time_limit_s: after which the step is
+    killed. begin: when it began, by `time.monotonic`.
     """
 
     id: str
@@ -27,6 +29,14 @@ class StepJob:
     out: Path
     say: Callable[[str], None]
     crashes: tuple[str, ...] = ()
+    time_limit_s: float | None = None
+    begin: float = field(default_factory=time.monotonic)
+
+    def seconds_left(self) -> float | None:
+        """Return the time limit of code that this step waits for: it ends before the step, so that it is named."""
+        if self.time_limit_s is None:
+            return None
+        return max(0.0, 0.95 * self.time_limit_s - (time.monotonic() - self.begin))
 
     def path(self, name: str) -> Path:
         """Return an absolute path from `unkeyed`, or of the samples that a `prepare` step made for this role."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engineworks.errors import ModelError, RunError
-from engineworks.measure.accuracy import Array, Metric
-from engineworks.measure.slices import Score, slice_figures
+from engineworks.measure.accuracy import Array
+from engineworks.measure.slices import RESAMPLES, Score, sets_of_rows, slice_figures
 from engineworks.measure.task_metrics import TaskMetric, dead_classes, ratio_to_reference, task_metric
-from engineworks.model.export.source_code import load_function, user_failure
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.metric import CLASSIFIES, is_lower_better
-from engineworks.recipe.samples import NO_LABEL, SampleFile, batch_axes, stacked
+from engineworks.recipe.samples import NO_LABEL, SampleFile, stacked
 from engineworks.steps.step_job import StepJob
+from engineworks.steps.user_metric import evaluate_in_sandbox
+from engineworks.steps.user_slices import names_in_sandbox
 
 Rows = Mapping[str, Array]
+
+DRAWS_OF_USERS = 20
+"""Draws of a slice's rows for a metric of the user's, which may be slow."""
 
 MOST_SLICES = 200
 """Maximum number of slices that are judged: more are no slices but ids."""
@@ -46,9 +50,10 @@ class TaskComparison:
     def add(self, inputs: Rows, engine: Rows, reference: Rows) -> None:
         if self._settings is None:
             return
-        if self._settings["name"] == "python":
+        if self._settings["name"] == "python" or self._samples.slice_function:
             in_axes = batch_axes(self._samples.specs)
             self._keep("inputs", {n: _rows_first(a, in_axes[n]) for n, a in inputs.items()})
+        if self._settings["name"] == "python":
             self._keep("engine", {n: _rows_first(a, self._axes[n]) for n, a in engine.items()})
             self._keep("reference", {n: _rows_first(a, self._axes[n]) for n, a in reference.items()})
             return
@@ -73,18 +78,22 @@ class TaskComparison:
             return None
         joined = {part: _join(rows) for part, rows in self._rows.items()}
         if self._settings["name"] == "python":
-            name, root = self._settings["python"], self._job.path("folder")
-            engine, reference, again = (
-                _evaluate(name, root, joined[part], self._labels, joined["inputs"])
-                for part in ("engine", "reference", "engine")
-            )
+            name, names = self._settings["python"], self._slice_names(len(next(iter(joined["engine"].values()))))
+            sets = [] if names is None else sets_of_rows(names, DRAWS_OF_USERS)
+            (engine, reference, again), scores = evaluate_in_sandbox(
+                name, self._job.path("folder"), joined["engine"], joined["reference"], joined["inputs"], self._labels,
+                say=self._job.say, time_limit_s=self._job.seconds_left(), sets=sets,
+            )  # fmt: skip
             figures = self._figures(name, "labels", engine, reference)
             wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
-            return figures | ({"repeated": _json_number(again)} if wavers and math.isfinite(engine) else {})
+            figures |= {"repeated": _json_number(again)} if wavers and math.isfinite(engine) else {}
+            known = {rows.tobytes(): pair for rows, pair in zip(sets, scores, strict=True)}
+            return figures | self._slices(names, lambda rows: known[rows.tobytes()], DRAWS_OF_USERS)
         if self._metric is None:
             cosines = [joined[part]["cosine"] for part in ("engine", "reference")]
             figures = self._figures("mean cosine", "agreement", *(float(c.mean()) for c in cosines))
-            return figures | self._slices(len(cosines[0]), lambda rows: _pair(float(c[rows].mean()) for c in cosines))
+            names = self._slice_names(len(cosines[0]))
+            return figures | self._slices(names, lambda rows: _pair(float(c[rows].mean()) for c in cosines))
         metric, labels, kind, wanted = self._metric, self._labels, "labels", joined["reference"][""]
         if labels is None:
             labels, kind = (wanted if self._settings["name"] == "span" else wanted[..., -1]), "agreement"
@@ -98,18 +107,24 @@ class TaskComparison:
             figures["dead_classes"] = dead_classes(reduced[0], reduced[1], labels)
         if self._misfit:
             return figures
+        names = self._slice_names(len(wanted))
         return figures | self._slices(
-            len(wanted), lambda rows: _pair(metric.score(part[rows], labels[rows]) for part in reduced)
+            names, lambda rows: _pair(metric.score(part[rows], labels[rows]) for part in reduced)
         )
 
-    def _slices(self, count: int, score: Score) -> dict[str, Any]:
-        """Return the metric on each slice; {} where the recipe names none.
+    def _slice_names(self, count: int) -> Array | None:
+        """Return the slice of each row; None where the recipe names none.
 
         Raises `ModelError` where the names do not fit the rows, or name too many slices.
         """
         names = self._samples.slice_names()
+        if self._samples.slice_function:
+            names = names_in_sandbox(
+                self._samples.slice_function, self._job.path("folder"), _join(self._rows["inputs"]), self._labels,
+                say=self._job.say, time_limit_s=self._job.seconds_left(),
+            )  # fmt: skip
         if names is None:
-            return {}
+            return None
         if len(names) != count:
             raise ModelError(f"data.evaluation.slices: {len(names)} names of slices for {count} rows of the metric")
         if (many := len(np.unique(names))) > MOST_SLICES:
@@ -117,9 +132,14 @@ class TaskComparison:
                 f"data.evaluation.slices: {many} different names among {count} samples, limit {MOST_SLICES}",
                 hint="put rare names together, or cut numbers into ranges",
             )
-        assert self._settings is not None
+        return names
+
+    def _slices(self, names: Array | None, score: Score, draws: int = RESAMPLES) -> dict[str, Any]:
+        """Return the metric on each slice; {} where the recipe names none."""
+        if names is None or self._settings is None:
+            return {}
         lower = is_lower_better(self._settings)
-        return {"slices": [part.to_json() for part in slice_figures(names, score, lower_is_better=lower)]}
+        return {"slices": [p.to_json() for p in slice_figures(names, score, lower_is_better=lower, draws=draws)]}
 
     def _read(self, outputs: Rows) -> Array:
         """Return what the metric reads, rows first: one output or, for spans, starts next to ends."""
@@ -180,23 +200,6 @@ def row_cosines(engine: Array, reference: Array) -> Array:
     norms = np.linalg.norm(e, axis=1) * np.linalg.norm(r, axis=1)
     both_zero = ~e.any(axis=1) & ~r.any(axis=1)
     return np.where(norms > 0, (e * r).sum(axis=1) / np.where(norms > 0, norms, 1), np.where(both_zero, 1.0, 0 * norms))
-
-
-def _evaluate(reference: str, root: Path, outputs: Rows, labels: Array | None, inputs: Rows) -> float:
-    """Call the user's metric. Raises `ModelError` if it is missing or gives no number, `ExportError` if it raises."""
-    metric: Metric = load_function(reference, root, role="metric")
-    try:
-        value = metric(_copies(outputs), None if labels is None else labels.copy(), _copies(inputs))
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        raise user_failure(error, root, f"the metric '{reference}'") from None
-    if not isinstance(value, int | float | np.floating | np.integer):
-        raise ModelError(f"accuracy.metric: {reference} returned {type(value).__name__}, not a number")
-    return float(value)
-
-
-def _copies(arrays: Rows) -> Rows:
-    """Copy the arrays, because a metric that works in place must not affect the next one."""
-    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _rows_first(array: Array, axis: int | None) -> Array:

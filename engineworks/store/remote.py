@@ -28,6 +28,9 @@ from engineworks.store.service import Service
 CLAIMS = 3
 """How often a manifest is put again after an inconclusive answer (409: two concurrent puts)."""
 
+UPLOAD_S = 6 * 3600.0
+"""Age in seconds up to which an upload may belong to a build that still runs on another host."""
+
 
 class RemoteStore:
     """The shared side of a store. Every method raises `StoreError` where the service refuses or does not answer."""
@@ -102,7 +105,11 @@ class RemoteStore:
         self._remove_upload(key, upload)
 
     def sweep(self, older_than_s: float) -> int:
-        """Delete the files of uploads that ended without a manifest. Returns the number of deleted uploads."""
+        """Delete the files of uploads that ended without a manifest. Returns the number of deleted uploads.
+
+        Younger than `UPLOAD_S` they may belong to a running build of another host, whatever the caller says.
+        """
+        older_than_s = max(older_than_s, UPLOAD_S)
         objects = f"{self.root.rstrip('/')}/objects"
         try:
             objects_found = self._service.call("find", objects, detail=True)

@@ -17,7 +17,7 @@ from typing import Any
 from engineworks.errors import StoreError
 from engineworks.store.artifact import Artifact, read_manifest
 from engineworks.store.remote import RemoteStore
-from engineworks.store.store import Store
+from engineworks.store.store import FETCH, SETTLE, Store
 
 
 class SharedStore(Store):
@@ -84,7 +84,7 @@ class SharedStore(Store):
         manifest = self._remote.manifest(key)
         if manifest is None:
             return None
-        with self._locked(f"{key}.fetch"):
+        with self._locked(f"{key}{FETCH}"):
             stored = self._manifest(key)
             if stored is not None and self._damage(stored, contents=True) is None:  # another process was faster
                 self._verified.add(key)
@@ -117,7 +117,7 @@ class SharedStore(Store):
         key = artifact.key
         if not self._pending(key).exists():
             return artifact
-        with self._locked(f"{key}.settle"):
+        with self._locked(f"{key}{SETTLE}"):
             if not self._pending(key).exists():  # another process did it
                 return self._manifest(key) or artifact
             if self._remote.publish(key, artifact.path):

@@ -27,6 +27,7 @@ from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.lock import is_locked, locked
 from engineworks.store.artifact import MANIFEST, Artifact, read_manifest
+from engineworks.store.clock import Published, now
 from engineworks.store.json_files import read_json_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,6 +35,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 UNFINISHED = ".unfinished"
 """Suffix of a partial folder in which a step works, under the lock of its key."""
+
+FETCH, SETTLE = ".fetch", ".settle"
+"""Ends of the names of further locks of a key: while it is fetched from a remote store, and while it is uploaded."""
 
 UNUSED_CACHE_S = 30 * 86400.0
 """Seconds after which `sweep` deletes a device's unused cache."""
@@ -153,6 +157,10 @@ class Store:
         os.utime(folder)
         return folder
 
+    def peek(self, key: str) -> Artifact | None:
+        """Return a local artifact by its manifest, unchecked and without fetching; None where that is unreadable."""
+        return self._manifest(key)
+
     def keys(self) -> Iterator[str]:
         """Yield every key that has a folder here, damaged or not."""
         for folder in sorted((self.root / "objects").glob("??/*")):
@@ -166,18 +174,16 @@ class Store:
             return 0.0
 
     def age_s(self, key: str) -> float:
-        """Return seconds since publication, by the clock that gives less. The wall clock may have been set meanwhile;
-        the boot's clock restarts at every boot."""
-        age = time.time() - self.published_at(key)
-        try:
-            boot, at = json.loads((self.place(key) / MANIFEST).read_text(encoding="utf-8"))["published"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return age
-        return min(age, time.clock_gettime(time.CLOCK_BOOTTIME) - float(at)) if boot == _boot_id() else age
+        """Return seconds since publication, by the clock that gives less."""
+        wall = self.published_at(key)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            boot, boot_s = read_json_file(self.place(key) / MANIFEST)["published"]
+            return Published(wall, str(boot), float(boot_s)).age_s()
+        return Published(wall).age_s()
 
     def size_of(self, key: str) -> int:
         """Return the bytes of the artifact's files."""
-        return sum(f.stat().st_size for f in self.place(key).rglob("*") if f.is_file())
+        return _bytes_in(self.place(key))
 
     def remove(self, key: str) -> int:
         """Remove the artifact atomically (renamed, then deleted). Returns the freed bytes."""
@@ -188,9 +194,8 @@ class Store:
         except FileNotFoundError:
             shutil.rmtree(away, ignore_errors=True)
             return 0
-        freed = sum(f.stat().st_size for f in away.rglob("*") if f.is_file())
-        _make_writable(away)
-        shutil.rmtree(away)
+        freed = _bytes_in(away)
+        _delete(away)
         self._verified.discard(key)
         return freed
 
@@ -198,14 +203,14 @@ class Store:
         """Delete partial folders of killed processes, and unused locks. Returns the number of deleted folders."""
         swept = 0
         for folder in (self.root / "partial").glob("*"):
-            lock = self._lock_of(folder.name.split(".")[0])
-            if time.time() - folder.stat().st_mtime > older_than_s and not is_locked(lock):
-                _make_writable(folder)
-                shutil.rmtree(folder, ignore_errors=True)
+            key = folder.name.split(".")[0]
+            works = any(is_locked(self._lock_of(f"{key}{use}")) for use in ("", FETCH, SETTLE))
+            if _unchanged_s(folder) > older_than_s and not works:
+                _delete(folder)
                 swept += 1
         for folder in (self.root / "caches").glob("*"):
-            if time.time() - folder.stat().st_mtime > max(older_than_s, UNUSED_CACHE_S):
-                shutil.rmtree(folder, ignore_errors=True)
+            if _unchanged_s(folder) > max(older_than_s, UNUSED_CACHE_S):
+                _delete(folder)
         return swept
 
     def place(self, key: str) -> Path:
@@ -243,7 +248,7 @@ class Store:
             for f in sorted(folder.rglob("*"))
             if f.is_file()
         }
-        published = [_boot_id(), round(time.clock_gettime(time.CLOCK_BOOTTIME), 3)]
+        published = now().to_json()[1:]
         manifest = {
             "key": key, "step": step, "files": files, "document": document, "seconds": seconds, "published": published,
         }  # fmt: skip
@@ -342,15 +347,27 @@ class Writing:
     published: Artifact | None = None
 
 
-def _boot_id() -> str:
-    """Return an id of this host's present boot; '' where the system has none."""
+def _unchanged_s(folder: Path) -> float:
+    """Return seconds since the folder changed; 0 if it has vanished."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return time.time() - folder.stat().st_mtime
     except OSError:
-        return ""
+        return 0.0
 
 
-def _make_writable(folder: Path) -> None:
+def _bytes_in(folder: Path) -> int:
+    """Return the bytes of the folder's files, without those that vanish meanwhile."""
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            size += file.lstat().st_size if file.is_file() else 0
+    return size
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, with what another process has not deleted meanwhile. Follows no links."""
     for path in [folder, *folder.rglob("*")]:
         with contextlib.suppress(OSError):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)

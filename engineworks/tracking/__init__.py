@@ -6,6 +6,7 @@
     sqlite       a fresh SQLite database, migrated once, in memory
     postgresql   MLflow's tables in PostgreSQL, created by one process at a time
     connection   writes and searches once it is open
+    in_use       the store keys that a record refers to; existing: opens a record for gc, and creates nothing
     runs         `Tracking` and `BuildRun`, built on the above
     spool        records that wait for MLflow; sending: sends them; spooled: a build's record with both
     aliases      names in the model registry; registry_lock: one release at a time

@@ -14,6 +14,9 @@ HISTORY = "engineworks.champions."
 
 LONGEST_HISTORY = 100
 
+STATEMENT = "engineworks.statement."
+"""Tag of a registered model, followed by `<target>-<precision>.<number>`: JSON of the statement of that release."""
+
 LAST = "engineworks.champion/"
 """Tag of the experiment, followed by `<model>/<target>-<precision>`: JSON object of the slot's newest champion. It
 outlives the registered model, whose deletion takes the list of champions along."""
@@ -41,11 +44,16 @@ class Slot:
         return HISTORY + self.name
 
     @property
+    def statement_tags(self) -> str:
+        """Return the beginning of the tags that hold the statements of its releases."""
+        return f"{STATEMENT}{self.name}."
+
+    @property
     def last_tag(self) -> str:
         return f"{LAST}{self.model}/{self.name}"
 
     def uri(self, role: Role = "champion") -> str:
-        """Return the URI for `mlflow.pyfunc.load_model`."""
+        """Return the URI for `engineworks.load`."""
         return f"models:/{self.model}@{self.alias(role)}"
 
 
@@ -74,8 +82,13 @@ def is_readable(tags: Mapping[str, str], slot: Slot) -> bool:
 
 
 def _listed(tags: Mapping[str, str], slot: Slot) -> list[int] | None:
+    return listed_versions(tags.get(slot.history_tag, "[]"))
+
+
+def listed_versions(text: str) -> list[int] | None:
+    """Read a list of champions, None where it is unreadable."""
     try:
-        return [int(v) for v in json.loads(tags.get(slot.history_tag, "[]"))]
+        return [int(v) for v in json.loads(text)]
     except (ValueError, TypeError):
         return None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engineworks.errors import TrackingError
 from engineworks.tracking.queries import RunQuery, quoted
 from engineworks.tracking.reader import ModelRecord, VersionRecord
-from engineworks.tracking.records import RECIPE, Batch, RunSummary, Status, summarized
+from engineworks.tracking.records import RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -172,6 +172,18 @@ class Connection:
             found = self.client.search_registered_models(query, max_results=PAGE)
             names = sorted(model.name for model in found if RECIPE in dict(model.tags))
         return [model for name in names if (model := self.find_model(name)) is not None]
+
+    def keys_of_deleted(self, run_id: str) -> set[str]:
+        """Return the store keys of a run that may be deleted; none where MLflow no longer has it."""
+        from mlflow.exceptions import MlflowException
+
+        with refusals(f"run {run_id} cannot be read"):
+            try:
+                return store_keys_of(self.client.get_run(run_id).data.tags)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return set()
 
     def _experiment_ids(self) -> list[str]:
         page = self.client.search_experiments(max_results=PAGE)

@@ -2,10 +2,10 @@
 
     models:/<name>@champion-<target>-<precision>
         MLmodel, requirements.txt, input_example.json
-        data/files/   the engine's files, engine.json (its sidecar), passport.json
+        data/files/   the engine's files, engine.json (its sidecar), passport.json, statements.json once it is champion
 
-MLflow's own loader loads it (`loader_module`), without a pickled class. Digests, and the signature where trusted keys
-are set, are checked before the backend reads any byte.
+MLflow's own loader loads it (`loader_module`), without a pickled class. Passport, statements and digests are checked
+before the backend reads any byte; `tracking.loader` checks before MLflow runs what `MLmodel` names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from engineworks.engines.backends.base import Session
 from engineworks.tensors import TensorSpec
 from engineworks.tracking.aliases import Slot
+from engineworks.tracking.roles import (
+    FOLDER,
+    LOADER,
+    check_role,
+    check_shipped_statements,
+    read_shipped_passport,
+    version_beside,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +39,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 MODEL_TYPE = "engine"
-FOLDER = "files"
-"""Not `engine`: over REST a folder whose only file has its name is listed as empty."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def _save(place: Path, model_id: str, model: EngineModel) -> None:
     data.mkdir()
     mlflow.pyfunc.save_model(
         str(place),
-        loader_module=__name__,
+        loader_module=LOADER,
         data_path=str(data),
         mlflow_model=Model(run_id=model.run_id, model_id=model_id),
         signature=signature_of(model.inputs, model.outputs),
@@ -118,24 +125,51 @@ def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
 
 
 class LoadedEngine:
-    """The result of `mlflow.pyfunc.load_model`, under MLflow's wrapper. Threads may share it: runs exclude each
+    """A loaded engine, the result of `engineworks.load` and of MLflow's loader. Threads may share it: runs exclude each
     other."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self._lock = threading.Lock()
 
-    def predict(self, model_input: Arrays, params: Mapping[str, Any] | None = None) -> dict[str, NDArray[np.generic]]:
-        """Run once. model_input: one array per input name, with its dtype and shape. Returns all outputs by name.
-        Raises `RunError` for invalid feeds."""
-        del params  # the model has none
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """Names, dtypes and shapes of the inputs."""
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Names, dtypes and shapes of the outputs."""
+        return self._session.outputs
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run once. feeds: one array per input name, with its dtype and shape. Returns all outputs by name. Raises
+        `RunError` for invalid feeds."""
         with self._lock:
-            outputs: dict[str, NDArray[np.generic]] = self._session.run(model_input)
-        return outputs
+            return self._session.run(feeds)
+
+    def predict(self, model_input: Arrays, params: Mapping[str, Any] | None = None) -> dict[str, NDArray[np.generic]]:
+        """Run once, by MLflow's name and signature of it. params: none are known."""
+        del params
+        return self.run(model_input)
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        with self._lock:
+            self._session.close()
 
 
 def _load_pyfunc(path: str) -> LoadedEngine:
     """Load the engine's folder for MLflow. Raises `TrustError`, or `RunError` where this host cannot run it."""
     from engineworks.engines.loading import open_engine
+    from engineworks.engines.signing import read_trust
 
-    return LoadedEngine(open_engine(Path(path)))
+    folder, trust = Path(path), read_trust()
+    passport = read_shipped_passport(folder, trust)
+    named = version_beside(folder) if trust.required else None
+    if named is None:
+        check_shipped_statements(folder, passport, trust)
+    else:
+        registered, version = named
+        check_role(registered, version, passport, trust)
+    return LoadedEngine(open_engine(folder, passport))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,14 @@ from engineworks.host.lock import locked
 from engineworks.tracking.connection import Connection, reason_of, refusals
 from engineworks.tracking.postgresql import is_postgresql
 from engineworks.tracking.postgresql import prepare_database as prepare_postgresql
+from engineworks.tracking.records import RECORD_ID
 from engineworks.tracking.sqlite import prepare_database
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
+EXPERIMENT = "engineworks"
 DATABASE_FILE = "mlflow.db"
 ARTIFACT_FOLDER = "mlartifacts"
 PROBE_S = 5
@@ -61,9 +64,9 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
         raise TrackingError(
             f"MLflow cannot be imported: {error}", hint="pip install mlflow-skinny sqlalchemy alembic"
         ) from error
-    shown = _without_password(uri)
+    shown = without_password(uri)
     database = sqlite_file(uri)
-    with refusals(f"MLflow's store {shown} cannot be opened", *_database_errors(uri)):
+    with refusals(f"MLflow's store {shown} cannot be opened", *database_errors(uri)):
         if database is not None:
             with locked(database.with_name(database.name + ".lock")):
                 prepare_database(database)
@@ -87,7 +90,7 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http:", "https:"))
 
 
-def _database_errors(uri: str) -> tuple[type[Exception], ...]:
+def database_errors(uri: str) -> tuple[type[Exception], ...]:
     """Return exceptions of opening a database, besides MLflow's own; a server needs neither library."""
     if is_server(uri):
         return ()
@@ -107,7 +110,10 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)
         try:
-            return str(client.create_experiment(name, artifact_location=root.as_uri() if root else None))
+            location = root.as_uri() if root else None
+            return str(
+                client.create_experiment(name, artifact_location=location, tags={RECORD_ID: secrets.token_hex(16)})
+            )
         except MlflowException as error:
             experiment = client.get_experiment_by_name(name)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:  # else another process won
@@ -138,7 +144,7 @@ def probe(uri: str) -> None:
     prepare_environment()
     from mlflow.exceptions import MlflowException
 
-    shown = _without_password(uri)
+    shown = without_password(uri)
     address = urlsplit(uri)
     try:
         if is_server(uri):
@@ -159,7 +165,7 @@ def probe(uri: str) -> None:
         ) from error
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
     credentials, at, place = rest.rpartition("@")
     return f"{scheme}{separator}{credentials.partition(':')[0]}{at}{place}"

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
+from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE, STATEMENTS_FILE
+from engineworks.engines.passport import Passport
+from engineworks.engines.signing import Trust
+from engineworks.engines.statements import LONGEST, Statement, Statements
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
 from engineworks.tracking.champion_list import SINCE, Standing, standings, why_unfit, write_last_champion
 from engineworks.tracking.connection import Connection, refusals, user_name
-from engineworks.tracking.engine_model import FOLDER, EngineModel, log_engine_model
+from engineworks.tracking.engine_model import EngineModel, log_engine_model
 from engineworks.tracking.reader import ModelRecord
-from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE
+from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
 from engineworks.tracking.registry_lock import CLAIM, alone
+from engineworks.tracking.roles import (
+    FOLDER,
+    PRECISION,
+    TARGET,
+    check_mlmodel,
+    check_role,
+    read_shipped_passport,
+    statements_in,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-PRECISION, TARGET, RUN = "engineworks.precision", "engineworks.target", "engineworks.run"
 ENDED = "engineworks.rolled_back"
 TRIES = 3
 
 Move = Literal["moved", "already", "overtaken"]
+
+Issue = Callable[[Statements | None, str], Statement | None]
+"""A slot's statements so far, and a version's digest by its tag → the statement of its release; None where the newest
+one is for it already. Raises `TrustError` or `InputError` where none may be made."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,16 @@ class EngineVersion:
     digest: str
     run_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FetchedEngine:
+    """A released engine in a folder of its own, compared with its role. Its bytes are not compared with its passport
+    yet."""
+
+    folder: Path
+    passport: Passport
+    statements: Statements | None
 
 
 class Registry:
@@ -76,17 +103,39 @@ class Registry:
         version = self.versions_at(role, [slot])[slot]
         return None if version is None else self._version(slot.model, version)
 
-    def download(self, version: EngineVersion, folder: Path) -> Path:
+    def fetch(self, model: str, version: int | None, alias: str | None, into: Path, trust: Trust) -> FetchedEngine:
+        """Copy a version's engine into the folder, and hold its passport against its role (`check_role`).
+
+        version: None for the one that the alias names. Raises `InputError` where there is none, `TrustError`.
+        """
+        registered = self._find(model)
+        if registered is None:
+            raise InputError(f"there is no registered model '{model}' in MLflow", hint="run 'engineworks release'")
+        number = version or self._aliases(registered).get(alias or "")
+        if number is None or (known := self._model_version(model, number)) is None:
+            wanted = f"version {version}" if version else f"alias {alias}"
+            names = ", ".join(sorted(registered.aliases)) or "none"
+            raise InputError(f"registered model '{model}' has no {wanted}", hint=f"its aliases: {names}")
+        place = self.download(model, number, into)
+        check_mlmodel(place.parent.parent)
+        passport = read_shipped_passport(place, trust)
+        return FetchedEngine(place, passport, check_role(registered, known, passport, trust, alias=alias))
+
+    def download(self, model: str, version: int, folder: Path) -> Path:
         """Copy the version's engine (its files, sidecar and passport) into the folder, and return their location.
 
         Does not verify them.
         """
         from mlflow.artifacts import download_artifacts
 
-        with refusals(f"version {version.version} of '{version.model}' cannot be fetched"):
-            source = self._client.get_model_version_download_uri(version.model, str(version.version))
+        with refusals(f"version {version} of '{model}' cannot be fetched"):
+            source = self._client.get_model_version_download_uri(model, str(version))
             place = download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=self._link.uri)
         return Path(place) / "data" / FOLDER
+
+    def statements(self, slot: Slot) -> Statements | None:
+        """Return the statements of the slot's releases, None where there are none. Raises `TrustError`."""
+        return statements_in(self._state(slot)[0], slot)
 
     def register(self, model: EngineModel) -> EngineVersion:
         """Return a version for the engine, reusing an existing one, and set the candidate's alias to it."""
@@ -104,11 +153,20 @@ class Registry:
                 self._client.set_registered_model_alias(slot.model, slot.alias("candidate"), str(registered.version))
         return registered
 
-    def promote(self, slot: Slot, version: int, *, expected: int | None) -> Move:
+    def promote(
+        self,
+        slot: Slot,
+        version: int,
+        *,
+        expected: int | None,
+        issue: Issue | None = None,
+        passport: Path | None = None,
+    ) -> Move:
         """Set the champion's alias to the version, if it still names `expected`, the champion that it was compared
         with.
 
-        Otherwise another release was faster: returns "overtaken" and changes nothing.
+        Otherwise another release was faster: returns "overtaken" and changes nothing. issue: makes the statement of the
+        release, which is written before the alias is moved. passport: replaces the version's own.
         """
         for attempt in range(TRIES):
             with (
@@ -116,10 +174,12 @@ class Registry:
                 refusals(f"alias {slot.alias('champion')} cannot be moved"),
             ):
                 tags, current = self._state(slot)
+                if current not in (version, expected):
+                    return "overtaken"
+                if not self._state_release(slot, version, tags, issue, passport):
+                    continue
                 if current == version:
                     return "moved" if attempt else "already"
-                if current != expected:
-                    return "overtaken"
                 listed = champions_of(tags, slot, current)
                 self._move(slot, version, listed if listed[-1:] == [version] else [*listed, version])
                 tags, current = self._state(slot)
@@ -128,9 +188,12 @@ class Registry:
                     return "moved"
         return "overtaken"
 
-    def rollback(self, slot: Slot) -> tuple[int, int] | None:
+    def rollback(self, slot: Slot, issue: Issue | None = None) -> tuple[int, int] | None:
         """Move the champion's alias back to the newest earlier version that can be served. Returns (from, to), None
-        where there is none. Reads the list of champions, because the last one may be deleted or without alias."""
+        where there is none. Reads the list of champions, because the last one may be deleted or without alias.
+
+        issue: makes the statement that the old engine is champion again.
+        """
         with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} cannot be moved"):
             tags, current = self._state(slot)
             *before, last = champions_of(tags, slot, current) or [0]
@@ -138,6 +201,10 @@ class Registry:
                 before.pop()
             if not before:
                 return None
+            if not self._state_release(slot, before[-1], tags, issue, None):
+                raise TrackingError(
+                    f"another release of '{slot.model}' was signed meanwhile", hint="nothing was changed; try again"
+                )
             self._move(slot, before[-1], before)
             if self._exists(slot.model, last):
                 self._mark(slot, last, ENDED)
@@ -179,6 +246,34 @@ class Registry:
         model = self._find(slot.model)
         return (model.tags if model else {}), self._aliases(model).get(slot.alias("champion"))
 
+    def _state_release(
+        self, slot: Slot, version: int, tags: Mapping[str, str], issue: Issue | None, passport: Path | None
+    ) -> bool:
+        """Write the statement of a release: as a tag, then beside the version's engine. False where another release has
+        taken its number: of two writers, both read who came last."""
+        known = self._model_version(slot.model, version)
+        if issue is None or known is None:
+            return True
+        before = statements_in(tags, slot)
+        statement = issue(before, dict(known.tags).get(ENGINE_DIGEST, ""))
+        after = before
+        if statement is not None:
+            name, text = f"{slot.statement_tags}{statement.number}", json.dumps(statement.to_json())
+            self._client.set_registered_model_tag(slot.model, name, text)
+            if self._state(slot)[0].get(name) != text:
+                return False
+            after = before.and_then(statement) if before else Statements((statement,))
+            oldest = f"{slot.statement_tags}{statement.number - LONGEST}"
+            if oldest in tags:
+                self._client.delete_registered_model_tag(slot.model, oldest)
+        with TemporaryDirectory(prefix="engineworks-") as folder:
+            beside = Path(folder, STATEMENTS_FILE)
+            if after is not None:
+                beside.write_text(json.dumps(after.to_json(), indent=1) + "\n", encoding="utf-8")
+            for file in (f for f in (beside, passport) if f is not None and f.exists() and known.model_id):
+                self._client.log_model_artifact(known.model_id, str(file), f"data/{FOLDER}")
+        return True
+
     def _move(self, slot: Slot, version: int, champions: Sequence[int]) -> None:
         """Write the history first: if the process dies then, the alias stays and `champions_of` corrects the
         history."""
@@ -205,7 +300,14 @@ class Registry:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the version's source was deleted
                 raise
             return False
-        return bool({PurePosixPath(file.path).name for file in listed} - {SIDECAR_FILE, PASSPORT_FILE})
+        own = {SIDECAR_FILE, PASSPORT_FILE, STATEMENTS_FILE}
+        return bool({PurePosixPath(file.path).name for file in listed} - own)
+
+    def _model_version(self, model: str, version: int) -> ModelVersion | None:
+        if self._link.find_version(model, str(version)) is None:
+            return None
+        with refusals(f"version {version} of '{model}' cannot be read"):
+            return self._client.get_model_version(model, str(version))
 
     def _version(self, model: str, version: int) -> EngineVersion | None:
         return next(self._search(model, f"version_number = {version}"), None)

@@ -51,7 +51,7 @@ def _claim(client: MlflowClient, model: str) -> str:
     """Write, wait, read again. Raises `TrackingError` if others hold the model too long, or MLflow does not answer."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        if _is_free(_read(client, model)):
+        if is_free(_read(client, model)):
             token = json.dumps({"owner": secrets.token_hex(8), "at": time.time()})
             if _write(client, model, token):
                 time.sleep(SETTLE_S)
@@ -70,7 +70,7 @@ def _write(client: MlflowClient, model: str, token: str) -> bool:
         try:
             client.set_registered_model_tag(model, CLAIM, token)
         except MlflowException:
-            if _is_free(_read(client, model)):  # not a conflict: another error
+            if is_free(_read(client, model)):  # not a conflict: another error
                 raise
             return False
     return True
@@ -82,7 +82,8 @@ def _read(client: MlflowClient, model: str) -> str | None:
     return claim
 
 
-def _is_free(claim: str | None) -> bool:
+def is_free(claim: str | None) -> bool:
+    """Whether the tag holds no claim, or one that has expired."""
     if not claim:
         return True
     try:

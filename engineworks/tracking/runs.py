@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shlex
 import threading
 import time
@@ -20,7 +21,16 @@ from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
 from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings, versions_behind
 from engineworks.tracking.connection import Connection
-from engineworks.tracking.opening import ARTIFACT_FOLDER, DATABASE_FILE, connect, is_server, sqlite_file
+from engineworks.tracking.in_use import store_keys_in_use
+from engineworks.tracking.opening import (
+    ARTIFACT_FOLDER,
+    DATABASE_FILE,
+    EXPERIMENT,
+    connect,
+    is_server,
+    sqlite_file,
+    without_password,
+)
 from engineworks.tracking.owner import current_owner, read_owner
 from engineworks.tracking.pages import (
     ALL_ENGINES,
@@ -46,14 +56,13 @@ from engineworks.tracking.records import (
     PARENT,
     RECIPE,
     RECORD,
+    RECORD_ID,
     RESUMES,
-    STORE_KEYS,
     VERDICT,
     Batch,
     RegisteredVersion,
     RunSummary,
     pack_batch,
-    store_keys_of,
 )
 from engineworks.tracking.registry import Registry
 from engineworks.tracking.sqlite_reader import SqliteReader, open_reader
@@ -65,20 +74,24 @@ NAMED_AT_ONCE = 100
 """Maximum number of ids in one search: MLflow parses every query in Python."""
 
 
-def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = "engineworks") -> Tracking:
+def open_tracking(artifacts: Path, uri: str | None = None, experiment: str = EXPERIMENT) -> Tracking:
     """Return the tracking store at `uri`, by default an SQLite file under `artifacts`.
 
     Imports and opens nothing before the first use (or `prestart`), which raises `TrackingError` where nothing answers.
     The same arguments return the same object, so that one part of a process can prestart it for another; after a
     failure, a new one.
     """
-    database = artifacts.resolve() / DATABASE_FILE
-    place = (artifacts.resolve(), uri or f"sqlite:///{database}", experiment)
+    place = (artifacts.resolve(), uri or default_uri(artifacts), experiment)
     with _lock:
         known = _opened.get(place)
         if known is None or known.failed:
             known = _opened[place] = Tracking(*place)
         return known
+
+
+def default_uri(artifacts: Path) -> str:
+    """Return the URI of the SQLite file under `artifacts`."""
+    return f"sqlite:///{artifacts.resolve() / DATABASE_FILE}"
 
 
 _opened: dict[tuple[Path, str, str], Tracking] = {}
@@ -237,6 +250,10 @@ class Tracking:
             link = self._connect()
         return link.read_text(run_id, path)
 
+    def add_text(self, run_id: str, path: str, text: str) -> None:
+        """Write a text next to what the run recorded; a text of the same path is replaced."""
+        self._connect().log(run_id, Batch({}, {}, {}, {}), {path: text}, {})
+
     def exists(self) -> bool:
         """Whether anything may be recorded: False for a missing database file. Imports nothing."""
         file = sqlite_file(self.uri)
@@ -258,10 +275,21 @@ class Tracking:
         """Copy a run's artifact, or folder of artifacts, into `folder`; returns its path."""
         return self._connect().download(run_id, path, folder)
 
+    @property
+    def shown(self) -> str:
+        """The URI without password."""
+        return without_password(self.uri)
+
     def digests_in_use(self) -> set[str]:
-        """Return the store keys that any run of any experiment refers to; deleted runs and experiments do not count."""
-        runs = self._reader().search(RunQuery(starting={STORE_KEYS: "["}), everywhere=True)
-        return {key for run in runs for key in store_keys_of(run.tags)}
+        """Return the store keys that this record refers to, as gc reads them."""
+        return store_keys_in_use(self._connect())
+
+    def record_id(self) -> str:
+        """Return the id of this record for all time; gives one to a record of an earlier version."""
+        link = self._connect()
+        if RECORD_ID not in link.experiment_tags():
+            link.tag_experiment({RECORD_ID: secrets.token_hex(16)})
+        return link.experiment_tags()[RECORD_ID]
 
     def registry(self) -> Registry:
         """Return this store's model registry. Releases on one host share a lock; other hosts may use the same

@@ -81,29 +81,20 @@ def test_an_engine_saved_where_nothing_saturates_is_exact_elsewhere(tmp_path: Pa
     np.testing.assert_allclose(found, EXPECTED, rtol=1e-4, atol=1e-3)
 
 
-def test_a_model_without_exact_kernels_is_built_all_the_same(tmp_path: Path) -> None:
-    """Two products of one weight: without VNNI, ONNX Runtime would convert that weight twice and fails."""
-    made, path = saturating_product("MatMul"), tmp_path / "model.onnx"
+def shared_weight() -> tuple[onnx.ModelProto, NDArray[Any], NDArray[Any]]:
+    """Two products of one weight: without VNNI, ONNX Runtime would convert that weight twice and fails to load it."""
+    made = saturating_product("MatMul")
     made.graph.node[3].output[0] = "first"
     made.graph.node.append(helper.make_node("MatMul", ["xd", "wd"], ["z"], name="second"))
     made.graph.node.append(helper.make_node("Max", ["first", "z"], ["y"], name="both"))
-    onnx.save(made, str(path))
-    shape = InputRange(ROWS.shape, ROWS.shape, ROWS.shape)
-    report = backend.build(BuildRequest(path, tmp_path, "int8", (Profile("only", {"x": shape}),)), lambda line: None)
-    found: Any = backend.load(tmp_path / report.file, {}).run({"x": ROWS})["y"]
-    np.testing.assert_allclose(found, EXPECTED, rtol=1e-4, atol=1e-3)
+    return made, ROWS, EXPECTED
 
 
-def test_a_weight_on_the_left_with_scales_per_channel_is_built_all_the_same(tmp_path: Path) -> None:
-    """Without VNNI, ONNX Runtime builds this product and fails to run it: the build's own run finds that."""
+def left_weight() -> tuple[onnx.ModelProto, NDArray[Any], NDArray[Any]]:
+    """A weight on the left with a scale per channel: without VNNI, ONNX Runtime loads it and fails to run it."""
     scales = np.linspace(0.01, 0.02, 16, dtype=np.float32)
-    constants = {
-        "one": np.float32(1),
-        "zero": np.int8(0),
-        "w": WEIGHT.T,
-        "scale": scales,
-        "zeros": np.zeros(16, np.int8),
-    }
+    zeros = np.zeros(16, np.int8)
+    constants = {"one": np.float32(1), "zero": np.int8(0), "w": WEIGHT.T, "scale": scales, "zeros": zeros}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["xd"]),
@@ -113,14 +104,38 @@ def test_a_weight_on_the_left_with_scales_per_channel_is_built_all_the_same(tmp_
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k, 4]) for n, k in (("x", 64), ("y", 16)))
     values = [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()]
     graph = helper.make_graph(nodes, "g", [x], [y], values)
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
-    shape = InputRange((2, 64, 4), (2, 64, 4), (2, 64, 4))
-    report = backend.build(BuildRequest(path, tmp_path, "int8", (Profile("only", {"x": shape}),)), lambda line: None)
     columns = np.stack([ROWS.T, ROWS.T])
-    got: Any = backend.load(tmp_path / report.file, {}).run({"x": columns})["y"]
     expected = (WEIGHT.T.astype(np.float32) * scales[:, None]) @ columns
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-2)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), columns, expected
+
+
+def built(path: Path, feeds: Any) -> Any:
+    shape = InputRange(feeds.shape, feeds.shape, feeds.shape)
+    request = BuildRequest(path, path.parent, "int8", (Profile("only", {"x": shape}),))
+    report = backend.build(request, lambda line: None)
+    return backend.load(path.parent / report.file, {}).run({"x": feeds})["y"]
+
+
+RUNS: dict[str, Callable[[Path, Any], Any]] = {
+    "build": built,
+    "mixture": lambda path, feeds: CutSession(onnx.load(str(path)), path.parent).run({"x": feeds})["y"],
+    "half precision": lambda path, feeds: (
+        Bench(path.parent).open(onnx.load(str(path)), {}, optimize="all").run(None, {"x": feeds})[0]
+    ),
+    "calibration": lambda path, feeds: runtime.open_session(path, path, 1, ["CPUExecutionProvider"], alone=True).run(
+        None, {"x": feeds}
+    )[0],
+    "init": lambda path, feeds: trials._session(str(path)).run(None, {"x": feeds})[0],
+}
+
+
+@pytest.mark.parametrize("graph", [shared_weight, left_weight])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_graph_without_exact_kernels_runs_all_the_same(tmp_path: Path, name: str, graph: Any) -> None:
+    model, feeds, expected = graph()
+    path = tmp_path / "model.onnx"
+    onnx.save(model, str(path))
+    np.testing.assert_allclose(RUNS[name](path, feeds), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_every_session_has_these_options() -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import pytest
+from passport_body import passport_body
 
 from engineworks.builds import step as run
 from engineworks.builds.ladders import ladders
@@ -116,10 +117,11 @@ def test_it_is_packaged_under_tritons_name_for_it(planned: Plan, repository: Pat
     target = {"name": "cpu", "backend": "openvino", "compute_capability": [], "options": {"hint": "throughput"}}
     spec = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 4, 4]}
     engine: dict[str, Any] = {
-        "id": "tiny/fp32/cpu", "precision": "fp32", "target": target, "sha256": "0", "files": {"engine": {"sha256": "0"}},
-        "inputs": [spec], "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 3]}], "details": {},
+        "id": "tiny/fp32/cpu", "precision": "fp32", "target": target, "sha256": "0" * 64,
+        "files": {"engine": {"bytes": 6, "sha256": "0" * 64}},
+        "inputs": [spec], "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 3]}],
     }  # fmt: skip
-    body = {"engine": engine, "profiles": [{}], "serving": {"cuda_graphs": False, "kernels": "lazy"}}
+    body = passport_body(engine)
     source.write_text(json.dumps(body))
     (model,) = write_package(planned.loaded, [PackagedEngine(folder, Passport(body, source))], tmp_path / "models")
     config = (model / "config.pbtxt").read_text(encoding="utf-8")

@@ -93,6 +93,7 @@ def test_a_signing_key_that_can_not_be_used_is_told(tmp_path: Path, content: str
     path = tmp_path / "key.pem"
     if content is not None:
         path.write_text(content)
+        path.chmod(0o600)
     with pytest.raises(InputError, match=message):
         read_signer({SIGNING_KEY: str(path)})
 
@@ -103,6 +104,25 @@ def test_trusted_keys_that_name_no_key_are_an_error_not_trust_in_all(tmp_path: P
     (tmp_path / "a.pem").write_text("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
     with pytest.raises(InputError, match="is no public key in PEM"):
         read_trust({TRUSTED_KEYS: str(tmp_path)})
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_keys_that_are_set_but_empty_are_an_error_not_off(text: str) -> None:
+    with pytest.raises(InputError, match="ENGINEWORKS_TRUSTED_KEYS is set but empty; name public keys, or unset it"):
+        read_trust({TRUSTED_KEYS: text})
+    with pytest.raises(InputError, match="ENGINEWORKS_SIGNING_KEY is set but empty; name a key, or unset it"):
+        read_signer({SIGNING_KEY: text})
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_signing_key_that_others_may_read_is_refused(keys: Path, mode: int) -> None:
+    private = keys / "keys" / "mine.key"
+    private.chmod(mode)
+    try:
+        with pytest.raises(InputError, match=rf"may be read by other users \(its mode is {mode:o}\); chmod 600 "):
+            read_signer({SIGNING_KEY: str(private)})
+    finally:
+        private.chmod(0o600)
 
 
 def test_a_key_of_another_kind_is_told(tmp_path: Path) -> None:

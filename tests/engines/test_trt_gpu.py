@@ -1,4 +1,4 @@
-"""Real engines on a real GPU: TensorRT-RTX built for the GPU of this host, run, and held against ONNX Runtime or NumPy."""
+"""Real engines on a real GPU: TensorRT-RTX built for the GPU of this host, run, and compared with ONNX Runtime or NumPy."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from faults.plant import Site
 
+from engineworks.builds.record_note import note_used_by
 from engineworks.commands.garbage import collect_garbage
 from engineworks.fingerprint import digest_of
 from engineworks.settings import Settings
@@ -37,6 +38,14 @@ def publish(store: Store, number: int, off_s: float = 0.0) -> str:
     return key
 
 
+def recorded(root: Path) -> Settings:
+    """Settings of a store that a record is noted in, which refers to none of its artifacts."""
+    tracking = open_tracking(root)
+    with tracking.start_build("tiny", "key", {}, {}):
+        note_used_by(Store(root / "store"), root, tracking)
+    return Settings(root, str(root / "store"))
+
+
 def test_no_run_ends_before_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = open_tracking(tmp_path)
     with tracking.start_build("tiny", "key", {}, {}) as run:
@@ -56,7 +65,7 @@ def test_gc_deletes_nothing_young_wherever_the_clock_was_and_is(
     store = Store(tmp_path / "store")
     key = publish(store, 1, published_off_s)
     set_clock(monkeypatch, now_off_s)
-    freed = collect_garbage(Settings(tmp_path, str(tmp_path / "store")), keep_hours=24, dry_run=False)
+    freed = collect_garbage(recorded(tmp_path), keep_hours=24, dry_run=False)
     assert (freed.artifacts, freed.kept) == (0, 1)
     assert store.get(key) is not None
 
@@ -64,7 +73,7 @@ def test_gc_deletes_nothing_young_wherever_the_clock_was_and_is(
 def test_gc_still_frees_what_is_old_by_every_clock(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     publish(store, 1)
-    assert collect_garbage(Settings(tmp_path, str(tmp_path / "store")), keep_hours=-1, dry_run=False).artifacts == 1
+    assert collect_garbage(recorded(tmp_path), keep_hours=0, dry_run=False).artifacts == 1
 
 
 def test_latest_is_what_was_published_last_whatever_the_clock_says(

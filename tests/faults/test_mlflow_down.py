@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from by_hand import by_hand
 
 import engineworks.errors
 from engineworks.commands.garbage import collect_garbage
@@ -75,7 +76,7 @@ def assert_recorded_once(artifacts: Path, run_id: str | None = None) -> None:
     assert sorted(str(e.engine) for e in engines) == ["tiny/fp32/cpu", "tiny/int8/cpu"]
     assert {e.status for e in engines} == {"FINISHED"}
     assert all(r.ended_at is not None and r.ended_at >= r.started_at for r in (parent, *engines))
-    client = tracking._connect().client
+    client = by_hand(tracking)
     for engine in engines:
         points = Counter((m.key, m.step) for k in engine.metrics for m in client.get_metric_history(engine.run_id, k))
         assert points == {("cosine", 0): 1, ("sweep", 1): 1, ("sweep", 8): 1}
@@ -198,7 +199,12 @@ def test_garbage_collection_keeps_what_waiting_records_refer_to(tmp_path: Path) 
         (writing.folder / "engine.plan").write_bytes(b"plan")
     with start_spooled(dead(tmp_path), tmp_path, "tiny", "key", {}, {}, [key]):
         pass
-    freed = collect_garbage(Settings(tmp_path, str(tmp_path / "store")), keep_hours=-1, dry_run=False)
+    settings = Settings(tmp_path, str(tmp_path / "store"))
+    with pytest.raises(TrackingError, match="there is no record of builds at"):
+        collect_garbage(settings, keep_hours=0, dry_run=False)
+    with start_spooled(open_tracking(tmp_path), tmp_path, "other", "other", {}, {}):
+        pass
+    freed = collect_garbage(settings, keep_hours=0, dry_run=False)
     assert (freed.artifacts, freed.kept) == (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The main job on a real GPU: built, compared as served, measured, gated, released and held against the champion, by the
+"""The main job on a real GPU: built, compared as served, measured, gated, released and compared with the champion, by the
 same flow as on the CPU. The target is the GPU of this host; ENGINEWORKS_TEST_TARGET=cpu tries the test without one."""
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def speak(payload):
 
 def mutter_later(payload):
     def mutter():
-        time.sleep(0.2)  # the answer goes first
+        open(payload["answered"]).read()  # a named pipe: the answer goes first
         print("late", flush=True)
         open(payload["said"], "w").close()
     threading.Thread(target=mutter, daemon=True).start()
@@ -65,6 +66,24 @@ def start_another(payload):
     inner = subprocess.Popen(["sleep", "600"], start_new_session=True)
     print("started", inner.pid, flush=True)
     time.sleep(600)
+
+def leave_daemon(payload):
+    """A daemon as servers make it: two forks and a session of its own, which outlives whatever started it."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        daemon = os.fork()
+        if daemon:
+            os.write(write, str(daemon).encode())
+            os._exit(0)
+        for fd in range(3):
+            os.close(fd)
+        time.sleep(600)
+    print("started", os.read(read, 20).decode(), flush=True)
+    if payload.get("signal"):
+        os.kill(os.getpid(), payload["signal"])
+    time.sleep(payload.get("seconds", 0))
+    return {}
 
 def nap(payload):
     print("napping", os.getpid(), flush=True)
@@ -175,8 +194,10 @@ def test_output_of_python_of_descriptors_and_of_c_arrives_in_order_as_lines(pool
 
 
 def test_what_a_job_prints_after_its_answer_is_not_the_next_jobs(pool: ChildPool, tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    first = pool.run("child_jobs:mutter_later", {"said": str(said)})
+    said, answered = tmp_path / "said", tmp_path / "answered"
+    os.mkfifo(answered)
+    first = pool.run("child_jobs:mutter_later", {"said": str(said), "answered": str(answered)})
+    answered.write_text("go")
     assert wait_until(said.exists)
     lines: list[str] = []
     second = pool.run("child_jobs:speak", {"word": "mine"}, on_line=lines.append)
@@ -199,7 +220,7 @@ def test_a_warm_child_outlives_the_thread_that_first_used_it(pool: ChildPool) ->
     thread = threading.Thread(target=lambda: found.append(pool.run("child_jobs:echo", {})["pid"]))
     thread.start()
     thread.join()
-    time.sleep(0.2)
+    assert wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
     assert pool.run("child_jobs:echo", {})["pid"] == found[0]
 
 
@@ -285,6 +306,20 @@ def test_what_a_job_has_started_is_killed_with_it(pool: ChildPool) -> None:
     with pytest.raises(Interrupted):
         pool.run("child_jobs:start_another", {}, cancel=event, on_line=stop)
     assert wait_gone(int(lines[0].split()[1]))
+
+
+@pytest.mark.parametrize(
+    ("payload", "raised"),
+    [({}, None), ({"seconds": 600}, TimeLimitError), ({"signal": signal.SIGSEGV}, StepError),
+     ({"signal": signal.SIGKILL}, StepError)],
+)  # fmt: skip
+def test_a_daemon_ends_with_the_job_that_left_it(
+    pool: ChildPool, payload: dict[str, int], raised: type[StepError] | None
+) -> None:
+    lines: list[str] = []
+    with pytest.raises(raised) if raised else nullcontext():
+        pool.run("child_jobs:leave_daemon", payload, fresh=True, on_line=lines.append, time_limit_s=2)
+    assert not alive(int(lines[0].split()[1]))
 
 
 def test_a_crash_is_one_message_with_the_signal_and_the_last_line(pool: ChildPool) -> None:

@@ -71,9 +71,13 @@ def test_an_undecided_one_says_why() -> None:
 def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_more() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass", before=1))
     assert "99.5 % interval" in check.sentence
-    assert check.sentence.endswith("Compared again: the one before did not decide, so this one is held to 99.5 %.")
+    assert check.sentence.endswith(
+        "Compared again: the one before did not decide, so this one needs a confidence of 99.5 %."
+    )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2, before=3))
-    assert check.sentence.endswith("Compared again: the 3 before did not decide, so this one is held to 99.875 %.")
+    assert check.sentence.endswith(
+        "Compared again: the 3 before did not decide, so this one needs a confidence of 99.875 %."
+    )
 
 
 def test_without_a_report_it_is_unmeasured() -> None:

@@ -256,7 +256,7 @@ def test_a_mixture_may_stand_beside_auto(repository: Path) -> None:
         ("[auto, int8]", "10:20: precisions: 'auto' tries int8 anyway; remove one of the two"),
         ("atuo", "10:13: precisions: 'atuo' is not allowed"),
         ("[atuo]", "10:14: precisions: 'atuo' is not a choice; did you mean 'auto'?"),
-        ("[auto, auto]", "'auto' stands twice in precisions"),
+        ("[auto, auto]", "duplicate 'auto' in precisions"),
     ],
 )
 def test_what_is_wrong_with_auto_is_said_at_its_place(repository: Path, written: str, message: str) -> None:

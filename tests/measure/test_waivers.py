@@ -1,4 +1,4 @@
-"""Waivers: a named failure, and nothing else, is let through until the day it says; and everybody sees it."""
+"""Waivers: a named failure, and nothing else, is accepted until the day it says; and everybody sees it."""
 
 from __future__ import annotations
 

@@ -148,7 +148,10 @@ COMMAND_CASES = (
     Case("a store without its library", ("plan", "recipes/tiny.yaml"), environment={"ENGINEWORKS_STORE": "gs://b/e"}),
     Case("a store of no kind", ("plan", "recipes/tiny.yaml"), environment={"ENGINEWORKS_STORE": "s4://b/e"}),
     Case("MLflow is down", ("report", "tiny"), environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}),
+    Case("garbage before any build", ("gc",)),
+    Case("garbage of the future", ("gc", "--keep-hours", "-1")),
     Case("garbage while MLflow is down", ("gc",), environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}),
+    Case("trusted keys that are empty", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": ""}),
     Case("a signing key that is none", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": "nowhere.pub"}),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Every message of the catalogue is as it stands in tests/golden/messages.txt, which was read aloud and mended.
+"""Every message of the catalogue is as it stands in tests/golden/messages.txt, which was read aloud and corrected.
 
 `UPDATE_MESSAGES=1 pytest tests/messages` writes the file anew: read what changed.
 """
@@ -19,7 +19,7 @@ from conftest import RECIPE
 
 from engineworks.builds.step import run_step
 from engineworks.cli import _run
-from engineworks.engines.engine_files import check_engine
+from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError, TrustError
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.child import default_pool
@@ -119,12 +119,12 @@ def test_messages_about_what_was_built_are_those_that_were_read(repository: Path
     folder.mkdir()
     (folder / "engine").write_bytes(b"engine")
     (folder / "engine.json").write_text(json.dumps({"engine": "engine", "sha256": "0" * 64}), encoding="utf-8")
-    with pytest.raises(TrustError) as altered:
-        check_engine(folder)
+    with pytest.raises(TrustError) as altered, verified_engine(folder):
+        pass
     compare(LIBRARY[0], masked(str(altered.value), repository))
     (folder / "engine.json").unlink()
-    with pytest.raises(TrustError) as alone:
-        check_engine(folder)
+    with pytest.raises(TrustError) as alone, verified_engine(folder):
+        pass
     compare(LIBRARY[1], masked(str(alone.value), repository))
     store, lines = Store(repository / "store"), list[str]()
     key = digest_of({"step": "fold"})

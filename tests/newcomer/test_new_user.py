@@ -1,5 +1,5 @@
 """As a new user would: from an unknown ONNX file to a gated engine with `init`, `build`, `report`; a recipe with six
-mistakes mended from its messages alone; the reason of a changed verdict by `why` alone."""
+mistakes corrected from its messages alone; the reason of a changed verdict by `why` alone."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def mend(folder: Path, file: Path) -> None:
         assert place
         line, column = int(place[1]) - 1, int(place[2]) - 1
         lines = file.read_text(encoding="utf-8").split("\n")
-        lines[line] = lines[line][:column] + mended(message, lines[line][column:])
+        lines[line] = lines[line][:column] + corrected(message, lines[line][column:])
         file.write_text("\n".join(lines), encoding="utf-8")
     assert typed(folder, "validate", "mystery.yaml").stdout.endswith("valid\n")
 
 
-def mended(message: str, rest: str) -> str:
+def corrected(message: str, rest: str) -> str:
     """What a person does who reads nothing but the message."""
     meant = re.search(r"did you mean '([^']+)'", message)
     if meant:

@@ -25,13 +25,14 @@ MODEL = TritonModel(
     inputs=(IMAGE, MASK),
     outputs=(SCORE,),
     max_batch=32,
+    served_by="onnxruntime",
     settings=Triton(dynamic_batching=DynamicBatching(preferred=(8, 32), max_delay_us=500), instances=2),
     file="model.onnx",
     warm_ups=(WarmUp("bulk", 32, 3, {"image": (1, 16, 8), "mask": ()}, {"image": "bulk-0.raw", "mask": "bulk-1.raw"}),),
     options={"threads": 4, "spinning": False},
 )
 TENSORRT = replace(
-    MODEL, backend="tensorrt", file="a100.plan", profiles=2, options={},
+    MODEL, backend="tensorrt", served_by="tensorrt", file="a100.plan", profiles=2, options={},
     capabilities={"8.0": "a100.plan", "9.0": "h100.plan"},
     settings=Triton(), cuda_graphs=True,
 )  # fmt: skip
@@ -94,7 +95,7 @@ def test_cuda_graphs_are_captured_at_the_named_shapes() -> None:
 
 
 def test_tensorrt_rtx_runs_in_the_python_backend() -> None:
-    config = parse(replace(TENSORRT, backend="tensorrt_rtx", file=""))
+    config = parse(replace(TENSORRT, backend="tensorrt_rtx", served_by="python", file=""))
     assert (config.backend, config.default_model_filename) == ("python", "")
 
 

@@ -77,7 +77,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "mixture that keeps all": (
         [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {fp32: [a]}}")],
-        "11:16: mixture 'm' keeps nodes fp32 and says nothing of the others; e.g. default: fp16",
+        "11:16: mixture 'm' keeps nodes in fp32 and has no default for the others; e.g. default: fp16",
     ),
     "unknown key in a mixture": (
         [("precisions: [fp32, int8]", "precisions: [fp32, int8]\nmixtures: {m: {int4: [a]}}")],
@@ -131,6 +131,11 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("one: {batch: 1}", "one: {batch: 99}")],
         "21:13: shape 'one' (batch 99) lies outside of every profile",
     ),
+    "unknown batch": ([("shapes:", "batch: bach\nshapes:")], "8:8: no input has a dimension 'bach'; did you mean 'batch'?"),
+    "samples that fill no batch": (
+        [("[1, 4, 16]", "[7, 7, 7]"), ("one: {batch: 1}", "one: {batch: 7}")],
+        "13:15: 16 samples do not fill batches of 7: the profiles allow no others; samples: 14, or lower the minimum",
+    ),
     "budget without shape": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  budget: {won: {p50_ms: 1}}")],
         "22:12: budget for unknown shape 'won'; did you mean 'one'?",
@@ -154,7 +159,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "batch twice": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: [1, 2, 1]}")],
-        "22:25: '1' stands twice in batch",
+        "22:25: duplicate '1' in batch",
     ),
     "sweep of nothing": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  sweep: {batch: []}")],
@@ -162,7 +167,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     ),
     "streams twice": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  streams: [2, 2]")],
-        "22:16: '2' stands twice in streams",
+        "22:16: duplicate '2' in streams",
     ),
     "too many streams": (
         [("  at: {one: {batch: 1}}", "  at: {one: {batch: 1}}\n  streams: [100]")],
@@ -176,7 +181,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("  calibration: {npz: calib.npz}\n", "")],
         "10:20: int8 needs calibration data; add data.calibration; random numbers are never used",
     ),
-    "no limits": ([("    int8: {cosine: 0.98}\n", "")], "10:20: accuracy.limits says nothing of int8"),
+    "no limits": ([("    int8: {cosine: 0.98}\n", "")], "10:20: no accuracy limit for int8"),
     "metric limit without metric": (
         [("  metric: top1\n", ""), ("{cosine: 0.98}", "{metric_ratio: 0.9}")],
         "int8: 'metric_ratio' needs accuracy.metric",
@@ -184,7 +189,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "unknown output": ([("  metric: top1", "  metric: top1\n  output: logit")], "no output 'logit'; did you mean 'logits'?"),
     "unknown input in data": ([("npz: calib.npz", "npz: calib.npz, names: {img: x}")], "the model has no input 'img'"),
     "unknown target": ([("[cpu]", "[cpu, rtx4]")], "19:16: unknown target 'rtx4'; did you mean 'rtx40'?"),
-    "target twice": ([("[cpu]", "[cpu, cpu]")], "19:16: 'cpu' stands twice in targets"),
+    "target twice": ([("[cpu]", "[cpu, cpu]")], "19:16: duplicate 'cpu' in targets"),
     "missing model": ([("tiny.onnx", "tinny.onnx")], "4:24: 'tinny.onnx': no such file"),
     "missing data": ([("calib.npz", "calibration.npz")], "12:22: 'calibration.npz': no such file"),
     "path that leaves": (

@@ -27,7 +27,7 @@ FULL: dict[str, Any] = {
     "inputs": {"image": {"dtype": "float32", "shape": ["batch", 1, 4, 4], "range": [-2.0, 2.0]}},
     "data": {
         "calibration": {"npz": "calib.npz", "samples": 8},
-        "evaluation": {"npz": "test.npz", "labels": "label", "samples": 8},
+        "evaluation": {"npz": "test.npz", "labels": "label", "samples": 8, "slices": "label"},
     },
     "calibration": {"method": "moving_average", "percentile": 99.0, "averaging": 0.01, "batch": 8},
     "accuracy": {
@@ -35,7 +35,7 @@ FULL: dict[str, Any] = {
         "limits": {
             "fp32": {
                 "metric": 0.1, "metric_ratio": 0.9, "metric_delta": 0.1, "metric_between": [0.1, 0.2], "cosine": 0.9,
-                "synthetic_cosine": 0.9, "sqnr_db": 10.0, "max_abs": 0.1, "mean_abs": 0.1,
+                "synthetic_cosine": 0.9, "sqnr_db": 10.0, "max_abs": 0.1, "mean_abs": 0.1, "worst_slice_ratio": 0.9,
             },
             "int8": {"cosine": 0.9},
         },

@@ -66,7 +66,7 @@ def test_only_the_images_that_are_used_shape_the_key(tmp_path: Path) -> None:
             "folder",
             "'2.png' lies in no class's folder; one folder per class, or labels: FILE.csv",
         ),
-        (["1.png"], "labels.csv", "labels.csv: says nothing of '1.png'; did you mean '11.png'?"),
+        (["1.png"], "labels.csv", "labels.csv: has no row for '1.png'; did you mean '11.png'?"),
         ([], None, "holds no samples"),
     ],
 )
@@ -81,3 +81,17 @@ def test_a_folder_without_a_processor_is_told(tmp_path: Path) -> None:
     (folder(tmp_path, "1.png") / PROCESSOR_FILE).unlink()
     with pytest.raises(SamplesError, match=r"holds no preprocessor_config\.json"):
         planned(tmp_path)
+
+
+def test_slices_of_images_are_folders_or_a_column_of_the_labels(tmp_path: Path) -> None:
+    path = folder(tmp_path, "a/1.png")
+    (tmp_path / "labels.csv").write_text("file,label,camera\na/1.png,0,left\n")
+    files = {"processor": path, "model": path, "samples": None}
+    for slices, labels, file in (("folder", None, None), ("camera", "labels.csv", tmp_path / "labels.csv")):
+        found = plan_images(path, SPECS, labels=labels, label_file=file, slices=slices, **files)  # type: ignore[arg-type]
+        assert found.slices == "slices"
+        assert found.preparation is not None
+        assert found.preparation.params["slices"] == slices
+    for labels, file in ((None, None), ("labels.csv", tmp_path / "labels.csv")):
+        with pytest.raises(SamplesError, match="has no column 'lens' with slices"):
+            plan_images(path, SPECS, labels=labels, label_file=file, slices="lens", **files)  # type: ignore[arg-type]

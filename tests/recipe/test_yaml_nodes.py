@@ -15,8 +15,8 @@ WRONG = {
     "tab": ("a:\n\t- b\n", "r.yaml:2:1: a tab in the indentation; YAML indents with spaces"),
     "open bracket": ("a: [1", "r.yaml:1:6: not valid YAML: expected ',' or ']'"),
     "two colons": ("a: b: c", "r.yaml:1:5: not valid YAML: mapping values are not allowed"),
-    "twice": ("a: 1\nb: 2\na: 3\n", "r.yaml:3:1: the key 'a' stands twice; remove one: the first is in line 1"),
-    "twice inside": ("x: {a: 1, a: 2}", "r.yaml:1:11: the key 'a' stands twice"),
+    "twice": ("a: 1\nb: 2\na: 3\n", "r.yaml:3:1: duplicate key 'a' (first in line 1); remove one"),
+    "twice inside": ("x: {a: 1, a: 2}", "r.yaml:1:11: duplicate key 'a'"),
     "conflict": (
         "a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> main\n",
         "r.yaml:2:1: merge conflict marker '<<<<<<<'",

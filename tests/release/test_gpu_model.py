@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 from fake_gpu import FakeEngine, FakeRuntime, FakeTensor, FakeVendor
 
 from engineworks.engines.backends import _cuda, _trt_host, _trt_load, _trt_log
@@ -48,7 +49,8 @@ def write_engine(folder: Path, template: dict[str, Any]) -> dict[str, Path]:
         for f in folder.iterdir()
     }
     engine = {"id": "gpu-tiny/fp16/rtx40", "precision": "fp16", "target": target, "sha256": sha256, "files": files}
-    passport = {**template, "engine": {**template["engine"], **engine, **tensors}}
+    recipe = {**template["recipe"], "name": "gpu-tiny"}
+    passport = {**template, "recipe": recipe, "engine": {**template["engine"], **engine, **tensors}}
     (folder / "passport.json").write_text(json.dumps(passport), encoding="utf-8")
     return {f.name: f for f in folder.iterdir()}
 
@@ -63,7 +65,7 @@ def registered(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Track
     with tracking.start_build("gpu-tiny", "k", {}, {}) as run:
         engine_run = run.record_engine(EngineRecord("gpu-tiny/fp16/rtx40"))
     model = EngineModel(
-        slot=SLOT, recipe="gpu-tiny", engine="gpu-tiny/fp16/rtx40", digest="a" * 64, run_id=engine_run, files=files,
+        slot=SLOT, recipe="gpu-tiny", engine="gpu-tiny/fp16/rtx40", digest=hashlib.sha256(b"plan of the fake").hexdigest(), run_id=engine_run, files=files,
         inputs=[X], outputs=[Y], example=FEEDS, requirements=requirements({"tensorrt-rtx": "1.6.1.120"}),
     )  # fmt: skip
     registry = tracking.registry()
@@ -92,7 +94,7 @@ class Host:
     def load(self) -> Any:
         import mlflow
 
-        mlflow.set_tracking_uri(self.tracking.uri)
+        self.monkeypatch.setenv("MLFLOW_TRACKING_URI", self.tracking.uri)
         return mlflow.pyfunc.load_model(URI)
 
 
@@ -101,7 +103,6 @@ def host(registered: Tracking, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host of the target, on which everything is installed."""
     for name in ("ENGINEWORKS_TRUSTED_KEYS", "ENGINEWORKS_SIGNING_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     cuda = FakeRuntime()
     monkeypatch.setattr(_cuda, "runtime", lambda: cuda)
     monkeypatch.setattr(_trt_log, "_loggers", {})
@@ -158,7 +159,7 @@ def test_anywhere_else_one_sentence_says_why_before_anything_is_loaded(
 def test_altered_bytes_never_reach_the_vendors_library(host: Host) -> None:
     version = host.tracking.registry().get(SLOT)
     assert version is not None
-    uri = host.tracking._connect().client.get_model_version_download_uri("gpu-tiny", str(version.version))
+    uri = by_hand(host.tracking).get_model_version_download_uri("gpu-tiny", str(version.version))
     file = Path(uri.removeprefix("file://")) / "data" / "files" / "engine.plan"
     file.chmod(0o644)
     right = file.read_bytes()

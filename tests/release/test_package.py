@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +19,7 @@ from release_keys import trust_mine
 from engineworks.cli import _run
 from engineworks.engines.backends import onnxruntime
 from engineworks.engines.passport import Passport, read_passport
-from engineworks.engines.signing import Trust
+from engineworks.engines.signing import Trust, read_signer
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.package.package import PackagedEngine, verify_package, write_package
 from engineworks.package.triton_engines import open_packaged
@@ -78,7 +80,7 @@ def test_engines_for_several_gpu_types_share_one_directory(built: Any, tmp_path:
     assert [m.name for m in models] == ["tiny-int8-cpu", "tiny-int8-tensorrt"]
     config = config_of(models[1])
     assert dict(config.cc_model_filenames) == {"8.0": "a100.plan", "8.6": "portable.plan"}
-    assert {p.name for p in (models[1] / "1").iterdir()} == {"a100.plan", "portable.plan"}
+    assert {p.name for p in (models[1] / "1").iterdir()} == {"a100.plan", "portable.plan", "passports"}
     assert {p.id for p in verify_package(tmp_path / "models", Trust())} == {
         "tiny/int8/cpu", "tiny/int8/a100", "tiny/int8/portable"
     }  # fmt: skip
@@ -90,17 +92,72 @@ def test_a_tensorrt_rtx_engine_comes_with_a_model_for_the_python_backend(built: 
     engine = for_gpu(packaged(built), "rtx40", "8.9", backend="tensorrt_rtx")
     (model,) = write_package(built.plan.loaded, [engine], tmp_path / "models")
     assert config_of(model).backend == "python"
-    names: dict[str, Any] = {}
-    exec(compile((model / "1" / "model.py").read_text(), "model.py", "exec"), names)
-    assert hasattr(names["TritonPythonModel"], "execute")
+    assert (model / "1" / "model.py").is_file()
+    wanted = [line.partition("==")[0] for line in (model / "requirements.txt").read_text().splitlines()]
+    assert wanted == ["numpy", "pydantic", "tensorrt-rtx", "cuda-bindings", "nvidia-ml-py"]
+
+
+ALONE = """
+import sys
+
+class Missing:
+    @staticmethod
+    def find_spec(name, *_):
+        if name.split(".")[0] in ("onnx", "mlflow"):
+            sys.exit(name + " is imported")
+
+folder = sys.argv[1]
+sys.meta_path.insert(0, Missing)
+sys.path.insert(0, folder)
+import pathlib
+import numpy as np
+import model
+from engineworks.package.triton_engines import open_packaged
+open_packaged(pathlib.Path(folder).parent).run({"image": np.ones((1, 1, 4, 4), np.float32)})
+print(sys.modules["engineworks"].__file__)
+"""
+
+
+def test_a_server_without_the_backend_runs_the_engine_in_python_without_engineworks(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models", available=("python",))
+    assert config_of(model).backend == "python"
+    verify_package(tmp_path / "models", Trust())
+    ran = subprocess.run(
+        [sys.executable, "-c", ALONE, str(model / "1")], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert ran.stdout.startswith(str(model / "1" / "runtime.zip")), ran.stderr
+
+
+def test_a_server_that_can_serve_an_engine_in_no_way_is_refused(built: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no backend 'onnxruntime' and not 'python'; it has openvino"):
+        write_package(built.plan.loaded, [packaged(built)], tmp_path / "models", available=("openvino",))
+
+
+def test_packages_of_earlier_versions_keep_their_passports_beside_the_version(built: Any, tmp_path: Path) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    (model / "1" / "passports").rename(model / "passports")
+    engines = json.loads((model / "passports" / "engines.json").read_text())
+    engines["targets"]["cpu"]["passport"] = "passports/cpu.json"
+    (model / "passports" / "engines.json").write_text(json.dumps(engines))
+    open_packaged(model).close()
 
 
 class Tensor:
+    """As Triton's: arrays go in and out by DLPack."""
+
     def __init__(self, name: str, array: Any) -> None:
         self.name, self.array = name, array
 
-    def as_numpy(self) -> Any:
-        return self.array
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+    @staticmethod
+    def from_dlpack(name: str, capsule: Any) -> Tensor:
+        held = SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0))
+        return Tensor(name, np.from_dlpack(held))
 
 
 @pytest.mark.parametrize("sizes", [(1,), (2, 1, 3)], ids=str)
@@ -108,7 +165,7 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
 ) -> None:
     """With a stand-in for Triton's module, and an engine that runs here."""
-    from engineworks.release.triton_python import TritonPythonModel
+    from engineworks.package.python_model import TritonPythonModel
 
     triton = SimpleNamespace(
         get_input_tensor_by_name=lambda request, name: Tensor(name, request[name]),
@@ -133,7 +190,7 @@ def test_the_python_model_joins_requests_and_gives_each_its_rows(
     model.finalize()
 
 
-@pytest.mark.parametrize("file", ["1/model.onnx", "config.pbtxt", "warmup/one-0.raw", "passports/cpu.json"])
+@pytest.mark.parametrize("file", ["1/model.onnx", "config.pbtxt", "warmup/one-0.raw", "1/passports/cpu.json"])
 def test_a_package_of_which_anything_was_altered_is_refused(
     built: Any, tmp_path: Path, alter: Callable[[Path], None], file: str
 ) -> None:
@@ -166,12 +223,64 @@ def test_with_trusted_keys_manifest_and_passports_must_be_signed(
     trust = trust_mine(tmp_path, monkeypatch)
     with pytest.raises(TrustError, match=r"engineworks-package\.json: is not signed"):
         verify_package(tmp_path / "unsigned", trust)
-    with pytest.raises(TrustError, match=r"cpu\.json: is not signed"):
+    with pytest.raises(TrustError, match=r"engines\.json: is not signed"):
         open_packaged(tmp_path / "unsigned" / "tiny-int8-cpu")
     write_package(built.plan.loaded, [packaged(built)], tmp_path / "signed")
     (passport,) = verify_package(tmp_path / "signed", trust)
     assert passport.signed_by in trust.keys
     open_packaged(tmp_path / "signed" / "tiny-int8-cpu").close()
+
+
+def test_engines_of_one_model_in_place_of_another_are_refused(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32's signed files in int8's place, as an attacker without the key can put them."""
+    trust = trust_mine(tmp_path, monkeypatch)
+    int8, fp32 = "tiny-int8-cpu", "tiny-fp32-cpu"
+    write_package(built.plan.loaded, [packaged(built), packaged(built, "tiny/fp32/cpu")], tmp_path / "models")
+    place = shutil.copytree(tmp_path / "models" / fp32, tmp_path / "other" / int8)
+    with pytest.raises(TrustError, match=r"engines\.json: is of model tiny-fp32-cpu, not of tiny-int8-cpu"):
+        open_packaged(place)
+    with pytest.raises(TrustError, match=r"is of model tiny-fp32-cpu, not of tiny-int8-cpu"):
+        open_packaged(tmp_path / "models" / fp32, int8)  # the model that Triton was asked for
+    description = json.loads((tmp_path / "models" / int8 / "1" / "passports" / "engines.json").read_text())
+    (place / "1" / "passports" / "engines.json").write_text(json.dumps(description))
+    with pytest.raises(TrustError, match=r"holds tiny/fp32/cpu in place of target cpu of tiny-int8-cpu"):
+        open_packaged(place)
+    description["targets"]["cpu"]["files"]["engine"] = "1/another.onnx"
+    (place / "1" / "passports" / "engines.json").write_text(json.dumps(description))
+    with pytest.raises(TrustError, match=r"engines\.json: was altered: it is not what was signed"):
+        open_packaged(place)
+    assert {p.id for p in verify_package(tmp_path / "models", trust)} == {"tiny/fp32/cpu", "tiny/int8/cpu"}
+
+
+def test_a_signed_engine_that_failed_is_refused(built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = trust_mine(tmp_path, monkeypatch)
+    engine = packaged(built)
+    body = json.loads(engine.passport.source.read_text())
+    body["verdict"]["verdict"] = "fail"
+    signer = read_signer()
+    assert signer is not None
+    source = tmp_path / "failed.json"
+    source.write_text(json.dumps(signer.sign(body)))
+    failed = PackagedEngine(engine.folder, Passport(body, source))
+    write_package(built.plan.loaded, [failed], tmp_path / "models")
+    with pytest.raises(TrustError, match="the verdict of tiny/int8/cpu is fail; do not use this engine"):
+        verify_package(tmp_path / "models", trust)
+    with pytest.raises(TrustError, match="the verdict of tiny/int8/cpu is fail"):
+        open_packaged(tmp_path / "models" / "tiny-int8-cpu")
+
+
+def test_a_package_of_an_older_engineworks_is_loaded_where_no_key_is_required(
+    built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = write_package(built.plan.loaded, [packaged(built)], tmp_path / "models")
+    place = model / "1" / "passports" / "engines.json"
+    place.write_text(json.dumps(json.loads(place.read_text())["targets"]))
+    open_packaged(model).close()
+    trust_mine(tmp_path, monkeypatch)
+    with pytest.raises(TrustError, match=r"engines\.json: is not signed"):
+        open_packaged(model)
 
 
 def test_a_package_replaces_an_older_one_and_nothing_else(built: Any, tmp_path: Path) -> None:

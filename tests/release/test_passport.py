@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from release_keys import trust_mine
 
 from engineworks.cli import _run
 from engineworks.commands.verification import verify_anything
-from engineworks.engines.engine_files import check_engine
 from engineworks.engines.engine_session import load_engine
 from engineworks.engines.passport import read_passport, verify_folder
 from engineworks.engines.signing import Trust
@@ -101,22 +101,71 @@ def test_a_missing_file_and_a_missing_passport_are_told(built: Any, tmp_path: Pa
     with pytest.raises(TrustError, match="cannot be read: No such file"):
         verify_folder(folder, Trust())
     (folder / "passport.json").unlink()
-    with pytest.raises(TrustError, match="there is no passport"):
+    with pytest.raises(TrustError, match=r"passport\.json: does not exist; an engine without a passport is not loaded"):
         verify_folder(folder, Trust())
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not json", "is not a readable passport"),
-        ("[]", "is no passport of version 1"),
-        ('{"passport": 1}', "says nothing of an engine"),
-        ('{"passport": 1, "engine": {"files": {}}, "verdict": {"verdict": "pass"}}', "does not say what the engine's"),
+        ("not json", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "is no passport of version 1"),
+        ('{"passport": 1}', "'engine' is missing"),
+        ('{"passport": 1, "passport": 1}', "duplicate key 'passport'"),
+        ('{"passport": NaN}', "holds NaN, which is no number in JSON"),
+        ('{"passport": "\\ud800"}', "is not JSON: .* surrogates not allowed"),
+        ('{"passport": 1, "x": ' + "[" * 99_999, "is nested deeper than 32 levels"),
+        ('{"passport": 1' + "0" * 5000 + "}", "is not JSON: Exceeds the limit"),
     ],
 )
 def test_what_is_no_passport_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "passport.json").write_text(text)
     with pytest.raises(TrustError, match=message):
+        read_passport(tmp_path / "passport.json", Trust())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("more",), 1, "unknown key 'more'"),
+        (("engine", "inputs", 0, "more"), 1, r"unknown key 'engine\.inputs\.0\.more'"),
+        (("serving",), {"kernels": "lazy"}, r"'serving\.cuda_graphs' is missing"),
+        (("engine", "sha256"), "0", r"'engine\.sha256' is not as documented"),
+        (("engine", "sha256"), "0" * 64, "does not list its engine 000000000000… among the files"),
+        (("engine", "files"), [], r"'engine\.files' is not as documented: input should be an object"),
+        (
+            ("serving", "cuda_graphs"),
+            1,
+            r"'serving\.cuda_graphs' is not as documented: input should be a valid boolean",
+        ),
+        (("engine", "id"), "tiny/fp32/cpu", "names the engine tiny/fp32/cpu, but another recipe, precision or target"),
+        (("verdict", "verdict"), "great", r"'verdict\.verdict' is not as documented"),
+    ],
+)
+def test_a_passport_that_is_not_as_documented_is_refused_by_its_place(
+    built: Any, tmp_path: Path, place: tuple[Any, ...], value: object, message: str
+) -> None:
+    body = json.loads(built.engine().passport.read_text())
+    part = body
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (tmp_path / "passport.json").write_text(json.dumps(body))
+    with pytest.raises(TrustError, match=message):
+        read_passport(tmp_path / "passport.json", Trust())
+
+
+def test_a_file_next_to_an_engine_that_is_not_its_own_is_refused(built: Any, tmp_path: Path) -> None:
+    folder = folder_with_passport(built, tmp_path / "engine")
+    (folder / "engine.data").write_bytes(b"")
+    with pytest.raises(TrustError, match=r"engine/engine\.data: is no file of the engine; it was added later"):
+        verify_folder(folder, Trust())
+
+
+def test_a_pipe_in_place_of_a_passport_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "passport.json")
+    with pytest.raises(TrustError, match="is no regular file"):
         read_passport(tmp_path / "passport.json", Trust())
 
 
@@ -133,7 +182,6 @@ def test_the_pipelines_own_loader_refuses_an_altered_engine(built: Any, alter: C
     engine = built.engine()
     folder = engine.path.parent
     load_engine(folder, engine.sidecar["target"]).close()
-    check_engine(folder)
     alter(engine.path)
     with pytest.raises(TrustError, match="was altered"):
         load_engine(folder, engine.sidecar["target"])

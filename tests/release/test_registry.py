@@ -25,9 +25,10 @@ from engineworks.errors import InputError
 from engineworks.tensors import TensorSpec
 from engineworks.tracking.aliases import Slot, champions_of
 from engineworks.tracking.engine_model import EngineModel
-from engineworks.tracking.records import EngineRecord
+from engineworks.tracking.opening import connect
+from engineworks.tracking.records import RECIPE, EngineRecord
 from engineworks.tracking.registry import Registry
-from engineworks.tracking.registry_lock import CLAIM, _is_free
+from engineworks.tracking.registry_lock import CLAIM, is_free
 from engineworks.tracking.runs import Tracking, open_tracking
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def test_the_champion_moves_once_and_only_from_the_one_it_was_judged_against(
 
 
 def test_rollback_goes_back_step_by_step_and_then_says_that_there_is_nothing(
-    registry: Registry, model: EngineModel
+    registry: Registry, model: EngineModel, client: MlflowClient
 ) -> None:
     before = None
     for version in versions(registry, model, 3):
@@ -142,9 +143,7 @@ def test_rollback_goes_back_step_by_step_and_then_says_that_there_is_nothing(
     assert registry.rollback(model.slot) == (2, 1)
     assert registry.rollback(model.slot) is None
     assert champion(registry, model) == 1
-    found = registry._version(model.slot.model, 3)
-    assert found is not None
-    assert "engineworks.rolled_back" in found.tags
+    assert "engineworks.rolled_back" in client.get_model_version(model.slot.model, "3").tags
 
 
 def test_rollback_steps_over_a_version_that_was_deleted(
@@ -320,7 +319,8 @@ def race(tracking: Tracking, setup: dict[str, str], run_id: str, own: str) -> di
     """Register and promote an engine for a target that all want, and one for a target of this racer's own."""
     registry = tracking.registry()
     if setup["lock"]:  # as on two hosts: each has a lock of its own, and only the server in common
-        registry = Registry(tracking._connect(), Path(setup["lock"] + own), shared=True)
+        link = connect(Path(setup["file"]).parent, tracking.uri, "engineworks")
+        registry = Registry(link, Path(setup["lock"] + own), shared=True)
     file = Path(setup["file"] + own)
     file.write_bytes(own.encode())
     moves: dict[str, list[object]] = {}
@@ -332,7 +332,7 @@ def race(tracking: Tracking, setup: dict[str, str], run_id: str, own: str) -> di
 
 
 def test_of_two_releases_at_once_one_wins_and_no_alias_is_lost(
-    tracking: Tracking, artifacts: Path, tmp_path: Path, run_id: str
+    tracking: Tracking, client: MlflowClient, artifacts: Path, tmp_path: Path, run_id: str
 ) -> None:
     arguments = [sys.executable, "-c", RACER, artifacts, run_id, Path(__file__).parent]
     racer = subprocess.Popen(
@@ -344,7 +344,7 @@ def test_of_two_releases_at_once_one_wins_and_no_alias_is_lost(
     try:
         assert racer.stdout.readline() == "ready\n"
         for name, lock in (("one-host", ""), ("no-lock-in-common", str(tmp_path / "lock"))):
-            tracking.registry()._create_model(name, name)
+            client.create_registered_model(name, tags={RECIPE: name})
             setup = {"name": name, "lock": lock, "file": str(tmp_path / "file")}
             racer.stdin.write(json.dumps(setup) + "\n")
             racer.stdin.flush()
@@ -368,14 +368,14 @@ def check_race(tracking: Tracking, name: str, answers: dict[str, dict[str, list[
     for own in "ab":
         assert answers[own][own] == [champion_of(own), "moved"]
     assert len({version for a in answers.values() for version, _ in a.values()}) == 4
-    assert CLAIM not in registry._client.get_registered_model(name).tags
+    assert CLAIM not in by_hand(tracking).get_registered_model(name).tags
 
 
 def test_a_claim_that_a_killed_release_left_is_void_after_a_while() -> None:
-    assert _is_free(None)
-    assert _is_free("nonsense")
-    assert _is_free(json.dumps({"owner": "dead", "at": time.time() - 1000}))
-    assert not _is_free(json.dumps({"owner": "alive", "at": time.time()}))
+    assert is_free(None)
+    assert is_free("nonsense")
+    assert is_free(json.dumps({"owner": "dead", "at": time.time() - 1000}))
+    assert not is_free(json.dumps({"owner": "alive", "at": time.time()}))
 
 
 @pytest.fixture
@@ -426,5 +426,5 @@ def test_over_a_server_it_is_the_same(server: str, tmp_path: Path, client: Mlflo
     found = registry.get(slot)
     assert found is not None
     assert (found.version, found.digest) == (1, "a" * 64)
-    assert (registry.download(found, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
+    assert (registry.download("rest", 1, tmp_path / "fetched") / "engine").read_bytes() == b"bytes"
     assert CLAIM not in client.get_registered_model("rest").tags

@@ -31,7 +31,9 @@ CPU = {"backend": "onnxruntime", "compute_capability": [], "options": {"threads"
 def job(folder: Path, **params: Any) -> StepJob:
     (folder / "build").mkdir()
     (folder / "out").mkdir()
-    onnx.save(tiny_model(), folder / "build/engine")
+    (folder / "lower").mkdir()
+    for file in ("build/engine", "lower/model.onnx"):
+        onnx.save(tiny_model(), folder / file)
     outputs = [TensorSpec("logits", "float32", ("batch", 3)).to_json()]
     digest = digest_file(folder / "build/engine")
     sidecar = {"engine": "engine", "sha256": digest, "bytes": 2**20, "inputs": [INPUT.to_json()], "outputs": outputs}
@@ -43,7 +45,11 @@ def job(folder: Path, **params: Any) -> StepJob:
         "streams": [], "serving": Serving().to_json(), "inputs": [INPUT.to_json()], "samples": samples, "target": CPU,
     }  # fmt: skip
     unkeyed = {"evaluation": str(folder / "data.npz")}
-    return StepJob("t/fp32/cpu/measure", given | params, {"build": folder / "build"}, unkeyed, folder / "out", print)
+    return StepJob("t/fp32/cpu/measure", given | params, _inputs(folder), unkeyed, folder / "out", print)
+
+
+def _inputs(folder: Path) -> dict[str, Path]:
+    return {"build": folder / "build", "lower": folder / "lower"}
 
 
 def shape(batch: int) -> dict[str, Any]:
@@ -68,6 +74,9 @@ def test_on_a_cpu_every_shape_and_batch_has_its_figures(tmp_path: Path) -> None:
     assert [(p["batch"], p.get("shape")) for p in report["sweep"]] == [(1, "one"), (4, None)]
     assert report["sweep"][1]["streams"] == []
     assert report["engine_mib"] == 1.0
+    layers = json.loads((tmp_path / "out/layers.json").read_text(encoding="utf-8"))
+    assert (layers["shape"], layers["why"]) == ("bulk", "")
+    assert "conv" in {node for layer in layers["layers"] for node in layer["nodes"]}
     assert report["memory_total_mib"] > 100
     assert report["serving"]["cuda_graphs"] is True
     assert any("CUDA graphs" in note for note in report["notes"])
@@ -90,9 +99,9 @@ class FakeDevice:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(measure, "runner_of", lambda target: self)
-        monkeypatch.setattr(measure, "load_engine", self.load)
+        monkeypatch.setattr(measure, "load_verified", self.load)
 
-    def load(self, folder: Path, target: object, *, serving: Serving, cache: Path | None, checked: bool) -> FakeDevice:
+    def load(self, engine: object, target: object, *, serving: Serving, cache: Path | None) -> FakeDevice:
         self.loaded = {"serving": serving, "cache": cache}
         self.caches.append(cache)
         assert cache is None or cache == Path("/c") or not any(cache.iterdir())

@@ -1,4 +1,4 @@
-"""The step of a peer: figures of the form of an engine's, and its outputs held against the reference."""
+"""The step of a peer: figures of the form of an engine's, and its outputs compared with the reference."""
 
 from __future__ import annotations
 

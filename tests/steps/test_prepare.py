@@ -120,6 +120,19 @@ def test_padding_to_the_longest_allowed_makes_rows_of_one_length(moods: Path) ->
     assert {feeds["input_ids"].shape[1] for feeds in samples.batches([3])} == {12}
 
 
+def test_a_column_names_the_slices_of_texts(moods: Path) -> None:
+    moods.write_text(moods.read_text().replace("labels: mood}", "labels: mood, slices: mood, samples: 9}"))
+    store = Store(moods.parent / "store")
+    planned = plan(moods, store)
+    step = next(s for s in planned.steps.values() if s.id == "moods/prepare-evaluation")
+    run_step(step, store, default_pool(), say=lambda _: None)
+    samples = stored_evaluation(planned.loaded, store)
+    names, labels = samples.slice_names(), samples.read_labels()
+    assert names is not None
+    assert labels is not None
+    assert names.tolist() == ["happy" if label else "angry" for label in labels]
+
+
 IMAGES = """\
 recipe: pictures
 model: {source: {onnx: tiny.onnx}}
@@ -128,7 +141,7 @@ outputs: {logits: [batch, 3]}
 shapes: {default: {batch: [1, 4, 16]}}
 precisions: [fp32]
 data:
-  evaluation: {images: pictures, processor: processor, labels: folder}
+  evaluation: {images: pictures, processor: processor, labels: folder, slices: folder}
 accuracy: {metric: top1, limits: {fp32: {metric: 1.0, cosine: 0.9999}}}
 targets: [cpu]
 """
@@ -161,6 +174,7 @@ def test_a_folder_of_images_becomes_pixels_by_the_processor_and_labels_by_folder
     run_all(planned, store)
     report = store.require(planned.engines[0].steps["compare"]).read_json("accuracy.json")
     assert report["metric"]["engine"] == 1.0
+    assert {part["name"] for part in report["metric"]["slices"]} == {str(label) for label in labels}
     (feeds,) = stored_evaluation(planned.loaded, store).batches([16])
     assert feeds["image"].dtype == np.float32
     assert np.isclose(np.sort(feeds["image"].ravel()), np.sort(expected.ravel()), atol=1e-5).all()

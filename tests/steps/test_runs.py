@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from engineworks.engines.backends import onnxruntime
-from engineworks.recipe.samples import feeds_at, open_samples, output_axes
+from engineworks.recipe.batch import output_axes
+from engineworks.recipe.samples import feeds_at, open_samples
 from engineworks.steps import reference
 from engineworks.steps.step_job import StepJob
 from engineworks.tensors import TensorSpec

@@ -1,7 +1,8 @@
-"""The task metric of both sides: a metric of one's own that raises, wavers, or works in place; classes that are lost."""
+"""The task metric of both sides: a custom metric that raises, wavers, or works in place; classes that are lost."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def compared(
 
 
 def own(folder: Path, body: str, name: str) -> dict[str, Any]:
-    """A metric of one's own; the module's name is its test's, for modules are imported once."""
+    """A custom metric; the module's name is its test's, for modules are imported once."""
     (folder / f"{name}.py").write_text(
         f"import numpy as np\ndef score(outputs, labels, inputs):\n{body}", encoding="utf-8"
     )
@@ -142,3 +143,24 @@ def test_ids_are_no_slices(tmp_path: Path) -> None:
     rows = np.eye(3, dtype=np.float32)[labels]
     with pytest.raises(ModelError, match="300 different names among 300 samples, limit 200"):
         compared(tmp_path, {"name": "top1"}, rows, rows, labels, np.arange(300))
+
+
+def test_a_metric_of_ones_own_is_judged_on_slices_too(tmp_path: Path) -> None:
+    body = "    return float((outputs['y'].argmax(1) == labels).mean())\n"
+    engine = np.where(np.arange(60)[:, np.newaxis] < 30, RIGHT, np.roll(RIGHT, 1, axis=1))
+    names = np.repeat(["first", "second"], 30)
+    first, second = compared(tmp_path, own(tmp_path, body, "by_slice"), engine, RIGHT, LABELS, names)["slices"]
+    assert (first["ratio"], second["ratio"]) == (1.0, 0.0)
+
+
+def test_a_function_of_ones_own_names_the_slices(tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text("def by_label(inputs, labels):\n    return labels % 2\n", encoding="utf-8")
+    np.savez(tmp_path / "data.npz", x=np.zeros((60, 3), np.float32), y=LABELS)
+    samples = open_samples(tmp_path / "data.npz", [X], {}, samples=None, labels="y")
+    params = {"metric": {"name": "top1"}, "output": None}
+    job = StepJob("t/compare", params, {}, {"evaluation": "", "folder": str(tmp_path)}, tmp_path, lambda _: None)
+    task = TaskComparison(job, replace(samples, slices="python:parts:by_label"), {"y": 0})
+    task.add({"x": np.zeros((60, 3), np.float32)}, {"y": RIGHT}, {"y": RIGHT})
+    found = task.result()
+    assert found is not None
+    assert [(part["name"], part["samples"]) for part in found["slices"]] == [("0", 40), ("1", 20)]

@@ -35,19 +35,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "s3_server.py"), str(port)])
-    try:
-        for _ in range(300):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
+    words = [sys.executable, str(ROOT / "tests" / "s3_server.py")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
         server.kill()
-        server.wait()
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

@@ -88,7 +88,7 @@ def _accuracy(draft: Draft) -> Iterator[str]:
         line = f"  metric: {draft.metric}"
         yield line + _note(len(line), f"{GUESS}: the labels are whole numbers, one per sample")
     else:
-        yield "  # No labels, so no task metric: engines are held against fp32 by ONNX Runtime. Else: metric: top1"
+        yield "  # No labels, so no task metric: engines are compared with fp32 in ONNX Runtime. Else: metric: top1"
     yield "  limits:" + _note(len("  limits:"), f"cosine similarity to the reference: {GUESS}")
     for precision in draft.precisions:
         limits = f"cosine: {COSINE.get(precision, 0.99)}"

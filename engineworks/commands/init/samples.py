@@ -8,10 +8,10 @@ from pathlib import Path
 
 from engineworks.commands.init.draft import DataFile
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_axes
 from engineworks.recipe.datasets.pictures import BY_FOLDER, image_names
 from engineworks.recipe.datasets.tables import look_at
 from engineworks.recipe.npz import ArrayHeader, read_headers
-from engineworks.recipe.samples import batch_axes
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 

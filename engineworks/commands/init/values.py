@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.commands.init.draft import Range
-from engineworks.recipe.samples import batch_axes, fixed_batch
+from engineworks.commands.init.draft import Range, Triples
+from engineworks.recipe.batch import batch_axes, batch_dim, fills, fixed_batch
 from engineworks.tensors import TensorSpec
 
 SAMPLES = 64
@@ -36,18 +36,20 @@ def feeds(
 
 
 def write_stand_in(
-    path: Path, specs: Sequence[TensorSpec], ranges: Mapping[str, Range], dims: Mapping[str, int], seed: int
+    path: Path, specs: Sequence[TensorSpec], ranges: Mapping[str, Range], shapes: Triples, seed: int
 ) -> int:
     """Write an .npz of samples as recipes need them: axis 0 counts samples, the batch dimension is left out.
 
-    Returns how many: 64, fewer if they would be large, a multiple of a fixed batch.
+    Returns how many: 64, fewer if they would be large, as many as fill batches of the profile.
     """
-    random, axes = np.random.default_rng(seed), batch_axes(specs)
+    random, axes, batch = np.random.default_rng(seed), batch_axes(specs), batch_dim(specs)
+    dims = {dim: triple[1] for dim, triple in shapes.items()}
     samples = {s.name: _sample_shape(s.concrete(dims), axes[s.name]) for s in specs}
     row_bytes = sum(int(np.prod(samples[s.name])) * np.dtype(s.dtype).itemsize for s in specs)
     count = max(LEAST_SAMPLES, min(SAMPLES, LARGEST_BYTES // max(row_bytes, 1)))
-    fixed = fixed_batch(specs) or 1
-    count = max(fixed, count // fixed * fixed)
+    fixed = fixed_batch(specs)
+    sizes = shapes[batch] if fixed is None and isinstance(batch, str) else [fixed or 1]
+    count = next((n for n in range(count, 0, -1) if fills(n, sizes)), max(1, min(sizes)))
     arrays = {s.name: values(random, s.dtype, (count, *samples[s.name]), ranges.get(s.name)) for s in specs}
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return count

@@ -16,11 +16,11 @@ from engineworks.commands.init.samples import OTHER_LABELS, OwnData, match_image
 from engineworks.commands.init.trials import Trials, count_not_finite, try_lengths
 from engineworks.commands.init.values import write_stand_in
 from engineworks.errors import InputError, StepError
+from engineworks.recipe.batch import batch_dim
 from engineworks.recipe.datasets.pictures import BY_FOLDER
 from engineworks.recipe.datasets.tables import SUFFIXES
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.recipe.recipe import CALIBRATED, PRECISIONS
-from engineworks.recipe.samples import batch_dim
 from engineworks.settings import Settings, find_repository
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import Dim
@@ -55,8 +55,7 @@ def write_recipe(wishes: Wishes, out: Path, settings: Settings, *, force: bool =
     out.parent.mkdir(parents=True, exist_ok=True)
     for data, seed in made:
         path = out.parent / data
-        lengths = {d: t[1] for d, t in draft.shapes.items()}
-        count = write_stand_in(path, draft.inputs, ranges, lengths, seed)
+        count = write_stand_in(path, draft.inputs, ranges, draft.shapes, seed)
         files.append(path)
         notes.append(f"{path}: {count} samples that stand in for data: accuracy is agreement with fp32 on them")
     out.write_text(render(draft), encoding="utf-8")

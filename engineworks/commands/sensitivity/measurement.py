@@ -19,12 +19,13 @@ from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.documents import Documents
 from engineworks.plan.kinds import ACCURACY_FILE, SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets
 from engineworks.recipe.recipe import CALIBRATED, Limits
-from engineworks.recipe.samples import fixed_batch
 from engineworks.recipe.targets import NamedTarget
 from engineworks.settings import Settings
+from engineworks.store.leases import Lease
 from engineworks.store.open import open_store
 from engineworks.store.store import Store
 from engineworks.suggest import did_you_mean
@@ -78,6 +79,7 @@ def measure_sensitivity(
     wanted = _narrowed(loaded, precision, _find_target(loaded, target), keep=())
     store, digests = open_store(settings), FileDigests(settings.artifacts / "digests.db")
     plan = plan_recipe(wanted, store, digests)
+    lease = Lease(store.root, plan.steps)
     step = _sensitivity_step(wanted, plan, digests, samples)
     _run(plan, step.inputs.values(), store)
     _run_step(step, store)
@@ -87,6 +89,7 @@ def measure_sensitivity(
         kept = _narrowed(loaded, precision, wanted.targets[0], keep=tuple(report["keep"]))
         verdict = _judge_engine(plan_recipe(kept, store, digests), store)
     digests.save()
+    lease.end()
     return Sensitivity(loaded, plan.engines[0].id, report, verdict)
 
 

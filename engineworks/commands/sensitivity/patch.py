@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
-from difflib import SequenceMatcher, unified_diff
-from pathlib import Path
 from typing import Any
 
+from engineworks.commands.recipe_patch import dump_document, load_document, spliced
 from engineworks.errors import InputError
 from engineworks.recipe.yaml_nodes import parse_yaml
 
@@ -27,10 +24,10 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     newline = "\r\n" if "\r\n" in text else "\n"
     plain = text.replace("\r\n", "\n")
     before = parse_yaml(plain, shown).plain()
-    document = _load(plain)
-    unchanged = _dump(document)
+    document = load_document(plain)
+    unchanged = dump_document(document)
     _set_keep(document, list(keep))
-    changed = _spliced(plain, unchanged, _dump(document))
+    changed = spliced(plain, unchanged, dump_document(document))
     calibration = {k: v for k, v in before.get("calibration", {}).items() if k != "keep"}
     wanted = {k: v for k, v in before.items() if k != "calibration"}
     reread = parse_yaml(changed, shown).plain()
@@ -39,33 +36,6 @@ def with_keep(text: str, keep: Sequence[str], shown: str) -> str:
     if (others, left, reread.get("calibration", {}).get("keep", [])) != (wanted, calibration, list(keep)):
         raise InputError(f"{shown}: its 'keep' cannot be changed by itself", hint="write the list into it by hand")
     return changed.replace("\n", newline)
-
-
-def difference(before: str, after: str, shown: str) -> str:
-    """Return both texts as a unified diff; empty if they are equal."""
-    lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
-    name = shown.lstrip("/")
-    return "".join(unified_diff(*lines, fromfile=f"a/{name}", tofile=f"b/{name}"))
-
-
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="rt", pure=True)
-    yaml.preserve_quotes = True
-    yaml.width = 1 << 16
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
-
-
-def _load(text: str) -> Any:
-    return _yaml().load(text)
-
-
-def _dump(document: Any) -> str:
-    out = io.StringIO()
-    _yaml().dump(document, out)
-    return out.getvalue()
 
 
 def _set_keep(document: Any, keep: list[str]) -> None:
@@ -133,31 +103,3 @@ def _token(text: str, column: int) -> Any:
     from ruamel.yaml.tokens import CommentToken
 
     return CommentToken(text, CommentMark(column), None)
-
-
-def _spliced(text: str, unchanged: str, changed: str) -> str:
-    """Apply to `text` only the differences between two dumps of it, without ruamel.yaml's changes to other lines.
-
-    If the dump has other lines than the text, which no shipped recipe has shown, the dump is used.
-    """
-    lines, before, after = text.splitlines(), unchanged.splitlines(), changed.splitlines()
-    if len(lines) != len(before):
-        return changed
-    result: list[str] = []
-    for tag, start, stop, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        result.extend(lines[start:stop] if tag == "equal" else after[first:last])
-    return "\n".join(result) + "\n"
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Replace the file's text atomically and keep the file's permissions. Raises `InputError`."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        try:
-            partial.write_bytes(text.encode())
-            partial.chmod(file.stat().st_mode & 0o777)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written: {error.strerror}") from None

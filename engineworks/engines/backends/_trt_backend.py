@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends import _trt
 from engineworks.engines.backends._trt_host import why_not_run_here
@@ -17,6 +17,7 @@ from engineworks.tensors import TensorSpec
 if TYPE_CHECKING:
     from engineworks.engines.backends._cuda import DeviceMemory
     from engineworks.engines.backends._trt_session import TrtSession
+    from engineworks.engines.layer_times import TimedLayer
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class TrtBackend:
         from engineworks.engines.backends._trt_load import load
 
         return load(self.vendor, engine, options, serving, cache, known)
+
+    def layer_times(
+        self, engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int,
+        known: Sequence[TensorSpec],
+    ) -> tuple[str, list[TimedLayer]]:  # fmt: skip
+        """Time every layer as `engines.layer_times` asks, with the kernels that are made for a shape. Raises
+        `RunError`."""
+        session = self.load(engine, options, serving=Serving(kernels="eager"), known=known)
+        try:
+            return session.layer_times(feeds, runs)
+        finally:
+            session.close()
 
     def memory_meter(self) -> DeviceMemory:
         """Return a meter of the GPU's memory. Raises `RunError` where the GPU does not answer."""

@@ -92,6 +92,20 @@ class Lane:
         except RunError as error:
             raise RunError(f"the engine failed at {self._label}: {error.message}", hint=error.hint) from None
 
+    @property
+    def context(self) -> Any:
+        """The vendor's execution context."""
+        return self._context
+
+    def plain_run(self) -> Callable[[], None]:
+        """Return a function that does one run without a CUDA graph of ours, and waits for it."""
+
+        def run() -> None:
+            self._execute()
+            self.wait()
+
+        return run
+
     def timed_run(self, *, copies: bool) -> Callable[[], tuple[float, float]]:
         """Return a function that does one run and returns its ms by the host's clock and by the GPU's.
 

@@ -63,7 +63,7 @@ def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:
     gpu = first_gpu()
     why = why_not_fit(vendor, bytes(data[:HEADER_BYTES]), {}, gpu) if gpu is not None else None
     if why is not None:
-        raise RunError(f"{engine.name}: {why}")
+        raise RunError(f"{engine}: {why}")
 
 
 def _diagnosis(trt: Any, runtime: Any, data: Any) -> str:
@@ -88,7 +88,7 @@ def _failure(title: str, engine: Path, errors: RunErrors, diagnosis: str) -> Run
         )
     why = f"{diagnosis}: {errors.reason()}" if diagnosis else errors.reason()
     return RunError(
-        f"{engine.name}: {title} cannot load this engine: {why}",
+        f"{engine}: {title} cannot load this engine: {why}",
         hint="an engine fits the version and the GPU type that it was built for",
         log=errors.text(),
     )

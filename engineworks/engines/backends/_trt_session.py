@@ -14,6 +14,7 @@ from engineworks.engines.backends._trt_lane import Lane
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_tensors import engine_profiles, engine_tensors, given_names
 from engineworks.engines.backends.base import RunTimes
+from engineworks.engines.layer_times import TimedLayer
 from engineworks.errors import RunError
 from engineworks.tensors import NARROWED, TensorSpec
 
@@ -90,6 +91,19 @@ class TrtSession:
             for i in range(runs):
                 host[i], device[i] = run()
         return RunTimes(tuple(host), tuple(device))
+
+    def layer_times(self, feeds: Mapping[str, Array], runs: int) -> tuple[str, list[TimedLayer]]:
+        """Time every layer, without CUDA graphs: by the runtime's profiler, else by its kernels. Raises `RunError`."""
+        from engineworks.engines.backends import _trt_layers
+
+        with self._at_work() as lane:
+            lane.place(self._arrays(feeds))
+            lane.copy_in()
+            launch = lane.plain_run()
+            spent = _trt_layers.time_by_profiler(self._trt, lane.context, launch, runs)
+            if spent:
+                return "the runtime's profiler", _trt_layers.layers_of(self._trt, self._engine, spent)
+            return "kernels traced by CUPTI", _trt_layers.time_by_kernels(launch, runs)
 
     def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
         """Return runs per second of `streams` contexts, each with a stream and one run in flight, fed by one thread.

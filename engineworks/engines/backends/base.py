@@ -253,12 +253,14 @@ class BuildMemory:
 class TritonBackend:
     """How Triton serves a backend's engines.
 
-    name: Triton's backend, "python" for engines that it loads through this package. file: the engine's name in a
-    package, with {target}. options: a target's option → the parameter of Triton's backend. own_profiles: Triton chooses
-    the optimization profile and captures CUDA graphs.
+    name: Triton's backend, "python" for engines that only this package's code can run. requires: distributions that a
+    Python model with such an engine needs. file: the engine's name in a package, with {target}. options: a target's
+    option → the parameter of Triton's backend. own_profiles: Triton chooses the optimization profile and captures CUDA
+    graphs.
     """
 
     name: str
+    requires: tuple[str, ...]
     file: str = "{target}.plan"
     options: Mapping[str, str] = field(default_factory=dict)
     own_profiles: bool = False

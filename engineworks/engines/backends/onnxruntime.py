@@ -36,17 +36,20 @@ from engineworks.model.runtime.ort_errors import ort_errors, what_failed
 from engineworks.model.runtime.ort_forms import (
     FORMS,
     LEVELS,
+    NO_EXACT_KERNEL,
     Form,
     after_crashes,
     current,
     exact_options,
     form_of,
+    lacks_exact_kernel,
     sign,
 )
 from engineworks.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from engineworks.engines.backends._ort_session import OrtSession
+    from engineworks.engines.layer_times import TimedLayer
 
 TITLE = CAPABILITIES["onnxruntime"].title
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -58,14 +61,11 @@ ATTEMPTS = len(FORMS)
 UNFUSED = Form("basic", "basic")
 """The form that computes quantized nodes as Q/DQ in floating point."""
 
-NO_EXACT_KERNEL = ("Attempt to replace the existing tensor", "running MatMulIntegerToFloat node")
-"""What ONNX Runtime 1.31 reports where `EXACT_PRODUCTS` breaks a graph on a processor without VNNI: on loading, where
-two products share an int8 weight; on running, where the weight is the left operand and has a scale per channel."""
-
 TRAITS = Traits(
     build_memory=BuildMemory(150.0, 3.5),
     triton=TritonBackend(
         "onnxruntime",
+        ("numpy", "pydantic", "onnxruntime"),
         file="model.onnx",
         options={"threads": "intra_op_thread_count", "inter_op_threads": "inter_op_thread_count"},
     ),
@@ -121,7 +121,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
     try:
         return _build(request, log)
     except (BuildError, RunError) as error:
-        if current() != FORMS[0] or not any(words in f"{error} {error.log}" for words in NO_EXACT_KERNEL):
+        if current() != FORMS[0] or not lacks_exact_kernel(f"{error} {error.log}"):
             raise
         log(f"{TITLE} has no exact int8 kernel for this model here: {error.message}")
     with after_crashes(FORMS.index(UNFUSED)):
@@ -226,6 +226,19 @@ def load(
     return OrtSession(session, tuple(notes))
 
 
+def layer_times(
+    engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec]
+) -> tuple[str, list[TimedLayer]]:
+    """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
+    import onnxruntime as ort
+
+    from engineworks.engines.backends._ort_layers import profile_nodes
+
+    asked = session_options(options)
+    asked.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form_of(engine).loaded])
+    return f"{TITLE}'s profile", profile_nodes(engine, asked, feeds, runs)
+
+
 def load_as_written(model: Path, *, graph: bytes | None = None, profile: Path | None = None) -> OrtSession:
     """Load a model without optimizations: every node runs separately in the order of the graph.
 
@@ -263,7 +276,7 @@ def session_options(options: Mapping[str, object]) -> Any:
     """Convert a target's options to ONNX Runtime's; its log shows errors only."""
     import onnxruntime as ort
 
-    session_config = exact_options()
+    session_config = exact_options(integer_kernels=True)
     session_config.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[current().loaded])
     session_config.intra_op_num_threads = options.get("threads") or cpu.usable_cores()
     session_config.inter_op_num_threads = options.get("inter_op_threads") or 1

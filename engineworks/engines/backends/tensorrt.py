@@ -19,7 +19,9 @@ IMPORTS = ("tensorrt", "onnx")
 
 TRAITS = Traits(
     build_memory=BuildMemory(1500.0, 3.0),
-    triton=TritonBackend("tensorrt", own_profiles=True),
+    triton=TritonBackend(
+        "tensorrt", ("numpy", "pydantic", "tensorrt", "cuda-bindings", "nvidia-ml-py"), own_profiles=True
+    ),
     smoke_options=SMOKE,
     own_process=True,
 )
@@ -32,6 +34,7 @@ _BACKEND = TrtBackend(VENDOR)
 versions, hardware, build = _BACKEND.versions, _BACKEND.hardware, _BACKEND.build
 why_not_run, load = _BACKEND.why_not_run, _BACKEND.load
 memory_meter, device_watch = _BACKEND.memory_meter, _BACKEND.device_watch
+layer_times = _BACKEND.layer_times
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:

@@ -18,7 +18,7 @@ IMPORTS = ("tensorrt_rtx", "onnx")
 
 TRAITS = Traits(
     build_memory=BuildMemory(400.0, 3.0),
-    triton=TritonBackend("python"),
+    triton=TritonBackend("python", ("numpy", "pydantic", "tensorrt-rtx", "cuda-bindings", "nvidia-ml-py")),
     smoke_options=SMOKE,
     own_process=True,
 )
@@ -31,6 +31,7 @@ _BACKEND = TrtBackend(VENDOR)
 versions, hardware, build = _BACKEND.versions, _BACKEND.hardware, _BACKEND.build
 why_not_run, load = _BACKEND.why_not_run, _BACKEND.load
 memory_meter, device_watch = _BACKEND.memory_meter, _BACKEND.device_watch
+layer_times = _BACKEND.layer_times
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:

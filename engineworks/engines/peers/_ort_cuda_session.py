@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends._ort_session import specs
 from engineworks.engines.backends.base import RunTimes
+from engineworks.engines.peers._peer_session import Array, PeerSession, time_each
 from engineworks.errors import RunError
 from engineworks.model.runtime.ort_errors import ort_errors, plain
 from engineworks.tensors import TensorSpec
 
-Array = NDArray[np.generic]
-
 DEVICE, DEVICE_ID = "cuda", 0
 
 
-class OrtCudaSession:
+class OrtCudaSession(PeerSession):
     """Satisfies `backends.base.Session`. Not thread-safe."""
 
     def __init__(self, session: Any, *, notes: tuple[str, ...], facts: Mapping[str, object]) -> None:
@@ -44,21 +39,17 @@ class OrtCudaSession:
 
         def timed() -> RunTimes:
             if copies:
-                return RunTimes(_time(lambda: session.run(self._names, arrays), runs))
+                return RunTimes(time_each(lambda: session.run(self._names, arrays), runs))
             binding = self._bind(arrays)
 
             def once() -> None:
                 session.run_with_iobinding(binding)
                 binding.synchronize_outputs()
 
-            return RunTimes(_time(once, runs))
+            return RunTimes(time_each(once, runs))
 
         times: RunTimes = self._try(arrays, timed)
         return times
-
-    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
-        """Raises `RunError`: a peer has no streams."""
-        raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
 
     def close(self) -> None:
         self._session = None
@@ -90,13 +81,3 @@ class OrtCudaSession:
             return work()
         except ort_errors() as error:
             raise RunError(f"ONNX Runtime failed at {shapes_of(arrays)}: {plain(error)}") from None
-
-
-def _time(once: Callable[[], object], runs: int) -> tuple[float, ...]:
-    clock = time.perf_counter_ns
-    times = []
-    for _ in range(runs):
-        start = clock()
-        once()
-        times.append((clock() - start) / 1e6)
-    return tuple(times)

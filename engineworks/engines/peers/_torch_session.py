@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engineworks.engines.backends._feeds import checked_feeds, shapes_of
 from engineworks.engines.backends.base import RunTimes
+from engineworks.engines.peers._peer_session import Array, PeerSession, time_each
 from engineworks.errors import EngineworksError, RunError
 from engineworks.model.export.interface import Interface
 from engineworks.tensors import TensorSpec
@@ -18,11 +16,10 @@ from engineworks.tensors import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-Array = NDArray[np.generic]
 Result = TypeVar("Result")
 
 
-class TorchSession:
+class TorchSession(PeerSession):
     """Satisfies `backends.base.Session`. Not thread-safe. `outputs` has the session's float dtype, because a recipe
     states none. half: float inputs are float16 on the device."""
 
@@ -51,10 +48,6 @@ class TorchSession:
         arrays = checked_feeds(self.inputs, feeds)
         return self._try(arrays, lambda: self._timed(arrays, runs, copies))
 
-    def throughput(self, feeds: Mapping[str, Array], streams: int, seconds: float) -> float:
-        """Raises `RunError`: a peer has no streams."""
-        raise RunError(f"throughput over {streams} streams is not measured for a peer: one run at a time is compared")
-
     def close(self) -> None:
         self._module = None
 
@@ -67,7 +60,7 @@ class TorchSession:
             else:
                 self._call(tensors)
 
-        return _time_on_gpu(once, runs) if self._device == "cuda" else RunTimes(_time(once, runs), on_host=True)
+        return _time_on_gpu(once, runs) if self._device == "cuda" else RunTimes(time_each(once, runs), on_host=True)
 
     def _call(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         return self._module(**tensors) if self._by_name else self._module(*tensors.values())
@@ -106,16 +99,6 @@ class TorchSession:
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = lines[0] if lines else ""
             raise RunError(f"PyTorch failed at {shapes_of(arrays)}: {type(error).__name__}: {said}") from error
-
-
-def _time(once: Callable[[], object], runs: int) -> tuple[float, ...]:
-    clock = time.perf_counter_ns
-    times = []
-    for _ in range(runs):
-        start = clock()
-        once()
-        times.append((clock() - start) / 1e6)
-    return tuple(times)
 
 
 def _time_on_gpu(once: Callable[[], object], runs: int) -> RunTimes:

@@ -100,7 +100,7 @@ def load(model: PeerModel) -> OrtCudaSession:
             f"this ONNX Runtime {ort.__version__} has no {PROVIDER}",
             hint="pip install onnxruntime-gpu in place of onnxruntime: both in one place hide each other",
         )
-    options = exact_options()
+    options = exact_options(integer_kernels=True)
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     providers = [(PROVIDER, dict(PROVIDER_OPTIONS)), "CPUExecutionProvider"]

@@ -7,6 +7,7 @@ process, not a thread: C++ builders cannot be interrupted, swallow Ctrl-C, print
 - `on_line` gets every line of a child's two output descriptors; answers use a separate pipe.
 - A child stays in our process group, ignores SIGINT and dies with the parent, by PR_SET_PDEATHSIG. The kernel sends
   that signal when the *thread* that started the child ends, so one thread of the parent's lifetime starts all children.
+- Each child has a supervisor (`supervise`), which ends whatever the child started and left, however the child ended.
 - Waiting callers wake every `POLL_S`, so that they soon see an exception thrown into their thread.
 """
 
@@ -24,8 +25,8 @@ from typing import Any
 
 from engineworks.errors import ChildDefect, Interrupted, StepError, TimeLimitError
 from engineworks.host.child.serve import decode_error
-from engineworks.host.child.start import Child, search_path, start_child
-from engineworks.host.child.wait import Lines, Stopped, TimeUp, wait_for_answer
+from engineworks.host.child.start import Child, Command, search_path, start_child, working_folder
+from engineworks.host.child.wait import LineAnswer, Lines, Stopped, TimeUp, wait_for_answer
 
 MAX_IDLE = 2
 """Maximum number of idle children."""
@@ -82,14 +83,16 @@ class ChildPool:
         """
         what = what or function
         message = _message(function, payload, what, cwd)
-        lines, before, start, answer = Lines(on_line), self._cancellations, time.monotonic(), None
+        lines, before, start, pending = Lines(on_line), self._cancellations, time.monotonic(), LineAnswer()
+        answer = None
 
         def stop() -> bool:
             return self._cancellations != before or (cancel is not None and cancel.is_set())
 
         child = self._take({**os.environ, **(env or {})}, fresh)
         try:
-            answer = wait_for_answer(child, message, lines, time_limit_s=time_limit_s, stop=stop)
+            wait_for_answer(child, [message], pending, lines, time_limit_s=time_limit_s, stop=stop)
+            answer = pending.value()
         except TimeUp:
             text = f"{what} did not end within {time_limit_s:g} s and was killed (peak memory {child.peak_mib:.0f} MiB)"
             raise TimeLimitError(text, hint="raise its time limit or see its log", log=lines.text()) from None
@@ -98,7 +101,7 @@ class ChildPool:
         finally:
             self._give_back(child, answer, keep=not fresh)
         if answer is None:
-            raise _crash(child, what, error, time.monotonic() - start, lines)
+            raise crash(child, what, error, time.monotonic() - start, lines)
         return _value(answer, what, lines, child.peak_mib)
 
     def prestart(self, imports: Iterable[str] = (), *, count: int = 1) -> None:
@@ -106,7 +109,7 @@ class ChildPool:
         with self._lock:
             missing = min(count, self._max_idle) - len(self._idle)
         for _ in range(missing):
-            child = start_child(dict(os.environ))
+            child = start_child(Command(dict(os.environ)))
             child.send_early({"imports": list(imports), "sys_path": search_path()})
             self._keep(child)
 
@@ -129,7 +132,7 @@ class ChildPool:
     def _take(self, env: Mapping[str, str], fresh: bool) -> Child:
         """Return the most recently used idle child with the same environment, else a new one."""
         with self._lock:
-            dead = [c for c in self._idle if not c.alive()]
+            dead = [c for c in self._idle if not c.listens()]
             self._idle = [c for c in self._idle if c not in dead]
             fitting = [] if fresh else [c for c in self._idle if c.env == env]
             if fitting:
@@ -139,7 +142,7 @@ class ChildPool:
             child.end()
         if fitting:
             return fitting[-1]
-        child = start_child(env)
+        child = start_child(Command(dict(env)))
         with self._lock:
             self._busy.append(child)
         return child
@@ -169,10 +172,11 @@ class ChildPool:
             old.end()
 
 
-def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | None) -> bytes:
+def _message(function: str, payload: Mapping[str, Any], what: str, cwd: Path | None) -> memoryview:
     """Return the job as a line of JSON; each job sets the child's search path and folder again."""
-    where = {"sys_path": search_path(), "cwd": str(cwd or Path.cwd())}
-    return json.dumps({"function": function, "payload": dict(payload), "what": what, **where}).encode() + b"\n"
+    where = {"sys_path": search_path(), "cwd": str(cwd or working_folder())}
+    message = {"function": function, "payload": dict(payload), "what": what, **where}
+    return memoryview(json.dumps(message).encode() + b"\n")
 
 
 def _value(answer: Mapping[str, Any], what: str, lines: Lines, seen_mib: float) -> dict[str, Any]:
@@ -205,7 +209,8 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGBUS)
 BY_ITSELF = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
-def _crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
+def crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
+    """Return the error of a child that ended without an answer."""
     code = child.exit_code
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

@@ -12,7 +12,6 @@ import faulthandler
 import importlib
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,42 +19,29 @@ from typing import Any, BinaryIO
 
 from engineworks import errors
 from engineworks.errors import EngineworksError, Place, Problem, RecipeError, StepError
+from engineworks.host.child.supervise import supervise
 from engineworks.host.memory import peak_mib, reset_peak, resident_mib
-
-Job = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that the kernel sends when the thread that started this process ends."""
 
 
 def serve(parent: int, answers_fd: int) -> None:
     """Do jobs until standard input ends. parent: the process id that must still be the parent's at the start."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent handles it
-    _die_with(parent)
+    supervise(parent)
     faulthandler.enable()
     os.set_inheritable(answers_fd, False)
-    with _take_over_stdin() as jobs, os.fdopen(answers_fd, "wb") as answers:
-        _print_line_by_line()
+    with take_over_stdin() as jobs, os.fdopen(answers_fd, "wb") as answers:
+        print_line_by_line()
         for line in jobs:
             message = json.loads(line)
             if "imports" in message:
                 _import_early(message)
                 continue
             answer = _answer(message)
-            _flush_output()
+            flush_output()
             answers.write(json.dumps(answer).encode() + b"\n")
             answers.flush()
 
 
-def _die_with(parent: int) -> None:
-    """End this process with its parent, even if SIGKILL ends that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel got the request
-        os._exit(1)
-
-
-def _take_over_stdin() -> BinaryIO:
+def take_over_stdin() -> BinaryIO:
     """Move the jobs' pipe to a descriptor unknown to jobs; a job that reads standard input finds it empty."""
     jobs = os.fdopen(os.dup(0), "rb")
     empty = os.open(os.devnull, os.O_RDONLY)
@@ -64,7 +50,7 @@ def _take_over_stdin() -> BinaryIO:
     return jobs
 
 
-def _print_line_by_line() -> None:
+def print_line_by_line() -> None:
     """Buffer Python's and C's output by line: a crash loses no complete line, and the log is live."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
@@ -73,7 +59,8 @@ def _print_line_by_line() -> None:
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)  # 1: _IOLBF
 
 
-def _flush_output() -> None:
+def flush_output() -> None:
+    """Write what Python and C hold back."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed by the job
             stream.flush()
@@ -91,7 +78,7 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
     try:
         sys.path[:] = message["sys_path"]
         os.chdir(message["cwd"])
-        value = _find(message["function"])(message["payload"])
+        value = find(message["function"])(message["payload"])
         json.dumps(value)
         answer: dict[str, Any] = {"value": value}
     except EngineworksError as error:
@@ -107,10 +94,11 @@ def _answer(message: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _find(function: str) -> Job:
+def find(function: str) -> Callable[..., Any]:
+    """Import `module:function`."""
     module, _, name = function.partition(":")
-    job: Job = getattr(importlib.import_module(module), name)
-    return job
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _mib(read: Callable[[], float]) -> float:

@@ -6,14 +6,19 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from engineworks.errors import StepError
+from engineworks.host.child.supervise import children
 
 BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -24,28 +29,50 @@ END_S = 5.0
 """Seconds for a killed child to disappear; after that it is left to the kernel."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """How to start a child. bootstrap: its Python program, called with our search path, our process id and the
+    descriptor for its answers. prefix: a program that starts it in its own namespaces, where our id means nothing
+    (then 0 is passed)."""
+
+    env: Mapping[str, str]
+    bootstrap: str = BOOTSTRAP
+    prefix: tuple[str, ...] = ()
+    cwd: Path | None = None
+
+
 def search_path() -> list[str]:
     """Return `sys.path`, with the current folder instead of the empty entry."""
-    return [p or str(Path.cwd()) for p in sys.path]
+    return [p or str(working_folder()) for p in sys.path]
+
+
+def working_folder() -> Path:
+    """Return the current folder. Raises `StepError` where it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise StepError("the current folder was deleted", hint="go to a folder that exists, and start again") from None
 
 
 class Child:
-    """One child process and our ends of its non-blocking pipes.
+    """One child process below its supervisor, and our ends of its non-blocking pipes.
 
     jobs: number of jobs done. peak_mib: maximum resident memory seen during its present job, MiB.
     """
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = dict(env)
+    def __init__(self, command: Command) -> None:
+        self.env = command.env
+        self._worker = 0
         self.jobs = 0
         self.peak_mib = 0.0
         output, output_end = os.pipe()
         answers, answers_end = os.pipe()
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, json.dumps(search_path()), str(os.getpid()), str(answers_end)],
-                stdin=subprocess.PIPE, stdout=output_end, stderr=output_end,
-                pass_fds=(answers_end,), env=self.env, bufsize=0,
+                [*command.prefix, sys.executable, "-c", command.bootstrap, json.dumps(search_path()),
+                 str(0 if command.prefix else os.getpid()), str(answers_end)],
+                stdin=subprocess.PIPE, stdout=output_end, stderr=output_end, pass_fds=(answers_end,),
+                env=command.env, cwd=command.cwd, bufsize=0,
             )  # fmt: skip
         except OSError:
             os.close(output)
@@ -60,12 +87,15 @@ class Child:
             os.set_blocking(fd, False)
         self._open = True
 
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
     def alive(self) -> bool:
+        """Return whether its supervisor still runs: until then, it or something that it started may run."""
         return self._popen.poll() is None
+
+    def listens(self) -> bool:
+        """Return whether it can take a job: once it has ended, nothing reads its pipe (poll(2), POLLERR)."""
+        poll = select.poll()
+        poll.register(self.jobs_fd, 0)
+        return self.alive() and not poll.poll(0)
 
     @property
     def exit_code(self) -> int:
@@ -78,8 +108,9 @@ class Child:
 
     def look_at_memory(self) -> None:
         """Record the peak of its resident memory (Linux: proc(5), VmHWM)."""
+        self._worker = self._worker or next(iter(children(self._popen.pid)), 0)
         try:
-            with Path(f"/proc/{self.pid}/status").open(encoding="ascii", errors="replace") as status:
+            with Path(f"/proc/{self._worker}/status").open(encoding="ascii", errors="replace") as status:
                 line = next((line for line in status if line.startswith("VmHWM:")), None)
         except OSError:
             return
@@ -87,18 +118,20 @@ class Child:
             self.peak_mib = max(self.peak_mib, int(line.split()[1]) / 1024)
 
     def kill(self) -> None:
-        """Send SIGKILL to it and its descendants; the waiting caller notices."""
-        below = descendants(self.pid) if self.alive() else ()
-        self._popen.kill()
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        """Ask its supervisor to kill it and all that it started; the waiting caller notices."""
+        self._popen.terminate()
 
     def end(self) -> None:
         """Kill it, wait for its end, and close our ends of its pipes."""
         self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._popen.wait(END_S)
+        except subprocess.TimeoutExpired:  # its supervisor was stopped, or waits for the kernel
+            for pid in (*descendants(self._popen.pid), self._popen.pid):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(END_S)
         if self._open:
             self._open = False
             assert self._popen.stdin is not None
@@ -107,45 +140,36 @@ class Child:
             os.close(self.answers_fd)
 
 
-def descendants(pid: int) -> Sequence[int]:
-    """Return the ids of the process's descendants (Linux: proc(5), field 4 of stat)."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            parent = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
-            children.setdefault(int(parent), []).append(int(stat.parent.name))
-    pids, pending = [], [pid]
-    while pending:
-        below = children.get(pending.pop(), [])
-        pids += below
-        pending += below
-    return pids
+def descendants(pid: int) -> list[int]:
+    """Return the ids of the process's descendants."""
+    below = children(pid)
+    return [*below, *(deeper for child in below for deeper in descendants(child))]
 
 
 class _Starter:
     """The one thread that starts children: it lives as long as the process, so children can too."""
 
     def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[tuple[Mapping[str, str], Future[Child]]] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[Command, Future[Child]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def start(self, env: Mapping[str, str]) -> Child:
+    def start(self, command: Command) -> Child:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="engineworks-children", daemon=True)
                 self._thread.start()
         future: Future[Child] = Future()
-        self._requests.put((env, future))
+        self._requests.put((command, future))
         return future.result()
 
     def _work(self) -> None:
         # Children inherit the mask: a Ctrl-C while their interpreter starts must not end them with a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         while True:
-            env, future = self._requests.get()
+            command, future = self._requests.get()
             try:
-                future.set_result(Child(env))
+                future.set_result(Child(command))
             except Exception as error:  # noqa: BLE001  not swallowed: the caller gets it
                 future.set_exception(error)
 
@@ -153,9 +177,9 @@ class _Starter:
 _starter = _Starter()
 
 
-def start_child(env: Mapping[str, str]) -> Child:
-    """Start a child with this environment. Raises OSError if the system cannot."""
-    return _starter.start(env)
+def start_child(command: Command) -> Child:
+    """Start a child. Raises OSError if the system cannot."""
+    return _starter.start(command)
 
 
 def _forget_starter() -> None:

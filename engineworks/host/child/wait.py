@@ -8,8 +8,8 @@ import re
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from engineworks.host.child.start import Child
 
@@ -21,6 +21,9 @@ LOG_LINES = 50
 
 MAX_LINE_BYTES = 1 << 16
 """A longer line is split, so that a progress bar cannot fill our memory."""
+
+PIPE_BYTES = 1 << 20
+"""Bytes that a pipe holds at most (pipe(7), pipe-max-size)."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -72,10 +75,36 @@ class Stopped(Exception):
     """The wait was canceled; the child still runs, or was killed for it."""
 
 
+class Answer(Protocol):
+    """Collects what a child answers."""
+
+    complete: bool
+
+    def feed(self, data: bytes) -> None: ...
+
+
+class LineAnswer:
+    """One line of JSON, from code of ours."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self.complete = False
+
+    def feed(self, data: bytes) -> None:
+        self._line += data
+        self.complete = self._line.endswith(b"\n")
+
+    def value(self) -> dict[str, Any] | None:
+        """Return the object, None where the child ended without one."""
+        value: dict[str, Any] | None = json.loads(self._line) if self.complete else None
+        return value
+
+
 def wait_for_answer(
-    child: Child, message: bytes, lines: Lines, *, time_limit_s: float | None, stop: Callable[[], bool]
-) -> dict[str, Any] | None:
-    """Return the child's answer to `message`, None if it ended without one.
+    child: Child, message: Iterable[memoryview], answer: Answer, lines: Lines, *,
+    time_limit_s: float | None, stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Send the message and feed `answer` until it is complete or the child has ended.
 
     Raises `TimeUp` after `time_limit_s` seconds and `Stopped` once `stop()` is true. Discards late output of an earlier
     job first.
@@ -83,16 +112,25 @@ def wait_for_answer(
     if child.jobs:
         _drain(child.output_fd)
     child.peak_mib = 0.0
-    unsent, answer = memoryview(message), bytearray()
+    parts = iter(message)
+    unsent = next(parts, None)
     start = looked = time.monotonic()
     with selectors.DefaultSelector() as selector:
-        selector.register(child.output_fd, selectors.EVENT_READ)
-        selector.register(child.answers_fd, selectors.EVENT_READ)
+        selector.register(child.output_fd, selectors.EVENT_READ, lines.feed)
+        selector.register(child.answers_fd, selectors.EVENT_READ, answer.feed)
         selector.register(child.jobs_fd, selectors.EVENT_WRITE)
         while True:
             ended = not child.alive()  # asked before reading, so that the pipes hold all its output
-            unsent = _pump(selector, 0 if ended else POLL_S, child, unsent, answer, lines)
-            if ended or answer.endswith(b"\n"):
+            for key, _ in selector.select(0 if ended else POLL_S):
+                if key.fd == child.jobs_fd:
+                    unsent = _send(child.jobs_fd, unsent, parts)
+                    if unsent is None:
+                        selector.unregister(child.jobs_fd)
+                elif data := _read(key.fd):
+                    key.data(data)
+                else:
+                    selector.unregister(key.fd)
+            if ended or answer.complete:
                 break
             if stop():
                 raise Stopped
@@ -101,39 +139,22 @@ def wait_for_answer(
             if time.monotonic() - looked >= POLL_S:
                 looked = time.monotonic()
                 child.look_at_memory()
-    answer += _drain(child.answers_fd)
+    answer.feed(_drain(child.answers_fd))
     lines.feed(_drain(child.output_fd))
     lines.flush()
     if stop():
         raise Stopped
-    return json.loads(answer) if answer.endswith(b"\n") else None
 
 
-def _pump(
-    selector: selectors.BaseSelector, wait_s: float, child: Child, unsent: memoryview, answer: bytearray, lines: Lines
-) -> memoryview:
-    """Move available data through the child's three pipes; returns the unsent rest."""
-    for key, _ in selector.select(wait_s):
-        if key.fd == child.jobs_fd:
-            unsent = _send(child.jobs_fd, unsent)
-            if not unsent:
-                selector.unregister(child.jobs_fd)
-        elif not (data := _read(key.fd)):
-            selector.unregister(key.fd)
-        elif key.fd == child.output_fd:
-            lines.feed(data)
-        else:
-            answer += data
-    return unsent
-
-
-def _send(fd: int, data: memoryview) -> memoryview:
+def _send(fd: int, data: memoryview | None, parts: Iterator[memoryview]) -> memoryview | None:
+    """Write what the pipe takes; return the rest of the message's present part, None at its end."""
     try:
-        return data[os.write(fd, data) :]
+        data = data[os.write(fd, data) :] if data else data
     except BlockingIOError:
         return data
     except BrokenPipeError:  # the child is gone; the caller notices
-        return data[len(data) :]
+        return None
+    return data or next(parts, None)
 
 
 def _read(fd: int) -> bytes:
@@ -145,7 +166,8 @@ def _read(fd: int) -> bytes:
 
 
 def _drain(fd: int) -> bytes:
+    """Return what the pipe holds; a child that keeps writing does not keep us."""
     data = b""
-    while more := _read(fd):
+    while len(data) < PIPE_BYTES and (more := _read(fd)):
         data += more
     return data

@@ -85,7 +85,7 @@ def _earlier(before: int, confidence: float) -> str:
     if not before:
         return ""
     others = "one before did" if before == 1 else f"{before} before did"
-    return f" Compared again: the {others} not decide, so this one is held to {_confidence(confidence)}."
+    return f" Compared again: the {others} not decide, so this one needs a confidence of {_confidence(confidence)}."
 
 
 def _history_check(
@@ -113,7 +113,7 @@ LOST = (
 )
 
 WAY_OUT = (
-    "If that cannot be mended: 'engineworks rollback' to a champion that runs here, or release once without "
+    "If that cannot be fixed: 'engineworks rollback' to a champion that runs here, or release once without "
     "performance.regression."
 )
 

@@ -68,7 +68,7 @@ def _call(factory: str, root: Path) -> Any:
         return function()
     except EngineworksError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything, also SystemExit
         raise user_failure(error, root, f"factory '{factory}'") from error
 
 

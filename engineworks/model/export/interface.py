@@ -91,21 +91,26 @@ def export_onnx(source: Path, out: Path) -> ExportReport:
     if not source.is_file():
         what = "is a folder, not a file" if source.is_dir() else "no such file"
         raise ModelError(f"{source}: {what}", hint="model.source.onnx takes the path of an ONNX file")
-    model_files(source)  # refuses external data that is missing or outside of the folder
-    model = load_model(source, weights=False)
-    check_tensors(model, source)
-    names = _external_names(source, model)
+    opset, names = checked_model(source)
     _copy(source, out / MODEL_FILE)
     for name in names:
         _copy(source.parent / name, out / name)
     files = (MODEL_FILE, *names)
     return ExportReport(
         exporter="copy",
-        opset=opset_of(model),
+        opset=opset,
         files=files,
         bytes=folder_bytes(out, files),
         seconds=time.monotonic() - started,
     )
+
+
+def checked_model(source: Path) -> tuple[int, list[str]]:
+    """Return the opset of an ONNX file and the names of its external data. Raises `ModelError` as `export_onnx`."""
+    model_files(source)  # refuses external data that is missing or outside of the folder
+    model = load_model(source, weights=False)
+    check_tensors(model, source)
+    return opset_of(model), _external_names(source, model)
 
 
 def folder_bytes(out: Path, names: Iterable[str]) -> int:

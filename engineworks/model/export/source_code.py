@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib import metadata
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
@@ -52,6 +51,8 @@ def local_modules(module: str, root: Path) -> dict[str, Path]:
 
 def imported_distributions(module: str, root: Path) -> dict[str, str]:
     """Installed distributions that the closure imports, with their versions: they shape what a factory returns."""
+    from importlib import metadata  # takes longer to import than all else here
+
     modules = local_modules(module, root)
     names = {n.partition(".")[0] for name, path in modules.items() for n in _imported_names(name, path)}
     local = {name.partition(".")[0] for name in modules}
@@ -65,6 +66,8 @@ def imported_distributions(module: str, root: Path) -> dict[str, str]:
 @cache
 def _distributions() -> Mapping[str, list[str]]:
     """Distributions by the top-level module they bring; reads all installed metadata, so only once."""
+    from importlib import metadata
+
     return metadata.packages_distributions()
 
 
@@ -206,7 +209,7 @@ def _import(name: str, root: Path, doing: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything, also SystemExit
         if isinstance(error, ModuleNotFoundError) and name not in modules and f"{name}.".startswith(f"{error.name}."):
             raise _missing(name, root, doing) from None  # its package is there, in another place
         raise user_failure(error, root, f"{doing}: importing '{name}'") from error

@@ -27,17 +27,31 @@ large. With this option such processors multiply uint8 by uint8; on others it ch
 `kOrtSessionOptionsAvx2PrecisionMode`). So an int8 engine gives the same numbers on every host."""
 
 
-def exact_options() -> Any:
+AS_WRITTEN = ("session.disable_quant_qdq", "1")
+"""Q/DQ run in floating point, as they are written. Integer kernels are for engines and what must equal them: without
+VNNI, EXACT_PRODUCTS breaks some graphs (NO_EXACT_KERNEL)."""
+
+NO_EXACT_KERNEL = ("Attempt to replace the existing tensor", "running MatMulIntegerToFloat node")
+"""What ONNX Runtime 1.31 reports where `EXACT_PRODUCTS` breaks a graph on a processor without VNNI: on loading, where
+two products share an int8 weight; on running, where the weight is the left operand and has a scale per channel."""
+
+
+def exact_options(*, integer_kernels: bool = False) -> Any:
     """New options for a session, with which a quantized model computes the same numbers on every processor.
 
-    Every session of ONNX Runtime is opened with these.
+    Every session of ONNX Runtime is opened with these. integer_kernels: fuse Q/DQ and products into integer kernels.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS):
+    for entry in (EXACT_ACTIVATIONS, EXACT_PRODUCTS, *(() if integer_kernels else (AS_WRITTEN,))):
         options.add_session_config_entry(*entry)
     return options
+
+
+def lacks_exact_kernel(error: str) -> bool:
+    """Whether ONNX Runtime's message says that it has no exact integer kernel for the graph on this processor."""
+    return any(words in error for words in NO_EXACT_KERNEL)
 
 
 METADATA_KEY = "engineworks.form"

@@ -99,7 +99,7 @@ def read_label_file(path: Path, wanted: str = "label") -> dict[str, Any]:
     by_name: dict[str, Any] = {}
     for place, row in read_rows(path, range(total), ("file", wanted)):
         if row["file"] in by_name:
-            raise SamplesError(f"{place}: '{row['file']}' stands twice", hint="one row per image")
+            raise SamplesError(f"{place}: duplicate '{row['file']}'", hint="one row per image")
         by_name[str(row["file"])] = row[wanted]
     return by_name
 
@@ -147,5 +147,5 @@ def _by_file(path: Path | None, names: Sequence[str]) -> Mapping[str, str]:
     labels = read_label_file(path)
     for name in names:
         if name not in labels:
-            raise SamplesError(f"{path.name}: says nothing of '{name}'", hint=did_you_mean(name, labels), key="labels")
+            raise SamplesError(f"{path.name}: has no row for '{name}'", hint=did_you_mean(name, labels), key="labels")
     return {name: str(labels[name]) for name in names}

@@ -10,6 +10,9 @@ from typing import Any
 LABELS = "labels"
 """Name of the label array among the prepared arrays."""
 
+PYTHON_SLICES = "python:"
+"""How a function that names slices is told from an array or a column: 'python:module:function'."""
+
 SLICES = "slices"
 """Name of the array of slice names among the prepared arrays."""
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.datasets.labels import label_numbers
 from engineworks.recipe.datasets.preparation import LABELS, SLICES, Preparation, Ragged, longest_for_all
 from engineworks.recipe.datasets.tables import look_at
-from engineworks.recipe.samples import SampleFile, batch_dim, fixed_batch
+from engineworks.recipe.samples import SampleFile
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import TensorSpec
 

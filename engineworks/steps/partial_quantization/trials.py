@@ -13,8 +13,9 @@ from engineworks.model.calibrate.ranges import Ranges
 from engineworks.model.lower.quantizable import QUANTIZABLE, Activation, NodePlan, plan_quantization
 from engineworks.model.lower.quantize import quantize
 from engineworks.model.onnx_files import graph_outputs
+from engineworks.recipe.batch import output_axes
 from engineworks.recipe.recipe import CALIBRATED
-from engineworks.recipe.samples import SampleFile, output_axes
+from engineworks.recipe.samples import SampleFile
 from engineworks.steps.partial_quantization.groups import Group, exact_pattern, keep_patterns
 from engineworks.steps.partial_quantization.prefix import Prefix
 from engineworks.steps.partial_quantization.ranking import Trial, make_trial

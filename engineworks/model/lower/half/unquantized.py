@@ -27,6 +27,7 @@ from engineworks.model.lower.half.overflow import first_overflow
 from engineworks.model.lower.half.prove import OutputProof, compare_outputs, prove, reference_outputs
 from engineworks.model.lower.half.report import DEFAULT_LIMITS, HalfReport
 from engineworks.model.lower.half.run import Arrays, Bench
+from engineworks.settings import uses_workarounds
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +57,7 @@ def halve_unquantized(
     `LoweringError` if the result is not finite, with the node, or noisier than the quantized model by more than
     `MORE_NOISE_DB`.
     """
-    if dtype == "float16":
+    if dtype == "float16" and uses_workarounds():
         scale_channels_after_products(quantized)
     limits = DEFAULT_LIMITS[dtype]
     samples = list(islice(feeds, limits.samples))

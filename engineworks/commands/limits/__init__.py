@@ -1,0 +1,1 @@
+"""`engineworks limits`: what limits a recipe's own measurements suggest."""

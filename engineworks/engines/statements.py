@@ -1,0 +1,162 @@
+"""Statements of releases: which engine took which role, in which order. Reads and checks them; `release.issuer` signs.
+
+    statements.json   {"statements": [{"statement": 1, "model", "recipe", "precision", "target", "engine": sha256,
+                      "verdict": "pass", "number", "previous": sha256 of the statement before, "issued_at",
+                      "signature"}, …]}    oldest first
+
+A role is one precision and target of a registered model. Its statements are numbered from 1, and each names the digest
+of the one before: nothing can be removed from the middle, put in, or exchanged. The newest is the signed word; those
+before it are vouched for by the digests. `known_statements` remembers the newest that this host has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from engineworks.engines.engine_files import STATEMENTS_FILE
+from engineworks.engines.passport import Passport, SignatureFacts
+from engineworks.engines.signing import Trust
+from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed, untyped
+from engineworks.errors import TrustError
+from engineworks.fingerprint import digest_of
+
+LONGEST = 100
+"""Statements of a role that are kept; a host that has missed more releases must be told by hand what it may trust."""
+
+RELEASE_AGAIN = "run 'engineworks release' where the signing key is"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One release: the engine (sha256 of its main file) became champion of the role. number: from 1. previous: digest
+    of the statement before it, None for the first. issued_at: ISO 8601, UTC."""
+
+    __pydantic_config__ = STRICT
+
+    statement: Literal[1]
+    model: str
+    recipe: str
+    precision: str
+    target: str
+    engine: Digest
+    verdict: str
+    number: Annotated[int, Field(ge=1, lt=2**53)]
+    previous: Digest | None
+    issued_at: str
+    signature: SignatureFacts | None = None
+
+    @property
+    def role(self) -> tuple[str, str, str]:
+        """Return model, precision and target."""
+        return self.model, self.precision, self.target
+
+    @property
+    def name(self) -> str:
+        """Return the statement's name in messages."""
+        return f"statement {self.number} of {self.model} {self.precision}/{self.target}"
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of the statement with its signature, which the next one names."""
+        return digest_of(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = untyped(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, document: Any, what: str) -> Statement:
+        """Read what `to_json` wrote. Raises `TrustError`."""
+        return typed(cls, document, what)
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The statements of one role, oldest first; at least one."""
+
+    __pydantic_config__ = STRICT
+
+    statements: Annotated[tuple[Statement, ...], Field(min_length=1)]
+
+    @property
+    def newest(self) -> Statement:
+        return self.statements[-1]
+
+    def and_then(self, statement: Statement) -> Statements:
+        """Return the statements with one more, of which the newest `LONGEST` are kept."""
+        return Statements((*self.statements, statement)[-LONGEST:])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"statements": [statement.to_json() for statement in self.statements]}
+
+    @classmethod
+    def from_json(cls, document: Any, what: str) -> Statements:
+        """Read what `to_json` wrote. Raises `TrustError`, also for a gap, a foreign predecessor or another role."""
+        read = typed(cls, document, what)
+        check_order(read.statements, what)
+        return read
+
+
+def check_order(statements: Sequence[Statement], what: str) -> None:
+    """Raises `TrustError` unless each statement follows the one before it."""
+    first = statements[0]
+    if (first.number == 1) != (first.previous is None):
+        raise TrustError(f"{what}: {first.name} names a wrong predecessor", hint=RELEASE_AGAIN)
+    for before, after in pairwise(statements):
+        if after.role != before.role:
+            raise TrustError(f"{what}: {before.name} is followed by {after.name}", hint=RELEASE_AGAIN)
+        if after.number != before.number + 1:
+            raise TrustError(f"{what}: {before.name} is followed by number {after.number}", hint=RELEASE_AGAIN)
+        if after.previous != before.digest:
+            raise TrustError(
+                f"{what}: {after.name} follows another statement {before.number}",
+                hint="two releases were signed at once, or one was exchanged: " + RELEASE_AGAIN,
+            )
+
+
+def read_statements(folder: Path) -> Statements | None:
+    """Return the statements next to an engine, None where there are none. Raises `TrustError`."""
+    path = folder / STATEMENTS_FILE
+    return read_statements_file(path) if path.exists() or path.is_symlink() else None
+
+
+def read_statements_file(path: Path) -> Statements:
+    """Raises `TrustError`."""
+    return Statements.from_json(parse_document(read_bytes(path), str(path)), str(path))
+
+
+def check_statement(statement: Statement, passport: Passport, trust: Trust, what: str) -> None:
+    """Compare a release's newest statement with the engine's passport. Raises `TrustError`: unsigned where a signature
+    is required, a verdict other than pass, or another engine or role.
+
+    what: where the statement is, for messages.
+    """
+    trust.check(statement.to_json(), f"{what}: {statement.name}")
+    if statement.verdict != "pass":
+        raise TrustError(f"{what}: the verdict of {statement.name} is {statement.verdict}", hint=RELEASE_AGAIN)
+    engine = passport.facts.engine
+    agree(
+        f"{what}: {statement.name}",
+        {
+            "recipe": (statement.recipe, passport.facts.recipe.name),
+            "precision": (statement.precision, engine.precision),
+            "target": (statement.target, engine.target.name),
+            "engine": (statement.engine, engine.sha256),
+        },
+    )
+
+
+def agree(what: str, facts: Mapping[str, tuple[str, str]]) -> None:
+    """Raises `TrustError` for the first fact that differs. facts: name → what is said there, what the passport says."""
+    for fact, (said, issued) in facts.items():
+        if said != issued:
+            raise TrustError(
+                f"{what} is for {fact} {said[:80]}, the engine's passport is for {issued[:80]}",
+                hint="another engine was put in its place, or an older one put back: do not use it",
+            )

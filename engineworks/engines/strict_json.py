@@ -1,0 +1,122 @@
+"""Reads JSON that came from elsewhere: passports, statements, manifests of packages. What is not exactly as documented
+is one `TrustError`."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from engineworks.errors import TrustError
+from engineworks.fingerprint import canonical_json
+
+T = TypeVar("T")
+
+LARGEST_BYTES = 64 * 2**20
+DEEPEST = 32
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""The `__pydantic_config__` of a document's dataclass: unknown keys are refused."""
+
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+"""sha256, 64 hex digits."""
+
+_ANEW = "fetch it again from where it was made"
+
+
+def read_bytes(path: Path, missing: str = "") -> bytes:
+    """Return the bytes of a regular file, read once. missing: what to do where there is none. Raises `TrustError`."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
+    except FileNotFoundError:
+        raise TrustError(f"{path}: does not exist", hint=missing or _ANEW) from None
+    except (OSError, ValueError) as error:
+        raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_ANEW) from None
+    with os.fdopen(file, "rb") as opened:
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise TrustError(f"{path}: is no regular file", hint=_ANEW)
+            data = opened.read(LARGEST_BYTES + 1)
+        except OSError as error:
+            raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_ANEW) from None
+    if len(data) > LARGEST_BYTES:
+        raise TrustError(f"{path}: is larger than {LARGEST_BYTES >> 20} MiB", hint=_ANEW)
+    return data
+
+
+def parse_document(data: bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object. Raises `TrustError` for duplicate keys, NaN, text that is not Unicode, and deep nesting.
+
+    what: its name in messages, such as the file's path.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TrustError(f"{what}: duplicate key {twice[:80]!r}", hint=_ANEW)
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise TrustError(f"{what}: holds {constant}, which is no number in JSON", hint=_ANEW)
+
+    try:
+        document = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        if _depth(document) > DEEPEST:
+            raise RecursionError
+        canonical_json(document).encode()
+    except RecursionError:
+        raise TrustError(f"{what}: is nested deeper than {DEEPEST} levels", hint=_ANEW) from None
+    except ValueError as error:  # also UnicodeError
+        raise TrustError(f"{what}: is not JSON: {str(error)[:120]}", hint=_ANEW) from None
+    if not isinstance(document, dict):
+        raise TrustError(f"{what}: is not a JSON object", hint=_ANEW)
+    return document
+
+
+def typed(kind: type[T], document: Any, what: str) -> T:
+    """Return the document as the frozen dataclass `kind`. Raises `TrustError` for the first unknown or missing key, or
+    value of another type."""
+    try:
+        return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(document), strict=True))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    place = ".".join(str(part)[:80] for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        raise TrustError(f"{what}: unknown key '{place}'", hint=_ANEW)
+    if first["type"] in ("missing", "missing_argument"):
+        raise TrustError(f"{what}: '{place}' is missing", hint=_ANEW)
+    reason = first["msg"][0].lower() + first["msg"][1:]
+    raise TrustError(f"{what}: '{place}' is not as documented: {reason}", hint=_ANEW)
+
+
+def untyped(value: object) -> Any:
+    """The inverse of `typed`: plain JSON values, without keys whose value is None by default."""
+    return _adapter(cast(Any, type(value))).dump_python(value, mode="json", exclude_defaults=True)
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _depth(value: Any) -> int:
+    """Count levels of nesting without recursion."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+        if depth > DEEPEST:
+            break
+    return depth
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,102 @@
+"""Runs code of a recipe's author in a process of its own, which ends with it.
+
+A sandbox runs a function of ours, `module:function`, that loads and calls the user's code. It takes plain values and
+arrays, and gives back the same over one pipe, which nobody trusts: the user's code may write anything to it.
+
+- Its process does nothing before and nothing after: no other recipe, no other step. It knows no folder of the store,
+  and no variable that names one or holds a key.
+- It has its own session, so that signals to its process group end it alone, and a supervisor, which ends whatever it
+  started.
+- With ENGINEWORKS_SANDBOX=bwrap, bubblewrap puts it into namespaces of its own: no network, no other process, and no
+  file that it can write but those of its scratch folder.
+
+What code of the same user can do without bubblewrap is in docs/security.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import StepError, TimeLimitError
+from engineworks.host.child import crash
+from engineworks.host.child.start import search_path, start_child, working_folder
+from engineworks.host.child.wait import Lines, TimeUp, wait_for_answer
+from engineworks.host.sandbox.command import sandbox_command
+from engineworks.host.sandbox.failure import failure_of
+from engineworks.host.sandbox.wire import Answer, Array, GarbledError, array_frame, end_frame
+
+MAX_OUTPUT_BYTES = 1 << 20
+"""Output of the user's code that is passed on, in characters; a log must not fill the disk."""
+
+
+class Sandbox:
+    """One process for one piece of user code. Not thread-safe.
+
+    what: names the code in messages, e.g. "the metric 'm:f'". error: the class of its failures. say: gets every line
+    of its output. time_limit_s: for all questions together.
+    """
+
+    def __init__(
+        self, function: str, *, what: str, say: Callable[[str], object], error: type[StepError] = StepError,
+        time_limit_s: float | None = None,
+    ) -> None:  # fmt: skip
+        self._function, self._what, self._error = function, what, error
+        self._say, self._room = say, MAX_OUTPUT_BYTES
+        self._limit_s, self._begin = time_limit_s, time.monotonic()
+        self._cleanup = contextlib.ExitStack()
+        scratch = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="engineworks-sandbox-")))
+        self._child = start_child(sandbox_command(os.environ, working_folder(), scratch))
+        self._cleanup.callback(self._child.end)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process and all that it started."""
+        self._cleanup.close()
+
+    @contextlib.contextmanager
+    def ask(
+        self, value: Mapping[str, Any], arrays: Mapping[str, Array] | None = None, *, max_bytes: int = 0,
+        scratch: Path | None = None,
+    ) -> Iterator[Answer]:  # fmt: skip
+        """Call the function with a value and arrays, and yield what it answers.
+
+        max_bytes: of the answer's arrays. scratch: a folder for them. Raises what the function raised, if it is an
+        error of bad input or of a step; `TimeLimitError`; `error` for anything else, also for an answer that the
+        caller cannot use (a `GarbledError` in the block).
+        """
+        where = {"function": self._function, "sys_path": search_path(), "what": self._what}
+        frames = chain.from_iterable(array_frame(name, array) for name, array in (arrays or {}).items())
+        lines, answer = Lines(self._output), Answer(max_bytes, scratch)
+        left_s = None if self._limit_s is None else max(0.0, self._limit_s - (time.monotonic() - self._begin))
+        try:
+            message = chain(frames, [end_frame({"value": dict(value), **where})])
+            wait_for_answer(self._child, message, answer, lines, time_limit_s=left_s, stop=lambda: False)
+            if not answer.complete:
+                raise crash(self._child, self._what, self._error, time.monotonic() - self._begin, lines)
+            self._child.jobs += 1
+            if (failure := failure_of(answer.value, self._what, lines)) is not None:
+                raise failure
+            yield answer
+        except GarbledError as error:
+            raise self._error(f"{self._what}: its answer {error}", log=lines.text()) from None
+        except TimeUp:
+            text = f"{self._what} did not end within {self._limit_s:g} s and was ended"
+            raise TimeLimitError(
+                text, hint="make it faster, or raise the step's time limit", log=lines.text()
+            ) from None
+        finally:
+            answer.close()
+
+    def _output(self, line: str) -> None:
+        if self._room > 0:
+            self._room -= len(line) + 1
+            self._say(line if self._room > 0 else f"{self._what}: its further output is not kept")

@@ -1,0 +1,182 @@
+"""Two builds of the same recipes with other versions → what changed for each engine, with intervals. Pure.
+
+Both are results of `engineworks build --json`. They were measured one after the other in processes of their own, so
+latencies are compared by the intervals of their medians, and a difference below 5% is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+CLOSE = 0.05
+"""Relative difference of latencies that two processes may have without any reason."""
+
+LARGER = 0.02
+"""Relative difference of sizes that counts."""
+
+FURTHER = 1.5
+"""Ratio of the relative errors of two engines' outputs from which they count as changed."""
+
+Tone = Literal["worse", "changed", "better", "same"]
+
+SEVERITY = ("failed", "fail", "inconclusive", "unmeasured", "pass")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Latency at one shape. ratio: rehearsed / present; low, high: bounds of the ratio."""
+
+    shape: str
+    present_ms: float
+    rehearsed_ms: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def word(self) -> str:
+        """slower or faster, '' where the interval does not tell."""
+        if self.low > 1 + CLOSE:
+            return "slower"
+        return "faster" if self.high < 1 / (1 + CLOSE) else ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One engine. present, rehearsed: verdicts, 'refused' or 'failed'. words: what changed, () for nothing."""
+
+    engine: str
+    present: str
+    rehearsed: str
+    words: tuple[str, ...]
+    tone: Tone
+    speeds: tuple[Speed, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_builds(present: Sequence[Mapping[str, Any]], rehearsed: Sequence[Mapping[str, Any]]) -> list[Change]:
+    """One change per engine of either side, the worst first. Both: one build result (JSON) per recipe."""
+    ours, theirs = (_by_engine(results) for results in (present, rehearsed))
+    changes = [_change(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys((*ours, *theirs))]
+    order: tuple[Tone, ...] = ("worse", "changed", "better", "same")
+    return sorted(changes, key=lambda change: order.index(change.tone))
+
+
+def _by_engine(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Engine → its result; a refused one has the verdict 'refused' and the reason as its error."""
+    engines = {e["id"]: e for result in results for e in result["engines"]}
+    refused = {
+        r["id"]: {"id": r["id"], "verdict": "refused", "error": _reason(r)} for x in results for r in x["refused"]
+    }
+    return {**engines, **refused}
+
+
+def _reason(refused: Mapping[str, Any]) -> str:
+    return str(refused.get("sentence") or refused.get("reason") or "")
+
+
+def _change(name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> Change:
+    if ours is None or theirs is None:
+        side = "only with the other versions" if ours is None else "only with the present versions"
+        return Change(name, _verdict(ours), _verdict(theirs), (side,), "changed")
+    speeds = tuple(_speeds(ours, theirs))
+    words = [*_verdicts(ours, theirs), *_speed_words(speeds), *_size(ours, theirs), *_outputs(ours, theirs)]
+    return Change(
+        name, _verdict(ours), _verdict(theirs), tuple(w for w, _ in words), _tone([t for _, t in words]), speeds
+    )
+
+
+def _tone(tones: Sequence[Tone]) -> Tone:
+    order: tuple[Tone, ...] = ("worse", "changed", "better")
+    return next((tone for tone in order if tone in tones), "same")
+
+
+def _verdict(engine: Mapping[str, Any] | None) -> str:
+    return "" if engine is None else str(engine["verdict"])
+
+
+Said = tuple[str, Tone]
+
+
+def _verdicts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
+    before, after = ours["verdict"], theirs["verdict"]
+    if before == after:
+        return
+    order = ("refused", *SEVERITY)
+    tone: Tone = "worse" if order.index(after) < order.index(before) else "better"
+    why = theirs.get("error") or "; ".join(c["sentence"] for c in theirs.get("checks", ()) if c["verdict"] != "pass")
+    yield f"{before} → {after}" + (f": {why}" if why and tone == "worse" else ""), tone
+
+
+def _speeds(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Speed]:
+    after = theirs.get("latency") or {}
+    for shape, figures in (ours.get("latency") or {}).items():
+        a, b = _interval(figures), _interval(after.get(shape) or {})
+        if a and b:
+            p50, new = figures["latency_ms_p50"], after[shape]["latency_ms_p50"]
+            yield Speed(shape, p50, new, new / p50, b[0] / a[1], b[1] / a[0])
+
+
+def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The median's 95% interval; within the 90% quantile on both sides where there were too few runs for one."""
+    known = figures.get("median_interval")
+    if known:
+        return float(known[0]), float(known[1])
+    p50, p90 = figures.get("latency_ms_p50"), figures.get("latency_ms_p90")
+    return (p50 * p50 / p90, p90) if p50 and p90 else None
+
+
+def _speed_words(speeds: Sequence[Speed]) -> Iterator[Said]:
+    for speed in speeds:
+        if speed.word:
+            tone: Tone = "worse" if speed.word == "slower" else "better"
+            yield (
+                f"{speed.word} at {speed.shape}: {speed.present_ms:.3g} → {speed.rehearsed_ms:.3g} ms, "
+                f"× {speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f})",
+                tone,
+            )
+
+
+def _size(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
+    before, after = ours.get("bytes"), theirs.get("bytes")
+    if before and after and abs(after / before - 1) > LARGER:
+        word = "larger" if after > before else "smaller"
+        tone: Tone = "worse" if after > before else "better"
+        yield f"{word}: {before / 2**20:.2f} → {after / 2**20:.2f} MiB", tone
+
+
+def _outputs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
+    """Outputs and the metric, both against each side's own fp32 reference."""
+    before, after = ((side.get("accuracy") or {}) for side in (ours, theirs))
+    for name, output in (before.get("outputs") or {}).items():
+        other = (after.get("outputs") or {}).get(name)
+        if other is None:
+            continue
+        old, new = (_error(o.get("cosine")) for o in (output, other))
+        if old is None or new is None:
+            if old != new:
+                yield f"{name}: not finite on one side", "worse" if new is None else "better"
+        elif max(old, new) > FURTHER * min(old, new) + 1e-4:
+            tone: Tone = "worse" if new > old else "better"
+            yield f"{name} changed: cosine {output['cosine']:.6g} → {other['cosine']:.6g}", tone
+    metrics = [(side.get("metric") or {}).get("engine") for side in (before, after)]
+    if metrics[0] is not None and metrics[1] is not None and metrics[0] != metrics[1]:
+        yield f"metric {metrics[0]:.6g} → {metrics[1]:.6g}{_chance(before, after)}", "changed"
+
+
+def _error(cosine: float | None) -> float | None:
+    """The relative error of outputs with this cosine."""
+    return None if cosine is None else math.sqrt(max(0.0, 2 * (1 - cosine)))
+
+
+def _chance(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The standard error of a share of samples, for metrics between 0 and 1."""
+    value, count = after["metric"]["engine"], after["metric"].get("samples")
+    if not count or not 0 <= value <= 1:
+        return ""
+    return f" (± {1.96 * math.sqrt(max(value * (1 - value), 1 / count) / count):.2g} by chance on {count} samples)"

@@ -1,0 +1,97 @@
+"""A model for Triton's Python backend that runs an engine, for servers that have no backend for it.
+
+Follows triton-inference-server/python_backend, README.md ("Usage"): `initialize` gets strings by name. `execute` gets a
+list of requests, which the dynamic batcher has chosen to be one batch but not joined.
+
+Tensors pass by DLPack: with NumPy 2, `as_numpy` and `Tensor` of Triton up to 24.10 read and write wrong memory without
+an error (triton-inference-server/python_backend#384).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engineworks.errors import EngineworksError
+from engineworks.package.triton_engines import open_packaged
+
+CACHE_PARAMETER = "runtime_cache"
+"""Parameter of the model's configuration: the folder where an engine caches kernels for the next start."""
+
+
+CONSUMED = b"used_dltensor"
+"""DLPack's name of a capsule that has a new owner. Triton 24.10 writes another one, which NumPy reports as an error."""
+
+
+class TritonPythonModel:
+    """Loads the engine after checking its passport; runs once per group of requests of equal shapes."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Raises `TrustError` or `RunError`, which Triton logs as the reason why the model is not ready."""
+        self._triton = importlib.import_module("triton_python_backend_utils")  # exists only in Triton
+        config = json.loads(args["model_config"])
+        self._batching = int(config["max_batch_size"]) > 0
+        self._outputs = [output["name"] for output in config["output"]]
+        cache = config.get("parameters", {}).get(CACHE_PARAMETER, {}).get("string_value")
+        self._session = open_packaged(
+            Path(args["model_repository"]), args.get("model_name", ""), cache=Path(cache) if cache else None
+        )
+        self._inputs = {spec.name: spec for spec in self._session.inputs}
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Return one response per request. Only requests of equal shapes share a run, and its failure."""
+        responses: list[Any] = [None] * len(requests)
+        feeds = [self._feeds(request) for request in requests]
+        for group in _groups(feeds) if self._batching else [[index] for index in range(len(feeds))]:
+            for index, response in zip(group, self._respond([feeds[i] for i in group]), strict=True):
+                responses[index] = response
+        return responses
+
+    def finalize(self) -> None:
+        self._session.close()
+
+    def _feeds(self, request: Any) -> dict[str, Any]:
+        import numpy as np
+
+        feeds = {}
+        for name, spec in self._inputs.items():
+            array = np.from_dlpack(self._triton.get_input_tensor_by_name(request, name))
+            feeds[name] = array.reshape(array.shape[: len(spec.shape)])  # drop a [1] that replaces no dimension
+        return feeds
+
+    def _respond(self, feeds: Sequence[Mapping[str, Any]]) -> list[Any]:
+        import numpy as np
+
+        rows = [next(iter(f.values())).shape[0] if self._batching else 0 for f in feeds]
+        joined = {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]} if len(feeds) > 1 else feeds[0]
+        try:
+            outputs = self._session.run(joined)
+        except EngineworksError as error:
+            failed = self._triton.TritonError(str(error))
+            return [self._triton.InferenceResponse(output_tensors=[], error=failed) for _ in feeds]
+        ends = np.cumsum(rows)[:-1]
+        parts = {name: np.split(a, ends) if self._batching else [a] for name, a in outputs.items()}
+        return [
+            self._triton.InferenceResponse(output_tensors=[self._tensor(n, parts[n][i]) for n in self._outputs])
+            for i in range(len(feeds))
+        ]
+
+    def _tensor(self, name: str, array: Any) -> Any:
+        import numpy as np
+
+        capsule = np.require(array, requirements=["C", "W"]).__dlpack__()
+        tensor = self._triton.Tensor.from_dlpack(name, capsule)
+        ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), CONSUMED)
+        return tensor
+
+
+def _groups(feeds: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Return the indices of requests that can be joined: their shapes are equal without the batch."""
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for index, arrays in enumerate(feeds):
+        groups.setdefault(tuple(a.shape[1:] for a in arrays.values()), []).append(index)
+    return list(groups.values())

@@ -1,0 +1,96 @@
+"""The part of Engineworks that a served Python model runs, as one zip file: the server needs no Engineworks.
+
+It is the code that ran the engine when it was judged, so a served engine computes what was compared. The zip holds the
+modules that the model imports, found by following import statements, those inside functions too.
+"""
+
+from __future__ import annotations
+
+import ast
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from engineworks.engines.backends import BACKENDS, backend
+from engineworks.host.packages import installed_version
+
+RUNTIME_FILE = "runtime.zip"
+REQUIREMENTS_FILE = "requirements.txt"
+
+PACKAGE = "engineworks"
+ENTRY = "engineworks.package.python_model"
+EARLIEST = (1980, 1, 1, 0, 0, 0)
+"""The earliest time that a zip can hold: the same modules give the same bytes."""
+
+MODEL = '''"""{title} in Triton's Python backend. It needs the packages of requirements.txt, and no Engineworks."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("{runtime}")))
+
+from engineworks.package.python_model import TritonPythonModel  # noqa: E402
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+def write_python_model(folder: Path, version: Path, name: str, versions: Mapping[str, str]) -> None:
+    """Write `model.py` and the runtime into the version's folder, and `requirements.txt` into the model's.
+
+    name: the engines' backend. versions: of the libraries that built the engine.
+    """
+    text = MODEL.format(title=backend(name).TITLE, runtime=RUNTIME_FILE)
+    (version / "model.py").write_text(text, encoding="utf-8")
+    _write_zip(version / RUNTIME_FILE, runtime_modules(name))
+    (folder / REQUIREMENTS_FILE).write_text("\n".join(requirements(name, versions)) + "\n", encoding="utf-8")
+
+
+def requirements(name: str, versions: Mapping[str, str]) -> list[str]:
+    """Return what the model's Python needs, as pip requirements: the versions that built the engine, else ours."""
+    wanted = backend(name).TRAITS.triton.requires
+    pinned = {d: versions.get(d) or installed_version(d) for d in wanted}
+    return [f"{d}=={version}" if version else d for d, version in pinned.items()]
+
+
+def runtime_modules(name: str) -> Mapping[str, Path]:
+    """Return the file of every module that the model of this backend imports, by its path in the zip."""
+    root = Path(__file__).parents[1]
+    found: dict[str, Path] = {}
+    pending = [ENTRY, BACKENDS[name]]
+    while pending:
+        module = pending.pop()
+        file = _file_of(root, module)
+        if file is None or module in found:
+            continue
+        found[module] = file
+        pending += [module.rpartition(".")[0], *_imports(file)]
+    return {file.relative_to(root.parent).as_posix(): file for file in found.values()}
+
+
+def _file_of(root: Path, module: str) -> Path | None:
+    """Return the module's file; None for a name that is no module, such as a function."""
+    place = root.parent.joinpath(*module.split("."))
+    return next((f for f in (place / "__init__.py", place.with_suffix(".py")) if module and f.is_file()), None)
+
+
+@cache
+def _imports(file: Path) -> tuple[str, ...]:
+    return tuple(name for name in _imported(file) if name.split(".")[0] == PACKAGE)
+
+
+def _imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+def _write_zip(path: Path, files: Mapping[str, Path]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, EARLIEST)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, files[name].read_bytes())

@@ -1,0 +1,167 @@
+"""A client of any server that speaks KServe's protocol, version 2, by HTTP or gRPC (`tritonclient`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from engineworks.errors import InputError, RunError
+from engineworks.serving.triton_log import reason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+Protocol = Literal["http", "grpc"]
+PROTOCOLS: tuple[Protocol, ...] = ("http", "grpc")
+
+PROBE, NO_BACKEND = "engineworks-probe", "unable to find backend library"
+"""The model that asks for a backend, and the server's words where it has none."""
+
+LOAD_S = 120.0
+"""Seconds that a model may take to load."""
+
+
+_NEEDS: Mapping[Protocol, str] = {"http": "geventhttpclient", "grpc": "grpc"}
+"""The library behind each protocol of `tritonclient`."""
+
+
+def require_client(protocol: Protocol) -> None:
+    """Raises `InputError` where the client's libraries are not installed."""
+    if find_spec("tritonclient") is None or find_spec(_NEEDS[protocol]) is None:
+        raise InputError(f"no client for Triton by {protocol} is installed", hint="pip install 'engineworks[serving]'")
+
+
+class Client:
+    """One connection. Not for several threads at once: each takes its own."""
+
+    def __init__(self, address: str, protocol: Protocol) -> None:
+        require_client(protocol)
+        from tritonclient.utils import InferenceServerException
+
+        self._api: Any = importlib.import_module(f"tritonclient.{protocol}")
+        self._error = InferenceServerException
+        self.address, self.protocol = address, protocol
+        wait = {"network_timeout": LOAD_S, "connection_timeout": 10.0} if protocol == "http" else {}
+        self._client: Any = self._api.InferenceServerClient(address, **wait)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def infer(self, model: str, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Return all outputs by name. feeds: input → array, the batch first where the model has one.
+
+        Raises `RunError` with the server's reason where it refuses the request or does not answer.
+        """
+        with self._errors(f"'{model}' refused a request by {self.protocol}"):
+            answer = self._client.infer(model, self.inputs(feeds))
+        return {name: answer.as_numpy(name) for name in self._names(answer.get_response())}
+
+    def _names(self, response: Any) -> list[str]:
+        return (
+            [o["name"] for o in response["outputs"]] if self.protocol == "http" else [o.name for o in response.outputs]
+        )
+
+    def inputs(self, feeds: Arrays) -> list[Any]:
+        """Return the request's inputs, as the library holds them."""
+        from tritonclient.utils import np_to_triton_dtype
+
+        inputs = []
+        for name, array in feeds.items():
+            tensor = self._api.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(array)
+            inputs.append(tensor)
+        return inputs
+
+    def answer(self, model: str, inputs: list[Any]) -> None:
+        """Send a request of `inputs` and wait for the answer, which is not read: for timing."""
+        with self._errors(f"'{model}' refused a request by {self.protocol}"):
+            self._client.infer(model, inputs)
+
+    def send(self, model: str, inputs: list[Any], done: Callable[[Any, Any], None]) -> None:
+        """Send a request by gRPC and return at once; `done` gets the answer, or None and the error."""
+        self._client.async_infer(model, inputs, callback=done)
+
+    def load(self, model: str, config: Mapping[str, Any] | None = None) -> float:
+        """Load or reload a model; returns the seconds until it is ready. config: instead of its `config.pbtxt`.
+
+        Raises `RunError` with the reason why it is not ready.
+        """
+        start = time.monotonic()
+        with self._errors(f"'{model}' does not become ready"):
+            if config is None:
+                self._client.load_model(model)
+            else:
+                self._client.load_model(model, config=json.dumps(config))
+            ready = self._client.is_model_ready(model)
+        if not ready:
+            raise RunError(f"'{model}' does not become ready: the server gave no reason")
+        return time.monotonic() - start
+
+    def has_backend(self, name: str) -> bool:
+        """Ask the server whether it has a backend, by a model that it cannot load."""
+        config = {"name": PROBE, "backend": name, "max_batch_size": 0}
+        try:
+            self._client.load_model(PROBE, config=json.dumps(config), files={"file:1/model": b"-"})
+            self._client.unload_model(PROBE)
+        except self._error as error:
+            return NO_BACKEND not in str(error.message())
+        return True
+
+    def unload(self, model: str) -> None:
+        """Unload a model and wait until it is gone. Raises `RunError`."""
+        with self._errors(f"'{model}' cannot be unloaded"):
+            self._client.unload_model(model)
+            end = time.monotonic() + LOAD_S
+            while any(entry.get("reason") != "unloaded" for entry in self._entries(model)):
+                if time.monotonic() > end:
+                    raise RunError(f"'{model}' was not unloaded within {LOAD_S:g} s")
+                time.sleep(0.005)
+
+    def _entries(self, model: str) -> list[dict[str, Any]]:
+        index = self._json(self._client.get_model_repository_index)
+        entries = index if isinstance(index, list) else index.get("models", [])
+        return [entry for entry in entries if entry["name"] == model and "state" in entry]
+
+    def ready(self, model: str) -> bool:
+        with self._errors(f"the server does not say whether '{model}' is ready"):
+            return bool(self._client.is_model_ready(model))
+
+    def config(self, model: str) -> dict[str, Any]:
+        """Return the model's configuration as the server has it. Raises `RunError`."""
+        with self._errors(f"the server has no model '{model}'"):
+            found = self._json(self._client.get_model_config, model)
+        return dict(found.get("config", found))
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the server's name, version and extensions. Raises `RunError`."""
+        with self._errors("the server does not say who it is"):
+            return dict(self._json(self._client.get_server_metadata))
+
+    def statistics(self, model: str) -> dict[str, Any]:
+        """Return what the server has counted for the model. Raises `RunError`."""
+        with self._errors(f"the server has no statistics of '{model}'"):
+            found = self._json(self._client.get_inference_statistics, model)
+        return dict(found["model_stats"][0])
+
+    def _json(self, call: Any, *arguments: Any) -> Any:
+        return call(*arguments) if self.protocol == "http" else call(*arguments, as_json=True)
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise RunError(f"{what}: {reason(str(error.message()))}", log=str(error)) from None
+        except OSError as error:  # HTTP: refused, reset, timed out
+            raise RunError(f"{what}: {self.address} is not reachable: {error.strerror or error}") from None

@@ -1,0 +1,117 @@
+"""Finds a Triton server: one that can be started here, or a running one.
+
+    ENGINEWORKS_TRITON=/opt/tritonserver                             a folder with bin/tritonserver and backends/
+    ENGINEWORKS_TRITON=/opt/tritonserver/bin/tritonserver            the same
+    ENGINEWORKS_TRITON='http://127.0.0.1:8000?grpc=8001&repository=/models'     a running server and its repository
+
+Without the variable: `.triton` in the repository, where `make triton` installs NVIDIA's wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from engineworks.errors import InputError
+from engineworks.settings import find_repository
+
+TRITON = "ENGINEWORKS_TRITON"
+FOLDER = ".triton"
+"""Folder in the repository where `make triton` installs the server."""
+
+PYTHON_STUB = "triton_python_backend_stub"
+NO_SERVER = f"no Triton server is at hand: run 'make triton', or set {TRITON}"
+
+
+@dataclass(frozen=True)
+class InstalledServer:
+    """A server that this host can start. libraries: folder of shared libraries that it needs besides the system's;
+    stubs: folder of the Python backend's stubs by Python version, None where the backend has one already."""
+
+    binary: Path
+    backends: Path
+    libraries: Path | None = None
+    stubs: Path | None = None
+
+    @cached_property
+    def available(self) -> tuple[str, ...]:
+        """The names of its backends: folders with a library of that name."""
+        return tuple(sorted(d.name for d in self.backends.iterdir() if (d / f"libtriton_{d.name}.so").exists()))
+
+    def stub(self) -> Path | None:
+        """Return the stub for this Python. Raises `InputError` where there is none for its version."""
+        if self.stubs is None:
+            return None
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        stub = self.stubs / version / PYTHON_STUB
+        if not stub.is_file():
+            known = ", ".join(sorted(d.name for d in self.stubs.iterdir()))
+            raise InputError(f"{self.binary}: its Python backend has no stub for Python {version}, only for {known}")
+        return stub
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that somebody else runs: its addresses (host:port), and the folder of its models on this host, None
+    where only models that it has already can be asked."""
+
+    http: str
+    grpc: str
+    repository: Path | None = None
+
+
+Server = InstalledServer | RunningServer
+
+
+def find_server(environ: Mapping[str, str] | None = None, start: Path | None = None) -> Server | None:
+    """Return the server that the environment names, else the repository's, else None.
+
+    Raises `InputError` where the environment names something else.
+    """
+    given = (os.environ if environ is None else environ).get(TRITON)
+    if given and "://" in given:
+        return _running(given)
+    if given:
+        found = _installed(Path(given).expanduser().resolve())
+        if found is None:
+            raise InputError(f"{TRITON}={given}: there is no Triton server", hint="name bin/tritonserver or its folder")
+        return found
+    repository = find_repository((start or Path.cwd()).resolve())
+    return _installed(repository / FOLDER) if repository else None
+
+
+def _installed(place: Path) -> InstalledServer | None:
+    """Return the server at a path: the binary, its folder, or the folder of NVIDIA's wheel."""
+    wheel = place / "pytriton" / "tritonserver"
+    root = place.parent.parent if place.is_file() else wheel if wheel.is_dir() else place
+    binary = root / "bin" / "tritonserver"
+    if not os.access(binary, os.X_OK) or not (root / "backends").is_dir():
+        return None
+    libraries, stubs = root.parents[1] / "nvidia_pytriton.libs", root / "python_backend_stubs"
+    return InstalledServer(
+        binary, root / "backends", libraries if libraries.is_dir() else None, stubs if stubs.is_dir() else None
+    )
+
+
+def _running(url: str) -> RunningServer:
+    parts = urlsplit(url)
+    asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    try:
+        port, grpc = parts.port or 8000, int(asked.pop("grpc", "8001"))
+    except ValueError:
+        raise InputError(f"{TRITON}={url}: a port is not a number", hint=_EXAMPLE) from None
+    repository = asked.pop("repository", None)
+    if parts.scheme != "http" or not parts.hostname or asked:
+        raise InputError(f"{TRITON}={url}: is no address of a server", hint=_EXAMPLE)
+    folder = Path(repository).expanduser().resolve() if repository else None
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{TRITON}={url}: there is no folder {folder}", hint=_EXAMPLE)
+    return RunningServer(f"{parts.hostname}:{port}", f"{parts.hostname}:{grpc}", folder)
+
+
+_EXAMPLE = "e.g. 'http://127.0.0.1:8000?grpc=8001&repository=/models'"

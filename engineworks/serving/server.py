@@ -1,0 +1,211 @@
+"""A Triton server on loopback: started for one purpose, and gone afterwards with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineworks.errors import RunError
+from engineworks.host.child.start import descendants
+from engineworks.serving import guard
+from engineworks.serving.find import PYTHON_STUB, InstalledServer, RunningServer, Server
+from engineworks.serving.triton_log import last_error
+
+READY_S, STOP_S = 60.0, 15.0
+ATTEMPTS = 3
+"""Starts, each on other ports: another program may take a free port before the server does."""
+
+TAKEN = ("address already in use", "failed to start HTTP service", "failed to start GRPC service", "bind")
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """host:port of each service; metrics is '' where they are not known."""
+
+    http: str
+    grpc: str
+    metrics: str = ""
+
+
+class StartedServer:
+    """A server process in a group of its own, and its log. start_s: seconds from the start until it answered."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], addresses: Addresses, folder: Path, name: str) -> None:
+        self.addresses, self.name, self.start_s = addresses, name, 0.0
+        self._popen, self._folder = popen, folder
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def tree(self) -> list[int]:
+        """Return the ids of the server and of all that it started."""
+        return [self.pid, *descendants(self.pid)]
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+
+    def alive(self) -> bool:
+        return self._popen.poll() is None
+
+    def why_ended(self) -> str:
+        """Say in one sentence how the server ended, '' while it runs."""
+        code = self._popen.poll()
+        if code is None:
+            return ""
+        if code < 0:
+            return f"the Triton server was ended by {signal.Signals(-code).name}"
+        said = last_error(self.log)
+        return f"the Triton server ended with exit code {code}" + (f": {said}" if said else "")
+
+    def stop(self) -> None:
+        """Ask the server to end, then kill its group. Its shared memory is removed."""
+        started = self.tree
+        self._popen.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(STOP_S)
+        self.kill(started)
+
+    def kill(self, started: list[int] | None = None) -> None:
+        """Kill the server and its descendants at once."""
+        started = started or self.tree
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) == self.pid:  # no id that the kernel has given to somebody else
+                    os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(STOP_S)
+        for left in SHARED_MEMORY.glob(f"{self.name}*"):
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def running(server: Server, repository: Path, *, env: Mapping[str, str] | None = None) -> Iterator[Addresses]:
+    """Yield the addresses of a server for the repository: a new one's, or those of the running one."""
+    if isinstance(server, RunningServer):
+        yield Addresses(server.http, server.grpc)
+        return
+    with started(server, repository, env=env) as process:
+        yield process.addresses
+
+
+@contextlib.contextmanager
+def started(
+    server: InstalledServer, repository: Path, *, env: Mapping[str, str] | None = None, python: Path | None = None
+) -> Iterator[StartedServer]:
+    """Start a server without models (they are loaded by name), and stop it afterwards whatever happens.
+
+    env: the server's environment, by default ours. python: the interpreter of Python models, by default ours. Raises
+    `RunError` where it does not become ready.
+    """
+    environ = dict(os.environ if env is None else env)
+    environ["PATH"] = os.pathsep.join((str((python or Path(sys.executable)).parent), environ.get("PATH", "")))
+    with tempfile.TemporaryDirectory(prefix="engineworks-triton-") as folder:
+        process = _start(server, repository, Path(folder), environ)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+
+def _start(server: InstalledServer, repository: Path, folder: Path, env: dict[str, str]) -> StartedServer:
+    backends = _backends(server, folder / "backends")
+    if server.libraries is not None:
+        env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (str(server.libraries), env.get("LD_LIBRARY_PATH", ""))))
+    for attempt in range(ATTEMPTS):
+        process = _start_once(server, repository, folder, backends, env)
+        try:
+            _wait(process)
+        except RunError as error:
+            process.kill()
+            if attempt + 1 == ATTEMPTS or not any(word in error.message for word in TAKEN):
+                raise
+        except BaseException:
+            process.kill()
+            raise
+        else:
+            return process
+    raise AssertionError  # the last attempt raises
+
+
+def _start_once(
+    server: InstalledServer, repository: Path, folder: Path, backends: Path, env: Mapping[str, str]
+) -> StartedServer:
+    http_port, grpc_port, metrics_port = _free_ports(3)
+    name = f"engineworks-{os.getpid()}-{secrets.token_hex(4)}"
+    arguments = [
+        f"--model-repository={repository}", f"--backend-directory={backends}", "--model-control-mode=explicit",
+        "--http-address=127.0.0.1", f"--http-port={http_port}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}",
+        "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}", "--metrics-interval-ms=500",
+        f"--id={name}", "--disable-auto-complete-config", "--exit-timeout-secs=5",
+        f"--backend-config=python,shm-region-prefix-name={name}",
+    ]  # fmt: skip
+    with (folder / "log.txt").open("wb") as log:
+        popen = subprocess.Popen(
+            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(server.binary), *arguments],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), start_new_session=True, cwd=folder,
+        )  # fmt: skip
+    addresses = Addresses(*(f"127.0.0.1:{port}" for port in (http_port, grpc_port, metrics_port)))
+    return StartedServer(popen, addresses, folder, name)
+
+
+def _wait(process: StartedServer) -> None:
+    """Wait until the server answers. Raises `RunError` where it ends first, or does not within `READY_S`."""
+    host, port = process.addresses.http.split(":")
+    start = time.monotonic()
+    while time.monotonic() - start < READY_S:
+        if ended := process.why_ended():
+            raise RunError(ended, log=process.log)
+        if _answers(host, int(port), process.name):
+            process.start_s = time.monotonic() - start
+            return
+        time.sleep(0.02)
+    raise RunError(f"the Triton server did not answer within {READY_S:g} s: {last_error(process.log)}", log=process.log)
+
+
+def _answers(host: str, port: int, name: str) -> bool:
+    """Whether the server of this name answers by HTTP: on a port that was taken, another one does."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        connection = http.client.HTTPConnection(host, port, timeout=1.0)
+        with contextlib.closing(connection):
+            connection.request("GET", "/v2")
+            return name.encode() in connection.getresponse().read()
+    return False
+
+
+def _backends(server: InstalledServer, folder: Path) -> Path:
+    """Return the folder of backends: the server's own, or links to it with the stub of this Python beside them."""
+    stub = server.stub()
+    if stub is None:
+        return server.backends
+    shutil.rmtree(folder, ignore_errors=True)
+    for backend in server.backends.iterdir():
+        (folder / backend.name).mkdir(parents=True)
+        for file in backend.iterdir():
+            (folder / backend.name / file.name).symlink_to(file)
+    (folder / "python" / PYTHON_STUB).symlink_to(stub)
+    return folder
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,245 @@
+"""A model as nodes in order, from which any set of them can be cut out as a model of its own.
+
+What a cut-out part reads from outside becomes an input of fixed shape, fed with the reference's value. Nodes that
+depend on constants alone (a weight's DequantizeLinear) go with whoever reads them, so that a builder still sees a
+weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.model.graphs import all_graphs, constant_tensor, names_read, set_nodes, sort_nodes, subgraphs
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[np.generic]
+Values = Mapping[str, Array]
+Nodes = frozenset[int]
+
+FETCHABLE = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13})
+"""ONNX element types that NumPy has (TensorProto.DataType: float, integers, bool, float16, double): only at tensors of
+these can a model be cut."""
+
+FLOAT = 1
+
+QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear")
+
+
+class Graph:
+    """The main graph of a model. Its local functions are inlined, its Constant nodes are initializers.
+
+    nodes: those that depend on an input, in topological order.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        import onnx.inliner
+
+        self.model = onnx.inliner.inline_local_functions(model) if model.functions else model
+        graph = self.model.graph
+        sort_nodes(graph)
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = [value.name for value in graph.input if value.name not in self.constants]
+        self.outputs = [value.name for value in graph.output]
+        self.nodes: list[onnx.NodeProto] = []
+        self._constant_makers: dict[str, onnx.NodeProto] = {}
+        self._split(set(self.inputs))
+        self.makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self.uses = [self._known(node) for node in self.nodes]
+        self.readers: dict[str, list[int]] = {}
+        for index, names in enumerate(self.uses):
+            for name in names:
+                self.readers.setdefault(name, []).append(index)
+
+    def _split(self, moving: set[str]) -> None:
+        for node in self.model.graph.node:
+            if (tensor := constant_tensor(node)) is not None:
+                self.constants[tensor.name] = tensor
+            elif moving.intersection(names_read(node)):
+                self.nodes.append(node)
+                moving.update(name for name in node.output if name)
+            else:
+                self._constant_makers |= {name: node for name in node.output if name}
+
+    def _known(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """The outer tensors that the node reads, without those of its own branches and bodies."""
+        outer = self.makers.keys() | self.constants.keys() | self._constant_makers.keys() | set(self.inputs)
+        return tuple(dict.fromkeys(name for name in names_read(node) if name in outer))
+
+    @property
+    def count(self) -> int:
+        """Nodes of the model, in branches and bodies too."""
+        return sum(len(inner.node) for inner in all_graphs(self.model.graph))
+
+    def tensors(self) -> list[str]:
+        """Every tensor that a node makes and something reads, in order."""
+        return [n for n in self.makers if n in self.readers or n in self.outputs]
+
+    @cached_property
+    def types(self) -> dict[str, int]:
+        """Tensor → ONNX element type, as far as it can be inferred."""
+        from engineworks.model.lower.half.graph import infer_types, split_model
+
+        return infer_types(*split_model(self.model))
+
+    def marked(self) -> onnx.ModelProto:
+        """The model with every inner tensor that NumPy can hold as an output."""
+        import onnx
+
+        marked = onnx.ModelProto()
+        marked.CopyFrom(self.model)
+        del marked.graph.output[:]
+        names = [n for n in self.tensors() if self.types.get(n, FLOAT) in FETCHABLE]
+        marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return marked
+
+    def units(self, values: Values) -> list[Nodes]:
+        """The nodes in order, those joined that no cut may part.
+
+        A cut may lie only where the reference has a value, and not between a QuantizeLinear and what reads it: builders
+        take no quantized input.
+        """
+        joined = {i: i for i in range(len(self.nodes))}
+
+        def root(i: int) -> int:
+            while joined[i] != i:
+                i = joined[i]
+            return i
+
+        for name, maker in self.makers.items():
+            if name not in values or self.nodes[maker].op_type in QUANTIZED:
+                for reader in self.readers.get(name, ()):
+                    joined[root(maker)] = root(reader)
+        groups: dict[int, set[int]] = {}
+        for i in range(len(self.nodes)):
+            groups.setdefault(root(i), set()).add(i)
+        return [frozenset(group) for group in sorted(groups.values(), key=max)]
+
+    def value_of(self, name: str, values: Values) -> Array:
+        """The reference's value of a tensor, or a constant's own. Raises `KeyError` for one that is neither."""
+        import onnx
+
+        return onnx.numpy_helper.to_array(self.constants[name]) if name in self.constants else values[name]
+
+    def frontier(self, chosen: Collection[int]) -> list[str]:
+        """Tensors that these nodes make and that others read, or the model gives; what nothing reads, too."""
+        inside = set(chosen)
+        return [
+            name
+            for name, maker in self.makers.items()
+            if maker in inside
+            and (name in self.outputs or any(reader not in inside for reader in self.readers.get(name, ())))
+        ]
+
+    def ancestors(self, names: Iterable[str]) -> list[int]:
+        """Nodes that these tensors depend on, the nearest first (breadth first; of equally near ones the last)."""
+        order: dict[int, None] = {}
+        level = sorted({self.makers[n] for n in names if n in self.makers}, reverse=True)
+        while level:
+            order |= dict.fromkeys(level)
+            before = {self.makers[n] for i in level for n in self.uses[i] if n in self.makers}
+            level = sorted(before - order.keys(), reverse=True)
+        return list(order)
+
+    def inputs_of(self, chosen: Collection[int]) -> list[str]:
+        """What these nodes read that neither they nor constants make."""
+        inside = set(chosen)
+        read = dict.fromkeys(name for i in sorted(inside) for name in self.uses[i])
+        fixed = self.constants.keys() | self._constant_makers.keys()
+        return [n for n in read if n not in fixed and self.makers.get(n, -1) not in inside]
+
+    def extract(self, chosen: Collection[int], outputs: Iterable[str], values: Values) -> onnx.ModelProto:
+        """These nodes as a model with these outputs. values: the reference, which has the inputs' types and shapes."""
+        import onnx
+
+        part = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
+        nodes = [self.nodes[i] for i in sorted(chosen)]
+        fixed, weights = self.closure(nodes)
+        set_nodes(part.graph, [*fixed, *nodes])
+        part.graph.initializer.extend(weights)
+        part.graph.name = "part"
+        part.graph.input.extend(value_info(name, values[name]) for name in self.inputs_of(chosen))
+        part.graph.output.extend(value_info(name, values[name]) for name in outputs)
+        return part
+
+    def closure(self, nodes: Iterable[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """The nodes of constants that these nodes need, in order, and the weights of both."""
+        needed: dict[str, onnx.NodeProto] = {}
+        weights: dict[str, onnx.TensorProto] = {}
+        pending = [name for node in nodes for name in names_read(node)]
+        while pending:
+            name = pending.pop()
+            if name in self.constants:
+                weights[name] = self.constants[name]
+            elif name in self._constant_makers and name not in needed:
+                needed[name] = self._constant_makers[name]
+                pending.extend(names_read(needed[name]))
+        wanted = {id(node) for node in needed.values()}
+        return [node for node in self.model.graph.node if id(node) in wanted], list(weights.values())
+
+
+def value_info(name: str, value: Array) -> onnx.ValueInfoProto:
+    from onnx import helper
+
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    return helper.make_tensor_value_info(name, kind, list(value.shape))
+
+
+def label(node: onnx.NodeProto) -> str:
+    """A node's name, or what it makes: 'encoder/MatMul (MatMul)'."""
+    return f"{node.name or next((n for n in node.output if n), '?')} ({node.op_type})"
+
+
+def is_controlled(node: onnx.NodeProto) -> bool:
+    """Whether the node holds graphs of its own: If, Loop, Scan."""
+    return any(True for _ in subgraphs(node))
+
+
+def inner_models(graph: Graph, index: int, values: Values) -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
+    """The graphs that the node ran, as models of their own: what they are, the model, and its feeds.
+
+    Of an If the branch that was taken; of a Loop or Scan the body of its first iteration.
+    """
+    node = graph.nodes[index]
+    if node.op_type == "If":
+        taken = bool(np.asarray(graph.value_of(node.input[0], values)).reshape(-1)[0])
+        name = "then_branch" if taken else "else_branch"
+        yield from _as_models(graph, node, name, {}, values)
+    elif node.op_type == "Loop":
+        body = next(iter(subgraphs(node)))
+        carried = [graph.value_of(name, values) for name in node.input[2:]]
+        firsts = [np.array(0, np.int64), np.array(True), *carried]
+        yield from _as_models(graph, node, "body", dict(zip((v.name for v in body.input), firsts, strict=True)), values)
+    elif node.op_type == "Scan" and not any(a.name.startswith("scan_input") for a in node.attribute):
+        body = next(iter(subgraphs(node)))
+        scanned = next(a.i for a in node.attribute if a.name == "num_scan_inputs")
+        given = [graph.value_of(name, values) for name in node.input]
+        states = len(given) - scanned
+        firsts = [*given[:states], *(array[0] for array in given[states:])]
+        yield from _as_models(graph, node, "body", dict(zip((v.name for v in body.input), firsts, strict=True)), values)
+
+
+def _as_models(
+    graph: Graph, node: onnx.NodeProto, name: str, feeds: dict[str, Any], values: Values
+) -> Iterator[tuple[str, onnx.ModelProto, dict[str, Any]]]:
+    import onnx
+
+    body = next(a.g for a in node.attribute if a.name == name)
+    model = onnx.ModelProto(ir_version=graph.model.ir_version, opset_import=graph.model.opset_import)
+    model.graph.CopyFrom(body)
+    del model.graph.input[:]
+    fixed, weights = graph.closure([node])
+    own = {t.name for t in body.initializer}
+    set_nodes(model.graph, [*fixed, *body.node])
+    model.graph.initializer.extend(w for w in weights if w.name not in own)
+    outer = {n: values[n] for n in graph.uses[graph.makers[node.output[0]]] if n in values and n not in feeds}
+    read = {n for inner in model.graph.node for n in names_read(inner)}
+    given = {**feeds, **{n: v for n, v in outer.items() if n in read}}
+    model.graph.input.extend(value_info(n, np.asarray(v)) for n, v in given.items())
+    yield f"{name} of {label(node)}", model, given

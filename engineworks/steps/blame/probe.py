@@ -1,0 +1,207 @@
+"""One build of a part of a model: does it show the fault? In a child process, because a builder may crash.
+
+A probe is written down by the digest of what was asked. A search that was killed finds the answers of its first run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.engines.backends import builder
+from engineworks.engines.backends.base import BuildRequest, Serving
+from engineworks.engines.engine_session import runner_of
+from engineworks.errors import BuildError, EngineworksError, Interrupted, StepError
+from engineworks.fingerprint import digest_of
+from engineworks.host.child import ChildPool
+from engineworks.recipe.npz import read_arrays
+from engineworks.steps.blame.values import WORST, error_of, save_part
+from engineworks.tensors import InputRange, Profile, spec_from_json
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+
+PROBE = "engineworks.steps.blame.probe:main"
+
+WARM_RUNS = 20
+"""Runs between the first comparison and the second: specialized kernels replace general ones meanwhile."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a build of a part gave. errors: by output, empty after a crash. crash: its message, '' without one.
+
+    ran: False where this host can only build.
+    """
+
+    errors: Mapping[str, float] = field(default_factory=dict)
+    crash: str = ""
+    ran: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        return {"errors": dict(self.errors), "crash": self.crash, "ran": self.ran}
+
+
+class Prober(Protocol):
+    """Builds and runs a part. `builds`: how many it has built."""
+
+    builds: int
+
+    def probe(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer: ...
+
+
+class OutOfBuilds(Exception):
+    """The search has used up its builds."""
+
+
+@dataclass
+class Budget:
+    """Counts the builds of a prober; raises `OutOfBuilds` after `most`."""
+
+    prober: Prober
+    most: int
+    used: int = 0
+
+    def probe(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
+        if self.used >= self.most:
+            raise OutOfBuilds
+        self.used += 1
+        return self.prober.probe(model, feeds, wanted)
+
+
+@dataclass
+class EngineProber:
+    """Probes with a backend, in children of a pool.
+
+    target: as of a plan. folder: keeps the answers. say: gets one line for each build.
+    """
+
+    target: Mapping[str, Any]
+    precision: str
+    computes: Sequence[str]
+    folder: Path
+    pool: ChildPool
+    say: Callable[[str], object]
+    serving: Mapping[str, Any] = field(default_factory=lambda: Serving().to_json())
+    builds: int = 0
+
+    def probe(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
+        asked = _digest(model, feeds, wanted, {"target": dict(self.target), "serving": dict(self.serving)})
+        known = self.folder / f"{asked}.json"
+        self.builds += 1
+        if known.is_file():
+            return Answer(**json.loads(known.read_text(encoding="utf-8")))
+        answer = self._build(model, feeds, wanted)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = known.with_suffix(".partial")
+        partial.write_text(json.dumps(answer.to_json()), encoding="utf-8")
+        partial.replace(known)
+        self.say(f"build {self.builds}: {len(model.graph.node)} nodes: {_told(answer)}")
+        return answer
+
+    def _build(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.folder) as scratch:
+            part = Path(scratch)
+            model_file, inputs = save_part(model, feeds, part)
+            np.savez(part / "wanted.npz", **wanted)  # type: ignore[arg-type]
+            payload = {
+                "target": dict(self.target), "precision": self.precision, "computes": list(self.computes),
+                "model": str(model_file), "feeds": str(inputs), "wanted": str(part / "wanted.npz"),
+                "out": str(part / "engine"), "serving": dict(self.serving),
+                "inputs": [{"name": n, "dtype": a.dtype.name, "shape": list(a.shape)} for n, a in feeds.items()],
+            }  # fmt: skip
+            try:
+                said = self.pool.run(PROBE, payload, what="a part", error=BuildError, time_limit_s=3600)
+            except Interrupted:
+                raise
+            except StepError as error:
+                return Answer(crash=error.message.replace(str(part), "part"))
+            return Answer(errors=said["errors"], ran=said["ran"])
+
+
+def main(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Build a part at fixed shapes, run it twice, and compare its outputs: {errors by output, ran}.
+
+    Runs in a child process. Raises `BuildError` or `RunError`, which is a crash of the part.
+    """
+    target, out = payload["target"], Path(payload["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    build = builder(target["backend"])
+    if build is None:
+        raise BuildError(f"backend '{target['backend']}' builds no engines")
+    specs = [spec_from_json(spec) for spec in payload["inputs"]]
+    ranges = {spec.name: InputRange(shape, shape, shape) for spec in specs for shape in [spec.concrete({})]}
+    request = BuildRequest(
+        Path(payload["model"]), out, payload["precision"], (Profile("fixed", ranges),),
+        compute_capabilities=tuple(target["compute_capability"]), options=target["options"],
+        computes=tuple(payload["computes"]),
+    )  # fmt: skip
+    try:
+        report = build.build(request, print)
+        try:
+            run = runner_of(target)
+        except EngineworksError:
+            return {"errors": {}, "ran": False}
+        session = run.load(out / report.file, target["options"], serving=Serving(**payload["serving"]), known=specs)
+        return {"errors": _compare(session, read_arrays(Path(payload["feeds"])), payload), "ran": True}
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _compare(session: Any, feeds: Arrays, payload: Mapping[str, Any]) -> dict[str, float]:
+    wanted = read_arrays(Path(payload["wanted"]))
+    errors: dict[str, float] = dict.fromkeys(wanted, 0.0)
+    try:
+        for turn in (1, 2):
+            for name, array in session.run(feeds).items():
+                errors[name] = max(errors[name], error_of(array, wanted[name]))
+            if turn == 1 and payload["target"]["compute_capability"]:
+                session.time_runs(feeds, WARM_RUNS)
+    finally:
+        session.close()
+    return {name: min(error, WORST) for name, error in errors.items()}
+
+
+def same_crash(one: str, other: str) -> bool:
+    """Whether two messages are of the same fault: most of their words are equal, names, numbers and places left out."""
+    a, b = _words(one), _words(other)
+    return bool(one) == bool(other) and len(a & b) >= 0.5 * max(1, min(len(a), len(b)))
+
+
+def _words(message: str) -> set[str]:
+    plain = re.sub(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\S*[/\\]\S*|\d\S*|after .*? s\b|peak memory.*", " ", message)
+    return {word.strip(".,:;").lower() for word in plain.split() if len(word) > 2}
+
+
+def _digest(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, rest: Mapping[str, Any]) -> str:
+    """The digest of what is asked: the part, its values, and how it is built."""
+    import hashlib
+
+    sums = {
+        name: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        for given in (feeds, wanted) for name, array in given.items()
+    }  # fmt: skip
+    written = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    return digest_of({"model": written, "arrays": sums, **rest})
+
+
+def _told(answer: Answer) -> str:
+    if answer.crash:
+        return f"crashes ({answer.crash[:80]})"
+    if not answer.ran:
+        return "builds; this host cannot run it"
+    worst = max(answer.errors.values(), default=0.0)
+    return "NaN, infinity or another shape" if worst >= WORST else f"largest error {worst:.2e}"

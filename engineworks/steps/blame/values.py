@@ -1,0 +1,96 @@
+"""What every inner tensor of a model should be: its own values in ONNX Runtime as written, without optimizations.
+
+`main` runs in a child process. It also runs the model with noise of one rounding (`lower.rounding`): where that moves a
+tensor, a correct engine may differ from the reference as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.engines.backends import onnxruntime as backend
+from engineworks.errors import EngineworksError
+from engineworks.fingerprint import digest_file
+from engineworks.measure.served_checks import MOVED, ROUNDED
+from engineworks.model.lower.rounding import graph_with_rounding
+from engineworks.model.onnx_files import load_model, save_model
+from engineworks.recipe.npz import read_arrays
+from engineworks.steps.blame.graph import Graph
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[np.generic]
+
+WORST = 1e30
+"""The error of a tensor with another shape, or with NaN or infinity where the reference has none."""
+
+
+def error_of(got: Array, wanted: Array) -> float:
+    """‖got − wanted‖ / ‖wanted‖ in float64; of integers and bools the share that differs; `WORST` if not comparable."""
+    if got.shape != wanted.shape:
+        return WORST
+    if wanted.dtype.kind not in "fc":
+        return float(np.mean(got != wanted)) if wanted.size else 0.0
+    e, r = got.astype(np.float64), wanted.astype(np.float64)
+    finite = np.isfinite(r)
+    if not np.array_equal(finite, np.isfinite(e)):
+        return WORST
+    noise, signal = (float(np.linalg.norm(x[finite])) for x in (e - np.where(finite, r, e), r))
+    return noise / signal if signal > 0 else (0.0 if noise == 0 else WORST)
+
+
+def tolerance(precision: str) -> float:
+    """3 ρ, as of a served row (`measure.served_checks`): the largest error of a correct engine's tensor."""
+    return 3 * ROUNDED.get(precision, ROUNDED["int8"])
+
+
+def main(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Write every inner tensor of `model` on `feeds` to `out` (.npz); return how far one rounding moves each.
+
+    payload: model, feeds and out as paths. Tensors of types that NumPy lacks are left out. Raises `RunError` where ONNX
+    Runtime cannot run the model.
+    """
+    model, out = Path(payload["model"]), Path(payload["out"])
+    feeds = read_arrays(Path(payload["feeds"]))
+    marked = out.with_name("marked.onnx")
+    graph = Graph(load_model(model))
+    save_model(graph.marked(), marked)
+    values = _run(marked, None, feeds)
+    moved: dict[str, float] = {}
+    try:
+        noisy, count = graph_with_rounding(marked)
+        if count:
+            moved = {name: min(error_of(v, values[name]), WORST) for name, v in _run(marked, noisy, feeds).items()}
+    except EngineworksError:
+        moved = {}  # without it the tolerance alone decides
+    np.savez(out, **values, **{n: v for n, v in feeds.items() if n not in values})  # type: ignore[arg-type]
+    for file in (marked, marked.with_name(marked.name + ".data")):
+        file.unlink(missing_ok=True)
+    return {"moved": moved, "model": digest_file(model)}
+
+
+def _run(model: Path, graph: bytes | None, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    session = backend.load_as_written(model, graph=graph)
+    try:
+        return session.run({spec.name: feeds[spec.name] for spec in session.inputs})
+    finally:
+        session.close()
+
+
+def allowed(names: Mapping[str, float], precision: str) -> dict[str, float]:
+    """The largest error of a correct engine by tensor, from how far one rounding moves it."""
+    return {name: max(tolerance(precision), MOVED * moved) for name, moved in names.items()}
+
+
+def save_part(model: onnx.ModelProto, feeds: Mapping[str, Array], folder: Path) -> tuple[Path, Path]:
+    """Write a model and its feeds; returns both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder / "model.onnx")
+    np.savez(folder / "inputs.npz", **feeds)  # type: ignore[arg-type]
+    return folder / "model.onnx", folder / "inputs.npz"

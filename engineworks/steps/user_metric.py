@@ -1,0 +1,78 @@
+"""A recipe's own metric, called in a sandbox: outputs, labels and inputs in, three numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engineworks.errors import ModelError
+from engineworks.host.sandbox import Sandbox
+from engineworks.host.sandbox.serve import Emit
+from engineworks.host.sandbox.wire import Array, GarbledError
+from engineworks.model.export.source_code import load_function, user_failure
+
+FUNCTION = "engineworks.steps.user_metric:evaluate"
+
+Rows = Mapping[str, Array]
+
+
+def evaluate_in_sandbox(
+    metric: str, root: Path, engine: Rows, reference: Rows, inputs: Rows, labels: Array | None, *,
+    say: Callable[[str], object], time_limit_s: float | None, sets: Sequence[Array] = (),
+) -> tuple[tuple[float, float, float], list[tuple[float, float]]]:  # fmt: skip
+    """Return the metric of the engine, of the reference, and of the engine again, to see whether it wavers; and of
+    engine and reference on each set of rows.
+
+    engine, reference, inputs: [samples, …] by name; labels: [samples, …]; sets: int[rows] each. Raises `ModelError` if
+    the metric is missing or gives no number, `ExportError` if it raises, `StepError` if it ends or garbles the sandbox,
+    `TimeLimitError`.
+    """
+    parts = {"engine": engine, "reference": reference, "inputs": inputs}
+    arrays = {f"{part}/{name}": array for part, rows in parts.items() for name, array in rows.items()}
+    arrays |= {} if labels is None else {"labels": labels}
+    arrays |= {f"rows/{i}": rows for i, rows in enumerate(sets)}
+    with (
+        Sandbox(FUNCTION, what=f"the metric '{metric}'", say=say, time_limit_s=time_limit_s) as sandbox,
+        sandbox.ask({"metric": metric, "root": str(root)}, arrays) as answer,
+    ):
+        numbers = answer.value["value"].get("numbers")
+        count = 3 + 2 * len(sets)
+        if not isinstance(numbers, list) or len(numbers) != count or not all(type(n) is float for n in numbers):
+            raise GarbledError("holds no numbers")
+        return (numbers[0], numbers[1], numbers[2]), list(zip(numbers[3::2], numbers[4::2], strict=True))
+
+
+def evaluate(request: Mapping[str, Any], arrays: Rows, _: Emit) -> dict[str, Any]:
+    """Call the metric in this process, a sandbox. Raises as `evaluate_in_sandbox`."""
+    name, root = request["metric"], Path(request["root"])
+    metric = load_function(name, root, role="metric")
+
+    def part(prefix: str, rows: Any) -> dict[str, Array]:
+        """Copy the arrays: a metric that works in place must not affect the next call."""
+        return {key.removeprefix(prefix): np.array(a[rows]) for key, a in arrays.items() if key.startswith(prefix)}
+
+    every = slice(None)
+    asked: list[tuple[str, Any]] = [("engine/", every), ("reference/", every), ("engine/", every)]
+    sets = sum(key.startswith("rows/") for key in arrays)
+    asked += [(side, arrays[f"rows/{i}"]) for i in range(sets) for side in ("engine/", "reference/")]
+    numbers = []
+    for side, rows in asked:
+        labels = arrays["labels"][rows].copy() if "labels" in arrays else None
+        try:
+            value = metric(part(side, rows), labels, part("inputs/", rows))
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything
+            raise user_failure(error, root, f"the metric '{name}'") from None
+        numbers.append(_number(value, name))
+    return {"numbers": numbers}
+
+
+def _number(value: object, metric: str) -> float:
+    if not isinstance(value, int | float | np.floating | np.integer):
+        raise ModelError(f"accuracy.metric: {metric} returned {type(value).__name__}, not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ModelError(f"accuracy.metric: {metric} returned an integer that is too large for a float") from None

@@ -1,0 +1,58 @@
+"""Limits from measurements: away from chance, and never looser than what explains them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from engineworks.measure.slices import Slice, slice_figures
+from engineworks.measure.suggested_limits import Evidence, suggest_limits
+
+
+def whole(right: float, samples: int = 400) -> Slice:
+    engine = (np.arange(samples) < right * samples).astype(float)
+    fp32 = np.ones(samples)
+    (part,) = slice_figures(
+        np.full(samples, "all"), lambda rows: (float(engine[rows].mean()), float(fp32[rows].mean())),
+        lower_is_better=False,
+    )  # fmt: skip
+    return part
+
+
+def evidence(worst: float | None, part: Slice | None = None, **nights: list[float]) -> Evidence:
+    metric = {"name": "top1", "lower_is_better": False} if part else None
+    return Evidence("tiny/int8/cpu", worst, part, metric, nights)
+
+
+def test_the_limits_allow_chance_and_say_why() -> None:
+    cosine, ratio = suggest_limits("int8", [evidence(0.9998, whole(0.98))], {"cosine": 0.9})
+    assert (cosine.limit, cosine.value, cosine.before) == ("cosine", 0.99955, 0.9)
+    assert "worst cosine 0.9998 (1 engine); 1.5 × its relative error of 0.02" in cosine.reason
+    assert (ratio.limit, ratio.before) == ("metric_ratio", None)
+    assert 0.95 < ratio.value < 0.98
+    assert "ratio 0.98 on 400 samples, lower 95% bound 0.96" in ratio.reason
+
+
+def test_the_worst_engine_and_the_worst_night_count() -> None:
+    one, other = evidence(0.9999), evidence(0.9995, cosine=[0.9999, 0.999, math.nan])
+    (cosine,) = suggest_limits("int8", [one, other], {})
+    assert cosine.value == pytest.approx(0.9977)
+    assert "2 engines, 2 earlier runs, worst 0.999" in cosine.reason
+
+
+def test_fp32_gets_a_limit_of_its_metric() -> None:
+    names = [s.limit for s in suggest_limits("fp32", [evidence(1.0, whole(0.9))], {})]
+    assert names == ["cosine", "metric"]
+
+
+def test_equal_outputs_give_a_limit_that_rounding_meets() -> None:
+    (cosine,) = suggest_limits("fp32", [evidence(1.0)], {})
+    assert cosine.value == 0.99999
+    assert suggest_limits("fp32", [evidence(1.0)], {"cosine": 0.99999}) == []
+
+
+def test_nothing_measured_suggests_nothing() -> None:
+    assert suggest_limits("int8", [], {"cosine": 0.9}) == []
+    assert suggest_limits("int8", [evidence(None)], {}) == []

@@ -33,6 +33,7 @@ from engineworks.engines.engine_session import load_engine
 from engineworks.fingerprint import FileDigests
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_version
+from engineworks.host.triton import InstalledServer, find_server
 from engineworks.measure.slopes import slopes
 from engineworks.package.package import PackagedEngine, write_package
 from engineworks.plan.plan import Plan, plan_recipe
@@ -43,7 +44,6 @@ from engineworks.serving.answers import ask, ask_at_once, questions, refusals, s
 from engineworks.serving.batching import largest_rate, settings, sweep
 from engineworks.serving.client import PROTOCOLS, Client
 from engineworks.serving.costs import cold_starts, serving_cost
-from engineworks.serving.find import InstalledServer, find_server
 from engineworks.serving.identity import NAME, identity_config, write_identity
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.server import StartedServer, started

@@ -16,6 +16,7 @@ from engineworks.commands.blame import blame_failures, print_blame
 from engineworks.commands.changed import changed
 from engineworks.commands.completion import engine_ids, peers, recipe_files
 from engineworks.commands.deploy import deploy
+from engineworks.commands.generate import generate
 from engineworks.commands.init.command import init
 from engineworks.commands.keygen import keygen
 from engineworks.commands.limits.command import limits
@@ -257,6 +258,7 @@ def gc(
 
 
 app.command()(init)
+app.command()(generate)
 app.command()(why)
 app.command()(limits)
 app.command()(rehearse)

@@ -101,7 +101,7 @@ def passport_body(plan: Plan, engine: EngineResult, store: Store, origin: Mappin
         "versions": {"engineworks": installed_version("engineworks"), **engine.sidecar["versions"]},
         "hardware": {a.step.rpartition("/")[2]: h for a in reports if (h := a.document.get("hardware"))},
         "profiles": engine.sidecar["profiles"],
-        "serving": plan.loaded.recipe.performance.serving.model_dump(mode="json"),
+        "serving": plan.loaded.recipe.performance.serving.model_dump(mode="json", exclude={"load"}),
         "reports": {n: _shortened(_report(engine, a, n)) for a in reports for n in a.files if n.endswith(".json")},
         "report_digests": {n: f["sha256"] for a in reports for n, f in a.files.items() if n not in NOT_SHIPPED},
         "verdict": {

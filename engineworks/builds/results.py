@@ -20,14 +20,23 @@ from engineworks.errors import (
 )
 from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
 from engineworks.measure.gates.regression import regression_checks
+from engineworks.measure.gates.serving import serving_checks
 from engineworks.measure.ladder.ladder import TargetLadder
 from engineworks.measure.layers import Layers
 from engineworks.measure.served_checks import synthetic_warnings
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
 from engineworks.plan.champion_comparison import summary
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE, StepName
+from engineworks.plan.kinds import (
+    ACCURACY_FILE,
+    CHAMPION_COMPARISON_FILE,
+    LATENCY_FILE,
+    LAYERS_FILE,
+    SERVING_FILE,
+    StepName,
+)
 from engineworks.plan.plan import Plan, PlannedEngine, Refused
+from engineworks.recipe.release import is_served
 from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
 
@@ -63,6 +72,7 @@ class EngineResult:
     accuracy: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
     champion_comparison: Mapping[str, Any] | None = None
+    serving: Mapping[str, Any] | None = None
     log: str = ""
     keys: Mapping[StepName, str] = field(default_factory=dict)
     failure: Failure | None = None
@@ -94,6 +104,7 @@ class EngineResult:
             "checks": [c.to_json() for c in self.checks],
             "accuracy": self.accuracy or {},
             **{k: first.get(k) for k in _HEADLINE},
+            "served": served_summary(self.serving) if self.serving else None,
             "champion": summary(self.champion_comparison) if self.champion_comparison else None,
             "load_ms": self.latency["load_ms"] if self.latency else None,
             "latency": {name: _without_samples(s) for name, s in shapes.items()},
@@ -110,6 +121,12 @@ class EngineResult:
             return None
         points = [_without_samples(point) for point in self.latency["sweep"]]
         return {**self.recommendation.to_json(), "points": points}
+
+
+def served_summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a serving report without its readings."""
+    reload = {k: v for k, v in report.get("reload", {}).items() if k not in ("readings", "load_s")}
+    return {**report, "reload": reload}
 
 
 def _without_samples(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,8 +256,9 @@ def engine_result(
         if "compare_champion" in engine.steps
         else None
     )
+    served = _read(store.get(engine.steps["serve"]), SERVING_FILE) if "serve" in engine.steps else None
     sidecar = built.read_json(SIDECAR_FILE) if built else {}
-    verdict = _judge(plan, engine, accuracy, latency, comparison)
+    verdict = _judge(plan, engine, accuracy, latency, comparison, served)
     return EngineResult(
         id=engine.id,
         verdict="failed" if failure else verdict.verdict,
@@ -250,6 +268,7 @@ def engine_result(
         accuracy=accuracy,
         latency=latency,
         champion_comparison=comparison,
+        serving=served,
         log=_log(built),
         keys=engine.steps,
         failure=failure,
@@ -291,7 +310,7 @@ def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
 
 
-def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, comparison: Any) -> Verdict:
+def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, comparison: Any, served: Any) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
     verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)
@@ -300,7 +319,11 @@ def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, compa
         compare=plan.steps[engine.steps["compare"]].document, unmeasured_because=engine.unmeasured_because,
         champion_unknown=engine.champion_unknown, champion_lost=engine.champion_lost,
     )  # fmt: skip
-    return apply_waivers(with_checks(verdict, against_champion), recipe.waivers, engine.id, plan.today)
+    checks = [*against_champion]
+    if is_served(recipe) and accuracy is not None:
+        load = recipe.performance.serving.load
+        checks += serving_checks(served, load.model_dump(mode="json") if load else None, engine.unserved_because)
+    return apply_waivers(with_checks(verdict, checks), recipe.waivers, engine.id, plan.today)
 
 
 def _failure_of(plan: Plan, engine: PlannedEngine, failures: Mapping[str, Failure]) -> Failure | None:

@@ -49,7 +49,7 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
         if writing.hit is not None:
             return Outcome(step.id, step.key, "reused", time.monotonic() - start)
         with alone_on_this_host() if STEP_KINDS[step.kind].alone else nullcontext():
-            _run_child(step, inputs, writing.folder, pool, cache=_cache_of(step, store))
+            writing.reports = _run_child(step, inputs, writing.folder, pool, cache=_cache_of(step, store))
     return Outcome(step.id, step.key, "run", time.monotonic() - start)
 
 
@@ -81,7 +81,10 @@ def attempts_of(step: Step) -> int:
     return attempts(optimizer) if optimizer else kind.attempts
 
 
-def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]) -> None:
+def _run_child(
+    step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPool, *, cache: Mapping[str, str]
+) -> dict[str, str]:
+    """Run the step, again after a library's crash; return the digests of its reports by name."""
     payload = {
         "kind": step.kind,
         "id": step.id,
@@ -95,8 +98,7 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
     with log_file.open("w", encoding="utf-8", buffering=1) as log:
         while True:
             try:
-                _run_once(step, {**payload, "crashes": crashes}, log, pool)
-                return
+                return _run_once(step, {**payload, "crashes": crashes}, log, pool)
             except StepError as error:
                 crashes.append(error.message)
                 if error.crash != "library" or len(crashes) == attempts_of(step):
@@ -110,9 +112,9 @@ def _run_child(step: Step, inputs: Mapping[str, Path], out: Path, pool: ChildPoo
             _clear(out)
 
 
-def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPool) -> None:
+def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPool) -> dict[str, str]:
     kind = STEP_KINDS[step.kind]
-    pool.run(
+    answer = pool.run(
         STEP_FUNCTION,
         payload,
         time_limit_s=payload["time_limit_s"],
@@ -122,6 +124,7 @@ def _run_once(step: Step, payload: Mapping[str, Any], log: TextIO, pool: ChildPo
         what=step.id,
         error=kind.error,
     )
+    return dict(answer["reports"])
 
 
 def _clear(out: Path) -> None:

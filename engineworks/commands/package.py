@@ -33,12 +33,12 @@ def package(
     """
     from engineworks.builds.results import most_severe
     from engineworks.commands.plans import read_plans
+    from engineworks.host.triton import find_server
     from engineworks.package.package import write_package
     from engineworks.package.sources import note_package
     from engineworks.recipe.load import load_recipe
     from engineworks.release.sources import built_engines, champion_engines, require_some
     from engineworks.serving.choose import available_backends
-    from engineworks.serving.find import find_server
     from engineworks.store.leases import Lease
     from engineworks.store.open import open_store
     from engineworks.tracking.runs import open_tracking

@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,8 @@ def read_trust(environ: Mapping[str, str] | None = None) -> Trust:
         return Trust()
     if not given.strip():
         raise InputError(f"{TRUSTED_KEYS} is set but empty", hint="name public keys, or unset it to trust everything")
+    if find_spec("cryptography") is None:  # a server has what a package's requirements.txt names, and no more
+        raise InputError(f"{TRUSTED_KEYS} is set, and cryptography is not installed", hint="pip install cryptography")
     keys = {key_id(key): key for text, where in _key_texts(given) for key in _public_keys(text, where)}
     if not keys:
         raise InputError(f"{TRUSTED_KEYS}={given} names no public key", hint="files or folders of *.pem and *.pub")

@@ -47,8 +47,8 @@ from engineworks.package.triton_engines import (
 from engineworks.package.warmup import write_warm_ups
 from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
-from engineworks.recipe.release import largest_batch
-from engineworks.tracking.aliases import registered_name
+from engineworks.recipe.package_settings import PackageSettings, package_settings
+from engineworks.recipe.samples import SampleFile
 
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
@@ -102,16 +102,27 @@ def write_package(
     available: the server's backends. Raises `InputError` where `out` holds something else, or where the server has no
     backend for an engine.
     """
+    if loaded.recipe.model.decoder is not None:
+        raise InputError(f"{loaded.name}: a decoder has no Triton package yet", hint="'engineworks release' ships it")
+    return write_models(package_settings(loaded), stored_evaluation(loaded), engines, out, available)
+
+
+def write_models(
+    settings: PackageSettings, samples: SampleFile, engines: Sequence[PackagedEngine], out: Path,
+    available: Collection[str],
+) -> list[Path]:  # fmt: skip
+    """Write the package as `write_package` does. samples: for the warm-up."""
     if out.exists() and any(out.iterdir()) and not (out / PACKAGE_FILE).is_file():
         raise InputError(f"{out}: is neither empty nor an Engineworks package", hint="name a new folder")
     partial = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}")
     partial.mkdir(parents=True)
     try:
-        model, signer = registered_name(loaded.recipe.release.model, loaded.name), read_signer()
-        for name, group in _groups(model, engines).items():
+        signer = read_signer()
+        for name, group in _groups(settings.model, engines).items():
             (partial / name).mkdir()
-            _write_model(loaded, name, group, partial / name, signer, served_by(group[0].traits, available))
-        _write_manifest(loaded, partial, signer)
+            server_backend = served_by(group[0].traits, available)
+            _write_model(settings, samples, name, group, partial / name, signer, server_backend)
+        _write_manifest(settings.recipe, partial, signer)
         _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -142,7 +153,8 @@ def _groups(model: str, engines: Sequence[PackagedEngine]) -> dict[str, list[Pac
 
 
 def _write_model(
-    loaded: LoadedRecipe,
+    settings: PackageSettings,
+    samples: SampleFile,
     name: str,
     engines: Sequence[PackagedEngine],
     folder: Path,
@@ -156,7 +168,7 @@ def _write_model(
     if server_backend == PYTHON:
         first = engines[0]
         write_python_model(folder, folder / VERSION, first.backend, first.passport.body["versions"])
-    text = config_text(_triton_model(loaded, name, engines, files, folder, server_backend))
+    text = config_text(_triton_model(settings, samples, name, engines, files, folder, server_backend))
     validate_config(text)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
@@ -172,29 +184,29 @@ def _write_passport(engine: PackagedEngine, files: Mapping[str, str], folder: Pa
 
 
 def _triton_model(
-    loaded: LoadedRecipe,
+    settings: PackageSettings,
+    samples: SampleFile,
     name: str,
     engines: Sequence[PackagedEngine],
     files: Mapping[str, Mapping[str, str]],
     folder: Path,
     server_backend: str,
 ) -> TritonModel:
-    recipe, first = loaded.recipe, engines[0]
+    first = engines[0]
     described = first.passport.facts.engine
-    max_batch = largest_batch(recipe)
     mains = {e.target: Path(files[e.target][e.passport.main]).name for e in engines}
     return TritonModel(
         name=name,
         backend=first.backend,
         inputs=described.inputs,
         outputs=described.outputs,
-        max_batch=max_batch,
-        settings=recipe.release.triton,
+        max_batch=settings.max_batch,
+        settings=settings.triton,
         served_by=server_backend,
         file="" if server_backend == PYTHON else mains[first.target],
         capabilities=_capabilities(engines, mains),
         profiles=len(first.passport.facts.profiles),
-        warm_ups=write_warm_ups(recipe, stored_evaluation(loaded), folder, max_batch, described.inputs),
+        warm_ups=write_warm_ups(settings, samples, folder, described.inputs),
         options=first.passport.target.options,
         cuda_graphs=first.passport.serving.cuda_graphs,
         load_level=str(described.details.get("load_level", "")),
@@ -238,9 +250,9 @@ def validate_config(text: str) -> None:
         raise EngineworksError(f"the package's config.pbtxt is not what Triton reads: {error}") from None
 
 
-def _write_manifest(loaded: LoadedRecipe, folder: Path, signer: Signer | None) -> None:
+def _write_manifest(recipe: str, folder: Path, signer: Signer | None) -> None:
     files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
-    manifest = untyped(PackageManifest(1, loaded.name, files))
+    manifest = untyped(PackageManifest(1, recipe, files))
     text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
     (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
 

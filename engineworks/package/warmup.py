@@ -8,8 +8,7 @@ from pathlib import Path
 from engineworks.engines.backends._feeds import narrowed_feeds
 from engineworks.package.triton import WarmUp
 from engineworks.recipe.batch import batch_dim
-from engineworks.recipe.profiles import input_specs
-from engineworks.recipe.recipe import Recipe
+from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, feeds_at
 from engineworks.tensors import TensorSpec
 
@@ -17,26 +16,19 @@ FOLDER = "warmup"
 """The folder in the model's directory where Triton looks for `input_data_file`."""
 
 
-def named_shapes(recipe: Recipe) -> dict[str, dict[str, int]]:
-    """Return the measured shapes; without any, the usual shape of every profile."""
-    at = {name: dict(dims) for name, dims in recipe.performance.at.items()}
-    return at or {name: {dim: triple[1] for dim, triple in ranges.items()} for name, ranges in recipe.shapes.items()}
-
-
 def write_warm_ups(
-    recipe: Recipe, samples: SampleFile, folder: Path, max_batch: int, inputs: Sequence[TensorSpec]
+    settings: PackageSettings, samples: SampleFile, folder: Path, inputs: Sequence[TensorSpec]
 ) -> list[WarmUp]:
     """Write the samples into the model's directory, in the dtypes of the engine's inputs.
 
     With batching, a file is one sample of shape [1, …] that Triton repeats to make a batch (`batch_size`); otherwise it
     is the whole feed. Values are little-endian and row-major, as in NumPy's `tobytes`.
     """
-    count = recipe.release.triton.warmup
-    shapes = named_shapes(recipe) if count else {}
+    count, max_batch, specs = settings.triton.warmup, settings.max_batch, tuple(settings.specs)
     warm_ups = []
-    for name, dims in shapes.items():
-        batch, sample_dims = _one_sample(recipe, dims) if max_batch else (1, dims)
-        feeds = narrowed_feeds(inputs, feeds_at(input_specs(recipe), samples, sample_dims))
+    for name, dims in settings.shapes.items() if count else ():
+        batch, sample_dims = _one_sample(specs, dims) if max_batch else (1, dims)
+        feeds = narrowed_feeds(inputs, feeds_at(specs, samples, sample_dims))
         files = {}
         (folder / FOLDER).mkdir(exist_ok=True)
         for index, (tensor, array) in enumerate(feeds.items()):
@@ -47,8 +39,8 @@ def write_warm_ups(
     return warm_ups
 
 
-def _one_sample(recipe: Recipe, dims: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+def _one_sample(specs: Sequence[TensorSpec], dims: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     """Return the batch of a named shape, and the shape with a batch of one."""
-    dim = batch_dim(input_specs(recipe))
+    dim = batch_dim(specs)
     assert isinstance(dim, str)  # otherwise Triton does no batching
     return max(1, dims.get(dim, 1)), {**dims, dim: 1}

@@ -19,10 +19,12 @@ from engineworks.measure.statistics import TAILS
 from engineworks.model.export.interface import Interface
 from engineworks.model.export.source_code import imported_distributions
 from engineworks.plan.kinds import STEP_KINDS, StepName
+from engineworks.plan.served import server_of
 from engineworks.recipe.batch import batch_dim, fixed_batch
 from engineworks.recipe.computation import Computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.metric import LIBRARIES, metric_name, metric_settings, python_metric
+from engineworks.recipe.package_settings import package_settings
 from engineworks.recipe.profiles import STATIC_PROFILE, admitting_profile, evaluation_batches, input_specs, profiles
 from engineworks.recipe.samples import SampleFile
 from engineworks.recipe.targets import NamedTarget
@@ -50,12 +52,19 @@ TORCH_LIBRARIES = {
 class Documents:
     """Makes the documents of one recipe's steps. Each method returns the document and the paths behind its digests."""
 
+    lowered_reference_is_needed = True
+
     def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
         self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
         self._files, self._digests = loaded.files, digests
         self._prepare_keys: dict[int, str] = {}
         self._inputs = [s.to_json() for s in input_specs(self.recipe)]
         self._profiles = [p.to_json() for p in profiles(self.recipe)]
+
+    @cached_property
+    def server(self) -> tuple[Mapping[str, Any] | None, str]:
+        """What identifies the Triton server that serves the recipe's packages here; why none does."""
+        return server_of(self.recipe, self._digests)
 
     def export(self) -> tuple[Document, Unkeyed]:
         source, kind = self.recipe.model.source.model_dump(exclude_none=True), self._files.kind
@@ -153,7 +162,7 @@ class Documents:
         unkeyed: Document = {"time_limit_s": target.target.time_limit_s}
         if facts.needs_gpu_to_build:
             document["hardware"] = facts.hardware()
-            unkeyed |= _device_cache(document, facts.libraries)
+            unkeyed |= device_cache(document, facts.libraries)
         return document, unkeyed
 
     def reference(self, fold: str) -> tuple[Document, Unkeyed]:
@@ -218,7 +227,7 @@ class Documents:
         document["hardware"] = facts.hardware()
         for own in filter(None, (python_metric(metric), data.slice_function)):
             document["libraries"] |= self._imports(own)
-        return document, {**place, "folder": self._files.folder} | _device_cache(document, facts.libraries, build)
+        return document, {**place, "folder": self._files.folder} | device_cache(document, facts.libraries, build)
 
     def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
         """Document the measurement. Options that only select among measurements, such as the sweep's latency budget,
@@ -232,7 +241,27 @@ class Documents:
         facts = backend_facts(target.target.backend)
         document = self._document("measure", params, {"build": build, "lower": lower, **made}, digests, facts.libraries)
         document["hardware"] = facts.hardware()
-        return document, place | _device_cache(document, facts.libraries, build)
+        return document, place | device_cache(document, facts.libraries, build)
+
+    def serve(
+        self, target: NamedTarget, build: str, compared: tuple[str, Document], server: Document
+    ) -> tuple[Document, Unkeyed]:
+        """Document the serving. compared: key and document of the comparison, whose metric and data it repeats.
+        server: identity and backends of the Triton server."""
+        key, compare = compared
+        load = self.recipe.performance.serving.load
+        params = {name: compare["params"][name] for name in ("samples", "labels", "batches", "metric", "output")}
+        params |= {
+            "target": target.to_json(), "serving": self._serving(), "package": package_settings(self.loaded).to_json(),
+            "load": load.model_dump(mode="json") if load else None, "server": server,
+        }  # fmt: skip
+        made, digests, place = self._data("evaluation", self._files.evaluation)
+        digests |= {n: d for n, d in compare["digests"].items() if n.startswith("metric ")}
+        facts = backend_facts(target.target.backend)
+        inputs = {"build": build, "compare": key, "reference": compare["inputs"]["reference"], **made}
+        document = self._document("serve", params, inputs, digests, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {**place, "folder": self._files.folder}
 
     def peer(self, name: str, precision: str, inputs: Mapping[str, str]) -> tuple[Document, Unkeyed]:
         """Document a peer. inputs: the reference, and the ONNX file where the peer runs that.
@@ -275,7 +304,7 @@ class Documents:
         }
 
     def _serving(self) -> Document:
-        return self.recipe.performance.serving.model_dump(mode="json")
+        return self.recipe.performance.serving.model_dump(mode="json", exclude={"load"})
 
     @cached_property
     def _at(self) -> Document:
@@ -323,7 +352,7 @@ class Documents:
         }
 
 
-def _device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
+def device_cache(document: Document, libraries: tuple[str, ...], engine: str = "") -> Document:
     """Return the device, driver, versions and, for a cache of one engine's kernels, engine that a cache belongs to.
 
     Empty without a GPU. A cache is never shared across any of them.

@@ -20,7 +20,7 @@ from engineworks.errors import (
 
 StepName = Literal[
     "export", "prepare", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
-    "compare_champion", "peer", "sensitivity",
+    "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
 ACCURACY_FILE = "accuracy.json"
@@ -30,6 +30,7 @@ LATENCY_FILE = "latency.json"
 LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
+SERVING_FILE = "serving.json"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "compare_champion": StepKind(
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
+    ),
+    "serve": StepKind(
+        1, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(
         2, ("numpy",), RunError, ("reference", "fold", "lower", "prepare"), 6, owner="peer", report=LATENCY_FILE,

@@ -19,11 +19,13 @@ from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
 from engineworks.plan.closure import closure
+from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.documents import Documents, Unkeyed
 from engineworks.plan.kinds import StepName
 from engineworks.plan.peers import PlannedPeer, plan_peers
 from engineworks.plan.precisions import known_unsupported, known_uses, lower_id, refusal
 from engineworks.plan.remeasure import measured_again
+from engineworks.plan.served import served_again
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.selection import refuse_unmatched, select
@@ -72,6 +74,8 @@ class PlannedEngine:
     """Why the champion lookup failed, or ''."""
     champion_lost: str = ""
     """Why MLflow lacks the champion that its list of champions names, or ''."""
+    unserved_because: str = ""
+    """Why the recipe's wish to serve the package cannot be met here, or ''."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -181,7 +185,7 @@ def plan_recipe(
     pairs = product(loaded.recipe.precisions, loaded.targets)
     ids = dict(zip(loaded.engine_ids, pairs, strict=True))
     chosen = {i: ids[i] for i in select(only, list(ids), loaded.name)}
-    documents, shared = Documents(loaded, digests), dict[str, str]()
+    documents, shared = documents_of(loaded, digests), dict[str, str]()
     uses = known_uses(documents, store)
     refused = {i: s for i, (p, t) in chosen.items() if (s := refusal(loaded.recipe, p, t, uses)) is not None}
     steps: dict[str, Step] = {}
@@ -303,8 +307,10 @@ def _plan_engine(
     build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
     reference = once("reference", f"{recipe}/reference", partial(documents.reference, fold))
     chosen: dict[StepName, str] = {"build": build}
-    name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
-    lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
+    lowered = ""
+    if documents.lowered_reference_is_needed:
+        name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
+        lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference, lowered))
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
     comparison = None
@@ -317,10 +323,24 @@ def _plan_engine(
         )
     if comparison is not None:
         chosen["compare_champion"] = add("compare_champion", f"{engine_id}/compare-champion", *comparison)
+    unserved = _serve(documents, chosen, steps, engine_id, target, store)
     why = backend_facts(target.target.backend).why_not_run(target.target.compute_capability) or ""
     parts, unknown = computes.parts, champions.unknown_because
     lost = champions.lost.get(engine_id, "")
-    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown, lost)
+    return PlannedEngine(engine_id, recipe, precision, target, chosen, why, champion, parts, unknown, lost, unserved)
+
+
+def _serve(
+    documents: Documents, chosen: dict[StepName, str], steps: dict[str, Step], engine_id: str, target: NamedTarget,
+    store: Store,
+) -> str:  # fmt: skip
+    """Add the serving step if the recipe wants one. Returns why this host has no server for it, or ''."""
+    server, why = documents.server
+    if server is not None:
+        compared = (chosen["compare"], dict(steps[chosen["compare"]].document))
+        document, unkeyed = documents.serve(target, chosen["build"], compared, dict(server))
+        chosen["serve"] = _add(steps, "serve", f"{engine_id}/serve", served_again(document, store), unkeyed)
+    return why
 
 
 def _measure(

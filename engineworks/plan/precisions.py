@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from engineworks.engines.backends import backend_facts
+from engineworks.engines.backends import backend, backend_facts
 from engineworks.engines.capabilities import why_not
 from engineworks.fingerprint import digest_of
 from engineworks.plan.documents import Documents
@@ -45,6 +45,8 @@ def known_unsupported(store: Store, build: str, key: str) -> str | None:
 
 def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
     """Return why the target cannot do the precision, or which part of a mixed precision it cannot do."""
+    if recipe.model.decoder is not None and (sentence := decoder_refusal(target)) is not None:
+        return sentence
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
     quantized = _quantized_operators(computes, frozenset(uses) if uses is not None else None)
@@ -56,6 +58,14 @@ def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | No
         if sentence is not None:
             return sentence if part == precision or part in computes.quantized else f"{part} around it: {sentence}"
     return None
+
+
+def decoder_refusal(target: NamedTarget) -> str | None:
+    """Return why the target's backend cannot run a decoder in place, None if it can."""
+    if target.target.backend == "onnxruntime":
+        return None
+    title = backend(target.target.backend).TITLE
+    return f"decoders are not built for {title} yet; use a target of ONNX Runtime, such as cpu"
 
 
 def _uses_in(part: str, computes: Computation, uses: Uses | None) -> Uses | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engineworks.fingerprint import FileDigests, digest_of
-from engineworks.plan.documents import Documents
+from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.kinds import LOWERING_FILE
 from engineworks.plan.plan import Plan
 from engineworks.recipe.datasets.preparation import REPORT_FILE, find_made
@@ -25,7 +25,7 @@ def stored_evaluation(loaded: LoadedRecipe, store: Store | None = None) -> Sampl
     data = loaded.files.evaluation
     if data.preparation is None:
         return data
-    key = digest_of(Documents(loaded, FileDigests(None)).prepare(data)[0])
+    key = digest_of(documents_of(loaded, FileDigests(None)).prepare(data)[0])
     made = find_made((store or open_store(read_settings())).require(key).path)
     return replace(data, path=made, preparation=None)
 

@@ -8,12 +8,13 @@ from math import prod
 from engineworks.errors import Problem
 from engineworks.recipe.auto import named_precisions
 from engineworks.recipe.batch import batch_dim
+from engineworks.recipe.decoder import check_decoder
 from engineworks.recipe.metric import WITHOUT_LABELS, metric_name
 from engineworks.recipe.numbers import LARGEST_TENSOR_BYTES
 from engineworks.recipe.precisions import PRECISION_CHECKS
 from engineworks.recipe.profiles import admitting_profile, dynamic_dims, input_specs
 from engineworks.recipe.recipe import AUTO, METRIC_LIMITS, Recipe
-from engineworks.recipe.release import aliases_differ, batching_fits, waivers_name_something
+from engineworks.recipe.release import aliases_differ, batching_fits, load_is_given, waivers_name_something
 from engineworks.recipe.yaml_nodes import Node
 from engineworks.suggest import did_you_mean
 
@@ -61,7 +62,7 @@ SOURCES = ("onnx", "torch", "huggingface", "mlflow")
 
 SAMPLE_KEYS: Mapping[str, tuple[str, ...]] = {
     "npz": ("names",),
-    "text": ("names", "columns", "tokenizer", "max_length", "padding"),
+    "text": ("names", "columns", "tokenizer", "max_length", "padding", "messages"),
     "images": ("processor",),
 }
 """Kinds of data, and the keys allowed with each besides `samples` and `labels`."""
@@ -103,6 +104,8 @@ def _profiles_are_whole(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    if recipe.model.decoder is not None:  # its shapes have other dimensions
+        return
     dims = dynamic_dims(recipe)
     whole = _profiles_can_be_asked(recipe)
     for name, lengths in recipe.performance.at.items():
@@ -117,6 +120,9 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
         if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
             message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
             yield Problem(node.at(path).place, message, _profile_limits(recipe), _SHAPES)
+
+
+def _budgets_have_shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
     for name in recipe.performance.budget:
         if name not in recipe.performance.at:
             place = node.key_place(("performance", "budget", name))
@@ -215,6 +221,8 @@ def _slices_are_judged(recipe: Recipe, node: Node) -> Iterator[Problem]:
 def _metric_has_labels(recipe: Recipe, node: Node) -> Iterator[Problem]:
     metric = recipe.accuracy.metric
     if metric is None or recipe.data.evaluation.labels is not None or metric_name(metric) in WITHOUT_LABELS:
+        return
+    if recipe.model.decoder is not None:  # the next tokens are its labels
         return
     message = f"the metric '{metric_name(metric)}' needs labels, and data.evaluation names none"
     yield Problem(node.at(("accuracy", "metric")).place, message, "data: {evaluation: {labels: NAME}}")
@@ -320,7 +328,9 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _samples_are_of_one_kind,
     _lists_have_no_twins,
     _profiles_are_whole,
+    check_decoder,
     _named_shapes_fit,
+    _budgets_have_shapes,
     _sweep_fits,
     _streams_have_no_twins,
     *PRECISION_CHECKS,
@@ -335,6 +345,7 @@ _CHECKS: tuple[Callable[[Recipe, Node], Iterator[Problem]], ...] = (
     _names_are_known,
     _regressions_have_something_to_compare,
     batching_fits,
+    load_is_given,
     waivers_name_something,
     aliases_differ,
 )

@@ -33,8 +33,13 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     },
     "Model": {
         "source": "{onnx: models/net.onnx}",
+        "decoder": "{context: 1024}",
         "opset": "17",
         "files": "[weights.pt]",
+    },
+    "Decoder": {
+        "context": "1024",
+        "cache": "{past_k: present_k, past_v: present_v}",
     },
     "Source": {
         "onnx": "models/net.onnx",
@@ -58,6 +63,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "images": "photos",
         "columns": "[premise, hypothesis]",
         "tokenizer": "fetched/minilm",
+        "messages": "messages",
         "processor": "fetched/vit",
         "max_length": "128",
         "padding": "max_length",
@@ -70,6 +76,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "images": "photos",
         "columns": "[premise, hypothesis]",
         "tokenizer": "fetched/minilm",
+        "messages": "messages",
         "processor": "fetched/vit",
         "max_length": "128",
         "padding": "max_length",
@@ -110,6 +117,8 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "synthetic_cosine": "0.9",
         "max_abs": "0.01",
         "mean_abs": "0.001",
+        "greedy_agreement": "0.9",
+        "token_agreement": "0.95",
     },
     **METRIC_EXAMPLES,
     "Performance": {
@@ -129,11 +138,14 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
         "load_ms": "2000",
         "first_run_ms": "500",
         "engine_mib": "90",
+        "first_token_ms": "10",
+        "tokens_per_s": "400",
     },
     "Sweep": {"batch": "[1, 8, 16, 32]", "at": "single", "latency_ms": "3"},
-    "ServingOptions": {"cuda_graphs": "true", "kernels": "eager"},
+    "ServingOptions": {"cuda_graphs": "true", "kernels": "eager", "load": "{qps: 200, p99_ms: 15}"},
+    "ServedLoad": {"qps": "200", "find_qps": "true", "p99_ms": "15", "seconds": "30"},
     "Regression": {"latency": "5%", "accuracy": "0.5%", "max_s": "120"},
-    "Release": {"model": "digits", "triton": "{instances: 2}"},
+    "Release": {"model": "digits", "triton": "{instances: 2}", "serve": "required"},
     "Triton": {
         "dynamic_batching": "{preferred: [8, 16], max_delay_us: 500}",
         "instances": "2",
@@ -150,7 +162,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "TimeLimits": {
         "export": "600", "fold": "600", "calibrate": "3600", "lower": "1800", "build": "3600", "reference": "1800",
         "lowered_reference": "1800",
-        "compare": "1800", "measure": "900", "compare_champion": "900", "peer": "900", "prepare": "600",
+        "compare": "1800", "measure": "900", "compare_champion": "900", "serve": "900", "peer": "900", "prepare": "600",
     },
 }  # fmt: skip
 """By the name of the part (as in the schema's `$defs`, `Recipe` for the top) and of the key."""

@@ -11,6 +11,7 @@ from engineworks.model.export.from_huggingface import source_files
 from engineworks.model.export.outline import interface_problems
 from engineworks.recipe.data import find_samples
 from engineworks.recipe.datasets.preparation import PYTHON_SLICES
+from engineworks.recipe.decoder_files import find_decoder, find_texts
 from engineworks.recipe.file_lookup import Finder, FoundModel, SourceKind
 from engineworks.recipe.metric import python_metric
 from engineworks.recipe.mlflow_source import find_mlflow
@@ -45,6 +46,11 @@ def resolve_files(
 ) -> RecipeFiles:
     """Find every file, adding problems to `problems`; the result is complete only if none was added."""
     finder = Finder(node, folder, roots, problems)
+    empty = SampleFile(folder, (), {}, None, 1, 1)
+    if recipe.model.decoder is not None:
+        model, vocabulary = find_decoder(finder, recipe, recipe.model.decoder)
+        texts = find_texts(finder, recipe, model, vocabulary)
+        return RecipeFiles(folder, model.path or folder, model.files, texts or empty, kind=model.kind)
     model = _model_files(recipe, finder)
     _compare_interface(recipe, finder)
     data = recipe.data
@@ -55,7 +61,6 @@ def resolve_files(
     slices = data.evaluation.slices or ""
     if slices.startswith(PYTHON_SLICES):
         code |= finder.code(("data", "evaluation", "slices"), slices.removeprefix(PYTHON_SLICES))
-    empty = SampleFile(folder, (), {}, None, 1, 1)
     return RecipeFiles(
         folder, model.path or folder, model.files, evaluation or empty, calibrating, code, model.kind, model.resolved
     )

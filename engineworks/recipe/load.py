@@ -16,6 +16,7 @@ from engineworks.errors import Place, Problem, RecipeError, TargetError
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
 from engineworks.recipe.checks import check_recipe
+from engineworks.recipe.decoder import drop_own_keys, is_decoder, spell_out
 from engineworks.recipe.files import RecipeFiles, resolve_files
 from engineworks.recipe.metric import METRIC_WORDS, UNKNOWN_METRIC, metric_fields
 from engineworks.recipe.recipe import Recipe
@@ -108,6 +109,9 @@ def _read(path: Path) -> _Read:
     if defaults.is_file():
         node = merge(node, read_yaml(defaults, _shown(defaults)))
     problems = list(_refuse_nameless_mixtures(node))
+    if is_decoder(node):
+        problems += drop_own_keys(node)
+        node = spell_out(node)
     known = _load_targets(path.parent, problems)
     recipe, wrong = _validate(Recipe, node, problems), frozenset[Path_]()
     if recipe is None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from engineworks.recipe.decoder_part import Decoder
 from engineworks.recipe.metric import Factory, Metric
 from engineworks.recipe.numbers import Extent, Fraction, Length, Number, Opset, Percentile, Positive, Seconds, Streams
 from engineworks.recipe.two_forms import as_list, as_name, columns_schema, npz_schema, slices_schema
@@ -88,6 +89,7 @@ class Source(Part):
 
 class Model(Part):
     source: Source = Field(description="where the model comes from")
+    decoder: Decoder | None = Field(None, description="the model is a decoder that generates text")
     opset: Opset = Field(18, description="ONNX opset to export with; ONNX files keep theirs")
     files: tuple[str, ...] = Field((), description="files that a torch factory reads; a change of one rebuilds")
 
@@ -134,6 +136,9 @@ class Samples(Part):
     )
     padding: Literal["longest", "max_length"] = Field(
         "longest", description="text: pad to the longest text of a batch, or all to max_length"
+    )
+    messages: str | None = Field(
+        None, description="decoders: the column with a chat, a list of {role, content}, for the tokenizer's template"
     )
 
 
@@ -212,6 +217,12 @@ class Limits(Part):
         None, description="largest absolute difference from the reference, of every output"
     )
     mean_abs: Positive | None = Field(None, description="largest mean absolute difference, of every output")
+    greedy_agreement: Fraction | None = Field(
+        None, description="decoders: smallest share of tokens generated as fp32 does, until the first that differs"
+    )
+    token_agreement: Fraction | None = Field(
+        None, description="decoders: smallest share of positions whose most probable next token is fp32's"
+    )
 
 
 METRIC_LIMITS = ("metric_ratio", "metric", "metric_delta", "metric_between")
@@ -239,6 +250,8 @@ class Budget(Part):
     load_ms: Positive | None = Field(None, description="longest time from the stored bytes to the first run")
     first_run_ms: Positive | None = Field(None, description="longest very first run at this shape, with copies")
     engine_mib: Positive | None = Field(None, description="largest size of the engine")
+    first_token_ms: Positive | None = Field(None, description="decoders: longest median time to the first token")
+    tokens_per_s: Positive | None = Field(None, description="decoders: fewest tokens per second of all streams")
 
 
 class Sweep(Part):
@@ -249,6 +262,15 @@ class Sweep(Part):
     latency_ms: Positive | None = Field(None, description="largest median latency of the recommended batch")
 
 
+class ServedLoad(Part):
+    """A load on the served model, by MLPerf's load generator: a check."""
+
+    qps: Positive | None = Field(None, description="queries a second, at random times")
+    find_qps: bool = Field(False, description="search the largest rate within p99_ms instead of a given one")
+    p99_ms: Positive = Field(description="largest 99 % latency of an answer")
+    seconds: Seconds = Field(60.0, description="seconds that the load takes; each try of a search takes as long")
+
+
 class ServingOptions(Part):
     """How engines are run, when they are compared and when they are measured."""
 
@@ -256,6 +278,7 @@ class ServingOptions(Part):
     kernels: Literal["lazy", "eager", "none"] = Field(
         "lazy", description="TensorRT-RTX's specialized kernels: made meanwhile, before the first run, or not at all"
     )
+    load: ServedLoad | None = Field(None, description="load that the package must stand on a Triton server")
 
 
 def _percent_schema(schema: dict[str, Any]) -> None:
@@ -292,7 +315,7 @@ class Regression(Part):
 
 
 class Performance(Part):
-    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes to measure")
+    at: dict[Name, dict[DimName, Extent]] = Field(description="named shapes; of decoders: prompt, new, streams")
     budget: dict[Name, Budget] = Field(default_factory=dict, description="limits per named shape")
     sweep: Sweep | None = Field(None, description="batches to measure; the best is recommended")
     streams: tuple[Streams, ...] = Field((), description="runs in flight at once, each a throughput: e.g. [1, 2, 4]")
@@ -321,6 +344,9 @@ class Release(Part):
 
     model: RegisteredName | None = Field(None, description="registered model in MLflow; default: the recipe's name")
     triton: Triton = Field(Triton(), description="how Triton is to serve the engines")
+    serve: Literal["required"] | None = Field(
+        None, description="required: an engine passes only after a Triton server served its package"
+    )
 
 
 class Waiver(Part):
@@ -347,6 +373,7 @@ class TimeLimits(Part):
     compare: Seconds | None = Field(None, description="of comparing one engine")
     measure: Seconds | None = Field(None, description="of measuring one engine")
     compare_champion: Seconds | None = Field(None, description="of measuring engine and champion side by side")
+    serve: Seconds | None = Field(None, description="of serving one engine's package")
     peer: Seconds | None = Field(None, description="of measuring one peer (--compare)")
 
 

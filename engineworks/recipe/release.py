@@ -30,6 +30,19 @@ def batching_fits(recipe: Recipe, node: Node) -> Iterator[Problem]:
             yield Problem(place, f"preferred batch {size} is larger than every profile allows", f"at most {largest}")
 
 
+def load_is_given(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """Check that the served load is either a rate or a search for one."""
+    load, path = recipe.performance.serving.load, ("performance", "serving", "load")
+    if load is not None and (load.qps is None) == (not load.find_qps):
+        what = "both qps and find_qps" if load.qps is not None else "neither qps nor find_qps"
+        yield Problem(node.key_place(path), f"the load names {what}", "give one: qps: 200, or find_qps: true")
+
+
+def is_served(recipe: Recipe) -> bool:
+    """Whether builds of the recipe serve their packages."""
+    return recipe.release.serve is not None or recipe.performance.serving.load is not None
+
+
 def largest_batch(recipe: Recipe) -> int:
     """The largest batch that Triton may form; 0 unless the batch is a dynamic axis 0 everywhere."""
     dim = batch_dim(input_specs(recipe))

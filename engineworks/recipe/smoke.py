@@ -27,18 +27,21 @@ SAMPLES = 64
 def in_mode(loaded: LoadedRecipe, mode: Mode) -> LoadedRecipe:
     """The recipe as it is built in this mode.
 
-    smoke: 64 samples, TensorRT's lowest optimization level, one measurement per named shape. Budgets, sweep, streams
-    and champion are left out, because they mean nothing for such an engine.
+    smoke: 64 samples, TensorRT's lowest optimization level, one measurement per named shape. Budgets, sweep, streams,
+    serving and champion are left out, because they mean nothing for such an engine.
     """
     if mode == "full":
         return loaded
     recipe = loaded.recipe
-    performance = recipe.performance.model_copy(update={"budget": {}, "sweep": None, "streams": (), "regression": None})
+    serving = recipe.performance.serving.model_copy(update={"load": None})
+    none: dict[str, object] = {"budget": {}, "sweep": None, "streams": (), "regression": None, "serving": serving}
+    release = recipe.release.model_copy(update={"serve": None})
+    changed = {"performance": recipe.performance.model_copy(update=none), "release": release}
     files = loaded.files
     calibration = _fewer(files.calibration, [fixed_batch(files.calibration.specs) or 1]) if files.calibration else None
     return replace(
         loaded,
-        recipe=recipe.model_copy(update={"recipe": f"{loaded.name}@smoke", "performance": performance}),
+        recipe=recipe.model_copy(update={"recipe": f"{loaded.name}@smoke", **changed}),
         files=replace(files, evaluation=_fewer(files.evaluation, evaluation_batches(recipe)), calibration=calibration),
         targets=tuple(_quick(target) for target in loaded.targets),
         mode=mode,

@@ -8,7 +8,6 @@ from pathlib import Path
 from engineworks.builds.command import load_flows, recorded_result
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import load_recipes
-from engineworks.release.issuer import read_issuer
 from engineworks.release.promotion import ReleaseResult, champions_before, release_build
 from engineworks.settings import Settings
 from engineworks.tracking.runs import open_tracking
@@ -17,11 +16,8 @@ ByEngine = Mapping[str, int | None]
 
 
 def champions_of_recipes(recipes: Sequence[Path], settings: Settings) -> dict[str, ByEngine]:
-    """Return `champions_before` by recipe. Raises `RecipeError`, `TrackingError`, and `InputError` where no release can
-    be signed: better before a build than after it."""
+    """Return `champions_before` by recipe. Raises `RecipeError` and what that raises."""
     loaded = load_recipes(recipes, data_roots=settings.data_roots)
-    for recipe in loaded:
-        read_issuer(recipe.name)
     registry = open_tracking(settings.artifacts, settings.tracking_uri).registry()
     return {recipe.name: champions_before(recipe, registry) for recipe in loaded}
 

@@ -83,7 +83,11 @@ def slots_of(loaded: LoadedRecipe, only: str | None) -> dict[str, Slot]:
 
 def champions_before(loaded: LoadedRecipe, registry: Registry) -> dict[str, int | None]:
     """Return the champion's version for every engine's slot. Call it before planning: the plan holds the champion that
-    engines are compared with."""
+    engines are compared with.
+
+    Raises `TrackingError`, and `InputError` where the release could not be signed: better known before a build.
+    """
+    read_issuer(loaded.name)
     slots = slots_of(loaded, None)
     champions = registry.versions_at("champion", list(slots.values()))
     return {engine: champions[slot] for engine, slot in slots.items()}
@@ -189,6 +193,7 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
     assert engine.passport is not None
     inputs = [spec_from_json(s) for s in engine.sidecar["inputs"]]
     files = {f.name: f for f in engine.path.parent.iterdir() if f.name not in NOT_SHIPPED}
+    prompts = tuple(p["prompt"] for p in (engine.accuracy or {}).get("decoder", {}).get("prompts", ()))
     return EngineModel(
         slot=slot,
         recipe=plan.recipe,
@@ -198,7 +203,8 @@ def engine_model(plan: Plan, engine: EngineResult, slot: Slot, run_id: str) -> E
         files={**files, PASSPORT_FILE: engine.passport},
         inputs=inputs,
         outputs=[spec_from_json(s) for s in engine.sidecar["outputs"]],
-        example=narrowed_feeds(inputs, example_feeds(plan)),
+        example={} if prompts else narrowed_feeds(inputs, example_feeds(plan)),
+        prompts=prompts,
         requirements=requirements(engine.sidecar["versions"]),
         tags=_version_tags(engine),
         optional_tags=OPTIONAL_TAGS,

@@ -11,6 +11,7 @@ from engineworks.report.calibration import calibration_section
 from engineworks.report.changes import changes_section
 from engineworks.report.choice import choice_section
 from engineworks.report.comparison import comparison_tables
+from engineworks.report.decoder import decoder_section
 from engineworks.report.layers import layers_section
 from engineworks.report.provenance import provenance_section
 from engineworks.report.speed import latency_section, memory_section, sweep_section
@@ -31,6 +32,7 @@ def sections(result: BuildResult, background: Background = NOTHING, *, plots: bo
         latency_section(result, background, plots=plots),
         layers_section(result, background),
         sweep_section(result, background, plots=plots),
+        decoder_section(result),
         accuracy_section(result, background),
         choice_section(result, plots=plots),
         calibration_section(result),

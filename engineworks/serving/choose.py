@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from engineworks.host.triton import InstalledServer, Server
 from engineworks.package.package import CONTAINER
 from engineworks.serving.client import Client
-from engineworks.serving.find import InstalledServer, Server
 
 
 def available_backends(server: Server | None) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from engineworks.errors import RunError
 from engineworks.host.child.start import descendants
+from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, Server
 from engineworks.serving import guard
-from engineworks.serving.find import PYTHON_STUB, InstalledServer, RunningServer, Server
 from engineworks.serving.triton_log import last_error
 
 READY_S, STOP_S = 60.0, 15.0

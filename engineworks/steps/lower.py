@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -38,15 +38,19 @@ PROOF_BATCH_UP_TO_BYTES = 128 << 20
 fewer: verification runs the model at least three times, node by node."""
 
 
+SamplesOf = Callable[[StepJob, "onnx.ModelProto"], Iterator[dict[str, NDArray[Any]]]]
+
 _DTYPES: Mapping[str, HalfType] = {"fp16": "float16", "bf16": "bfloat16"}
 
 
-def run(job: StepJob) -> None:
+def run(job: StepJob, samples: SamplesOf | None = None) -> None:
+    """Lower. samples: makes the feeds on which half precision is verified; default: the recipe's own samples."""
     if job.params["precision"] == AS_IS:
         _as_is(job)
     else:
         _check_source(job)
-        _quantized(job) if job.params.get("quantized") else _float(job)
+        lower = _quantized if job.params.get("quantized") else _float
+        lower(job, samples or _samples)
     _check(job)
 
 
@@ -58,7 +62,7 @@ def _as_is(job: StepJob) -> None:
     job.write_json(LOWERING_FILE, {"precision": AS_IS, **checked.to_json()})
 
 
-def _float(job: StepJob) -> None:
+def _float(job: StepJob, samples: SamplesOf) -> None:
     precision = job.params["precision"]
     unquantized = job.params.get("unquantized", precision)
     model = load_model(job.inputs["fold"] / MODEL_FILE)
@@ -69,7 +73,7 @@ def _float(job: StepJob) -> None:
     dtype = _DTYPES[unquantized]
     single, double = double_to_float(name_nodes(model))
     fp32 = _still_there(job.params.get("fp32", ()), model, single)
-    lowered, report = lower_half(single, dtype, _samples(job, model), keep=fp32, source=model)
+    lowered, report = lower_half(single, dtype, samples(job, model), keep=fp32, source=model)
     kept = {**double, **report.kept}
     if not report.converted and not _computes_in(lowered, dtype):
         raise _nothing_lowered(job, kept)
@@ -96,7 +100,7 @@ def proof_batch(weights: int) -> int:
     return max(LEAST_PROOF_BATCH, PROOF_BATCH * PROOF_BATCH_UP_TO_BYTES // max(weights, PROOF_BATCH_UP_TO_BYTES))
 
 
-def _quantized(job: StepJob) -> None:
+def _quantized(job: StepJob, samples: SamplesOf) -> None:
     globs, unquantized = job.params["quantized"], job.params["unquantized"]
     ranges = read_ranges(job) if "ranges" in job.inputs else None
     source = name_nodes(load_model(job.inputs["fold"] / MODEL_FILE))
@@ -117,7 +121,7 @@ def _quantized(job: StepJob) -> None:
     lowered = quantized.model
     if unquantized != "fp32":
         lowered, half = halve_unquantized(
-            lowered, model, _DTYPES[unquantized], _samples(job, model), keep=fp32, source=source
+            lowered, model, _DTYPES[unquantized], samples(job, model), keep=fp32, source=source
         )
         report["half"] = half.to_json()
     save_model(lowered, job.out / MODEL_FILE)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
+from engineworks.recipe.datasets.decoder_text import read_texts
 from engineworks.recipe.datasets.labels import as_array, in_order, is_name, number_of
 from engineworks.recipe.datasets.pictures import BY_FOLDER, class_of, image_names, read_label_file
 from engineworks.recipe.datasets.preparation import LABELS, LENGTHS, REPORT_FILE, SLICES
@@ -110,4 +111,15 @@ def _images(job: StepJob) -> list[str]:
     return []
 
 
-_MAKERS = {"text": _text, "images": _images}
+def _tokens(job: StepJob) -> list[str]:
+    """Write a decoder's texts: all tokens of texts, prompts and the one that fills the context, and their lengths."""
+    params = dict(job.params)
+    made = read_texts(job.path("text"), job.path("tokenizer"), params)
+    with ArchiveWriter(job.out / f"{params['name']}.npz") as archive:
+        for name, rows in (("texts", made.texts), ("prompts", made.prompts), ("long", [made.long])):
+            archive.write(name, np.array([token for row in rows for token in row], np.int64))
+            archive.write(f"{name}_lengths", np.array([len(row) for row in rows], np.int64))
+    return [f"{params['name']}: {made.left_out} texts were too short to predict anything"] if made.left_out else []
+
+
+_MAKERS = {"text": _text, "images": _images, "tokens": _tokens}

@@ -66,7 +66,7 @@ def measure_shape(
     used_s += sum(stream["seconds"] for stream in in_flight)
     return {
         **report.to_json(),
-        **_NO_COPIES,
+        **NO_COPIES,
         **copies,
         "first_run_ms": first_run_ms,
         "streams": in_flight,
@@ -77,7 +77,7 @@ def measure_shape(
     }
 
 
-_NO_COPIES = {
+NO_COPIES = {
     **percentiles("copies_ms", ()), **percentiles("copies_device_ms", ()),
     "copies_samples": [], "copies_device_samples": [],
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ class StepJob:
     params: the slice of the plan that it reads (part of its key). inputs: folders of earlier steps' artifacts by role.
     unkeyed: what cannot shape the result, mostly absolute paths. out: an empty folder to fill. say: logs one line of
     the step. crashes: how earlier attempts at this step ended, one sentence each. time_limit_s: after which the step is
-    killed. begin: when it began, by `time.monotonic`.
+    killed. reports: sha256 by name of the reports written so far. begin: when it began, by `time.monotonic`.
     """
 
     id: str
@@ -30,6 +31,7 @@ class StepJob:
     say: Callable[[str], None]
     crashes: tuple[str, ...] = ()
     time_limit_s: float | None = None
+    reports: dict[str, str] = field(default_factory=dict)
     begin: float = field(default_factory=time.monotonic)
 
     def seconds_left(self) -> float | None:
@@ -48,5 +50,9 @@ class StepJob:
         return tuple(map(Path, several)) if several and isinstance(several, list | tuple) else (self.path(name),)
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a result into `out`. NaN is not JSON: write null for a missing value."""
-        (self.out / name).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write a report into `out`. NaN is not JSON: write null for a missing value."""
+        data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+        path = self.out / name
+        path.unlink(missing_ok=True)  # whatever code of others put there, a link perhaps
+        path.write_bytes(data)
+        self.reports[name] = hashlib.sha256(data).hexdigest()

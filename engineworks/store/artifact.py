@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from engineworks.errors import StoreError
 from engineworks.fingerprint import RACY_SECONDS, digest_of
-from engineworks.store.json_files import read_figures, read_json_file
+from engineworks.store.json_files import parse_figures, parse_json, read_json_file
 
 MANIFEST = "manifest.json"
 
@@ -37,11 +39,23 @@ class Artifact:
         return self.path / name
 
     def read_json(self, name: str) -> Any:
-        return read_json_file(self.file(name))
+        """Read a JSON file. Raises `StoreError` if it is not what was stored."""
+        return parse_json(self._stored(name))
 
     def read_figures(self, name: str, longest: int) -> Any:
         """Read JSON with lists of more than `longest` raw samples replaced by their length."""
-        return read_figures(self.file(name), longest)
+        return parse_figures(self._stored(name), longest)
+
+    def _stored(self, name: str) -> bytes:
+        """Return the bytes that the manifest describes: those that are hashed are those that are read."""
+        path = self.file(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}", hint="build again") from None
+        if hashlib.sha256(data).hexdigest() != self.files.get(name, {}).get("sha256"):
+            raise StoreError(f"{path}: was altered since it was stored", hint="build again")
+        return data
 
     @property
     def bytes(self) -> int:

@@ -22,14 +22,13 @@ def read_json_file(path: Path | str) -> Any:
         return parse_json(file.read())
 
 
-def read_figures(path: Path | str, longest: int) -> Any:
-    """Read as `read_json_file`, without raw samples, which take most of a report's text and parsing time.
+def parse_figures(data: bytes, longest: int) -> Any:
+    """Parse as `parse_json`, without raw samples, which take most of a report's text and parsing time.
 
     A list of more than `longest` numbers whose key ends in 'samples' becomes its length: {"values": 52991}. Raises the
     same.
     """
-    with open(path, "rb") as file:  # noqa: PTH123
-        return parse_json(_without_samples(file.read(), longest))
+    return parse_json(_without_samples(data, longest))
 
 
 def _without_samples(data: bytes, longest: int) -> bytes:

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Store:
             started = time.monotonic()
             try:
                 yield writing
-                writing.published = self._publish(key, folder, document, step, time.monotonic() - started)
+                writing.published = self._publish(key, writing, document, step, time.monotonic() - started)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -242,12 +242,16 @@ class Store:
             raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
         return folder
 
-    def _publish(self, key: str, folder: Path, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
+    def _publish(self, key: str, writing: Writing, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
+        folder = writing.folder
         files = {
             f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": digest_file(f)}
             for f in sorted(folder.rglob("*"))
             if f.is_file()
         }
+        for name, digest in writing.reports.items():
+            if files.get(name, {}).get("sha256") != digest:
+                raise StoreError(f"{step}: {name} was altered before it was stored", hint="build again")
         published = now().to_json()[1:]
         manifest = {
             "key": key, "step": step, "files": files, "document": document, "seconds": seconds, "published": published,
@@ -340,11 +344,15 @@ class Store:
 
 @dataclass
 class Writing:
-    """A key being built: write files into `folder`; nothing to do if `hit`."""
+    """A key being built: write files into `folder`; nothing to do if `hit`.
+
+    reports: sha256 by name of files that must be published as their writer made them.
+    """
 
     folder: Path
     hit: Artifact | None = None
     published: Artifact | None = None
+    reports: Mapping[str, str] = field(default_factory=dict)
 
 
 def _unchanged_s(folder: Path) -> float:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from numpy.typing import NDArray
 
+    from engineworks.engines.decoder.generation import Generator
+
     Arrays = Mapping[str, NDArray[np.generic]]
 
 MODEL_TYPE = "engine"
@@ -59,6 +61,8 @@ class EngineModel:
     requirements: Sequence[str]
     tags: Mapping[str, str] = field(default_factory=dict)
     optional_tags: frozenset[str] = frozenset()
+    prompts: tuple[str, ...] = ()
+    """Of a decoder: prompts as its example. Its inputs and outputs are texts then, not tensors."""
 
 
 def log_engine_model(client: MlflowClient, experiment_id: str, model: EngineModel) -> LoggedModel:
@@ -95,8 +99,8 @@ def _save(place: Path, model_id: str, model: EngineModel) -> None:
         loader_module=LOADER,
         data_path=str(data),
         mlflow_model=Model(run_id=model.run_id, model_id=model_id),
-        signature=signature_of(model.inputs, model.outputs),
-        input_example=dict(model.example),
+        signature=text_signature() if model.prompts else signature_of(model.inputs, model.outputs),
+        input_example=list(model.prompts) or dict(model.example),
         pip_requirements=list(model.requirements),
     )
     target = place / "data" / FOLDER
@@ -122,6 +126,37 @@ def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
         return ModelSignature(inputs=schema(inputs), outputs=schema(outputs))
     except TypeError:
         return ModelSignature(inputs=schema(inputs))
+
+
+def text_signature() -> ModelSignature:
+    """Return a decoder's: prompts in, continuations out, and how many tokens at most."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    text = Schema([ColSpec("string")])
+    return ModelSignature(text, text, ParamSchema([ParamSpec("max_new_tokens", "long", 64)]))
+
+
+class LoadedDecoder:
+    """As `LoadedEngine`, of a decoder. Threads may share it: runs exclude each other."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._lock = threading.Lock()
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
+        """Continue each prompt, greedily. model_input: prompts, as a list or a frame of one column. params:
+        max_new_tokens. Raises `RunError` for a prompt that is empty or too long."""
+        prompts = [str(row) for row in _column(model_input)]
+        with self._lock:
+            return self._generator.generate(prompts, int((params or {}).get("max_new_tokens", 64)))
+
+
+def _column(value: Any) -> Any:
+    """Return the rows of the first column of a frame; a list as it is; one text as a list."""
+    if isinstance(value, str):
+        return [value]
+    return value.iloc[:, 0] if hasattr(value, "iloc") and value.ndim == 2 else value
 
 
 class LoadedEngine:
@@ -159,8 +194,9 @@ class LoadedEngine:
             self._session.close()
 
 
-def _load_pyfunc(path: str) -> LoadedEngine:
+def _load_pyfunc(path: str) -> LoadedEngine | LoadedDecoder:
     """Load the engine's folder for MLflow. Raises `TrustError`, or `RunError` where this host cannot run it."""
+    from engineworks.engines.decoder.loading import is_decoder, open_shipped_decoder
     from engineworks.engines.loading import open_engine
     from engineworks.engines.signing import read_trust
 
@@ -172,4 +208,6 @@ def _load_pyfunc(path: str) -> LoadedEngine:
     else:
         registered, version = named
         check_role(registered, version, passport, trust)
+    if is_decoder(folder):
+        return LoadedDecoder(open_shipped_decoder(folder, passport))
     return LoadedEngine(open_engine(folder, passport))

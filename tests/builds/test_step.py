@@ -52,7 +52,7 @@ def main(payload):
     if act == "hang":
         time.sleep(60)
     (out / "half.txt").write_text("whole")
-    return {}
+    return {"reports": {"half.txt": "0" * 64} if act == "forged" else {}}
 """,
         encoding="utf-8",
     )
@@ -72,6 +72,27 @@ def test_a_step_is_run_once_and_its_log_is_kept(tmp_path: Path) -> None:
     artifact = store.require(step({"act": "work"}).key)
     assert artifact.file("half.txt").read_text() == "whole"
     assert "working on tiny/fold" in artifact.file("log.txt").read_text()
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_report_that_was_altered_before_it_was_stored_is_not_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with pytest.raises(StoreError, match=r"tiny/fold: half.txt was altered before it was stored; build again"):
+        run(store, step({"act": "forged"}))
+    assert not store.has(step({"act": "forged"}).key)
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_report_that_was_altered_after_it_was_stored_is_not_read(tmp_path: Path) -> None:
+    with Store(tmp_path / "store").writing("0" * 64, {}, "tiny/compare") as writing:
+        (writing.folder / "accuracy.json").write_text("{}", encoding="ascii")
+    assert writing.published is not None
+    assert writing.published.read_json("accuracy.json") == {}
+    file = writing.published.file("accuracy.json")
+    file.chmod(0o644)
+    file.write_text('{"metric": 1}', encoding="ascii")
+    with pytest.raises(StoreError, match=r"accuracy.json: was altered since it was stored; build again"):
+        writing.published.read_json("accuracy.json")
 
 
 @pytest.mark.usefixtures("steps")

@@ -6,11 +6,14 @@ import runpy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from conftest import RECIPE, TARGETS
 from onnx import TensorProto, helper
+
+from engineworks.engines.signing import write_key_pair
 
 TESTS = Path(__file__).parents[1]
 RECIPE_FILE = Path("recipes/tiny.yaml")
@@ -44,6 +47,16 @@ def written(path: str, text: str | bytes) -> Callable[[], object]:
     return lambda: (Path(path).parent.mkdir(parents=True, exist_ok=True), Path(path).write_bytes(data))
 
 
+def decoder(decoders: Mapping[str, Any], edit: Edit) -> Callable[[], object]:
+    """Lay out what the recipes of decoders name beside the recipe, and write that with one edit."""
+
+    def write() -> None:
+        decoders["lay_out"](RECIPE_FILE.parent)
+        RECIPE_FILE.write_text(decoders["RECIPE"].replace(*edit, 1), encoding="utf-8")
+
+    return write
+
+
 def npz(path: str, **arrays: np.ndarray) -> Callable[[], object]:  # type: ignore[type-arg]
     return lambda: np.savez(path, **arrays)  # type: ignore[arg-type]
 
@@ -56,6 +69,9 @@ def recipe_cases() -> Iterator[Case]:
     """Those of the tests of recipes, and the release block's."""
     for title, (edits, _) in runpy.run_path(str(TESTS / "recipe/test_load.py"))["CASES"].items():
         yield Case(title, VALIDATE, edited(*edits))
+    decoders = runpy.run_path(str(TESTS / "recipe/test_decoder_recipe.py"))
+    for title, (edit, _) in decoders["CASES"].items():
+        yield Case(title, VALIDATE, decoder(decoders, edit))
     for title, (line, _) in runpy.run_path(str(TESTS / "release/test_release_block.py"))["CASES"].items():
         yield Case(title, VALIDATE, in_turn(edited(), lambda line=line: RECIPE_FILE.open("a").write(line + "\n")))
 
@@ -151,6 +167,12 @@ COMMAND_CASES = (
     Case("garbage before any build", ("gc",)),
     Case("garbage of the future", ("gc", "--keep-hours", "-1")),
     Case("garbage while MLflow is down", ("gc",), environment={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}),
+    Case("a release without the key that is required", ("release", "recipes/tiny.yaml"),
+         in_turn(edited(), lambda: write_key_pair(Path("keys"), "mine")),
+         {"ENGINEWORKS_TRUSTED_KEYS": "keys/mine.pub"}),
+    Case("a signing key that others may read", ("release", "recipes/tiny.yaml"),
+         in_turn(edited(), lambda: write_key_pair(Path("keys"), "mine")[0].chmod(0o644)),
+         {"ENGINEWORKS_SIGNING_KEY": "keys/mine.key"}),
     Case("trusted keys that are empty", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": ""}),
     Case("a signing key that is none", ("verify", "recipes"), environment={"ENGINEWORKS_TRUSTED_KEYS": "nowhere.pub"}),
 )  # fmt: skip
@@ -204,6 +226,9 @@ BUILD_CASES = (
     Case("random numbers in the model", ("fp32",), operator("RandomNormalLike", seed=1.0)),
     Case("a metric that returns text", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 'good'\n")),
     Case("a metric that raises", ("fp32",), metric("def score(outputs, labels, inputs):\n    return 1 / 0\n")),
+    Case("a metric that ends its process", ("fp32",), metric("import os\ndef score(*_):\n    os._exit(3)\n")),
+    Case("a metric that raises SystemExit", ("fp32",), metric("def score(*_):\n    raise SystemExit(3)\n")),
+    Case("a metric that returns 10**400", ("fp32",), metric("def score(*_):\n    return 10**400\n")),
     Case("a metric without its function", ("fp32",), metric("def scores():\n    return 1\n")),
 )  # fmt: skip
 """Those that a step of a build finds: `command` names the precision."""

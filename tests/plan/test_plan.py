@@ -13,6 +13,7 @@ from conftest import free_height, tiny_model
 
 from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, digest_of
+from engineworks.host.triton import NO_SERVER
 from engineworks.plan.plan import Plan, changes, plan_recipe, verify_stored
 from engineworks.plan.precisions import note_unsupported
 from engineworks.plan.refusals import refuse_folded
@@ -46,6 +47,26 @@ def fake_artifact(store: Store, plan: Plan, step_id: str) -> str:
     with store.writing(step.key, step.document, step.id) as writing:
         (writing.folder / "x").write_text("x")
     return step.key
+
+
+def test_a_package_is_served_where_the_recipe_wants_it_and_a_server_is_at_hand(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = plan(repository)
+    assert not any("serve" in engine.steps for engine in before.engines)
+    with (repository / "recipes" / "tiny.yaml").open("a") as file:
+        file.write("release: {serve: required}\n")
+    monkeypatch.delenv("ENGINEWORKS_TRITON", raising=False)
+    without = plan(repository)
+    assert keys(without) == keys(before)
+    assert {engine.unserved_because for engine in without.engines} == {NO_SERVER}
+    monkeypatch.setenv("ENGINEWORKS_TRITON", "http://127.0.0.1:8000")
+    served = plan(repository)
+    assert {i for i in keys(served) if i.endswith("/serve")} == {"tiny/fp32/cpu/serve", "tiny/int8/cpu/serve"}
+    assert {engine.unserved_because for engine in served.engines} == {""}
+    step = next(s for s in served.steps.values() if s.kind == "serve")
+    assert {"build", "compare", "reference"} <= step.inputs.keys()
+    assert step.params["server"] == {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
 
 
 LOWERED = {"fp32/lowered-reference", "int8/lowered-reference"}

@@ -104,6 +104,19 @@ CASES: dict[str, tuple[list[Edit], str]] = {
         [("  at:", "  regression: {accuracy: 0.5%}\n  at:"), ("  metric: top1\n", "")],
         "20:16: regression.accuracy needs accuracy.metric",
     ),
+    "load without a rate": (
+        [("  at:", "  serving: {load: {p99_ms: 15}}\n  at:")],
+        "21:13: the load names neither qps nor find_qps; give one: qps: 200, or find_qps: true",
+    ),
+    "load with two rates": (
+        [("  at:", "  serving: {load: {p99_ms: 15, qps: 9, find_qps: true}}\n  at:")],
+        "21:13: the load names both qps and find_qps",
+    ),
+    "load that is too short": (
+        [("  at:", "  serving: {load: {p99_ms: 0, qps: -1}}\n  at:")],
+        "performance.serving.load.p99_ms",
+    ),
+    "serving that is optional": ([("targets: [cpu]", "release: {serve: yes}\ntargets: [cpu]")], "release.serve"),
     "mlflow source": (
         [("onnx: tiny.onnx", "mlflow: models:/a/1")],
         "4:26: models:/a/1 cannot be looked up: there is no MLflow database at",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engineworks.serving.find import NO_SERVER, InstalledServer, find_server
+from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import pytest
 from serving.fake_kserve import FakeServer, serve
 
 from engineworks.errors import RunError
+from engineworks.host.triton import RunningServer
 from engineworks.package.package import CONTAINER
 from engineworks.serving.choose import available_backends
 from engineworks.serving.client import Client
-from engineworks.serving.find import RunningServer
 
 
 def double(feeds: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import RunError
+from engineworks.host.triton import InstalledServer
 from engineworks.serving import server as servers
 from engineworks.serving.client import PROTOCOLS, Client
-from engineworks.serving.find import InstalledServer
 from engineworks.serving.server import SHARED_MEMORY, StartedServer, started
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
@@ -93,7 +93,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from engineworks.serving.client import Client
-from engineworks.serving.find import find_server
+from engineworks.host.triton import find_server
 from engineworks.serving.server import started
 with started(find_server(), Path(sys.argv[1])) as server:
     with Client(server.addresses.grpc, "grpc") as client:

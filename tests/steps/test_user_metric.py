@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engineworks.errors import EXIT_BAD_INPUT, EXIT_STEP_FAILED, EngineworksError, InputError, TimeLimitError
+from engineworks.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_STEP_FAILED,
+    EngineworksError,
+    ExportError,
+    InputError,
+    TimeLimitError,
+)
 from engineworks.host.sandbox.command import sandbox_command
+from engineworks.host.sandbox.landlock import landlock_version
 from engineworks.steps.user_metric import evaluate_in_sandbox
 
 LABELS = np.arange(6) % 3
@@ -85,6 +93,30 @@ def test_what_a_metric_does_to_its_process_is_nobody_elses(tmp_path: Path, body:
     assert not np.isfinite(np.nan)
 
 
+@pytest.mark.skipif(landlock_version() < 6, reason="this kernel has no Landlock, or one without signals")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    open(os.path.dirname(__file__) + '/accuracy.json', 'w')",
+        "    os.truncate(__file__, 0)",
+        "    os.rename(__file__, __file__ + '2')",
+        "    shutil.rmtree(os.path.dirname(__file__))",
+        "    os.kill(os.getppid(), signal.SIGKILL)",
+        "    open(f'/proc/{os.getppid()}/mem', 'rb')",
+    ],
+)
+def test_a_metric_can_write_and_signal_nothing_of_ours(tmp_path: Path, body: str) -> None:
+    with pytest.raises(ExportError, match=r"raised PermissionError: .*may write below its temporary folder only"):
+        evaluated(tmp_path, body)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
+    assert (tmp_path / "own.py").read_text(encoding="utf-8").endswith(f"{body}\n")
+
+
+def test_a_metric_has_a_temporary_folder(tmp_path: Path) -> None:
+    body = "    import tempfile; f = tempfile.NamedTemporaryFile('w+'); f.write('1'); f.seek(0)\n    return float(f.read())"
+    assert evaluated(tmp_path, body) == (1.0, 1.0, 1.0)
+
+
 def test_a_metric_that_hangs_is_named(tmp_path: Path) -> None:
     with pytest.raises(TimeLimitError, match="the metric 'own:score' did not end within 1 s"):
         evaluated(tmp_path, "    ctypes.PyDLL(None).sleep(600)", time_limit_s=1)
@@ -104,7 +136,7 @@ def test_no_variable_that_names_a_place_of_ours_or_holds_a_key_reaches_a_sandbox
 def test_bubblewrap_is_used_where_asked_for_and_refused_where_it_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ENGINEWORKS_SANDBOX=bwrap: bubblewrap is not installed; install it"):
         sandbox_command({"ENGINEWORKS_SANDBOX": "bwrap", "PATH": str(tmp_path)}, tmp_path, tmp_path)
-    with pytest.raises(InputError, match="ENGINEWORKS_SANDBOX=docker: unknown sandbox; set it to 'bwrap'"):
+    with pytest.raises(InputError, match="ENGINEWORKS_SANDBOX=docker: unknown sandbox; set it to 'bwrap' or 'process'"):
         sandbox_command({"ENGINEWORKS_SANDBOX": "docker", "PATH": ""}, tmp_path, tmp_path)
     bwrap = tmp_path / "bwrap"
     bwrap.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n', encoding="ascii")

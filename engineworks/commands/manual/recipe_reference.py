@@ -11,6 +11,7 @@ from engineworks.recipe.schema import recipe_schema
 SECTIONS = {
     "Recipe": "A recipe",
     "Model": "model",
+    "Decoder": "model.decoder",
     "Source": "model.source",
     "Input": "inputs.NAME",
     "Data": "data",
@@ -25,6 +26,7 @@ SECTIONS = {
     "Budget": "performance.budget.SHAPE",
     "Sweep": "performance.sweep",
     "ServingOptions": "performance.serving",
+    "ServedLoad": "performance.serving.load",
     "Regression": "performance.regression",
     "Release": "release",
     "Triton": "release.triton",

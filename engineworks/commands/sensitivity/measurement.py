@@ -16,7 +16,7 @@ from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED,
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.child import default_pool
 from engineworks.measure.gates.gates import Check, Verdict, judge
-from engineworks.plan.documents import Documents
+from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.kinds import ACCURACY_FILE, SENSITIVITY_FILE
 from engineworks.plan.plan import Plan, Step, plan_recipe
 from engineworks.recipe.batch import fixed_batch
@@ -136,7 +136,7 @@ def _sensitivity_step(loaded: LoadedRecipe, plan: Plan, digests: FileDigests, sa
     precision, target = loaded.recipe.precisions[0], loaded.targets[0]
     computes = computation(loaded.recipe, precision, target.target.backend)
     fold, ranges = (next(s.key for s in plan.steps.values() if s.kind == kind) for kind in ("fold", "calibrate"))
-    document, unkeyed = Documents(loaded, digests).sensitivity(precision, computes, target, fold, ranges, data)
+    document, unkeyed = documents_of(loaded, digests).sensitivity(precision, computes, target, fold, ranges, data)
     name = f"{loaded.name}/{precision}/sensitivity"
     return Step("sensitivity", name, digest_of(document), document, document["inputs"], unkeyed)
 

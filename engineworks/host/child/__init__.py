@@ -101,7 +101,7 @@ class ChildPool:
         finally:
             self._give_back(child, answer, keep=not fresh)
         if answer is None:
-            raise crash(child, what, error, time.monotonic() - start, lines)
+            raise _crash(child, what, error, time.monotonic() - start, lines)
         return _value(answer, what, lines, child.peak_mib)
 
     def prestart(self, imports: Iterable[str] = (), *, count: int = 1) -> None:
@@ -209,14 +209,18 @@ FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGBUS)
 BY_ITSELF = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
-def crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
-    """Return the error of a child that ended without an answer."""
+def how_it_ended(child: Child) -> str:
+    """Return how a child ended, as the predicate of a sentence."""
     code = child.exit_code
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        how = f"crashed with {name}" + (f" ({CAUSES[-code]})" if -code in CAUSES else "")
-    else:
-        how = f"ended with exit code {code} and no answer"
+    if code >= 0:
+        return f"ended with exit code {code} and no answer"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"crashed with {name}" + (f" ({CAUSES[-code]})" if -code in CAUSES else "")
+
+
+def _crash(child: Child, what: str, error: type[StepError], seconds: float, lines: Lines) -> StepError:
+    """Return the error of a child that ended without an answer."""
+    code, how = child.exit_code, how_it_ended(child)
     last = lines.last_before_crash()
     return error(
         f"{what} {how} after {seconds:.1f} s"

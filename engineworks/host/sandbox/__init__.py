@@ -7,6 +7,7 @@ arrays, and gives back the same over one pipe, which nobody trusts: the user's c
   and no variable that names one or holds a key.
 - It has its own session, so that signals to its process group end it alone, and a supervisor, which ends whatever it
   started.
+- Where the kernel has Landlock, it can write below its temporary folder alone, and signal no process but its own.
 - With ENGINEWORKS_SANDBOX=bwrap, bubblewrap puts it into namespaces of its own: no network, no other process, and no
   file that it can write but those of its scratch folder.
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from engineworks.errors import StepError, TimeLimitError
-from engineworks.host.child import crash
+from engineworks.host.child import how_it_ended
 from engineworks.host.child.start import search_path, start_child, working_folder
 from engineworks.host.child.wait import Lines, TimeUp, wait_for_answer
 from engineworks.host.sandbox.command import sandbox_command
@@ -81,7 +82,7 @@ class Sandbox:
             message = chain(frames, [end_frame({"value": dict(value), **where})])
             wait_for_answer(self._child, message, answer, lines, time_limit_s=left_s, stop=lambda: False)
             if not answer.complete:
-                raise crash(self._child, self._what, self._error, time.monotonic() - self._begin, lines)
+                raise self._error(f"{self._what} {how_it_ended(self._child)}", log=lines.text())
             self._child.jobs += 1
             if (failure := failure_of(answer.value, self._what, lines)) is not None:
                 raise failure

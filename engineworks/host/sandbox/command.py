@@ -11,7 +11,9 @@ from engineworks.errors import InputError
 from engineworks.host.child.start import Command
 
 SETTING = "ENGINEWORKS_SANDBOX"
-BWRAP = "bwrap"
+BWRAP, PROCESS = "bwrap", "process"
+"""Its values: bubblewrap, or a process of its own that may write what we may. By default the kernel (`landlock`)
+refuses writes outside of the temporary folder, where it can."""
 
 BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -27,7 +29,8 @@ _WITHHELD = re.compile(
 def sandbox_command(environ: Mapping[str, str], cwd: Path, scratch: Path) -> Command:
     """Return how to start a sandbox whose temporary files lie in `scratch`. Raises `InputError` as `bubblewrap`."""
     env = {name: value for name, value in environ.items() if not _WITHHELD.match(name)}
-    return Command(env | {"TMPDIR": str(scratch)}, BOOTSTRAP, bubblewrap(environ, scratch), cwd)
+    asked = {SETTING: environ[SETTING]} if environ.get(SETTING) else {}
+    return Command(env | asked | {"TMPDIR": str(scratch)}, BOOTSTRAP, bubblewrap(environ, scratch), cwd)
 
 
 def bubblewrap(environ: Mapping[str, str], scratch: Path | None = None) -> tuple[str, ...]:
@@ -36,10 +39,12 @@ def bubblewrap(environ: Mapping[str, str], scratch: Path | None = None) -> tuple
     Raises `InputError` for another setting, and where bubblewrap is not installed.
     """
     asked = environ.get(SETTING, "")
-    if not asked:
+    if asked in ("", PROCESS):
         return ()
     if asked != BWRAP:
-        raise InputError(f"{SETTING}={asked}: unknown sandbox", hint=f"set it to '{BWRAP}', or leave it out")
+        raise InputError(
+            f"{SETTING}={asked}: unknown sandbox", hint=f"set it to '{BWRAP}' or '{PROCESS}', or leave it out"
+        )
     program = shutil.which(BWRAP, path=environ.get("PATH"))
     if program is None:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from engineworks.errors import EngineworksError, StepError
 from engineworks.host.child.serve import encode_error, find, flush_output, print_line_by_line, take_over_stdin
 from engineworks.host.child.supervise import supervise
+from engineworks.host.sandbox.command import PROCESS, SETTING
+from engineworks.host.sandbox.landlock import forbid_writes
 from engineworks.host.sandbox.wire import Array, array_frame, end_frame, file_frame, read_message
 
 MAX_TEXT = 1 << 16
@@ -25,6 +28,8 @@ Emit = Callable[[str, "Array | Path"], None]
 def serve(parent: int, answers_fd: int) -> None:
     """Answer requests until standard input ends. parent: our process id, 0 in namespaces where it means nothing."""
     supervise(parent or os.getppid(), own_session=True)
+    if os.environ.get(SETTING) != PROCESS:
+        forbid_writes(except_below=(Path(tempfile.gettempdir()), Path("/dev"), Path("/proc/self")))
     faulthandler.enable()
     os.set_inheritable(answers_fd, False)
     with take_over_stdin() as requests, os.fdopen(answers_fd, "wb") as answers:

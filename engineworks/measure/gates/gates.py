@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
 from engineworks.measure.gates.slices import slice_findings
 from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
@@ -99,6 +100,10 @@ def _accuracy_checks(report: Mapping[str, Any], limits: Limits) -> Iterator[Chec
             yield _metric_check(field, metric, limit)
     if metric is not None and metric.get("dead_classes"):
         yield _dead_classes(metric)
+    if report.get("decoder") is not None:
+        given = {"greedy_agreement": limits.greedy_agreement, "token_agreement": limits.token_agreement}
+        for found in decoder_findings(report["decoder"], metric, given):
+            yield Check(found.name, found.verdict, found.sentence)
     for name, word, sentence in slice_findings(metric, limits.worst_slice_ratio):
         yield Check(name, word, sentence)
     if report.get("served") is not None:
@@ -169,6 +174,8 @@ def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> C
     if metric is None:
         return Check(field, "fail", f"{field}: no task metric was computed.")
     good, wanted = _metric_verdict(field, metric, limit)
+    if metric["kind"] == "tokens":
+        return _perplexity_check(field, metric, limit, good, wanted)
     against = "the fp32 reference" if metric["kind"] == "agreement" else f"{metric['samples']} labelled samples"
     name = f"agreement with {against}" if metric["kind"] == "agreement" else f"{metric['name']} on {against}"
     figures = f"{figure(metric['engine'])}, fp32 {figure(metric['reference'])}"
@@ -179,6 +186,19 @@ def _metric_check(field: str, metric: Mapping[str, Any] | None, limit: Any) -> C
     if field == "metric_ratio" and not _finite_number(metric["ratio"]) and _finite_number(metric["reference"]):
         sentence += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
     return Check(field, "pass" if good else "fail", sentence)
+
+
+def _perplexity_check(field: str, metric: Mapping[str, Any], limit: Any, good: bool, wanted: str) -> Check:
+    """Check of a decoder's perplexity; the text may be too short to know a ratio."""
+    figures = f"{figure(metric['engine'])}, fp32 {figure(metric['reference'])}"
+    sentence = f"perplexity on {metric['samples']:,} tokens: {figures}"
+    if field != "metric_ratio":
+        return Check(field, "pass" if good else "fail", f"{sentence}, limit {wanted}.")
+    word = perplexity_verdict(metric, limit)
+    low, high = metric["interval"] or (None, None)
+    known = f", 95 % interval {figure(low)} to {figure(high)}" if low is not None else ""
+    sentence += f" (ratio {figure(metric['ratio'])}{known}), limit {wanted}."
+    return Check(field, word, sentence + (" The text is too short to tell." if word == "inconclusive" else ""))
 
 
 def _wavering(metric: Mapping[str, Any]) -> str:
@@ -244,7 +264,7 @@ def _budget_check(
 ) -> Check:
     text, key, unit = _BUDGETS[field]
     value = report[key] if key in _OF_THE_ENGINE else figures[key]
-    smallest = field == "throughput_per_s"
+    smallest = field in ("throughput_per_s", "tokens_per_s")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
     said = (figure(value), figure(limit)) if good else _told_apart(value, limit)
@@ -283,6 +303,8 @@ _BUDGETS = {
     "load_ms": ("load time", "load_ms", "ms"),
     "first_run_ms": ("the first run", "first_run_ms", "ms"),
     "engine_mib": ("engine size", "engine_mib", "MiB"),
+    "first_token_ms": ("first token", "first_token_ms", "ms"),
+    "tokens_per_s": ("speed", "tokens_per_s", "tokens/s"),
 }
 
 

@@ -22,6 +22,8 @@ from typing import Any
 from engineworks.errors import ExportError, ModelError
 from engineworks.suggest import did_you_mean
 
+WRITES = "a recipe's code may write below its temporary folder only (module tempfile)"
+
 
 def source_closure(module: str, root: Path) -> tuple[Path, ...]:
     """The module's file under `root`, then every file there that it imports, directly or not, sorted.
@@ -107,7 +109,8 @@ def user_failure(error: BaseException, root: Path, doing: str) -> ExportError:
     else:
         place = _last_place(error.__traceback__, root)
     last = traceback.format_exception_only(error)[-1].strip()
-    return ExportError(f"{place + ': ' if place else ''}{doing} raised {last}", log=log)
+    hint = WRITES if isinstance(error, PermissionError) else ""
+    return ExportError(f"{place + ': ' if place else ''}{doing} raised {last}", hint=hint, log=log)
 
 
 def _last_place(trace: TracebackType | None, root: Path) -> str:

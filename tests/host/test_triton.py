@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import InputError
-from engineworks.serving.find import PYTHON_STUB, InstalledServer, RunningServer, find_server
+from engineworks.host.triton import PYTHON_STUB, InstalledServer, RunningServer, find_server
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 

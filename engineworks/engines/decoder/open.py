@@ -1,0 +1,40 @@
+"""The stored engine of a decoder → a session, from the very bytes that were verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.backends import onnxruntime as cpu
+from engineworks.engines.decoder.base import DecoderSession
+from engineworks.engines.engine_session import runner_of
+from engineworks.engines.verified import VerifiedEngine, named
+from engineworks.errors import RunError
+from engineworks.model.decoder.interface import DecoderInterface
+from engineworks.model.runtime.ort_errors import ort_errors, what_failed
+
+
+def open_decoder(engine: VerifiedEngine, target: Mapping[str, Any], streams: int) -> DecoderSession:
+    """Load a verified decoder for so many streams. Raises `RunError` where this host cannot run it."""
+    runner_of(target)
+    interface = DecoderInterface.from_json(engine.sidecar["decoder"]["interface"])
+    with named(engine.path, engine.source):
+        return open_onnx_decoder(engine.path, interface, streams, target["options"])
+
+
+def open_onnx_decoder(
+    model: Path, interface: DecoderInterface, streams: int, options: Mapping[str, object]
+) -> DecoderSession:
+    """Load an ONNX decoder, optimized or not, for the CPU. Raises `RunError`."""
+    import onnxruntime as ort
+
+    from engineworks.engines.decoder.ort_growing import OrtGrowingDecoder
+    from engineworks.engines.decoder.ort_in_place import OrtInPlaceDecoder
+
+    try:
+        session = ort.InferenceSession(str(model), cpu.session_options(options), providers=["CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise RunError(f"{model}: ONNX Runtime {what_failed(error, model)}", log=str(error)) from None
+    kind = OrtInPlaceDecoder if interface.form == "in_place" else OrtGrowingDecoder
+    return kind(session, interface, streams)

@@ -1,0 +1,1 @@
+"""Figures and checks of decoders: pure functions on token lists and logits."""

@@ -1,0 +1,79 @@
+"""A decoder's report and limits → findings for the gate. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engineworks.measure.decoder.situations import SITUATIONS, TOLERANCES, is_right
+from engineworks.measure.decoder.texts import greedy_agreement
+
+
+@dataclass(frozen=True)
+class DecoderFinding:
+    """One check. verdict: as in `gates.Check`."""
+
+    name: str
+    verdict: Literal["pass", "fail", "inconclusive"]
+    sentence: str
+
+
+def decoder_findings(
+    report: Mapping[str, Any], metric: Mapping[str, Any] | None, limits: Mapping[str, float | None]
+) -> Iterator[DecoderFinding]:
+    """report: `decoder` of accuracy.json. metric: the perplexity's figures. limits: greedy_agreement and
+    token_agreement, None where the recipe sets none."""
+    for name, found in report["situations"].items():
+        yield _situation(name, found, report["computes"])
+    yield from _greedy(report, limits.get("greedy_agreement"))
+    limit = limits.get("token_agreement")
+    if limit is not None and metric is not None:
+        value = metric["agreement"] if metric["agreement"] is not None else 0.0
+        sentence = f"The most probable next token is fp32's at {value:.4g} of the positions, limit at least {limit:g}."
+        yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", sentence)
+
+
+def _situation(name: str, found: Mapping[str, Any], computes: str) -> DecoderFinding:
+    what, good = SITUATIONS[name], is_right(found, computes)
+    if "refused" in found:
+        told = "it is refused" if good else "no error was raised"
+        return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {told}.")
+    value = found["difference"]
+    shown = "not a number" if value is None else f"{value:.2g}"
+    where = f"stream {found['stream']}, position {found['position']}"
+    sentence = f"{what}: logits differ by {shown} at most ({where}), tolerance {TOLERANCES[computes]:g}."
+    return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", sentence)
+
+
+def _greedy(report: Mapping[str, Any], limit: float | None) -> Iterator[DecoderFinding]:
+    prompts = report["prompts"]
+    wrong = [(n, p) for n, p in enumerate(prompts, 1) if p["why"] == "error"]
+    for number, prompt in wrong[:1]:
+        gap = "more" if prompt["gap"] is None else f"{prompt['gap']:.3g}"
+        yield DecoderFinding(
+            "greedy_parting", "fail",
+            f"Prompt {number} parts from fp32's continuation at token {prompt['parted'] + 1} by an error: fp32 prefers "
+            f"its own token by {gap}, the engine's logits are usually off by {report['usual_error']:.3g}.",
+        )  # fmt: skip
+    if not wrong:
+        parted = sum(p["parted"] is not None for p in prompts)
+        near = f"{parted} of {len(prompts)} part, each at a near tie" if parted else "none parts"
+        yield DecoderFinding("greedy_parting", "pass", f"Continuations beside fp32's: {near}.")
+    if limit is not None:
+        share = greedy_agreement(prompts)
+        sentence = f"Greedy text equals fp32's for {share:.4g} of the tokens until the first parting, limit at least "
+        yield DecoderFinding("greedy_agreement", "pass" if share >= limit else "fail", f"{sentence}{limit:g}.")
+
+
+def perplexity_verdict(metric: Mapping[str, Any], limit: float) -> Literal["pass", "fail", "inconclusive"]:
+    """Verdict of `metric_ratio` by the ratio's interval: whether the text is enough to tell."""
+    ratio, interval = metric["ratio"], metric["interval"]
+    if ratio is None:
+        return "fail"
+    if interval is None:
+        return "inconclusive"
+    low, high = interval
+    if low >= limit:
+        return "pass"
+    return "fail" if high < limit else "inconclusive"

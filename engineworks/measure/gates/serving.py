@@ -1,0 +1,99 @@
+"""Checks on a served package. Pure: the report of the step `serve` and the recipe's limits in, checks out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engineworks.measure.gates.gates import Check, Word
+from engineworks.measure.statistics import TAILS, enough_for
+
+Report = Mapping[str, Any]
+
+SMALLEST_TOLERANCE = 1e-3
+"""Relative error of a row that is always allowed: another order of sums, as in another version of a library."""
+
+SPREADS = 4
+"""How much larger than the engine's own spread over batch sizes the error of a served row may be."""
+
+KEEPS_UP = 0.9
+"""Part of the offered rate that must be answered."""
+
+MOST_OTHERS = 0.25
+"""Part of the processor that other programs may take before a load is inconclusive."""
+
+
+def serving_checks(report: Report | None, limits: Report | None, unserved_because: str) -> list[Check]:
+    """Return the checks of a package. limits: `performance.serving.load` as JSON. report: None where it was not
+    served."""
+    if report is None:
+        why = unserved_because or "the engine cannot be run here"
+        return [Check("served", "unmeasured", f"The package was not served: {why}.")]
+    checks = [*_answers(report), _metric(report), _refusals(report)]
+    if limits is not None:
+        word, sentence = load_word(report.get("load"), limits)
+        checks.append(Check("served.load", word, sentence))
+    return [check for check in checks if check is not None]
+
+
+def _answers(report: Report) -> Iterator[Check]:
+    allowed = max(SMALLEST_TOLERANCE, SPREADS * report["spread"])
+    for way, answers in report["answers"].items():
+        worst = max(answers["worst"].values(), default=math.inf)
+        told = f"{answers['equal']} of {answers['requests']} answers by {way} have the engine's own bits"
+        if answers["errors"]:
+            yield Check(f"served.answers[{way}]", "fail", f"{told}; one has none: {answers['errors'][0]}.")
+            continue
+        good = worst <= allowed
+        sentence = f"{told}; the worst row differs by {worst:.2g}, limit {allowed:.2g}."
+        yield Check(f"served.answers[{way}]", "pass" if good else "fail", sentence)
+
+
+def _metric(report: Report) -> Check | None:
+    metric = report.get("metric")
+    if metric is None:
+        return None
+    served, judged = metric["served"], metric["judged"]
+    same = served is not None and judged is not None and math.isclose(served, judged, rel_tol=1e-3, abs_tol=1e-6)
+    told = f"{metric['name']} of the served answers is {_shown(served)}, of the judged engine {_shown(judged)}."
+    return Check("served.metric", "pass" if same else "fail", told)
+
+
+def _refusals(report: Report) -> Check | None:
+    refusals = report["refusals"]
+    if not refusals:
+        return None
+    wrong = [r["what"] for r in refusals if not r["refused"]]
+    harmed = [r["what"] for r in refusals if not r["right_after"]]
+    if harmed:
+        return Check("served.refusals", "fail", f"After a request with a wrong {harmed[0]} the next answer was wrong.")
+    if wrong:
+        return Check("served.refusals", "fail", f"Requests with a wrong {', '.join(wrong)} were answered.")
+    return Check("served.refusals", "pass", f"{len(refusals)} kinds of wrong requests were refused without harm.")
+
+
+def load_word(load: Report | None, limits: Report) -> tuple[Word, str]:
+    """Return the verdict on a load and its reason."""
+    if load is None:
+        return "unmeasured", "The load was not offered."
+    if "tries" in load:
+        rate, told = load["rate"], f"within {limits['p99_ms']:g} ms"
+        if rate:
+            return "pass", f"The largest rate {told} is {rate:.0f} queries a second."
+        return "fail", f"No rate was answered {told}."
+    p99, wanted = load["latency_ms_p99"], enough_for(TAILS["p99_ms"])
+    told = f"At {load['qps']:g} queries a second the 99 % latency is {_shown(p99)} ms, limit {limits['p99_ms']:g} ms"
+    if load["errors"]:
+        return "fail", f"{told}; {load['errors']} queries got no answer: {load['first_error']}."
+    if load["others"] > MOST_OTHERS:
+        return "inconclusive", f"{told}; other programs took {100 * load['others']:.0f} % of the processor."
+    if p99 is None or load["queries"] < wanted:
+        return "inconclusive", f"{told}; {load['queries']} queries are too few for it, {wanted} are enough."
+    if load["completed_per_s"] < KEEPS_UP * load["qps"]:
+        return "fail", f"{told}; only {load['completed_per_s']:.0f} a second were answered."
+    return ("pass" if p99 <= limits["p99_ms"] else "fail"), f"{told}."
+
+
+def _shown(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4g}"

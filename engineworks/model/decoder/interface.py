@@ -1,0 +1,194 @@
+"""How a decoder with a KV cache is fed: which inputs are tokens and positions, which tensors are its cache.
+
+Two forms of a cache are known. `in_place`: fixed capacity; `write_indices` [batch] says where each row's new keys and
+values go, and input and output may be the same memory. `growing`: the output is the input with the new part appended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engineworks.errors import ModelError
+from engineworks.tensors import Dim, TensorSpec
+
+DECODER_FILE = "decoder.json"
+
+IDS, POSITIONS, LOGITS = "input_ids", "write_indices", "logits"
+"""Names in the graphs that this package exports."""
+
+Form = Literal["in_place", "growing"]
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One tensor of the cache.
+
+    shape: lengths and names of dimensions. batch, length: the axes that count sequences and positions.
+    """
+
+    input: str
+    output: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    batch: int
+    length: int
+
+    def concrete(self, batch: int, length: int) -> tuple[int, ...]:
+        """Return the shape for so many sequences and positions."""
+        given = {self.batch: batch, self.length: length}
+        return tuple(given.get(axis, int(d) if isinstance(d, int) else 1) for axis, d in enumerate(self.shape))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CacheTensor:
+        return cls(**{**value, "shape": tuple(value["shape"])})
+
+
+@dataclass(frozen=True)
+class DecoderInterface:
+    """A decoder's tensors.
+
+    context: positions of the cache. mask: input of ones [batch, past + sequence]; position_ids: input of positions
+    [batch, sequence]; both '' where the graph has none. vocabulary: length of the logits.
+    """
+
+    form: Form
+    context: int
+    vocabulary: int
+    caches: tuple[CacheTensor, ...]
+    ids: str = IDS
+    logits: str = LOGITS
+    positions: str = ""
+    mask: str = ""
+    position_ids: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def values_per_token(self) -> int:
+        """Numbers that the cache holds for one position of one sequence."""
+        total = 0
+        for cache in self.caches:
+            size = 1
+            for length in cache.concrete(1, 1):
+                size *= length
+            total += size
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "caches": [c.to_json() for c in self.caches], "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DecoderInterface:
+        caches = tuple(CacheTensor.from_json(c) for c in value["caches"])
+        return cls(**{**value, "caches": caches, "notes": tuple(value["notes"])})
+
+
+_PAST = (
+    (re.compile(r"^past_key_values\.(.+)$"), r"present.\1", r"present_key_values.\1"),
+    (re.compile(r"^past_(.+)$"), r"present_\1", r"present_\1"),
+    (re.compile(r"^past\.(.+)$"), r"present.\1", r"present.\1"),
+    (re.compile(r"^cache_(.+)$"), r"new_cache_\1", r"present_\1"),
+)
+"""Names of cache inputs, each with the names that its output may have."""
+
+
+def guess_cache(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]:
+    """Return cache input → output by their usual names; {} where there is none."""
+    found: dict[str, str] = {}
+    for name in inputs:
+        for pattern, *replacements in _PAST:
+            made = (pattern.sub(replacement, name) for replacement in replacements if pattern.match(name))
+            output = next((candidate for candidate in made if candidate in outputs), None)
+            if output is not None:
+                found[name] = output
+                break
+    return found
+
+
+def read_interface(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], context: int, named: Mapping[str, str]
+) -> DecoderInterface:
+    """Return how a decoder's ONNX file is fed. named: the recipe's cache input → output; {}: by their usual names.
+
+    Raises `ModelError` where an input or output has no known meaning.
+    """
+    by_input, by_output = {s.name: s for s in inputs}, {s.name: s for s in outputs}
+    pairs = dict(named) or guess_cache(list(by_input), list(by_output))
+    if not pairs:
+        raise ModelError(
+            f"no cache is found among the inputs {', '.join(by_input)}",
+            hint="name it: model.decoder.cache: {INPUT: OUTPUT}",
+        )
+    for kind, names, known in (("input", pairs, by_input), ("output", pairs.values(), by_output)):
+        for name in names:
+            if name not in known:
+                raise ModelError(f"the model has no {kind} '{name}', which model.decoder.cache names")
+    rest = [s for s in inputs if s.name not in pairs]
+    ids = _only("token ids", [s for s in rest if s.name == IDS] or [s for s in rest if _is_ids(s)], rest)
+    others = {role: s for s in rest if s is not ids for role in [_role(s)]}
+    if "" in others:
+        raise ModelError(
+            f"input '{others[''].name}' is neither token ids, cache, write_indices, attention_mask nor position_ids",
+            hint="export the model without it",
+        )
+    plain = [s for s in outputs if s.name not in pairs.values()]
+    logits = _only("logits", [s for s in plain if len(s.shape) == 3 and s.dtype.startswith("float")], plain)
+    caches = tuple(_cache(by_input[i], by_output[o], str(ids.shape[0])) for i, o in pairs.items())
+    form: Form = "in_place" if "positions" in others else "growing"
+    vocabulary = logits.shape[2]
+    if not isinstance(vocabulary, int):
+        raise ModelError(f"the output '{logits.name}' does not say how long the vocabulary is")
+    if form == "in_place" and any(c.batch for c in caches):
+        raise ModelError("a cache of fixed capacity needs the batch as its first dimension")
+    held = {c.shape[c.length] for c in caches} if form == "in_place" else set()
+    if held and held != {context}:
+        raise ModelError(
+            f"the model's cache holds {', '.join(map(str, sorted(held, key=str)))} positions, not {context}",
+            hint=f"model.decoder.context: {next(iter(held))}",
+        )
+    positions, mask, position_ids = (
+        others[role].name if role in others else "" for role in ("positions", "mask", "position_ids")
+    )
+    return DecoderInterface(
+        form, context, vocabulary, caches, ids.name, logits.name, positions, mask, position_ids
+    )  # fmt: skip
+
+
+def _only(what: str, found: Sequence[TensorSpec], among: Sequence[TensorSpec]) -> TensorSpec:
+    if len(found) != 1:
+        names = ", ".join(s.name for s in among) or "none"
+        raise ModelError(f"{'no' if not found else 'more than one'} tensor can be its {what} (there are: {names})")
+    return found[0]
+
+
+def _is_ids(spec: TensorSpec) -> bool:
+    return spec.dtype in ("int64", "int32") and len(spec.shape) == 2 and not _role(spec)
+
+
+def _role(spec: TensorSpec) -> str:
+    """Return the field of `DecoderInterface` that an input fills, '' for none."""
+    if spec.name in (POSITIONS, "cache_position", "past_lengths") and len(spec.shape) == 1:
+        return "positions"
+    return {"attention_mask": "mask", "position_ids": "position_ids"}.get(spec.name, "")
+
+
+def _cache(given: TensorSpec, made: TensorSpec, batch: str) -> CacheTensor:
+    """Find the axes of batch and positions: the batch has the token ids' name, positions change or are a number."""
+    axes = [axis for axis, d in enumerate(given.shape) if str(d) == batch]
+    if len(axes) != 1 or len(given.shape) != len(made.shape):
+        raise ModelError(f"cache '{given.name}' ({given}) has no one dimension that is the batch '{batch}' of the ids")
+    moving = [axis for axis in _free(given, axes[0]) if str(given.shape[axis]) != str(made.shape[axis])]
+    if not moving:  # fixed capacity: [batch, heads, CAPACITY, size]
+        return CacheTensor(given.name, made.name, given.dtype, given.shape, axes[0], len(given.shape) - 2)
+    if len(moving) != 1:
+        raise ModelError(f"cache '{given.name}' ({given}) grows along no one dimension: its output is {made}")
+    return CacheTensor(given.name, made.name, given.dtype, given.shape, axes[0], moving[0])
+
+
+def _free(spec: TensorSpec, batch: int) -> Iterator[int]:
+    return (axis for axis, d in enumerate(spec.shape) if axis != batch and isinstance(d, str))

@@ -1,0 +1,120 @@
+"""What shapes each step's result for a decoder: the same kinds of steps, each with `decoder` among its parameters.
+
+`steps.job` reads that to run the decoder's own module of the kind."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from engineworks.engines.backends import backend_facts
+from engineworks.fingerprint import FileDigests
+from engineworks.plan.documents import TORCH_LIBRARIES, Document, Documents, Unkeyed, device_cache
+from engineworks.recipe.computation import Computation
+from engineworks.recipe.load import LoadedRecipe
+from engineworks.recipe.targets import NamedTarget
+
+
+class DecoderDocuments(Documents):
+    """As `Documents`. A decoder has no lowered reference: its engines are compared with themselves in other
+    situations."""
+
+    lowered_reference_is_needed = False
+
+    def export(self) -> tuple[Document, Unkeyed]:
+        kind, decoder = self._files.kind, self.recipe.model.decoder
+        assert decoder is not None
+        params = {"source": kind, "decoder": decoder.model_dump(mode="json")}
+        digests = {name: self._digests.digest(path) for name, path in self._files.model.items()}
+        unkeyed = {
+            "source": self._files.source,
+            "folder": self._files.folder,
+            "files": list(self._files.model.values()),
+        }
+        return self._document("export", params, {}, digests, TORCH_LIBRARIES.get(kind, ())), unkeyed
+
+    def fold(self, export: str) -> tuple[Document, Unkeyed]:
+        return self._document("fold", {"decoder": True}, {"export": export}, {}), {}
+
+    def lower(self, precision: str, computes: Computation, fold: str, ranges: str | None) -> tuple[Document, Unkeyed]:
+        del ranges  # no decoder is calibrated
+        params: Document = {"precision": precision, "decoder": True, **computes.to_json()}
+        inputs = {"fold": fold}
+        unkeyed: Unkeyed = {}
+        if computes.unquantized != "fp32":
+            made, _, unkeyed = self._data("evaluation", self._files.evaluation)
+            inputs |= made
+        return self._document("lower", params, inputs, {}), unkeyed
+
+    def build(self, precision: str, computes: Computation, target: NamedTarget, lower: str) -> tuple[Document, Unkeyed]:
+        document, unkeyed = super().build(precision, computes, target, lower)
+        document["params"] |= {"decoder": self._streams(), "serving": self._serving()}
+        del document["params"]["profiles"]
+        document["digests"] = self._tokenizer_digests()
+        tokenizer = self._files.evaluation.preparation
+        assert tokenizer is not None  # a decoder's data is text
+        return document, {**unkeyed, "tokenizer": tokenizer.places["tokenizer"]}
+
+    def _tokenizer_digests(self) -> dict[str, str]:
+        made = self._files.evaluation.preparation
+        assert made is not None
+        return {name: self._digests.digest(path) for name, path in made.files.items() if name != "text"}
+
+    def reference(self, fold: str) -> tuple[Document, Unkeyed]:
+        """The reference runs the source itself, so the model's files are among its inputs, not the fold's result."""
+        export, paths = self.export()
+        params = {**export["params"], "new": self._new()}
+        made, digests, unkeyed = self._data("evaluation", self._files.evaluation)
+        document = self._document("reference", params, {"fold": fold, **made}, export["digests"] | digests)
+        document["libraries"] |= export["libraries"]
+        return document, {**paths, **unkeyed}
+
+    def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Unkeyed]:
+        del lowered
+        params = {"decoder": self._streams(), "target": target.to_json(), "serving": self._serving()}
+        made, _, unkeyed = self._data("evaluation", self._files.evaluation)
+        facts = backend_facts(target.target.backend)
+        inputs = {"build": build, "reference": reference, **made}
+        document = self._document("compare", params, inputs, {}, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {**unkeyed, **device_cache(document, facts.libraries, build)}
+
+    def measure(self, target: NamedTarget, build: str, lower: str) -> tuple[Document, Unkeyed]:
+        del lower  # its layers are not timed
+        params: dict[str, Any] = {
+            "decoder": self._streams(), "at": self._at, "sweep": [], "streams": [],
+            "target": target.to_json(), "serving": self._serving(),
+        }  # fmt: skip
+        made, _, unkeyed = self._data("evaluation", self._files.evaluation)
+        facts = backend_facts(target.target.backend)
+        document = self._document("measure", params, {"build": build, **made}, {}, facts.libraries)
+        document["hardware"] = facts.hardware()
+        return document, {**unkeyed, **device_cache(document, facts.libraries, build)}
+
+    @cached_property
+    def _at(self) -> Document:
+        return {
+            name: {"dims": dict(dims), "profile": None, "tail": self._needs_tail(name)}
+            for name, dims in self.recipe.performance.at.items()
+        }
+
+    def _streams(self) -> Document:
+        """Return the numbers of streams that engines are made for, and the prompts that they begin with."""
+        at = self.recipe.performance.at.values()
+        return {
+            "streams": sorted({1, *(dims["streams"] for dims in at)}),
+            "prompts": sorted({dims["prompt"] for dims in at}),
+        }
+
+    def _new(self) -> int:
+        """Return how many tokens the reference continues its prompts by."""
+        return min(MOST_NEW, max((dims["new"] for dims in self.recipe.performance.at.values()), default=LEAST_NEW))
+
+
+LEAST_NEW, MOST_NEW = 32, 48
+
+
+def documents_of(loaded: LoadedRecipe, digests: FileDigests) -> Documents:
+    """Return what makes the documents of this recipe's steps."""
+    decoder = loaded.recipe.model.decoder is not None
+    return DecoderDocuments(loaded, digests) if decoder else Documents(loaded, digests)

@@ -1,0 +1,170 @@
+"""Recipes of decoders: what `model.decoder` spells out, and the rules that hold for them. No files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engineworks.errors import Problem
+from engineworks.recipe.metric import metric_name
+from engineworks.recipe.recipe import AUTO, Recipe
+from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml
+from engineworks.suggest import did_you_mean
+
+DECODER_PRECISIONS = ("fp32", "fp16", "int8_weights", "int4_weights")
+DECODER_DIMS = ("prompt", "new", "streams")
+"""What a named shape of a decoder says: tokens of the prompt, tokens generated, and sequences at once."""
+
+_SPELLED_OUT = """\
+inputs: {{input_ids: {{dtype: int64, shape: [batch, sequence]}}}}
+outputs: {{logits: [batch, sequence, vocabulary]}}
+shapes: {{generate: {{batch: [1, 1, {streams}], sequence: [1, 1, {context}]}}}}
+"""
+_OWN_KEYS = ("inputs", "outputs", "shapes")
+_ELSEWHERE = ("sweep", "streams", "regression")
+DECODER_BUDGETS = (
+    "first_token_ms",
+    "tokens_per_s",
+    "memory_mib",
+    "load_ms",
+    "engine_mib",
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+)
+
+
+def is_decoder(node: Node) -> bool:
+    return node.at(("model",)).get("decoder") is not None
+
+
+def spell_out(node: Node) -> Node:
+    """Return the tree with the inputs, outputs and shapes that follow from `model.decoder`, which other parts read."""
+    context, at = node.at(("model", "decoder", "context")).value, node.at(("performance", "at")).value
+    asked = (
+        [_number(n.get("streams")) for n in at.values() if isinstance(n.value, dict)] if isinstance(at, dict) else []
+    )
+    length = context if isinstance(context, int) and context > 0 else 1
+    text = _SPELLED_OUT.format(context=length, streams=max([1, *asked]))
+    return merge(node, parse_yaml(text, node.place.file))
+
+
+def _number(node: Node | None) -> int:
+    return node.value if node is not None and isinstance(node.value, int) else 1
+
+
+def drop_own_keys(node: Node) -> Iterator[Problem]:
+    """Problems of keys that a decoder's recipe must not have, which are taken out; called before `spell_out`."""
+    for key in _OWN_KEYS:
+        if node.get(key) is not None:
+            yield Problem(node.key_place((key,)), f"'{key}' of a decoder follows from model.decoder", "remove it")
+            node.remove(key)
+
+
+def check_decoder(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    """Problems of a recipe with `model.decoder`; none for others."""
+    if recipe.model.decoder is None:
+        yield from _keys_of_decoders(recipe, node)
+        return
+    yield from _source(recipe, node)
+    yield from _precisions(recipe, node)
+    yield from _data(recipe, node)
+    yield from _shapes(recipe, node)
+    yield from _budgets(recipe, node)
+    metric = recipe.accuracy.metric
+    if metric is not None and metric_name(metric) != "perplexity":
+        place = node.at(("accuracy", "metric")).place
+        yield Problem(place, f"a decoder has no metric '{metric_name(metric)}'", "metric: perplexity")
+
+
+def _keys_of_decoders(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for precision, limits in recipe.accuracy.limits.items():
+        for field in ("greedy_agreement", "token_agreement"):
+            if getattr(limits, field) is not None:
+                place = node.key_place(("accuracy", "limits", precision, field))
+                yield Problem(place, f"'{field}' is a limit of decoders only", "e.g. model: {decoder: {context: 1024}}")
+    for shape, budget in recipe.performance.budget.items():
+        for field in ("first_token_ms", "tokens_per_s"):
+            if getattr(budget, field) is not None:
+                place = node.key_place(("performance", "budget", shape, field))
+                yield Problem(place, f"'{field}' is a budget of decoders only", "e.g. p50_ms")
+    if recipe.data.evaluation.messages is not None:
+        yield Problem(node.key_place(("data", "evaluation", "messages")), "'messages' goes with decoders only")
+
+
+def _source(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    source, decoder = recipe.model.source, recipe.model.decoder
+    assert decoder is not None
+    for kind in ("torch", "mlflow"):
+        if getattr(source, kind) is not None:
+            place = node.key_place(("model", "source", kind))
+            yield Problem(place, f"a decoder cannot come from '{kind}'", "give huggingface: FOLDER, or onnx: FILE")
+    if source.task is not None:
+        yield Problem(node.key_place(("model", "source", "task")), "a decoder has no 'task'", "remove it")
+    if decoder.cache and source.onnx is None:
+        place = node.key_place(("model", "decoder", "cache"))
+        yield Problem(place, "'cache' names tensors of an ONNX file, and the source is none", "remove it")
+
+
+def _precisions(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for index, precision in enumerate(recipe.precisions):
+        if precision not in DECODER_PRECISIONS:
+            what = "mixtures are" if precision in recipe.mixtures else f"'{precision}' is"
+            place = node.at(("precisions", index)).place
+            others = "'auto' is" if precision == AUTO else what
+            yield Problem(place, f"{others} not for decoders yet", f"use {', '.join(DECODER_PRECISIONS)}")
+
+
+def _data(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    evaluation, at = recipe.data.evaluation, ("data", "evaluation")
+    if evaluation.text is None:
+        hint = "evaluation: {text: FILE}, a .txt, or .jsonl, .csv or .parquet with columns"
+        yield Problem(node.key_place(at), "a decoder is evaluated on texts", hint)
+    if evaluation.labels is not None:
+        yield Problem(
+            node.key_place((*at, "labels")), "a decoder's labels are the next tokens of its texts", "remove it"
+        )
+    if evaluation.slices is not None:
+        yield Problem(node.key_place((*at, "slices")), "slices are not for decoders yet", "remove them")
+    if recipe.data.calibration is not None:
+        yield Problem(
+            node.key_place(("data", "calibration")), "a decoder's precisions need no calibration", "remove it"
+        )
+    context = recipe.model.decoder.context if recipe.model.decoder else 0
+    if evaluation.max_length is not None and evaluation.max_length > context:
+        place = node.at((*at, "max_length")).place
+        yield Problem(
+            place, f"max_length {evaluation.max_length} is more than the context of {context}", f"at most {context}"
+        )
+
+
+def _shapes(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    decoder = recipe.model.decoder
+    assert decoder is not None
+    for name, lengths in recipe.performance.at.items():
+        path = ("performance", "at", name)
+        for dim in lengths:
+            if dim not in DECODER_DIMS:
+                place = node.key_place((*path, dim))
+                yield Problem(place, f"a decoder's shape has no '{dim}'", did_you_mean(dim, DECODER_DIMS))
+        for dim in DECODER_DIMS:
+            if lengths.get(dim, 0) < 1:
+                yield Problem(node.at(path).place, f"shape '{name}' needs '{dim}'", _EXAMPLE)
+        tokens = lengths.get("prompt", 0) + lengths.get("new", 0)
+        if tokens > decoder.context:
+            message = f"shape '{name}' has {tokens} tokens (prompt and new), the context holds {decoder.context}"
+            yield Problem(node.at(path).place, message, "shorten it, or raise model.decoder.context")
+    for key in _ELSEWHERE:
+        if key in recipe.performance.model_fields_set:
+            place = node.key_place(("performance", key))
+            yield Problem(place, f"performance.{key} is not for decoders yet", "say streams under performance.at")
+
+
+_EXAMPLE = "e.g. chat: {prompt: 128, new: 64, streams: 1}"
+
+
+def _budgets(recipe: Recipe, node: Node) -> Iterator[Problem]:
+    for shape, budget in recipe.performance.budget.items():
+        for field in budget.model_dump(exclude_none=True):
+            if field not in DECODER_BUDGETS:
+                place = node.key_place(("performance", "budget", shape, field))
+                yield Problem(place, f"'{field}' is no budget of a decoder", f"use {', '.join(DECODER_BUDGETS)}")

@@ -1,0 +1,123 @@
+"""The stored decoder vs the reference: texts, continuations, and every situation that a stream meets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engineworks.engines.decoder.base import DecoderSession, Tokens
+from engineworks.engines.decoder.open import open_decoder
+from engineworks.engines.verified import verified_engine
+from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
+from engineworks.plan.kinds import ACCURACY_FILE
+from engineworks.recipe.datasets.tokenize import load_tokenizer
+from engineworks.steps.decoder.reference import Reference, kept_positions
+from engineworks.steps.decoder.situations import STREAMS, Situations
+from engineworks.steps.decoder.texts import Texts, read_texts
+from engineworks.steps.step_job import StepJob
+
+
+def run(job: StepJob) -> None:
+    texts, reference = read_texts(job.path("evaluation")), Reference(job.inputs["reference"])
+    streams = max(STREAMS, *job.params["decoder"]["streams"])
+    with verified_engine(job.inputs["build"]) as engine:
+        session, decoder = open_decoder(engine, job.params["target"], streams), engine.sidecar["decoder"]
+    try:
+        comparison, metric, usual_error = _texts(session, texts, reference)
+        prompts = _prompts(session, texts.prompts, reference, usual_error, job)
+        situations = _situations(session, texts, reference, comparison)
+    finally:
+        session.close()
+    job.write_json(
+        ACCURACY_FILE,
+        {
+            "outputs": {decoder["interface"]["logits"]: comparison.result().to_json()},
+            "metric": metric,
+            "samples": len(texts.texts),
+            "batches": [1],
+            "decoder": {
+                "computes": decoder["computes"], "situations": situations, "prompts": prompts,
+                "usual_error": usual_error,
+            },
+        },
+    )  # fmt: skip
+
+
+def _texts(
+    session: DecoderSession, texts: Texts, reference: Reference
+) -> tuple[OutputComparison, dict[str, Any], float]:
+    """Return the comparison of whole logits, the perplexity's figures, and the root mean square error of a logit."""
+    comparison, own, wanted = OutputComparison(0), [], []
+    squares, count = 0.0, 0
+    for index, text in enumerate(texts.texts):
+        session.reset()
+        logits = session.step({0: text})[0]
+        own.append(token_figures(logits, text))
+        wanted.append(reference.figures(index))
+        kept = reference.logits(index)
+        if kept is not None:
+            got = logits[kept_positions(len(text))]
+            comparison.add(got, kept)
+            error = got.astype(np.float64) - kept
+            squares, count = squares + float(np.square(error).sum()), count + error.size
+    usual = float(np.sqrt(squares / count)) if count and np.isfinite(squares) else 0.0
+    return comparison, compare_texts(own, wanted).to_json(), usual
+
+
+def _prompts(
+    session: DecoderSession, prompts: Sequence[Tokens], reference: Reference, usual_error: float, job: StepJob
+) -> list[dict[str, Any]]:
+    tokenizer = load_tokenizer(job.inputs["build"])
+    found = []
+    for index, prompt in enumerate(prompts):
+        wanted = reference.continuation(index)
+        tokens = generate(session, prompt, len(wanted.tokens))
+        parted = parting(tokens, wanted.tokens.tolist())
+        gap = None if parted is None else _gap(wanted.candidates[parted], wanted.logits[parted], tokens[parted])
+        found.append(
+            {
+                "prompt": tokenizer.decode(prompt.tolist()), "text": tokenizer.decode(tokens),
+                "reference_text": tokenizer.decode(wanted.tokens.tolist()), "engine": tokens,
+                "reference": wanted.tokens.tolist(), "parted": parted, "gap": gap,
+                "same_text": tokenizer.decode(tokens[:parted]) if parted is not None else None,
+                "why": "" if parted is None else why_parted(gap, usual_error),
+            }
+        )  # fmt: skip
+    return found
+
+
+def generate(session: DecoderSession, prompt: Tokens, new: int) -> list[int]:
+    """Return `new` tokens, each the most probable one, in stream 0."""
+    session.reset()
+    logits, tokens = session.step({0: prompt})[0][-1], list[int]()
+    while True:
+        tokens.append(int(logits.argmax()))
+        if len(tokens) == new:
+            return tokens
+        logits = session.step({0: np.array(tokens[-1:], np.int64)})[0][-1]
+
+
+def _gap(candidates: NDArray[np.int64], logits: NDArray[np.float32], token: int) -> float | None:
+    """Return by how much fp32 prefers its own token to the engine's; None where that is not among the candidates."""
+    at = np.flatnonzero(candidates == token)
+    return float(logits[0] - logits[at[0]]) if len(at) else None
+
+
+def _situations(
+    session: DecoderSession, texts: Texts, reference: Reference, comparison: OutputComparison
+) -> dict[str, Any]:
+    """Return every situation. The end of the context is compared with the reference too, by `comparison`."""
+    longest = sorted(texts.texts, key=len, reverse=True)[: min(STREAMS, session.streams)]
+    situations = Situations(session, [text[:MOST_TOKENS] for text in longest], texts.long)
+    found, expected = situations.run(), reference.end()
+    at_end, logits = situations.end(len(expected))
+    comparison.add(logits, expected)
+    return found | at_end
+
+
+MOST_TOKENS = 48
+"""Tokens of a text in the situations, which repeat it about twelve times."""

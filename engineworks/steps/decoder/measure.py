@@ -1,0 +1,144 @@
+"""The stored decoder → time to the first token, tokens per second and memory at the named shapes, alone on its
+device."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engineworks.engines.backends import backend
+from engineworks.engines.backends.base import MemoryMeter, RunTimes
+from engineworks.engines.decoder.base import DecoderSession
+from engineworks.engines.decoder.open import open_decoder
+from engineworks.engines.engine_session import runner_of
+from engineworks.engines.verified import VerifiedEngine, verified_engine
+from engineworks.measure.latency import BRIEF, Sampling, measure_latency, percentiles, rounded, sample_runs
+from engineworks.measure.statistics import quantile
+from engineworks.model.decoder.interface import DecoderInterface
+from engineworks.plan.kinds import LATENCY_FILE
+from engineworks.steps.decoder.texts import Tokens, read_texts
+from engineworks.steps.device_readings import DeviceReadings
+from engineworks.steps.measure import AFTER, LOADING
+from engineworks.steps.shape_figures import NO_COPIES
+from engineworks.steps.step_job import StepJob
+
+MIB = 2**20
+
+
+def run(job: StepJob) -> None:
+    """Write `latency.json` as `steps.measure` does; each shape with the figures of `_shape` besides."""
+    with verified_engine(job.inputs["build"]) as engine:  # not part of the time to load
+        job.write_json(LATENCY_FILE, _measure(job, engine))
+
+
+def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
+    target = job.params["target"]
+    runner = runner_of(target)
+    for module in backend(target["backend"]).IMPORTS:
+        importlib.import_module(module)
+    meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
+    meter.reset()
+    before_mib, long = meter.peak_mib(), read_texts(job.path("evaluation")).long
+    shapes: dict[str, Any] = {}
+    load_ms, notes = 0.0, list[str]()
+    for name, asked in sorted(job.params["at"].items(), key=lambda item: _positions(item[1]["dims"])):
+        readings.take(LOADING)
+        start = time.perf_counter()
+        session = open_decoder(engine, target, asked["dims"]["streams"])
+        load_ms = load_ms or 1000 * (time.perf_counter() - start)
+        try:
+            shapes[name] = _shape(session, asked, long, meter, before_mib, readings, name)
+            notes += session.notes
+        finally:
+            session.close()
+        shapes[name] |= _cache_figures(session.interface, shapes[name], meter.total_mib())
+        job.say(
+            f"{name}: first token {shapes[name]['first_token_ms']:.2f} ms, "
+            f"{shapes[name]['tokens_per_s']:.1f} tokens/s in all"
+        )
+    readings.take(AFTER)
+    return {
+        "load_ms": load_ms, "engine_mib": engine.sidecar["bytes"] / MIB, "memory_total_mib": meter.total_mib() or None,
+        "shapes": {name: shapes[name] for name in job.params["at"]}, "sweep": [],
+        "serving": job.params["serving"], "disturbed_before": job.params.get("disturbed_before", 0),
+        "notes": list(dict.fromkeys(notes)), "facts": {}, "load_complaints": readings.complaints(LOADING),
+        "device": readings.to_json(), "loads": {},
+    }  # fmt: skip
+
+
+def _shape(
+    session: DecoderSession, asked: Mapping[str, Any], long: Tokens, meter: MemoryMeter, before_mib: float,
+    readings: DeviceReadings, name: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Return latency_ms_* (of one step: a token of every stream), first_token_ms_* (the prompt of every stream, until
+    their first tokens are known), tokens_per_s of all streams, prefill_tokens_per_s, and the common figures."""
+    begin, at = time.monotonic(), asked["dims"]
+    streams = at["streams"]
+    timed = _Timed(session, at, long)
+    meter.reset()
+    first_run_ms = timed.prompts(1).host_ms[0]
+    prefill = sample_runs(timed.prompts, BRIEF)
+    readings.take(name)
+    report = measure_latency(timed.steps, streams, Sampling(max_s=3.0, tail=asked["tail"]))
+    readings.take(name)
+    first = percentiles("first_token_ms", prefill.host_ms)
+    middle = quantile(sorted(prefill.host_ms), 0.5)
+    return {
+        **report.to_json(), **NO_COPIES, **first, "first_token_ms": middle,
+        "first_token_samples": rounded(prefill.host_ms),
+        "prefill_tokens_per_s": 1000 * streams * at["prompt"] / middle,
+        "tokens_per_s": report.throughput_per_s, "tokens_per_s_stream": report.throughput_per_s / streams,
+        "first_run_ms": first_run_ms, "streams": [], **asked,
+        "memory_mib": round(meter.peak_mib() - before_mib, 2), "complaints": readings.complaints(name),
+        "notes": list(report.notes), "seconds": round(time.monotonic() - begin, 3), "cost_ratio": None,
+    }  # fmt: skip
+
+
+def _positions(dims: Mapping[str, int]) -> int:
+    return dims["streams"] * (dims["prompt"] + dims["new"])
+
+
+class _Timed:
+    """Times prompts and steps of all streams at one shape: `prompt` tokens each, then `new` tokens, again and again."""
+
+    def __init__(self, session: DecoderSession, at: Mapping[str, int], long: Tokens) -> None:
+        self._session, self._new = session, at["new"]
+        self._prompts = {s: np.roll(long, s)[: at["prompt"]] for s in range(at["streams"])}
+        self._next = np.array([prompt[-1] for prompt in self._prompts.values()])
+        self._left = 0
+
+    def prompts(self, runs: int) -> RunTimes:
+        times = []
+        for _ in range(runs):
+            self._session.reset()
+            start = time.perf_counter_ns()
+            for logits in self._session.last_logits(self._prompts).values():
+                logits.argmax()
+            times.append((time.perf_counter_ns() - start) / 1e6)
+        self._left = self._new
+        return RunTimes(tuple(times), on_host=True)
+
+    def steps(self, runs: int) -> RunTimes:
+        times = []
+        for _ in range(runs):
+            if not self._left:
+                self.prompts(1)
+            start = time.perf_counter_ns()
+            self._session.next_step(self._next)
+            times.append((time.perf_counter_ns() - start) / 1e6)
+            self._left -= 1
+        return RunTimes(tuple(times), on_host=True)
+
+
+def _cache_figures(interface: DecoderInterface, shape: Mapping[str, Any], total_mib: float) -> dict[str, Any]:
+    """Return the cache's bytes per token and stream, and how many streams fit into the memory beside the rest."""
+    item = {"float16": 2, "bfloat16": 2}.get(interface.caches[0].dtype, 4)
+    per_token = interface.values_per_token * item
+    stream_mib = per_token * interface.context / MIB
+    rest = max(0.0, shape["memory_mib"] - stream_mib * shape["dims"]["streams"])
+    fit = int((total_mib - rest) / stream_mib) if total_mib else None
+    return {"cache_bytes_per_token": per_token, "cache_mib_per_stream": stream_mib, "streams_that_fit": fit}

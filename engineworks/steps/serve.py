@@ -1,0 +1,194 @@
+"""The stored engine → its package on a Triton server: ready, answers, load, reload, and nothing left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from engineworks.engines.engine_files import PASSPORT_FILE
+from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
+from engineworks.engines.passport import read_passport
+from engineworks.engines.signing import TRUSTED_KEYS, Trust
+from engineworks.errors import RunError
+from engineworks.host.triton import NO_SERVER, InstalledServer, RunningServer, find_server
+from engineworks.measure.slopes import slopes
+from engineworks.package.draft import write_draft
+from engineworks.package.package import PackagedEngine, write_models
+from engineworks.plan.kinds import ACCURACY_FILE, SERVING_FILE
+from engineworks.recipe.batch import output_axes
+from engineworks.recipe.package_settings import PackageSettings
+from engineworks.recipe.samples import SampleFile, samples_from_json
+from engineworks.serving.answers import Question, ask, ask_at_once, questions, refusals, spread
+from engineworks.serving.batching import largest_rate
+from engineworks.serving.choose import available_backends
+from engineworks.serving.client import PROTOCOLS, Client
+from engineworks.serving.load import Offer, offer_load
+from engineworks.serving.others import OtherWork
+from engineworks.serving.server import Addresses, StartedServer, started
+from engineworks.serving.soak import reload_model
+from engineworks.steps.reference import read_reference
+from engineworks.steps.step_job import StepJob
+from engineworks.steps.task_metric import TaskComparison
+from engineworks.tensors import spec_from_json
+
+CLIENTS = 4
+"""Clients that ask at once."""
+
+SINGLE = 64
+"""Samples that a load takes its queries from."""
+
+RELOADS = 3
+
+SEARCH_FROM = 50.0
+"""Queries a second at which a search begins."""
+
+
+def run(job: StepJob) -> None:
+    """Write `serving.json`: server, backend, ready_s, start_s; `answers` by way (http, grpc, clients), `spread`,
+    `metric`, `refusals`, `load` and `reload`, each as `engineworks.serving` returns it."""
+    server = find_server()
+    if server is None:
+        raise RunError(NO_SERVER)
+    samples = samples_from_json(job.paths("evaluation"), {**job.params["samples"], "labels": job.params["labels"]})
+    with tempfile.TemporaryDirectory(prefix="engineworks-serve-") as folder:
+        engine = _packaged(job, Path(folder))
+        settings = PackageSettings.from_json(job.params["package"])
+        if isinstance(server, RunningServer):
+            if server.repository is None:
+                raise RunError("the running Triton server has no repository here", hint="add '&repository=FOLDER'")
+            repository = server.repository
+        else:
+            repository = Path(folder) / "models"
+        write = Path(folder) / "package"
+        (model,) = write_models(settings, samples, [engine], write, available_backends(server))
+        repository.mkdir(exist_ok=True)
+        place = repository / model.name
+        if place.exists():
+            raise RunError(
+                f"{repository}: holds a model '{model.name}' already", hint="take it out, or serve elsewhere"
+            )
+        model.rename(place)
+        try:
+            job.write_json(SERVING_FILE, _on_server(job, server, repository, place.name, samples, settings))
+        finally:
+            if isinstance(server, RunningServer):
+                _take_away(server, place)
+
+
+def _on_server(
+    job: StepJob, server: InstalledServer | RunningServer, repository: Path, model: str, samples: SampleFile,
+    settings: PackageSettings,
+) -> dict[str, Any]:  # fmt: skip
+    if isinstance(server, RunningServer):
+        return _serve(job, Addresses(server.http, server.grpc), None, model, samples, settings)
+    env = _environment()
+    with started(server, repository, env=env) as process:
+        try:
+            report = _serve(job, process.addresses, process, model, samples, settings)
+        except RunError as error:
+            if ended := process.why_ended():  # the client's errors only follow from it
+                raise RunError(ended, log=process.log) from None
+            error.log = error.log or process.log
+            raise
+    return {**report, "start_s": process.start_s}
+
+
+def _serve(
+    job: StepJob, addresses: Addresses, process: StartedServer | None, model: str, samples: SampleFile,
+    settings: PackageSettings,
+) -> dict[str, Any]:  # fmt: skip
+    params = job.params
+    session = load_engine(job.inputs["build"], params["target"], serving=serving_from_json(params["serving"]))
+    try:
+        asked = questions(session, list(samples.batches(params["batches"])))
+        smallest = max(1, min(params["batches"]))
+        single = questions(session, [f for f, _ in zip(samples.batches([smallest]), range(SINGLE), strict=False)])
+        with Client(addresses.grpc, "grpc") as client:
+            report: dict[str, Any] = {"server": client.metadata(), "model": model, "ready_s": client.load(model)}
+            job.say(f"ready after {report['ready_s']:.2f} s")
+            report["backend"] = client.config(model).get("backend")
+            report["answers"], report["metric"] = _answers(job, addresses, model, asked, samples)
+            report["spread"] = spread(session, asked) if settings.max_batch else 0.0
+            report["refusals"] = refusals(client, model, single[0], session.inputs, settings.max_batch)
+            report["load"] = _load(job, addresses, process, model, single)
+            if process is not None:
+                report["reload"] = _reload(job, client, process, model, single[0])
+        return report
+    finally:
+        session.close()
+
+
+def _answers(
+    job: StepJob, addresses: Addresses, model: str, asked: list[Question], samples: SampleFile
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Ask the whole evaluation set by each protocol and by several clients at once; the metric is that by gRPC."""
+    answers: dict[str, Any] = {}
+    metric = None
+    for protocol in PROTOCOLS:
+        kept: dict[int, Any] = {}
+        with Client(getattr(addresses, protocol), protocol) as client:
+            answers[protocol] = ask(client, model, asked, keep=kept.__setitem__).to_json()
+        if protocol == "grpc" and len(kept) == len(asked):
+            metric = _metric(job, [kept[index] for index in range(len(asked))], samples)
+        job.say(f"{protocol}: {answers[protocol]['equal']} of {answers[protocol]['requests']} answers equal")
+    answers[f"{CLIENTS} clients"] = ask_at_once(addresses.grpc, "grpc", model, asked, CLIENTS).to_json()
+    return answers, metric
+
+
+def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, Any] | None:
+    """Return the task metric of the served answers next to that of the judged engine; None where there is none."""
+    judged = json.loads((job.inputs["compare"] / ACCURACY_FILE).read_text(encoding="utf-8"))["metric"]
+    if judged is None:
+        return None
+    sidecar = read_sidecar(job.inputs["build"])
+    axes = output_axes(samples.specs, tuple(spec_from_json(s) for s in sidecar["outputs"]))
+    task = TaskComparison(job, samples, axes)
+    feeds = samples.batches(job.params["batches"])
+    for given, got, wanted in zip(feeds, served, read_reference(job.inputs["reference"]), strict=True):
+        task.add(given, got, wanted)
+    result = task.result()
+    return {"name": judged["name"], "judged": judged["engine"], "served": result["engine"] if result else None}
+
+
+def _load(
+    job: StepJob, addresses: Addresses, process: StartedServer | None, model: str, single: list[Question]
+) -> dict[str, Any] | None:
+    wanted = job.params["load"]
+    if wanted is None:
+        return None
+    others = OtherWork(process.tree if process is not None else ())
+    offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], wanted["seconds"])
+    found = (largest_rate if wanted["find_qps"] else offer_load)(addresses.grpc, model, single, offer)
+    return {**found, "others": others.share()}
+
+
+def _reload(job: StepJob, client: Client, process: StartedServer, model: str, question: Question) -> dict[str, Any]:
+    times = int(job.params.get("reloads", RELOADS))
+    client.unload(model)
+    found = reload_model(client, process, model, question, times, job.say)
+    return {**found, "slopes": {name: one.to_json() for name, one in slopes(found["readings"]).items()}}
+
+
+def _packaged(job: StepJob, folder: Path) -> PackagedEngine:
+    """Return the engine with the given passport, or with a draft: the real one holds this step's verdict."""
+    passport = Path(job.unkeyed.get("passport", folder / PASSPORT_FILE))
+    if "passport" not in job.unkeyed:
+        write_draft(passport, job.inputs["build"], job.id.rpartition("/")[0], job.params["serving"])
+    return PackagedEngine(job.inputs["build"], read_passport(passport, Trust()))
+
+
+def _environment() -> dict[str, str]:
+    """Return the server's environment: no trusted keys, because a draft is not signed; its digests are checked."""
+    return {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS}
+
+
+def _take_away(server: RunningServer, place: Path) -> None:
+    """Leave the running server as it was."""
+    with contextlib.suppress(RunError), Client(server.grpc, "grpc") as client:
+        client.unload(place.name)
+    shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,143 @@
+"""Figures and checks of decoders, each with a planted fault."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
+from engineworks.measure.decoder.situations import difference, is_right, worst_of, worst_position
+from engineworks.measure.decoder.texts import (
+    compare_texts,
+    greedy_agreement,
+    parting,
+    token_figures,
+    why_parted,
+)
+
+
+def test_uniform_logits_have_the_vocabulary_as_perplexity():
+    tokens = np.array([3, 1, 0, 7, 2])
+    figures = token_figures(np.zeros((5, 8), np.float32), tokens)
+    assert math.exp(figures.nll.mean()) == pytest.approx(8.0)
+
+
+def test_large_logits_do_not_overflow():
+    logits = np.full((2, 4), 1e4, np.float32)
+    logits[:, 1] += 5
+    nll = token_figures(logits, np.array([0, 1])).nll
+    assert nll == pytest.approx([math.log(1 + 3 * math.exp(-5))])
+
+
+def texts_of(shift, count=40, length=17):
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        logits = rng.normal(size=(length, 12)).astype(np.float32)
+        tokens = rng.integers(0, 12, length)
+        logits[np.arange(length - 1), tokens[1:]] += shift
+        made.append(token_figures(logits, tokens))
+    return made
+
+
+def test_the_ratio_is_below_one_for_a_worse_engine_and_its_interval_holds_it():
+    found = compare_texts(texts_of(0.0), texts_of(0.3))
+    assert found.ratio < 1
+    assert found.interval[0] <= found.ratio <= found.interval[1]
+    assert found.ratio == pytest.approx(found.reference / found.engine)
+
+
+def test_equal_logits_agree_in_all():
+    found = compare_texts(texts_of(0.2), texts_of(0.2))
+    assert (found.ratio, found.agreement, found.interval) == (1.0, 1.0, (1.0, 1.0))
+
+
+def test_too_little_text_has_no_interval():
+    found = compare_texts(texts_of(0.0, 1, 9), texts_of(0.3, 1, 9))
+    assert found.interval is None
+    assert perplexity_verdict(found.to_json(), 0.9) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"), [((0.96, 0.98), "pass"), ((0.9, 0.94), "fail"), ((0.94, 0.97), "inconclusive")]
+)
+def test_the_interval_decides_the_ratio(interval, word):
+    assert perplexity_verdict({"ratio": sum(interval) / 2, "interval": interval}, 0.95) == word
+
+
+def test_logits_that_are_not_finite_fail_the_ratio():
+    bad = [token_figures(np.full((9, 4), np.nan, np.float32), np.zeros(9, np.int64))]
+    good = [token_figures(np.zeros((9, 4), np.float32), np.zeros(9, np.int64))]
+    assert perplexity_verdict(compare_texts(bad, good).to_json(), 0.5) == "fail"
+
+
+def test_where_continuations_part():
+    assert parting([1, 2, 3], [1, 2, 3]) is None
+    assert parting([1, 2, 3], [1, 4, 3]) == 1
+    prompts = [{"reference": [1, 2, 3, 4], "parted": 1}, {"reference": [5, 6], "parted": None}]
+    assert greedy_agreement(prompts) == 0.5
+
+
+def test_a_parting_far_from_a_tie_is_an_error():
+    assert why_parted(0.02, 0.1) == "near tie"
+    assert why_parted(3.0, 0.1) == "error"
+    assert why_parted(None, 0.1) == "error"
+
+
+def test_a_situation_with_another_streams_keys_is_found():
+    plain = np.random.default_rng(0).normal(size=(6, 32))
+    leaked = plain.copy()
+    leaked[4] += 0.05 * np.random.default_rng(1).normal(size=32)
+    worst = worst_position(leaked, plain, first=10)
+    assert worst["position"] == 14
+    assert not is_right(worst, "fp32")
+    assert is_right(worst_position(plain + 1e-6, plain), "fp32")
+
+
+def test_what_is_not_finite_is_the_worst():
+    plain = np.ones((2, 4)) * [0, 1, 2, 3]
+    broken = plain.copy()
+    broken[1, 2] = np.inf
+    assert np.isinf(difference(broken, plain)[1])
+    worst = worst_of([worst_position(plain, plain), worst_position(broken, plain)])
+    assert worst["difference"] is None
+    assert not is_right(worst, "fp16")
+
+
+def report_of(**changes):
+    situations = {"beside": {"difference": 1e-6, "position": 3, "stream": 0}, "beyond": {"refused": True}}
+    prompt = {"reference": [1, 2], "parted": None, "why": "", "gap": None}
+    return {"computes": "fp32", "situations": situations, "prompts": [prompt], "usual_error": 0.1} | changes
+
+
+def verdicts(report, **limits):
+    return {f.name: f.verdict for f in decoder_findings(report, {"agreement": 0.9}, limits)}
+
+
+def test_a_right_decoder_passes():
+    found = verdicts(report_of(), greedy_agreement=1.0, token_agreement=0.9)
+    assert set(found.values()) == {"pass"}
+    assert set(found) == {
+        "decoder[beside]", "decoder[beyond]", "greedy_parting", "greedy_agreement", "token_agreement",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"situations": {"reused": {"difference": 0.2, "position": 3, "stream": 0}}}, "decoder[reused]"),
+        ({"situations": {"end": {"difference": None, "position": 3, "stream": 0}}}, "decoder[end]"),
+        ({"situations": {"beyond": {"refused": False}}}, "decoder[beyond]"),
+        ({"prompts": [{"reference": [1, 2], "parted": 0, "why": "error", "gap": 4.0}]}, "greedy_parting"),
+    ],
+)
+def test_a_fault_fails_its_check(changes, check):
+    assert verdicts(report_of(**changes))[check] == "fail"
+
+
+def test_agreement_below_its_limit_fails():
+    parted = [{"reference": [1, 2], "parted": 1, "why": "near tie", "gap": 0.1}]
+    found = verdicts(report_of(prompts=parted), greedy_agreement=0.9, token_agreement=0.95)
+    assert (found["greedy_agreement"], found["token_agreement"], found["greedy_parting"]) == ("fail", "fail", "pass")

@@ -1,0 +1,153 @@
+"""Recipes of decoders: what is refused, with its place, and what a good one spells out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engineworks.errors import RecipeError
+from engineworks.fingerprint import FileDigests
+from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.load import load_recipe
+from engineworks.store.store import Store
+
+MODELS = Path(__file__).resolve().parents[2] / "recipes" / "models" / "tiny-decoder"
+
+RECIPE = """\
+recipe: tiny
+model:
+  source: {onnx: model.onnx}
+  decoder: {context: 96}
+precisions: [fp32, int4_weights]
+data:
+  evaluation: {text: text.txt}
+targets: [cpu]
+accuracy:
+  metric: perplexity
+  limits: {fp32: {cosine: 0.9}, int4_weights: {metric_ratio: 0.9, greedy_agreement: 0.5}}
+performance:
+  at: {chat: {prompt: 24, new: 32, streams: 2}}
+  budget: {chat: {first_token_ms: 10, tokens_per_s: 400}}
+"""
+
+CASES = {
+    "a decoder with inputs of its own": (("recipe: tiny", "recipe: tiny\ninputs: {x: {dtype: int64, shape: [b]}}"), "'inputs' of a decoder follows"),
+    "a decoder from a torch factory": (("onnx: model.onnx", "torch: 'net:make'"), "a decoder cannot come from 'torch'"),
+    "a decoder with a task": (("onnx: model.onnx", "huggingface: hf, task: fill-mask"), "a decoder has no 'task'"),
+    "a decoder in int8": (("int4_weights]", "int8]"), "'int8' is not for decoders yet"),
+    "a decoder without text": (("text: text.txt", "npz: text.npz"), "a decoder is evaluated on texts"),
+    "a decoder with labels": (("text: text.txt", "text: text.txt, labels: y"), "a decoder's labels are the next tokens"),
+    "a decoder with another metric": (("metric: perplexity", "metric: top1"), "a decoder has no metric 'top1'"),
+    "a decoder's shape with a batch": (("streams: 2", "batch: 2"), "a decoder's shape has no 'batch'"),
+    "a decoder's shape without streams": ((", streams: 2", ""), "shape 'chat' needs 'streams'"),
+    "a prompt longer than the context": (("prompt: 24", "prompt: 100"), "shape 'chat' has 132 tokens (prompt and new), the context holds 96"),
+    "a decoder's sweep": (("performance:", "performance:\n  sweep: {batch: [1]}"), "performance.sweep is not for decoders yet"),
+    "a decoder's throughput": (("tokens_per_s: 400", "throughput_per_s: 4"), "'throughput_per_s' is no budget of a decoder"),
+    "texts longer than the context": (("text: text.txt", "text: text.txt, max_length: 200"), "max_length 200 is more than the context of 96"),
+    "another context than the model's": (("context: 96", "context: 64"), "the model's cache holds 96 positions, not 64"),
+    "a cache that is not there": (("context: 96", "context: 96, cache: {past: present}"), "the model has no input 'past', which model.decoder.cache names"),
+    "a cache of a folder": (("onnx: model.onnx}\n  decoder: {context: 96", "huggingface: hf}\n  decoder: {context: 96, cache: {a: b}"), "'cache' names tensors of an ONNX file"),
+    "a column that is not there": (("text.txt", "text.jsonl, columns: body"), "text.jsonl: has no column 'body'"),
+    "a chat without a template": (("text.txt", "text.jsonl, messages: text"), "has no chat template"),
+    "a context that the model was not made for": (("onnx: model.onnx}\n  decoder: {context: 96", "huggingface: hf}\n  decoder: {context: 500"), "a context of 500 is more than the model was made for (96)"),
+    "a family that is not known": (("onnx: model.onnx", "huggingface: mamba"), "decoder family 'mamba' is not known"),
+    "a folder without a tokenizer": (("text: text.txt", "text: text.txt, tokenizer: bare"), "'bare' holds no tokenizer"),
+}  # fmt: skip
+
+
+def lay_out(folder: Path) -> None:
+    """The tiny decoder, texts, a folder of an unknown family and one without a tokenizer."""
+    for name in ("model.onnx", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(MODELS / name, folder / name)
+    shutil.copytree(MODELS, folder / "hf")
+    for name in ("mamba", "bare"):
+        (folder / name).mkdir()
+    (folder / "mamba" / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    (folder / "mamba" / "model.safetensors").write_bytes(b"weights")
+    (folder / "text.txt").write_text("You may reproduce and distribute copies of the Work. " * 8)
+    (folder / "text.jsonl").write_text('{"text": "You may reproduce and distribute copies of the Work."}\n' * 3)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(folder, *edits):
+    text = RECIPE
+    for old, new in edits:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    (folder / "tiny.yaml").write_text(text)
+    return load_recipe(folder / "tiny.yaml")
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_what_is_refused_says_where(folder, title):
+    edit, message = CASES[title]
+    with pytest.raises(RecipeError) as raised:
+        load(folder, edit)
+    (problem,) = (p for p in raised.value.problems if message in str(p))
+    assert problem.place.line > 0
+
+
+def test_a_good_recipe_spells_out_its_shapes(folder):
+    recipe = load(folder).recipe
+    assert list(recipe.inputs) == ["input_ids"]
+    assert recipe.shapes["generate"]["batch"] == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("onnx: model.onnx", "huggingface: hf"),
+        ("text: text.txt", "text: text.jsonl"),
+        ("text: text.txt", "text: text.txt, tokenizer: hf"),
+    ],
+)
+def test_other_sources_and_texts(folder, edit):
+    load(folder, edit)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (("metric: perplexity", "metric: top1"), "'greedy_agreement' is a limit of decoders only"),
+        (("first_token_ms: 10", "first_token_ms: 10"), "'first_token_ms' is a budget of decoders only"),
+    ],
+)
+def test_keys_of_decoders_are_refused_elsewhere(folder, edit, message):
+    with pytest.raises(RecipeError, match=message):
+        load(folder, ("\n  decoder: {context: 96}", ""), ("recipe: tiny", "recipe: tiny\ninputs: {x: {dtype: int64, shape: [2]}}\noutputs: {y: [2]}"), edit)  # fmt: skip
+
+
+def test_a_plan_has_every_step_but_the_lowered_reference(folder):
+    plan = plan_recipe(load(folder), Store(folder / "store"), FileDigests(None))
+    kinds = {step.kind for step in plan.steps.values()}
+    assert kinds == {"export", "prepare", "fold", "lower", "build", "reference", "compare", "measure"}
+
+
+def test_limits_and_budgets_are_in_no_key(folder):
+    store = Store(folder / "store")
+    keys = [
+        set(plan_recipe(load(folder, *edits), store, FileDigests(None)).steps)
+        for edits in (
+            (),
+            (("greedy_agreement: 0.5", "greedy_agreement: 0.9"), ("tokens_per_s: 400", "tokens_per_s: 4")),
+        )
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_more_streams_build_another_engine_and_keep_the_model(folder):
+    store = Store(folder / "store")
+    plans = [
+        plan_recipe(load(folder, *edits), store, FileDigests(None)) for edits in ((), (("streams: 2", "streams: 3"),))
+    ]
+    ids = [{s.id for k, s in p.steps.items() if k not in q.steps} for p, q in (plans, plans[::-1])]
+    assert all({i.split("/")[-1] for i in side} == {"build", "compare", "measure"} for side in ids)

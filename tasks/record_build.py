@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -28,8 +27,7 @@ from engineworks.tracking.spooled import SpooledRun, start_spooled
 def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
     plan = build.plan
     tags, params = build_tags(plan, flow_run), plan_params(plan)
-    lasting = flow_run and not os.environ.get("ENGINEWORKS_OWN_PREFECT")
-    page = url_for("flow-run", obj_id=flow_run, url_type="ui") if lasting else None
+    page = url_for("flow-run", obj_id=flow_run, url_type="ui") if flow_run else None
     artifacts = build.settings.artifacts
     tags |= {FLOW_PAGE: page} if page else {}
     note_used_by(build.store, artifacts, build.tracking)

@@ -21,7 +21,7 @@ from engineworks.report.background import Background, Before, ChampionFigures, L
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
 from engineworks.tracking.aliases import Slot, registered_name, slot_of
-from engineworks.tracking.pages import view_key
+from engineworks.tracking.pages import LOCAL_PREFECT, view_key
 from engineworks.tracking.records import (
     ENGINE_DIGEST,
     FLOW_PAGE,
@@ -121,13 +121,15 @@ def _facts(tracking: Tracking, build: RunSummary) -> dict[str, str]:
     facts = {name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)}
     if not tracking.has_pages:
         facts["MLflow's page"] = f"{tracking.pages().run(build.run_id)} after: {tracking.ui_hint()}"
+    if (page := build.tags.get(FLOW_PAGE, "")).startswith(LOCAL_PREFECT):
+        facts["Prefect's page"] = f"{page} after: prefect server start (engineworks build -v shows the environment)"
     return facts
 
 
 def _links(
     tracking: Tracking, build: RunSummary, runs: Mapping[str, RunSummary], result: BuildResult
 ) -> Iterator[Link]:
-    if page := build.tags.get(FLOW_PAGE):
+    if (page := build.tags.get(FLOW_PAGE)) and not page.startswith(LOCAL_PREFECT):
         yield Link("Prefect flow run", page)
     if not tracking.has_pages:  # no server runs: `_facts` says how to start one
         return

@@ -31,6 +31,9 @@ ALL_ENGINES = "engines"
 LOCAL = "http://127.0.0.1:5000"
 """Address where `mlflow ui` serves a store that is a file."""
 
+LOCAL_PREFECT = "http://127.0.0.1:4200"
+"""Address where `prefect server start` shows the runs of builds without a server."""
+
 _TAGS = (f"tags.`{VERDICT}`", "tags.`engineworks.why`")
 _PARAMS = ("params.`precision`", "params.`target`")
 

@@ -58,7 +58,9 @@ def test_words_are_those_of_the_field(page: Path) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in (*LONG_SENTENCES, *GENERATED)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in (*LONG_SENTENCES, *GENERATED)], ids=lambda p: p.name
+)
 def test_sentences_are_short(page: Path) -> None:
     every = sentences(page.read_text(encoding="utf-8"))
     assert every

@@ -18,11 +18,13 @@ MOST_RUNS = 2000
 
 @dataclass(frozen=True)
 class Listing:
-    """One table. rows: a cell per heading, as text."""
+    """One table. rows: a cell per heading, as text. optional: headings that a narrow terminal leaves out, the first one
+    first."""
 
     kind: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    optional: tuple[str, ...] = ()
 
     def to_json(self) -> list[dict[str, str]]:
         return [dict(zip(self.headings, row, strict=True)) for row in self.rows]
@@ -68,7 +70,7 @@ def _targets(folder: Path) -> Listing:
         capabilities = ", ".join(map(str, target.compute_capability))
         rows.append((name, target.backend, capabilities, target.pool, why_not or "yes", target.description))
     headings = ("target", "backend", "capability", "pool", "runs here", "what it is")
-    return Listing("targets", headings, tuple(rows))
+    return Listing("targets", headings, tuple(rows), ("what it is", "pool"))
 
 
 def _engines(tracking: Tracking) -> Listing:
@@ -83,7 +85,7 @@ def _engines(tracking: Tracking) -> Listing:
             f"{size / 2**20:.2f}" if size else "", digest, run.run_id, age(run.started_at),
         ))  # fmt: skip
     headings = ("engine", "verdict", "p50 ms", "MiB", "digest", "run", "age")
-    return Listing("engines", headings, tuple(rows))
+    return Listing("engines", headings, tuple(rows), ("run", "digest", "MiB"))
 
 
 def _champions(tracking: Tracking) -> Listing:
@@ -94,7 +96,7 @@ def _champions(tracking: Tracking) -> Listing:
         for c in champions
     ]  # fmt: skip
     headings = ("engine", "version", "alias", "digest", "champion since", "registered", "note")
-    return Listing("champions", headings, tuple(rows))
+    return Listing("champions", headings, tuple(rows), ("registered", "digest", "alias"))
 
 
 def _last_build(tracking: Tracking, recipe: str) -> RunSummary | None:

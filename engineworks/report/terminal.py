@@ -128,9 +128,8 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
 
 def _wrapped(row: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, ...]]:
     """The lines of one row."""
-    cells = [
-        textwrap.wrap(text, width) if len(text) > width else [text] for text, width in zip(row, widths, strict=True)
-    ]
+    pairs = zip(row, widths, strict=True)
+    cells = [textwrap.wrap(t, w, break_on_hyphens=False) if len(t) > w else [t] for t, w in pairs]
     yield from itertools.zip_longest(*cells, fillvalue="")
 
 

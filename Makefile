@@ -92,6 +92,7 @@ fetch: setup
 	$(BIN)/python recipes/fetch/fashion.py
 	$(BIN)/python recipes/fetch/digits_images.py
 	$(BIN)/python recipes/fetch/minilm.py
+	-$(BIN)/python recipes/fetch/smollm2.py
 	$(BIN)/python recipes/fetch/ocr_detection.py
 	$(BIN)/python recipes/fetch/ocr_recognition.py
 	$(BIN)/python recipes/fetch/speed.py

@@ -111,11 +111,8 @@ def blamed(folder: Path, engine: str, workarounds: str) -> dict[str, Any]:
     """What the command says, how long it took, and what its bundle says."""
     print(f"{engine}, work-rounds {workarounds} …", flush=True)
     start = time.perf_counter()
-    environ = {
-        **os.environ,
-        "ENGINEWORKS_WORKAROUNDS": workarounds,
-        "ENGINEWORKS_ARTIFACTS": f"artifacts-{workarounds}",
-    }
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environ |= {"ENGINEWORKS_WORKAROUNDS": workarounds, "ENGINEWORKS_ARTIFACTS": f"artifacts-{workarounds}"}
     command = [sys.executable, "-c", "from engineworks.cli import main; main()", "blame", engine, "--json"]
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=200, check=False)
     seconds = round(time.perf_counter() - start, 1)

@@ -30,6 +30,7 @@ from engineworks.commands.release import release
 from engineworks.commands.report import report
 from engineworks.commands.rollback import rollback
 from engineworks.commands.sensitivity.command import sensitivity
+from engineworks.commands.serve import serve
 from engineworks.commands.sync import sync
 from engineworks.commands.verify import verify
 from engineworks.commands.why import why
@@ -268,6 +269,7 @@ app.command()(report)
 app.command()(release)
 app.command()(rollback)
 app.command()(package)
+app.command()(serve)
 app.command()(verify)
 app.command()(sync)
 app.command()(keygen)

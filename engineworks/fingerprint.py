@@ -12,6 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from engineworks.regular_files import open_regular
+
 RACY_SECONDS = 2.0
 """A file changed this recently may change again within the clock's grain, so its digest is not remembered, as
 in git."""
@@ -28,8 +30,8 @@ def digest_of(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """sha256 of the file's bytes, 64 hex digits."""
-    with path.open("rb") as file:
+    """sha256 of a regular file's bytes, 64 hex digits. Raises `OSError`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,6 +11,7 @@ from engineworks.engines.backends import backend
 from engineworks.errors import EngineworksError, StepError
 from engineworks.host.child import default_pool
 from engineworks.host.collector import not_collected
+from engineworks.host.disk import full_disk_named
 from engineworks.plan.plan import Plan
 from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import Settings
@@ -29,7 +30,8 @@ def build_recipes(
     plans: Sequence[Plan], settings: Settings, *, only: str | None, champions: Champions | None = None
 ) -> list[BuildResult] | list[ReleaseResult]:
     """Build every plan, one after the other; a failed one does not stop the others. champions: also release them."""
-    with prefect_api(settings.artifacts / "prefect") as prefect:
+    home = settings.artifacts / "prefect"
+    with full_disk_named(settings.artifacts), prefect_api(home) as prefect:
         prepare_environment()  # before children start: one of another environment is never used
         default_pool().prestart(_imports(plans), count=2)
         with not_collected():

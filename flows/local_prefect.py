@@ -212,12 +212,14 @@ def _quiet_runs() -> Iterator[None]:
     for run in runs:
         run.propagate = False
     engine.setLevel(logging.WARNING)
+    raises, logging.raiseExceptions = logging.raiseExceptions, False  # Prefect prints what its API did not take
     try:
         yield
     finally:
         for run, propagate in before[0]:
             run.propagate = propagate
         engine.setLevel(before[1])
+        logging.raiseExceptions = raises
 
 
 def check_answers(url: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from engineworks.errors import StepError
+from engineworks.host.parent import SCRIPT
 from flows import local_prefect_server
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ SERVER_SETTINGS = {
 
 
 class ServerChild:
-    """The child process: it lives until its standard input closes, which the kernel does when this process dies."""
+    """The child process: it lives until its standard input closes, and ends at once with the thread that started it,
+    `kill -9` included. Start it from a thread that lives as long as it is needed."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -68,7 +70,7 @@ class ServerChild:
             "PREFECT_SERVER_API_AUTH_STRING": self.password,
         }
         return subprocess.Popen(
-            [sys.executable, "-P", local_prefect_server.__file__, str(listener_fd)],
+            [sys.executable, "-P", "-c", SCRIPT, str(os.getpid()), local_prefect_server.__file__, str(listener_fd)],
             env={**inherited, **settings},
             cwd=self.home,  # no .env or prefect.toml of another project lies here
             stdin=subprocess.PIPE,

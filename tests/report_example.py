@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from engineworks.builds.blame_result import Blame
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import StepFact
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import Candidate, TargetLadder
+from engineworks.measure.layers import Layer, Layers
+from engineworks.measure.slices import Slice
 from engineworks.measure.sweep import Recommendation
 from engineworks.plan.plan import Refused
 from engineworks.report.background import Background, Before, ChampionFigures, Link, Point
@@ -31,7 +35,7 @@ def example() -> tuple[BuildResult, Background]:
         StepCounts(9, 4, 1), seconds=83.2, warnings=("int8: 24 samples are few for entropy",), comparison=comparison(),
         calibration=(health(),), ladder=(ladder(),), dag=tuple(dag(engines)),
     )  # fmt: skip
-    return result, background(engines)
+    return result, replace(background(engines), blames={"classifier/int8/h100": blame()})
 
 
 def measured(precision: str, target: str) -> EngineResult:
@@ -49,6 +53,27 @@ def measured(precision: str, target: str) -> EngineResult:
         sidecar={"bytes": size, "sha256": precision * 8, "build_seconds": 12.5, "versions": {}},
         accuracy=accuracy(precision), latency=latency(precision), champion_comparison=champion_comparison(),
         recommendation=Recommendation(16, "batch 16: 88,000 samples/s at 0.18 ms, within 0.5 ms"),
+        layers=layers(precision),
+    )  # fmt: skip
+
+
+def layers(precision: str) -> Layers:
+    """int8 runs half of its products without tensor cores, and quantizes in a layer of its own."""
+    each = {"fp32": 0.03, "fp16": 0.015, "int8": 0.01}[precision]
+    kernels = ("ffma_gemm", "imma_gemm") if precision == "int8" else ("hmma_gemm", "hmma_gemm")
+    products = [
+        Layer(f"p{i}", "gemm", each, (f"p{i}", f"p{i}/bias"), ("MatMul", "Add"), kernels[i % 2]) for i in range(4)
+    ]
+    rounding = [Layer("q", "pointwise", 0.01, ("q",), ("QuantizeLinear",))] if precision == "int8" else []
+    return Layers("single", 20, "the runtime's profiler", (*products, *rounding, Layer("s", "softmax", 0.01)))
+
+
+def blame() -> Blame:
+    piece = {"tensor": HOSTILE, "error": 0.62, "node": "p1 (MatMul)", "nodes": ["q (QuantizeLinear)", "p1 (MatMul)"]}
+    sentence = f"classifier/int8/h100: the lowered ONNX is already wrong in ONNX Runtime: {HOSTILE}"
+    return Blame(
+        "classifier/int8/h100", "lowered", sentence, ("p1 (MatMul)",), error=0.62, whole=40, bundle="/a/bundle",
+        details=("Alone on fp32's values, p1 has an error of 0.62.",), pieces=(piece,),
     )  # fmt: skip
 
 
@@ -108,6 +133,11 @@ def accuracy(precision: str) -> dict[str, Any]:
     ]  # fmt: skip
     metric = {"name": "top1", "kind": "labels", "samples": 597, "lower_is_better": False, "engine": 0.99 - error / 9,
               "reference": 0.99, "ratio": 1 - error / 9}  # fmt: skip
+    metric["slices"] = [
+        Slice("bright", 400, 0.99, 0.99, 1.0, 0.992, 1.01, 0.98, 1.0).to_json(),
+        Slice(HOSTILE, 197, 0.3, 0.99, 0.3, 0.25, 0.36, 0.24, 0.37).to_json(),
+        Slice("rare", 2, None, None, None, 0, 1, why="only one class").to_json(),
+    ]
     served = {"precision": precision, "sequence": visits, "rows": {"logits": {"tested": True}}, "notes": []}
     return {"outputs": {"logits": output}, "metric": metric, "samples": 597, "served": served}
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-SCRIPTS = ("digits_images", "fashion", "minilm", "ocr_detection", "ocr_recognition")
+SCRIPTS = ("digits_images", "fashion", "minilm", "ocr_detection", "ocr_recognition", "smollm2")
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +14,7 @@ from engineworks.engines.backends import attempts, backend
 from engineworks.engines.engine_files import LOG_FILE
 from engineworks.errors import StepError
 from engineworks.host.child import ChildPool
-from engineworks.host.lock import locked
+from engineworks.host.lock import locked, private_folder
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.plan.plan import Step
 from engineworks.settings import uses_workarounds
@@ -54,8 +52,14 @@ def run_step(step: Step, store: Store, pool: ChildPool, *, say: Callable[[str], 
 
 
 def alone_on_this_host() -> AbstractContextManager[None]:
-    """Lock so that two builds of this host measure one after the other, whatever their stores and repositories."""
-    return locked(Path(tempfile.gettempdir()) / f"engineworks-measure-{os.getuid()}.lock")
+    """Lock so that two builds of this host measure one after the other, whatever their stores and repositories.
+
+    Raises `StepError` where the lock's folder is not this user's own.
+    """
+    try:
+        return locked(private_folder() / "measure.lock")
+    except OSError as error:
+        raise StepError(f"{error.filename}: {error.strerror}") from None
 
 
 def _cache_of(step: Step, store: Store) -> Mapping[str, str]:

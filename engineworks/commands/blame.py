@@ -63,8 +63,10 @@ def find_blames(plans: Sequence[Plan], settings: Settings, engines: Sequence[str
     from engineworks.builds.blame import find_blame
     from engineworks.builds.progress import listener
     from engineworks.host.child import default_pool
+    from engineworks.recipe.load import refuse_decoders
     from engineworks.store.open import open_store
 
+    refuse_decoders([plan.loaded for plan in plans if any(e.id in engines for e in plan.engines)], "blame")
     planned = {engine.id: (plan, engine) for plan in plans for engine in plan.engines}
     store, found = open_store(settings), []
     for name in engines:
@@ -79,6 +81,8 @@ def blame_failures(plans: Sequence[Plan], results: Sequence[BuildResult], settin
     """Search for every engine of these builds that failed in its build or its comparison, and write it down there."""
     from engineworks.commands.blame_records import record_blames
 
+    decoders = {plan.recipe for plan in plans if plan.loaded.recipe.model.decoder is not None}
+    results = [result for result in results if result.recipe not in decoders]
     failed = [e.id for result in results for e in result.engines if e.verdict in FAILED and "build" in e.keys]
     found = find_blames(plans, settings, failed)
     record_blames(results, found, settings)

@@ -30,7 +30,11 @@ def generate(
     champion: Annotated[bool, typer.Option("--champion", help="MLflow's champion, not what is built here.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, token by token. Example: engineworks generate tiny-decoder/fp32/cpu "You may" """
+    """Continue a prompt, token by token.
+
+    Examples:
+        engineworks generate tiny-decoder/fp32/cpu "You may"
+    """
     settings = read_settings()
     with TemporaryDirectory(prefix="engineworks-") as folder:
         generator = _champion(engine, settings, Path(folder)) if champion else _built(engine, settings)

@@ -41,7 +41,11 @@ def check_files(
 
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a file of the folder. Raises `TrustError` for one that leaves it, by a symlink too."""
-    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    try:
+        stays = "\0" not in name and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (RuntimeError, OSError):  # links that lead in a circle
+        stays = False
+    if not stays:
         raise TrustError(f"{folder}: {name[:80]!r} leaves the folder", hint="do not use it; fetch it again")
     return folder / name
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints
 
 from engineworks.engines.backends.base import Serving
 from engineworks.engines.engine_files import PASSPORT_FILE, check_files, refuse_strangers
@@ -39,7 +41,7 @@ class TargetFacts:
 
     name: str
     backend: str
-    compute_capability: tuple[str, ...]
+    compute_capability: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,3}\.[0-9]{1,2}$")], ...]
     options: Mapping[str, Any]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +27,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def private_folder() -> Path:
+    """Return a folder below the temporary one that only this user can write to, for locks of the whole host.
+
+    Raises `OSError` where another user has made it, or a link in its place.
+    """
+    folder = Path(tempfile.gettempdir()) / f"engineworks-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "is not a folder that only you can write to: delete it", str(folder))
+    return folder
 
 
 def is_locked(path: Path) -> bool:

@@ -27,7 +27,7 @@ SEVERITY = ("failed", "fail", "inconclusive", "unmeasured", "pass")
 
 @dataclass(frozen=True)
 class Speed:
-    """Latency at one shape. ratio: rehearsed / present; low, high: bounds of the ratio."""
+    """Latency at one shape. ratio: rehearsed / present; low, high: its bounds. busy: the host was, on either side."""
 
     shape: str
     present_ms: float
@@ -35,6 +35,7 @@ class Speed:
     ratio: float
     low: float
     high: float
+    busy: bool = False
 
     @property
     def word(self) -> str:
@@ -119,7 +120,8 @@ def _speeds(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Spee
         a, b = _interval(figures), _interval(after.get(shape) or {})
         if a and b:
             p50, new = figures["latency_ms_p50"], after[shape]["latency_ms_p50"]
-            yield Speed(shape, p50, new, new / p50, b[0] / a[1], b[1] / a[0])
+            busy = bool(figures.get("complaints") or after[shape].get("complaints"))
+            yield Speed(shape, p50, new, new / p50, b[0] / a[1], b[1] / a[0], busy)
 
 
 def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -134,10 +136,11 @@ def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
 def _speed_words(speeds: Sequence[Speed]) -> Iterator[Said]:
     for speed in speeds:
         if speed.word:
-            tone: Tone = "worse" if speed.word == "slower" else "better"
+            tone: Tone = "changed" if speed.busy else "worse" if speed.word == "slower" else "better"
             yield (
                 f"{speed.word} at {speed.shape}: {speed.present_ms:.3g} → {speed.rehearsed_ms:.3g} ms, "
-                f"× {speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f})",
+                f"× {speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f})"
+                + (", while the host was busy" if speed.busy else ""),
                 tone,
             )
 

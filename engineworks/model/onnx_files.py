@@ -8,7 +8,9 @@ from typing import IO, TYPE_CHECKING
 
 from engineworks.errors import ModelError
 from engineworks.model.graphs import all_tensors, copy_fields, inner_tensors
-from engineworks.model.tensor_storage import append_values, attach, detach, external_span, is_external, tensor_bytes
+from engineworks.model.soundness import check_sound, external_file, external_number, shown
+from engineworks.model.tensor_storage import append_values, attach, detach, is_external, tensor_bytes
+from engineworks.regular_files import open_regular
 from engineworks.tensors import Dim, TensorSpec
 
 if TYPE_CHECKING:
@@ -41,15 +43,28 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     from engineworks.model.fold.sparse import make_dense
 
     try:
-        model = onnx.load(str(path), load_external_data=weights)
+        with open_regular(path) as file:
+            model = onnx.load_model_from_string(file.read())
     except DecodeError:
         raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse") from None
-    except (OSError, onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"{path}: the model or its external data cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: the model cannot be read: {error}") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
+    check_sound(model, path)
+    if weights:
+        _load_external(model, path)
     make_dense(model, str(path))
     return model
+
+
+def _load_external(model: onnx.ModelProto, path: Path) -> None:
+    """Read external data in. Raises `ModelError`."""
+    root = path.parent.resolve()
+    for tensor in all_tensors(model):
+        if is_external(tensor):
+            detach(tensor, *_external_place(path, root, tensor))
+            attach(tensor)
 
 
 def check_tensors(model: onnx.ModelProto, path: Path) -> None:
@@ -197,29 +212,38 @@ def _external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
     names = {e.value for t in all_tensors(model) for e in t.external_data if e.key == "location"}
     files = [path]
     for name in sorted(names):
-        file = (root / name).resolve()
-        if not file.is_relative_to(root):
-            raise ModelError(
-                f"{path}: external data '{name}' lies outside the model's folder", hint="move it beside it"
-            )
+        file = external_file(root, name, str(path))
         if not file.is_file():
-            raise ModelError(f"{path}: external data '{name}' is missing", hint="copy it beside the model")
+            raise ModelError(f"{path}: external data '{shown(name)}' is missing", hint="copy it beside the model")
         files.append(file)
     return tuple(files)
 
 
 def _make_absolute(path: Path, tensor: onnx.TensorProto) -> None:
     """Make the location of external data absolute, and see that all of it is there."""
-    location, offset, length = external_span(tensor)
-    file = (path.parent / location).resolve()
+    file, offset = _external_place(path, path.parent.resolve(), tensor)
+    detach(tensor, file, offset)
+
+
+def _external_place(path: Path, root: Path, tensor: onnx.TensorProto) -> tuple[Path, int]:
+    """File and offset of a tensor's external data. Raises `ModelError` unless all of it is there."""
+    what = f"{path}: tensor '{shown(tensor.name)}'"
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location, needed = fields.get("location", ""), tensor_bytes(tensor)
+    file = external_file(root, location, what)
+    offset = external_number(fields.get("offset", "0"), f"{what}: the offset of its external data,")
+    length = external_number(fields.get("length", str(needed)), f"{what}: the length of its external data,")
+    if not file.is_file():
+        missing = f"{path}: external data '{shown(location)}' cannot be read: it is missing"
+        raise ModelError(missing, hint="copy it beside the model")
     size = file.stat().st_size
-    if length != tensor_bytes(tensor) or offset + length > size:
+    if length != needed or offset + length > size:
         raise ModelError(
-            f"{path}: tensor '{tensor.name}' needs {tensor_bytes(tensor)} bytes at offset {offset} of external data "
-            f"'{location}', which has {size} bytes ({length} of them for this tensor)",
+            f"{what} needs {needed} bytes at offset {offset} of external data '{shown(location)}', which has {size} "
+            f"bytes ({length} of them for this tensor)",
             hint="copy the whole file beside the model",
         )
-    detach(tensor, file, offset)
+    return file, offset
 
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

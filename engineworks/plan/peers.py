@@ -44,7 +44,8 @@ def _precisions(documents: Documents, name: str) -> tuple[str, ...]:
 
 def _planned(documents: Documents, name: str, precision: str, add: Add) -> PlannedPeer:
     module, recipe_id = peer(name), f"{documents.name}/peer/{name}-{precision}"
-    why = module.why_not(_source(documents), precision) or _nothing_to_measure(documents)
+    why = _not_for_decoders(documents) or module.why_not(_source(documents), precision)
+    why = why or _nothing_to_measure(documents)
     if why:
         return PlannedPeer(recipe_id, name, module.TITLE, precision, why_not=why)
     inputs = _inputs(documents, precision, add, from_source=module.FROM_SOURCE)
@@ -55,6 +56,11 @@ def _planned(documents: Documents, name: str, precision: str, add: Add) -> Plann
 def _source(documents: Documents) -> str:
     """Return the kind of the recipe's source: 'onnx', 'torch', …"""
     return documents.loaded.files.kind
+
+
+def _not_for_decoders(documents: Documents) -> str:
+    decoder = documents.recipe.model.decoder
+    return "" if decoder is None else "it does not generate text yet; benchmarks/decoder_cpu.py compares decoders"
 
 
 def _nothing_to_measure(documents: Documents) -> str:

@@ -12,7 +12,9 @@ from engineworks.errors import ModelError, Problem
 from engineworks.model.export.from_huggingface import find_folder, task_of
 from engineworks.model.export.outline import Outline, read_outline
 from engineworks.model.export.source_code import source_closure
+from engineworks.model.soundness import external_file, shown
 from engineworks.recipe.yaml_nodes import Node
+from engineworks.regular_files import resolved
 from engineworks.suggest import did_you_mean
 
 Where = tuple[str | int, ...]
@@ -49,7 +51,12 @@ class Finder:
 
     def inside(self, where: Where, name: str) -> Path | None:
         """The absolute path if it lies in the repository or in a data root, symbolic links followed."""
-        path = (self.folder / Path(name).expanduser()).resolve()
+        try:
+            path = resolved(self.folder / Path(name).expanduser())
+        except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that does not exist
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self.add(where, f"'{shown(name)}' cannot be found: {reason}")
+            return None
         if any(path.is_relative_to(root) for root in self.roots):
             return path
         hint = "move it, or add its folder to ENGINEWORKS_DATA_ROOTS"
@@ -79,12 +86,12 @@ class Finder:
             return {}
         files = {path.name: path}
         for name, size in sorted(self.outline.external.items()):
-            file = (path.parent / name).resolve()
-            if not file.is_relative_to(path.parent):
-                self.add(
-                    where, f"'{path.name}' keeps weights in '{name}', outside of its folder", "move them beside it"
-                )
-            elif not file.is_file():
+            try:
+                file = external_file(path.parent, name, f"'{path.name}'")
+            except ModelError as error:
+                self.add(where, error.message, error.hint)
+                continue
+            if not file.is_file():
                 message = f"'{path.name}' keeps weights in '{name}', which is missing"
                 self.add(where, message, "copy it beside the model", missing=True)
             elif file.stat().st_size < size:

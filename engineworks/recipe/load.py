@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import check_options
-from engineworks.errors import Place, Problem, RecipeError, TargetError
+from engineworks.errors import InputError, Place, Problem, RecipeError, TargetError
+from engineworks.model.soundness import shown as shown_name
 from engineworks.recipe.auto import Auto, expand
 from engineworks.recipe.cascading_errors import is_cascading, meant_key, without_cascading
 from engineworks.recipe.checks import check_recipe
@@ -24,6 +25,7 @@ from engineworks.recipe.renamed import RENAMED
 from engineworks.recipe.targets import DEFAULT_TARGETS, NamedTarget, Target, Targets
 from engineworks.recipe.wording import example_of, given, reason
 from engineworks.recipe.yaml_nodes import Node, merge, parse_yaml, read_text, read_yaml
+from engineworks.regular_files import resolved
 from engineworks.settings import find_repository
 from engineworks.suggest import did_you_mean
 
@@ -86,25 +88,49 @@ class _Read:
 
 def load_recipe(path: Path, *, data_roots: Sequence[Path] = ()) -> LoadedRecipe:
     """Read one recipe. Raises `RecipeError` with all problems of the recipe, its defaults and its targets file."""
+    refuse_outside(path, data_roots)
     folder = path.parent.resolve()
     root = find_repository(folder) or folder
-    read = _read(path)
+    read = _read(path, data_roots)
     files = resolve_files(read.recipe, read.node, folder, (root, *data_roots), read.found)
     targets = read.targets()
     recipe, auto = expand(read.recipe)
     return LoadedRecipe(recipe, path.resolve(), _shown(path), root, files, targets, auto=auto)
 
 
+def refuse_decoders(loaded: Sequence[LoadedRecipe], what: str) -> None:
+    """Raises `InputError` if one of the recipes is a decoder's. what: the command, as 'blame compares'."""
+    for recipe in loaded:
+        if recipe.recipe.model.decoder is not None:
+            raise InputError(f"{recipe.shown}: '{what}' does not know decoders yet", hint="name another recipe")
+
+
 def read_recipe(path: Path) -> tuple[Recipe, tuple[NamedTarget, ...]]:
     """A recipe and its targets, whether or not the files that it names exist. Raises `RecipeError`."""
+    refuse_outside(path)
     read = _read(path)
     targets = read.targets()
     return expand(read.recipe)[0], targets
 
 
-def _read(path: Path) -> _Read:
+def refuse_outside(path: Path, data_roots: Sequence[Path] = ()) -> None:
+    """Raises `RecipeError` if the file is a symbolic link to a file outside of its repository (or folder, outside of a
+    repository) and the data roots: its lines would be in messages."""
+    try:
+        folder, target = resolved(path.parent), resolved(path)
+    except OSError as error:
+        raise RecipeError([Problem(Place(shown_name(str(path))), f"cannot be read: {error.strerror}")]) from None
+    roots = (find_repository(folder) or folder, *data_roots)
+    if target.parent != folder and not any(target.is_relative_to(root) for root in roots):
+        message = "is a link to a file outside of the repository and the data roots"
+        raise RecipeError([Problem(Place(_shown(folder / path.name)), message, "copy the file")])
+
+
+def _read(path: Path, data_roots: Sequence[Path] = ()) -> _Read:
     shown = _shown(path)
     node = read_yaml(path, shown)
+    for beside in (path.parent / DEFAULTS_FILE, path.parent / TARGETS_FILE):
+        refuse_outside(beside, data_roots)
     defaults = path.parent / DEFAULTS_FILE
     if defaults.is_file():
         node = merge(node, read_yaml(defaults, _shown(defaults)))
@@ -163,7 +189,7 @@ def _shown(path: Path) -> str:
     """The path as messages name it: relative to the current folder if it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, RuntimeError):  # RuntimeError: a loop of links
         return str(path)
 
 

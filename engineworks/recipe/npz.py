@@ -9,6 +9,7 @@ It refuses pickled arrays, because reading them could run code.
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import os
 import struct
@@ -17,18 +18,26 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engineworks.errors import SamplesError
+from engineworks.regular_files import check_regular, open_regular
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 SUFFIX = ".npy"
-REASONS = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError)
-"""Errors that `zipfile` raises for a file that is damaged or uses unknown packing."""
+REASONS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, EOFError, OSError, ValueError,
+    OverflowError,
+)  # fmt: skip
+"""Errors that `zipfile` and its unpackers raise for a file that is damaged, encrypted or uses unknown packing."""
+
+MOST_HEADER_BYTES = 10_000
+"""As in NumPy, which parses a header as Python."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class NpzReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         with _readable(path):
-            self._archive = zipfile.ZipFile(path)
+            self._archive = _archive(path)
         self.names = [n.removesuffix(SUFFIX) for n in self._archive.namelist() if n.endswith(SUFFIX)]
 
     def __enter__(self) -> NpzReader:
@@ -61,6 +70,13 @@ class NpzReader:
     def header(self, name: str) -> ArrayHeader:
         with _readable(self.path), self._archive.open(f"{name}{SUFFIX}") as file:
             dtype, shape, fortran = _parse_header(self.path, name, file)
+            held = self._archive.getinfo(f"{name}{SUFFIX}").file_size - file.tell()
+        needed = dtype.itemsize * math.prod(shape)
+        if needed != held:
+            raise SamplesError(
+                f"{self.path}: '{name}' is {dtype.name}{list(shape)}, {needed:,} bytes, but {held:,} bytes are there",
+                hint="the file is damaged: write it again",
+            )
         return ArrayHeader(dtype.name, shape, fortran)
 
     def read(self, name: str) -> NDArray[np.generic]:
@@ -85,7 +101,7 @@ class RowReader:
         self._whole: NDArray[np.generic] | None = None
         with _readable(path):
             self._file = _open_member(path, f"{name}{SUFFIX}")
-        self._dtype, shape, fortran = _parse_header(path, name, self._file)
+            self._dtype, shape, fortran = _parse_header(path, name, self._file)
         self._shape = shape[1:]
         self._row_bytes = self._dtype.itemsize * math.prod(self._shape)
         self._next = 0
@@ -99,11 +115,12 @@ class RowReader:
 
         if self._whole is not None:
             return self._whole[list(indices)]
+        for before, index in pairwise((self._next - 1, *indices)):
+            if index <= before:
+                raise ValueError(f"row {index} comes after row {before}")
         block = np.empty((len(indices), *self._shape), self._dtype)
         with _readable(self._path):
             for slot, index in enumerate(indices):
-                if index < self._next:
-                    raise ValueError(f"row {index} comes after row {self._next - 1}")
                 _skip(self._file, (index - self._next) * self._row_bytes)
                 raw = self._file.read(self._row_bytes)
                 if len(raw) < self._row_bytes:
@@ -120,11 +137,12 @@ class _Stored(io.RawIOBase):
     """The bytes of an uncompressed member, with its own handle."""
 
     def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         self._file.seek(info.header_offset + _NAME_LENGTHS_AT)
         name, extra = struct.unpack("<HH", self._file.read(4))
         self._file.seek(name + extra, os.SEEK_CUR)
-        self._end = self._file.tell() + info.file_size
+        self._start = self._file.tell()
+        self._end = self._start + info.file_size
 
     def readable(self) -> bool:
         return True
@@ -132,6 +150,9 @@ class _Stored(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._end - self._file.tell())
         return self._file.read(left if size < 0 else min(size, left))
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
 
     def skip(self, size: int) -> None:
         self._file.seek(size, os.SEEK_CUR)
@@ -152,9 +173,14 @@ _ENCRYPTED = 1
 _PIECE = 1 << 20
 
 
+def _archive(path: Path) -> zipfile.ZipFile:
+    check_regular(path, path.stat().st_mode)
+    return zipfile.ZipFile(path)
+
+
 def _open_member(path: Path, member: str) -> IO[bytes] | _Stored:
     """A member with its own file handle, which never needs `ZipExtFile.seek`."""
-    with zipfile.ZipFile(path) as archive:
+    with _archive(path) as archive:
         info = archive.getinfo(member)
         if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _ENCRYPTED:
             return _Stored(path, info)
@@ -198,17 +224,20 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _parse_header(path: Path, name: str, file: IO[bytes] | _Stored) -> tuple[Any, tuple[int, ...], bool]:
+    """dtype, shape and order of an array. Raises `SamplesError` if the header does not parse."""
     from numpy.lib import format as npy
 
     try:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except ValueError as error:
-        raise SamplesError(f"{path}: '{name}{SUFFIX}' does not parse: {error}") from None
+        shape, fortran, dtype = read(file, max_header_size=MOST_HEADER_BYTES)
+    except Exception as error:  # NumPy parses it as Python, which has many errors
+        raise SamplesError(f"{path}: '{name}{SUFFIX}' does not parse: {error}") from error
     if dtype.hasobject:
         raise SamplesError(
             f"{path}: '{name}' holds pickled Python objects, which could run code",
             hint="save plain numbers: numpy.savez of arrays with a numeric dtype",
         )
+    if min(shape, default=0) < 0:
+        raise SamplesError(f"{path}: '{name}' has shape {list(shape)}", hint="the file is damaged: write it again")
     return dtype, shape, fortran

@@ -5,12 +5,14 @@ Only plain data is accepted: one document, unique string keys, no tags, no merge
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engineworks.errors import Place, Problem, RecipeError
+from engineworks.regular_files import read_regular
 
 MAX_NODES = 10_000
 """Maximum nodes of a file after aliases are expanded; nested aliases ("billion laughs") exceed it at once."""
@@ -121,18 +123,20 @@ def merge(over: Node, under: Node) -> Node:
 def read_text(path: Path, shown: str) -> str:
     """The file's text. Raises `RecipeError` if it cannot be read, or is too large for a recipe."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe")
-        return path.read_text(encoding="utf-8-sig")
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise _one(Place(shown), "no such file") from None
     except IsADirectoryError:
         raise _one(Place(shown), "is a folder, not a recipe", "name the .yaml files in it") from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise _one(Place(shown, line, 1), "is not UTF-8 text", "save the file as UTF-8") from None
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _one(Place(shown), f"the file is larger than {MAX_BYTES >> 20} MiB: not a recipe") from None
         raise _one(Place(shown), f"cannot be read: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise _one(Place(shown, line, 1), "is not UTF-8 text", "save the file as UTF-8") from None
 
 
 def _conflict_markers(text: str, shown: str) -> Iterator[Problem]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.layer_times import TimedLayer, time_layers
-from engineworks.engines.verified import VerifiedEngine
+from engineworks.engines.verified import verified_engine
 from engineworks.errors import EngineworksError
+from engineworks.host.child import run_in_child
 from engineworks.measure.layers import Layer, Layers
 from engineworks.model.graphs import names_read
 from engineworks.model.onnx_files import MODEL_FILE, load_model
@@ -23,26 +24,48 @@ if TYPE_CHECKING:
 RUNS = 20
 """Runs that a layer's time is the mean of; long ones are profiled less often."""
 
+PROFILE = "engineworks.steps.layer_times:main"
+
+LEAST_RUNS = 3
+
+LIMIT_S = 300.0
+"""Seconds after which a profiler is stopped."""
+
 SECONDS = 2.0
 """About how long profiling may take."""
 
 
-def write_layers(job: StepJob, engine: VerifiedEngine, run_ms: float) -> None:
+def write_layers(job: StepJob, run_ms: float) -> None:
     """Write `layers.json` of the first named shape. run_ms: the median run there.
 
-    A runtime that tells no times of layers is a reason in the file, and no failure of the measurement.
+    A runtime that tells no times of layers is a reason in the file, and no failure of the measurement. A vendor's
+    profiler may end its process, so engines on a GPU are profiled in another one.
     """
     shape, at = next(iter(job.params["at"].items()))
-    specs = tuple(spec_from_json(s) for s in job.params["inputs"])
-    feeds = feeds_at(specs, samples_from_json(job.paths("evaluation"), job.params["samples"]), at["dims"])
-    runs = max(3, min(RUNS, int(SECONDS * 1000 / max(run_ms, 0.01))))
+    payload = {
+        "build": str(job.inputs["build"]), "lower": str(job.inputs["lower"]), "target": job.params["target"],
+        "inputs": job.params["inputs"], "samples": job.params["samples"], "dims": at["dims"], "shape": shape,
+        "data": [str(path) for path in job.paths("evaluation")],
+        "runs": max(LEAST_RUNS, min(RUNS, int(SECONDS * 1000 / max(run_ms, 0.01)))),
+    }  # fmt: skip
     try:
-        source, timed = time_layers(engine, job.params["target"], feeds, runs)
+        if job.params["target"]["compute_capability"]:
+            layers = run_in_child(PROFILE, payload, what="profiling", fresh=True, time_limit_s=LIMIT_S, on_line=job.say)
+        else:
+            layers = main(payload)
     except EngineworksError as error:
-        layers = Layers(shape, why=error.message)
-    else:
-        layers = Layers(shape, runs, source, tuple(mapped(timed, job.inputs["lower"] / MODEL_FILE)))
-    job.write_json(LAYERS_FILE, layers.to_json())
+        layers = Layers(shape, why=error.message).to_json()
+    job.write_json(LAYERS_FILE, {k: v for k, v in layers.items() if k != "memory_mib_peak"})
+
+
+def main(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Time the layers and return them as JSON (`Layers`). Raises `RunError`."""
+    specs = tuple(spec_from_json(s) for s in payload["inputs"])
+    feeds = feeds_at(specs, samples_from_json(payload["data"], payload["samples"]), payload["dims"])
+    with verified_engine(Path(payload["build"])) as engine:
+        source, timed = time_layers(engine, payload["target"], feeds, payload["runs"])
+    layers = tuple(mapped(timed, Path(payload["lower"]) / MODEL_FILE))
+    return Layers(payload["shape"], payload["runs"], source, layers).to_json()
 
 
 def mapped(timed: Sequence[TimedLayer], lowered: Path) -> Iterator[Layer]:

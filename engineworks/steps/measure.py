@@ -47,8 +47,8 @@ def run(job: StepJob) -> None:
         with tempfile.TemporaryDirectory(prefix="cache-") as new:
             report = _measure(job, engine, Path(new) if _cache(job) else None)
         job.write_json(LATENCY_FILE, report | {"loads": _loads(job, engine)})
-        if job.params["at"]:
-            write_layers(job, engine, report["shapes"][next(iter(job.params["at"]))]["latency_ms_p50"])
+    if job.params["at"]:
+        write_layers(job, report["shapes"][next(iter(job.params["at"]))]["latency_ms_p50"])
 
 
 def _measure(job: StepJob, engine: VerifiedEngine, cache: Path | None) -> dict[str, Any]:

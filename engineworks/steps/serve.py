@@ -24,13 +24,15 @@ from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.serving.answers import Question, ask, ask_at_once, questions, refusals, spread
-from engineworks.serving.batching import largest_rate
+from engineworks.serving.batching import largest_rate, sweep
+from engineworks.serving.batching import settings as batching_settings
 from engineworks.serving.choose import available_backends
 from engineworks.serving.client import PROTOCOLS, Client
+from engineworks.serving.costs import cold_starts
 from engineworks.serving.load import Offer, offer_load
 from engineworks.serving.others import OtherWork
 from engineworks.serving.server import Addresses, StartedServer, started
-from engineworks.serving.soak import reload_model
+from engineworks.serving.soak import reload_model, swap_under_traffic
 from engineworks.steps.reference import read_reference
 from engineworks.steps.step_job import StepJob
 from engineworks.steps.task_metric import TaskComparison
@@ -43,6 +45,9 @@ SINGLE = 64
 """Samples that a load takes its queries from."""
 
 RELOADS = 3
+
+DELAYS_US = (0, 500, 2000)
+"""Delays of the dynamic batcher that a sweep tries, in microseconds."""
 
 SEARCH_FROM = 50.0
 """Queries a second at which a search begins."""
@@ -86,10 +91,11 @@ def _on_server(
 ) -> dict[str, Any]:  # fmt: skip
     if isinstance(server, RunningServer):
         return _serve(job, Addresses(server.http, server.grpc), None, model, samples, settings)
-    env = _environment()
-    with started(server, repository, env=env) as process:
+    with started(server, repository, env=_environment(job)) as process:
         try:
             report = _serve(job, process.addresses, process, model, samples, settings)
+            if job.params.get("swaps"):
+                report["swaps"] = _swaps(job, process, repository, model, samples)
         except RunError as error:
             if ended := process.why_ended():  # the client's errors only follow from it
                 raise RunError(ended, log=process.log) from None
@@ -118,6 +124,12 @@ def _serve(
             report["load"] = _load(job, addresses, process, model, single)
             if process is not None:
                 report["reload"] = _reload(job, client, process, model, single[0])
+                client.load(model)
+            if job.params.get("cold"):
+                with tempfile.TemporaryDirectory(prefix="engineworks-cache-") as cache:
+                    report["cold"] = cold_starts(client, model, single[0], client.config(model), cache)
+            if job.params.get("sweep"):
+                report["batching"] = _sweep(job, client, addresses, model, single, settings)
         return report
     finally:
         session.close()
@@ -142,6 +154,8 @@ def _answers(
 
 def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, Any] | None:
     """Return the task metric of the served answers next to that of the judged engine; None where there is none."""
+    if not {"compare", "reference"} <= job.inputs.keys():  # a champion that was judged elsewhere
+        return None
     judged = json.loads((job.inputs["compare"] / ACCURACY_FILE).read_text(encoding="utf-8"))["metric"]
     if judged is None:
         return None
@@ -174,6 +188,31 @@ def _reload(job: StepJob, client: Client, process: StartedServer, model: str, qu
     return {**found, "slopes": {name: one.to_json() for name, one in slopes(found["readings"]).items()}}
 
 
+def _sweep(
+    job: StepJob, client: Client, addresses: Addresses, model: str, single: list[Question], package: PackageSettings
+) -> dict[str, Any]:
+    """Measure settings of the dynamic batcher in one run of the server; the best is the recommendation."""
+    wanted = job.params["load"]
+    offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], wanted["seconds"])
+    tried = batching_settings(package.max_batch, DELAYS_US)
+    points = sweep(client, addresses.grpc, model, single, offer, tried, job.say)
+    none = max(point["rate"] for point in points if point["preferred"] is None)
+    best = max(points, key=lambda point: point["rate"])
+    return {"points": points, "recommended": best, "gain": best["rate"] / none if none else None}
+
+
+def _swaps(job: StepJob, process: StartedServer, repository: Path, model: str, samples: SampleFile) -> dict[str, Any]:
+    """Exchange the model's folder for an equal one under traffic."""
+    session = load_engine(job.inputs["build"], job.params["target"], serving=serving_from_json(job.params["serving"]))
+    try:
+        asked = questions(session, [f for f, _ in zip(samples.batches(job.params["batches"]), range(8), strict=False)])
+    finally:
+        session.close()
+    with tempfile.TemporaryDirectory(prefix="engineworks-version-") as folder:
+        version = shutil.copytree(repository / model, Path(folder) / model)
+        return swap_under_traffic(process, repository, model, [version], [asked], int(job.params["swaps"]))
+
+
 def _packaged(job: StepJob, folder: Path) -> PackagedEngine:
     """Return the engine with the given passport, or with a draft: the real one holds this step's verdict."""
     passport = Path(job.unkeyed.get("passport", folder / PASSPORT_FILE))
@@ -182,9 +221,9 @@ def _packaged(job: StepJob, folder: Path) -> PackagedEngine:
     return PackagedEngine(job.inputs["build"], read_passport(passport, Trust()))
 
 
-def _environment() -> dict[str, str]:
-    """Return the server's environment: no trusted keys, because a draft is not signed; its digests are checked."""
-    return {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS}
+def _environment(job: StepJob) -> dict[str, str]:
+    """Return the server's environment. A draft is not signed: only its digests are checked."""
+    return {name: value for name, value in os.environ.items() if name != TRUSTED_KEYS or "passport" in job.unkeyed}
 
 
 def _take_away(server: RunningServer, place: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engineworks.errors import StoreError
@@ -16,6 +17,7 @@ from engineworks.fingerprint import RACY_SECONDS, digest_of
 from engineworks.store.json_files import parse_figures, parse_json, read_json_file
 
 MANIFEST = "manifest.json"
+DIGEST = re.compile("[0-9a-f]{64}")
 
 KEPT_MANIFESTS = 256
 """Manifests that a process remembers: more than one recipe's artifacts, which are read again and again."""
@@ -92,6 +94,42 @@ def _remembered(folder: str, stat: tuple[int, ...]) -> Artifact | None:
 def _parse(folder: str) -> Artifact | None:
     try:
         m = read_json_file(f"{folder}/{MANIFEST}")
-        return Artifact(m["key"], Path(folder), m["step"], m["files"], m["document"], float(m["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+    if not is_manifest(m):
+        return None
+    return Artifact(m["key"], Path(folder), m["step"], m["files"], m["document"], float(m["seconds"]))
+
+
+def is_manifest(value: Any) -> bool:
+    """Whether a JSON value has the form of a manifest. Whether the files are as it says is another question."""
+    if not isinstance(value, dict) or not isinstance(value.get("document"), dict):
+        return False
+    files, seconds = value.get("files"), value.get("seconds")
+    return (
+        _is_text(value.get("key"))
+        and _is_text(value.get("step"))
+        and isinstance(seconds, float | int)
+        and abs(seconds) < 1e15  # not NaN, and no integer that no float holds
+        and isinstance(files, dict)
+        and all(_is_name(name) and _is_entry(facts) for name, facts in files.items())
+    )
+
+
+def _is_entry(facts: Any) -> bool:
+    if not isinstance(facts, dict):
+        return False
+    size, digest = facts.get("bytes"), facts.get("sha256")
+    return isinstance(size, int) and size >= 0 and isinstance(digest, str) and bool(DIGEST.fullmatch(digest))
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file's name stays in its folder: another host may have written the manifest."""
+    parts = PurePosixPath(name).parts
+    within = bool(parts) and ".." not in parts and not name.startswith("/")
+    return within and name != MANIFEST and _is_text(name)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that a file can hold, without lone surrogates."""
+    return isinstance(value, str) and "\0" not in value and value == value.encode(errors="replace").decode()

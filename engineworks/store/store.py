@@ -64,15 +64,19 @@ class Store:
 
         A damaged artifact is a miss: it is moved away and `say` gets the reason.
         """
-        artifact = self._manifest(key)
+        artifact, why = self._manifest(key), None
         if artifact is not None:
             why = self._damage(artifact, contents=key not in self._verified)
             if why is None:
                 self._verified.add(key)
                 return self._settled(artifact)
+        elif (self.place(key) / MANIFEST).exists():
+            why = "its manifest cannot be read"
+        if why is not None:
             self.remove(key)
             if say:
-                say(f"stored {artifact.step} {key[:12]} is damaged ({why}): {self.AGAIN}")
+                step = f"{artifact.step} " if artifact else ""
+                say(f"stored {step}{key[:12]} is damaged ({why}): {self.AGAIN}")
         return self._fetch(key, say)
 
     def peek_json(self, key: str, name: str) -> Any | None:
@@ -176,7 +180,7 @@ class Store:
     def age_s(self, key: str) -> float:
         """Return seconds since publication, by the clock that gives less."""
         wall = self.published_at(key)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             boot, boot_s = read_json_file(self.place(key) / MANIFEST)["published"]
             return Published(wall, str(boot), float(boot_s)).age_s()
         return Published(wall).age_s()
@@ -222,8 +226,13 @@ class Store:
 
     def _damage(self, artifact: Artifact, *, contents: bool, key: str = "") -> str | None:
         """Return why the artifact cannot be trusted, None if it can. key: by default its folder's name."""
-        if artifact.document_digest != (key or artifact.path.name):
-            return "its manifest belongs to another key"
+        try:
+            if artifact.document_digest != (key or artifact.path.name):
+                return "its manifest belongs to another key"
+        except (ValueError, RecursionError):  # NaN, surrogates or deep nesting, which no document of ours has
+            return "its manifest cannot be read"
+        if contents and (unlisted := _file_names(artifact.path) - artifact.files.keys() - {MANIFEST}):
+            return f"{min(unlisted)} is not in its manifest"
         for name, facts in artifact.files.items():
             try:
                 if os.stat(f"{artifact.path}/{name}").st_size != facts["bytes"]:
@@ -244,6 +253,8 @@ class Store:
 
     def _publish(self, key: str, writing: Writing, document: Mapping[str, Any], step: str, seconds: float) -> Artifact:
         folder = writing.folder
+        if strange := next((f for f in folder.rglob("*") if f.is_symlink() or not (f.is_file() or f.is_dir())), None):
+            raise StoreError(f"{step} made '{strange.name}', a link or no file: an artifact holds regular files only")
         files = {
             f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": digest_file(f)}
             for f in sorted(folder.rglob("*"))
@@ -272,7 +283,7 @@ class Store:
     def _move_in(self, key: str, folder: Path) -> None:
         """Publish a complete folder here, read-only, by a rename."""
         for file in folder.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 file.chmod(0o444)
         place = self.place(key)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -353,6 +364,11 @@ class Writing:
     hit: Artifact | None = None
     published: Artifact | None = None
     reports: Mapping[str, str] = field(default_factory=dict)
+
+
+def _file_names(folder: Path) -> set[str]:
+    """Return the names of all files in the folder and below, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
 def _unchanged_s(folder: Path) -> float:

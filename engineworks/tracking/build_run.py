@@ -18,6 +18,7 @@ from engineworks.tracking.records import (
     KIND,
     PARENT,
     RECIPE,
+    Batch,
     EngineRecord,
     pack_batch,
 )
@@ -59,6 +60,7 @@ class BuildRun(Ending):
         self._lock = threading.Lock()
         self._children: dict[str, _Child] | None = None if resumed else {}
         self._ended = False
+        self._written: dict[str, tuple[dict[str, str], dict[str, int]]] = {}
 
     def write_as_of(self, at: float) -> None:
         """Record `at` (seconds since the epoch) as the time of everything written from now on."""
@@ -76,6 +78,7 @@ class BuildRun(Ending):
         """Add to the parent run."""
         batch = pack_batch(params or {}, metrics or {}, tags or {}, store_keys=store_keys, known_params=self._params)
         self._link.log(self.run_id, batch, texts or {}, {})
+        self._note_written(self.run_id, batch, texts or {})
         self._params |= batch.params
 
     def record_engine(self, record: EngineRecord) -> str:
@@ -93,6 +96,7 @@ class BuildRun(Ending):
             store_keys=record.store_keys, known_params=child.params, series=record.series,
         )  # fmt: skip
         self._link.log(child.run_id, batch, record.texts, files)
+        self._note_written(child.run_id, batch, record.texts)
         self._link.end_run(child.run_id, record.status, child.started_at)
         child.running = False
         child.params = {**child.params, **batch.params}
@@ -112,7 +116,27 @@ class BuildRun(Ending):
             if child.running:
                 self._link.end_run(child.run_id, "KILLED", child.started_at)
         self._link.end_run(self.run_id, status, self._started_at)
+        self.verify()
         self._ended = True
+
+    def verify(self) -> None:
+        """Read back what was written: the runs with their tags, and their files where MLflow has no server. Raises
+        `TrackingError` for what is missing."""
+        self._link.check_database()
+        runs = {run.run_id: run for run in self._link.search(RunQuery({PARENT: self.run_id, KIND: "engine"}))}
+        runs[self.run_id] = self._link.get_run(self.run_id)
+        for run_id, (tags, texts) in self._written.items():
+            found = runs.get(run_id)
+            if found is None or any(found.tags.get(name) != value for name, value in tags.items()):
+                raise TrackingError(f"run {run_id} was written, but MLflow does not have it")
+            if not self._link.is_server and not self._link.has_files(run_id, texts):
+                raise TrackingError(f"files of run {run_id} were written, but MLflow does not have them")
+
+    def _note_written(self, run_id: str, batch: Batch, texts: Mapping[str, str]) -> None:
+        tags, sizes = self._written.setdefault(run_id, ({}, {}))
+        tags.update(batch.tags)
+        for path, text in {**texts, **batch.texts}.items():
+            sizes[path] = len(text.encode(errors="backslashreplace"))
 
     def _open_child(self, record: EngineRecord) -> _Child:
         with self._lock:

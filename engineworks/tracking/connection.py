@@ -35,12 +35,26 @@ class Connection:
     client: MlflowClient
     experiment_id: str
     uri: str = ""
+    database: tuple[Path, int] | None = None
+    """An SQLite file and its inode when it was opened: SQLite goes on writing to a deleted file."""
     at: float | None = None
     """Time of what is written, in seconds since the epoch; None: now. Set while waiting records are sent."""
 
     @property
     def is_server(self) -> bool:
         return self.uri.startswith(("http:", "https:"))
+
+    def check_database(self) -> None:
+        """Raises `TrackingError` if the SQLite file was deleted or replaced since it was opened."""
+        if self.database is None:
+            return
+        file, inode = self.database
+        try:
+            same = file.stat().st_ino == inode
+        except OSError:
+            same = False
+        if not same:
+            raise TrackingError(f"MLflow's database {file} was deleted or replaced since it was opened")
 
     def create_run(self, name: str, tags: Mapping[str, str], started_at: float | None = None) -> str:
         """Create a run with status RUNNING; returns its id."""

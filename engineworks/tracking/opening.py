@@ -77,7 +77,8 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
                 prepare_postgresql(uri)
             client = MlflowClient(tracking_uri=uri)
         root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
-        return Connection(client, _open_experiment(client, experiment, root, shown), uri)
+        opened = (database, database.stat().st_ino) if database is not None else None
+        return Connection(client, _open_experiment(client, experiment, root, shown), uri, opened)
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -194,6 +194,8 @@ class Registry:
 
         issue: makes the statement that the old engine is champion again.
         """
+        from mlflow.exceptions import MlflowException
+
         with self._alone(slot.model), refusals(f"alias {slot.alias('champion')} cannot be moved"):
             tags, current = self._state(slot)
             *before, last = champions_of(tags, slot, current) or [0]
@@ -205,9 +207,11 @@ class Registry:
                 raise TrackingError(
                     f"another release of '{slot.model}' was signed meanwhile", hint="nothing was changed; try again"
                 )
+            ended = self._exists(slot.model, last)  # asked before: what fails now has changed nothing
             self._move(slot, before[-1], before)
-            if self._exists(slot.model, last):
-                self._mark(slot, last, ENDED)
+            if ended:
+                with suppress(MlflowException):  # a date, for people: the champion is back
+                    self._mark(slot, last, ENDED)
             return last, before[-1]
 
     def _alone(self, model: str, recipe: str | None = None) -> AbstractContextManager[str | None]:
@@ -277,9 +281,9 @@ class Registry:
     def _move(self, slot: Slot, version: int, champions: Sequence[int]) -> None:
         """Write the history first: if the process dies then, the alias stays and `champions_of` corrects the
         history."""
+        known = self._client.get_model_version(slot.model, str(version))  # before: what fails has changed nothing
         self._client.set_registered_model_tag(slot.model, slot.history_tag, history_text(champions))
         self._client.set_registered_model_alias(slot.model, slot.alias("champion"), str(version))
-        known = self._client.get_model_version(slot.model, str(version))
         write_last_champion(self._link, slot, known, now_by_user())
 
     def _mark(self, slot: Slot, version: int, tag: str) -> None:

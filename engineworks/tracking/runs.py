@@ -339,9 +339,19 @@ class Tracking:
         return self._connect()
 
     def _connect(self) -> Connection:
+        """Return the connection; a new one where the database was deleted since it was opened."""
         self.prestart()
-        assert self._opening is not None
-        return self._opening.result()
+        opening = self._opening
+        assert opening is not None
+        link = opening.result()
+        try:
+            link.check_database()
+        except TrackingError:
+            with self._lock:
+                if self._opening is opening:
+                    self._opening = None
+            return self._connect()
+        return link
 
     def _dead_builds(self, link: Connection, build_key: str) -> list[RunSummary]:
         query = RunQuery({BUILD_KEY: build_key, KIND: "build"}, status="RUNNING")

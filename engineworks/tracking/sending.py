@@ -68,6 +68,7 @@ def _send(tracking: Tracking, waiting: Waiting) -> str:
     for entry in waiting.entries:
         run.write_as_of(entry["at"])
         _replay(run, entry)
+    run.verify()
     return run.run_id
 
 

@@ -62,6 +62,7 @@ class SpooledRun(Ending):
         self._run_id = ""
         self._ended = False
         self._lock = threading.RLock()
+        self._sent: list[tuple[str, float, Mapping[str, Any]]] = []
 
     def open(self, run: BuildRun) -> None:
         self._run, self._run_id = run, run.run_id
@@ -79,7 +80,8 @@ class SpooledRun(Ending):
         return waiting_sentence(self._artifacts, self.waits)
 
     def wait_because(self, error: TrackingError) -> None:
-        """Send everything to the spool from now on. Raises `TrackingError` where that cannot be written."""
+        """Send everything to the spool from now on, with all that MLflow has got so far: it may have lost that, and
+        the same record sent twice is one. Raises `TrackingError` where the spool cannot be written."""
         head = self._head
         if self._run is None and (dead := spool.take_over(self._artifacts, head.build_key)) is not None:
             self._spool, self._run_id = spool.SpoolFile(dead.path), dead.run_id
@@ -88,6 +90,8 @@ class SpooledRun(Ending):
             head = spool.Head(**{**vars(head), "run_id": known})
             self._spool = spool.create(self._artifacts, head)
             self._run_id = self._run_id or spool.WAITING + head.id
+        for what, at, values in self._sent:
+            self._spool.append(what, at, **values)
         self.waits = error.message
 
     def log(
@@ -128,6 +132,7 @@ class SpooledRun(Ending):
                 try:
                     self._run.write_as_of(at)
                     write(self._run)
+                    self._sent.append((what, at, values))
                     return
                 except TrackingError as error:
                     self.wait_because(error)

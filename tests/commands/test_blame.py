@@ -107,3 +107,19 @@ def test_what_cannot_be_blamed_is_said(
 ) -> None:
     assert _run(["blame", engine]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_build_blames_its_failures_in_its_record_and_report(
+    outlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = _run(["build", str(outlier), "--blame", "--json"])
+    built = json.loads(capsys.readouterr().out)
+    assert code == 1
+    (blame,) = built["blame"]
+    assert (blame["engine"], blame["nodes"]) == ("outlier/int8/cpu", ["/block1/MatMul (MatMul)"])
+    assert _run(["report", "outlier", "--markdown"]) == 0
+    page = capsys.readouterr().out
+    assert "Where the failures come from" in page
+    assert blame["sentence"] in page
+    assert "Where the time goes" not in page  # this recipe measures nothing

@@ -39,7 +39,7 @@ def openvino() -> ModuleType:
         IMPORTS=(),
         TRAITS=Traits(
             build_memory=BuildMemory(200.0, 2.0),
-            triton=TritonBackend("openvino", file="model.xml", options={"hint": "PERFORMANCE_HINT"}),
+            triton=TritonBackend("openvino", (), file="model.xml", options={"hint": "PERFORMANCE_HINT"}),
             on_gpu=False,
             unquantized="fp32",
             smoke_options={"hint": "latency"},
@@ -123,7 +123,8 @@ def test_it_is_packaged_under_tritons_name_for_it(planned: Plan, repository: Pat
     }  # fmt: skip
     body = passport_body(engine)
     source.write_text(json.dumps(body))
-    (model,) = write_package(planned.loaded, [PackagedEngine(folder, Passport(body, source))], tmp_path / "models")
+    engines = [PackagedEngine(folder, Passport(body, source))]
+    (model,) = write_package(planned.loaded, engines, tmp_path / "models", available={"openvino"})
     config = (model / "config.pbtxt").read_text(encoding="utf-8")
     assert model.name == "tiny-fp32-cpu"
     assert (model / "1" / "model.xml").read_bytes() == b"<net/>"

@@ -98,6 +98,10 @@ def test_a_missing_file_a_pipe_and_a_link_out_of_the_folder_are_refused(tmp_path
     weights.symlink_to(tmp_path / "engine.data")
     with pytest.raises(TrustError, match=r"'engine\.data' leaves the folder"):
         load_engine(folder, TARGET)
+    weights.unlink()
+    weights.symlink_to(weights)
+    with pytest.raises(TrustError, match=r"'engine\.data' leaves the folder"):
+        load_engine(folder, TARGET)
 
 
 def test_a_main_file_that_nothing_vouches_for_is_refused(tmp_path: Path) -> None:

@@ -284,3 +284,26 @@ def test_a_whole_build_without_mlflow_ends_as_one_with_it_once_it_is_synced(repo
     assert (parent.run_id, parent.status) == (run, "FINISHED")
     children = tracking.find_runs(kind="engine", parent_run_id=run)
     assert {c.name: c.status for c in children} == {"tiny/fp32/cpu": "FINISHED", "tiny/int8/cpu": "FINISHED"}
+
+
+@pytest.mark.parametrize("what", ["the database is deleted", "another takes its place", "files are deleted"])
+def test_what_mlflow_loses_in_the_middle_of_a_build_is_kept(tmp_path: Path, what: str) -> None:
+    tracking = open_tracking(tmp_path)
+    with start(tmp_path, tracking) as run:
+        run.record_engine(record("fp32"))
+        run.record_engine(record("int8"))
+        database = tmp_path / "mlflow.db"
+        if what == "files are deleted":
+            for file in (tmp_path / "mlartifacts").rglob("log.txt"):
+                file.unlink()
+        else:
+            copy = database.read_bytes()
+            database.unlink()
+            if what == "another takes its place":
+                database.write_bytes(copy)
+        run.finish(texts={"plan.json": "{}"})
+    assert run.waits
+    assert "wait in" in run.warning
+    send_waiting(open_tracking(tmp_path), tmp_path)
+    assert list(spool.read_all(tmp_path)) == []
+    assert_recorded_once(tmp_path)

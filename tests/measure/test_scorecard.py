@@ -34,6 +34,11 @@ def test_what_is_within_the_intervals_is_no_change() -> None:
 def test_slower_and_faster_come_with_the_interval_of_their_ratio() -> None:
     assert words(engine(), engine(p50=1.2)) == ("worse", "slower at one: 1 → 1.2 ms, × 1.20 (1.15 to 1.25)")
     assert words(engine(p50=1.2), engine())[0] == "better"
+    busy = engine(p50=1.2)
+    busy["latency"]["one"]["complaints"] = ["other processes ran"]
+    assert words(engine(), busy) == (
+        "changed", "slower at one: 1 → 1.2 ms, × 1.20 (1.15 to 1.25), while the host was busy"
+    )  # fmt: skip
 
 
 def test_sizes_and_outputs_that_change_are_told() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -204,6 +206,27 @@ def test_a_champion_that_gets_its_alias_back_is_once_in_the_list(
     client.delete_registered_model_alias(three.slot.model, three.slot.alias("champion"))
     assert registry.promote(three.slot, 3, expected=None) == "moved"
     assert registry.rollback(three.slot) == (3, 2)
+
+
+def point_nowhere(artifacts: Path, slot: Slot) -> None:
+    """Let the champion's alias name version 99, which MLflow itself refuses."""
+    with contextlib.closing(sqlite3.connect(artifacts / "mlflow.db", timeout=20)) as database, database:
+        values = (slot.alias("champion"), "99", slot.model)
+        database.execute("DELETE FROM registered_model_aliases WHERE alias = ? AND name = ?", values[::2])
+        database.execute("INSERT INTO registered_model_aliases (alias, version, name) VALUES (?, ?, ?)", values)
+
+
+def test_an_alias_that_points_nowhere_is_moved_back_and_says_so(
+    registry: Registry, three: EngineModel, client: MlflowClient, artifacts: Path
+) -> None:
+    slot = three.slot
+    point_nowhere(artifacts, slot)
+    assert registry.rollback(slot) == (99, 3)
+    assert champion(registry, three) == 3
+    client.set_registered_model_tag(slot.model, slot.history_tag, "[98, 99]")
+    point_nowhere(artifacts, slot)
+    assert registry.rollback(slot) is None
+    assert champion(registry, three) == 99
 
 
 def test_rollback_passes_over_a_version_that_cannot_be_served(

@@ -75,8 +75,8 @@ def test_it_is_small(html: str) -> None:
 def test_both_pages_have_all_sections(html: str, markdown: str) -> None:
     found = sections(*example(), plots=False)
     assert [s.anchor for s in found] == [
-        "verdicts", "changes", "frameworks", "latency", "sweep", "accuracy", "precision", "calibration", "memory", "trend",
-        "steps", "provenance",
+        "verdicts", "blame", "changes", "frameworks", "latency", "layers", "sweep", "accuracy", "precision", "calibration",
+        "memory", "trend", "steps", "provenance",
     ]  # fmt: skip
     for section in found:
         assert f'id="{section.anchor}"' in html
@@ -199,3 +199,11 @@ def test_an_engines_note_says_why_and_where_the_report_is() -> None:
     assert note.startswith("**fail**")
     assert "cosine is 0.981" in note
     assert "(http://mlflow/report)" in note
+
+
+def test_the_page_says_where_failures_come_from_and_where_the_time_goes(markdown: str) -> None:
+    for heading in ("Where the failures come from", "Where the time goes", "task metric on every slice, worst first"):
+        assert heading in markdown
+    assert "p1 (MatMul)" in markdown
+    assert "2 of 4 products run a kernel without tensor cores, 0.02 ms" in markdown
+    assert "only one class" in markdown

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from engineworks.commands.init.dimensions import NAMELESS
 from engineworks.commands.init.draft import ModelFacts, Range, RawTensor
+from engineworks.errors import ModelError
 from engineworks.model.graphs import all_nodes
 from engineworks.model.onnx_files import check_tensors, dtype_name, graph_inputs, known_dim, load_model
+from engineworks.recipe.recipe import Input
 
 if TYPE_CHECKING:
     import onnx
@@ -28,10 +30,16 @@ _SAME_VALUES = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity",
 """Operators whose output holds the values of their first input."""
 
 
+DTYPES: tuple[str, ...] = get_args(Input.model_fields["dtype"].annotation)
+
+
 def read_onnx(path: Path) -> ModelFacts:
     """Return facts of the model; weights are not read. Raises `ModelError` for a file that is no ONNX model."""
     model = load_model(path, weights=False)
     check_tensors(model, path)
+    for value in model.graph.input:
+        if (dtype := dtype_name(value.type.tensor_type.elem_type)) not in DTYPES:
+            raise ModelError(f"{path}: input '{value.name}' is {dtype}; a recipe can declare {', '.join(DTYPES)}")
     real = {spec.name for spec in graph_inputs(model)}
     inputs = tuple(_raw(value) for value in model.graph.input if value.name in real)
     operators = {node.op_type for node in all_nodes(model.graph)}

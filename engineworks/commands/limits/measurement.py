@@ -17,7 +17,7 @@ from engineworks.measure.slices import read_slices
 from engineworks.measure.suggested_limits import Evidence, Suggestion, suggest_limits
 from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.plan.plan import Plan, PlannedEngine, plan_recipe
-from engineworks.recipe.load import LoadedRecipe, load_recipe
+from engineworks.recipe.load import LoadedRecipe, load_recipe, refuse_decoders
 from engineworks.recipe.samples import EVERY_SAMPLE
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
@@ -41,6 +41,7 @@ def measure_limits(recipe: Path, settings: Settings, *, only: str | None = None)
     """Build and compare what this host can run, as a build does; read the record. Raises `RecipeError` and the errors
     of the steps that all engines share."""
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
+    refuse_decoders([loaded], "limits")
     whole = loaded
     if loaded.recipe.accuracy.metric is not None:
         files = replace(loaded.files, evaluation=replace(loaded.files.evaluation, slices=EVERY_SAMPLE))

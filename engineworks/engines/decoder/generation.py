@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
+from engineworks.engines.engine_files import altered
 from engineworks.engines.verified import VerifiedEngine
-from engineworks.errors import RunError
+from engineworks.errors import RunError, TrustError
 
 TOKENIZER_FILE = "tokenizer.json"
 """The tokenizer that is shipped with every decoder, as the tokenizers library reads it."""
@@ -97,5 +99,18 @@ def open_generator(engine: VerifiedEngine, target: Mapping[str, Any], *, streams
     except ImportError:
         hint = "pip install 'engineworks[text]'"
         raise RunError("text needs tokenizers, which is not installed", hint=hint) from None
-    tokenizer = tokenizers.Tokenizer.from_file(str(engine.path.parent / TOKENIZER_FILE))
+    tokenizer = tokenizers.Tokenizer.from_str(_tokenizer_text(engine))
     return Generator(open_decoder(engine, target, streams), tokenizer, engine.sidecar["decoder"]["stop"])
+
+
+def _tokenizer_text(engine: VerifiedEngine) -> str:
+    """Return the tokenizer's file, read once. Raises `TrustError` unless it is what the verified sidecar names."""
+    file, digest = engine.source.parent / TOKENIZER_FILE, engine.sidecar["decoder"]["tokenizer_sha256"]
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise TrustError(f"{file}: cannot be read: {error.strerror}", hint="fetch the engine again") from None
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != digest:
+        raise altered(file, actual, digest, "engine.json")
+    return data.decode("utf-8")

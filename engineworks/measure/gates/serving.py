@@ -20,6 +20,12 @@ SPREADS = 4
 KEEPS_UP = 0.9
 """Part of the offered rate that must be answered."""
 
+FEWEST_RELOADS = 30
+"""Reloads from which on their slopes are checks."""
+
+MOST_LEFT_KIB = 64.0
+"""Most that a reload may leave behind."""
+
 MOST_OTHERS = 0.25
 """Part of the processor that other programs may take before a load is inconclusive."""
 
@@ -30,7 +36,7 @@ def serving_checks(report: Report | None, limits: Report | None, unserved_becaus
     if report is None:
         why = unserved_because or "the engine cannot be run here"
         return [Check("served", "unmeasured", f"The package was not served: {why}.")]
-    checks = [*_answers(report), _metric(report), _refusals(report)]
+    checks = [*_answers(report), _metric(report), _refusals(report), *_reloads(report), *_swaps(report)]
     if limits is not None:
         word, sentence = load_word(report.get("load"), limits)
         checks.append(Check("served.load", word, sentence))
@@ -71,6 +77,35 @@ def _refusals(report: Report) -> Check | None:
     if wrong:
         return Check("served.refusals", "fail", f"Requests with a wrong {', '.join(wrong)} were answered.")
     return Check("served.refusals", "pass", f"{len(refusals)} kinds of wrong requests were refused without harm.")
+
+
+def _reloads(report: Report) -> Iterator[Check]:
+    """Check the answers after reloads and, where there were enough, what each reload leaves behind."""
+    reload = report.get("reload")
+    if not reload:
+        return
+    times, answers = len(reload["readings"]), reload["answers"]
+    wrong = answers["errors"] or max(answers["worst"].values(), default=math.inf) > max(
+        SMALLEST_TOLERANCE, SPREADS * report["spread"]
+    )
+    told = "not every answer was right" if wrong else "every answer was right"
+    yield Check("served.reload", "fail" if wrong else "pass", f"{times} loads and unloads: {told}.")
+    for name, slope in reload["slopes"].items() if times >= FEWEST_RELOADS else ():
+        kib = 1.0 if name.endswith("_kib") else 1024.0  # a file or a thread too many in 16 reloads is a leak
+        low, high = kib * slope["low"], kib * slope["high"]
+        word: Word = "pass" if high <= MOST_LEFT_KIB else "fail" if low > MOST_LEFT_KIB else "inconclusive"
+        told = f"{slope['per_step']:.3g} ({slope['low']:.3g} to {slope['high']:.3g}) a reload"
+        yield Check(f"served.reload[{name}]", word, f"{name} grows by {told}, limit {MOST_LEFT_KIB / kib:g}.")
+
+
+def _swaps(report: Report) -> Iterator[Check]:
+    swaps = report.get("swaps")
+    if swaps is None:
+        return
+    bad = swaps["lost"] + swaps["mixed"]
+    told = f"{swaps['swaps']} swaps under {swaps['requests']} requests: {swaps['lost']} lost, {swaps['mixed']} mixed"
+    why = f": {swaps['first_error']}" if swaps["first_error"] else ""
+    yield Check("served.swaps", "fail" if bad else "pass", f"{told}{why}.")
 
 
 def load_word(load: Report | None, limits: Report) -> tuple[Word, str]:

@@ -7,12 +7,16 @@ of nodes are small by nature and are not looked at; the export step compares wit
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engineworks.errors import ModelError
+from engineworks.model.soundness import external_number, shown
+from engineworks.regular_files import open_regular
 from engineworks.suggest import did_you_mean
 from engineworks.tensors import Dim, TensorSpec
 
@@ -62,18 +66,30 @@ class Outline:
 
 def read_outline(path: Path) -> Outline:
     """The outline of the file. Raises `ModelError` for what is no ONNX model, or one that is cut short."""
-    if path.stat().st_size == 0:
-        raise ModelError(f"{path}: not an ONNX model: the file is empty", hint="copy it again")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _mapped(path) as data:
         try:
             return _outline(data, path)
         except (IndexError, ValueError):
             raise ModelError(f"{path}: not an ONNX model: its protobuf does not parse", hint=_hint(data[:64])) from None
 
 
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Map a regular file into memory. Raises `ModelError` for anything else, and for an empty file."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ModelError(f"{path}: not an ONNX model: the file is empty", hint="copy it again")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
+
 def metadata_of(path: Path) -> dict[str, str]:
     """The model's own metadata (`metadata_props`). Raises `ValueError` if it is no protobuf."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _mapped(path) as data:
         try:
             entries = _all(data, (0, len(data)), _METADATA)
             return {_text(data, entry, _KEY): _text(data, entry, _ENTRY_VALUE) for entry in entries}
@@ -179,7 +195,9 @@ def _outline(data: mmap.mmap, path: Path) -> Outline:
 def _add_external(data: mmap.mmap, tensor: Span, sizes: dict[str, int]) -> None:
     entries = {_text(data, e, _KEY): _text(data, e, _ENTRY_VALUE) for e in _all(data, tensor, _EXTERNAL)}
     if name := entries.get("location"):
-        end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+        what = f"tensor '{shown(_text(data, tensor, _TENSOR_NAME))}': the {{}} of its external data,"
+        spans = (external_number(entries.get(key) or "0", what.format(key)) for key in ("offset", "length"))
+        end = sum(spans)
         sizes[name] = max(sizes.get(name, 0), end)
 
 

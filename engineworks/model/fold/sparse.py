@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MOST_DENSE = 1 << 28
+"""Elements of a sparse constant: as float32 1 GiB."""
+
+
 def make_dense(model: onnx.ModelProto, where: str) -> None:
     """Make sparse initializers and Constants with a sparse value dense, in branches, bodies and functions too.
 
@@ -44,6 +48,8 @@ def _dense(sparse: onnx.SparseTensorProto, name: str, where: str) -> onnx.Tensor
             hint="save the model with that constant inside of the file, or dense",
         )
     shape = tuple(sparse.dims)
+    if min(shape, default=0) < 0 or math.prod(shape) > MOST_DENSE:
+        raise ModelError(f"{where}: the sparse constant '{name}' has shape {list(shape)}", hint="is the file damaged?")
     values: NDArray[Any] = onnx.numpy_helper.to_array(sparse.values).reshape(-1)
     indices: NDArray[Any] = onnx.numpy_helper.to_array(sparse.indices)
     dense = np.zeros(math.prod(shape), values.dtype)

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from engineworks.errors import SamplesError
 from engineworks.model.export.interface import require_packages
+from engineworks.regular_files import open_regular
 from engineworks.tensors import TensorSpec
+
+MOST_PIXELS = 1 << 26
+"""As RGB 192 MiB, and twice that while it is turned."""
 
 PACKAGES = {"transformers": "transformers", "PIL": "pillow"}
 
@@ -58,16 +62,23 @@ def _load(folder: Path) -> Any:
 
 def _pixels(processor: Any, path: Path, name: str, mode: str) -> NDArray[Any]:
     """One image as [channels, height, width]. mode: Pillow's name of grey (L) or colors (RGB)."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+    image = read_picture(path, name, mode)
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise SamplesError(f"{name}: is no image that can be read: {error}") from None
-    try:
-        made = processor(images=upright, return_tensors="np")["pixel_values"]
+        made = processor(images=image, return_tensors="np")["pixel_values"]
     except Exception as error:  # transformers passes on any error of its parts
         raise SamplesError(f"{name}: the processor fails: {error}") from error
     pixels: NDArray[Any] = np.asarray(made)[0]
     return pixels
+
+
+def read_picture(path: Path, name: str, mode: str) -> Any:
+    """One image, upright, as a Pillow image of this mode. Raises `SamplesError` for what cannot be read."""
+    from PIL import Image, ImageOps
+
+    try:
+        with open_regular(path) as file, Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+            return ImageOps.exif_transpose(image).convert(mode)
+    except Exception as error:  # Pillow's decoders raise any error for damaged files
+        raise SamplesError(f"{name}: is no image that can be read: {error}") from error

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from engineworks.errors import SamplesError
+from engineworks.regular_files import open_regular
+from engineworks.store.json_files import parse_json
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -68,10 +70,10 @@ def read_rows(path: Path, wanted: Sequence[int], columns: Sequence[str]) -> Iter
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | str]]:
     if path.suffix == ".parquet":
         start = 0
-        for batch in _parquet(path).iter_batches(batch_size=1024, columns=list(columns)):
-            for offset, row in enumerate(batch.to_pylist()):
+        for rows_of_batch in _parquet_batches(path, columns):
+            for offset, row in enumerate(rows_of_batch):
                 yield f"{path.name}: row {start + offset + 1}", row
-            start += batch.num_rows
+            start += len(rows_of_batch)
     elif path.suffix == ".csv":
         rows = _csv_rows(path)
         _, names = next(rows)
@@ -90,7 +92,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row | str]]
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Non-empty lines with their numbers."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with _opened(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
@@ -100,7 +102,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _opened(path, newline="") as file:
             reader = csv.reader(file, strict=True)
             for values in reader:
                 if values:
@@ -113,12 +115,37 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _object(path: Path, number: int, line: str) -> Row:
     try:
-        value = json.loads(line)
+        value = parse_json(line.encode())
     except ValueError as error:
         raise SamplesError(f"{path.name}:{number}: is no JSON: {error}", hint="one JSON object per line") from None
     if not isinstance(value, dict):
         raise SamplesError(f"{path.name}:{number}: is no JSON object", hint='such as {"text": "…", "label": 1}')
     return value
+
+
+def _opened(path: Path, newline: str | None = None) -> TextIO:
+    """Open a regular file as UTF-8 text. Raises `SamplesError`."""
+    try:
+        return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline=newline)
+    except OSError as error:
+        raise SamplesError(f"{path.name}: cannot be read: {error.strerror}") from None
+
+
+def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[list[Row]]:
+    """Yield the rows of the file, some at a time. Raises `SamplesError` for contents that are damaged."""
+    file = _parquet(path)
+    import pyarrow
+
+    try:
+        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+            yield batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _not_parquet(path, error) from None
+
+
+def _not_parquet(path: Path, error: Exception) -> SamplesError:
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SamplesError(f"{path.name}: is not a Parquet file that can be read ({said})")
 
 
 def _parquet(path: Path) -> Any:
@@ -130,10 +157,9 @@ def _parquet(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0]
-        raise SamplesError(f"{path.name}: is not a Parquet file that can be read ({said})") from None
+        return pyarrow.parquet.ParquetFile(open_regular(path))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _not_parquet(path, error) from None
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> SamplesError:

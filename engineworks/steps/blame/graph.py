@@ -29,6 +29,9 @@ these can a model be cut."""
 
 FLOAT = 1
 
+MOST_LENGTHS = 16
+"""More whole numbers than this are data, not the lengths of a tensor."""
+
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -154,6 +157,13 @@ class Graph:
         fixed = self.constants.keys() | self._constant_makers.keys()
         return [n for n in read if n not in fixed and self.makers.get(n, -1) not in inside]
 
+    def fed(self, chosen: Collection[int], values: Values) -> list[str]:
+        """What these nodes are fed with, without lengths that the graph computes: those become constants of the part.
+
+        A builder takes no shape that is only known when it runs.
+        """
+        return [n for n in self.inputs_of(chosen) if n in self.inputs or not _is_lengths(values[n])]
+
     def extract(self, chosen: Collection[int], outputs: Iterable[str], values: Values) -> onnx.ModelProto:
         """These nodes as a model with these outputs. values: the reference, which has the inputs' types and shapes."""
         import onnx
@@ -164,7 +174,10 @@ class Graph:
         set_nodes(part.graph, [*fixed, *nodes])
         part.graph.initializer.extend(weights)
         part.graph.name = "part"
-        part.graph.input.extend(value_info(name, values[name]) for name in self.inputs_of(chosen))
+        fed = self.fed(chosen, values)
+        lengths = [n for n in self.inputs_of(chosen) if n not in fed]
+        part.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(values[n]), n) for n in lengths)
+        part.graph.input.extend(value_info(name, values[name]) for name in fed)
         part.graph.output.extend(value_info(name, values[name]) for name in outputs)
         return part
 
@@ -182,6 +195,11 @@ class Graph:
                 pending.extend(names_read(needed[name]))
         wanted = {id(node) for node in needed.values()}
         return [node for node in self.model.graph.node if id(node) in wanted], list(weights.values())
+
+
+def _is_lengths(value: Array) -> bool:
+    """Whether an inner tensor may be a shape, an axis or an index: few whole numbers in one dimension at most."""
+    return value.dtype.kind in "iu" and value.dtype.itemsize >= 4 and value.ndim <= 1 and value.size <= MOST_LENGTHS
 
 
 def value_info(name: str, value: Array) -> onnx.ValueInfoProto:

@@ -96,7 +96,7 @@ class _Study:
 
     def _feeds(self, nodes: Nodes) -> dict[str, Array]:
         """fp32's values of what the nodes read, in the lowered model's types."""
-        return {n: self.wanted[n].astype(self.values[n].dtype) for n in self.lowered.inputs_of(nodes)}
+        return {n: self.wanted[n].astype(self.values[n].dtype) for n in self.lowered.fed(nodes, self.values)}
 
     def blamed(self, pieces: Sequence[Piece], whole: float, allowed: float) -> tuple[list[Piece], float]:
         """The fewest of the worst pieces that explain the error, and what is left of it; none if no number does."""

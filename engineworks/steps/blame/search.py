@@ -52,7 +52,7 @@ class Found:
         return self.graph.extract(self.nodes, self.outputs, self.values)
 
     def feeds(self) -> dict[str, Any]:
-        return {name: self.values[name] for name in self.graph.inputs_of(self.nodes)}
+        return {name: self.values[name] for name in self.graph.fed(self.nodes, self.values)}
 
     def wanted(self) -> dict[str, Any]:
         return {name: self.values[name] for name in self.outputs}
@@ -237,7 +237,7 @@ class _Search:
         """Build these nodes. Outputs without a value of the reference are left out."""
         named = [n for n in outputs if n in self.values]
         model = self.graph.extract(nodes, named, self.values)
-        feeds = {n: self.values[n] for n in self.graph.inputs_of(nodes)}
+        feeds = {n: self.values[n] for n in self.graph.fed(nodes, self.values)}
         return self.budget.probe(model, feeds, {n: self.values[n] for n in named})
 
     def _bad(self, answer: Answer) -> list[str]:

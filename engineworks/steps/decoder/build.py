@@ -67,6 +67,7 @@ def _decoder(job: StepJob, interface: DecoderInterface) -> dict[str, Any]:
         "interface": interface.to_json(),
         "computes": job.params["computes"][-1],
         "streams": job.params["decoder"]["streams"],
+        "tokenizer_sha256": digest_file(job.out / TOKENIZER_FILE),
         "stop": stop_tokens(job.path("tokenizer")),
     }
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from random_graphs import ROWS, WIDTH, FaultyBackend, random_graph, run
+from onnx import TensorProto, helper
+from random_graphs import OPSET, ROWS, WIDTH, FaultyBackend, random_graph, run
 
 from engineworks.model.graphs import all_nodes
 from engineworks.steps.blame.graph import Graph
@@ -127,3 +128,21 @@ def test_another_crash_of_a_part_is_not_the_fault() -> None:
     found = blamed(model, Picky("crash", fault))
     assert found is not None
     assert names(found) == {fault}
+
+
+def test_lengths_that_the_graph_computes_are_constants_of_a_part() -> None:
+    """A builder takes no shape that is only known when it runs."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["lengths"], name="shape"),
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("Reshape", ["r", "lengths"], ["s"], name="reshape"),
+        helper.make_node("Tanh", ["s"], ["y"], name="last"),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", WIDTH]) for n in ("x", "y")]
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]), opset_imports=OPSET, ir_version=10)
+    (backend,) = visible(model, "weight", [("reshape",)], 1)
+    found = blamed(model, backend)
+    assert found is not None
+    assert names(found) == {"reshape"}
+    assert found.feeds().keys() == {"r"}
+    assert [tensor.name for tensor in found.model().graph.initializer] == ["lengths"]

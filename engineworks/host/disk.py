@@ -1,0 +1,53 @@
+"""Whether a disk is full, for failures of libraries that report it in their own ways."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from engineworks.errors import Interrupted, StoreError
+
+LEAST_FREE_BYTES = 1 << 20
+"""Less than a first database of Prefect or MLflow needs."""
+
+WORDS = ("database or disk is full", "disk i/o error", "no space left on device", "disk quota exceeded")
+
+
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Let an error below be one sentence that names the folder if its disk is full."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if not (_is_full(folder) or _says_full(error)):
+            raise
+        raise StoreError(
+            f"{folder}: no space is left on its disk, so the build cannot go on",
+            hint="free some space ('engineworks gc' may), or let ENGINEWORKS_ARTIFACTS name a folder on another disk",
+        ) from error
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether less is free than any build needs."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    space = os.statvfs(folder)
+    return space.f_blocks > 0 and space.f_bavail * space.f_frsize < LEAST_FREE_BYTES
+
+
+def _says_full(error: BaseException) -> bool:
+    pending, seen = [error], set[int]()
+    while pending:
+        inner = pending.pop()
+        seen.add(id(inner))
+        if isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in f"{inner} {getattr(inner, 'log', '')}".lower() for words in WORDS):
+            return True
+        pending += [e for e in (inner.__cause__, inner.__context__) if e is not None and id(e) not in seen]
+    return False

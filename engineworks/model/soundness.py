@@ -1,0 +1,109 @@
+"""What an ONNX file claims of its tensors, checked before anything computes with it: a file may come from anybody."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engineworks.errors import ModelError
+from engineworks.model.graphs import all_tensors, model_graphs, model_nodes
+from engineworks.model.tensor_storage import is_external, tensor_bytes
+from engineworks.regular_files import resolved
+
+if TYPE_CHECKING:
+    import onnx
+
+MOST_ELEMENTS = 1 << 40
+"""Elements of one tensor: as int8 a terabyte."""
+
+MOST_DIMS = 64
+"""Dimensions of one tensor; NumPy has 64."""
+
+_ANEW = "export the model again, or copy the whole file"
+
+
+def check_sound(model: onnx.ModelProto, path: Path) -> None:
+    """Check data types, dimensions and the amount of stored values. Raises `ModelError` for the first that is wrong."""
+    for tensor in _tensors(model):
+        what = f"{path}: tensor '{shown(tensor.name)}'"
+        _check_dtype(tensor.data_type, what)
+        _check_dims(tensor.dims, what)
+        _check_amount(tensor, what)
+    for graph in model_graphs(model):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            declared = value.type.tensor_type
+            what = f"{path}: '{shown(value.name)}'"
+            if declared.elem_type:
+                _check_dtype(declared.elem_type, what)
+            _check_dims([max(d.dim_value, 1) for d in declared.shape.dim], what)
+
+
+def external_number(text: str, what: str) -> int:
+    """Return an offset or length of external data. Raises `ModelError` for what is no number of bytes."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ModelError(f"{what} '{shown(text)}' is no number of bytes", hint=_ANEW)
+    return int(text)
+
+
+def external_file(root: Path, name: str, what: str) -> Path:
+    """Return the file of external data, links followed. Raises `ModelError` if it has no possible name, or leaves the
+    folder `root`."""
+    try:
+        file = resolved(root / name)
+    except OSError as error:
+        reason = f"{what}: external data '{shown(name)}' cannot be read: {error.strerror}"
+        raise ModelError(reason, hint=_ANEW) from None
+    if not file.is_relative_to(root):
+        outside = f"{what}: external data '{shown(name)}' lies outside the model's folder"
+        raise ModelError(outside, hint="move it beside it")
+    return file
+
+
+def shown(name: str) -> str:
+    """Return a name as messages show it: short, and printable."""
+    return name[:60].encode("unicode_escape", "backslashreplace").decode() + ("…" if len(name) > 60 else "")
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from all_tensors(model)
+    for graph in model_graphs(model):
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in model_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+
+
+def _check_dtype(number: int, what: str) -> None:
+    import onnx
+
+    if number == 0 or number not in onnx.TensorProto.DataType.values():
+        raise ModelError(f"{what} has data type {number}, which ONNX {onnx.__version__} does not know", hint=_ANEW)
+
+
+def _check_dims(dims: Iterable[int], what: str) -> None:
+    lengths = list(dims)
+    if min(lengths, default=0) < 0:
+        raise ModelError(f"{what} has a dimension of {min(lengths)}", hint=_ANEW)
+    if len(lengths) > MOST_DIMS or math.prod(lengths) > MOST_ELEMENTS or max(lengths, default=0) > MOST_ELEMENTS:
+        raise ModelError(f"{what} has dimensions {shown(str(lengths))}, too large for any engine", hint=_ANEW)
+
+
+def _check_amount(tensor: onnx.TensorProto, what: str) -> None:
+    import onnx
+
+    if is_external(tensor):
+        return
+    stored, elements = len(tensor.raw_data), math.prod(tensor.dims)
+    if tensor.HasField("raw_data") and tensor.data_type != onnx.TensorProto.STRING:
+        needed = tensor_bytes(tensor)
+        if stored != needed:
+            raise ModelError(f"{what} needs {needed:,} bytes, and {stored:,} are stored", hint=_ANEW)
+        return
+    values = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    held = max(len(tensor.string_data), *map(len, values))
+    if not elements / 8 <= held <= 2 * elements:  # packed 4-bit values; a complex number is two
+        raise ModelError(f"{what} needs {elements:,} values, and {held:,} are stored", hint=_ANEW)

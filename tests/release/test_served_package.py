@@ -1,0 +1,128 @@
+"""Packages on a real Triton server: what users run, and what goes wrong there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engineworks.cli import _run
+from engineworks.engines.passport import read_passport
+from engineworks.engines.signing import Trust
+from engineworks.errors import RunError
+from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
+from engineworks.package.package import PackagedEngine, write_package
+from engineworks.serving.client import Client
+from engineworks.serving.server import SHARED_MEMORY, started
+from engineworks.steps import serve as step
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def server() -> InstalledServer:
+    found = find_server(start=Path(__file__))
+    if not isinstance(found, InstalledServer):
+        pytest.fail(NO_SERVER)
+    return found
+
+
+@pytest.fixture
+def models(built: Any, tmp_path: Path, server: InstalledServer) -> Path:
+    engine = built.engine("tiny/int8/cpu")
+    packaged = PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
+    write_package(built.plan.loaded, [packaged], tmp_path / "models", available=server.available)
+    return tmp_path / "models"
+
+
+IMAGE = {"image": np.ones((2, 1, 4, 4), np.float32)}
+
+
+def test_an_engine_that_is_altered_while_the_server_runs_is_refused_at_the_next_load(
+    models: Path, server: InstalledServer
+) -> None:
+    engine = models / "tiny-int8-cpu" / "1" / "model.onnx"
+    with started(server, models) as process, Client(process.addresses.grpc, "grpc") as client:
+        client.load("tiny-int8-cpu")
+        before = client.infer("tiny-int8-cpu", IMAGE)["logits"]
+        whole = engine.read_bytes()
+        engine.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        np.testing.assert_array_equal(client.infer("tiny-int8-cpu", IMAGE)["logits"], before)
+        client.unload("tiny-int8-cpu")
+        with pytest.raises(RunError, match=r"'tiny-int8-cpu' does not become ready: .*altered") as error:
+            client.load("tiny-int8-cpu")
+        assert "\n" not in error.value.message
+        engine.write_bytes(whole)
+        client.load("tiny-int8-cpu")
+
+
+def test_a_model_that_cannot_start_gives_its_reason_in_one_sentence(models: Path, server: InstalledServer) -> None:
+    (models / "tiny-int8-cpu" / "1" / "model.py").write_text("import no_such_library\n")
+    with (
+        started(server, models) as process,
+        Client(process.addresses.grpc, "grpc") as client,
+        pytest.raises(RunError) as error,
+    ):
+        client.load("tiny-int8-cpu")
+    reason = "ModuleNotFoundError: No module named 'no_such_library'"
+    assert error.value.message == f"'tiny-int8-cpu' does not become ready: {reason}"
+
+
+def test_the_command_serves_what_was_built_and_leaves_nothing(
+    built: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: InstalledServer
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+    monkeypatch.chdir(built.root)
+    assert _run(["serve", "recipes/tiny.yaml", "--only", "*/int8/cpu", "--swaps", "2", "--json"]) == 0
+    (engine,) = json.loads(capsys.readouterr().out)["engines"]
+    assert engine["verdict"] == "pass"
+    names = {check["name"] for check in engine["checks"]}
+    assert {"served.answers[http]", "served.answers[grpc]", "served.refusals", "served.reload", "served.swaps"} <= names
+    answers = engine["report"]["answers"]
+    assert all(answers[way]["equal"] == answers[way]["requests"] > 0 for way in ("http", "grpc"))
+    assert answers["4 clients"]["requests"] == 4 * answers["grpc"]["requests"]
+
+
+def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
+    built: Any, monkeypatch: pytest.MonkeyPatch, server: InstalledServer, tmp_path: Path
+) -> None:
+    from engineworks.commands.serve import _payloads
+    from engineworks.steps.step_job import StepJob
+    from engineworks.store.open import open_store
+
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+    engine = built.engine("tiny/int8/cpu")
+    packaged = PackagedEngine(engine.path.parent, read_passport(engine.passport, Trust()))
+    (payload,) = _payloads(built.plan, [packaged], open_store(built.settings), {})
+    job = StepJob(
+        payload["id"], payload["params"], {r: Path(p) for r, p in payload["inputs"].items()}, payload["unkeyed"],
+        tmp_path, lambda _: None,
+    )  # fmt: skip
+    pids: list[int] = []
+
+    def kill(job: StepJob, addresses: Any, process: Any, model: str, single: Any) -> None:
+        pids.extend(process.tree)
+        os.kill(process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(step, "_load", kill)
+    with pytest.raises(RunError, match="the Triton server was ended by SIGKILL"):
+        step.run(job)
+    assert pids
+    assert not (tmp_path / "serving.json").exists()
+    assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
+
+
+def test_without_a_server_the_command_says_what_to_do(
+    built: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ENGINEWORKS_TRITON", raising=False)
+    monkeypatch.chdir(built.root)
+    shutil.rmtree(built.root / ".triton", ignore_errors=True)
+    assert _run(["serve", "recipes/tiny.yaml"]) == 2
+    assert NO_SERVER in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""The tiny decoder of the repository through every step but the measurement, in this process, and what its gate says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engineworks.engines.decoder.generation import open_generator
+from engineworks.engines.verified import verified_engine
+from engineworks.errors import RunError
+from engineworks.fingerprint import FileDigests
+from engineworks.measure.gates.gates import judge
+from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.load import load_recipe
+from engineworks.recipe.recipe import Limits
+from engineworks.steps.job import main
+from engineworks.store.store import Store
+
+RECIPE = Path("recipes/tiny-decoder.yaml")
+TARGET = {"backend": "onnxruntime", "compute_capability": [], "options": {"threads": 1, "spinning": False}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder by id of every step of the int4 engine but its measurement."""
+    folder = tmp_path_factory.mktemp("steps")
+    plan = plan_recipe(load_recipe(RECIPE), Store(folder / "store"), FileDigests(None), only="*/int4_weights/cpu")
+    outs: dict[str, Path] = {}
+    for key, step in plan.steps.items():
+        if step.kind == "measure":
+            continue
+        outs[key] = folder / key
+        outs[key].mkdir()
+        unkeyed = json.loads(json.dumps(dict(step.unkeyed), default=str))
+        inputs = {role: str(outs[k]) for role, k in step.inputs.items()}
+        params = json.loads(json.dumps(dict(step.params)))
+        main({"kind": step.kind, "id": step.id, "params": params, "inputs": inputs, "unkeyed": unkeyed, "out": str(outs[key])})  # fmt: skip
+    return {step.id: outs[key] for key, step in plan.steps.items() if key in outs}
+
+
+@pytest.fixture(scope="module")
+def report(made):
+    return json.loads((made["tiny-decoder/int4_weights/cpu/compare"] / "accuracy.json").read_text())
+
+
+def test_the_engine_passes_in_every_situation(report):
+    verdict = judge(report, None, Limits(metric_ratio=0.7, cosine=0.9), {})
+    assert verdict.verdict == "pass", [c.sentence for c in verdict.failures]
+    assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 9
+
+
+def test_int4_weights_cost_perplexity(report):
+    metric = report["metric"]
+    assert metric["reference"] < metric["engine"]
+    assert metric["interval"][0] < metric["ratio"] < metric["interval"][1] < 1
+    assert judge(report, None, Limits(metric_ratio=0.99), {}).verdict == "fail"
+
+
+def test_continuations_stand_beside_fp32s(report):
+    prompts = report["decoder"]["prompts"]
+    assert len(prompts) == 3
+    for prompt in prompts:
+        parted = len(prompt["reference"]) if prompt["parted"] is None else prompt["parted"]
+        assert prompt["engine"][:parted] == prompt["reference"][:parted]
+        assert prompt["why"] in ("", "near tie")
+
+
+def test_the_engine_generates_text_in_pieces(made):
+    with verified_engine(made["tiny-decoder/int4_weights/cpu/build"]) as engine:
+        generator = open_generator(engine, TARGET, streams=2)
+    try:
+        pieces = list(generator.stream("You may reproduce and", 12))
+        assert len(pieces) > 1
+        first, second, third = generator.generate(["You may reproduce and", "the", "You may reproduce and"], 12)
+        assert first == third == "".join(pieces)
+        assert second != first
+        with pytest.raises(RunError, match="the context holds 96"):
+            list(generator.stream("You may reproduce " * 40))
+    finally:
+        generator.close()
+
+
+def test_the_reference_needs_no_cache(made):
+    with np.load(made["tiny-decoder/reference"] / "reference.npz") as reference:
+        assert reference["prompt0/tokens"].shape[0] == reference["prompt0/candidates"].shape[0] > 8
+        assert (reference["prompt0/candidates"][:, 0] == reference["prompt0/tokens"]).all()

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -273,10 +273,13 @@ def install(wheels: Path) -> None:
     subprocess.run([*command, str(wheel)], check=True)
 
 
-def measure(plan: Plan, server: InstalledServer, parts: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """All parts for every engine of a plan that passed, on one server each."""
+def measure(
+    plan: Plan, server: InstalledServer, arguments: argparse.Namespace, found: dict[str, Any], save: Callable[[], None]
+) -> None:
+    """All parts for every engine of a plan that passed, on one server each, into `found`; saved after each part."""
     engines, left = built_engines(plan, open_store(read_settings()), unmeasured=True)
-    found: dict[str, Any] = {engine.id: {"left out": engine.sentence} for engine in left}
+    parts = arguments.part or PARTS
+    found |= {engine.id: {"left out": engine.sentence} for engine in left}
     limits = {"p99_ms": arguments.p99_ms, "seconds": arguments.seconds}
     work: dict[str, Callable[..., dict[str, Any]]] = {
         "answers": answers, "costs": costs, "load": partial(load, **limits), "batching": partial(batching, **limits),
@@ -305,6 +308,7 @@ def measure(plan: Plan, server: InstalledServer, parts: Sequence[str], arguments
                         }
                         print(f"   {part}: {error}", flush=True)
                     print(f"   {part}: {time.monotonic() - begin:.1f} s", flush=True)
+                    save()
                 served.session.close()
                 tree = process.tree
             result["gone"] = not any(Path(f"/proc/{pid}").exists() for pid in tree)
@@ -313,7 +317,7 @@ def measure(plan: Plan, server: InstalledServer, parts: Sequence[str], arguments
             print(f"   {error}", flush=True)
         finally:
             shutil.rmtree(repository, ignore_errors=True)
-    return found
+            save()
 
 
 def checks(engines: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -364,12 +368,15 @@ def main() -> int:
         "triton": "nvidia-pytriton 0.7.0 (24.10)", "backends": list(server.available), "engines": {},
     }  # fmt: skip
     out = arguments.out or ROOT / "benchmarks" / "results" / f"serving-{date.today().isoformat()}.json"
-    for plan in build(arguments.only):
-        report["engines"] |= measure(plan, server, arguments.part or PARTS, arguments)
+
+    def save() -> None:
         out.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+
+    for plan in build(arguments.only):
+        measure(plan, server, arguments, report["engines"], save)
     lines = checks(report["engines"])
     report["checks"] = [{"check": text, "holds": good} for text, good in lines]
-    out.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+    save()
     for text, good in lines:
         print(f"{'ok  ' if good else 'MISS'} {text}")
     print(f"{out}")

@@ -218,6 +218,12 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
             }
     if engine.recommendation and engine.recommendation.batch:
         metrics["recommended_batch"] = engine.recommendation.batch
+    if engine.serving:
+        load = engine.serving.get("load") or {}
+        metrics["served_ready_s"] = engine.serving["ready_s"]
+        rates = {"served_per_s": load.get("rate", load.get("completed_per_s"))}
+        rates |= {f"served_{k}": load.get(k) for k in ("latency_ms_p50", "latency_ms_p99", "errors")}
+        metrics |= {name: float(value) for name, value in rates.items() if value is not None}
     for shape, compared in (engine.champion_comparison or {}).get("shapes", {}).items():
         low, high = compared["interval"] or (None, None)
         ratios = {"ratio": compared["ratio"], "ratio_low": low, "ratio_high": high}

@@ -10,7 +10,7 @@ import typer
 from engineworks.commands.completion import engine_ids, recipe_files
 from engineworks.commands.options import Json, Quiet, Verbose
 from engineworks.commands.plans import read_plans
-from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError
+from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, InputError, TargetError
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
@@ -46,7 +46,10 @@ def blame(
     from engineworks.report.progress_text import progress
 
     settings = read_settings()
-    plans = read_plans(settings, [recipe or _recipe_of(engine)], engine)
+    try:
+        plans = read_plans(settings, [recipe or _recipe_of(engine)], engine)
+    except TargetError as error:  # it names the option --only, which this command does not have
+        raise InputError(error.message.removeprefix("--only "), hint=error.hint) from None
     with progress(settings, quiet=quiet or as_json, verbose=verbose):
         (found,) = find_blames(plans, settings, [engine])
         record_in_newest(found, settings)

@@ -25,10 +25,12 @@ EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 MODEL = '''"""{title} in Triton's Python backend. It needs the packages of requirements.txt, and no Engineworks."""
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).with_name("{runtime}")))
+sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # Triton's stub ignores it
 
 from engineworks.package.python_model import TritonPythonModel  # noqa: E402
 

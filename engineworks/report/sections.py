@@ -14,6 +14,7 @@ from engineworks.report.comparison import comparison_tables
 from engineworks.report.decoder import decoder_section
 from engineworks.report.layers import layers_section
 from engineworks.report.provenance import provenance_section
+from engineworks.report.serving import serving_section
 from engineworks.report.speed import latency_section, memory_section, sweep_section
 from engineworks.report.steps_section import steps_section
 from engineworks.report.trend import trend_section
@@ -35,6 +36,7 @@ def sections(result: BuildResult, background: Background = NOTHING, *, plots: bo
         decoder_section(result),
         accuracy_section(result, background),
         choice_section(result, plots=plots),
+        serving_section(result),
         calibration_section(result),
         memory_section(result),
         trend_section(result, background, plots=plots),

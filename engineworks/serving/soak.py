@@ -39,7 +39,7 @@ def reading(server: StartedServer) -> Reading:
     status = dict(
         line.split(":", 1) for line in (process / "status").read_text(encoding="ascii", errors="replace").splitlines()
     )
-    shared = [file.stat().st_size for file in SHARED_MEMORY.glob("*") if file.is_file()]
+    shared = [file.stat().st_size for file in SHARED_MEMORY.glob(f"{server.name}*") if file.is_file()]
     gpu = used_mib()
     return {
         "rss_kib": float(status["RssAnon"].split()[0]),

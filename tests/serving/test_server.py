@@ -13,9 +13,12 @@ import pytest
 
 from engineworks.errors import RunError
 from engineworks.host.triton import InstalledServer
+from engineworks.measure.slopes import slopes
 from engineworks.serving import server as servers
+from engineworks.serving.answers import Question
 from engineworks.serving.client import PROTOCOLS, Client
 from engineworks.serving.server import SHARED_MEMORY, StartedServer, started
+from engineworks.serving.soak import reload_model
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 
@@ -110,6 +113,29 @@ def test_it_ends_with_whoever_started_it(triton: InstalledServer, repository: Pa
         parent.kill()
     assert len(tree) > 1
     assert wait_for(lambda: gone(tree))
+
+
+PLANTED = """
+import os, pathlib
+
+class TritonPythonModel:
+    def initialize(self, args):
+        pathlib.Path("/dev/shm", f"FOLDER-planted-{os.getpid()}").write_bytes(bytes(128 * 1024))
+"""
+
+
+def test_a_planted_leak_of_128_kib_a_reload_is_found(triton: InstalledServer, repository: Path) -> None:
+    import numpy as np
+
+    question = Question({"x": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 3), np.float32)})
+    with started(triton, repository) as server, Client(server.addresses.grpc, "grpc") as client:
+        planted = PLANTED.replace("FOLDER", server.name) + IDENTITY.partition("class TritonPythonModel:\n")[2]
+        (repository / "net" / "1" / "model.py").write_text(planted)
+        found = reload_model(client, server, "net", question, 12, lambda _: None)
+    assert found["answers"]["equal"] == 12
+    slope = slopes(found["readings"])["shared_kib"]
+    assert slope.low > 64
+    assert slope.per_step == pytest.approx(128, rel=0.1)
 
 
 def test_a_taken_port_leads_to_another(

@@ -84,6 +84,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 
 # Models and data of the examples that are too large for git.
 fetch: setup

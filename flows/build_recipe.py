@@ -26,7 +26,7 @@ from engineworks.tracking.spooled import SpooledRun
 from flows.distributed_steps import run_distributed
 from flows.local_steps import RUNNER, run_steps
 from flows.outcomes import ended, opaque
-from flows.planned import run_planned
+from flows.planned import run_name, run_planned
 from tasks.conclude_engine import conclude_engine
 from tasks.plan_build import open_build, plan_build
 from tasks.record_build import end_record, start_record
@@ -35,7 +35,7 @@ from tasks.report_build import report_build
 
 @flow(
     name="build-recipe",
-    flow_run_name="{recipe}",
+    flow_run_name=run_name,
     task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
 )
 def build_recipe(

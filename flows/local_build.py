@@ -15,8 +15,10 @@ from engineworks.host.disk import full_disk_named
 from engineworks.plan.plan import Plan
 from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import Settings
+from engineworks.tracking.opening import prepare_environment
 from engineworks.tracking.runs import open_tracking
 from flows.local_prefect import prefect_api
+from flows.outcomes import result_of
 
 R = TypeVar("R")
 
@@ -30,6 +32,7 @@ def build_recipes(
     """Build every plan, one after the other; a failed one does not stop the others. champions: also release them."""
     home = settings.artifacts / "prefect"
     with full_disk_named(settings.artifacts), prefect_api(home) as prefect:
+        prepare_environment()  # before children start: one of another environment is never used
         default_pool().prestart(_imports(plans), count=2)
         with not_collected():
             prefect.load()
@@ -51,7 +54,7 @@ def _imports(plans: Sequence[Plan]) -> list[str]:
 
 
 def _result(state: Any, kind: type[R], plan: Plan) -> R:
-    result = state.result(raise_on_failure=False)
+    result = result_of(state)
     if isinstance(result, kind):
         return result
     if isinstance(result, EngineworksError | KeyboardInterrupt):

@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engineworks.errors import StepError
+from engineworks.tracking.pages import LOCAL_PREFECT
 from flows.local_prefect_child import NO_TELEMETRY, ServerChild
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class LocalPrefect:
             "PREFECT_API_AUTH_STRING": self._server.password,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
-            "PREFECT_UI_URL": "http://127.0.0.1:4200",  # where `prefect server start` shows this server's runs
+            "PREFECT_UI_URL": LOCAL_PREFECT,  # where `prefect server start` shows this server's runs
             "PREFECT_CLIENT_MAX_RETRIES": "3",  # 5 would mean two minutes of silence after the server died
         }
         self._undo.enter_context(_environment(values, without=("PREFECT_API_KEY", "PREFECT_PROFILE")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from engineworks.tracking.runs import open_tracking
 from flows.build_recipe import build_recipe
 from flows.deployments import PREPARE_POOL
 from flows.dispatch import Ended, Order, started, workers_online
-from flows.outcomes import ended, opaque
+from flows.outcomes import ended, opaque, result_of
 from tasks.night import (
     Chosen,
     RecipeNight,
+    causes_of,
     choose_recipes,
     count_words,
     lines_of,
@@ -40,7 +42,12 @@ from tasks.publish_summary import publish_summary
 DEPLOYMENT = "build-recipe/build-recipe"
 
 
-@flow(name="nightly")
+def _night_name() -> str:
+    """Name a flow run after its night."""
+    return f"night of {datetime.now(UTC):%Y-%m-%d}"
+
+
+@flow(name="nightly", flow_run_name=_night_name)
 def nightly(
     folder: str = "recipes",
     recipes: list[str] | None = None,
@@ -64,7 +71,7 @@ def nightly(
         for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start, files)):
             logger.info(line)
     words = count_words(nights, not_part=len(files) - len(chosen))
-    bad = [line for night in nights if not night.is_good for line in lines_of([night])]
+    bad = causes_of(night for night in nights if not night.is_good)
     return ended("\n".join([words, *bad]), tuple(nights), good=not bad)
 
 
@@ -106,7 +113,7 @@ def _nights(
 
 def _built_here(chosen: Chosen) -> RecipeNight:
     state: State[Any] = build_recipe(str(chosen.path), return_state=True)
-    result = state.result(raise_on_failure=False)
+    result = result_of(state)
     if isinstance(result, BuildResult):
         return night_of_result(result.to_json(), str(chosen.path), "built")
     return night_without_result(chosen, "lost", f"{result}")

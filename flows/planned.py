@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Flow, flow
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 
 from engineworks.plan.plan import Plan
 
 R = TypeVar("R")
+
+
+def run_name() -> str:
+    """Name a flow run after its recipe: 'digits' for recipes/digits.yaml."""
+    return Path(str(flow_run.parameters["recipe"])).stem
 
 
 def run_planned(
@@ -22,7 +29,7 @@ def run_planned(
     to show.
     """
 
-    @flow(name=like.name, flow_run_name="{recipe}", task_runner=like.task_runner)
+    @flow(name=like.name, flow_run_name=run_name, task_runner=like.task_runner)
     def planned(recipe: str, only: str | None, options: dict[str, Any]) -> State[R]:
         del recipe, only, options  # for Prefect's pages
         return body()

@@ -17,14 +17,14 @@ from engineworks.settings import Settings, read_settings
 from flows.build_recipe import build_and_judge
 from flows.local_steps import RUNNER
 from flows.outcomes import ended, opaque
-from flows.planned import run_planned
+from flows.planned import run_name, run_planned
 from tasks.plan_build import open_build, plan_build
 from tasks.release_engine import read_champions, release_engine
 
 
 @flow(
     name="release",
-    flow_run_name="{recipe}",
+    flow_run_name=run_name,
     task_runner=RUNNER,  # type: ignore[arg-type]  # TaskRunner is invariant in its kind of future
 )
 def release(recipe: str, only: str | None = None) -> State[ReleaseResult]:

@@ -112,6 +112,21 @@ def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
     return lines
 
 
+def causes_of(recipes: Iterable[RecipeNight]) -> list[str]:
+    """Return one line for each reason of failures, the one of most engines first: one broken data set that fails twelve
+    engines is one line."""
+    by_cause: dict[tuple[str, str], list[str]] = {}
+    for recipe in recipes:
+        bad = [(e.word, e.sentence, e.id) for e in recipe.engines if recipe.message or e.word not in GOOD]
+        for word, sentence, name in bad or ([(recipe.word, recipe.message, recipe.recipe)] if recipe.message else []):
+            by_cause.setdefault((word, sentence), []).append(name)
+    lines = []
+    for (word, sentence), names in sorted(by_cause.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"{names[0]}{more}: {word}" + (f" · {sentence}" if sentence else ""))
+    return lines
+
+
 def _load(path: Path, data_roots: Sequence[Path]) -> Chosen:
     try:
         return Chosen(path, load_recipe(path, data_roots=data_roots))

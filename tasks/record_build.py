@@ -36,12 +36,13 @@ def start_record(build: Build, recipe: str, flow_run: str) -> SpooledRun:
 
 @task(name="record end", task_run_name="{recipe}/record end", cache_policy=NO_CACHE)
 def end_record(build: Build, run: SpooledRun, result: BuildResult, recipe: str, report: Path) -> None:
-    """Close the parent run. It ends FAILED only if a step failed: a failed gate is a verdict, in the tags."""
+    """Close the parent run. It ends FAILED if a step or a gate failed."""
     pages = {name: report.with_name(name).read_text(encoding="utf-8") for name in (HTML_FILE, MARKDOWN_FILE)}
     texts = {PLAN_FILE: json.dumps(build.plan.to_json(), indent=1), **pages, **result_texts(result)}
     tags = result_tags(result) | {BUILD_KEY: build.plan.build_key}  # workers may have reported their hardware
     tags |= {NOTE: _note(build, run, result)}
-    status: Literal["FINISHED", "FAILED"] = "FAILED" if result.steps.failed else "FINISHED"
+    bad = result.steps.failed or result.verdict in ("fail", "failed")
+    status: Literal["FINISHED", "FAILED"] = "FAILED" if bad else "FINISHED"
     run.finish(status, metrics=result_metrics(result), tags=tags, texts=texts)
     if not run.waits:
         with suppress(TrackingError):  # columns of a web page: the next build sets them
@@ -54,7 +55,7 @@ def _note(build: Build, run: SpooledRun, result: BuildResult) -> str:
     links = []
     if not run.waits:
         with suppress(TrackingError):
-            links.append(Link("report", build.tracking.pages().artifact(run.run_id, HTML_FILE)))
+            links.append(Link("report", build.tracking.pages().artifact(run.run_id, HTML_FILE)))  # read on that page
     room = NOTE_CHARS - len(description)
     return f"{description}\n\n{verdict_table(result, links, most_chars=room)}".strip()
 

@@ -15,8 +15,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 COMMANDS = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
-CHEAP = ("validate", "plan", "doctor", "gc", "inspect", "keygen", "list", "init")
-"""Commands whose example runs in a second or two."""
+CHEAP = ("validate", "plan", "doctor", "inspect", "keygen", "list", "init")
+"""Commands whose example runs in a second or two, without a build before it."""
 
 
 def examples(name: str) -> list[list[str]]:

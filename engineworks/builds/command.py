@@ -105,7 +105,7 @@ def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tupl
     except TrackingError as error:
         waiting = finished_build(settings.artifacts, plan.build_key)
         return (waiting.run_id, (waiting_sentence(settings.artifacts, error.message),)) if waiting else (None, ())
-    return next((run.run_id for run in runs if run.status == "FINISHED"), None), ()
+    return next((run.run_id for run in runs if run.is_complete), None), ()
 
 
 def load_flows() -> Flows:

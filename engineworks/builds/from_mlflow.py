@@ -2,96 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
+from engineworks.builds.recorded import engine_runs, read_json, read_text
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.engine_files import SIDECAR_FILE
-from engineworks.errors import InputError, TrackingError
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
 from engineworks.plan.plan import Refused
-from engineworks.settings import Settings
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
     CALIBRATION_FILE,
     COMPARISON_FILE,
     ERROR_FILE,
     ERROR_LOG_FILE,
-    KIND,
     LADDER_FILE,
     PLAN_FILE,
     STEPS_FILE,
     VERDICT_FILE,
     RunSummary,
 )
-from engineworks.tracking.runs import Tracking, open_tracking
-
-HINT = "`engineworks list engines` shows what was recorded"
-
-
-def recorded(settings: Settings) -> Tracking:
-    """Open the record. Raises `InputError` if nothing was ever recorded."""
-    tracking = open_tracking(settings.artifacts, settings.tracking_uri)
-    if not tracking.exists():
-        raise InputError(f"nothing was recorded in {settings.artifacts}", hint="run 'engineworks build' first")
-    return tracking
-
-
-def find_run(tracking: Tracking, name: str) -> RunSummary:
-    """Find the run of this id, or the newest of an engine's id (recipe/precision/target) or a recipe's name.
-
-    Raises `InputError` if there is none.
-    """
-    if name.count("/") == 2:
-        runs = tracking.find_runs(engine=name, kind="engine", limit=1)
-    elif len(name) == 32 and all(c in "0123456789abcdef" for c in name):
-        runs = _by_id(tracking, name)
-    else:
-        runs = tracking.find_runs(recipe=Path(name).name.removesuffix(".yaml"), kind="build", limit=1)
-    if not runs:
-        raise InputError(f"'{name}': no run, engine or recipe of this name was recorded", hint=HINT)
-    return runs[0]
-
-
-def _by_id(tracking: Tracking, run_id: str) -> list[RunSummary]:
-    try:
-        run = tracking.get_run(run_id)
-    except TrackingError:
-        return []
-    return [run] if run.tags.get(KIND) in ("build", "engine") else []
-
-
-def build_of(tracking: Tracking, run: RunSummary) -> RunSummary:
-    """Return the build's run: this one, or the parent of an engine's run."""
-    return tracking.get_run(run.parent_run_id) if run.parent_run_id else run
-
-
-def engine_runs(tracking: Tracking, build: RunSummary) -> list[RunSummary]:
-    """Return runs of the build's engines, by engine."""
-    runs = tracking.find_runs(parent_run_id=build.run_id, kind="engine", limit=1000)
-    return sorted(runs, key=lambda run: run.engine or "")
-
-
-def read_json(tracking: Tracking, run_id: str, path: str) -> Any:
-    """Read a recorded JSON file; None if it is missing."""
-    text = read_text(tracking, run_id, path)
-    return json.loads(text) if text is not None else None
-
-
-def read_text(tracking: Tracking, run_id: str, path: str) -> str | None:
-    try:
-        return tracking.read_text(run_id, path)
-    except TrackingError:
-        return None
+from engineworks.tracking.runs import Tracking
 
 
 def read_build(tracking: Tracking, build: RunSummary) -> BuildResult:

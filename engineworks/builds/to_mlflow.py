@@ -95,7 +95,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     files = [f for f in folder.iterdir() if f.name not in NOT_SHIPPED] if folder else []
     return EngineRecord(
         id=engine.id,
-        status="FAILED" if failure else "FINISHED",
+        status="FAILED" if failure or engine.verdict == "fail" else "FINISHED",
         params=_engine_params(plan, engine),
         metrics=_metrics(engine),
         tags=_engine_tags(engine)

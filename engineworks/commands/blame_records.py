@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from engineworks.builds.blame_result import BLAME_FILE, Blame
-from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_build, read_json, recorded
+from engineworks.builds.from_mlflow import read_build
+from engineworks.builds.recorded import build_of, engine_runs, find_run, read_json, recorded
 from engineworks.builds.results import BuildResult
 from engineworks.errors import InputError, TrackingError
 from engineworks.report.gather import gather_background

@@ -20,6 +20,14 @@ def deploy(
     pools_only: Annotated[bool, typer.Option("--pools-only", help="Work pools alone; then: prefect deploy --all.")] = (
         False
     ),
+    notify: Annotated[
+        str,
+        typer.Option(
+            "--notify",
+            metavar="BLOCK",
+            help="Tell of failed nights by this notification block, e.g. slack-webhook/team.",
+        ),
+    ] = "",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -29,6 +37,7 @@ def deploy(
 
     Examples:
         engineworks deploy
+        engineworks deploy --notify slack-webhook/team
     """
     from engineworks.errors import InputError
     from engineworks.recipe.load import load_targets
@@ -36,7 +45,7 @@ def deploy(
     entries = list(entry_points(group="engineworks.flows", name="deploy"))
     if not entries:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    said = entries[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only)
+    said = entries[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only, notify=notify)
     if as_json:
         terminal.print_json({"made": said})
     elif not quiet:

@@ -43,6 +43,6 @@ def list_things(
         return
     for listing in listings:
         if listing.rows:
-            terminal.print_table(listing.headings, listing.rows)
+            terminal.print_table(listing.headings, listing.rows, optional=listing.optional)
         else:
             terminal.say(f"no {listing.kind}")

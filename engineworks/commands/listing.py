@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engineworks.engines.backends import backend_facts
 from engineworks.errors import RecipeError
-from engineworks.recipe.load import find_recipes, load_recipe, load_targets
 from engineworks.report.ages import age
+from engineworks.report.counting import many
 from engineworks.settings import Settings
 from engineworks.tracking.records import ENGINE_DIGEST, NOT_SELECTED, RunSummary
 from engineworks.tracking.runs import Tracking, open_tracking
@@ -19,11 +18,13 @@ MOST_RUNS = 2000
 
 @dataclass(frozen=True)
 class Listing:
-    """One table. rows: a cell per heading, as text."""
+    """One table. rows: a cell per heading, as text. optional: headings that a narrow terminal leaves out, the first one
+    first."""
 
     kind: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    optional: tuple[str, ...] = ()
 
     def to_json(self) -> list[dict[str, str]]:
         return [dict(zip(self.headings, row, strict=True)) for row in self.rows]
@@ -40,31 +41,36 @@ def make_listing(kind: str, settings: Settings, folder: Path) -> Listing:
 
 
 def _recipes(settings: Settings, tracking: Tracking, folder: Path) -> Listing:
+    from engineworks.recipe.load import find_recipes, load_recipe
+
     builds = _newest(tracking, "build")
     rows = []
     for path in find_recipes(folder):
         try:
             recipe = load_recipe(path, data_roots=settings.data_roots)
         except RecipeError as error:
-            rows.append((path.stem, str(path), "", f"{len(error.problems)} problems", ""))
+            rows.append((path.stem, str(path), "", many(len(error.problems), "problem"), ""))
             continue
         last = builds.get(recipe.name) or _last_build(tracking, recipe.name)
         verdict = last.tags.get("engineworks.verdict", last.status.lower()) if last else "never built"
         if last and (left_out := last.tags.get(NOT_SELECTED)):
-            verdict += f", {left_out} engines not part of it"
+            verdict += f", {many(int(left_out), 'engine')} not part of it"
         engines = len(recipe.recipe.precisions) * len(recipe.targets)
         rows.append((recipe.name, str(path), str(engines), verdict, age(last.started_at) if last else ""))
     return Listing("recipes", ("recipe", "file", "engines", "last build", "age"), tuple(rows))
 
 
 def _targets(folder: Path) -> Listing:
+    from engineworks.engines.backends import backend_facts
+    from engineworks.recipe.load import load_targets
+
     rows = []
     for name, target in load_targets(folder).items():
         why_not = backend_facts(target.backend).why_not_run(target.compute_capability)
         capabilities = ", ".join(map(str, target.compute_capability))
         rows.append((name, target.backend, capabilities, target.pool, why_not or "yes", target.description))
     headings = ("target", "backend", "capability", "pool", "runs here", "what it is")
-    return Listing("targets", headings, tuple(rows))
+    return Listing("targets", headings, tuple(rows), ("what it is", "pool"))
 
 
 def _engines(tracking: Tracking) -> Listing:
@@ -79,7 +85,7 @@ def _engines(tracking: Tracking) -> Listing:
             f"{size / 2**20:.2f}" if size else "", digest, run.run_id, age(run.started_at),
         ))  # fmt: skip
     headings = ("engine", "verdict", "p50 ms", "MiB", "digest", "run", "age")
-    return Listing("engines", headings, tuple(rows))
+    return Listing("engines", headings, tuple(rows), ("run", "digest", "MiB"))
 
 
 def _champions(tracking: Tracking) -> Listing:
@@ -90,7 +96,7 @@ def _champions(tracking: Tracking) -> Listing:
         for c in champions
     ]  # fmt: skip
     headings = ("engine", "version", "alias", "digest", "champion since", "registered", "note")
-    return Listing("champions", headings, tuple(rows))
+    return Listing("champions", headings, tuple(rows), ("registered", "digest", "alias"))
 
 
 def _last_build(tracking: Tracking, recipe: str) -> RunSummary | None:

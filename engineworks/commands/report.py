@@ -31,7 +31,8 @@ def report(
         engineworks report digits
         engineworks report digits --markdown
     """
-    from engineworks.builds.from_mlflow import build_of, find_run, read_build, read_json, recorded
+    from engineworks.builds.from_mlflow import read_build
+    from engineworks.builds.recorded import build_of, find_run, read_json, recorded
     from engineworks.report.gather import gather_background
     from engineworks.report.write import MARKDOWN_FILE, write_report
     from engineworks.tracking.records import PLAN_FILE

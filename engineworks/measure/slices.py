@@ -11,13 +11,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
+from engineworks.host.packages import LazyModule
 from engineworks.measure.task_metrics import ratio_to_reference
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Rows = NDArray[np.intp]
+else:
+    np = LazyModule("numpy")
+    Rows = Any
 
 RESAMPLES = 100
 """Draws of a slice's rows: enough for a standard error (Efron & Tibshirani 1993, 6.4)."""
@@ -28,7 +35,6 @@ ERROR_RATE = 0.05
 LOST_BELOW = 0.5
 """An engine that surely keeps less than this part of fp32's quality on a slice has lost it."""
 
-Rows = NDArray[np.intp]
 Score = Callable[[Rows], tuple[float, float]]
 """Rows → the metric of engine and reference on them."""
 

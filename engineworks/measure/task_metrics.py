@@ -12,14 +12,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import ModelError
+from engineworks.host.packages import LazyModule
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    np = LazyModule("numpy")
+    Array = Any
 
 NO_LABEL = -100
 """Padding: top_k, f1 and span leave out this label; perplexity and texts leave out every label below zero."""

@@ -46,6 +46,7 @@ def open_session(path: Path, *, optimized: bool = False) -> onnxruntime.Inferenc
     options.enable_cpu_mem_arena = False  # the arena keeps up to twice what the largest run needs
     # Prepacking copies every weight; without it external weights stay mapped from their file.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other steps run at the same time
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except runtime_failures() as error:

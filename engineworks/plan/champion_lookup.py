@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.engine_files import PASSPORT_FILE, SIDECAR_FILE
 from engineworks.engines.passport import read_passport, verify_files
@@ -19,12 +19,14 @@ from engineworks.errors import RunError, TrackingError, TrustError
 from engineworks.fingerprint import digest_file
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.kinds import ACCURACY_FILE
-from engineworks.recipe.load import LoadedRecipe
 from engineworks.settings import Settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot, registered_name
 from engineworks.tracking.records import CONDITIONS, ENGINE_DIGEST, ENGINE_RUN, RegisteredVersion, document_file
 from engineworks.tracking.runs import Tracking, open_tracking
+
+if TYPE_CHECKING:
+    from engineworks.recipe.load import LoadedRecipe
 
 
 class ChampionError(RunError):

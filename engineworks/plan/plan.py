@@ -18,6 +18,7 @@ from engineworks.errors import TargetError
 from engineworks.fingerprint import FileDigests, canonical_json, digest_of
 from engineworks.measure.champion import NONE, Champion, Champions
 from engineworks.plan.champion_comparison import champion_comparison_document
+from engineworks.plan.closure import closure
 from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.documents import Documents, Unkeyed
 from engineworks.plan.kinds import StepName
@@ -165,17 +166,6 @@ class Plan:
             "peers": [p.to_json() for p in self.peers],
             "steps": [s.to_json() for s in self.steps.values()],
         }
-
-
-def closure(keys: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> set[str]:
-    """Return these keys and all their direct and indirect inputs. inputs: the keys that a step reads, by its key."""
-    pending, seen = list(keys), set[str]()
-    while pending:
-        key = pending.pop()
-        if key not in seen:
-            seen.add(key)
-            pending.extend(inputs(key))
-    return seen
 
 
 def plan_recipe(

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from engineworks.builds.blame_result import BLAME_FILE, Blame
-from engineworks.builds.from_mlflow import engine_runs, left_out, read_json
+from engineworks.builds.from_mlflow import left_out
+from engineworks.builds.recorded import engine_runs, read_json
 from engineworks.builds.results import BuildResult
 from engineworks.engines.engine_files import PASSPORT_FILE
 from engineworks.errors import TrackingError
@@ -20,7 +21,7 @@ from engineworks.report.background import Background, Before, ChampionFigures, L
 from engineworks.report.night.summary import summarize_since
 from engineworks.report.why.why import Side, explain
 from engineworks.tracking.aliases import Slot, registered_name, slot_of
-from engineworks.tracking.pages import view_key
+from engineworks.tracking.pages import LOCAL_PREFECT, view_key
 from engineworks.tracking.records import (
     ENGINE_DIGEST,
     FLOW_PAGE,
@@ -76,7 +77,7 @@ def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any]
     return replace(
         known,
         at=build.started_at,
-        facts={name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)},
+        facts=_facts(tracking, build),
         links=tuple(_links(tracking, build, runs, result)),
         passports=passports,
         before=_before(tracking, result, before, older, runs, known.resolved) if before else None,
@@ -116,9 +117,22 @@ def _passports_here(result: BuildResult) -> Iterator[tuple[str, Mapping[str, Any
             yield engine.id, json.loads(engine.passport.read_text(encoding="utf-8"))
 
 
+def _facts(tracking: Tracking, build: RunSummary) -> dict[str, str]:
+    facts = {name: build.tags[tag] for tag, name in FACTS.items() if build.tags.get(tag)}
+    if not tracking.has_pages:
+        facts["MLflow's page"] = f"{tracking.pages().run(build.run_id)} after: {tracking.ui_hint()}"
+    if (page := build.tags.get(FLOW_PAGE, "")).startswith(LOCAL_PREFECT):
+        facts["Prefect's page"] = f"{page} after: prefect server start (engineworks build -v shows the environment)"
+    return facts
+
+
 def _links(
     tracking: Tracking, build: RunSummary, runs: Mapping[str, RunSummary], result: BuildResult
 ) -> Iterator[Link]:
+    if (page := build.tags.get(FLOW_PAGE)) and not page.startswith(LOCAL_PREFECT):
+        yield Link("Prefect flow run", page)
+    if not tracking.has_pages:  # no server runs: `_facts` says how to start one
+        return
     pages = tracking.pages()
     yield Link("MLflow run", pages.run(build.run_id))
     yield Link("this report in MLflow", pages.artifact(build.run_id, "report.html"))
@@ -126,8 +140,6 @@ def _links(
     if len(measured) > 1:
         yield Link("compare the engines in MLflow", pages.compare(measured))
     yield Link("all builds' engines in MLflow", pages.view(view_key(result.recipe)))
-    if page := build.tags.get(FLOW_PAGE):
-        yield Link("Prefect flow run", page)
 
 
 def _build_before(tracking: Tracking, build: RunSummary) -> RunSummary | None:

@@ -15,9 +15,9 @@ from engineworks.plan.kinds import STEP_KINDS, StepKind
 KINDS: dict[str, StepKind] = {str(name): row for name, row in STEP_KINDS.items()}
 """By any name: an older record may hold kinds that do not exist any more, which stand last."""
 
-BOX_W, BOX_H, GAP_X, GAP_Y, TOP = 132, 24, 34, 6, 22
-LABEL = 19
-"""Characters that fit into a box."""
+BOX_W, BOX_H, GAP_X, GAP_Y, TOP = 156, 24, 34, 6, 22
+LABEL = 23
+"""Characters that fit into a box, its time included."""
 
 
 def graph_svg(steps: Sequence[StepFact]) -> str:
@@ -83,8 +83,9 @@ def _wishes(steps: Sequence[StepFact]) -> dict[str, float]:
 
 def _box(step: StepFact, x: float, y: float) -> str:
     name = _short(step)
-    label = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
     time = f"{step.seconds:.1f} s" if step.seconds >= 0.05 else "0 s" if step.state == "run" else ""
+    room = LABEL - len(time) - bool(time)
+    label = name if len(name) <= room else name[: room - 1] + "…"
     state = step.state.replace(" ", "-")
     seconds = f", {step.seconds:.2f} s" if step.state == "run" else ""
     tip = escape(f"{step.id}: {step.state}{seconds}" + (f" ({step.reason})" if step.reason else ""))

@@ -8,6 +8,7 @@ from importlib import resources
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.ages import day
+from engineworks.report.answer import may_ship
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.sections import sections
 from engineworks.report.verdict_section import anchor, counts
@@ -21,6 +22,7 @@ def render_html(result: BuildResult, background: Background = NOTHING) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script may run
     return environment.from_string(_part("page.html.j2")).render(
         result=result, background=background, sections=sections(result, background, plots=True), counts=counts(result),
+        answer=may_ship(result),
         recorded=day(background.at) if background.at else "", style=_part("page.css"), script=script,
         script_digest=digest, anchor=anchor,
     )  # fmt: skip

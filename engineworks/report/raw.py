@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from engineworks.builds.results import EngineResult
 
+LEVEL = 6
+"""Of gzip: a tenth of the time of level 9, for 6% more bytes."""
+
 
 @dataclass(frozen=True)
 class Attachment:
@@ -32,6 +35,6 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
     }
     for name, value in reports.items():
         if value:
-            packed = gzip.compress(json.dumps(value).encode(), mtime=0)
+            packed = gzip.compress(json.dumps(value).encode(), LEVEL, mtime=0)
             href = f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"
             yield Attachment(f"{engine.id.replace('/', '-')}-{name}.json.gz", href, len(packed) / 1024)

@@ -22,9 +22,9 @@ from engineworks.report.verdict_section import verdict_section
 
 
 def sections(result: BuildResult, background: Background = NOTHING, *, plots: bool) -> list[Section]:
-    """plots: with the plots, which only HTML shows."""
+    """plots: with the plots and the files within the page, which only HTML shows."""
     every = [
-        verdict_section(result),
+        verdict_section(result, files=plots),
         blame_section(background),
         changes_section(result, background),
         Section(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
+from engineworks.report.answer import may_ship
 from engineworks.report.background import Link
+from engineworks.report.grouping import groups
 from engineworks.report.markdown import table_lines
 from engineworks.report.rows import COLUMNS, HEADINGS, rows
 from engineworks.report.text import summary
@@ -19,16 +21,21 @@ _SHOWN = [index for index, column in enumerate(COLUMNS) if column.brief]
 def verdict_table(result: BuildResult, links: Sequence[Link], *, most_chars: int | None = None) -> str:
     """Markdown. most_chars: the rows beyond it are omitted and counted."""
     linked = " · ".join(f"[{link.name}]({link.url})" for link in links)
-    head = [f"**{result.recipe}: {result.verdict}**", "", summary(result), *(["", linked] if linked else []), ""]
+    answer = f"**Ship {result.recipe}? {may_ship(result).text}**"
+    head = [answer, "", summary(result), *(["", linked] if linked else []), ""]
+    shared = groups(result)
+    grouped = {engine for group in shared for engine in group.engines}
     headings, *lines = table_lines(
-        (HEADINGS[i] for i in _SHOWN), ((row.cells[i] for i in _SHOWN) for row in rows(result))
+        (HEADINGS[i] for i in _SHOWN),
+        ((row.cells[i] for i in _SHOWN) for row in rows(result) if row.cells[0] not in grouped),
     )
     head += [headings, lines.pop(0)]
     kept = list(lines)
-    while most_chars is not None and kept and len("\n".join([*head, *kept])) > most_chars - 60:
+    told = [f"\n{group.sentence}" for group in shared]
+    while most_chars is not None and kept and len("\n".join([*head, *kept, *told])) > most_chars - 60:
         kept.pop()
     rest = len(lines) - len(kept)
-    return "\n".join([*head, *kept, *(["", f"and {rest} more in the report"] if rest else [])])
+    return "\n".join([*head, *kept, *(["", f"and {rest} more in the report"] if rest else []), *told])
 
 
 def engine_note(engine: EngineResult, report: str) -> str:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from engineworks.report.counting import many
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PIPE_WIDTH = 200
 """Characters of a line where neither a terminal nor COLUMNS sets the width."""
 
+PLAIN, GREEN, YELLOW, CYAN, DIM, RED = "\x1b[0m", "\x1b[32m", "\x1b[33m", "\x1b[36m", "\x1b[2m", "\x1b[1;31m"
 STYLES = {
-    "pass": "green", "fail": "bold red", "failed": "bold red", "unmeasured": "yellow", "inconclusive": "yellow",
-    "refused": "yellow", "cached": "green", "to do": "cyan", "needs another GPU": "yellow", "not needed": "dim",
+    "pass": GREEN, "fail": RED, "failed": RED, "unmeasured": YELLOW, "inconclusive": YELLOW, "refused": YELLOW,
+    "cached": GREEN, "to do": CYAN, "needs another GPU": YELLOW, "not needed": DIM,
 }  # fmt: skip
+
+NARROWEST = 12
+"""Characters that a wrapped column keeps."""
 
 _NUMBER = re.compile(r"-?[\d,]+(\.\d+)?")
 
@@ -70,20 +70,27 @@ def print_table(
     optional: Sequence[str] = (),
     styles: Mapping[int, str] | None = None,
 ) -> None:
-    """Plain cells under their headings; columns of numbers are aligned to the right.
+    """Plain cells under their headings; columns of numbers are aligned to the right, long texts are wrapped.
 
     optional: headings of columns to leave out on a narrow terminal, the least important first. marked: index of the row
     that stands out. styles: style of the second cell, by row.
     """
     cells = [list(row) for row in rows]
     kept = fitting(headings, cells, optional, _width())
-    table = _table([headings[i] for i in kept], [[row[i] for i in kept] for row in cells])
-    for index, row in enumerate(cells):
-        texts = [_escaped(row[i]) for i in kept]
-        if styles and index in styles:
-            texts[1] = f"[{styles[index]}]{texts[1]}[/]"
-        table.add_row(*texts, style="green" if index == marked else None)
-    _console().print(table)
+    shown = [[row[i] for i in kept] for row in ([*headings], *cells)]
+    widths, right = _widths(shown), [_is_number(column) for column in zip(*shown, strict=True)]
+    colors = _has_colors()
+    say("")
+    for index, row in enumerate(shown, -1):
+        for parts in _wrapped(row, widths):
+            texts = [f"{t:>{w}}" if r else f"{t:{w}}" for t, w, r in zip(parts, widths, right, strict=True)]
+            if colors and styles and index in styles:
+                texts[1] = f"{styles[index]}{texts[1]}{PLAIN}"
+            line = f" {'   '.join(texts)}".rstrip()
+            say(f"{GREEN}{line}{PLAIN}" if colors and index == marked and index >= 0 else line)
+        if index < 0:
+            say(" " + "─" * (sum(widths) + 3 * (len(widths) - 1)))
+    say("")
 
 
 def fitting(
@@ -109,42 +116,33 @@ def _width() -> int:
     return PIPE_WIDTH
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        return Console()
-    return Console(file=_Trimmed(), width=_width(), no_color=True, force_terminal=False)
-
-
-class _Trimmed(io.StringIO):
-    """stdout without trailing blanks of a table's lines."""
-
-    def write(self, text: str) -> int:
-        sys.stdout.write(re.sub(r"[ \t]+(?=\n)", "", text))
-        return len(text)
-
-    def flush(self) -> None:
-        sys.stdout.flush()
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Characters of each column; the widest texts give way until a line fits."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for _ in range(sum(widths) + 3 * (len(widths) - 1) + 1 - _width()):
+        if (widest := max(widths[1:], default=0)) <= NARROWEST:
+            break
+        widths[widths.index(widest, 1)] -= 1
+    return widths
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from rich import box
-    from rich.table import Table
+def _wrapped(row: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """The lines of one row."""
+    pairs = zip(row, widths, strict=True)
+    cells = [textwrap.wrap(t, w, break_on_hyphens=False) if len(t) > w else [t] for t, w in pairs]
+    yield from itertools.zip_longest(*cells, fillvalue="")
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(headings):
-        texts = [row[index] for row in rows if row[index]]
-        number = bool(texts) and all(_NUMBER.fullmatch(text) for text in texts)
-        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number or index == 0)
-    return table
+
+def _is_number(column: Sequence[str]) -> bool:
+    """Whether all cells below the heading are numbers or blank."""
+    texts = [text for text in column[1:] if text]
+    return bool(texts) and all(_NUMBER.fullmatch(text) for text in texts)
+
+
+def _has_colors() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def style_of(status: str) -> str:
+    """The terminal's code for a verdict or a state, '' for none."""
     return STYLES.get(status, "")
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

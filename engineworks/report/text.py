@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from engineworks.builds.results import BuildResult
+from engineworks.report.answer import may_ship
 from engineworks.report.background import NOTHING, Background
 from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Words
 from engineworks.report.markdown import cell as one_line
@@ -20,7 +21,8 @@ MOST_LOG = 4000
 
 
 def render_markdown(result: BuildResult, background: Background = NOTHING) -> str:
-    lines = [f"# {result.recipe}: {result.verdict}", "", summary(result)]
+    lines = [f"# {result.recipe}: {result.verdict}", "", f"**May I ship it? {may_ship(result).text}**", ""]
+    lines.append(summary(result))
     links = " · ".join(f"[{link.name}]({link.url})" for link in background.links)
     lines += ["", links] if links else []
     for section in sections(result, background, plots=False):

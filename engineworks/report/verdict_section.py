@@ -20,6 +20,8 @@ from engineworks.report.blocks import (
     blocks_of,
     table,
 )
+from engineworks.report.counting import many
+from engineworks.report.grouping import groups, never_run
 from engineworks.report.palette import SEVERITY, short
 from engineworks.report.raw import attachments
 from engineworks.report.rows import COLUMNS, notes_of, rows
@@ -28,8 +30,9 @@ ROWS = ("failed", "fail", "inconclusive", "pass", "unmeasured")
 """The order in which engines are listed; the engines that a ladder dropped come last."""
 
 
-def verdict_section(result: BuildResult) -> Section:
-    blocks = blocks_of(_table(result), _refused(result), _notes(result), _folds(result))
+def verdict_section(result: BuildResult, *, files: bool = True) -> Section:
+    """files: with the reports and raw samples within the page, which only HTML shows."""
+    blocks = blocks_of(_table(result), _groups(result), _notes(result), _folds(result, files))
     return Section("verdicts", "Engines and verdicts", blocks, brief="Verdicts")
 
 
@@ -37,7 +40,8 @@ def _table(result: BuildResult) -> Table | None:
     columns = [Column(column.name, number=column.number, hint=column.hint) for column in COLUMNS]
     dropped = result.dropped
     built = zip(result.engines, rows(result), strict=False)  # rows of refused ones follow
-    listed = sorted(built, key=lambda pair: (pair[0].id in dropped, ROWS.index(pair[0].verdict)))
+    run = (pair for pair in built if not never_run(pair[0]))
+    listed = sorted(run, key=lambda pair: (pair[0].id in dropped, ROWS.index(pair[0].verdict)))
     cells_of_rows = []
     for engine, row in listed:
         _, verdict, *figures, why = row.cells
@@ -47,12 +51,12 @@ def _table(result: BuildResult) -> Table | None:
     return table(columns, cells_of_rows)
 
 
-def _refused(result: BuildResult) -> Bullets | None:
-    """Engines that share a reason share a line."""
-    by_sentence: dict[str, list[str]] = {}
-    for refused in result.refused:
-        by_sentence.setdefault(refused.sentence, []).append(short(refused.id))
-    lines = [Words(f"{', '.join(ids)}: {why}", tone="refused", strong="refused") for why, ids in by_sentence.items()]
+def _groups(result: BuildResult) -> Bullets | None:
+    """Engines that no host has run, and refused ones: those that share a reason share a line."""
+    lines = []
+    for group in groups(result):
+        names = "" if group.verdict == "refused" else f": {', '.join(map(short, group.engines))}"
+        lines.append(Words(group.sentence + names, tone=group.verdict, strong=group.verdict))
     return Bullets(tuple(lines)) if lines else None
 
 
@@ -66,20 +70,20 @@ def _notes(result: BuildResult) -> Bullets | None:
     return Bullets(tuple(Words(line, tone="inconclusive", strong="note") for line in notes)) if notes else None
 
 
-def _folds(result: BuildResult) -> Iterator[Fold]:
+def _folds(result: BuildResult, files: bool) -> Iterator[Fold]:
     """Failed engines are open; the checks of the others are one click away."""
     statements = ladder_words(result.ladder)
-    folds = [(e, _fold(e, statements.get(e.id, ""))) for e in result.engines]
+    folds = [(e, _fold(e, statements.get(e.id, ""), files)) for e in result.engines if not never_run(e)]
     loud = [fold for e, fold in folds if fold and e.verdict in ("failed", "fail") and e.id not in result.dropped]
     yield from loud
     rest = tuple(fold for _, fold in folds if fold and fold not in loud)
     if rest:
         what = "Checks of the other engines" if loud else "Every check, by engine"
-        yield Fold((Cell(what), Cell(f"{len(rest)} engines", tone="muted")), rest)
+        yield Fold((Cell(what), Cell(many(len(rest), "engine"), tone="muted")), rest)
 
 
-def _fold(engine: EngineResult, ladder: str) -> Fold | None:
-    files = tuple(attachments(engine))
+def _fold(engine: EngineResult, ladder: str, with_files: bool) -> Fold | None:
+    files = tuple(attachments(engine)) if with_files else ()
     blocks = blocks_of(_sentences(engine, ladder), Files(files) if files else None)
     summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
     return Fold(summary, blocks, open=True) if blocks else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import Session
 from engineworks.engines.engine_session import load_engine, read_sidecar, serving_from_json
 from engineworks.errors import RunError
@@ -49,7 +50,9 @@ def _columns(job: StepJob) -> dict[str, Any]:
 
 def _load(job: StepJob) -> Session:
     serving = serving_from_json(job.params["serving"])
-    return load_engine(job.inputs["build"], job.params["target"], serving=serving)
+    target = job.params["target"]
+    options = {**target["options"], **backend(target["backend"]).TRAITS.quiet_options}
+    return load_engine(job.inputs["build"], {**target, "options": options}, serving=serving)
 
 
 def _compare_served(job: StepJob, samples: SampleFile, session: Session) -> dict[str, Any]:

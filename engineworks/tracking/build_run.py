@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engineworks.errors import TrackingError
-from engineworks.tracking.connection import PARENT, Connection
+from engineworks.tracking.connection import Connection
 from engineworks.tracking.ending import Ending, EndStatus
-from engineworks.tracking.queries import query_of
+from engineworks.tracking.queries import RunQuery
 from engineworks.tracking.records import (
     ENGINE,
     ENGINE_DIGEST,
     ENGINE_RUN,
     KIND,
+    PARENT,
     RECIPE,
     Batch,
     EngineRecord,
@@ -122,7 +123,7 @@ class BuildRun(Ending):
         """Read back what was written: the runs with their tags, and their files where MLflow has no server. Raises
         `TrackingError` for what is missing."""
         self._link.check_database()
-        runs = {run.run_id: run for run in self._link.search(query_of({PARENT: self.run_id, KIND: "engine"}))}
+        runs = {run.run_id: run for run in self._link.search(RunQuery({PARENT: self.run_id, KIND: "engine"}))}
         runs[self.run_id] = self._link.get_run(self.run_id)
         for run_id, (tags, texts) in self._written.items():
             found = runs.get(run_id)
@@ -154,7 +155,7 @@ class BuildRun(Ending):
         return child
 
     def _known_children(self) -> dict[str, _Child]:
-        runs = self._link.search(query_of({PARENT: self.run_id, KIND: "engine"}))
+        runs = self._link.search(RunQuery({PARENT: self.run_id, KIND: "engine"}))
         return {
             run.engine: _Child(run.run_id, run.status == "RUNNING", run.params, run.started_at)
             for run in runs
@@ -169,7 +170,7 @@ class BuildRun(Ending):
             sizes = {path: file.stat().st_size for path, file in files.items()}
         except OSError as error:
             raise TrackingError(f"engine file {error.filename} cannot be read: {error.strerror}") from error
-        for run in self._link.search(query_of({ENGINE_DIGEST: digest}), limit=20):
+        for run in self._link.search(RunQuery({ENGINE_DIGEST: digest}), limit=20):
             if run.tags.get(ENGINE_RUN) == run.run_id and self._link.has_files(run.run_id, sizes):
                 return run.run_id
         return None

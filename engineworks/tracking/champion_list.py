@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engineworks.tracking.aliases import HISTORY, LAST, Slot, champions_of, is_readable, slot_of
-from engineworks.tracking.connection import Connection, refusals
-from engineworks.tracking.queries import quoted
-from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
+from engineworks.tracking.connection import Connection
+from engineworks.tracking.reader import ModelRecord, Reader, VersionRecord
+from engineworks.tracking.records import ENGINE, ENGINE_BUILD_KEY, ENGINE_DIGEST, RECIPE, RUN, RegisteredVersion
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.tracking import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion-"
 SINCE = "engineworks.champion_since"
@@ -50,54 +49,41 @@ class RegisteredChampion:
     lost: str = ""
 
 
-def standing_of(client: MlflowClient, model: RegisteredModel | None, slot: Slot) -> Standing:
+def standing_of(link: Reader, model: ModelRecord | None, slot: Slot) -> Standing:
     """Return the slot's champions. MLflow removes the alias of a deleted version, so this also reads the list of
     champions."""
     if model is None:
         return Standing()
-    alias, tags = slot.alias("champion"), dict(model.tags)
+    alias, tags = slot.alias("champion"), model.tags
     named = model.aliases.get(alias)
     current = None if named is None else int(named)
     listed = tuple(champions_of(tags, slot, current))
     if not listed:
         unread = "" if is_readable(tags, slot) else f"its list of champions, tag {slot.history_tag}, cannot be read"
         return Standing(lost=unread)
-    lost = why_unfit(client, slot, listed[-1])
+    lost = why_unfit(link, slot, listed[-1])
     if current is None and not lost:
         lost = f"version {listed[-1]} has lost its alias {alias}"
     return Standing(listed, current, lost)
 
 
-def why_unfit(client: MlflowClient, slot: Slot, version: int) -> str:
+def why_unfit(link: Reader, slot: Slot, version: int) -> str:
     """Return why the version cannot be the slot's champion, '' where it can."""
-    known = version_of(client, slot.model, version)
+    known = link.find_version(slot.model, str(version))
     if known is None:
         return f"version {version} was deleted in MLflow"
-    engine = dict(known.tags).get(ENGINE, "")
+    engine = known.tags.get(ENGINE, "")
     if engine.count("/") != 2:
         return f"version {version} is no engine that Engineworks registered"
     own = slot_of(slot.model, engine).name == slot.name
     return "" if own else f"version {version} is {engine}, another engine"
 
 
-def version_of(client: MlflowClient, model: str, version: int) -> ModelVersion | None:
-    """Return the version, None where it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version(model, str(version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def standings(link: Connection, slots: Iterable[Slot]) -> dict[Slot, Standing]:
+def standings(link: Reader, slots: Iterable[Slot]) -> dict[Slot, Standing]:
     """Return each slot's champions. Raises `TrackingError` where MLflow refuses."""
     wanted = list(slots)
-    models = {name: find_model(link.client, name) for name in {slot.model for slot in wanted}}
-    with refusals("versions of registered models cannot be read"):
-        found = {slot: standing_of(link.client, models[slot.model], slot) for slot in wanted}
+    models = {name: link.find_model(name) for name in {slot.model for slot in wanted}}
+    found = {slot: standing_of(link, models[slot.model], slot) for slot in wanted}
     if all(standing.listed for standing in found.values()):
         return found
     last = _last_champions(link)
@@ -109,7 +95,7 @@ def _with_deleted(standing: Standing, last: RegisteredChampion | None) -> Standi
     return standing if standing.listed or standing.lost or last is None else replace(standing, lost=last.lost)
 
 
-def _last_champions(link: Connection) -> dict[str, RegisteredChampion]:
+def _last_champions(link: Reader) -> dict[str, RegisteredChampion]:
     """Return the newest champions as the experiment's tags record them, by tag, as if their models were deleted."""
     tags = {name: value for name, value in link.experiment_tags().items() if name.startswith(LAST)}
     return {name: _deleted(json.loads(value)) for name, value in tags.items()}
@@ -131,36 +117,33 @@ def write_last_champion(link: Connection, slot: Slot, version: ModelVersion, sin
     link.tag_experiment({slot.last_tag: json.dumps(last)})
 
 
-def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    """Return the registered model, None where there is none. Raises `TrackingError` where MLflow refuses."""
-    from mlflow.exceptions import MlflowException
-
-    with refusals(f"registered model '{name}' cannot be read"):
-        try:
-            return client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+def versions_behind(link: Reader, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
+    """Return versions by alias. Listing the registry's aliases is one call, whatever their number."""
+    registered = link.find_model(model)
+    known = registered.aliases if registered else {}
+    found = {alias: link.find_version(model, known[alias]) for alias in aliases if alias in known}
+    return {alias: _registered(version) for alias, version in found.items() if version is not None}
 
 
-def list_champions(link: Connection, recipe: str | None = None) -> list[RegisteredChampion]:
+def _registered(version: VersionRecord) -> RegisteredVersion:
+    tags = version.tags
+    return RegisteredVersion(
+        version.model, version.version, tags.get(ENGINE, ""), tags.get(ENGINE_DIGEST, ""),
+        tags.get(ENGINE_BUILD_KEY, ""), tags.get(RUN) or version.run_id,
+    )  # fmt: skip
+
+
+def list_champions(link: Reader, recipe: str | None = None) -> list[RegisteredChampion]:
     """Return the champions of Engineworks' registered models (or of one recipe's), including missing ones, by engine.
     Raises `TrackingError` where MLflow refuses."""
-    champions: list[RegisteredChampion] = []
-    query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
-    with refusals("registered models cannot be searched"):
-        for model in link.client.search_registered_models(query, max_results=1000):
-            if RECIPE in dict(model.tags):
-                whole = link.client.get_registered_model(model.name)
-                champions += [_champion(link.client, whole, slot) for slot in _slots(whole)]
+    champions = [_champion(link, model, slot) for model in link.find_models(recipe) for slot in _slots(model)]
     known = {(c.model, c.alias) for c in champions}
     deleted = [c for c in _last_champions(link).values() if recipe in (None, c.engine.partition("/")[0])]
     champions += [c for c in deleted if (c.model, c.alias) not in known]
     return sorted(champions, key=lambda c: c.engine)
 
 
-def _slots(model: RegisteredModel) -> Iterator[Slot]:
+def _slots(model: ModelRecord) -> Iterator[Slot]:
     """Yield the slots of the aliases, and of lists of champions without an alias."""
     names = [alias.removeprefix(ALIAS) for alias in model.aliases if alias.startswith(ALIAS)]
     names += [tag.removeprefix(HISTORY) for tag in model.tags if tag.startswith(HISTORY)]
@@ -169,13 +152,13 @@ def _slots(model: RegisteredModel) -> Iterator[Slot]:
         yield Slot(model.name, target, precision)
 
 
-def _champion(client: MlflowClient, model: RegisteredModel, slot: Slot) -> RegisteredChampion:
-    standing, alias = standing_of(client, model, slot), slot.alias("champion")
-    known = None if standing.last is None else version_of(client, model.name, standing.last)
-    tags: Mapping[str, str] = dict(known.tags) if known else {}
-    engine = tags.get(ENGINE) or f"{dict(model.tags)[RECIPE]}/{slot.precision}/{slot.target}"
-    run = tags.get(RUN) or (known.run_id if known else "") or ""
+def _champion(link: Reader, model: ModelRecord, slot: Slot) -> RegisteredChampion:
+    standing, alias = standing_of(link, model, slot), slot.alias("champion")
+    known = None if standing.last is None else link.find_version(model.name, str(standing.last))
+    tags = known.tags if known else {}
+    engine = tags.get(ENGINE) or f"{model.tags[RECIPE]}/{slot.precision}/{slot.target}"
+    run = tags.get(RUN) or (known.run_id if known else "")
     return RegisteredChampion(
         model.name, alias, str(standing.last or ""), engine, tags.get(ENGINE_DIGEST, ""), run, tags.get(SINCE, ""),
-        (known.creation_timestamp or 0) / 1000 if known else None, standing.lost,
+        known.created_at if known else None, standing.lost,
     )  # fmt: skip

@@ -7,32 +7,22 @@ import getpass
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engineworks.errors import TrackingError
-from engineworks.tracking.records import (
-    BUILD_KEY,
-    ENGINE,
-    ENGINE_BUILD_KEY,
-    ENGINE_DIGEST,
-    RECIPE,
-    RUN,
-    Batch,
-    RegisteredVersion,
-    RunSummary,
-    Status,
-    store_keys_of,
-)
+from engineworks.tracking.queries import RunQuery, quoted
+from engineworks.tracking.reader import ModelRecord, VersionRecord
+from engineworks.tracking.records import RECIPE, Batch, RunSummary, Status, store_keys_of, summarized
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.tracking import MlflowClient
 
 PAGE = 1000
-PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ class Connection:
             for name, value in tags.items():
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
-    def search(self, query: str, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
+    def search(self, query: RunQuery, *, limit: int | None = None, everywhere: bool = False) -> Iterator[RunSummary]:
         """Yield runs that are not deleted, newest first; `everywhere` searches all experiments."""
         with refusals("runs cannot be searched"):
             experiments = self._experiment_ids() if everywhere else [self.experiment_id]
@@ -139,7 +129,7 @@ class Connection:
             while limit is None or limit > 0:
                 page = self.client.search_runs(
                     experiments,
-                    query,
+                    query.to_mlflow(),
                     max_results=PAGE if limit is None else min(limit, PAGE),
                     order_by=["attributes.start_time DESC"],
                     page_token=token,
@@ -180,26 +170,22 @@ class Connection:
         with refusals(f"artifact {path} of run {run_id} cannot be read"):
             return Path(self.client.download_artifacts(run_id, path, str(folder)))
 
-    def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
-        """Return versions by alias. Listing the registry's aliases is one call, whatever their number."""
-        from mlflow.exceptions import MlflowException
+    def find_model(self, name: str) -> ModelRecord | None:
+        with refusals(f"registered model '{name}' cannot be read"), _or_none() as found:
+            found.append(self.client.get_registered_model(name))
+        return _model(found[0]) if found else None
 
-        with refusals(f"registered model {model} cannot be read"):
-            try:
-                known = dict(self.client.get_registered_model(model).aliases)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
-            wanted = {alias: str(known[alias]) for alias in aliases if alias in known}
-            return {alias: self._version(model, version) for alias, version in wanted.items()}
+    def find_version(self, model: str, version: str) -> VersionRecord | None:
+        with refusals(f"version {version} of '{model}' cannot be read"), _or_none() as found:
+            found.append(self.client.get_model_version(model, version))
+        return _version(found[0]) if found else None
 
-    def _version(self, model: str, version: str) -> RegisteredVersion:
-        answer = self.client.get_model_version(model, version)
-        tags = dict(answer.tags)
-        digest, build_key = tags.get(ENGINE_DIGEST, ""), tags.get(ENGINE_BUILD_KEY, "")
-        run = tags.get(RUN) or answer.run_id or ""
-        return RegisteredVersion(model, str(answer.version), tags.get(ENGINE, ""), digest, build_key, run)
+    def find_models(self, recipe: str | None) -> list[ModelRecord]:
+        query = None if recipe is None else f"tags.`{RECIPE}` = {quoted(recipe)}"
+        with refusals("registered models cannot be searched"):
+            found = self.client.search_registered_models(query, max_results=PAGE)
+            names = sorted(model.name for model in found if RECIPE in dict(model.tags))
+        return [model for name in names if (model := self.find_model(name)) is not None]
 
     def keys_of_deleted(self, run_id: str) -> set[str]:
         """Return the store keys of a run that may be deleted; none where MLflow no longer has it."""
@@ -274,19 +260,30 @@ def user_name() -> str:
         return str(os.getuid())
 
 
+@contextlib.contextmanager
+def _or_none() -> Iterator[list[Any]]:
+    """Give a list to fill; it stays empty where MLflow says that there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield []
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def _model(model: RegisteredModel) -> ModelRecord:
+    return ModelRecord(model.name, dict(model.tags), {alias: str(v) for alias, v in model.aliases.items()})
+
+
+def _version(version: ModelVersion) -> VersionRecord:
+    created = (version.creation_timestamp or 0) / 1000
+    return VersionRecord(version.name, str(version.version), dict(version.tags), version.run_id or "", created)
+
+
 def _summary(run: Run) -> RunSummary:
-    tags = dict(run.data.tags)
-    return RunSummary(
-        run_id=run.info.run_id,
-        parent_run_id=tags.get(PARENT),
-        name=run.info.run_name or "",
-        status=run.info.status,
-        recipe=tags.get(RECIPE, ""),
-        engine=tags.get(ENGINE),
-        build_key=tags.get(BUILD_KEY),
-        started_at=(run.info.start_time or 0) / 1000,
-        ended_at=run.info.end_time / 1000 if run.info.end_time else None,
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags=tags,
-    )
+    info, data = run.info, run.data
+    return summarized(
+        info.run_id, info.run_name or "", info.status, info.start_time, info.end_time,
+        dict(data.params), dict(data.metrics), dict(data.tags),
+    )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from engineworks.tracking.aliases import HISTORY, listed_versions
 from engineworks.tracking.connection import Connection, refusals
+from engineworks.tracking.queries import RunQuery
 from engineworks.tracking.records import ENGINE_BUILD_KEY, RECIPE, RUN, STORE_KEYS, store_keys_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PAGE = 100
 def store_keys_in_use(link: Connection) -> set[str]:
     """Return the store keys that runs of any experiment refer to, and versions that an alias or a list of champions
     names, even if their runs are deleted. Other deleted runs do not count. Raises `TrackingError`."""
-    with_keys = link.search(f"tags.`{STORE_KEYS}` LIKE '[%'", everywhere=True)
+    with_keys = link.search(RunQuery(starting={STORE_KEYS: "["}), everywhere=True)
     runs = {run.run_id: store_keys_of(run.tags) for run in with_keys}
     keys = {key for of_run in runs.values() for key in of_run}
     with refusals("registered models cannot be read"):

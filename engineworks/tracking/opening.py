@@ -12,8 +12,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from engineworks.errors import TrackingError
 from engineworks.host.lock import locked
@@ -133,7 +132,7 @@ def _open_experiment(client: MlflowClient, name: str, root: Path | None, shown: 
 
 def _check_moved(location: str, root: Path, shown: str) -> None:
     """Check for a moved database: MLflow stores an absolute folder and would silently write into the old one."""
-    folder = Path(url2pathname(urlsplit(location).path))
+    folder = Path(unquote(urlsplit(location).path))
     if not folder.is_dir():
         raise TrackingError(
             f"{shown} was made where its artifacts are in {folder}, which does not exist here",

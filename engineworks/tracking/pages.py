@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from engineworks.tracking.records import KIND, RECIPE
+from engineworks.tracking.records import KIND, RECIPE, VERDICT
 
 VIEW_TAG = "mlflow.sharedViewState."
 """Tag of an experiment: a saved view. The rest of the name is its key."""
@@ -31,7 +31,9 @@ ALL_ENGINES = "engines"
 LOCAL = "http://127.0.0.1:5000"
 """Address where `mlflow ui` serves a store that is a file."""
 
-VERDICT = "engineworks.verdict"
+LOCAL_PREFECT = "http://127.0.0.1:4200"
+"""Address where `prefect server start` shows the runs of builds without a server."""
+
 _TAGS = (f"tags.`{VERDICT}`", "tags.`engineworks.why`")
 _PARAMS = ("params.`precision`", "params.`target`")
 

@@ -12,10 +12,12 @@ from typing import Literal
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
+PARENT = "mlflow.parentRunId"
 KIND = "engineworks.kind"
 """Tag: `build` for a parent run, `engine` for a child run."""
 RECIPE = "engineworks.recipe"
 BUILD_KEY = "engineworks.build_key"
+VERDICT = "engineworks.verdict"
 ENGINE = "engineworks.engine"
 """Tag: the engine's identity, recipe/precision/target."""
 ENGINE_DIGEST = "engineworks.engine_digest"
@@ -114,6 +116,32 @@ class RunSummary:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every step of the build has a result; a failed gate is one."""
+        return self.status == "FINISHED" or (self.status == "FAILED" and self.tags.get(VERDICT) == "fail")
+
+
+def summarized(
+    run_id: str, name: str, status: str, started_ms: int | None, ended_ms: int | None,
+    params: Mapping[str, str], metrics: Mapping[str, float], tags: Mapping[str, str],
+) -> RunSummary:  # fmt: skip
+    """Make a summary of what MLflow holds of a run."""
+    return RunSummary(
+        run_id=run_id,
+        parent_run_id=tags.get(PARENT),
+        name=name,
+        status=status,
+        recipe=tags.get(RECIPE, ""),
+        engine=tags.get(ENGINE),
+        build_key=tags.get(BUILD_KEY),
+        started_at=(started_ms or 0) / 1000,
+        ended_at=ended_ms / 1000 if ended_ms else None,
+        params=params,
+        metrics=metrics,
+        tags=tags,
+    )
 
 
 @dataclass(frozen=True)

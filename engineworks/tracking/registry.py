@@ -17,17 +17,10 @@ from engineworks.engines.signing import Trust
 from engineworks.engines.statements import LONGEST, Statement, Statements
 from engineworks.errors import InputError, TrackingError
 from engineworks.tracking.aliases import Role, Slot, champions_of, history_text
-from engineworks.tracking.champion_list import (
-    SINCE,
-    Standing,
-    find_model,
-    standings,
-    version_of,
-    why_unfit,
-    write_last_champion,
-)
+from engineworks.tracking.champion_list import SINCE, Standing, standings, why_unfit, write_last_champion
 from engineworks.tracking.connection import Connection, refusals, user_name
 from engineworks.tracking.engine_model import EngineModel, log_engine_model
+from engineworks.tracking.reader import ModelRecord
 from engineworks.tracking.records import ENGINE, ENGINE_DIGEST, RECIPE, RUN
 from engineworks.tracking.registry_lock import CLAIM, alone
 from engineworks.tracking.roles import (
@@ -41,7 +34,7 @@ from engineworks.tracking.roles import (
 )
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
 ENDED = "engineworks.rolled_back"
 TRIES = 3
@@ -98,7 +91,7 @@ class Registry:
         """Return why a previous champion cannot be champion again, '' where it can."""
         with refusals(f"version {version} of '{slot.model}' cannot be read"):
             missing = f"the files of version {version} are missing in MLflow"
-            unfit = why_unfit(self._client, slot, version)
+            unfit = why_unfit(self._link, slot, version)
             return unfit or ("" if self._has_files(slot.model, version) else missing)
 
     def exists(self, model: str) -> bool:
@@ -245,11 +238,11 @@ class Registry:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise another process was faster
                     raise
 
-    def _find(self, model: str) -> RegisteredModel | None:
-        return find_model(self._client, model)
+    def _find(self, model: str) -> ModelRecord | None:
+        return self._link.find_model(model)
 
     @staticmethod
-    def _aliases(model: RegisteredModel | None) -> dict[str, int]:
+    def _aliases(model: ModelRecord | None) -> dict[str, int]:
         return {} if model is None else {alias: int(version) for alias, version in model.aliases.items()}
 
     def _state(self, slot: Slot) -> tuple[Mapping[str, str], int | None]:
@@ -315,8 +308,10 @@ class Registry:
         return bool({PurePosixPath(file.path).name for file in listed} - own)
 
     def _model_version(self, model: str, version: int) -> ModelVersion | None:
+        if self._link.find_version(model, str(version)) is None:
+            return None
         with refusals(f"version {version} of '{model}' cannot be read"):
-            return version_of(self._client, model, version)
+            return self._client.get_model_version(model, str(version))
 
     def _version(self, model: str, version: int) -> EngineVersion | None:
         return next(self._search(model, f"version_number = {version}"), None)

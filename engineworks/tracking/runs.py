@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,11 @@ from engineworks.host.collector import collect_apart
 from engineworks.host.lock import locked
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.build_run import BuildRun
-from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings
-from engineworks.tracking.connection import PARENT, Connection
+from engineworks.tracking.champion_list import RegisteredChampion, Standing, list_champions, standings, versions_behind
+from engineworks.tracking.connection import Connection
 from engineworks.tracking.in_use import store_keys_in_use
 from engineworks.tracking.opening import (
+    ARTIFACT_FOLDER,
     DATABASE_FILE,
     EXPERIMENT,
     connect,
@@ -42,7 +44,8 @@ from engineworks.tracking.pages import (
     recipe_view,
     view_key,
 )
-from engineworks.tracking.queries import query_of, quoted
+from engineworks.tracking.queries import RunQuery
+from engineworks.tracking.reader import Reader
 from engineworks.tracking.records import (
     BUILD_KEY,
     CONDITIONS,
@@ -50,16 +53,19 @@ from engineworks.tracking.records import (
     KIND,
     NOTE,
     OWNER,
+    PARENT,
     RECIPE,
     RECORD,
     RECORD_ID,
     RESUMES,
+    VERDICT,
     Batch,
     RegisteredVersion,
     RunSummary,
     pack_batch,
 )
 from engineworks.tracking.registry import Registry
+from engineworks.tracking.sqlite_reader import SqliteReader, open_reader
 
 MOST_LATER = 1000
 """Maximum number of later runs that `finished_builds` reads."""
@@ -146,7 +152,7 @@ class Tracking:
                 link.log(old.run_id, Batch({}, {}, owner, {}), {}, {})
             else:
                 identity, now = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key}, time.time()
-                run_id = link.create_run(recipe, identity | owner, now)
+                run_id = link.create_run(_run_name(recipe, now), identity | owner, now)
                 run = BuildRun(link, run_id, recipe, {}, resumed=False, started_at=now)
         with contextlib.ExitStack() as ending:
             ending.push(run)  # Ctrl-C may come at any time
@@ -170,17 +176,17 @@ class Tracking:
         """Return the run of a build whose records waited: `run_id` if MLflow has it, else the run with this mark, else
         a new one. started_at (seconds since the epoch) and owner are a new run's."""
         link = self._connect()
-        queries = ([f"attributes.run_id = {quoted(run_id)}"] if run_id else []) + [query_of({RECORD: mark})]
+        queries = [*([RunQuery(run_ids=[run_id])] if run_id else []), RunQuery({RECORD: mark})]
         known = next((run for query in queries for run in link.search(query, limit=1)), None)
         if known is not None:
             return BuildRun(link, known.run_id, recipe, known.params, resumed=True, started_at=known.started_at)
         tags = {KIND: "build", RECIPE: recipe, BUILD_KEY: build_key, OWNER: owner, RECORD: mark}
-        run_id = link.create_run(recipe, tags, started_at)
+        run_id = link.create_run(_run_name(recipe, started_at), tags, started_at)
         return BuildRun(link, run_id, recipe, {}, resumed=True, started_at=started_at)
 
     def check(self) -> None:
         """Raise `TrackingError` unless MLflow answers now."""
-        next(self._connect().search(query_of({KIND: "build"}), limit=1), None)
+        next(self._connect().search(RunQuery({KIND: "build"}), limit=1), None)
 
     def find_runs(
         self,
@@ -196,8 +202,8 @@ class Tracking:
         """Return runs that match all given arguments, newest first."""
         wanted = {RECIPE: recipe, BUILD_KEY: build_key, ENGINE: engine, PARENT: parent_run_id, KIND: kind}
         wanted |= {CONDITIONS: conditions}
-        query = query_of({name: value for name, value in wanted.items() if value is not None})
-        return list(self._connect().search(query, limit=limit))
+        query = RunQuery({name: value for name, value in wanted.items() if value is not None})
+        return list(self._reader().search(query, limit=limit))
 
     def finished_builds(self, run_ids: Sequence[str], since: float) -> dict[tuple[str, str], str]:
         """Return the newest finished build by recipe and build key, of those named or started after `since` (seconds
@@ -205,16 +211,16 @@ class Tracking:
 
         It needs a few searches; one per recipe takes MLflow seconds. Returns nothing if too many builds ran since then.
         """
-        link = self._connect()
-        builds = query_of({KIND: "build"}) + " AND attributes.status = 'FINISHED'"
-        later = list(link.search(f"{builds} AND attributes.start_time >= {since * 1000:.0f}", limit=MOST_LATER + 1))
+        link = self._reader()
+        kinds = RunQuery({KIND: "build"}, "FINISHED"), RunQuery({KIND: "build", VERDICT: "fail"}, "FAILED")
+        later = [run for q in kinds for run in link.search(replace(q, since=since), limit=MOST_LATER + 1)]
         if len(later) > MOST_LATER:
             return {}
         named: list[RunSummary] = []
         missing = sorted(set(run_ids) - {run.run_id for run in later})
         for at in range(0, len(missing), NAMED_AT_ONCE):
-            ids = ", ".join(map(quoted, missing[at : at + NAMED_AT_ONCE]))
-            named += link.search(f"{builds} AND attributes.run_id IN ({ids})")
+            some = missing[at : at + NAMED_AT_ONCE]
+            named += [run for q in kinds for run in link.search(replace(q, run_ids=some))]
         in_order = sorted((*named, *later), key=lambda run: run.started_at)
         return {(run.recipe, run.build_key): run.run_id for run in in_order if run.build_key}
 
@@ -222,7 +228,7 @@ class Tracking:
         """Record one run for a nightly run, above its builds' runs: metrics and pages of its summary. Returns its
         id."""
         link = self._connect()
-        run_id = link.create_run("night", {KIND: "night"})
+        run_id = link.create_run(_run_name("night", time.time()), {KIND: "night"})
         link.log(run_id, pack_batch({}, metrics, tags), texts, {})
         link.end_run(run_id, "FINISHED")
         return run_id
@@ -235,11 +241,14 @@ class Tracking:
         return self.read_text(newest.run_id, path) if newest else None
 
     def get_run(self, run_id: str) -> RunSummary:
-        return self._connect().get_run(run_id)
+        return self._reader().get_run(run_id)
 
     def read_text(self, run_id: str, path: str) -> str:
         """Return a text recorded with a run."""
-        return self._connect().read_text(run_id, path)
+        link = self._reader()
+        if isinstance(link, SqliteReader) and link.artifacts(run_id) is None:  # on another host
+            link = self._connect()
+        return link.read_text(run_id, path)
 
     def add_text(self, run_id: str, path: str, text: str) -> None:
         """Write a text next to what the run recorded; a text of the same path is replaced."""
@@ -252,15 +261,15 @@ class Tracking:
 
     def versions_behind(self, model: str, aliases: Iterable[str]) -> dict[str, RegisteredVersion]:
         """Return the registered model's versions by alias, without aliases that name none."""
-        return self._connect().versions_behind(model, aliases)
+        return versions_behind(self._reader(), model, aliases)
 
     def standings(self, slots: Iterable[Slot]) -> dict[Slot, Standing]:
         """Return each slot's recorded champions, and what the present one lacks."""
-        return standings(self._connect(), slots)
+        return standings(self._reader(), slots)
 
     def champions(self, recipe: str | None = None) -> list[RegisteredChampion]:
         """Return every champion that Engineworks registered, or this recipe's; missing ones too."""
-        return list_champions(self._connect(), recipe)
+        return list_champions(self._reader(), recipe)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Copy a run's artifact, or folder of artifacts, into `folder`; returns its path."""
@@ -289,9 +298,14 @@ class Tracking:
         lock = (file or self._artifacts / DATABASE_FILE).with_suffix(".registry.lock")
         return Registry(self._connect(), lock, shared=file is None)
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether a server shows MLflow's pages; those of a file need one to be started, see `ui_hint`."""
+        return is_server(self.uri)
+
     def pages(self) -> Pages:
         """Return addresses of MLflow's pages: of the server, or of the one that `ui_hint` starts."""
-        return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._connect().experiment_id)
+        return Pages(self.uri.rstrip("/") if is_server(self.uri) else LOCAL, self._reader().experiment_id)
 
     def save_views(self, recipe: str, metrics: Iterable[str]) -> None:
         """Save columns for MLflow's table of runs: a view of all engines and a view of the recipe's with these
@@ -313,6 +327,17 @@ class Tracking:
         quiet = "DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # jobs: 2.5 GB of useless processes
         return f"{quiet} mlflow ui --backend-store-uri {uri} --port {port}"
 
+    def _reader(self) -> Reader:
+        """Return the fastest way to read: MLflow's client once it is open or opening, else its file where that is an
+        SQLite file of a known schema."""
+        with self._lock:
+            opening, file = self._opening, sqlite_file(self.uri)
+        if opening is None and file is not None:
+            reader = open_reader(file, self._experiment, self._artifacts.resolve() / ARTIFACT_FOLDER)
+            if reader is not None:
+                return reader
+        return self._connect()
+
     def _connect(self) -> Connection:
         """Return the connection; a new one where the database was deleted since it was opened."""
         self.prestart()
@@ -329,6 +354,11 @@ class Tracking:
         return link
 
     def _dead_builds(self, link: Connection, build_key: str) -> list[RunSummary]:
-        query = query_of({BUILD_KEY: build_key, KIND: "build"}) + " AND attributes.status = 'RUNNING'"
+        query = RunQuery({BUILD_KEY: build_key, KIND: "build"}, status="RUNNING")
         owners = [(run, read_owner(run.tags.get(OWNER, ""))) for run in link.search(query)]
         return [run for run, owner in owners if owner is not None and owner.is_dead()]
+
+
+def _run_name(recipe: str, started_at: float) -> str:
+    """'digits 2026-11-30 14:05', in UTC."""
+    return f"{recipe} {time.strftime('%Y-%m-%d %H:%M', time.gmtime(started_at))}"

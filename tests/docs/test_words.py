@@ -15,7 +15,9 @@ PAGES = (
 GENERATED = ("recipe-reference.md", "targets.md")
 """Their words come from the recipe's models and from the backends."""
 
-SHORT_SENTENCES = ("README.md", "CONTRIBUTING.md", "architecture.md")
+LONG_SENTENCES = ("choosing-a-precision.md", "gates.md", "page.html.j2")
+"""Pages whose formulas and lists of conditions make long sentences, and the template, which is no prose."""
+
 MAX_WORDS = 30
 
 DIALECT = re.compile(
@@ -56,7 +58,9 @@ def test_words_are_those_of_the_field(page: Path) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name in SHORT_SENTENCES], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in (*LONG_SENTENCES, *GENERATED)], ids=lambda p: p.name
+)
 def test_sentences_are_short(page: Path) -> None:
     every = sentences(page.read_text(encoding="utf-8"))
     assert every

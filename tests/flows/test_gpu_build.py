@@ -19,6 +19,7 @@ from engineworks.host.gpu import first_gpu
 from engineworks.release.promotion import ReleaseResult
 from engineworks.settings import Settings, read_settings
 from engineworks.tracking.runs import open_tracking
+from flows.outcomes import result_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +54,7 @@ def settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def build(only: str | None = None) -> BuildResult:
     from flows.build_recipe import build_recipe
 
-    result = build_recipe("recipes/tiny.yaml", only, return_state=True).result(raise_on_failure=False)
+    result = result_of(build_recipe("recipes/tiny.yaml", only, return_state=True))
     assert isinstance(result, BuildResult), result
     return result
 
@@ -61,7 +62,7 @@ def build(only: str | None = None) -> BuildResult:
 def release(only: str) -> ReleaseResult:
     from flows.release import release
 
-    result = release("recipes/tiny.yaml", only=only, return_state=True).result(raise_on_failure=False)
+    result = result_of(release("recipes/tiny.yaml", only=only, return_state=True))
     assert isinstance(result, ReleaseResult), result
     return result
 

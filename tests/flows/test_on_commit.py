@@ -11,6 +11,7 @@ from engineworks.builds.results import BuildResult
 from engineworks.report.night.summary import NIGHT_JSON, summarize_night
 from engineworks.settings import read_settings
 from engineworks.tracking.runs import open_tracking
+from flows.outcomes import result_of
 
 pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
@@ -36,14 +37,14 @@ def test_only_what_changed_is_built_and_a_broken_recipe_stops_nothing(
     recipe.write_text(recipe.read_text().replace("npz: calib.npz", "npz: calib.npz, samples: 16"))
     state = on_commit("HEAD", return_state=True)
     assert state.is_completed()
-    assert state.result() == {"recipes/tiny.yaml": "Completed: tiny/int8/cpu: pass"}
+    assert result_of(state) == {"recipes/tiny.yaml": "Completed: tiny/int8/cpu: pass"}
     tracking = open_tracking(repository / "artifacts")
     assert [run.recipe for run in tracking.find_runs(kind="build")] == ["tiny"]
 
     recipe.with_name("wrong.yaml").write_text("recipe: wrong\n")
     state = on_commit("HEAD", return_state=True)
     assert state.is_failed()
-    words = state.result(raise_on_failure=False)
+    words = result_of(state)
     assert words["recipes/wrong.yaml"].startswith("not read: recipes/wrong.yaml")
     assert words["recipes/tiny.yaml"].startswith("Completed")
     git("checkout", "--quiet", ".")
@@ -65,7 +66,7 @@ def test_a_night_of_real_builds_is_published(repository: Path, monkeypatch: pyte
     @flow
     def one_night() -> tuple[str, ...]:
         state = build_recipe("recipes/tiny.yaml", "*/fp32/*", return_state=True)
-        result = state.result(raise_on_failure=False)
+        result = result_of(state)
         assert isinstance(result, BuildResult)
         return publish_summary(summarize_night([result], tracking), settings)
 

@@ -15,6 +15,7 @@ from engineworks.settings import read_settings
 from engineworks.store.open import open_store
 from engineworks.tracking.aliases import Slot
 from engineworks.tracking.runs import open_tracking
+from flows.outcomes import result_of
 
 pytestmark = [pytest.mark.xdist_group("flows"), pytest.mark.usefixtures("api")]
 
@@ -27,14 +28,14 @@ def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     recipe = repository / "recipes" / "tiny.yaml"
     state = release(str(recipe), return_state=True)
-    result = state.result(raise_on_failure=False)
+    result = result_of(state)
     assert isinstance(result, ReleaseResult), result
     assert state.is_completed()
     assert [(e.id, e.action) for e in result.engines] == [("tiny/fp32/cpu", "promoted"), ("tiny/int8/cpu", "promoted")]
     text = recipe.read_text(encoding="utf-8")
     recipe.write_text(text.replace("int8: {cosine: 0.98}", "int8: {cosine: 0.99999999}"), encoding="utf-8")
     state = release(str(recipe), only="*/int8/*", return_state=True)
-    result = state.result(raise_on_failure=False)
+    result = result_of(state)
     assert isinstance(result, ReleaseResult)
     assert state.is_failed()
     assert result.exit_code() == 1
@@ -52,7 +53,7 @@ def test_of_the_rungs_of_auto_only_the_chosen_one_is_released_and_packaged(
     monkeypatch.setenv("ENGINEWORKS_ARTIFACTS", str(repository / "artifacts"))
     recipe = repository / "recipes" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("precisions: [fp32, int8]", "precisions: auto"), encoding="utf-8")
-    result = release(str(recipe), return_state=True).result(raise_on_failure=False)
+    result = result_of(release(str(recipe), return_state=True))
     assert isinstance(result, ReleaseResult), result
     (cpu,) = result.build.ladder
     assert cpu.chosen is not None

@@ -167,8 +167,12 @@ def test_without_mlflow_the_report_says_what_it_lacks(tracking: Tracking, monkey
     assert found.facts == {"recipe file": "recipes/tiny.yaml"}
 
 
-def test_links_lead_to_the_run_the_report_and_the_view(tracking: Tracking) -> None:
+def test_links_lead_to_the_run_the_report_and_the_view(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
     result = record(tracking, "linked", "entropy", 1.0, "pass", "1.30")
+    here = gather_background(result, plan("entropy"), tracking)
+    assert here.links == (), "no server shows these pages"
+    assert result.run in here.facts["MLflow's page"]
+    monkeypatch.setattr(Tracking, "has_pages", True)
     links = {link.name: link.url for link in gather_background(result, plan("entropy"), tracking).links}
     assert links["MLflow run"].endswith(f"/runs/{result.run}")
     assert links["this report in MLflow"].endswith(f"{result.run}/artifacts/report.html")
@@ -201,7 +205,9 @@ def test_views_are_saved_once_and_written_again_only_when_they_differ(tracking: 
 def test_a_search_of_a_view_finds_what_it_names(tracking: Tracking) -> None:
     record(tracking, "found", "entropy", 1.0, "pass", "1.30")
     search = json.loads(json.loads(recipe_view("found", []))["state"])["searchFilter"]
-    assert [run.engine for run in tracking._connect().search(search)] == ["found/int8/cpu"]
+    link = tracking._connect()
+    found = link.client.search_runs([link.experiment_id], search)
+    assert [run.info.run_name for run in found] == ["found/int8/cpu"]
 
 
 def test_a_view_keeps_within_the_limit_of_a_tag() -> None:

@@ -190,7 +190,8 @@ def test_a_description_keeps_within_mlflows_limit_and_counts_the_rest() -> None:
     text = verdict_table(replace(result, engines=many), background.links, most_chars=NOTE_CHARS)
     assert len(text) <= NOTE_CHARS
     shown = text.count("| classifier/fp32/target")
-    assert f"and {201 - shown} more in the report" in text
+    assert f"and {200 - shown} more in the report" in text
+    assert "1 engine refused (fp8/rtx30)" in text
 
 
 def test_an_engines_note_says_why_and_where_the_report_is() -> None:

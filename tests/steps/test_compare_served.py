@@ -156,7 +156,13 @@ class Bench:
             return self.sessions[-1]
 
         module = ModuleType("fake_backend")
-        vars(module).update(load=load, why_not_run=lambda _: None, memory_meter=lambda: None, device_watch=lambda: None)
+        vars(module).update(
+            TRAITS=onnxruntime.TRAITS,
+            load=load,
+            why_not_run=lambda _: None,
+            memory_meter=lambda: None,
+            device_watch=lambda: None,
+        )
         self.monkeypatch.setitem(sys.modules, "fake_backend", module)
         self.monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "fake": "fake_backend"})
 

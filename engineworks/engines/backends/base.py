@@ -273,7 +273,8 @@ class Traits:
 
     build_memory: of a build. triton: how a package serves its engines. on_gpu: whether they run on a GPU.
     unquantized: precision of unquantized nodes in quantized models where the recipe sets none. smoke_options: options
-    of a target that shorten a smoke build. own_process: builds and runs use different child processes.
+    of a target that shorten a smoke build. quiet_options: options of a load beside other steps; they change no value.
+    own_process: builds and runs use different child processes.
     ort_integer_kernels: ONNX Runtime's integer kernels compute int8. relative_times: time of each precision relative to
     fp32, for backends whose speed does not follow a GPU's peak rates.
     """
@@ -283,6 +284,7 @@ class Traits:
     on_gpu: bool = True
     unquantized: Literal["fp32", "fp16", "bf16"] = "fp16"
     smoke_options: Mapping[str, object] = field(default_factory=dict)
+    quiet_options: Mapping[str, object] = field(default_factory=dict)
     own_process: bool = False
     ort_integer_kernels: bool = False
     relative_times: Mapping[str, float] = field(default_factory=dict)

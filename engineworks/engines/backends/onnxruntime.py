@@ -72,6 +72,7 @@ TRAITS = Traits(
     on_gpu=False,
     unquantized="fp32",
     ort_integer_kernels=True,
+    quiet_options={"spinning": False},
     relative_times={"fp32": 1.0, "int8": 1.05, "int8_weights": 1.1, "int4_weights": 1.2, "fp16": 2.0},
 )
 """Memory: measured (results/build-memory-cpu.json). The CPU has few fp16 kernels: ONNX Runtime casts back and forth,

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engineworks.builds.from_mlflow import build_of, engine_runs, find_run, read_json, read_text, recorded
+from engineworks.builds.recorded import build_of, engine_runs, find_run, read_json, read_text, recorded
 from engineworks.errors import InputError, RecipeError
+from engineworks.plan.closure import closure
 from engineworks.plan.kinds import ACCURACY_FILE, LATENCY_FILE, STEP_KINDS
-from engineworks.plan.plan import closure
 from engineworks.report.why.why import Difference, Explanation, Side, explain
 from engineworks.settings import Settings
 from engineworks.store.open import open_store

@@ -71,7 +71,7 @@ def model(blocks: int, *, before: str) -> onnx.ModelProto:
         ones = weight(f"b{i}.scale", np.ones(WIDTH))
         normal = node(before, [x, ones] if before == "LayerNormalization" else [x], f"b{i}/{before.lower()}")
         wide = node("MatMul", [normal, weight(f"b{i}.w", first * spread)], f"b{i}/up")
-        bent = node("Tanh", [wide], f"b{i}/tanh")
+        bent = node("Tanh", [wide], f"b{i}/bend")
         back = node("MatMul", [bent, weight(f"b{i}.v", second)], f"b{i}/down")
         x = node("Add", [x, back], f"b{i}/add")
     head = weight("head.w", random.standard_normal((WIDTH, 16)) / np.sqrt(WIDTH))

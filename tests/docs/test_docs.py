@@ -116,7 +116,7 @@ def test_every_block_says_what_it_is_so_that_none_escapes(page: Path) -> None:
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
     left_out = [b for b in BLOCKS if b.reason]
-    assert len(left_out) <= 20, [f"{b.name}: {b.reason}" for b in left_out]
+    assert len(left_out) <= 22, [f"{b.name}: {b.reason}" for b in left_out]
     for page in PAGES:
         marks = page.read_text(encoding="utf-8").count("<!-- not run")
         assert marks == sum(1 for b in left_out if b.page == page), f"{page.name}: a mark without reason or block"

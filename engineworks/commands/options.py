@@ -29,6 +29,10 @@ def any_of(only: list[str] | None) -> str | None:
     return ",".join(only) if only else None
 
 
+def finite_if_given(value: float | None) -> float | None:
+    return value if value is None else finite(value)
+
+
 def finite(value: float) -> float:
     """Refuse 'inf' and 'nan', which the parser accepts as floats, and more hours than dates can hold."""
     if not 0 <= value <= LARGEST_NUMBER:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engineworks.commands.options import Json, OneRecipe, Only, any_of
+from engineworks.commands.options import LARGEST_NUMBER, Json, OneRecipe, Only, any_of, finite, finite_if_given
 from engineworks.report import terminal
 from engineworks.settings import read_settings
 
@@ -23,13 +23,22 @@ def serve(
     recipe: OneRecipe,
     only: Only = None,
     champions: Annotated[bool, typer.Option("--champions", help="MLflow's champions, not what is built here.")] = False,
-    reloads: Annotated[int, typer.Option("--reloads", min=1, help="Loads and unloads; from 30 on, growth counts.")] = 3,
-    swaps: Annotated[int, typer.Option("--swaps", min=0, help="Exchanges of the model under traffic.")] = 0,
+    reloads: Annotated[
+        int, typer.Option("--reloads", min=1, max=LARGEST_NUMBER, help="Loads and unloads; from 30 on, growth counts.")
+    ] = 3,
+    swaps: Annotated[
+        int, typer.Option("--swaps", min=0, max=LARGEST_NUMBER, help="Exchanges of the model under traffic.")
+    ] = 0,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure settings of the dynamic batcher.")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="Measure cold starts.")] = False,
-    qps: Annotated[float | None, typer.Option("--qps", help="Queries a second, instead of the recipe's load.")] = None,
-    p99_ms: Annotated[float, typer.Option("--p99-ms", help="Its largest 99 % latency, and the sweep's.")] = 15.0,
-    seconds: Annotated[float, typer.Option("--seconds", help="Seconds of that load.")] = 30.0,
+    qps: Annotated[
+        float | None,
+        typer.Option("--qps", callback=finite_if_given, help="Queries a second, instead of the recipe's load."),
+    ] = None,
+    p99_ms: Annotated[
+        float, typer.Option("--p99-ms", callback=finite, help="Its largest 99 % latency, and the sweep's.")
+    ] = 15.0,
+    seconds: Annotated[float, typer.Option("--seconds", callback=finite, help="Seconds of that load.")] = 30.0,
     as_json: Json = False,
 ) -> None:
     """Serve the recipe's packages on a Triton server and check them.

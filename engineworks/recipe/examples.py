@@ -149,6 +149,7 @@ EXAMPLES: Mapping[str, Mapping[str, str]] = {
     "Triton": {
         "dynamic_batching": "{preferred: [8, 16], max_delay_us: 500}",
         "instances": "2",
+        "python_environment": "/opt/envs/digits.tar.gz",
         "warmup": "1",
     },
     "DynamicBatching": {"preferred": "[8, 16, 32]", "max_delay_us": "500"},

@@ -71,6 +71,7 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
             with locked(database.with_name(database.name + ".lock")):
                 prepare_database(database)
                 client = MlflowClient(tracking_uri=uri)
+                _forget_connections(client)
         else:
             probe(uri)
             if is_postgresql(uri):
@@ -79,6 +80,12 @@ def connect(artifacts: Path, uri: str, experiment: str) -> Connection:
         root = None if is_server(uri) else artifacts.resolve() / ARTIFACT_FOLDER
         opened = (database, database.stat().st_ino) if database is not None else None
         return Connection(client, _open_experiment(client, experiment, root, shown), uri, opened)
+
+
+def _forget_connections(client: MlflowClient) -> None:
+    """Close pooled connections. MLflow 3.17 keeps one engine per URI and process, whose connections go on with a file
+    that was deleted: SQLite then says "attempt to write a readonly database"."""
+    client._tracking_client.store.engine.dispose()
 
 
 def sqlite_file(uri: str) -> Path | None:

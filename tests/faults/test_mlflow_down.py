@@ -174,7 +174,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_build_that_was_killed_while_its_records_waited_goes_on_in_them(tmp_path: Path, mlflow: str) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_BUILD, str(tmp_path), str(Path(__file__).parent)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=100,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, check=False, timeout=100,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     if mlflow == "is back":

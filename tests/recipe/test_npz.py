@@ -121,5 +121,6 @@ def test_nothing_else_in_the_product_reads_npz_files() -> None:
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if re.search(r"\bnp\.load\(|\bnumpy\.load\(|ZipFile\((?!.*\"w\")|\.open\([^)]*\.npy\"?\)", line)
     ]
-    # Writers: they open an archive with mode "w" only.
-    assert [place for place in found if "recipe/datasets/rows.py" not in place] == []
+    # Writers open an archive with mode "w" only; bundles hold scripts that run without this package, one array at a time.
+    left_out = ("recipe/datasets/rows.py", "steps/blame/bundle.py")
+    assert [place for place in found if not place.partition("/")[2].startswith(left_out)] == []

@@ -50,12 +50,13 @@ FULL: dict[str, Any] = {
         },
         "sweep": {"batch": [1, 8], "at": "one", "latency_ms": 5},
         "streams": [1, 2],
+        "serving": {"load": {"qps": 200, "p99_ms": 15, "seconds": 30}},
         "regression": {"latency": 0.05, "accuracy": 0.05, "max_s": 60},
     },
     "release": {"triton": {"dynamic_batching": {"preferred": [4, 8], "max_delay_us": 5}, "instances": 1, "warmup": 1}},
     "time_limits": dict.fromkeys(
         ("export", "prepare", "fold", "calibrate", "lower", "build", "reference", "lowered_reference", "compare", "measure",
-         "compare_champion", "peer"), 9
+         "compare_champion", "serve", "peer"), 9
     ),
 }  # fmt: skip
 """The tiny recipe with every numeric field there is."""
@@ -168,6 +169,19 @@ TREES += [
     (WHOLE | {"accuracy": {**FULL["accuracy"], "metric": m}}, [("accuracy", "metric", *inner) for inner in leaves(m)])
     for m in METRICS
 ]
+DECODER: dict[str, Any] = {
+    "recipe": "tiny",
+    "model": {"source": {"onnx": "tiny.onnx"}, "decoder": {"context": 64}},
+    "precisions": ["fp32"],
+    "targets": ["cpu"],
+    "data": {"evaluation": {"text": "texts.csv"}},
+    "accuracy": {"metric": "perplexity", "limits": {"fp32": {"greedy_agreement": 0.9, "token_agreement": 0.9}}},
+    "performance": {
+        "at": {"chat": {"prompt": 8, "new": 8, "streams": 1}},
+        "budget": {"chat": {"first_token_ms": 5, "tokens_per_s": 5}},
+    },
+}
+TREES += [(DECODER, list(leaves(DECODER)))]
 NAMES = {".".join(map(str, path)) for _, paths in TREES for path in paths}
 
 
@@ -206,7 +220,8 @@ def test_a_field_takes_what_means_something_there_and_refuses_the_rest(repositor
             assert place not in places, (path, said)
             one = copy.deepcopy(tree)
             at(one, path[:-1])[path[-1]] = SELDOM[value]
-            assert at(Recipe.model_validate(one).model_dump(mode="json"), path) == SELDOM[value]
+            tensors = {"inputs": WHOLE["inputs"], "outputs": WHOLE["outputs"]}  # of decoders, the model names them
+            assert at(Recipe.model_validate(tensors | one).model_dump(mode="json"), path) == SELDOM[value]
 
 
 LIMITS = "accuracy.limits.fp32."
@@ -214,9 +229,11 @@ FREE = {*(f"{LIMITS}{f}" for f in ("metric", "sqnr_db")), "accuracy.metric.thres
 """Fields in which any finite number means something."""
 COUNTED = {n for n in NAMES if n.startswith(("performance.budget", "performance.sweep.latency"))}
 POSITIVE = COUNTED | {f"{LIMITS}{field}" for field in ("metric_ratio", "metric_delta", "max_abs", "mean_abs")}
+POSITIVE |= {"performance.serving.load.qps", "performance.serving.load.p99_ms"}
 MAY_BE_ZERO = {
     "release.triton.dynamic_batching.max_delay_us", "release.triton.warmup", "accuracy.metric.blank",
     "accuracy.metric.space", *(f"shapes.default.batch.{i}" for i in range(3)), "performance.at.one.batch",
+    *(f"performance.at.chat.{name}" for name in ("prompt", "new", "streams")),
 }  # fmt: skip
 BETWEEN = {f"{LIMITS}metric_between.0", f"{LIMITS}metric_between.1"}
 RANGE = {"inputs.image.range.0", "inputs.image.range.1"}
@@ -285,7 +302,7 @@ def numeric_options() -> Iterator[tuple[str, str]]:
 def test_options_refuse_them(
     repository: Path, capsys: pytest.CaptureFixture[str], command: str, option: str, value: str
 ) -> None:
-    named = {"sensitivity": ["recipes/tiny.yaml"]}.get(command, [])
+    named = {name: ["recipes/tiny.yaml"] for name in ("sensitivity", "serve")}.get(command, [])
     assert _run([command, *named, option, value]) == 2
     assert option in capsys.readouterr().err
 

@@ -41,7 +41,7 @@ def test_globs_of_several_recipes_each_select_in_theirs(repository: Path, capsys
 
 
 @pytest.mark.parametrize(
-    "command", [["plan"], ["build"], ["release"], ["package", "--out", "out", "--champions"], ["rollback"]]
+    "command", [["plan"], ["build"], ["release"], ["package", "--out", "out", "--champions"], ["rollback"], ["limits"]]
 )
 def test_every_command_refuses_each_glob_that_selects_nothing(
     repository: Path, capsys: pytest.CaptureFixture[str], command: list[str]
@@ -59,7 +59,9 @@ def with_only() -> Iterator[str]:
 
 
 def test_those_are_all_commands_that_have_it() -> None:
-    assert sorted(with_only()) == ["build", "package", "plan", "release", "rollback"]
+    assert sorted(with_only()) == [
+        "build", "limits", "package", "plan", "rehearse", "release", "rollback", "serve",
+    ]  # fmt: skip
 
 
 def test_a_plan_of_one_recipe_takes_what_was_meant_for_others_too(repository: Path) -> None:

@@ -94,7 +94,10 @@ def test_an_engine_that_was_not_measured_has_no_tables() -> None:
     assert list(remarks(bare)) == list(complaints(bare)) == []
 
 
-def test_the_terminal_prints_the_tables_after_the_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_prints_the_tables_after_the_verdicts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # narrow tables leave columns out
     from engineworks.report.results_text import print_results
     from engineworks.settings import read_settings
 

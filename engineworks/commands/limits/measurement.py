@@ -16,7 +16,7 @@ from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.slices import read_slices
 from engineworks.measure.suggested_limits import Evidence, Suggestion, suggest_limits
 from engineworks.plan.kinds import ACCURACY_FILE
-from engineworks.plan.plan import Plan, PlannedEngine, plan_recipe
+from engineworks.plan.plan import Plan, PlannedEngine, plan_recipes
 from engineworks.recipe.load import LoadedRecipe, load_recipe, refuse_decoders
 from engineworks.recipe.samples import EVERY_SAMPLE
 from engineworks.settings import Settings
@@ -47,7 +47,7 @@ def measure_limits(recipe: Path, settings: Settings, *, only: str | None = None)
         files = replace(loaded.files, evaluation=replace(loaded.files.evaluation, slices=EVERY_SAMPLE))
         whole = replace(loaded, files=files)
     store = open_store(settings)
-    plan = plan_recipe(whole, store, FileDigests(settings.artifacts / "digests.db"), only=only)
+    (plan,) = plan_recipes([whole], store, FileDigests(settings.artifacts / "digests.db"), only=only)
     suggestions, silent = list[Suggestion](), list[str]()
     for precision in dict.fromkeys(engine.precision for engine in plan.engines):
         engines = [engine for engine in plan.engines if engine.precision == precision]

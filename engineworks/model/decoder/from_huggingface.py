@@ -16,6 +16,7 @@ from engineworks.model.decoder.interface import IDS, LOGITS, POSITIONS, CacheTen
 from engineworks.model.export.from_huggingface import PACKAGES, find_folder
 from engineworks.model.export.interface import ExportReport, folder_bytes, require_packages, versions_of
 from engineworks.model.onnx_files import EXTERNAL_ABOVE_BYTES, MODEL_FILE
+from engineworks.model.runtime.ort_forms import exact_options
 
 if TYPE_CHECKING:
     import onnx
@@ -201,7 +202,7 @@ def _run(
     """Yield logits by row, with the position of the first."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
+    options = exact_options()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engineworks.errors import ModelError
 from engineworks.model.export.outline import metadata_of
 
 EXACT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
@@ -113,7 +114,7 @@ def form_of(engine: Path) -> Form:
     """The form that the engine was made in; the current one for a model without this entry."""
     try:
         written = json.loads(metadata_of(engine)[METADATA_KEY])
-    except (KeyError, OSError, ValueError):  # ONNX Runtime reports what is wrong with the file
+    except (KeyError, ModelError, OSError, ValueError):  # ONNX Runtime reports what is wrong with the file
         return current()
     return Form(str(written["saved"]), str(written["loaded"]), tuple(written["without"]))
 

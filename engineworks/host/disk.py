@@ -21,7 +21,7 @@ def full_disk_named(folder: Path) -> Iterator[None]:
     """Let an error below be one sentence that names the folder if its disk is full."""
     try:
         yield
-    except Interrupted:
+    except (Interrupted, StoreError):  # the latter names its own place
         raise
     except Exception as error:
         if not (_is_full(folder) or _says_full(error)):

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import STEPS
 
+from engineworks.builds.record_note import note_used_by
 from engineworks.errors import StoreError
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
 from engineworks.store.store import Store
+from engineworks.tracking.runs import open_tracking
 
 pytestmark = pytest.mark.xdist_group("faults")
 PROGRAM = Path(sys.executable).parent / "engineworks"
@@ -82,9 +84,12 @@ def test_a_child_on_a_full_disk_says_so_whatever_its_library_says(small_disk: Pa
 
 def test_a_build_on_a_full_disk_goes_on_when_there_is_room_again(repository: Path, small_disk: Path) -> None:
     environment = os.environ | {"ENGINEWORKS_STORE": str(small_disk / "store")}
+    artifacts = repository / "artifacts"
+    note_used_by(Store(small_disk / "store"), artifacts, open_tracking(artifacts))  # else it may find the disk full
     build = [str(PROGRAM), "build", "recipes/tiny.yaml", "--json"]
     first = subprocess.run(build, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert first.returncode == 4, first.stderr
+    assert first.stdout, first.stderr
     result = json.loads(first.stdout)
     errors = {e["error"].partition(": ")[2] for e in result["engines"] if e["error"]}
     assert errors
@@ -98,6 +103,8 @@ def test_a_build_on_a_full_disk_goes_on_when_there_is_room_again(repository: Pat
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     second = json.loads(subprocess.run(build, env=environment, capture_output=True, text=True, check=True).stdout)
     assert {e["verdict"] for e in second["engines"]} == {"pass"}
-    assert second["steps"] == {"run": STEPS - done, "reused": done, "failed": 0}
+    assert second["steps"]["failed"] == 0
+    assert second["steps"]["reused"] >= done  # a step may be stored whose log no longer fits
+    assert second["steps"]["run"] + second["steps"]["reused"] == STEPS
     stored = [store.require(key).step for key in store.keys()]  # passports tell of every state that they were issued in
     assert sum(1 for step in stored if not step.endswith("/passport")) == STEPS

@@ -216,7 +216,7 @@ def _latency_effects(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator
 
 
 def _median(figures: Mapping[str, Any] | None) -> str:
-    """'0.023 ms (0.022 to 0.024)': the 95 % interval of the median."""
+    """'0.023 ms (0.022 to 0.024)': the 95% interval of the median."""
     if figures is None:
         return "not measured"
     interval = figures.get("median_interval")
@@ -234,7 +234,7 @@ def _compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if not first or not second:
         return f"{change}, with too few runs to tell"
     apart = first[0] > second[1] or second[0] > first[1]
-    return f"{change}: the 95 % intervals do not meet" if apart else "no difference: the 95 % intervals overlap"
+    return f"{change}: the 95% intervals do not meet" if apart else "no difference: the 95% intervals overlap"
 
 
 def _number(value: object) -> str:

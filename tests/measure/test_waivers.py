@@ -35,7 +35,7 @@ def test_a_waived_failure_stays_a_fail_and_the_engine_passes() -> None:
     assert found.verdict == "pass"
     assert found.failures == ()
     check = found.checks[0]
-    assert (check.verdict, check.sentence) == ("fail", "cosine[logits] is what it is.")
+    assert (check.verdict, check.message) == ("fail", "cosine[logits] is what it is.")
     assert check.waived == "waived by ana@x.org until 2027-01-31: old camera"
     assert check.to_json()["waived"] == check.waived
 
@@ -44,7 +44,7 @@ def test_the_day_after_it_expired_it_changes_nothing_and_the_sentence_says_so() 
     found = apply_waivers(FAILED, [waiver()], "r/int8/cpu", date(2027, 2, 1))
     assert found.verdict == "fail"
     assert found.checks[0].waived == ""
-    assert found.checks[0].sentence.endswith(" The waiver by ana@x.org expired on 2027-01-31.")
+    assert found.checks[0].message.endswith(" The waiver by ana@x.org expired on 2027-01-31.")
 
 
 def test_another_failure_still_fails() -> None:

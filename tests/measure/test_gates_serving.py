@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.measure.gates.gates import Word
+from engineworks.measure.gates.gates import CheckVerdict
 from engineworks.measure.gates.serving import load_verdict, serving_checks
 
 LIMITS = {"qps": 100.0, "find_qps": False, "p99_ms": 15.0, "seconds": 60.0}
@@ -22,7 +22,7 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def words(report: dict[str, Any] | None, limits: Any = LIMITS, why: str = "") -> dict[str, Word]:
+def words(report: dict[str, Any] | None, limits: Any = LIMITS, why: str = "") -> dict[str, CheckVerdict]:
     return {check.name: check.verdict for check in serving_checks(report, limits, why)}
 
 

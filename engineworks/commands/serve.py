@@ -94,7 +94,7 @@ def serve(
             without = {engine.id for engine in left}
             engines = [engine for engine in engines if engine.passport.id not in without]
             left = [*more_left, *left]
-        require_some(engines, left, lambda engine: f"{engine.id} {engine.sentence}")
+        require_some(engines, left, lambda engine: f"{engine.id} {engine.message}")
         jobs = Server(plan, store, Path(folder), pool, quiet=as_json)
         pairs = [(engine, champion_of[engine.passport.id]) for engine in engines] if shadow else []
         served = []
@@ -103,8 +103,8 @@ def serve(
             if not as_json:
                 judged.say()
     for engine in () if as_json else left:
-        terminal.say(f"{engine.id}: {engine.sentence}")
+        terminal.say(f"{engine.id}: {engine.message}")
     if as_json:
-        left_out = [{"id": e.id, "sentence": e.sentence} for e in left]
+        left_out = [{"id": e.id, "sentence": e.message} for e in left]
         terminal.print_json({"engines": [judged.to_json() for judged in served], "left_out": left_out})
     raise typer.Exit(most_severe([*(j.exit_code for j in served), *(e.exit_code for e in left)]))

@@ -47,7 +47,7 @@ class Judged:
             more = f", ready in {self.report['ready_s']:.2f} s by Triton's backend {self.report['backend']}"
         terminal.say(f"{self.id}: {worst(self.checks)}{more}")
         for check in self.checks:
-            terminal.say(f"  {check.verdict:<12} {check.name}: {check.sentence}")
+            terminal.say(f"  {check.verdict:<12} {check.name}: {check.message}")
 
 
 class Server:

@@ -58,7 +58,7 @@ def test_each_difference_has_its_own_check(change: dict[str, Any], name: str, wo
     assert {n: w for n, w in words(change).items() if w != "pass"} == {name: word}
 
 
-def test_limits_are_the_recipes_or_told_defaults() -> None:
+def test_limits_are_the_recipes_or_defaults() -> None:
     assert shadow_limits(None, None) == {"latency": 0.05, "accuracy": 0.005, "cosine": pytest.approx(0.9602)}
     given = Regression(latency=0.1, accuracy=0.02)
     assert shadow_limits(given, 1.0) == {"latency": 0.1, "accuracy": 0.02, "cosine": 1.0}

@@ -7,7 +7,7 @@ from typing import Any
 
 from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.gates.gates import Check
-from engineworks.measure.gates.regression import comparison_sentence, worse_by
+from engineworks.measure.gates.regression import comparison_message, worse_by
 from engineworks.measure.regression import comparison_from_json
 from engineworks.measure.statistics import figure, reaches
 
@@ -41,18 +41,18 @@ def shadow_checks(report: Report, limits: Mapping[str, float]) -> list[Check]:
 def _answers(report: Report, limit: float) -> Iterator[Check]:
     for group, answers in report["answers"].items():
         name = f"shadow.answers[{group}]"
-        told = f"{answers['equal']} of {answers['requests']} answers equal the champion's"
+        text = f"{answers['equal']} of {answers['requests']} answers equal the champion's"
         if answers["torn"]:
-            told += f"; {answers['torn']} have no counterpart, the first: {answers['first_torn']}"
-            yield Check(name, "fail", f"{told}.")
+            text += f"; {answers['torn']} have no counterpart, the first: {answers['first_torn']}"
+            yield Check(name, "fail", f"{text}.")
         elif answers["refused"] == answers["requests"]:
             yield Check(name, "inconclusive", "Both sides refused every request: are they of this model?")
         else:
             worst = worst_cosine(answers["outputs"])
             good = worst is not None and reaches(worst, limit)
-            told += f", {answers['refused']} were refused by both" if answers["refused"] else ""
-            told += f"; cosine {figure(worst)}, limit {figure(limit)}."
-            yield Check(name, "pass" if good else "fail", told)
+            text += f", {answers['refused']} were refused by both" if answers["refused"] else ""
+            text += f"; cosine {figure(worst)}, limit {figure(limit)}."
+            yield Check(name, "pass" if good else "fail", text)
 
 
 def _metric(report: Report, limit: float) -> Iterator[Check]:
@@ -60,13 +60,13 @@ def _metric(report: Report, limit: float) -> Iterator[Check]:
     if metric is None:
         return
     ours, theirs = metric["candidate"], metric["champion"]
-    told = f"{metric['name']} of the served answers is {figure(ours)}, of the champion's {figure(theirs)}"
+    text = f"{metric['name']} of the served answers is {figure(ours)}, of the champion's {figure(theirs)}"
     if ours is None or theirs is None:
-        yield Check("shadow.metric", "fail", f"{told}.")
+        yield Check("shadow.metric", "fail", f"{text}.")
         return
     worse = worse_by(ours, theirs, lower_is_better=metric["lower_is_better"])
-    told += f", limit {100 * limit:.3g} % worse."
-    yield Check("shadow.metric", "pass" if reaches(limit, worse) else "fail", told)
+    text += f", limit {100 * limit:.3g} % worse."
+    yield Check("shadow.metric", "pass" if reaches(limit, worse) else "fail", text)
 
 
 def _latency(report: Report, limits: Mapping[str, float]) -> Iterator[Check]:
@@ -74,5 +74,5 @@ def _latency(report: Report, limits: Mapping[str, float]) -> Iterator[Check]:
     for group, document in latency["shapes"].items():
         result = comparison_from_json(document)
         how = f"{result.rounds} rounds side by side, in {len(latency['attempts'])} pairs of servers"
-        told = comparison_sentence(group, result, limits["latency"], str(report["champion"]), how)
-        yield Check(f"shadow.latency[{group}]", result.verdict, told)
+        text = comparison_message(group, result, limits["latency"], str(report["champion"]), how)
+        yield Check(f"shadow.latency[{group}]", result.verdict, text)

@@ -30,6 +30,7 @@ from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.settings import Settings
 from engineworks.steps.blame.bundle import write_bundle, write_script
 from engineworks.steps.blame.graph import Graph
+from engineworks.steps.blame.lowered import SHOWN
 from engineworks.steps.blame.probe import SCRATCH, Budget, EngineProber, OutOfBuilds, array_digests
 from engineworks.steps.blame.search import Found, blame_engine, most_builds
 from engineworks.steps.blame.trials import Trial, Trials, worst_visit
@@ -247,9 +248,17 @@ class _Search:
         details = []
         bundle = self.folder / "bundle"
         if worst is not None:
-            details.append(f"Alone on fp32's values, {worst['node']} {_how_wrong(worst['error'])}; "
-                           f"the median of {said['count']} pieces: {said['typical']:.2g}.")  # fmt: skip
-            write_script(bundle, {"backend": "onnxruntime"}, sentence, said["typical"] * 3, as_written=True)
+            details.append(
+                f"{worst['node']} alone {_how_wrong(worst['error'])} on fp32's values (median of the others that lose: "
+                f"{said['typical']:.2g}), and the fp32 model's output {_how_wrong(worst['effect'])} with it."
+            )
+            write_script(bundle, {"backend": "onnxruntime"}, sentence, said["right"], as_written=True)
+        if len(said["cured"]) > len(blamed):
+            names = _listed([piece["node"] for piece in said["cured"]], SHOWN)
+            right = self._right_of_lowered()
+            details.append(
+                f"Its error is right ({right:.2g} or less) with these {len(said['cured'])} in fp32: {names}."
+            )
         return Blame(
             self.engine.id, "lowered", sentence, nodes, (), worst["error"] if worst else None, builds, said["count"],
             str(bundle) if worst else "", tuple(details), tuple(said["pieces"]),
@@ -269,6 +278,6 @@ def _how_wrong(error: float | None) -> str:
     return f"has an error of {error:.2g}"
 
 
-def _listed(nodes: Sequence[str]) -> str:
-    shown = ", ".join(nodes[:6])
-    return f"{shown} and {len(nodes) - 6} more" if len(nodes) > 6 else shown
+def _listed(nodes: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(nodes[:most])
+    return f"{shown} and {len(nodes) - most} more" if len(nodes) > most else shown

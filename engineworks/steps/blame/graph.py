@@ -153,6 +153,17 @@ class Graph:
             level = sorted(before - order.keys(), reverse=True)
         return list(order)
 
+    def descendants(self, name: str) -> set[int]:
+        """Nodes that depend on this tensor."""
+        found: set[int] = set()
+        pending = list(self.readers.get(name, ()))
+        while pending:
+            index = pending.pop()
+            if index not in found:
+                found.add(index)
+                pending += [r for n in self.nodes[index].output for r in self.readers.get(n, ())]
+        return found
+
     def inputs_of(self, chosen: Collection[int]) -> list[str]:
         """What these nodes read that neither they nor constants make."""
         inside = set(chosen)

@@ -35,6 +35,9 @@ FALLEN = 1 / 3
 
 SHOWN = 20
 
+SHOWS = 3.0
+"""A piece whose own error is this many times the median one shows the fault by itself."""
+
 LEFT_OUT = 16
 """Of so many pieces to blame or fewer, each is left out once."""
 
@@ -56,11 +59,12 @@ class Piece:
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Find the pieces to blame: {whole, pieces, blamed, left, best}.
+    """Find the pieces to blame: {whole, pieces, blamed, left, cured, right, count, typical}.
 
     Runs in a child process. payload: folded, lowered (models), folded_values, lowered_values (.npz), allowed (the error
     that is right), out (a folder for the worst piece: model.onnx, inputs.npz, expected.npz). `whole`: error of the
-    lowered model's outputs; `left`: the error with the `blamed` pieces in fp32.
+    lowered model's outputs; `left`: the error with the `blamed` pieces in fp32. `cured`: the fewest with which it is
+    allowed, none where no number is enough. `right`: the error up to which the bundle shows no fault.
     """
     folded = Graph(load_model(Path(payload["folded"])))
     lowered = Graph(load_model(Path(payload["lowered"])))
@@ -70,13 +74,19 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         study = _Study(folded, lowered, wanted, values, Path(scratch))
         pieces = sorted(study.pieces(), key=lambda piece: (-piece.effect, -piece.error))
         whole = study.error_with([])
-        blamed, left = study.blamed(pieces, whole, float(payload["allowed"]))
-    if pieces:
-        study.write(pieces[0], Path(payload["out"]))
+        allowed = float(payload["allowed"])
+        blamed, left = study.blamed(pieces, whole, max(allowed, whole * FALLEN))
+        cured, _ = (blamed, left) if left <= allowed else study.blamed(pieces, whole, allowed)
+    worst, right, typical = pieces[0] if pieces else None, allowed, 0.0
+    if worst is not None:
+        typical = float(np.median([p.error for p in pieces if p.error > 0 and p is not worst] or [0.0]))
+        alone = worst.error > SHOWS * typical
+        right = max(SHOWS * typical, worst.error / 10) if alone else worst.effect / 2
+        (study.write if alone else study.write_with_rest)(worst, Path(payload["out"]))
     return {
-        "whole": whole, "left": left,
+        "whole": whole, "left": left, "right": right, "cured": [study.told(piece) for piece in cured],
         "blamed": [study.told(piece) for piece in blamed], "pieces": [study.told(piece) for piece in pieces[:SHOWN]],
-        "count": len(pieces), "typical": float(np.median([p.error for p in pieces])) if pieces else 0.0,
+        "count": len(pieces), "typical": typical,
     }  # fmt: skip
 
 
@@ -138,11 +148,11 @@ class _Study:
         """fp32's values of what the nodes read, in the lowered model's types."""
         return {n: self.wanted[n].astype(self.values[n].dtype) for n in self.lowered.fed(nodes, self.values)}
 
-    def blamed(self, pieces: Sequence[Piece], whole: float, allowed: float) -> tuple[list[Piece], float]:
-        """The fewest of the worst pieces that explain the error, and what is left of it; none if no number does."""
+    def blamed(self, pieces: Sequence[Piece], whole: float, target: float) -> tuple[list[Piece], float]:
+        """The fewest of the worst pieces without which the error is the target's, and what is left of it; none if no
+        number is enough."""
         wrong = [piece for piece in pieces if piece.error > 0]
-        target = max(allowed, whole * FALLEN)
-        if not wrong or whole <= allowed:
+        if not wrong or whole <= target:
             return [], whole
         too_few, enough = 0, 1
         while (left := self.error_with(wrong[:enough])) > target:
@@ -192,6 +202,48 @@ class _Study:
         save_model(self.lowered.extract(piece.nodes, [piece.tensor], self.values), out / "model.onnx")
         np.savez(out / "inputs.npz", **self._feeds(piece.nodes))  # type: ignore[arg-type]
         np.savez(out / "expected.npz", **{piece.tensor: self.wanted[piece.tensor]})  # type: ignore[arg-type]
+
+    def write_with_rest(self, piece: Piece, out: Path) -> None:
+        """Write the lowered piece, and all that follows it as the fp32 model computes it."""
+        out.mkdir(parents=True, exist_ok=True)
+        after = self.folded.descendants(piece.tensor)
+        outputs = [n for n in self.folded.outputs if n in self.wanted and self.folded.makers.get(n, -1) in after]
+        outputs += [piece.tensor] if piece.tensor in self.folded.outputs else []
+        model = self.folded.extract(after, [n for n in outputs if n != piece.tensor], self.wanted)
+        part = self.lowered.extract(piece.nodes, [piece.tensor], self.values)
+        _joined(model, part, piece.tensor, self.wanted[piece.tensor], self.values[piece.tensor], outputs)
+        save_model(model, out / "model.onnx")
+        given = {n: self.wanted[n] for n in self.folded.fed(after, self.wanted) if n != piece.tensor}
+        given |= {f"{LOWERED}{n}": v for n, v in self._feeds(piece.nodes).items()}
+        np.savez(out / "inputs.npz", **given)  # type: ignore[arg-type]
+        np.savez(out / "expected.npz", **{n: self.wanted[n] for n in outputs})  # type: ignore[arg-type]
+
+
+LOWERED = "lowered/"
+"""How the names of a lowered piece begin in a model of both."""
+
+
+def _joined(
+    model: onnx.ModelProto, part: onnx.ModelProto, tensor: str, wanted: Array, value: Array, outputs: Collection[str]
+) -> None:
+    """Put the lowered part that makes the tensor before the fp32 model's rest, which reads it."""
+    from engineworks.steps.blame.graph import value_info
+
+    nodes = [_renamed(node, LOWERED) for node in part.graph.node]
+    weights = [_renamed_tensor(t, LOWERED) for t in part.graph.initializer]
+    inputs = [v for v in model.graph.input if v.name != tensor]
+    for value_in in part.graph.input:
+        value_in.name = f"{LOWERED}{value_in.name}"
+    inputs += part.graph.input
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.graph.initializer.extend(weights)
+    if tensor in outputs:
+        model.graph.output.append(value_info(tensor, wanted))
+    rest = list(model.graph.node)
+    set_nodes(model.graph, [*nodes, _cast(f"{LOWERED}{tensor}", tensor, value, wanted), *rest])
+    known = {(o.domain, o.version) for o in model.opset_import}
+    model.opset_import.extend(o for o in part.opset_import if o.domain not in {d for d, _ in known})
 
 
 def _between(graph: Graph, name: str, shared: Collection[str]) -> Nodes:
@@ -272,13 +324,13 @@ def _cast(source: str, result: str, before: Array, after: Array) -> onnx.NodePro
     return helper.make_node("Cast", [source], [result], to=helper.np_dtype_to_tensor_dtype(after.dtype))
 
 
-def _renamed(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The node with all tensors' names in the fp32 model's own name space."""
+def _renamed(node: onnx.NodeProto, prefix: str = "fp32/") -> onnx.NodeProto:
+    """The node with all tensors' names in a name space of its own."""
     import onnx
 
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    _rename(copy, lambda name: f"fp32/{name}" if name else name)
+    _rename(copy, lambda name: f"{prefix}{name}" if name else name)
     return copy
 
 
@@ -294,10 +346,10 @@ def _rename(node: onnx.NodeProto, name: Callable[[str], str]) -> None:
                 _rename(inner, name)
 
 
-def _renamed_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def _renamed_tensor(tensor: onnx.TensorProto, prefix: str = "fp32/") -> onnx.TensorProto:
     import onnx
 
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
-    copy.name = f"fp32/{tensor.name}"
+    copy.name = f"{prefix}{tensor.name}"
     return copy

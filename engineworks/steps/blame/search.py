@@ -21,6 +21,9 @@ from engineworks.steps.blame.probe import Answer, Budget, OutOfBuilds, Prober, s
 MARKS = 7
 """Cuts that one build marks: so few that most of a builder's fusions stay."""
 
+MOST_MARKS = 200
+"""Inner tensors of a part that the last build marks."""
+
 REMOVED_SINGLY = 10
 """A part of so many units or fewer is tried without each of them."""
 
@@ -147,6 +150,7 @@ class _Search:
         try:
             end, bad = self._first_bad(count, self._bad(self.whole))
             self._shrink(end, bad)
+            self._look_inside()
         except OutOfBuilds:
             self.notes.append(f"stopped after {self.budget.builds} builds: a smaller part may show it too")
         return replace(self._best, builds=self.budget.builds, notes=tuple(self.notes))
@@ -191,14 +195,34 @@ class _Search:
             chosen = self._enough(order, made)
         if chosen is None:
             self.notes.append("the fault needs all that comes before it: alone, no part shows it")
-            return
+        else:
+            self._without_each(chosen, made)
+
+    def _without_each(self, chosen: Sequence[Nodes], bad: list[str]) -> None:
         kept = list(chosen)
         for unit in reversed(chosen[1:]):
             if len(kept) > REMOVED_SINGLY:
                 break
             less = [u for u in kept if u != unit]
-            if self._try(less, made):
+            if self._try(less, bad):
                 kept = less
+
+    def _look_inside(self) -> None:
+        """Find an earlier wrong tensor within the smallest part: what follows it may have hidden its error."""
+        best = self._best
+        units = [unit for unit in self.units if unit <= best.nodes]
+        if len(units) < 2 or best.answer.crash:
+            return
+        made = [n for unit in units[:-1] for i in sorted(unit) for n in self.graph.nodes[i].output if n in self.values]
+        inner = [n for n in made if n not in best.outputs]
+        answer = self._probe(best.nodes, [*inner[:: math.ceil(len(inner) / MOST_MARKS) or 1], *best.outputs])
+        first = next((n for n in inner if n in self._bad(answer)), None)
+        if first is None or answer.crash:
+            return
+        before = [unit for unit in self._nearest(len(self.units), [first]) if unit <= best.nodes]
+        chosen = self._enough(before, [first])
+        if chosen is not None:
+            self._without_each(chosen, [first])
 
     def _nearest(self, end: int, names: Sequence[str]) -> list[Nodes]:
         """The units that these tensors depend on, the nearest first."""

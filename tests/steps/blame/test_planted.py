@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
-from random_graphs import ROWS, WIDTH, FaultyBackend, random_graph, run
+from onnx import TensorProto, helper, numpy_helper
+from random_graphs import OPSET, ROWS, WIDTH, FaultyBackend, random_graph, run
 
 from engineworks.model.graphs import all_nodes
 from engineworks.steps.blame import lowered
 from engineworks.steps.blame.graph import Graph
 from engineworks.steps.blame.search import Found, blame_engine, most_builds
-from engineworks.steps.blame.values import allowed, tolerance
+from engineworks.steps.blame.values import allowed, error_of, tolerance
 
 PLACES = ("MatMul", "LayerNormalization", "Add", "Tanh", "QuantizeLinear", "DequantizeLinear", "Reshape", "Concat")
 SIZES = [20, 60, pytest.param(300, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.slow)]
@@ -116,6 +116,16 @@ def planted(model: onnx.ModelProto, kind: str, node: onnx.NodeProto) -> onnx.Mod
     return spoiled
 
 
+def study(folded: onnx.ModelProto, lossy: onnx.ModelProto, given: Any, folder: Path, *, allowed: float) -> Any:
+    """What `lowered.main` says of two models."""
+    payload: dict[str, Any] = {"allowed": allowed, "out": str(folder / "bundle")}
+    for name, model in (("folded", folded), ("lowered", lossy)):
+        onnx.save(model, folder / f"{name}.onnx")
+        np.savez(folder / f"{name}.npz", **given, **run(Graph(model).marked(), given))
+        payload |= {name: str(folder / f"{name}.onnx"), f"{name}_values": str(folder / f"{name}.npz")}
+    return lowered.main(payload)
+
+
 @pytest.mark.parametrize("nodes", SIZES)
 @pytest.mark.parametrize(
     ("precision", "kind"), [("fp32", "weight"), ("fp32", "nan"), ("fp16", "nan"), ("int8", "scale")]
@@ -123,21 +133,45 @@ def planted(model: onnx.ModelProto, kind: str, node: onnx.NodeProto) -> onnx.Mod
 def test_a_wrong_lowering_is_named_without_a_build(nodes: int, precision: str, kind: str, tmp_path: Path) -> None:
     model = random_graph(nodes, nodes, precision=precision)
     given = feeds(ROWS, precision)
-    values = {**given, **run(Graph(model).marked(), given)}
     products = [n for n in model.graph.node if n.op_type == "MatMul"]
     for node in products[:: max(1, len(products) // 2)]:
         spoiled = planted(model, kind, node)
-        wrong = {**given, **run(Graph(spoiled).marked(), given)}
-        onnx.save(model, tmp_path / "folded.onnx")
-        onnx.save(spoiled, tmp_path / "lowered.onnx")
-        np.savez(tmp_path / "folded.npz", **values)
-        np.savez(tmp_path / "lowered.npz", **wrong)
-        said = lowered.main({
-            "folded": str(tmp_path / "folded.onnx"), "lowered": str(tmp_path / "lowered.onnx"),
-            "folded_values": str(tmp_path / "folded.npz"), "lowered_values": str(tmp_path / "lowered.npz"),
-            "allowed": tolerance(precision), "out": str(tmp_path / "bundle"),
-        })  # fmt: skip
+        said = study(model, spoiled, given, tmp_path, allowed=tolerance(precision))
         if said["whole"] <= tolerance(precision):
             continue  # a norm after it hides the fault
         assert [piece["node"] for piece in said["blamed"]] == [f"{node.name} (MatMul)"], said
         assert said["left"] <= tolerance(precision)
+
+
+def chain(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(n, TensorProto.DOUBLE, ["batch", WIDTH]) for n in ("x", nodes[-1].output[0]))
+    return helper.make_model(helper.make_graph(nodes, "chain", [x], [y], weights), opset_imports=OPSET, ir_version=10)
+
+
+def test_a_bundle_of_a_piece_that_only_ruins_what_follows_has_it_all(tmp_path: Path) -> None:
+    """Every product loses as much; one of them is multiplied by a thousand later."""
+    random = np.random.default_rng(3)
+    names, nodes, weights = ["x"], list[onnx.NodeProto](), list[onnx.TensorProto]()
+    for i in range(4):
+        weights.append(numpy_helper.from_array(np.linalg.qr(random.normal(size=(WIDTH, WIDTH)))[0], f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [names[-1], f"w{i}"], [f"p{i}"], name=f"p{i}"))
+        nodes.append(helper.make_node("Sub", [f"p{i}", f"m{i}"], [f"d{i}"], name=f"d{i}"))
+        names.append(f"d{i}")
+    given = {"x": random.normal(size=(ROWS, WIDTH))}
+    value = given["x"]
+    for i in range(4):  # d1 is what little is left of a product
+        value = value @ numpy_helper.to_array(weights[i])
+        weights.append(numpy_helper.from_array(value * (0.999 if i == 1 else 0.1), f"m{i}"))
+        value = value * (0.001 if i == 1 else 0.9)
+    folded = chain(nodes, weights)
+    lossy = onnx.ModelProto()
+    lossy.CopyFrom(folded)
+    for tensor in lossy.graph.initializer:
+        if tensor.name.startswith("w"):
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(array + 0.01 * random.normal(size=array.shape), tensor.name))
+    said = study(folded, lossy, given, tmp_path, allowed=0.05)
+    assert {piece["node"] for piece in said["blamed"]} == {"p0 (MatMul)", "p1 (MatMul)"}  # both are before d1
+    files = {n: dict(np.load(tmp_path / f"bundle/{n}.npz")) for n in ("inputs", "expected")}
+    got = run(onnx.load(tmp_path / "bundle/model.onnx"), files["inputs"])
+    assert error_of(got["d3"], files["expected"]["d3"]) > said["right"] > 0.05

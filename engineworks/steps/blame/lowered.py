@@ -73,10 +73,10 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         study = _Study(folded, lowered, wanted, values, Path(scratch))
         pieces = sorted(study.pieces(), key=lambda piece: (-piece.effect, -piece.error))
-        whole = study.error_with([])
+        full_error = study.error_with([])
         allowed = float(payload["allowed"])
-        blamed, left = study.blamed(pieces, whole, max(allowed, whole * FALLEN))
-        cured, _ = (blamed, left) if left <= allowed else study.blamed(pieces, whole, allowed)
+        blamed, left = study.blamed(pieces, full_error, max(allowed, full_error * FALLEN))
+        cured, _ = (blamed, left) if left <= allowed else study.blamed(pieces, full_error, allowed)
     worst, right, typical = pieces[0] if pieces else None, allowed, 0.0
     if worst is not None:
         typical = float(np.median([p.error for p in pieces if p.error > 0 and p is not worst] or [0.0]))
@@ -84,8 +84,8 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         right = max(SHOWS * typical, worst.error / 10) if alone else worst.effect / 2
         (study.write if alone else study.write_with_rest)(worst, Path(payload["out"]))
     return {
-        "whole": whole, "left": left, "right": right, "cured": [study.told(piece) for piece in cured],
-        "blamed": [study.told(piece) for piece in blamed], "pieces": [study.told(piece) for piece in pieces[:SHOWN]],
+        "whole": full_error, "left": left, "right": right, "cured": [study.record(piece) for piece in cured],
+        "blamed": [study.record(piece) for piece in blamed], "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
         "count": len(pieces), "typical": typical,
     }  # fmt: skip
 
@@ -148,12 +148,12 @@ class _Study:
         """fp32's values of what the nodes read, in the lowered model's types."""
         return {n: self.wanted[n].astype(self.values[n].dtype) for n in self.lowered.fed(nodes, self.values)}
 
-    def blamed(self, pieces: Sequence[Piece], whole: float, target: float) -> tuple[list[Piece], float]:
+    def blamed(self, pieces: Sequence[Piece], full_error: float, target: float) -> tuple[list[Piece], float]:
         """The fewest of the worst pieces without which the error is the target's, and what is left of it; none if no
         number is enough."""
         wrong = [piece for piece in pieces if piece.error > 0]
-        if not wrong or whole <= target:
-            return [], whole
+        if not wrong or full_error <= target:
+            return [], full_error
         too_few, enough = 0, 1
         while (left := self.error_with(wrong[:enough])) > target:
             if enough == len(wrong):
@@ -189,7 +189,7 @@ class _Study:
         finally:
             session.close()
 
-    def told(self, piece: Piece) -> dict[str, Any]:
+    def record(self, piece: Piece) -> dict[str, Any]:
         nodes = [self.lowered.nodes[i] for i in sorted(piece.nodes)]
         makers = {name: node for node in self.folded.nodes for name in node.output}
         return {

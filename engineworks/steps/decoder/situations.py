@@ -32,10 +32,11 @@ class Situations:
     def run(self) -> dict[str, dict[str, Any]]:
         """Return the worst difference of each situation, with its stream and position."""
         every: Mapping[str, Callable[[], dict[str, Any]]] = {
-            "at_once": self._at_once, "beside": self._beside, "places": self._places, "joining": self._joining,
+            "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
-        return {name: situation() for name, situation in every.items()}
+        graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
+        return {name: situation() for name, situation in every.items()} | graph
 
     def end(self, count: int) -> tuple[dict[str, dict[str, Any]], Logits]:
         """Fill the context at once, and again with the last `count` tokens one by one; try one token more.
@@ -44,13 +45,13 @@ class Situations:
         """
         steps = min(count, len(self._long) - 1)
         self._session.reset()
-        whole = self._session.step({0: self._long})[0][-count:]
+        full = self._session.step({0: self._long})[0][-count:]
         beyond = self._beyond()
         self._session.reset()
         self._session.step({0: self._long[:-steps]})
         ones = [self._session.step({0: token})[0] for token in np.split(self._long[-steps:], steps)]
-        found = self._worst([(0, np.concatenate(ones), whole[-steps:])], first=len(self._long) - steps)
-        return {"end": found, "beyond": beyond}, whole
+        found = self._worst([(0, np.concatenate(ones), full[-steps:])], first=len(self._long) - steps)
+        return {"end": found, "beyond": beyond}, full
 
     def _alone(self, stream: int, text: Tokens, prompt: int) -> Logits:
         """Return logits [len(text), vocabulary]: the prompt at once, then token by token."""
@@ -66,7 +67,7 @@ class Situations:
             found.append((index, self._session.step({0: text})[0], self._plain[index]))
         return self._worst(found)
 
-    def _beside(self) -> dict[str, Any]:
+    def _alongside(self) -> dict[str, Any]:
         return self._worst(self._together({i: i for i in range(len(self._texts))}))
 
     def _places(self) -> dict[str, Any]:
@@ -131,6 +132,13 @@ class Situations:
 
     def _again(self) -> dict[str, Any]:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
+
+    def _graph(self) -> dict[str, Any]:
+        """Without a device's graphs, for comparison: the plain answer was replayed from its second run on."""
+        self._session.use_graphs(False)
+        without = self._alone(0, self._texts[0], self._prompts[0])
+        self._session.use_graphs(True)
+        return self._worst([(0, without, self._plain[0])])
 
     def _beyond(self) -> dict[str, Any]:
         try:

@@ -85,7 +85,8 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         (study.write if alone else study.write_with_rest)(worst, Path(payload["out"]))
     return {
         "whole": full_error, "left": left, "right": right, "cured": [study.record(piece) for piece in cured],
-        "blamed": [study.record(piece) for piece in blamed], "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
+        "blamed": [study.record(piece) for piece in blamed],
+        "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
         "count": len(pieces), "typical": typical,
     }  # fmt: skip
 

@@ -50,7 +50,10 @@ def worst_position(got: NDArray[Any], plain: NDArray[Any], first: int = 0) -> di
 
 
 def worst_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the worst of several, None counting as worst."""
+    """Return the worst of several, None counting as worst; of refusals whether all refused."""
+    refusals = [f for f in found if "refused" in f]
+    if refusals:
+        return {"refused": all(f["refused"] for f in refusals)}
     return dict(max(found, key=lambda f: np.inf if f["difference"] is None else f["difference"]))
 
 

@@ -35,7 +35,8 @@ class Situations:
             "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
-        return {name: situation() for name, situation in every.items()}
+        graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
+        return {name: situation() for name, situation in every.items()} | graph
 
     def end(self, count: int) -> tuple[dict[str, dict[str, Any]], Logits]:
         """Fill the context at once, and again with the last `count` tokens one by one; try one token more.
@@ -131,6 +132,13 @@ class Situations:
 
     def _again(self) -> dict[str, Any]:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
+
+    def _graph(self) -> dict[str, Any]:
+        """Without a device's graphs, for comparison: the plain answer was replayed from its second run on."""
+        self._session.use_graphs(False)
+        without = self._alone(0, self._texts[0], self._prompts[0])
+        self._session.use_graphs(True)
+        return self._worst([(0, without, self._plain[0])])
 
     def _beyond(self) -> dict[str, Any]:
         try:

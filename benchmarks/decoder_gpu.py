@@ -178,7 +178,9 @@ def _installed(name: str) -> bool:
 def _measure(out: Path, precision: str, found: dict[str, Any]) -> None:
     import tensorrt_rtx as trt
 
-    from engineworks.engines.decoder.rtx import Part, RtxDecoder
+    from engineworks.engines.backends.tensorrt_rtx import VENDOR
+    from engineworks.engines.decoder.parts import Part
+    from engineworks.engines.decoder.trt import TrtDecoder
 
     face, folder, begin = _interface(out, half=True), out / f"engines-{precision}", time.monotonic()
     folder.mkdir(exist_ok=True)
@@ -191,7 +193,7 @@ def _measure(out: Path, precision: str, found: dict[str, Any]) -> None:
             parts.append(Part(name, batch, tokens))
             found.setdefault("builds", {})[name] = built
     for streams in DECODE:
-        session = RtxDecoder(trt, folder, parts, face, streams)
+        session = TrtDecoder(VENDOR, folder, parts, face, streams)
         try:
             if streams == 1:
                 found["accuracy"] = _attempt(found, "accuracy", partial(_accuracy, out, session))
@@ -214,7 +216,9 @@ def _build(trt: Any, out: Path, precision: str, face: Any, file: Path, batch: in
 
     start = time.monotonic()
     path = file.with_suffix(".onnx")
-    save_model(fix_shape(load_model(out / f"{precision}.onnx"), face, batch, tokens), path)
+    model = load_model(out / f"{precision}.onnx")
+    fix_shape(model, face, batch, tokens)
+    save_model(model, path)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     for plain in (False, True):
@@ -317,10 +321,10 @@ def _kernels(session: Any) -> list[dict[str, Any]]:
     session.reset()
     session.next_step(ids)
     session.next_step(ids)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(10):
             session.next_step(ids)
-    rows = sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)[:20]
+    rows = sorted(profiled.key_averages(), key=lambda e: -e.self_device_time_total)[:20]
     return [{"name": e.key[:120], "calls": e.count / 10, "us_per_step": e.self_device_time_total / 10} for e in rows]
 
 
@@ -343,8 +347,8 @@ def _transformers(out: Path, hf: Path) -> dict[str, Any]:
                     model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False)
                     torch.cuda.synchronize()
                     into.append(1000 * (time.perf_counter() - start))
-        first, whole = (median(t[1:]) for t in times.values())
-        found[str(streams)] = {"first_token_ms": first, "step_ms": (whole - first) / 32}
+        first, total = (median(t[1:]) for t in times.values())
+        found[str(streams)] = {"first_token_ms": first, "step_ms": (total - first) / 32}
     return found
 
 

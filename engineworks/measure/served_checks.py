@@ -66,7 +66,7 @@ class Finding:
 
     name: str
     good: bool
-    sentence: str
+    message: str
 
 
 def tolerance(precision: str, cosine: float | None) -> Tolerance:
@@ -170,8 +170,8 @@ def synthetic_findings(served: Mapping[str, Any], limit: float) -> Iterator[Find
         figure = (
             f"{worst['nonfinite']} values that are NaN or infinite" if worst["nonfinite"] else f"{worst['cosine']:.6g}"
         )
-        sentence = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst['lengths'])}"
-        yield Finding(name, good, f"{sentence}, limit at least {limit:.6g}.")
+        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst['lengths'])}"
+        yield Finding(name, good, f"{message}, limit at least {limit:.6g}.")
 
 
 def served_findings(served: Mapping[str, Any], cosine: float | None) -> Iterator[Finding]:
@@ -282,10 +282,10 @@ def _moved(
     size = f"is off by {max(record['error'], record['most']):.3g} (limit {limit:.3g})"
     size = "is NaN or infinite" if record["nonfinite"] else size
     where = _at(sequence, index, f"run {record['run']}")
-    sentence = f"{output}: row {record['row']} at {where} {size} from the same sample {before}"
+    message = f"{output}: row {record['row']} at {where} {size} from the same sample {before}"
     if mixing > DEPENDS_A_LITTLE:
-        sentence += "; the fp32 reference does so too: in this model rows depend on each other"
-    return sentence + "."
+        message += "; the fp32 reference does so too: in this model rows depend on each other"
+    return message + "."
 
 
 def _all_right(output: str, served: Mapping[str, Any], limits: Sequence[Tolerance]) -> str:
@@ -304,12 +304,12 @@ def _all_right(output: str, served: Mapping[str, Any], limits: Sequence[Toleranc
     if any("wrong_samples" in f for f, _ in records):
         changed = {(str(v["lengths"]), s) for v in sequence for s in _changed(v, output)}
         figures = f"{len(changed)} of {rows['samples']} samples differ"
-    told = f" Compared with {_compared_with(served)}."
+    note = f" Compared with {_compared_with(served)}."
     if reference.get("why"):
-        told = f" Compared with fp32, for ONNX Runtime cannot run the lowered model: {reference['why']}."
-    told += "" if rows["tested"] else f" Its rows were not told apart: {rows['why']}."
-    told += f" What was not tried: {'; '.join(served['notes'])}." if served["notes"] else ""
-    return f"{output}: right at {what}, at first and after warm-up, there and back ({figures}).{told}"
+        note = f" Compared with fp32, for ONNX Runtime cannot run the lowered model: {reference['why']}."
+    note += "" if rows["tested"] else f" Its rows were not told apart: {rows['why']}."
+    note += f" What was not tried: {'; '.join(served['notes'])}." if served["notes"] else ""
+    return f"{output}: right at {what}, at first and after warm-up, there and back ({figures}).{note}"
 
 
 def _changed(visit: Mapping[str, Any], output: str) -> set[int]:
@@ -327,10 +327,10 @@ def _at(sequence: Sequence[Mapping[str, Any]], index: int, phase: str) -> str:
     visit = sequence[index]
     stops = list(dict.fromkeys(_shape(v["dims"]) for v in sequence))
     turn = sum(v["dims"] == visit["dims"] for v in sequence[: index + 1])
-    words = [f"profile {visit['profile']}", f"{_ordinal(stops.index(_shape(visit['dims'])) + 1)} shape"]
-    words += [f"{_ordinal(turn)} visit"] if turn > 1 else []
-    words += [phase] if phase else []
-    return f"{_shape(visit['dims'])} ({', '.join(words)})"
+    parts = [f"profile {visit['profile']}", f"{_ordinal(stops.index(_shape(visit['dims'])) + 1)} shape"]
+    parts += [f"{_ordinal(turn)} visit"] if turn > 1 else []
+    parts += [phase] if phase else []
+    return f"{_shape(visit['dims'])} ({', '.join(parts)})"
 
 
 def _ordinal(n: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from engineworks.engines.backends import backend, backend_facts
+from engineworks.engines.backends.base import PartsRunner
 from engineworks.engines.capabilities import why_not
 from engineworks.fingerprint import digest_of
 from engineworks.plan.documents import Documents
@@ -32,9 +33,9 @@ def stored_uses(store: Store, fold: str) -> Uses | None:
     return uses
 
 
-def note_unsupported(store: Store, build: str, key: str, sentence: str) -> None:
+def note_unsupported(store: Store, build: str, key: str, message: str) -> None:
     """Record on this host why the builder cannot do this step (its id, its key): it would fail again."""
-    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": sentence})
+    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": message})
 
 
 def known_unsupported(store: Store, build: str, key: str) -> str | None:
@@ -45,27 +46,27 @@ def known_unsupported(store: Store, build: str, key: str) -> str | None:
 
 def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
     """Return why the target cannot do the precision, or which part of a mixed precision it cannot do."""
-    if recipe.model.decoder is not None and (sentence := decoder_refusal(target)) is not None:
-        return sentence
+    if recipe.model.decoder is not None and (message := _decoder_refusal(target)) is not None:
+        return message
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
     quantized = _quantized_operators(computes, frozenset(uses) if uses is not None else None)
     for part in computes.parts:
-        sentence = why_not(
+        message = why_not(
             target.target.backend, facts.version, part, target.target.compute_capability,
             operators=_uses_in(part, computes, uses), quantized=quantized,
         )  # fmt: skip
-        if sentence is not None:
-            return sentence if part == precision or part in computes.quantized else f"{part} around it: {sentence}"
+        if message is not None:
+            return message if part == precision or part in computes.quantized else f"{part} around it: {message}"
     return None
 
 
-def decoder_refusal(target: NamedTarget) -> str | None:
-    """Return why the target's backend cannot run a decoder in place, None if it can."""
-    if target.target.backend == "onnxruntime":
+def _decoder_refusal(target: NamedTarget) -> str | None:
+    """Return why the target's backend cannot run a decoder, None if it can."""
+    name = target.target.backend
+    if name == "onnxruntime" or isinstance(backend(name), PartsRunner):
         return None
-    title = backend(target.target.backend).TITLE
-    return f"decoders are not built for {title} yet; use a target of ONNX Runtime, such as cpu"
+    return f"{backend(name).TITLE} runs no decoders; use a target of ONNX Runtime or TensorRT-RTX, such as cpu"
 
 
 def _uses_in(part: str, computes: Computation, uses: Uses | None) -> Uses | None:

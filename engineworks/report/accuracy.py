@@ -14,7 +14,7 @@ from engineworks.report.blocks import (
     Cell,
     Column,
     Section,
-    Words,
+    Text,
     blocks_of,
     engine_cell,
     number,
@@ -137,7 +137,7 @@ def _shapes(compared: list[EngineResult], background: Background) -> Iterator[Bl
         yield table(columns, rows, title=f"{output}, at every shape it was served at", below=below)
     if engines and any(served[e.id]["notes"] for e in engines):
         yield from (
-            Words(f"not tried: {note}", tone="muted")
+            Text(f"not tried: {note}", tone="muted")
             for note in dict.fromkeys(n for e in engines for n in served[e.id]["notes"])
         )
 

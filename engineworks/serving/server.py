@@ -70,8 +70,8 @@ class StartedServer:
             return ""
         if code < 0:
             return f"the Triton server was ended by {signal.Signals(-code).name}"
-        said = last_error(self.log)
-        return f"the Triton server ended with exit code {code}" + (f": {said}" if said else "")
+        message = last_error(self.log)
+        return f"the Triton server ended with exit code {code}" + (f": {message}" if message else "")
 
     def stop(self) -> None:
         """Ask the server to end, then kill its group. Its shared memory is removed."""
@@ -111,7 +111,8 @@ def started(
     """Start a server without models (they are loaded by name), and stop it afterwards whatever happens.
 
     env: the server's environment, by default ours. python: the interpreter of Python models, by default ours. Raises
-    `RunError` where it does not become ready.
+    `RunError` where it does not become ready. A `RunError` within the context gets the server's log, and says how the
+    server ended where it did: the client's errors only follow from that.
     """
     environ = dict(os.environ if env is None else env)
     environ["PATH"] = os.pathsep.join((str((python or Path(sys.executable)).parent), environ.get("PATH", "")))
@@ -119,6 +120,11 @@ def started(
         process = _start(server, repository, Path(folder), environ)
         try:
             yield process
+        except RunError as error:
+            if ended := process.why_ended():
+                raise RunError(ended, log=process.log) from None
+            error.log = error.log or process.log
+            raise
         finally:
             process.stop()
 
@@ -133,7 +139,7 @@ def _start(server: InstalledServer, repository: Path, folder: Path, env: dict[st
             _wait(process)
         except RunError as error:
             process.kill()
-            if attempt + 1 == ATTEMPTS or not any(word in error.message for word in TAKEN):
+            if attempt + 1 == ATTEMPTS or not any(text in error.message for text in TAKEN):
                 raise
         except BaseException:
             process.kill()

@@ -99,8 +99,8 @@ def _moved(plan: ShapesPlan, rows: ServedRows, model: Path, own: StoredOutputs) 
         for piece, outputs in _run(plan, rows, session):
             wanted = own.piece(piece.key)
             for name, axis in plan.axes.items():
-                seen = moved[piece.pool].setdefault(name, {"error": 0.0, "samples": []})
-                _add_moved(seen, outputs.get(name), wanted[name], axis, plan.scale.get(name, 0.0), _samples(piece))
+                record = moved[piece.pool].setdefault(name, {"error": 0.0, "samples": []})
+                _add_moved(record, outputs.get(name), wanted[name], axis, plan.scale.get(name, 0.0), _samples(piece))
         session.close()
     return moved
 
@@ -110,7 +110,7 @@ def _samples(piece: Piece) -> list[int]:
 
 
 def _add_moved(
-    seen: dict[str, Any], got: np.ndarray[Any, Any] | None, wanted: np.ndarray[Any, Any], axis: int | None,
+    record: dict[str, Any], got: np.ndarray[Any, Any] | None, wanted: np.ndarray[Any, Any], axis: int | None,
     scale: float, samples: list[int],
 ) -> None:  # fmt: skip
     try:
@@ -118,12 +118,12 @@ def _add_moved(
     except ValueError:
         errors = None
     if errors is None or errors.nonfinite.any():
-        seen["error"], seen["samples"] = MOST_MOVED, sorted({*seen["samples"], *samples})
+        record["error"], record["samples"] = MOST_MOVED, sorted({*record["samples"], *samples})
     elif wanted.dtype.name in EXACT_DTYPES:
         tipped = np.flatnonzero(errors.error > SAME_SHARE).tolist()
-        seen["samples"] = sorted({*seen["samples"], *(samples[i] for i in tipped if i < len(samples))})
+        record["samples"] = sorted({*record["samples"], *(samples[i] for i in tipped if i < len(samples))})
     else:
-        seen["error"] = max(seen["error"], float(errors.error.max(initial=0.0)))
+        record["error"] = max(record["error"], float(errors.error.max(initial=0.0)))
 
 
 def _lost(plan: ShapesPlan, lowered_folder: Path, reference: Path) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ class ServedComparison:
             keep_worst(figures, phase, row_figures(errors, picks, run, exact=exact))
             self._places.tried(name, stop.pool, picks if axis is not None else picks[:1])
             if axis is not None:
-                moved = self._places.seen(stop.visit, stop.pool, name, got[name], picks, run)
+                moved = self._places.observe(stop.visit, stop.pool, name, got[name], picks, run)
                 if moved is not None:
                     keep_worst(figures, "moved", moved)
 

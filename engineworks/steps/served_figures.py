@@ -29,7 +29,7 @@ class Places:
     def tried(self, name: str, pool: int, picks: Sequence[int]) -> None:
         self._tried[name] |= {(pool, sample) for sample in picks}
 
-    def seen(
+    def observe(
         self, visit: Visit, pool: int, name: str, got: Array, picks: Sequence[int], run: int
     ) -> dict[str, Any] | None:
         """Return the row furthest from its first occurrence; None if all rows are new.

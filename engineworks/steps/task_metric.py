@@ -85,8 +85,8 @@ class TaskComparison:
                 say=self._job.say, time_limit_s=self._job.seconds_left(), sets=sets,
             )  # fmt: skip
             figures = self._figures(name, "labels", engine, reference)
-            wavers = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
-            figures |= {"repeated": _json_number(again)} if wavers and math.isfinite(engine) else {}
+            nondeterministic = not math.isclose(engine, again, rel_tol=1e-9, abs_tol=1e-12)
+            figures |= {"repeated": _json_number(again)} if nondeterministic and math.isfinite(engine) else {}
             known = {rows.tobytes(): pair for rows, pair in zip(sets, scores, strict=True)}
             return figures | self._slices(names, lambda rows: known[rows.tobytes()], DRAWS_OF_USERS)
         if self._metric is None:

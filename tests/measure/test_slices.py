@@ -24,7 +24,7 @@ def shares(engine: NDArray[Any], reference: NDArray[Any], names: NDArray[Any], *
 def verdict(slices: list[Slice], limit: float | None) -> tuple[str, dict[str, str]]:
     metric = {"name": "top1", "slices": [part.to_json() for part in slices]}
     judged = judge({"outputs": {}, "metric": metric}, None, Limits(worst_slice_ratio=limit), {})
-    return judged.verdict, {check.name: check.sentence for check in judged.checks}
+    return judged.verdict, {check.name: check.message for check in judged.checks}
 
 
 RIGHT = np.ones(1000)

@@ -114,7 +114,7 @@ def test_a_champion_that_is_missing_is_not_no_champion(repository: Path, setting
     assert engine.champion_lost == "version 1 was deleted in MLflow"
     checks = regression_checks(recipe.recipe.performance.regression, None, champion_lost=engine.champion_lost)
     assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
-    assert "the champion is missing: version 1 was deleted in MLflow" in checks[0].sentence
+    assert "the champion is missing: version 1 was deleted in MLflow" in checks[0].message
     assert planned_engines["missing/fp32/cpu"].champion_lost == ""
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engineworks.engines.decoder.base import DecoderSession
+    from engineworks.engines.decoder.parts import Part
+    from engineworks.model.decoder.interface import DecoderInterface
+
     Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
@@ -75,12 +79,12 @@ class Option:
 
     type: type
     help: str
-    words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def complaint(self, value: object) -> str:
         """Return what is wrong with the value, or ''. True and False are not numbers."""
-        if self.words:
-            return "" if value in self.words else f"is {value!r}: one of {', '.join(self.words)}"
+        if self.choices:
+            return "" if value in self.choices else f"is {value!r}: one of {', '.join(self.choices)}"
         if (self.type is not bool and isinstance(value, bool)) or not isinstance(value, self.type):
             return f"is {value!r}: {_KINDS[self.type]} is asked for"
         if not isinstance(value, int) or 0 <= value <= LARGEST_OPTION:
@@ -235,6 +239,24 @@ class Runner(Protocol):
         ...
 
     def device_watch(self) -> DeviceWatch: ...
+
+
+@runtime_checkable
+class PartsRunner(Protocol):
+    """A backend that runs decoders whose artifacts hold an engine for each batch and number of tokens."""
+
+    def open_parts(
+        self,
+        folder: Path,
+        parts: Sequence[Part],
+        interface: DecoderInterface,
+        streams: int,
+        *,
+        serving: Serving = Serving(),
+        cache: Path | None = None,
+    ) -> DecoderSession:
+        """Load the parts' files (digests already verified) for so many streams. Raises `RunError`."""
+        ...
 
 
 @dataclass(frozen=True)

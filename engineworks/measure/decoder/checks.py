@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engineworks.measure.decoder.situations import SITUATIONS, TOLERANCES, is_right
+from engineworks.measure.decoder.situations import SITUATIONS, is_right, tolerance
 from engineworks.measure.decoder.texts import greedy_agreement
 
 
@@ -16,7 +16,7 @@ class DecoderFinding:
 
     name: str
     verdict: Literal["pass", "fail", "inconclusive"]
-    sentence: str
+    message: str
 
 
 def decoder_findings(
@@ -25,25 +25,25 @@ def decoder_findings(
     """report: `decoder` of accuracy.json. metric: the perplexity's figures. limits: greedy_agreement and
     token_agreement, None where the recipe sets none."""
     for name, found in report["situations"].items():
-        yield _situation(name, found, report["computes"])
+        yield _situation(name, found, report["computes"], report.get("moved"))
     yield from _greedy(report, limits.get("greedy_agreement"))
     limit = limits.get("token_agreement")
     if limit is not None and metric is not None:
         value = metric["agreement"] if metric["agreement"] is not None else 0.0
-        sentence = f"The most probable next token is fp32's at {value:.4g} of the positions, limit at least {limit:g}."
-        yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", sentence)
+        message = f"The most probable next token is fp32's at {value:.4g} of the positions, limit at least {limit:g}."
+        yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", message)
 
 
-def _situation(name: str, found: Mapping[str, Any], computes: str) -> DecoderFinding:
-    what, good = SITUATIONS[name], is_right(found, computes)
+def _situation(name: str, found: Mapping[str, Any], computes: str, moved: float | None) -> DecoderFinding:
+    what, good = SITUATIONS[name], is_right(found, computes, moved)
     if "refused" in found:
-        told = "it is refused" if good else "no error was raised"
-        return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {told}.")
+        outcome = "it is refused" if good else "no error was raised"
+        return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {outcome}.")
     value = found["difference"]
     shown = "not a number" if value is None else f"{value:.2g}"
     where = f"stream {found['stream']}, position {found['position']}"
-    sentence = f"{what}: logits differ by {shown} at most ({where}), tolerance {TOLERANCES[computes]:g}."
-    return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", sentence)
+    message = f"{what}: logits differ by {shown} at most ({where}), tolerance {tolerance(computes, moved):.2g}."
+    return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", message)
 
 
 def _greedy(report: Mapping[str, Any], limit: float | None) -> Iterator[DecoderFinding]:
@@ -62,8 +62,8 @@ def _greedy(report: Mapping[str, Any], limit: float | None) -> Iterator[DecoderF
         yield DecoderFinding("greedy_parting", "pass", f"Continuations beside fp32's: {near}.")
     if limit is not None:
         share = greedy_agreement(prompts)
-        sentence = f"Greedy text equals fp32's for {share:.4g} of the tokens until the first parting, limit at least "
-        yield DecoderFinding("greedy_agreement", "pass" if share >= limit else "fail", f"{sentence}{limit:g}.")
+        message = f"Greedy text equals fp32's for {share:.4g} of the tokens until the first parting, limit at least "
+        yield DecoderFinding("greedy_agreement", "pass" if share >= limit else "fail", f"{message}{limit:g}.")
 
 
 def perplexity_verdict(metric: Mapping[str, Any], limit: float) -> Literal["pass", "fail", "inconclusive"]:

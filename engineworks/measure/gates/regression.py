@@ -36,14 +36,14 @@ def regression_checks(
         return []
     asked = [name for name in ("latency", "accuracy") if getattr(regression, name) is not None]
     if champion_unknown:
-        word = f"Not compared: the champion lookup failed ({champion_unknown})."
-        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+        text = f"Not compared: the champion lookup failed ({champion_unknown})."
+        return [Check(f"regression.{name}", "inconclusive", text) for name in asked]
     if champion_lost:
-        word = f"Not compared: the champion is missing: {champion_lost}. {LOST}"
-        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+        text = f"Not compared: the champion is missing: {champion_lost}. {LOST}"
+        return [Check(f"regression.{name}", "inconclusive", text) for name in asked]
     if champion is None:
-        word = "No champion yet: nothing to compare with."
-        return [Check(f"regression.{name}", "pass", word) for name in asked]
+        text = "No champion yet: nothing to compare with."
+        return [Check(f"regression.{name}", "pass", text) for name in asked]
     checks: list[Check] = []
     if regression.latency is not None:
         checks += _latency_checks(regression.latency, champion, comparison, latency, unmeasured_because)
@@ -76,8 +76,8 @@ def _comparison_check(
 ) -> Check:
     times = len(comparison["attempts"])
     how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    sentence = _sentence(shape, result, limit, str(champion), how, comparison["confidence"])
-    return Check(name, result.verdict, sentence + _earlier(len(comparison["earlier"]), comparison["confidence"]))
+    message = comparison_message(shape, result, limit, str(champion), how, comparison["confidence"])
+    return Check(name, result.verdict, message + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
 def _earlier(before: int, confidence: float) -> str:
@@ -103,8 +103,8 @@ def _history_check(
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
     result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
-    said = f"{_sentence(shape, result, limit, str(champion), how)} {stand_in}"
-    return Check(name, result.verdict, f"{said} {WAY_OUT}" if result.verdict == "inconclusive" else said)
+    text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
+    return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
 
 
 LOST = (
@@ -118,20 +118,20 @@ WAY_OUT = (
 )
 
 
-def _sentence(
+def comparison_message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
     """'single: 1.2% slower than the champion …, 99% interval 0.4% to 2.1% slower, limit 5%: 14 rounds …'"""
-    said = f"{shape}: "
+    text = f"{shape}: "
     if result.ratio is not None:
-        said += f"{_slower(result.ratio)} than {champion}"
+        text += f"{_slower(result.ratio)} than {champion}"
         if result.interval is not None:
             low, high = _slower(result.interval.low), _slower(result.interval.high)
-            said += f", {_confidence(confidence)} interval {low} to {high}"
+            text += f", {_confidence(confidence)} interval {low} to {high}"
     else:
-        said += f"cannot be compared with {champion}"
-    said += f", limit {_percent(limit)} slower ({how})."
-    return f"{said} Inconclusive: {result.why}." if result.why else said
+        text += f"cannot be compared with {champion}"
+    text += f", limit {_percent(limit)} slower ({how})."
+    return f"{text} Inconclusive: {result.why}." if result.why else text
 
 
 def _accuracy_check(
@@ -144,15 +144,15 @@ def _accuracy_check(
     if champion.accuracy is None or champion.compare is None:
         return Check(name, "inconclusive", f"Run {champion.run} of {champion} holds no accuracy to compare with.")
     if changed := _what_changed(champion.compare, compare):
-        sentence = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
-        return Check(name, "inconclusive", f"{sentence}or measure the champion on the same data.")
+        message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
+        return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
     ours, theirs = accuracy["metric"], champion.accuracy["metric"]
     if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = _worse_by(ours, theirs["engine"])
-    said = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
-    said += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
-    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{said}, limit {_percent(limit)} worse.")
+    worse = worse_by(ours["engine"], theirs["engine"], lower_is_better=bool(ours.get("lower_is_better")))
+    text = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
+    text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
+    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
 
 
 def _what_changed(then: Report, now: Report) -> str:
@@ -168,12 +168,11 @@ def _what_changed(then: Report, now: Report) -> str:
     return ""
 
 
-def _worse_by(ours: Report, theirs: float) -> float:
+def worse_by(ours: float, theirs: float, *, lower_is_better: bool) -> float:
     """How much worse than the champion, relative to it; an error metric is worse when it grows."""
-    drop = theirs - ours["engine"]
-    drop = -drop if ours.get("lower_is_better") else drop
+    drop = ours - theirs if lower_is_better else theirs - ours
     if theirs:
-        return float(drop / abs(theirs))
+        return drop / abs(theirs)
     return math.copysign(math.inf, drop) if drop else 0.0
 
 

@@ -12,30 +12,30 @@ from engineworks.engines.decoder.base import DecoderSession, Logits, Tokens
 from engineworks.errors import RunError
 from engineworks.measure.decoder.situations import worst_of, worst_position
 
-STREAMS, STEPS = 3, 6
-"""Streams that run together, and tokens that each appends after its prompt."""
+STEPS = 6
+"""Tokens that each stream appends after its prompt."""
 
 JOIN, LEAVE = 2, 4
 """Tokens of stream 0 after which others join, and one of them leaves."""
 
 
 class Situations:
-    """session: of at least STREAMS streams. texts: of as many streams, each longer than STEPS."""
+    """session: of at least as many streams as texts. texts: each longer than STEPS."""
 
     def __init__(self, session: DecoderSession, texts: Sequence[Tokens], long: Tokens) -> None:
         self._session, self._long = session, long
-        context = session.interface.context
-        self._texts = [text[: min(len(text), context - 1)] for text in texts[:STREAMS]]
+        self._texts = [text[: session.interface.context - 1] for text in texts]
         self._prompts = [max(1, len(text) - STEPS) for text in self._texts]
         self._plain = [self._alone(0, text, prompt) for text, prompt in zip(self._texts, self._prompts, strict=True)]
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Return the worst difference of each situation, with its stream and position."""
         every: Mapping[str, Callable[[], dict[str, Any]]] = {
-            "at_once": self._at_once, "beside": self._beside, "places": self._places, "joining": self._joining,
+            "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
-        return {name: situation() for name, situation in every.items()}
+        graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
+        return {name: situation() for name, situation in every.items()} | graph
 
     def end(self, count: int) -> tuple[dict[str, dict[str, Any]], Logits]:
         """Fill the context at once, and again with the last `count` tokens one by one; try one token more.
@@ -44,13 +44,13 @@ class Situations:
         """
         steps = min(count, len(self._long) - 1)
         self._session.reset()
-        whole = self._session.step({0: self._long})[0][-count:]
+        full = self._session.step({0: self._long})[0][-count:]
         beyond = self._beyond()
         self._session.reset()
         self._session.step({0: self._long[:-steps]})
         ones = [self._session.step({0: token})[0] for token in np.split(self._long[-steps:], steps)]
-        found = self._worst([(0, np.concatenate(ones), whole[-steps:])], first=len(self._long) - steps)
-        return {"end": found, "beyond": beyond}, whole
+        found = self._worst([(0, np.concatenate(ones), full[-steps:])], first=len(self._long) - steps)
+        return {"end": found, "beyond": beyond}, full
 
     def _alone(self, stream: int, text: Tokens, prompt: int) -> Logits:
         """Return logits [len(text), vocabulary]: the prompt at once, then token by token."""
@@ -66,7 +66,7 @@ class Situations:
             found.append((index, self._session.step({0: text})[0], self._plain[index]))
         return self._worst(found)
 
-    def _beside(self) -> dict[str, Any]:
+    def _alongside(self) -> dict[str, Any]:
         return self._worst(self._together({i: i for i in range(len(self._texts))}))
 
     def _places(self) -> dict[str, Any]:
@@ -131,6 +131,13 @@ class Situations:
 
     def _again(self) -> dict[str, Any]:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
+
+    def _graph(self) -> dict[str, Any]:
+        """Without a device's graphs, for comparison: the plain answer was replayed from its second run on."""
+        self._session.use_graphs(False)
+        without = self._alone(0, self._texts[0], self._prompts[0])
+        self._session.use_graphs(True)
+        return self._worst([(0, without, self._plain[0])])
 
     def _beyond(self) -> dict[str, Any]:
         try:

@@ -93,7 +93,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=ACCURACY_FILE,
     ),
     "measure": StepKind(
-        7, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,
+        8, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,
         fresh=True,
     ),
     "compare_champion": StepKind(

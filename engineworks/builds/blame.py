@@ -19,8 +19,8 @@ from engineworks.builds.blame_result import BLAME_FILE, Blame, Word
 from engineworks.builds.step import run_step
 from engineworks.errors import EngineworksError, InputError
 from engineworks.host.child import ChildPool
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.model.onnx_files import MODEL_FILE, load_model, weight_bytes
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.plan.plan import Plan, PlannedEngine
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.npz import read_arrays
@@ -110,9 +110,7 @@ class _Search:
         """The sample that is furthest off in the engine's last comparison; 0 without one."""
         key = self.engine.steps.get("compare")
         stored = self.store.get(key) if key else None
-        outputs = stored.read_json(ACCURACY_FILE)["outputs"].values() if stored else ()
-        cosines = [(o["worst_row_cosine"], o["worst_row"]) for o in outputs if o.get("worst_row_cosine") is not None]
-        return int(min(cosines, default=(0.0, 0))[1])
+        return stored.read(Accuracy).worst_row if stored else 0
 
     def _on(self, lowered: Path, folded: Path, feeds: Mapping[str, Any]) -> Blame:
         scratch = self.folder / "values"

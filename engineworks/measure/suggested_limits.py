@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engineworks.measure.accuracy_report import MetricFigures
 from engineworks.measure.slices import Slice
 
 MARGIN = 1.5
@@ -31,7 +32,7 @@ class Evidence:
     engine: str
     cosine: float | None
     whole: Slice | None
-    metric: Mapping[str, Any] | None
+    metric: MetricFigures | None
     nights: Mapping[str, Sequence[float]]
 
 
@@ -92,14 +93,13 @@ def _ratio(found: Sequence[Evidence]) -> Made:
 def _metric(found: Sequence[Evidence]) -> Made:
     """fp32's own metric: how far other samples of the same kind could move it."""
     for evidence in found:
-        whole, metric = evidence.whole, evidence.metric or {}
-        bound = None if whole is None else whole.engine_high if metric.get("lower_is_better") else whole.engine_low
-        if whole is not None and bound is not None and whole.engine is not None:
-            upper = bool(metric.get("lower_is_better"))
-            told = (
-                f"{metric.get('name')} {whole.engine:.4g} on {whole.samples} samples, 95% bound {bound:.4g} (bootstrap)"
-            )
-            return "metric", _rounded(bound, up=upper), told
+        whole, metric = evidence.whole, evidence.metric
+        if whole is None or metric is None or whole.engine is None:
+            continue
+        bound = whole.engine_high if metric.lower_is_better else whole.engine_low
+        if bound is not None:
+            told = f"{metric.name} {whole.engine:.4g} on {whole.samples} samples, 95% bound {bound:.4g} (bootstrap)"
+            return "metric", _rounded(bound, up=metric.lower_is_better), told
     return None
 
 

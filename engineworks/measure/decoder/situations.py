@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engineworks.measure.decoder.report import Difference, Refusal
+
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference of a position's logits, root mean square, relative to their spread."""
 
@@ -41,22 +43,21 @@ def difference(got: NDArray[Any], plain: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def worst_position(got: NDArray[Any], plain: NDArray[Any], first: int = 0) -> dict[str, Any]:
-    """Return {difference, position}: the worst, with its number counted from `first`; difference None if infinite."""
+def worst_position(got: NDArray[Any], plain: NDArray[Any], stream: int, first: int = 0) -> Difference:
+    """Return the worst position, with its number counted from `first`."""
     errors = difference(got, plain)
     at = int(errors.argmax())
     value = float(errors[at])
-    return {"difference": value if np.isfinite(value) else None, "position": first + at}
+    return Difference(value if np.isfinite(value) else None, first + at, stream)
 
 
-def worst_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def worst_of(found: Sequence[Difference]) -> Difference:
     """Return the worst of several, None counting as worst."""
-    return dict(max(found, key=lambda f: np.inf if f["difference"] is None else f["difference"]))
+    return max(found, key=lambda f: np.inf if f.difference is None else f.difference)
 
 
-def is_right(situation: Mapping[str, Any], computes: str) -> bool:
+def is_right(situation: Difference | Refusal, computes: str) -> bool:
     """Whether a situation's worst difference is within the tolerance of the type that the engine computes in."""
-    if "refused" in situation:
-        return bool(situation["refused"])
-    value = situation["difference"]
-    return value is not None and value <= TOLERANCES[computes]
+    if isinstance(situation, Refusal):
+        return situation.refused
+    return situation.difference is not None and situation.difference <= TOLERANCES[computes]

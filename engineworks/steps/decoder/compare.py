@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,9 @@ from engineworks.engines.decoder.base import DecoderSession, Tokens
 from engineworks.engines.decoder.open import open_decoder
 from engineworks.engines.verified import verified_engine
 from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.accuracy_report import Accuracy, MetricFigures
+from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Situation
 from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
 from engineworks.steps.decoder.situations import STREAMS, Situations
@@ -32,24 +32,14 @@ def run(job: StepJob) -> None:
         situations = _situations(session, texts, reference, comparison)
     finally:
         session.close()
-    job.write_json(
-        ACCURACY_FILE,
-        {
-            "outputs": {decoder["interface"]["logits"]: comparison.result().to_json()},
-            "metric": metric,
-            "samples": len(texts.texts),
-            "batches": [1],
-            "decoder": {
-                "computes": decoder["computes"], "situations": situations, "prompts": prompts,
-                "usual_error": usual_error,
-            },
-        },
-    )  # fmt: skip
+    outputs = {decoder["interface"]["logits"]: comparison.result()}
+    found = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error)
+    job.write(Accuracy(outputs, metric, len(texts.texts), (1,), decoder=found))
 
 
 def _texts(
     session: DecoderSession, texts: Texts, reference: Reference
-) -> tuple[OutputComparison, dict[str, Any], float]:
+) -> tuple[OutputComparison, MetricFigures, float]:
     """Return the comparison of whole logits, the perplexity's figures, and the root mean square error of a logit."""
     comparison, own, wanted = OutputComparison(0), [], []
     squares, count = 0.0, 0
@@ -65,12 +55,12 @@ def _texts(
             error = got.astype(np.float64) - kept
             squares, count = squares + float(np.square(error).sum()), count + error.size
     usual = float(np.sqrt(squares / count)) if count and np.isfinite(squares) else 0.0
-    return comparison, compare_texts(own, wanted).to_json(), usual
+    return comparison, compare_texts(own, wanted).metric(), usual
 
 
 def _prompts(
     session: DecoderSession, prompts: Sequence[Tokens], reference: Reference, usual_error: float, job: StepJob
-) -> list[dict[str, Any]]:
+) -> tuple[Continuation, ...]:
     tokenizer = load_tokenizer(job.inputs["build"])
     found = []
     for index, prompt in enumerate(prompts):
@@ -79,15 +69,15 @@ def _prompts(
         parted = parting(tokens, wanted.tokens.tolist())
         gap = None if parted is None else _gap(wanted.candidates[parted], wanted.logits[parted], tokens[parted])
         found.append(
-            {
-                "prompt": tokenizer.decode(prompt.tolist()), "text": tokenizer.decode(tokens),
-                "reference_text": tokenizer.decode(wanted.tokens.tolist()), "engine": tokens,
-                "reference": wanted.tokens.tolist(), "parted": parted, "gap": gap,
-                "same_text": tokenizer.decode(tokens[:parted]) if parted is not None else None,
-                "why": "" if parted is None else why_parted(gap, usual_error),
-            }
+            Continuation(
+                prompt=tokenizer.decode(prompt.tolist()), text=tokenizer.decode(tokens),
+                reference_text=tokenizer.decode(wanted.tokens.tolist()), engine=tuple(tokens),
+                reference=tuple(wanted.tokens.tolist()), parted=parted, gap=gap,
+                same_text=tokenizer.decode(tokens[:parted]) if parted is not None else None,
+                why="" if parted is None else why_parted(gap, usual_error),
+            )
         )  # fmt: skip
-    return found
+    return tuple(found)
 
 
 def generate(session: DecoderSession, prompt: Tokens, new: int) -> list[int]:
@@ -109,7 +99,7 @@ def _gap(candidates: NDArray[np.int64], logits: NDArray[np.float32], token: int)
 
 def _situations(
     session: DecoderSession, texts: Texts, reference: Reference, comparison: OutputComparison
-) -> dict[str, Any]:
+) -> dict[str, Situation]:
     """Return every situation. The end of the context is compared with the reference too, by `comparison`."""
     longest = sorted(texts.texts, key=len, reverse=True)[: min(STREAMS, session.streams)]
     situations = Situations(session, [text[:MOST_TOKENS] for text in longest], texts.long)

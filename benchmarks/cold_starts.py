@@ -27,9 +27,9 @@ COMMAND = "import sys; from engineworks.cli import main; sys.exit(main())"
 def build(recipe: str) -> tuple[bool, float, str]:
     """One build in an empty folder: whether it ended with a verdict, its seconds, its last line where it did not."""
     with tempfile.TemporaryDirectory(prefix="cold-") as folder:
-        words = [sys.executable, "-c", COMMAND, "build", recipe, "--only", "*/fp32/cpu"]
+        arguments = [sys.executable, "-c", COMMAND, "build", recipe, "--only", "*/fp32/cpu"]
         start, environment = time.monotonic(), {**os.environ, "ENGINEWORKS_ARTIFACTS": folder}
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
     right = done.returncode in (0, 1, 3) and "SystemError" not in done.stdout + done.stderr
     return right, time.monotonic() - start, "" if right else (done.stderr.strip().splitlines() or ["?"])[-1]
 

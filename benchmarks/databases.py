@@ -62,7 +62,7 @@ class Cluster:
         if not (self.folder / "cluster" / "PG_VERSION").exists():
             self._make()
         options = " ".join(f"-c {name}='{value}'" for name, value in SETTINGS.items())
-        words = [
+        arguments = [
             "-l",
             str(self.folder / "log"),
             "-o",
@@ -72,7 +72,7 @@ class Cluster:
             str(START_LIMIT_S),
             "start",
         ]
-        self._run("pg_ctl", "-D", str(self.folder / "cluster"), *words)
+        self._run("pg_ctl", "-D", str(self.folder / "cluster"), *arguments)
         for _, database in DATABASES.values():
             if not self.query(f"SELECT 1 FROM pg_database WHERE datname = '{database}'"):
                 self.query(f"CREATE DATABASE {database}")
@@ -90,9 +90,9 @@ class Cluster:
     def query(self, sql: str, database: str = "postgres") -> str:
         """What psql prints for one statement, without decoration."""
         password = {"PGPASSWORD": self._password_file.read_text(encoding="utf-8")}
-        words = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-d", database, "-X", "-A", "-t", "-c", sql]
+        arguments = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-d", database, "-X", "-A", "-t", "-c", sql]
         done = subprocess.run(
-            [program("psql"), *words], env=os.environ | password, capture_output=True, text=True, check=False
+            [program("psql"), *arguments], env=os.environ | password, capture_output=True, text=True, check=False
         )
         if done.returncode:
             sys.exit(f"psql: {done.stderr.strip()}")
@@ -103,16 +103,17 @@ class Cluster:
         self._password_file.chmod(0o600)
         if self._user is not None:
             os.chown(self._password_file, self._user.pw_uid, self._user.pw_gid)
-        words = ["-U", USER, f"--pwfile={self._password_file}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
-        self._run("initdb", "-D", str(self.folder / "cluster"), *words)
+        arguments = ["-U", USER, f"--pwfile={self._password_file}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
+        self._run("initdb", "-D", str(self.folder / "cluster"), *arguments)
 
-    def _run(self, name: str, *words: str) -> None:
+    def _run(self, name: str, *arguments: str) -> None:
         """Run one of its programs as the user that owns the cluster. Its output goes nowhere: a server that pg_ctl
         started would keep a pipe open."""
         as_user = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []} if self._user else {}
         with (self.folder / "commands.log").open("a+") as log:
             done = subprocess.run(
-                [program(name), *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, check=False,
+                [program(name), *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, check=False,
                 **as_user,
             )  # fmt: skip
             if done.returncode:

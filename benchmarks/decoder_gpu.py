@@ -317,10 +317,10 @@ def _kernels(session: Any) -> list[dict[str, Any]]:
     session.reset()
     session.next_step(ids)
     session.next_step(ids)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(10):
             session.next_step(ids)
-    rows = sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)[:20]
+    rows = sorted(profiled.key_averages(), key=lambda e: -e.self_device_time_total)[:20]
     return [{"name": e.key[:120], "calls": e.count / 10, "us_per_step": e.self_device_time_total / 10} for e in rows]
 
 
@@ -343,8 +343,8 @@ def _transformers(out: Path, hf: Path) -> dict[str, Any]:
                     model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False)
                     torch.cuda.synchronize()
                     into.append(1000 * (time.perf_counter() - start))
-        first, whole = (median(t[1:]) for t in times.values())
-        found[str(streams)] = {"first_token_ms": first, "step_ms": (whole - first) / 32}
+        first, total = (median(t[1:]) for t in times.values())
+        found[str(streams)] = {"first_token_ms": first, "step_ms": (total - first) / 32}
     return found
 
 

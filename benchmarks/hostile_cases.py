@@ -478,8 +478,8 @@ def _npy(dice: random.Random) -> bytes:
 
 
 def _write_npz(file: Path, dice: random.Random, image: bytes | None) -> None:
-    with np.load(file) as whole:
-        held = dict(whole)
+    with np.load(file) as archive:
+        held = dict(archive)
     packing = dice.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
     with zipfile.ZipFile(file, "w", packing) as archive:
         for name, array in held.items():
@@ -653,28 +653,28 @@ def manifest(folder: Path, dice: random.Random) -> Attempts:
         (writing.folder / "engine").write_bytes(b"engine" * 100)
         (writing.folder / "engine.json").write_text('{"samples": [1, 2, 3]}')
     file = store.place(key) / "manifest.json"
-    whole = file.read_text()
-    bad = damaged_json(whole, dice)
+    content = file.read_text()
+    bad = damaged_json(content, dice)
     file.chmod(0o644)
     file.write_bytes(bad)
-    said: list[str] = []
+    messages: list[str] = []
 
     def read() -> int:
-        anew = Store(folder / "store")
-        here = anew.has(key)
-        anew.size_of(key), anew.age_s(key), anew.peek(key)
-        found = anew.get(key, say=said.append)
-        print(said, here)
+        fresh = Store(folder / "store")
+        here = fresh.has(key)
+        fresh.size_of(key), fresh.age_s(key), fresh.peek(key)
+        found = fresh.get(key, say=messages.append)
+        print(messages, here)
         if found is not None:
             for name in ("engine", "engine.json"):
                 assert name in found.files, f"an artifact without {name} counts as whole"
             assert found.file("engine").read_bytes() == b"engine" * 100
             return 0
-        assert said, "a damaged artifact is a miss, without a word"
-        with anew.writing(key, document, "tiny/fp32/cpu/build") as again:
+        assert messages, "a damaged artifact is a miss, without a word"
+        with fresh.writing(key, document, "tiny/fp32/cpu/build") as again:
             assert again.hit is None
             (again.folder / "engine").write_bytes(b"engine" * 100)
-        assert anew.get(key) is not None
+        assert fresh.get(key) is not None
         return 0
 
     return {"read": read}

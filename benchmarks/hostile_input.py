@@ -44,7 +44,7 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> dict[str, Any]:
     dice = random.Random(f"{kind} {seed} {number}")
     failures: list[str] = []
     codes: list[int] = []
-    said = io.StringIO()
+    output = io.StringIO()
     try:
         attempts = KINDS[kind][0](folder, dice)
     except Exception:  # noqa: BLE001 - a mistake of this script's, which must not pass for a good end
@@ -55,17 +55,17 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> dict[str, Any]:
     for name, attempt in attempts.items():
         start = time.monotonic()
         try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 code = attempt()
             codes.append(code)
             if code == EXIT_DEFECT:
                 last = folder / "artifacts" / "defects" / "last.txt"
-                failures.append(f"{name}: exit 70: {last.read_text() if last.is_file() else said.getvalue()[-500:]}")
+                failures.append(f"{name}: exit 70: {last.read_text() if last.is_file() else output.getvalue()[-500:]}")
         except BaseException:  # noqa: BLE001 - the outer boundary
             failures.append(f"{name}: {traceback.format_exc()}")
         longest = max(longest, time.monotonic() - start)
-    if "Traceback (most recent call last)" in said.getvalue():
-        failures.append(f"a traceback was printed: {said.getvalue()[-1500:]}")
+    if "Traceback (most recent call last)" in output.getvalue():
+        failures.append(f"a traceback was printed: {output.getvalue()[-1500:]}")
     taken = peak_mib()
     if longest > LONGEST_S:
         failures.append(f"took {longest:.1f} s")
@@ -127,8 +127,8 @@ def _lines(read: int) -> Iterator[bytes]:
         data = os.read(read, 1 << 16)
         if not data:
             return
-        *whole, rest = (rest + data).split(b"\n")
-        yield from whole
+        *complete, rest = (rest + data).split(b"\n")
+        yield from complete
 
 
 def measure(kind: str, seed: int, count: int, *, show: bool) -> dict[str, Any]:

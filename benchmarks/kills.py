@@ -103,7 +103,7 @@ def run_kills(count: int, seed: int, recipe: str, only: str) -> dict[str, Any]:
     try:
         builds = Round(folder, recipe, only)
         begin = time.monotonic()
-        whole = json.loads(end_of(builds.start()))["steps"]["run"]
+        total = json.loads(end_of(builds.start()))["steps"]["run"]
         longest = time.monotonic() - begin
         shutil.rmtree(builds.artifacts)
         known: Inodes = {}
@@ -121,20 +121,20 @@ def run_kills(count: int, seed: int, recipe: str, only: str) -> dict[str, Any]:
                     f"{report['kills']}: {victim} killed after {moment:.1f} s, {len(now)} artifacts whole", flush=True
                 )
             if victim == "none" or process.returncode == 0:
-                known = finish(builds, known, whole, out if process.returncode == 0 else "")
+                known = finish(builds, known, total, out if process.returncode == 0 else "")
                 report["whole builds"] += 1
-        finish(builds, known, whole, "")
+        finish(builds, known, total, "")
         report["whole builds"] += 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {**report, "seed": seed, "undisturbed_s": round(longest, 1), "steps": whole}
+    return {**report, "seed": seed, "undisturbed_s": round(longest, 1), "steps": total}
 
 
-def finish(builds: Round, known: Inodes, whole: int, out: str) -> Inodes:
+def finish(builds: Round, known: Inodes, total: int, out: str) -> Inodes:
     """Build to the end, unless `out` is the result of that; compare with an undisturbed build; begin anew."""
     result = json.loads(out or end_of(builds.start()))
     steps, now = result["steps"], builds.check()
-    assert steps["run"] + steps["reused"] == whole, steps
+    assert steps["run"] + steps["reused"] == total, steps
     assert steps["failed"] == 0, steps
     assert all(e["verdict"] == "pass" for e in result["engines"]), [e["verdict"] for e in result["engines"]]
     assert {k: now.get(k) for k in known} == known, "a finished step was lost or made again"

@@ -193,7 +193,7 @@ def measured(recipe: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     store = open_store(settings)
     plan = plan_recipe(load_recipe(recipe), store, FileDigests(None))
     for refused in plan.refused:
-        yield refused.id, {"error": refused.sentence}
+        yield refused.id, {"error": refused.message}
     for engine in plan.engines:
         start = time.perf_counter()
         try:
@@ -219,7 +219,7 @@ def measured(recipe: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield engine.precision, found
 
 
-def sentences(found: dict[str, dict[str, Any]]) -> list[str]:
+def messages(found: dict[str, dict[str, Any]]) -> list[str]:
     timed = {name: Layers.from_json(f["layers"]) for name, f in found.items() if "layers" in f}
     return [why_not_faster(a, timed[a], b, timed[b]) for a, b in combinations(timed, 2)]
 
@@ -249,7 +249,7 @@ def main() -> None:
             try:
                 for precision, found in measured(Path(f"recipes/{name}.yaml")):
                     model["engines"][precision] = found
-                    model["sentences"] = sentences(model["engines"])
+                    model["sentences"] = messages(model["engines"])
                     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             except Exception:  # noqa: BLE001 - each part survives the failure of another
                 model["error"] = traceback.format_exc()[-2000:]

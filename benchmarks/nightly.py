@@ -111,9 +111,9 @@ def part_scaling(given: argparse.Namespace) -> Part:
     small = measured_nights(made_repository(given.folder, few, given.models), few, given.nights)
     large = measured_nights(made_repository(given.folder, given.recipes, given.models), given.recipes, given.nights)
     lines = []
-    for name, words in (("processor_s", "whole process"), ("without_imports_s", "without imports")):
+    for name, label in (("processor_s", "whole process"), ("without_imports_s", "without imports")):
         ratio = large[name] / small[name]
-        what = f"work of {given.recipes} recipes over {few}, {words}"
+        what = f"work of {given.recipes} recipes over {few}, {label}"
         lines.append(Line(what, f"≤ {SCALING_LIMIT:g} ×", f"{ratio:.2f} ×", ratio <= SCALING_LIMIT))
     return lines, {"few": small, "many": large}
 
@@ -121,8 +121,8 @@ def part_scaling(given: argparse.Namespace) -> Part:
 def part_race(given: argparse.Namespace) -> Part:
     found = run_race(given.processes)
     good = found["builds"] == 1 and found["got it whole"] == given.processes
-    words = f"{found['builds']} build, {found['got it whole']} got it whole"
-    return [Line(f"{given.processes} processes race for one key", "1 build", words, good)], found
+    result = f"{found['builds']} build, {found['got it whole']} got it whole"
+    return [Line(f"{given.processes} processes race for one key", "1 build", result, good)], found
 
 
 def part_kills(given: argparse.Namespace) -> Part:

@@ -47,11 +47,13 @@ def say(line: str) -> None:
 
 def run_night(stack: Stack) -> Mapping[str, Any]:
     """One run of the deployment nightly/nightly to its end; prints its summary as MLflow has it, returns its JSON."""
-    words = ("deployment", "run", "nightly/nightly", "--watch", "--watch-interval", "2")
-    said = stack.run("prefect", *words, "--watch-timeout", str(NIGHT_LIMIT_S), limit_s=NIGHT_LIMIT_S + 30, check=False)
-    if "Flow run finished successfully" not in " ".join(said.split()):
+    arguments = ("deployment", "run", "nightly/nightly", "--watch", "--watch-interval", "2")
+    output = stack.run(
+        "prefect", *arguments, "--watch-timeout", str(NIGHT_LIMIT_S), limit_s=NIGHT_LIMIT_S + 30, check=False
+    )
+    if "Flow run finished successfully" not in " ".join(output.split()):
         logs = "\n".join(f"{name}:\n{stack.log_of(name)[-4000:]}" for name in stack.children if "worker" in name)
-        sys.exit(f"the night did not complete:\n{said}\n{logs}")
+        sys.exit(f"the night did not complete:\n{output}\n{logs}")
     page, text = json.loads(stack.run("python", "-c", READ_NIGHTS).splitlines()[-1])
     print(f"\n{page}", flush=True)
     night: Mapping[str, Any] = json.loads(text)
@@ -72,8 +74,8 @@ def rebuilt_recipes(night: Mapping[str, Any]) -> set[str]:
 
 def run_demo(stack: Stack, *, sqlite: bool) -> int:
     files = write_repository(stack.folder, {CHANGED: ["fp32"], UNCHANGED: ["fp32", "int8"]}, targets=POOLS)
-    words = "fp32, and of one also int8"
-    say(f"a repository with {len(files)} recipes ({words}) for {len(POOLS)} GPU types: {stack.folder}")
+    kinds = "fp32, and of one also int8"
+    say(f"a repository with {len(files)} recipes ({kinds}) for {len(POOLS)} GPU types: {stack.folder}")
     stack.start_database(sqlite=sqlite)
     stack.start_s3()
     stack.start_prefect()
@@ -90,8 +92,8 @@ def run_demo(stack: Stack, *, sqlite: bool) -> int:
     second = run_night(stack)
     say(f"first night: {counted(first)}; second night: {counted(second)}")
     wrong = list(wrong_of(first, second))
-    for sentence in wrong:
-        say(f"wrong: {sentence}")
+    for message in wrong:
+        say(f"wrong: {message}")
     return 1 if wrong else 0
 
 

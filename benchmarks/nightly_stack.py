@@ -128,8 +128,8 @@ class Stack:
         place = self._cluster.urls()["MLFLOW_TRACKING_URI"] if self._cluster else f"sqlite:///{files}/mlflow.db"
         in_s3 = "ENGINEWORKS_STORE" in self.environment
         artifacts = f"s3://{BUCKET}/mlflow" if in_s3 else str(files / "artifacts")
-        words = ["--backend-store-uri", place, "--artifacts-destination", artifacts, "--workers", "1"]
-        self.start("mlflow", "mlflow", "server", *words, "--host", "127.0.0.1", "--port", str(port))
+        arguments = ["--backend-store-uri", place, "--artifacts-destination", artifacts, "--workers", "1"]
+        self.start("mlflow", "mlflow", "server", *arguments, "--host", "127.0.0.1", "--port", str(port))
         url = f"http://127.0.0.1:{port}"
         self.wait("mlflow", f"{url}/health")
         self.environment["MLFLOW_TRACKING_URI"] = url
@@ -141,25 +141,25 @@ class Stack:
         """A process worker with artifacts of its own, as on a host of its own."""
         name = f"worker-{name or pool}"
         own = {"ENGINEWORKS_ARTIFACTS": str(artifacts or self.folder / f"host-{pool}")}
-        words = ["worker", "start", "--pool", pool, "--name", name, *(["--limit", str(limit)] if limit else [])]
-        self.start(name, "prefect", *words, environment=own)
+        arguments = ["worker", "start", "--pool", pool, "--name", name, *(["--limit", str(limit)] if limit else [])]
+        self.start(name, "prefect", *arguments, environment=own)
 
-    def start(self, name: str, module: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
+    def start(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Start `python -m module words` (or python itself); what it prints goes to logs/NAME.log."""
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(
-                _command(module, words), cwd=self.folder, env=self.environment | dict(environment or {}),
+                _command(module, arguments), cwd=self.folder, env=self.environment | dict(environment or {}),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def run(self, module: str, *words: str, limit_s: float = 300.0, check: bool = True) -> str:
+    def run(self, module: str, *arguments: str, limit_s: float = 300.0, check: bool = True) -> str:
         """Run a command to its end and return what it printed. Exits with that where it fails and `check` is set."""
         done = subprocess.run(
-            _command(module, words), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, text=True,
+            _command(module, arguments), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s, check=False,
         )  # fmt: skip
         if check and done.returncode != 0:
-            sys.exit(f"{module} {' '.join(words[:4])} failed ({done.returncode}):\n{done.stdout}")
+            sys.exit(f"{module} {' '.join(arguments[:4])} failed ({done.returncode}):\n{done.stdout}")
         return done.stdout
 
     def wait(self, name: str, url: str) -> None:
@@ -256,12 +256,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _command(module: str, words: tuple[str, ...]) -> list[str]:
+def _command(module: str, arguments: tuple[str, ...]) -> list[str]:
     if module == "python":
-        return [sys.executable, *words]
+        return [sys.executable, *arguments]
     if module == "engineworks":
-        return [str(Path(sys.executable).parent / "engineworks"), *words]
-    return [sys.executable, "-m", module, *words]
+        return [str(Path(sys.executable).parent / "engineworks"), *arguments]
+    return [sys.executable, "-m", module, *arguments]
 
 
 def _python_path() -> str:

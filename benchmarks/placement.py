@@ -196,11 +196,11 @@ def main() -> int:
         sys.exit("there is no NVIDIA GPU here")
     out = given.out or ROOT / "benchmarks" / "results" / f"placement-{date.today()}.json"
     known = versions() | {"tensorrt_rtx": installed_version("tensorrt_rtx")}
-    whole: dict[str, Any] = {"gpu": gpu.to_json(), "versions": known, "cases": {}}
+    document: dict[str, Any] = {"gpu": gpu.to_json(), "versions": known, "cases": {}}
     for recipe in given.cases.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            whole["cases"][recipe] = run_case(recipe, given.rounds, Path(folder))
-        out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            document["cases"][recipe] = run_case(recipe, given.rounds, Path(folder))
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

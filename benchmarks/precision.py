@@ -217,11 +217,11 @@ def main() -> int:
 
 def record(path: Path, name: str, found: dict[str, Any]) -> None:
     """Add the rows of a case to the file; rows that were measured before and not now stay."""
-    whole = json.loads(path.read_text()) if path.is_file() else {"cases": {}}
-    before = whole["cases"].get(name, {}).get("int8", {})
-    whole["cases"][name] = {**found, "int8": {**before, **found["int8"]}}
+    document = json.loads(path.read_text()) if path.is_file() else {"cases": {}}
+    before = document["cases"].get(name, {}).get("int8", {})
+    document["cases"][name] = {**found, "int8": {**before, **found["int8"]}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"versions": versions(), "cases": whole["cases"]}, indent=1) + "\n")
+    path.write_text(json.dumps({"versions": versions(), "cases": document["cases"]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

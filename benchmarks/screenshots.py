@@ -23,13 +23,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
     browser = shutil.which("chromium") or sys.exit("chromium is not installed: apt-get install chromium")
-    said = subprocess.run([PROGRAM, "report", options.recipe], capture_output=True, text=True, check=True)
+    done = subprocess.run([PROGRAM, "report", options.recipe], capture_output=True, text=True, check=True)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, (width, height) in WIDTHS.items():
         subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
              f"--window-size={width},{height}", f"--screenshot={(options.out / name).resolve()}",
-             Path(said.stdout.strip()).as_uri()],
+             Path(done.stdout.strip()).as_uri()],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
         print(options.out / name)

@@ -279,7 +279,7 @@ def measure(
     """All parts for every engine of a plan that passed, on one server each, into `found`; saved after each part."""
     engines, left = built_engines(plan, open_store(read_settings()), unmeasured=True)
     parts = arguments.part or PARTS
-    found |= {engine.id: {"left out": engine.sentence} for engine in left}
+    found |= {engine.id: {"left out": engine.message} for engine in left}
     limits = {"p99_ms": arguments.p99_ms, "seconds": arguments.seconds}
     work: dict[str, Callable[..., dict[str, Any]]] = {
         "answers": answers, "costs": costs, "load": partial(load, **limits), "batching": partial(batching, **limits),
@@ -333,14 +333,14 @@ def _checks(name: str, result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         if way in answered:
             one, allowed = answered[way], max(1e-3, 4 * answered["spread"])
             worst = max(one["worst"].values(), default=float("inf"))
-            told = f"{name}: {way}: {one['equal']} of {one['requests']} answers equal, worst row {worst:.2g}"
-            yield told, worst <= allowed and not one["errors"]
+            text = f"{name}: {way}: {one['equal']} of {one['requests']} answers equal, worst row {worst:.2g}"
+            yield text, worst <= allowed and not one["errors"]
     if (ratio := result.get("costs", {}).get("ratio")) is not None:
         yield f"{name}: costs {ratio:.2f} x the identity model (limit {MOST_COST})", ratio <= MOST_COST
     for quantity, one in result.get("soak", {}).get("slopes", {}).items():
         if quantity.endswith("_kib"):
-            told = f"{name}: {quantity} {one['per_step']:.1f} a reload, at most {one['high']:.1f}"
-            yield f"{told} (limit {MOST_SLOPE_KIB:g})", one["high"] <= MOST_SLOPE_KIB
+            text = f"{name}: {quantity} {one['per_step']:.1f} a reload, at most {one['high']:.1f}"
+            yield f"{text} (limit {MOST_SLOPE_KIB:g})", one["high"] <= MOST_SLOPE_KIB
     if (gain := result.get("batching", {}).get("gain")) is not None:
         yield f"{name}: dynamic batching {gain:.2f} x the rate without", True
 

@@ -255,7 +255,7 @@ def gc(
     if as_json:
         terminal.print_json(freed.to_json())
     else:
-        terminal.say(freed.sentence())
+        terminal.say(freed.summary())
 
 
 app.command()(init)

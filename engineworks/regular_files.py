@@ -60,6 +60,6 @@ def resolved(path: Path) -> Path:
 def check_regular(path: Path, mode: int) -> None:
     """Raises `OSError` unless it is the mode (stat(2)) of a regular file."""
     if not stat.S_ISREG(mode):
-        kind = next((words for test, words in KINDS if test(mode)), "is no file")
+        kind = next((name for test, name in KINDS if test(mode)), "is no file")
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, f"{kind}, not a regular file", str(path))

@@ -14,12 +14,12 @@ ALIASES = {
 """Names in other tools; an alias counts only if its meaning is one of the known words."""
 
 
-def did_you_mean(word: str, known: Iterable[str], *, many: int = 12) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, many: int = 12) -> str:
     """A hint for a mistyped word: the closest known one, else the list of known words (shortened)."""
     names = sorted(known)
-    if ALIASES.get(word.lower()) in names:
-        return f"did you mean '{ALIASES[word.lower()]}'?"
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    if ALIASES.get(name.lower()) in names:
+        return f"did you mean '{ALIASES[name.lower()]}'?"
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
     if not names:

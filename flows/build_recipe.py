@@ -81,8 +81,8 @@ def build_planned(plan: Plan, settings: Settings, only: str | None) -> State[Bui
 
 
 def _ended(result: BuildResult, more: str = "") -> State[BuildResult]:
-    words = ", ".join(f"{e.id}: {e.word}" for e in result.engines)
-    return ended(words + more, result, good=result.exit_code() == 0)
+    message = ", ".join(f"{e.id}: {e.status}" for e in result.engines)
+    return ended(message + more, result, good=result.exit_code() == 0)
 
 
 def _published(build: Build, result: BuildResult) -> str:
@@ -114,5 +114,5 @@ def gate_and_record(build: Build, run: SpooledRun) -> BuildResult:
     report = report_build(build, opaque(result), build.plan.recipe)
     end_record(build, run, opaque(result), build.plan.recipe, report)
     build.store.publish_waiting()
-    waits = tuple(sentence for sentence in (run.warning, build.store.outage) if sentence)
+    waits = tuple(message for message in (run.warning, build.store.outage) if message)
     return replace(result, report=report, warnings=result.warnings + waits, seconds=build.seconds)

@@ -45,12 +45,12 @@ def deploy(
     check_answers(url)
     if notify:
         _block_id(notify)  # before anything is made
-    said = [_make_pool(pool) for pool in pools(targets)]
+    lines = [_make_pool(pool) for pool in pools(targets)]
     if pools_only:
-        return said
-    said += _deploy_flows(prefect_yaml(targets, cron=cron), root)
-    said.append(_make_automation())
-    return [*said, *([_make_notification(notify)] if notify else [])]
+        return lines
+    lines += _deploy_flows(prefect_yaml(targets, cron=cron), root)
+    lines.append(_make_automation())
+    return [*lines, *([_make_notification(notify)] if notify else [])]
 
 
 def _make_pool(pool: Pool) -> str:

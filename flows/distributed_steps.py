@@ -55,8 +55,8 @@ def _orders(build: Build, recipe: str, online: Mapping[str, frozenset[str]], aga
             parameters = {"recipe": recipe, "engine": engine.id, "mode": build.plan.loaded.mode}
             orders[engine.id] = Order(engine.id, f"build-engine/{pool}", pool, parameters)
         else:
-            words = "%s: pool '%s' has no worker; what can be done here is done here"
-            get_run_logger().warning(words, engine.id, pool)
+            message = "%s: pool '%s' has no worker; what can be done here is done here"
+            get_run_logger().warning(message, engine.id, pool)
     return orders
 
 

@@ -130,8 +130,8 @@ class LocalPrefect:
         if self.given_url:
             return f"Prefect's pages: on the server at {self.given_url}"
         environment = {"PREFECT_HOME": str(self.home), **NO_TELEMETRY}
-        words = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        return f"Prefect's pages: {words} prefect server start, then open http://127.0.0.1:4200"
+        variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+        return f"Prefect's pages: {variables} prefect server start, then open http://127.0.0.1:4200"
 
 
 @contextlib.contextmanager

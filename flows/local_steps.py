@@ -92,7 +92,7 @@ def _refuse_folded(build: Build, schedule: Schedule) -> None:
     build.plan = refuse_folded(build.plan, build.store)
     refused = build.plan.refused[before:]
     for refusal in refused:
-        listener().say(f"{refusal.id}: refused: {refusal.sentence}")
+        listener().say(f"{refusal.id}: refused: {refusal.message}")
     if refused and not build.plan.engines:
-        raise none_left({refusal.id: refusal.sentence for refusal in build.plan.refused})
+        raise none_left({refusal.id: refusal.message for refusal in build.plan.refused})
     schedule.drop(build.plan)

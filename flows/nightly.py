@@ -30,7 +30,7 @@ from tasks.night import (
     RecipeNight,
     causes_of,
     choose_recipes,
-    count_words,
+    count_outcomes,
     lines_of,
     night_of_result,
     night_without_result,
@@ -70,9 +70,9 @@ def nightly(
         files = [str(path) for path in find_recipes(Path(folder))]
         for line in (*lines_of(nights), *_summarized(nights, settings, time.monotonic() - start, files)):
             logger.info(line)
-    words = count_words(nights, not_part=len(files) - len(chosen))
+    counts = count_outcomes(nights, not_part=len(files) - len(chosen))
     bad = causes_of(night for night in nights if not night.is_good)
-    return ended("\n".join([words, *bad]), tuple(nights), good=not bad)
+    return ended("\n".join([counts, *bad]), tuple(nights), good=not bad)
 
 
 def _summarized(

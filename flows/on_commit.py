@@ -26,14 +26,14 @@ def on_commit(since: str, recipes: list[str] | None = None) -> State[dict[str, s
     Its result: the outcome by recipe.
     """
     changes = find_changed(since, recipes)
-    words = {recipe.file: f"not read: {'; '.join(recipe.reasons)}" for recipe in changes.broken}
-    failed = bool(words)
+    messages = {recipe.file: f"not read: {'; '.join(recipe.reasons)}" for recipe in changes.broken}
+    failed = bool(messages)
     for recipe in changes.to_build:
         state = _build(recipe)
         failed |= not state.is_completed()
-        words[recipe.file] = f"{state.name}: {state.message}"
-    message = "; ".join(f"{file}: {said}" for file, said in words.items()) or _nothing(changes)
-    return ended(message, words, good=not failed)
+        messages[recipe.file] = f"{state.name}: {state.message}"
+    message = "; ".join(f"{file}: {text}" for file, text in messages.items()) or _nothing(changes)
+    return ended(message, messages, good=not failed)
 
 
 def _build(recipe: RecipeChange) -> State[Any]:

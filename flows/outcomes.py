@@ -12,15 +12,15 @@ from prefect.utilities.annotations import quote
 R = TypeVar("R")
 
 
-def ended(words: str, result: R, *, good: bool) -> State[R]:
-    """Return the last state of a flow: `words` are its message, `result` its data.
+def ended(message: str, result: R, *, good: bool) -> State[R]:
+    """Return the last state of a flow: `message` is what Prefect shows, `result` its data.
 
     A worker's run returns only the message. Prefect raises the data of a failed run as an exception, and a TypeError if
     it is none. It also looks for futures in every value of a result, which took a sixth of a build: it is
     wrapped, and `result_of` unwraps it.
     """
     data = None if ordered() else opaque(result)
-    return Completed(message=words, data=data) if good else Failed(message=words, data=data)
+    return Completed(message=message, data=data) if good else Failed(message=message, data=data)
 
 
 def result_of(state: State[Any]) -> Any:

@@ -51,8 +51,8 @@ def release_planned(plan: Plan, settings: Settings, only: str | None, champions:
 def _released(build: Build, champions: Champions) -> State[ReleaseResult]:
     listener().planned(build.plan)
     result = release_judged(build, champions)
-    words = "; ".join(f"{e.id}: {e.sentence}" for e in result.engines)
-    return ended(words, result, good=result.exit_code() == 0)
+    message = "; ".join(f"{e.id}: {e.message}" for e in result.engines)
+    return ended(message, result, good=result.exit_code() == 0)
 
 
 def release_judged(build: Build, champions: Champions) -> ReleaseResult:

@@ -30,7 +30,7 @@ def conclude_engine(build: Build, run: SpooledRun, engine_id: str) -> EngineResu
     except StoreError as error:  # a full disk: this engine failed, the others are still recorded
         failure = Failure(f"{engine_id}/passport", str(error))
         result = replace(judged, verdict="failed", checks=(), failure=judged.failure or failure)
-    record = engine_record(build.plan, result, build.ladder_words.get(engine_id, ""))
+    record = engine_record(build.plan, result, build.ladder_statements.get(engine_id, ""))
     note = engine_note(result, _report_page(build, run))
     run.record_engine(replace(record, tags={**record.tags, NOTE: note}))
     return result

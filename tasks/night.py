@@ -12,7 +12,7 @@ from typing import Any, Literal
 from engineworks.errors import EngineworksError, InputError
 from engineworks.recipe.load import LoadedRecipe, find_recipes, load_recipe
 
-Word = Literal["unchanged", "built", "refused", "lost"]
+RecipeStatus = Literal["unchanged", "built", "refused", "lost"]
 """Of a recipe. unchanged: nothing to do. refused: its file, data or targets are wrong. lost: its build ended without a
 result."""
 
@@ -36,12 +36,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class EngineNight:
-    """The outcome of an engine: `word` is its verdict, or refused or lost; `sentence` is the reason unless it
+    """The outcome of an engine: `status` is its verdict, or refused or lost; `message` is the reason unless it
     passed."""
 
     id: str
-    word: str
-    sentence: str = ""
+    status: str
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class RecipeNight:
 
     recipe: str
     file: str
-    word: Word
+    status: RecipeStatus
     engines: tuple[EngineNight, ...]
     message: str = ""
     verdicts: Mapping[str, Any] | None = None
 
     @property
     def is_good(self) -> bool:
-        return not self.message and all(e.word in GOOD for e in self.engines)
+        return not self.message and all(e.status in GOOD for e in self.engines)
 
 
 def choose_recipes(
@@ -77,38 +77,38 @@ def choose_recipes(
     return _unique(chosen)
 
 
-def night_of_result(verdicts: Mapping[str, Any], file: str, word: Word) -> RecipeNight:
+def night_of_result(verdicts: Mapping[str, Any], file: str, status: RecipeStatus) -> RecipeNight:
     """Return every engine's outcome in a build's result (as JSON)."""
-    engines = [EngineNight(e["id"], _word(e), _sentence(e)) for e in verdicts["engines"]]
+    engines = [EngineNight(e["id"], _status(e), _message(e)) for e in verdicts["engines"]]
     engines += [EngineNight(r["id"], "refused", r["sentence"]) for r in verdicts["refused"]]
-    return RecipeNight(verdicts["recipe"], file, word, tuple(engines), verdicts=verdicts)
+    return RecipeNight(verdicts["recipe"], file, status, tuple(engines), verdicts=verdicts)
 
 
-def night_without_result(chosen: Chosen, word: Word, message: str) -> RecipeNight:
+def night_without_result(chosen: Chosen, status: RecipeStatus, message: str) -> RecipeNight:
     """Return a recipe without a result: all its engines have the same outcome."""
     ids: list[str] = []
     if chosen.loaded is not None:
         recipe = chosen.loaded.recipe
         ids = [f"{chosen.name}/{p}/{t.name}" for p in recipe.precisions for t in chosen.loaded.targets]
-    engines = tuple(EngineNight(engine_id, word, message) for engine_id in ids)
-    return RecipeNight(chosen.name, str(chosen.path), word, engines, message or word)
+    engines = tuple(EngineNight(engine_id, status, message) for engine_id in ids)
+    return RecipeNight(chosen.name, str(chosen.path), status, engines, message or status)
 
 
-def count_words(recipes: Iterable[RecipeNight], *, not_part: int = 0) -> str:
+def count_outcomes(recipes: Iterable[RecipeNight], *, not_part: int = 0) -> str:
     """Return e.g. '3 recipes (2 unchanged, 1 built), 60 engines (57 pass, 3 fail); 2 recipes not part of this run'."""
     recipes = list(recipes)
-    engines = [e.word for r in recipes for e in r.engines]
-    words = f"{_counted('recipe', [r.word for r in recipes])}, {_counted('engine', engines)}"
-    return f"{words}; {not_part} recipe{'' if not_part == 1 else 's'} not part of this run" if not_part else words
+    engines = [e.status for r in recipes for e in r.engines]
+    counts = f"{_counted('recipe', [r.status for r in recipes])}, {_counted('engine', engines)}"
+    return f"{counts}; {not_part} recipe{'' if not_part == 1 else 's'} not part of this run" if not_part else counts
 
 
 def lines_of(recipes: Iterable[RecipeNight]) -> list[str]:
     """Yield one line for every engine; a recipe without engines gets its own line."""
     lines = []
     for recipe in recipes:
-        lines += [f"{e.id}: {e.word}" + (f" · {e.sentence}" if e.sentence else "") for e in recipe.engines]
+        lines += [f"{e.id}: {e.status}" + (f" · {e.message}" if e.message else "") for e in recipe.engines]
         if not recipe.engines:
-            lines.append(f"{recipe.recipe}: {recipe.word} · {recipe.message}")
+            lines.append(f"{recipe.recipe}: {recipe.status} · {recipe.message}")
     return lines
 
 
@@ -117,13 +117,15 @@ def causes_of(recipes: Iterable[RecipeNight]) -> list[str]:
     engines is one line."""
     by_cause: dict[tuple[str, str], list[str]] = {}
     for recipe in recipes:
-        bad = [(e.word, e.sentence, e.id) for e in recipe.engines if recipe.message or e.word not in GOOD]
-        for word, sentence, name in bad or ([(recipe.word, recipe.message, recipe.recipe)] if recipe.message else []):
-            by_cause.setdefault((word, sentence), []).append(name)
+        bad = [(e.status, e.message, e.id) for e in recipe.engines if recipe.message or e.status not in GOOD]
+        for status, message, name in bad or (
+            [(recipe.status, recipe.message, recipe.recipe)] if recipe.message else []
+        ):
+            by_cause.setdefault((status, message), []).append(name)
     lines = []
-    for (word, sentence), names in sorted(by_cause.items(), key=lambda item: -len(item[1])):
+    for (status, message), names in sorted(by_cause.items(), key=lambda item: -len(item[1])):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"{names[0]}{more}: {word}" + (f" · {sentence}" if sentence else ""))
+        lines.append(f"{names[0]}{more}: {status}" + (f" · {message}" if message else ""))
     return lines
 
 
@@ -145,25 +147,25 @@ def _belongs(loaded: LoadedRecipe, owner: str | None, tag: str | None) -> bool:
 
 def _unique(chosen: Sequence[Chosen]) -> list[Chosen]:
     """Refuse the later of two recipes with one name, because they would overwrite each other's record."""
-    seen: dict[str, Path] = {}
+    first_paths: dict[str, Path] = {}
     unique = []
     for recipe in chosen:
-        first = seen.setdefault(recipe.name, recipe.path)
+        first = first_paths.setdefault(recipe.name, recipe.path)
         clash = InputError(f"{recipe.path}: the name '{recipe.name}' is also that of {first}", hint="rename one")
         unique.append(recipe if first == recipe.path or recipe.error else Chosen(recipe.path, None, clash))
     return unique
 
 
-def _word(engine: Mapping[str, Any]) -> str:
+def _status(engine: Mapping[str, Any]) -> str:
     return f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
 
 
-def _sentence(engine: Mapping[str, Any]) -> str:
+def _message(engine: Mapping[str, Any]) -> str:
     if engine["error"]:
         return str(engine["error"])
     return next((c["sentence"] for c in engine["checks"] if c["verdict"] != "pass"), "")
 
 
-def _counted(noun: str, words: Sequence[str]) -> str:
-    parts = ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
-    return f"{len(words)} {noun}{'' if len(words) == 1 else 's'}" + (f" ({parts})" if parts else "")
+def _counted(noun: str, statuses: Sequence[str]) -> str:
+    parts = ", ".join(f"{count} {status}" for status, count in Counter(statuses).most_common())
+    return f"{len(statuses)} {noun}{'' if len(statuses) == 1 else 's'}" + (f" ({parts})" if parts else "")

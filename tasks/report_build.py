@@ -29,8 +29,8 @@ def report_build(build: Build, result: BuildResult, recipe: str) -> Path:
 def _show_in_prefect(result: BuildResult, background: Background, page: Path) -> None:
     """Make an artifact of the flow run. Its key is one per recipe, so that Prefect keeps the history of verdicts."""
     table = verdict_table(result, background.links)
-    words = f"{result.recipe}: {result.verdict}"
-    create_markdown_artifact(f"{table}\n\nReport: `{page}`", key=artifact_key(result.recipe), description=words)
+    summary = f"{result.recipe}: {result.verdict}"
+    create_markdown_artifact(f"{table}\n\nReport: `{page}`", key=artifact_key(result.recipe), description=summary)
 
 
 def artifact_key(recipe: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engineworks.builds.blame_result import BLAME_FILE, Blame, Word
+from engineworks.builds.blame_result import BLAME_FILE, Blame, Culprit
 from engineworks.builds.step import run_step
 from engineworks.errors import EngineworksError, InputError
 from engineworks.host.child import ChildPool
@@ -117,8 +117,8 @@ class _Search:
         try:
             values, moved = self._values(lowered, feeds, scratch / "lowered")
         except EngineworksError as error:
-            sentence = f"{self.engine.id}: ONNX Runtime cannot run the lowered model as written: {error.message}"
-            return Blame(self.engine.id, "unknown", sentence, details=("Nothing says what its tensors should be.",))
+            message = f"{self.engine.id}: ONNX Runtime cannot run the lowered model as written: {error.message}"
+            return Blame(self.engine.id, "unknown", message, details=("Nothing says what its tensors should be.",))
         found = self._engine(Graph(load_model(lowered)), values, moved)
         if isinstance(found, Blame):
             return found
@@ -130,8 +130,8 @@ class _Search:
         np.savez(folder / "feeds.npz", **feeds)
         out = folder / "values.npz"
         payload = {"model": str(model), "feeds": str(folder / "feeds.npz"), "out": str(out)}
-        said = self.pool.run(VALUES, payload, what=f"{self.engine.id}: inner values")
-        return read_arrays(out), said["moved"]
+        answer = self.pool.run(VALUES, payload, what=f"{self.engine.id}: inner values")
+        return read_arrays(out), answer["moved"]
 
     def _engine(self, graph: Graph, values: Mapping[str, Any], moved: Mapping[str, float]) -> Blame | int:
         """What the engine alone gets wrong; the number of builds where it gets nothing wrong."""
@@ -142,55 +142,55 @@ class _Search:
         )
         limits = allowed(dict.fromkeys(values, 0.0) | dict(moved), precision)
         found = blame_engine(graph, values, limits, prober, self._reference)
-        return prober.builds if found is None else self._told(found, graph.count, limits)
+        return prober.builds if found is None else self._engine_blame(found, graph.count, limits)
 
     def _reference(self, model: Any, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
         file, _ = save_part(model, feeds, self.folder / "values" / "inner")
         values, moved = self._values(file, feeds, self.folder / "values" / "inner")
         return values, allowed(dict.fromkeys(values, 0.0) | moved, self.engine.precision)
 
-    def _told(self, found: Found, whole: int, limits: Mapping[str, float]) -> Blame:
+    def _engine_blame(self, found: Found, total: int, limits: Mapping[str, float]) -> Blame:
         nodes = tuple(found.labels)
         error = max((found.answer.errors.get(n, 0.0) for n in found.outputs), default=None)
         crash = found.answer.crash
         how = "crashes" if crash else _how_wrong(error)
         where = f" in {' in '.join(reversed(found.inside))}" if found.inside else ""
-        sentence = f"{self.engine.id}: the engine alone is wrong: it {how} at {_listed(nodes)}{where}"
+        message = f"{self.engine.id}: the engine alone is wrong: it {how} at {_listed(nodes)}{where}"
         target = self.plan.steps[self.engine.steps["build"]].params["target"]
         right = max((limits.get(n, 0.0) for n in found.outputs), default=tolerance(self.engine.precision))
-        bundle = write_bundle(found, target, sentence, right, self.folder / "bundle")
+        bundle = write_bundle(found, target, message, right, self.folder / "bundle")
         details = (
-            f"{len(nodes)} of {whole} nodes, found in {found.builds} builds; "
+            f"{len(nodes)} of {total} nodes, found in {found.builds} builds; "
             "ONNX Runtime runs the lowered model as expected.",
             *([f"It {crash.partition(' after ')[0].removeprefix('a part ')}."] if crash else []), *found.notes,
         )  # fmt: skip
         error = None if crash else error
         return Blame(
-            self.engine.id, "engine", sentence, nodes, found.inside, error, found.builds, whole, str(bundle), details
+            self.engine.id, "engine", message, nodes, found.inside, error, found.builds, total, str(bundle), details
         )
 
     def _lowered(
         self, lowered: Path, folded: Path, wanted: Mapping[str, Any], values: Mapping[str, Any], builds: int
     ) -> Blame:
         outputs = [n for n in Graph(load_model(folded)).outputs if n in wanted and n in values]
-        whole = max((error_of(values[n], wanted[n]) for n in outputs), default=0.0)
+        error = max((error_of(values[n], wanted[n]) for n in outputs), default=0.0)
         right = self._right_of_lowered()
         ran = self._ran()
-        if whole <= right:
-            word: Word = "nothing" if ran else "unknown"
+        if error <= right:
+            culprit: Culprit = "nothing" if ran else "unknown"
             end = "" if ran else "; this host cannot run the engine, so only its build was tried"
-            sentence = (
-                f"{self.engine.id}: no fault was found on this sample: the lowered model is within {whole:.2g} of fp32"
+            message = (
+                f"{self.engine.id}: no fault was found on this sample: the lowered model is within {error:.2g} of fp32"
                 f"{', and the engine is as the lowered model' if ran else ''}{end}"
             )
-            return Blame(self.engine.id, word, sentence, builds=builds)
+            return Blame(self.engine.id, culprit, message, builds=builds)
         payload = {
             "folded": str(folded), "lowered": str(lowered), "allowed": right,
             "folded_values": str(self.folder / "values/folded/values.npz"),
             "lowered_values": str(self.folder / "values/lowered/values.npz"), "out": str(self.folder / "bundle"),
         }  # fmt: skip
-        said = self.pool.run(LOWERED, payload, what=f"{self.engine.id}: pieces of the lowered model")
-        return self._told_lowered(said, builds)
+        answer = self.pool.run(LOWERED, payload, what=f"{self.engine.id}: pieces of the lowered model")
+        return self._lowered_blame(answer, builds)
 
     def _right_of_lowered(self) -> float:
         """The error that the precision's limits allow the lowered model: √(2(1 − c)) of a cosine c, at most 3 ρ."""
@@ -202,28 +202,28 @@ class _Search:
     def _ran(self) -> bool:
         return not self.engine.unmeasured_because
 
-    def _told_lowered(self, said: Mapping[str, Any], builds: int) -> Blame:
-        blamed: Sequence[Mapping[str, Any]] = said["blamed"]
+    def _lowered_blame(self, answer: Mapping[str, Any], builds: int) -> Blame:
+        blamed: Sequence[Mapping[str, Any]] = answer["blamed"]
         nodes = tuple(piece["node"] for piece in blamed)
-        wrong = _how_wrong(said["whole"])
+        wrong = _how_wrong(answer["whole"])
         begin = f"{self.engine.id}: the lowered ONNX is already wrong in ONNX Runtime: its output {wrong}"
         if not blamed:
-            sentence = f"{begin}; no node alone explains it: every piece loses a little"
+            message = f"{begin}; no node alone explains it: every piece loses a little"
         else:
-            sentence = (
-                f"{begin} against fp32, and {_how_wrong(said['left'])} with "
+            message = (
+                f"{begin} against fp32, and {_how_wrong(answer['left'])} with "
                 f"{'this node' if len(nodes) == 1 else f'these {len(nodes)} nodes'} in fp32: {_listed(nodes)}"
             )
-        worst = said["pieces"][0] if said["pieces"] else None
+        worst = answer["pieces"][0] if answer["pieces"] else None
         details = []
         bundle = self.folder / "bundle"
         if worst is not None:
             details.append(f"Alone on fp32's values, {worst['node']} {_how_wrong(worst['error'])}; "
-                           f"the median of {said['count']} pieces: {said['typical']:.2g}.")  # fmt: skip
-            write_script(bundle, {"backend": "onnxruntime"}, sentence, said["typical"] * 3, as_written=True)
+                           f"the median of {answer['count']} pieces: {answer['typical']:.2g}.")  # fmt: skip
+            write_script(bundle, {"backend": "onnxruntime"}, message, answer["typical"] * 3, as_written=True)
         return Blame(
-            self.engine.id, "lowered", sentence, nodes, (), worst["error"] if worst else None, builds, said["count"],
-            str(bundle) if worst else "", tuple(details), tuple(said["pieces"]),
+            self.engine.id, "lowered", message, nodes, (), worst["error"] if worst else None, builds, answer["count"],
+            str(bundle) if worst else "", tuple(details), tuple(answer["pieces"]),
         )  # fmt: skip
 
 

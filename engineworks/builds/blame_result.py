@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Word = Literal["engine", "lowered", "nothing", "unknown"]
+Culprit = Literal["engine", "lowered", "nothing", "unknown"]
 
 BLAME_FILE = "blame.json"
 """Its name in the record, and under artifacts/blame."""
@@ -23,7 +23,7 @@ class Blame:
     """
 
     engine: str
-    word: Word
+    word: Culprit
     sentence: str
     nodes: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()

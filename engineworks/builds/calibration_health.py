@@ -33,7 +33,7 @@ class CalibrationHealth:
     def to_json(self) -> dict[str, Any]:
         return {"step": self.step, **self.figures, "warnings": list(self.warnings)}
 
-    def sentence(self) -> str:
+    def message(self) -> str:
         """Return the metrics in one line."""
         figures = self.figures
         return (
@@ -56,9 +56,9 @@ def _health(step: Step, store: Store, evaluation: Mapping[str, Any]) -> Calibrat
         return None
     report = artifact.read_json(REPORT)
     inputs = report.pop("inputs")
-    told = (*report.pop("warnings"), *_drift(inputs, evaluation))
-    report["inputs"] = {name: _without_values(seen) for name, seen in inputs.items()}
-    return CalibrationHealth(step.id, report, told)
+    warnings = (*report.pop("warnings"), *_drift(inputs, evaluation))
+    report["inputs"] = {name: _without_values(statistics) for name, statistics in inputs.items()}
+    return CalibrationHealth(step.id, report, warnings)
 
 
 def _drift(calibration: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def _drift(calibration: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tup
 def _statistics(inputs: Mapping[str, Any]) -> dict[str, InputStatistics]:
     from engineworks.model.calibrate.inputs import InputStatistics
 
-    return {name: InputStatistics.from_json(seen) for name, seen in inputs.items()}
+    return {name: InputStatistics.from_json(statistics) for name, statistics in inputs.items()}
 
 
 def _evaluation(plan: Plan, store: Store) -> Mapping[str, Any]:
@@ -85,5 +85,5 @@ def _evaluation(plan: Plan, store: Store) -> Mapping[str, Any]:
     return {}
 
 
-def _without_values(seen: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in seen.items() if key != "drawn"}
+def _without_values(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in statistics.items() if key != "drawn"}

@@ -94,7 +94,7 @@ def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tupl
     from engineworks.tracking.runs import open_tracking
     from engineworks.tracking.sending import send_waiting
     from engineworks.tracking.spool import finished_build
-    from engineworks.tracking.spooled import waiting_sentence
+    from engineworks.tracking.spooled import waiting_message
 
     tracking = open_tracking(settings.artifacts, settings.tracking_uri)
     try:
@@ -104,7 +104,7 @@ def _record_of(plan: Plan, settings: Settings, finished: FinishedBuilds) -> tupl
         runs = tracking.find_runs(recipe=plan.recipe, build_key=plan.build_key, kind="build", limit=5)
     except TrackingError as error:
         waiting = finished_build(settings.artifacts, plan.build_key)
-        return (waiting.run_id, (waiting_sentence(settings.artifacts, error.message),)) if waiting else (None, ())
+        return (waiting.run_id, (waiting_message(settings.artifacts, error.message),)) if waiting else (None, ())
     return next((run.run_id for run in runs if run.is_complete), None), ()
 
 

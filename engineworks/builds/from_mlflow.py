@@ -72,10 +72,10 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
 
     error, latency = read_text(tracking, run.run_id, ERROR_FILE), read(LATENCY_FILE)
     failure = Failure("", error, read_text(tracking, run.run_id, ERROR_LOG_FILE) or "") if error else None
-    word: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
+    verdict: Any = "failed" if failure else run.tags.get("engineworks.verdict", "unmeasured")
     return EngineResult(
         id=run.engine or run.name,
-        verdict=word,
+        verdict=verdict,
         checks=tuple(Check(**check) for check in read(VERDICT_FILE) or ()),
         sidecar=read(SIDECAR_FILE) or {},
         accuracy=read_report(tracking, run.run_id, Accuracy),

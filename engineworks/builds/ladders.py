@@ -24,7 +24,7 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
     if plan.loaded.auto is None:
         return ()
     results = {e.id: e for e in engines}
-    candidates = {t.name: _rungs(plan, t, results, store) for t in plan.loaded.targets}
+    candidates = {t.name: _candidates(plan, t, results, store) for t in plan.loaded.targets}
     inaccurate: dict[str, str] = {}
     passed: dict[str, str] = {}
     for target, tried in candidates.items():
@@ -44,16 +44,16 @@ def ladders(plan: Plan, engines: Sequence[EngineResult], store: Store) -> tuple[
     )  # fmt: skip
 
 
-def _rungs(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
+def _candidates(plan: Plan, target: NamedTarget, results: Mapping[str, EngineResult], store: Store) -> list[Candidate]:
     """Return every precision of `auto` on this target, tried or not."""
     auto = plan.loaded.auto
     assert auto is not None
-    planned, refused = {e.id: e for e in plan.engines}, {r.id: r.sentence for r in plan.refused}
+    planned, refused = {e.id: e for e in plan.engines}, {r.id: r.message for r in plan.refused}
     candidates = []
     for precision in auto.tried:
         engine = f"{plan.recipe}/{precision}/{target.name}"
         if engine in results:
-            candidate = _rung_of(planned[engine], results[engine])
+            candidate = _candidate_of(planned[engine], results[engine])
             lower = plan.steps[planned[engine].steps["build"]].inputs["lower"]
             candidates.append(
                 replace(candidate, built_in_limits=precision in auto.built_in, model_bytes=_model_size(store, lower))
@@ -70,7 +70,7 @@ def _model_size(store: Store, key: str) -> int | None:
     return sum(f.stat().st_size for f in store.place(key).glob("model.onnx*")) or None
 
 
-def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
+def _candidate_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
     shapes = (engine.latency or {}).get("shapes", {})
     shape: Mapping[str, Any] = next(iter(shapes.values()), {})
     accuracy = engine.accuracy
@@ -87,7 +87,7 @@ def _rung_of(planned: PlannedEngine, engine: EngineResult) -> Candidate:
         metric=engine.metric,
         cosine=accuracy.worst_cosine if accuracy else None,
         quality=accuracy.quality if accuracy else None,
-        why=_why(engine.failure) if engine.failure else next((c.sentence for c in bad), ""),
+        why=_why(engine.failure) if engine.failure else next((c.message for c in bad), ""),
         inaccurate=any(c.verdict == "fail" and c.name.partition("[")[0] in ACCURACY_CHECKS for c in failing),
         forgiven=engine.verdict in ("fail", "inconclusive") or _impossible(engine.failure),
     )  # fmt: skip

@@ -83,9 +83,9 @@ def _build(
             raise
     if process.returncode not in WITH_RESULT or not out.strip().startswith("{"):
         lines = [line for line in err.splitlines() if line.strip()]
-        said = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
+        message = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
         raise InputError(
-            f"{'the present' if python == Path(sys.executable) else 'the other'} build gave no result: {said}"
+            f"{'the present' if python == Path(sys.executable) else 'the other'} build gave no result: {message}"
         )
     result = json.loads(out)
     return list(result["recipes"]) if "recipes" in result else [result]

@@ -40,7 +40,7 @@ from engineworks.recipe.release import is_served
 from engineworks.store.artifact import Artifact
 from engineworks.store.store import Store
 
-EngineWord = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
+EngineVerdict = Literal["pass", "fail", "inconclusive", "unmeasured", "failed"]
 """A verdict, or `failed` if a step of the engine failed, which leaves nothing to evaluate."""
 
 LONGEST_LIST = 64
@@ -65,7 +65,7 @@ class EngineResult:
     which is a file in the store, in a folder named by its key."""
 
     id: str
-    verdict: EngineWord
+    verdict: EngineVerdict
     checks: tuple[Check, ...]
     path: Path | None = None
     sidecar: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class EngineResult:
         return tuple(f"{c.name} {c.waived}" for c in self.checks if c.waived)
 
     @property
-    def word(self) -> str:
+    def status(self) -> str:
         """The verdict as text; a pass that needed a waiver looks different from any other."""
         return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
 
@@ -214,21 +214,21 @@ class BuildResult:
         return {r.engine: r.dropped for ladder in self.ladder for r in ladder.candidates if r.engine and r.dropped}
 
     @property
-    def verdict(self) -> EngineWord:
+    def verdict(self) -> EngineVerdict:
         """The most severe of the engines' verdicts."""
-        order: tuple[EngineWord, ...] = ("failed", "fail", "inconclusive", "unmeasured")
-        words = {e.verdict for e in self.decisive}
-        return next((word for word in order if word in words), "pass")
+        order: tuple[EngineVerdict, ...] = ("failed", "fail", "inconclusive", "unmeasured")
+        verdicts = {e.verdict for e in self.decisive}
+        return next((verdict for verdict in order if verdict in verdicts), "pass")
 
     def exit_code(self, *, require_verdict: bool = False) -> int:
         """Return the exit code. A failed step outranks a failed gate, because the gate of that engine never ran."""
         failures = [e.failure.exit_code for e in self.decisive if e.failure]
-        words = {e.verdict for e in self.decisive}
+        verdicts = {e.verdict for e in self.decisive}
         if failures:
             return EXIT_STEP_FAILED if EXIT_STEP_FAILED in failures else max(failures)
-        if "fail" in words:
+        if "fail" in verdicts:
             return EXIT_GATE_FAILED
-        if "inconclusive" in words or (require_verdict and "unmeasured" in words):
+        if "inconclusive" in verdicts or (require_verdict and "unmeasured" in verdicts):
             return EXIT_INCONCLUSIVE
         return EXIT_PASSED
 

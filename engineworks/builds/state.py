@@ -16,7 +16,7 @@ from engineworks.builds.passport import recipe_origin
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts, engine_result
 from engineworks.builds.step import Outcome
 from engineworks.errors import StoreError
-from engineworks.measure.ladder.ladder import ladder_words
+from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.plan.plan import Plan
 from engineworks.settings import Settings
 from engineworks.store.leases import Lease
@@ -67,7 +67,7 @@ class Build:
         return recipe_origin(self.plan)
 
     @cached_property
-    def ladder_words(self) -> Mapping[str, str]:
+    def ladder_statements(self) -> Mapping[str, str]:
         """By engine, its status in the ladder of `precisions: auto`.
 
         Read it when all steps have ended: an engine is recorded alone, but ranked with the others.
@@ -75,7 +75,7 @@ class Build:
         if self.plan.loaded.auto is None:
             return {}
         engines = [engine_result(self.plan, e, self.results, self.failures) for e in self.plan.engines]
-        return ladder_words(ladders(self.plan, engines, self.results))
+        return ladder_statements(ladders(self.plan, engines, self.results))
 
     def result(self, run_id: str) -> BuildResult:
         """Return the result, once every engine is evaluated. run_id: its parent run in MLflow."""

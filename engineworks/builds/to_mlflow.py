@@ -110,8 +110,8 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
 
 
 def result_metrics(result: BuildResult) -> dict[str, float]:
-    words = [e.verdict for e in result.engines]
-    counts = {f"engines_{word}": float(words.count(word)) for word in dict.fromkeys(words)}
+    verdicts = [e.verdict for e in result.engines]
+    counts = {f"engines_{verdict}": float(verdicts.count(verdict)) for verdict in dict.fromkeys(verdicts)}
     steps = {f"steps_{k}": float(v) for k, v in result.steps.to_json().items()}
     notes = {"warnings": float(len(result.warnings)), "engines_refused": float(len(result.refused))}
     return counts | steps | notes | {"build_s": result.seconds} | comparison_metrics(result.comparison)
@@ -121,7 +121,7 @@ def result_tags(result: BuildResult) -> dict[str, str]:
     """Return the verdict of all engines together, and the warnings."""
     tags: dict[str, str] = {"engineworks.verdict": result.verdict}
     if result.ladder:
-        tags[LADDER] = "\n".join(ladder.sentence for ladder in result.ladder)
+        tags[LADDER] = "\n".join(ladder.message for ladder in result.ladder)
     return tags | ({"engineworks.warnings": "\n".join(result.warnings)} if result.warnings else {})
 
 
@@ -174,7 +174,7 @@ def _performance_limits(plan: Plan) -> dict[str, str]:
 
 def _engine_tags(engine: EngineResult) -> dict[str, str]:
     tags: dict[str, str] = {"engineworks.verdict": engine.verdict}
-    reasons = [c.words for c in engine.checks if c.verdict != "pass"]
+    reasons = [c.text for c in engine.checks if c.verdict != "pass"]
     if engine.waived:
         tags["engineworks.waived"] = "; ".join(engine.waived)
     if engine.failure:

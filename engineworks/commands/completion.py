@@ -57,11 +57,11 @@ def peers(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in PEERS if name.startswith(last)]
 
 
-def one_of(*words: str) -> Complete:
+def one_of(*values: str) -> Complete:
     """Return a function that completes to one of these words."""
 
     def complete(incomplete: str) -> list[str]:
-        return [word for word in words if word.startswith(incomplete)]
+        return [value for value in values if value.startswith(incomplete)]
 
     return complete
 
@@ -74,14 +74,14 @@ def _recipes(folder: Path) -> list[Path]:
 
 def _engines() -> Iterator[str]:
     for path in _recipes(Path("recipes")):
-        said = _said(path)
-        given = said.get("precisions", [])
+        content = _content(path)
+        given = content.get("precisions", [])
         for precision in given if isinstance(given, list) else []:
-            for target in said.get("targets") or []:
-                yield f"{said.get('recipe')}/{precision}/{target}"
+            for target in content.get("targets") or []:
+                yield f"{content.get('recipe')}/{precision}/{target}"
 
 
-def _said(path: Path) -> Mapping[str, Any]:
+def _content(path: Path) -> Mapping[str, Any]:
     from engineworks.recipe.yaml_nodes import merge, read_yaml
 
     defaults = path.with_name("_defaults.yaml")
@@ -91,5 +91,5 @@ def _said(path: Path) -> Mapping[str, Any]:
             node = merge(node, read_yaml(defaults, defaults.name))
     except (EngineworksError, OSError):
         return {}
-    said: Mapping[str, Any] = node.plain()
-    return said
+    content: Mapping[str, Any] = node.plain()
+    return content

@@ -45,9 +45,9 @@ def deploy(
     entries = list(entry_points(group="engineworks.flows", name="deploy"))
     if not entries:
         raise InputError("the flows are not installed", hint="run 'make setup', or pip install -e .")
-    said = entries[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only, notify=notify)
+    lines = entries[0].load()(load_targets(recipes), Path.cwd(), cron=cron, pools_only=pools_only, notify=notify)
     if as_json:
-        terminal.print_json({"made": said})
+        terminal.print_json({"made": lines})
     elif not quiet:
-        for line in said:
+        for line in lines:
             terminal.say(line)

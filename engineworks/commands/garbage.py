@@ -31,7 +31,7 @@ class Freed:
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         verb = "would free" if self.dry_run else "freed"
         return (
             f"{verb} {self.bytes / 2**20:.1f} MiB in {self.artifacts} artifacts and {self.partial} unfinished ones; "

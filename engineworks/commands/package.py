@@ -54,11 +54,11 @@ def package(
             (plan,) = read_plans(settings, [recipe], any_of(only))
             loaded, _lease = plan.loaded, Lease(store.root, plan.steps)  # until the note keeps them
             engines, left = built_engines(plan, store, unmeasured=unmeasured)
-        require_some(engines, left, lambda engine: f"{engine.id} {engine.sentence}")
+        require_some(engines, left, lambda engine: f"{engine.id} {engine.message}")
         models = write_package(loaded, engines, out, available=available_backends(find_server()))
         note_package(store.root, out, engines)
     if as_json:
-        left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.sentence} for engine in left]
+        left_out = [{"id": engine.id, "verdict": engine.verdict, "sentence": engine.message} for engine in left]
         packaged = [e.passport.id for e in engines]
         terminal.print_json(
             {"out": str(out), "models": [m.name for m in models], "engines": packaged, "left_out": left_out}
@@ -67,5 +67,5 @@ def package(
         for model in models:
             terminal.say(f"{model}")
         for engine in left:
-            terminal.say(f"left out: {engine.id} {engine.sentence}")
+            terminal.say(f"left out: {engine.id} {engine.message}")
     raise typer.Exit(most_severe(engine.exit_code for engine in left))

@@ -80,7 +80,7 @@ def serve(
             engines, left = champion_engines(plan.loaded, registry, any_of(only), Path(folder))
         else:
             engines, left = built_engines(plan, store, unmeasured=False)
-        require_some(engines, left, lambda engine: f"{engine.id} {engine.sentence}")
+        require_some(engines, left, lambda engine: f"{engine.id} {engine.message}")
         for number, payload in enumerate(_payloads(plan, engines, store, more)):
             out = Path(folder) / f"served{number}"
             out.mkdir()
@@ -91,18 +91,18 @@ def serve(
                 )  # fmt: skip
             report = read_json_file(out / SERVING_FILE)
             checks = serving_checks(report, limits, "")
-            word = worst(checks)
-            codes.append({"pass": EXIT_PASSED, "fail": EXIT_GATE_FAILED}.get(word, EXIT_INCONCLUSIVE))
+            verdict = worst(checks)
+            codes.append({"pass": EXIT_PASSED, "fail": EXIT_GATE_FAILED}.get(verdict, EXIT_INCONCLUSIVE))
             name = payload["id"].rpartition("/")[0]
-            results.append({"id": name, "verdict": word, "checks": [c.to_json() for c in checks], "report": report})
+            results.append({"id": name, "verdict": verdict, "checks": [c.to_json() for c in checks], "report": report})
             if not as_json:
                 terminal.say(
-                    f"{name}: {word}, ready in {report['ready_s']:.2f} s by Triton's backend {report['backend']}"
+                    f"{name}: {verdict}, ready in {report['ready_s']:.2f} s by Triton's backend {report['backend']}"
                 )
                 for check in checks:
-                    terminal.say(f"  {check.verdict:<12} {check.name}: {check.sentence}")
+                    terminal.say(f"  {check.verdict:<12} {check.name}: {check.message}")
     if as_json:
-        terminal.print_json({"engines": results, "left_out": [{"id": e.id, "sentence": e.sentence} for e in left]})
+        terminal.print_json({"engines": results, "left_out": [{"id": e.id, "sentence": e.message} for e in left]})
     raise typer.Exit(most_severe([*codes, *(engine.exit_code for engine in left)]))
 
 

@@ -29,8 +29,8 @@ def sync(as_json: Json = False, quiet: Quiet = False) -> None:
     elif not quiet:
         for run in sent.builds.values():
             terminal.say(f"sent to MLflow: run {run}")
-        for sentence in sent.left:
-            terminal.say(f"still waits: {sentence}")
+        for message in sent.left:
+            terminal.say(f"still waits: {message}")
         if published:
             terminal.say(f"published in {settings.store}: {published} results")
         if store.outage:

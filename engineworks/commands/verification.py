@@ -40,7 +40,7 @@ def _verify(name: str, settings: Settings) -> list[Passport]:
         return verify_package(path, trust)
     folder = path if path.is_dir() else path.parent
     if (folder / PASSPORT_FILE).is_file():
-        return [_verify_beside(folder, open_store(settings), trust)]
+        return [_verify_with_sidecar(folder, open_store(settings), trust)]
     return [_verify_stored(folder, open_store(settings), trust)]
 
 
@@ -68,7 +68,7 @@ def _folder(store: Store, key: str) -> Path:
     return store.place(key)
 
 
-def _verify_beside(folder: Path, store: Store, trust: Trust) -> Passport:
+def _verify_with_sidecar(folder: Path, store: Store, trust: Trust) -> Passport:
     """Check a folder with a passport. Its engine lies next to the passport or, for a stored passport, in the store."""
     passport = read_passport(folder / PASSPORT_FILE, trust)
     built = store.place(passport.facts.steps.get("build", "none"))

@@ -51,19 +51,19 @@ def _print(explanation: Explanation) -> None:
         terminal.say("  A and B are the same run")
         return
     if not explanation.differences:
-        terminal.say("  no input differs" + ("" if explanation.anew else ": every step has the same fingerprint"))
+        terminal.say("  no input differs" + ("" if explanation.rebuilt else ": every step has the same fingerprint"))
     for difference in explanation.differences:
         read_by = f" [{', '.join(difference.steps)}]" if difference.steps else ""
         place = f"  ({difference.place})" if difference.place else ""
         terminal.say(f"  {difference.kind:9} {difference.what}{read_by}{place}")
-    if explanation.differences and not explanation.anew and explanation.complete:
+    if explanation.differences and not explanation.rebuilt and explanation.complete:
         terminal.say("  no step of this engine reads that: nothing was done anew")
-    if explanation.anew:
-        terminal.say(f"  so these steps were done anew: {', '.join(explanation.anew)}")
+    if explanation.rebuilt:
+        terminal.say(f"  so these steps were done anew: {', '.join(explanation.rebuilt)}")
     if not explanation.complete:
         terminal.say("  (an older run did not record all of its steps, and the store has them no more)")
     if explanation.effects:
         terminal.say("  what came of it:")
     for effect in explanation.effects:
-        said = f"; {effect.said}" if effect.said else ""
-        terminal.say(f"    {effect.name}: {effect.before} → {effect.after}{said}")
+        note = f"; {effect.note}" if effect.note else ""
+        terminal.say(f"    {effect.name}: {effect.before} → {effect.after}{note}")

@@ -90,16 +90,16 @@ class Refusal:
     until: Version
     precisions: tuple[str, ...]
     capabilities: tuple[str, ...]
-    sentence: str
+    message: str
     operators: tuple[str, ...] = ()
     of_quantized: bool = False
     assumed: bool = True
     but: tuple[str, ...] = ()
 
     def say(self, version: str, precision: str, capability: str, found: str = "") -> str:
-        words = {"version": _short(version), "precision": precision, "capability": capability, "found": found}
-        words["operator"] = found.partition(" ")[0]
-        return self.sentence.format(title=CAPABILITIES[self.backend].title, **words)
+        fields = {"version": _short(version), "precision": precision, "capability": capability, "found": found}
+        fields["operator"] = found.partition(" ")[0]
+        return self.message.format(title=CAPABILITIES[self.backend].title, **fields)
 
 
 PARSED = (
@@ -251,15 +251,15 @@ def why_not(
         ]
         return reasons[-1] if all(reasons) else None
     if precision not in PRECISIONS:
-        return f"'{precision}' is no precision of {CAPABILITIES[backend].title}; use one of {_words(PRECISIONS, 'or')}"
+        return f"'{precision}' is no precision of {CAPABILITIES[backend].title}; use one of {_joined(PRECISIONS, 'or')}"
     wrong = why_not_target(backend, version, compute_capabilities)
     if wrong is not None:
         return wrong
     for capability in compute_capabilities or ("",):
         for refusal in _about(backend, version, capability):
             if precision in refusal.precisions and _concerns(refusal, operators, quantized):
-                sentence = refusal.say(version, precision, capability, _found(refusal, operators))
-                return sentence + (f", or leave {capability} out" if len(compute_capabilities) > 1 else "")
+                message = refusal.say(version, precision, capability, _found(refusal, operators))
+                return message + (f", or leave {capability} out" if len(compute_capabilities) > 1 else "")
     return None
 
 
@@ -272,7 +272,7 @@ def why_not_target(backend: str, version: str | None, compute_capabilities: Sequ
     title = f"{row.title} {_short(version)}"
     named = row.named_by(version)
     if named is None:
-        return f"{title} is too old; use {_words(row.tried, 'or')}"
+        return f"{title} is too old; use {_joined(row.tried, 'or')}"
     if not named.capabilities:
         return f"{title} builds for the CPU: leave compute_capability out" if compute_capabilities else None
     if not compute_capabilities:
@@ -282,7 +282,9 @@ def why_not_target(backend: str, version: str | None, compute_capabilities: Sequ
             if not refusal.precisions:
                 return refusal.say(version, "", capability)
         if capability not in named.capabilities:
-            return f"{title} does not build for compute capability {capability}; use {_words(named.capabilities, 'or')}"
+            return (
+                f"{title} does not build for compute capability {capability}; use {_joined(named.capabilities, 'or')}"
+            )
     if len(compute_capabilities) > 1:
         return _why_not_together(row, title, compute_capabilities)
     return None
@@ -351,5 +353,5 @@ def _short(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _words(words: Sequence[str], last: str) -> str:
-    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else words[0]
+def _joined(names: Sequence[str], last: str) -> str:
+    return f"{', '.join(names[:-1])} {last} {names[-1]}" if len(names) > 1 else names[0]

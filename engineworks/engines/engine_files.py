@@ -19,7 +19,7 @@ STATEMENTS_FILE = "statements.json"
 LOG_FILE = "log.txt"
 """The output of a step, in its own artifact."""
 
-_ANEW = "fetch the engine's whole folder again from where it was built"
+_FETCH_AGAIN = "fetch the engine's whole folder again from where it was built"
 
 NOT_SHIPPED = (MANIFEST, LOG_FILE)
 """Files of a build's artifact that are not part of the engine."""
@@ -76,9 +76,11 @@ def recorded_digests(folder: Path) -> Mapping[str, str]:
         return {name: facts["sha256"] for name, facts in manifest["files"].items()}
     sidecar = _read(folder / SIDECAR_FILE)
     if sidecar is None:
-        raise TrustError(f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be", hint=_ANEW)
+        raise TrustError(
+            f"{folder}: holds no {SIDECAR_FILE}, so nothing says what its engine should be", hint=_FETCH_AGAIN
+        )
     if not {"engine", "sha256"} <= sidecar.keys():
-        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be", hint=_ANEW)
+        raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be", hint=_FETCH_AGAIN)
     return {sidecar["engine"]: sidecar["sha256"]}
 
 

@@ -184,14 +184,14 @@ class Passport:
         """Return the name of the engine's main file."""
         return next(name for name, digest in self.files.items() if digest == self.sha256)
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """Summarize the passport in a line."""
         signature = self.facts.signature
         signed = f"signed by {self.signed_by}" if self.signed_by else "not signed"
         if signature and not self.signed_by:
             signed = f"signature of {signature.key_id} not checked: no trusted keys are set"
-        word = f"{self.verdict} (waived)" if self.facts.verdict.waived else self.verdict
-        return f"{self.id}: the bytes are those of its passport, {signed}; verdict {word}"
+        verdict = f"{self.verdict} (waived)" if self.facts.verdict.waived else self.verdict
+        return f"{self.id}: the bytes are those of its passport, {signed}; verdict {verdict}"
 
 
 def read_passport(path: Path, trust: Trust) -> Passport:

@@ -155,9 +155,9 @@ def check_statement(statement: Statement, passport: Passport, trust: Trust, what
 
 def agree(what: str, facts: Mapping[str, tuple[str, str]]) -> None:
     """Raises `TrustError` for the first fact that differs. facts: name → what is said there, what the passport says."""
-    for fact, (said, issued) in facts.items():
-        if said != issued:
+    for fact, (stated, issued) in facts.items():
+        if stated != issued:
             raise TrustError(
-                f"{what} is for {fact} {said[:80]}, the engine's passport is for {issued[:80]}",
+                f"{what} is for {fact} {stated[:80]}, the engine's passport is for {issued[:80]}",
                 hint="another engine was put in its place, or an older one put back: do not use it",
             )

@@ -23,7 +23,7 @@ DEEPEST = 32
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 """sha256, 64 hex digits."""
 
-_ANEW = "fetch it again from where it was made"
+_FETCH_AGAIN = "fetch it again from where it was made"
 
 
 def read_bytes(path: Path, missing: str = "") -> bytes:
@@ -31,19 +31,19 @@ def read_bytes(path: Path, missing: str = "") -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
     except FileNotFoundError:
-        raise TrustError(f"{path}: does not exist", hint=missing or _ANEW) from None
+        raise TrustError(f"{path}: does not exist", hint=missing or _FETCH_AGAIN) from None
     except (OSError, ValueError) as error:
-        raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_ANEW) from None
+        raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_FETCH_AGAIN) from None
     with os.fdopen(file, "rb") as opened:
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                raise TrustError(f"{path}: is no regular file", hint=_ANEW)
+                raise TrustError(f"{path}: is no regular file", hint=_FETCH_AGAIN)
             data = opened.read(LARGEST_BYTES + 1)
         except OSError as error:
-            raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_ANEW) from None
+            raise TrustError(f"{path}: cannot be read: {_why(error)}", hint=_FETCH_AGAIN) from None
     if len(data) > LARGEST_BYTES:
-        raise TrustError(f"{path}: is larger than {LARGEST_BYTES >> 20} MiB", hint=_ANEW)
+        raise TrustError(f"{path}: is larger than {LARGEST_BYTES >> 20} MiB", hint=_FETCH_AGAIN)
     return data
 
 
@@ -58,11 +58,11 @@ def parse_document(data: bytes, what: str) -> dict[str, Any]:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise TrustError(f"{what}: duplicate key {twice[:80]!r}", hint=_ANEW)
+            raise TrustError(f"{what}: duplicate key {twice[:80]!r}", hint=_FETCH_AGAIN)
         return found
 
     def refuse(constant: str) -> Any:
-        raise TrustError(f"{what}: holds {constant}, which is no number in JSON", hint=_ANEW)
+        raise TrustError(f"{what}: holds {constant}, which is no number in JSON", hint=_FETCH_AGAIN)
 
     try:
         document = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
@@ -70,18 +70,18 @@ def parse_document(data: bytes, what: str) -> dict[str, Any]:
             raise RecursionError
         canonical_json(document).encode()
     except RecursionError:
-        raise TrustError(f"{what}: is nested deeper than {DEEPEST} levels", hint=_ANEW) from None
+        raise TrustError(f"{what}: is nested deeper than {DEEPEST} levels", hint=_FETCH_AGAIN) from None
     except ValueError as error:  # also UnicodeError
-        raise TrustError(f"{what}: is not JSON: {str(error)[:120]}", hint=_ANEW) from None
+        raise TrustError(f"{what}: is not JSON: {str(error)[:120]}", hint=_FETCH_AGAIN) from None
     if not isinstance(document, dict):
-        raise TrustError(f"{what}: is not a JSON object", hint=_ANEW)
+        raise TrustError(f"{what}: is not a JSON object", hint=_FETCH_AGAIN)
     return document
 
 
 def typed(kind: type[T], document: Any, what: str) -> T:
     """Return the document as the frozen dataclass `kind`. Raises `TrustError` for the first unknown or missing key, or
     value of another type."""
-    return parse(kind, json.dumps(document), what, error=TrustError, hint=_ANEW)
+    return parse(kind, json.dumps(document), what, error=TrustError, hint=_FETCH_AGAIN)
 
 
 def _depth(value: Any) -> int:

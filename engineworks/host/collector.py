@@ -20,7 +20,7 @@ SELDOM = 20_000
 """New objects that trigger a collection (some MiB); Python's default is 700."""
 
 POLL_S = 0.2
-WHOLE_EVERY = 10
+FULL_EVERY = 10
 """One in this many collections scans all objects, as in Python's default."""
 
 _lock = threading.Lock()
@@ -46,7 +46,7 @@ def _collect() -> None:
         time.sleep(POLL_S)
         if not _paused and gc.get_count()[0] > max(SELDOM, gc.get_threshold()[0]):
             done += 1
-            gc.collect(2 if done % WHOLE_EVERY == 0 else 1)
+            gc.collect(2 if done % FULL_EVERY == 0 else 1)
 
 
 def _in_forked_child() -> None:

@@ -50,11 +50,11 @@ class LoadWatch:
         return reading | ({"mhz": mhz} if mhz else {})
 
     def complaints(self, readings: Sequence[Reading]) -> list[str]:
-        whole = [_Reading.of(r) for r in readings if "own_s" in r]
-        if len(whole) < 2:
+        complete = [_Reading.of(r) for r in readings if "own_s" in r]
+        if len(complete) < 2:
             return []
         clocks = [float(str(r["mhz"])) for r in readings if "mhz" in r]
-        return [*_load_complaints(whole[0], whole[-1]), *_clock_complaints(clocks)]
+        return [*_load_complaints(complete[0], complete[-1]), *_clock_complaints(clocks)]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from engineworks.errors import Interrupted, StoreError
 LEAST_FREE_BYTES = 1 << 20
 """Less than a first database of Prefect or MLflow needs."""
 
-WORDS = ("database or disk is full", "disk i/o error", "no space left on device", "disk quota exceeded")
+FULL_MESSAGES = ("database or disk is full", "disk i/o error", "no space left on device", "disk quota exceeded")
 
 
 @contextlib.contextmanager
@@ -41,13 +41,13 @@ def _is_full(folder: Path) -> bool:
 
 
 def _says_full(error: BaseException) -> bool:
-    pending, seen = [error], set[int]()
+    pending, visited = [error], set[int]()
     while pending:
         inner = pending.pop()
-        seen.add(id(inner))
+        visited.add(id(inner))
         if isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in f"{inner} {getattr(inner, 'log', '')}".lower() for words in WORDS):
+        if any(text in f"{inner} {getattr(inner, 'log', '')}".lower() for text in FULL_MESSAGES):
             return True
-        pending += [e for e in (inner.__cause__, inner.__context__) if e is not None and id(e) not in seen]
+        pending += [e for e in (inner.__cause__, inner.__context__) if e is not None and id(e) not in visited]
     return False

@@ -123,23 +123,23 @@ def why_not_faster(name: str, timed: Layers, other_name: str, other: Layers) -> 
     if not timed.layers or not other.layers:
         return ""
     ours, theirs = timed.total_ms, other.total_ms
-    word = "slower" if ours > theirs else "faster"
-    begin = f"{name} is {word} than {other_name} ({_ms(ours)} against {_ms(theirs)} in layers)"
+    direction = "slower" if ours > theirs else "faster"
+    begin = f"{name} is {direction} than {other_name} ({_ms(ours)} against {_ms(theirs)} in layers)"
     parts = [*_products(timed, other, theirs), *_roundings(timed, theirs), *_rest(timed, other, theirs)]
     return f"{begin}: {'; '.join(parts)}." if parts else f"{begin}, evenly over all layers."
 
 
-def _products(timed: Layers, other: Layers, whole: float) -> Iterable[str]:
+def _products(timed: Layers, other: Layers, total: float) -> Iterable[str]:
     """Products: how many run without tensor cores, and what they gain or lose."""
     ours, theirs = ([x for x in t.layers if x.is_product] for t in (timed, other))
     without = [x for x in ours if x.uses_tensor_cores is False]
     if without:
         yield (f"{len(without)} of {len(ours)} products run a kernel without tensor cores, {_ms(_sum(without))}")
     gained = _sum(theirs) - _sum(ours)
-    if abs(gained) >= LITTLE * whole:
+    if abs(gained) >= LITTLE * total:
         slower = _slower(ours, theirs)
-        told = f", {slower} of {len(ours)} take longer" if slower and gained < 0 else ""
-        yield f"products {_ms(_sum(ours))} against {_ms(_sum(theirs))}{told}"
+        suffix = f", {slower} of {len(ours)} take longer" if slower and gained < 0 else ""
+        yield f"products {_ms(_sum(ours))} against {_ms(_sum(theirs))}{suffix}"
 
 
 def _slower(ours: Sequence[Layer], theirs: Sequence[Layer]) -> int:
@@ -148,19 +148,19 @@ def _slower(ours: Sequence[Layer], theirs: Sequence[Layer]) -> int:
     return sum(any(layer.ms > before[n] for n in layer.nodes if n in before) for layer in ours)
 
 
-def _roundings(timed: Layers, whole: float) -> Iterable[str]:
+def _roundings(timed: Layers, total: float) -> Iterable[str]:
     alone = [x for x in timed.layers if x.is_rounding]
-    if alone and _sum(alone) >= LITTLE * whole:
+    if alone and _sum(alone) >= LITTLE * total:
         yield f"Q/DQ that was not fused: {_ms(_sum(alone))} in {len(alone)} layers"
 
 
-def _rest(timed: Layers, other: Layers, whole: float) -> Iterable[str]:
+def _rest(timed: Layers, other: Layers, total: float) -> Iterable[str]:
     casts = [[x for x in t.layers if x.is_cast] for t in (timed, other)]
-    if (more := _sum(casts[0]) - _sum(casts[1])) >= LITTLE * whole:
+    if (more := _sum(casts[0]) - _sum(casts[1])) >= LITTLE * total:
         yield f"casts {_ms(more)} more"
     rest = [[x for x in t.layers if not (x.is_product or x.is_rounding or x.is_cast)] for t in (timed, other)]
     change = _sum(rest[0]) - _sum(rest[1])
-    if abs(change) >= LITTLE * whole:
+    if abs(change) >= LITTLE * total:
         yield f"all else {_ms(abs(change))} {'more' if change > 0 else 'less'}"
 
 

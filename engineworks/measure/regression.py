@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from engineworks.measure.statistics import Interval, student_quantile
 
-Word = Literal["pass", "fail", "inconclusive"]
+RegressionVerdict = Literal["pass", "fail", "inconclusive"]
 
 LOOKS = (11, 15, 22, 32, 48, 72)
 """Numbers of rounds after which the interval is checked; 11 is the minimum that has an interval."""
@@ -46,7 +46,7 @@ class Comparison:
     not decide, or ''. rounds: those that count.
     """
 
-    verdict: Word
+    verdict: RegressionVerdict
     ratio: float | None
     interval: Interval | None
     rounds: int

@@ -38,7 +38,7 @@ class Speed:
     busy: bool = False
 
     @property
-    def word(self) -> str:
+    def direction(self) -> str:
         """slower or faster, '' where the interval does not tell."""
         if self.low > 1 + CLOSE:
             return "slower"
@@ -86,9 +86,9 @@ def _change(name: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any]
         side = "only with the other versions" if ours is None else "only with the present versions"
         return Change(name, _verdict(ours), _verdict(theirs), (side,), "changed")
     speeds = tuple(_speeds(ours, theirs))
-    words = [*_verdicts(ours, theirs), *_speed_words(speeds), *_size(ours, theirs), *_outputs(ours, theirs)]
+    notes = [*_verdicts(ours, theirs), *_speed_notes(speeds), *_size(ours, theirs), *_outputs(ours, theirs)]
     return Change(
-        name, _verdict(ours), _verdict(theirs), tuple(w for w, _ in words), _tone([t for _, t in words]), speeds
+        name, _verdict(ours), _verdict(theirs), tuple(w for w, _ in notes), _tone([t for _, t in notes]), speeds
     )
 
 
@@ -133,12 +133,12 @@ def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
     return (p50 * p50 / p90, p90) if p50 and p90 else None
 
 
-def _speed_words(speeds: Sequence[Speed]) -> Iterator[Said]:
+def _speed_notes(speeds: Sequence[Speed]) -> Iterator[Said]:
     for speed in speeds:
-        if speed.word:
-            tone: Tone = "changed" if speed.busy else "worse" if speed.word == "slower" else "better"
+        if speed.direction:
+            tone: Tone = "changed" if speed.busy else "worse" if speed.direction == "slower" else "better"
             yield (
-                f"{speed.word} at {speed.shape}: {speed.present_ms:.3g} → {speed.rehearsed_ms:.3g} ms, "
+                f"{speed.direction} at {speed.shape}: {speed.present_ms:.3g} → {speed.rehearsed_ms:.3g} ms, "
                 f"× {speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f})"
                 + (", while the host was busy" if speed.busy else ""),
                 tone,
@@ -148,9 +148,9 @@ def _speed_words(speeds: Sequence[Speed]) -> Iterator[Said]:
 def _size(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:
     before, after = ours.get("bytes"), theirs.get("bytes")
     if before and after and abs(after / before - 1) > LARGER:
-        word = "larger" if after > before else "smaller"
+        direction = "larger" if after > before else "smaller"
         tone: Tone = "worse" if after > before else "better"
-        yield f"{word}: {before / 2**20:.2f} → {after / 2**20:.2f} MiB", tone
+        yield f"{direction}: {before / 2**20:.2f} → {after / 2**20:.2f} MiB", tone
 
 
 def _outputs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Said]:

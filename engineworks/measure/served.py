@@ -244,10 +244,10 @@ def _way_back(triples: Mapping[str, Triple]) -> Iterator[tuple[str, dict[str, in
 
 
 def _distinct(roles: Iterator[tuple[str, dict[str, int]]]) -> Iterator[tuple[str, dict[str, int]]]:
-    seen: list[dict[str, int]] = []
+    distinct: list[dict[str, int]] = []
     for role, dims in roles:
-        if dims not in seen:
-            seen.append(dims)
+        if dims not in distinct:
+            distinct.append(dims)
             yield role, dims
 
 

@@ -62,7 +62,7 @@ class Finding:
 
     name: str
     good: bool
-    sentence: str
+    message: str
 
 
 def tolerance(precision: str, cosine: float | None) -> Tolerance:
@@ -146,8 +146,8 @@ def synthetic_findings(served: Served, limit: float) -> Iterator[Finding]:
             continue
         good = not worst.nonfinite and worst.cosine >= limit
         figure = f"{worst.nonfinite} values that are NaN or infinite" if worst.nonfinite else f"{worst.cosine:.6g}"
-        sentence = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst.lengths)}"
-        yield Finding(name, good, f"{sentence}, limit at least {limit:.6g}.")
+        message = f"{output}: smallest cosine to fp32 of a made-up row is {figure} at {_shape(worst.lengths)}"
+        yield Finding(name, good, f"{message}, limit at least {limit:.6g}.")
 
 
 def served_findings(served: Served, cosine: float | None) -> Iterator[Finding]:
@@ -259,10 +259,10 @@ def _moved(
     size = f"is off by {max(record.error, record.most):.3g} (limit {limit:.3g})"
     size = "is NaN or infinite" if record.nonfinite else size
     where = _at(sequence, index, f"run {record.run}")
-    sentence = f"{output}: row {record.row} at {where} {size} from the same sample {before}"
+    message = f"{output}: row {record.row} at {where} {size} from the same sample {before}"
     if mixing > DEPENDS_A_LITTLE:
-        sentence += "; the fp32 reference does so too: in this model rows depend on each other"
-    return sentence + "."
+        message += "; the fp32 reference does so too: in this model rows depend on each other"
+    return message + "."
 
 
 def _all_right(output: str, served: Served, limits: Sequence[Tolerance]) -> str:

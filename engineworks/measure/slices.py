@@ -115,7 +115,7 @@ def _figures(name: str, rows: Rows, score: Score, lower: bool, upper: float, cou
     )  # fmt: skip
 
 
-def _bound(ratio: float, error: float, rows: int, alpha: float, unseen: float) -> float:
+def _bound(ratio: float, error: float, rows: int, alpha: float, unobserved: float) -> float:
     """A bound of the ratio that is wrong at most with probability α. unseen: the ratio on rows that were not seen.
 
     z²/2 such rows are added to the n that were measured (Agresti & Coull 1998, The American Statistician 52), because
@@ -123,13 +123,13 @@ def _bound(ratio: float, error: float, rows: int, alpha: float, unseen: float) -
     kinds of rows that are more than 1 - α^(1/n) of the slice (the rule of three).
     """
     if error == 0:
-        return float(ratio + (1 - alpha ** (1 / rows)) * (unseen - ratio))
+        return float(ratio + (1 - alpha ** (1 / rows)) * (unobserved - ratio))
     z = NormalDist().inv_cdf(1 - alpha)
     added = z * z / 2
     share = added / (rows + added)
-    center = ratio + share * (unseen - ratio)
-    spread = z * math.sqrt(error**2 * (1 - share) + share * (unseen - center) ** 2 / (rows + added))
-    return float(center + spread if unseen else max(0.0, center - spread))
+    center = ratio + share * (unobserved - ratio)
+    spread = z * math.sqrt(error**2 * (1 - share) + share * (unobserved - center) ** 2 / (rows + added))
+    return float(center + spread if unobserved else max(0.0, center - spread))
 
 
 def _draws(rows: Rows, score: Score, lower: bool, count: int) -> Iterator[tuple[float, float]]:

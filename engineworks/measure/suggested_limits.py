@@ -31,7 +31,7 @@ class Evidence:
 
     engine: str
     cosine: float | None
-    whole: Slice | None
+    overall: Slice | None
     metric: MetricFigures | None
     nights: Mapping[str, Sequence[float]]
 
@@ -74,31 +74,33 @@ def _cosine(found: Sequence[Evidence]) -> Made:
     worst = min((*measured, *nights))
     error = math.sqrt(max(0.0, 2 * (1 - worst)))
     value = _below_one(1 - max(LEAST_DISTANCE, (MARGIN * error) ** 2 / 2))
-    told = f"worst cosine {worst:.6g}{_of(found, nights)}; {MARGIN:g} × its relative error of {error:.2g}"
-    return ("cosine", value, told) if value > 0 else None
+    reason = f"worst cosine {worst:.6g}{_of(found, nights)}; {MARGIN:g} × its relative error of {error:.2g}"
+    return ("cosine", value, reason) if value > 0 else None
 
 
 def _ratio(found: Sequence[Evidence]) -> Made:
-    wholes = [e.whole for e in found if e.whole is not None and e.whole.ratio is not None]
-    if not wholes:
+    overalls = [e.overall for e in found if e.overall is not None and e.overall.ratio is not None]
+    if not overalls:
         return None
     nights = [n for e in found for n in e.nights.get("metric_ratio", ()) if math.isfinite(n)]
-    low = min(whole.low for whole in wholes)
-    worst = min(whole.ratio or 0.0 for whole in wholes)
+    low = min(overall.low for overall in overalls)
+    worst = min(overall.ratio or 0.0 for overall in overalls)
     value = _below_one(min((low, *nights)))
-    told = f"ratio {worst:.4g} on {wholes[0].samples} samples, lower 95% bound {low:.4g} (bootstrap){_of([], nights)}"
-    return ("metric_ratio", value, told) if 0 < value <= 1 else None
+    reason = (
+        f"ratio {worst:.4g} on {overalls[0].samples} samples, lower 95% bound {low:.4g} (bootstrap){_of([], nights)}"
+    )
+    return ("metric_ratio", value, reason) if 0 < value <= 1 else None
 
 
 def _metric(found: Sequence[Evidence]) -> Made:
     """fp32's own metric: how far other samples of the same kind could move it."""
     for evidence in found:
-        whole, metric = evidence.whole, evidence.metric
-        if whole is None or metric is None or whole.engine is None:
+        overall, metric = evidence.overall, evidence.metric
+        if overall is None or metric is None or overall.engine is None:
             continue
-        bound = whole.engine_high if metric.lower_is_better else whole.engine_low
+        bound = overall.engine_high if metric.lower_is_better else overall.engine_low
         if bound is not None:
-            told = f"{metric.name} {whole.engine:.4g} on {whole.samples} samples, 95% bound {bound:.4g} (bootstrap)"
+            told = f"{metric.name} {overall.engine:.4g} on {overall.samples} samples, 95% bound {bound:.4g} (bootstrap)"
             return "metric", _rounded(bound, up=metric.lower_is_better), told
     return None
 

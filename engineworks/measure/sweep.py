@@ -33,10 +33,10 @@ class Recommendation:
     """batch: None if no batch meets the rule."""
 
     batch: int | None
-    sentence: str
+    message: str
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
 
 
 def sweep_point(figures: Mapping[str, Any]) -> SweepPoint:

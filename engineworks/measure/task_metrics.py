@@ -53,11 +53,11 @@ def task_metric(settings: Mapping[str, Any]) -> TaskMetric:
         return TaskMetric(f"f1 ({average})", lambda rows, _: classes(rows, threshold), lambda p, y: f1(p, y, average))
     if name in ("word_error", "character_error"):
         decoding, blank, space = settings[name], settings["blank"], settings.get("space")
-        words = name == "word_error"
+        by_word = name == "word_error"
         return TaskMetric(
             name.replace("_", " ") + " rate",
             lambda rows, _: token_ids(rows, decoding, blank),
-            lambda ids, y: text_error(ids, y, words=words, space=space),
+            lambda ids, y: text_error(ids, y, by_word=by_word, space=space),
         )
     return {
         "span": TaskMetric("exact spans", lambda rows, _: best_spans(rows), span_rate),
@@ -283,27 +283,27 @@ def token_ids(rows: Array, decoding: str, blank: int) -> Array:
     return np.where(decoded == -1, NO_LABEL + 1, decoded)
 
 
-def text_error(ids: Array, labels: Array, *, words: bool, space: int | None) -> float:
+def text_error(ids: Array, labels: Array, *, by_word: bool, space: int | None) -> float:
     """Edits per word or character of the labels, by jiwer.
 
     ids, labels: int[rows, length], padded with values below zero.
     """
     if len(ids) != len(labels) or labels.ndim != 2:
         raise ModelError(f"labels of shape {list(labels.shape)} are no ids [rows, length] of {len(ids)} rows")
-    jiwer = _library("word_error" if words else "character_error", "jiwer", "jiwer")
-    wanted = [_text(row, words=words, space=space) for row in labels.tolist()]
-    texts = [_text(row, words=words, space=space) for row in ids.tolist()]
+    jiwer = _library("word_error" if by_word else "character_error", "jiwer", "jiwer")
+    wanted = [_text(row, by_word=by_word, space=space) for row in labels.tolist()]
+    texts = [_text(row, by_word=by_word, space=space) for row in ids.tolist()]
     if not all(wanted):
         raise ModelError("word and character errors need labels of one id at least in every row")
-    return float(jiwer.wer(wanted, texts) if words else jiwer.cer(wanted, texts))
+    return float(jiwer.wer(wanted, texts) if by_word else jiwer.cer(wanted, texts))
 
 
-def _text(ids: Sequence[int], *, words: bool, space: int | None) -> str:
+def _text(ids: Sequence[int], *, by_word: bool, space: int | None) -> str:
     """Ids as text for jiwer: one private character each (Unicode plane 15), or one word each."""
     kept = [i for i in ids if i > NO_LABEL and (i >= 0 or i == NO_LABEL + 1)]
-    if words and space is None:
+    if by_word and space is None:
         return " ".join(str(i) for i in kept)
-    return "".join(" " if words and i == space else chr(0xF0000 + i % 0xFFFD) for i in kept).strip()
+    return "".join(" " if by_word and i == space else chr(0xF0000 + i % 0xFFFD) for i in kept).strip()
 
 
 def mean_average_precision(rows: Array, labels: Array) -> float:

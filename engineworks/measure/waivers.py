@@ -32,20 +32,20 @@ def idle_waivers(waivers: Sequence[Waiver], engines: Sequence[tuple[str, Sequenc
     A misspelt waiver protects nothing, and a leftover one would hide the next failure. engines: id and checks of the
     engines with a verdict; others give no evidence.
     """
-    sentences = []
+    messages = []
     for waiver in waivers:
         mine = [checks for id_, checks in engines if checks and fnmatchcase(id_.partition("/")[2], waiver.engine)]
         named = [check for checks in mine for check in checks if names_check(waiver.check, check.name)]
         who = f"waiver of '{waiver.check}' for '{waiver.engine}' by {waiver.owner}"
         if mine and not named:
             names = ", ".join(dict.fromkeys(check.name for checks in mine for check in checks))
-            sentences.append(f"{who}: no check has this name; there are {names}")
+            messages.append(f"{who}: no check has this name; there are {names}")
         elif named and all(check.verdict == "pass" for check in named):
             over = f" and expired on {waiver.expires}" if today > waiver.expires else ""
-            sentences.append(f"{who} is not needed{over}: what it names passes; take it out of the recipe")
+            messages.append(f"{who} is not needed{over}: what it names passes; take it out of the recipe")
         elif named and not any(check.verdict in ("pass", "fail") for check in named):
-            sentences.append(f"{who} changes nothing: only a fail can be waived, and this is {named[0].verdict}")
-    return sentences
+            messages.append(f"{who} changes nothing: only a fail can be waived, and this is {named[0].verdict}")
+    return messages
 
 
 def waivers_in_force(waivers: Sequence[Waiver], today: date) -> list[Waiver]:
@@ -64,5 +64,5 @@ def _apply(check: Check, waivers: Sequence[Waiver], today: date) -> Check:
         return check
     last = named[-1]
     if today > last.expires:
-        return replace(check, sentence=f"{check.sentence} The waiver by {last.owner} expired on {last.expires}.")
+        return replace(check, message=f"{check.message} The waiver by {last.owner} expired on {last.expires}.")
     return replace(check, waived=f"waived by {last.owner} until {last.expires}: {last.reason}")

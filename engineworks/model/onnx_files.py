@@ -126,7 +126,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     if weight_bytes(model) > EXTERNAL_ABOVE_BYTES:
         with data.open("wb") as file:
             for tensor in model.graph.initializer:
-                _write_beside(tensor, shell.graph.initializer.add(), file, data.name)
+                _write_external(tensor, shell.graph.initializer.add(), file, data.name)
     else:
         for tensor in model.graph.initializer:
             written = shell.graph.initializer.add()
@@ -256,7 +256,7 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     return shell
 
 
-def _write_beside(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:
+def _write_external(tensor: onnx.TensorProto, written: onnx.TensorProto, file: IO[bytes], location: str) -> None:
     """Append the tensor's values to the data file; small tensors and those without a raw form stay in the message."""
     if tensor_bytes(tensor) >= _DETACHED_FROM_BYTES:
         file.seek(-file.tell() % _ALIGNMENT, 1)

@@ -21,7 +21,7 @@ MOST_ELEMENTS = 1 << 40
 MOST_DIMS = 64
 """Dimensions of one tensor; NumPy has 64."""
 
-_ANEW = "export the model again, or copy the whole file"
+_EXPORT_AGAIN = "export the model again, or copy the whole file"
 
 
 def check_sound(model: onnx.ModelProto, path: Path) -> None:
@@ -44,7 +44,7 @@ def check_sound(model: onnx.ModelProto, path: Path) -> None:
 def external_number(text: str, what: str) -> int:
     """Return an offset or length of external data. Raises `ModelError` for what is no number of bytes."""
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ModelError(f"{what} '{shown(text)}' is no number of bytes", hint=_ANEW)
+        raise ModelError(f"{what} '{shown(text)}' is no number of bytes", hint=_EXPORT_AGAIN)
     return int(text)
 
 
@@ -55,7 +55,7 @@ def external_file(root: Path, name: str, what: str) -> Path:
         file = resolved(root / name)
     except OSError as error:
         reason = f"{what}: external data '{shown(name)}' cannot be read: {error.strerror}"
-        raise ModelError(reason, hint=_ANEW) from None
+        raise ModelError(reason, hint=_EXPORT_AGAIN) from None
     if not file.is_relative_to(root):
         outside = f"{what}: external data '{shown(name)}' lies outside the model's folder"
         raise ModelError(outside, hint="move it beside it")
@@ -71,7 +71,7 @@ def _check_names(model: onnx.ModelProto, path: Path) -> None:
     for node in model_nodes(model):
         names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
     if any(not isinstance(name, str) for name in names):
-        raise ModelError(f"{path}: a name in it is not UTF-8 text", hint=_ANEW)
+        raise ModelError(f"{path}: a name in it is not UTF-8 text", hint=_EXPORT_AGAIN)
 
 
 def shown(name: str) -> str:
@@ -94,15 +94,17 @@ def _check_dtype(number: int, what: str) -> None:
     import onnx
 
     if number == 0 or number not in onnx.TensorProto.DataType.values():
-        raise ModelError(f"{what} has data type {number}, which ONNX {onnx.__version__} does not know", hint=_ANEW)
+        raise ModelError(
+            f"{what} has data type {number}, which ONNX {onnx.__version__} does not know", hint=_EXPORT_AGAIN
+        )
 
 
 def _check_dims(dims: Iterable[int], what: str) -> None:
     lengths = list(dims)
     if min(lengths, default=0) < 0:
-        raise ModelError(f"{what} has a dimension of {min(lengths)}", hint=_ANEW)
+        raise ModelError(f"{what} has a dimension of {min(lengths)}", hint=_EXPORT_AGAIN)
     if len(lengths) > MOST_DIMS or math.prod(lengths) > MOST_ELEMENTS or max(lengths, default=0) > MOST_ELEMENTS:
-        raise ModelError(f"{what} has dimensions {shown(str(lengths))}, too large for any engine", hint=_ANEW)
+        raise ModelError(f"{what} has dimensions {shown(str(lengths))}, too large for any engine", hint=_EXPORT_AGAIN)
 
 
 def _check_amount(tensor: onnx.TensorProto, what: str) -> None:
@@ -114,9 +116,9 @@ def _check_amount(tensor: onnx.TensorProto, what: str) -> None:
     if tensor.HasField("raw_data") and tensor.data_type != onnx.TensorProto.STRING:
         needed = tensor_bytes(tensor)
         if stored != needed:
-            raise ModelError(f"{what} needs {needed:,} bytes, and {stored:,} are stored", hint=_ANEW)
+            raise ModelError(f"{what} needs {needed:,} bytes, and {stored:,} are stored", hint=_EXPORT_AGAIN)
         return
     values = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
     held = max(len(tensor.string_data), *map(len, values))
     if not elements / 8 <= held <= 2 * elements:  # packed 4-bit values; a complex number is two
-        raise ModelError(f"{what} needs {elements:,} values, and {held:,} are stored", hint=_ANEW)
+        raise ModelError(f"{what} needs {elements:,} values, and {held:,} are stored", hint=_EXPORT_AGAIN)

@@ -74,9 +74,9 @@ def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
     if dtype.kind in "fiub":
         location, offset, _ = external_span(tensor)
         return np.require(np.memmap(location, dtype, "r", offset, tuple(tensor.dims)), requirements=["C", "A"])
-    whole = deepcopy(tensor)
-    attach(whole)
-    return tensor_values(whole)
+    loaded = deepcopy(tensor)
+    attach(loaded)
+    return tensor_values(loaded)
 
 
 def append_values(tensor: onnx.TensorProto, file: IO[bytes]) -> bool:

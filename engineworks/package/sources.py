@@ -24,15 +24,15 @@ def note_package(root: Path, out: Path, engines: Sequence[PackagedEngine]) -> No
     place = {"host": platform.node(), "out": str(out.resolve())}
     keys = sorted({key for engine in engines for key in engine.passport.body["steps"].values()})
     path = root / FOLDER / f"{digest_of(place)[:16]}.json"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         value = {**place, "manifest": digest_file(out / PACKAGE_FILE), "keys": keys}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_text(json.dumps(value, indent=1), encoding="utf-8")
-            beside.replace(path)
+            temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"the store {root} cannot be written: {error.strerror}") from None
 

@@ -51,7 +51,7 @@ def served_by(traits: Traits, available: Collection[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Word:
+class EnumValue:
     """A bare word in the text format: the name of an enum's value."""
 
     text: str
@@ -123,7 +123,7 @@ def _config(model: TritonModel) -> dict[str, Any]:
         }
     group: dict[str, Any] = {
         "count": settings.instances,
-        "kind": Word("KIND_GPU" if model.traits.on_gpu else "KIND_CPU"),
+        "kind": EnumValue("KIND_GPU" if model.traits.on_gpu else "KIND_CPU"),
     }
     if own_profiles and model.profiles > 1:
         group["profile"] = [str(index) for index in range(model.profiles)]
@@ -147,7 +147,7 @@ def _tensor(model: TritonModel, spec: TensorSpec) -> dict[str, Any]:
     reshaped."""
     shape: tuple[Dim, ...] = spec.shape[1:] if model.max_batch else spec.shape
     dims = [-1 if isinstance(d, str) else d for d in shape]
-    described: dict[str, Any] = {"name": spec.name, "data_type": Word(DATA_TYPES[spec.dtype]), "dims": dims or [1]}
+    described: dict[str, Any] = {"name": spec.name, "data_type": EnumValue(DATA_TYPES[spec.dtype]), "dims": dims or [1]}
     return described if dims else {**described, "reshape": {"shape": []}}
 
 
@@ -167,7 +167,7 @@ def _parameters(model: TritonModel) -> dict[str, str]:
 
 
 def _warm_up(model: TritonModel, warm_up: WarmUp) -> dict[str, Any]:
-    types = {spec.name: Word(DATA_TYPES[spec.dtype]) for spec in model.inputs}
+    types = {spec.name: EnumValue(DATA_TYPES[spec.dtype]) for spec in model.inputs}
     inputs = [
         {
             "key": name,
@@ -199,7 +199,7 @@ def _message(name: str, fields: Mapping[str, Any], indent: str) -> Iterator[str]
 
 
 def _scalar(value: object) -> str:
-    if isinstance(value, Word):
+    if isinstance(value, EnumValue):
         return value.text
     if isinstance(value, bool):
         return str(value).lower()

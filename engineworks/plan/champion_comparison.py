@@ -82,7 +82,7 @@ def _undecided(store: Store, key: str) -> Report | None:
     if not store.has(key) or (artifact := store.get(key)) is None:
         return None
     report = artifact.read_json(CHAMPION_COMPARISON_FILE)
-    words = {shape["verdict"] for shape in report.get("shapes", {}).values()}
-    if report["method"] != "history" and ("fail" in words or "inconclusive" not in words):
+    verdicts = {shape["verdict"] for shape in report.get("shapes", {}).values()}
+    if report["method"] != "history" and ("fail" in verdicts or "inconclusive" not in verdicts):
         return None
     return {"key": key, **{k: report[k] for k in ("method", "confidence", "shapes") if k in report}}

@@ -68,16 +68,16 @@ def which_engine(engine: str, digest: str, settings: Settings) -> str:
         listed = tracking.champions(engine.partition("/")[0]) if tracking.exists() else []
     except TrackingError as error:
         return f"the latest build; whether it is the champion is not known: {error.message}"
-    words = []
+    reasons = []
     for listing in (c for c in listed if c.engine == engine):
         version = f"version {listing.version} of {listing.model}"
         if listing.lost:
-            words.append(f"the champion of {listing.model} is missing: {listing.lost}")
+            reasons.append(f"the champion of {listing.model} is missing: {listing.lost}")
         elif listing.digest == digest:
-            words.append(f"it is the champion too, {version}")
+            reasons.append(f"it is the champion too, {version}")
         else:
-            words.append(f"the champion is another engine: {version}, sha256 {listing.digest[:12]}")
-    return "; ".join(["the latest build", *(words or ["it has no champion"])])
+            reasons.append(f"the champion is another engine: {version}, sha256 {listing.digest[:12]}")
+    return "; ".join(["the latest build", *(reasons or ["it has no champion"])])
 
 
 def _champion(tracking: Tracking, engine: str, version: RegisteredVersion) -> Champion:

@@ -105,8 +105,8 @@ def _before(
 
 def _at(message: str, tree: RevisionTree) -> str:
     """Write paths of the temporary tree in the message as git does: REV:path."""
-    words = message.replace(f"{tree.root}/", f"{tree.revision.name}:")
-    return f"it could not be planned at {tree.revision.name}: {words.splitlines()[0]}"
+    reason = message.replace(f"{tree.root}/", f"{tree.revision.name}:")
+    return f"it could not be planned at {tree.revision.name}: {reason.splitlines()[0]}"
 
 
 def _refuse_unknown(paths: Sequence[Path], before: Mapping[Path, _Before]) -> None:
@@ -197,7 +197,7 @@ def compare_plans(before: Plan, now: Plan) -> RecipeChange:
         _compare_engines(before, old[e.id], now, e) if e.id in old else EngineChange(e.id, "new", _new(before, e))
         for e in now.engines
     ]
-    ids, refused = {e.id for e in now.engines}, {r.id: r.sentence for r in now.refused}
+    ids, refused = {e.id for e in now.engines}, {r.id: r.message for r in now.refused}
     for engine in before.engines:
         if engine.id not in ids:
             why = refused.get(engine.id, "the recipe does not name it any more")
@@ -209,7 +209,7 @@ def compare_plans(before: Plan, now: Plan) -> RecipeChange:
 
 
 def _new(before: Plan, engine: PlannedEngine) -> tuple[str, ...]:
-    refused = next((r.sentence for r in before.refused if r.id == engine.id), None)
+    refused = next((r.message for r in before.refused if r.id == engine.id), None)
     return (f"it was refused: {refused}",) if refused else ("the recipe did not name it",)
 
 
@@ -224,12 +224,12 @@ def _step_reasons(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngin
     if dict(old.steps) == dict(new.steps):
         return []
     was, is_now = _documents(before, old), _documents(now, new)
-    by_words: dict[str, list[str]] = {}
+    steps_by_change: dict[str, list[str]] = {}
     for step in (s for s in is_now if s in was):
-        for words in changes(_own(was[step]), _own(is_now[step])):
-            by_words.setdefault(words, []).append(step)
+        for change in changes(_own(was[step]), _own(is_now[step])):
+            steps_by_change.setdefault(change, []).append(step)
     gone = [f"step '{_kind(s)}' is {'new' if s in is_now else 'gone'}" for s in sorted(was.keys() ^ is_now.keys())]
-    reasons = [f"{words} ({', '.join(map(_kind, steps))})" for words, steps in by_words.items()]
+    reasons = [f"{change} ({', '.join(map(_kind, steps))})" for change, steps in steps_by_change.items()]
     return reasons + gone or ["its steps read other results"]
 
 
@@ -250,7 +250,7 @@ def _documents(plan: Plan, engine: PlannedEngine) -> dict[str, Mapping[str, Any]
 def _judged_otherwise(before: Plan, old: PlannedEngine, now: Plan, new: PlannedEngine) -> list[str]:
     """Compare limits and waivers. They are in no step's key: changing them only evaluates built engines again."""
     differing = changes(judging(before.loaded.recipe, old.precision), judging(now.loaded.recipe, new.precision))
-    return [f"judged otherwise: {words}" for words in differing]
+    return [f"judged otherwise: {change}" for change in differing]
 
 
 def _assumed(now: Sequence[LoadedRecipe], tree: RevisionTree) -> tuple[str, ...]:

@@ -86,15 +86,15 @@ class _State:
             "metric": document["accuracy"].get("metric"),
         }
         for part, value in parts.items():
-            for words in _strings(value):
-                yield from ((part, name) for path in self._paths(words) if (name := self._tree.name_of(path)))
+            for text in _strings(value):
+                yield from ((part, name) for path in self._paths(text) if (name := self._tree.name_of(path)))
 
-    def _paths(self, words: str) -> Iterator[Path]:
-        module, colon, _ = words.partition(":")
+    def _paths(self, text: str) -> Iterator[Path]:
+        module, colon, _ = text.partition(":")
         if colon:
             yield from source_closure(module, self._folder)
             return
-        path = Path(os.path.normpath(self._folder / words))
+        path = Path(os.path.normpath(self._folder / text))
         yield path
         if path.suffix == ".onnx" and path.is_file():
             try:
@@ -138,4 +138,4 @@ def _differing(name: str, tree: RevisionTree) -> list[str]:
 
 
 def _judged_otherwise(then: Recipe, now: Recipe, precision: str) -> list[str]:
-    return [f"judged otherwise: {words}" for words in changes(judging(then, precision), judging(now, precision))]
+    return [f"judged otherwise: {change}" for change in changes(judging(then, precision), judging(now, precision))]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 
 def closure(keys: Iterable[str], inputs: Callable[[str], Iterable[str]]) -> set[str]:
     """Return these keys and all their direct and indirect inputs. inputs: the keys that a step reads, by its key."""
-    pending, seen = list(keys), set[str]()
+    pending, visited = list(keys), set[str]()
     while pending:
         key = pending.pop()
-        if key not in seen:
-            seen.add(key)
+        if key not in visited:
+            visited.add(key)
             pending.extend(inputs(key))
-    return seen
+    return visited

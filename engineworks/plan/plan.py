@@ -88,13 +88,13 @@ class PlannedEngine:
 
 @dataclass(frozen=True)
 class Refused:
-    """An engine that its target cannot run and that is not built. sentence: the reason."""
+    """An engine that its target cannot run and that is not built. message: the reason."""
 
     id: str
-    sentence: str
+    message: str
 
     def to_json(self) -> dict[str, object]:
-        return {"id": self.id, "sentence": self.sentence}
+        return {"id": self.id, "sentence": self.message}
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def plan_recipe(
     for engine_id, (precision, target) in chosen.items():
         if engine_id not in refused:
             engine = _plan_engine(documents, steps, shared, engine_id, precision, target, champions, store)
-            if sentence := known_unsupported(store, f"{engine_id}/build", engine.steps["build"]):
-                refused[engine_id] = sentence
+            if message := known_unsupported(store, f"{engine_id}/build", engine.steps["build"]):
+                refused[engine_id] = message
             else:
                 engines.append(engine)
     if not engines:
@@ -390,17 +390,19 @@ def changes(before: Any, now: Any, path: str = "") -> Iterable[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted({*before, *now}):
             if key not in before or key not in now:
-                yield f"{_said(path, key)} is {'new' if key in now else 'gone'}"
+                yield f"{_described(path, key)} is {'new' if key in now else 'gone'}"
             else:
                 yield from changes(before[key], now[key], f"{path}.{key}" if path else str(key))
     elif before != now:
         named = path.startswith(("inputs.", "digests.", "libraries."))  # file names hold dots too
         head, _, tail = path.partition(".") if named else path.rpartition(".")
         short = len(str(before)) <= 24 and len(str(now)) <= 24
-        yield _said(head, tail) + (f" changed from {before} to {now}" if short else " changed")
+        yield _described(head, tail) + (f" changed from {before} to {now}" if short else " changed")
 
 
-def _said(path: str, key: str) -> str:
-    words = {"inputs": f"step '{key}'", "digests": f"file {key}", "libraries": f"version of {key}"}
+def _described(path: str, key: str) -> str:
+    descriptions = {"inputs": f"step '{key}'", "digests": f"file {key}", "libraries": f"version of {key}"}
     top = path.partition(".")[0]
-    return words.get(top) or (f"{path.removeprefix('params').removeprefix('.')}.{key}".lstrip(".") if path else key)
+    return descriptions.get(top) or (
+        f"{path.removeprefix('params').removeprefix('.')}.{key}".lstrip(".") if path else key
+    )

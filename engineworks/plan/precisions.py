@@ -32,9 +32,9 @@ def stored_uses(store: Store, fold: str) -> Uses | None:
     return uses
 
 
-def note_unsupported(store: Store, build: str, key: str, sentence: str) -> None:
+def note_unsupported(store: Store, build: str, key: str, message: str) -> None:
     """Record on this host why the builder cannot do this step (its id, its key): it would fail again."""
-    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": sentence})
+    store.note_latest(f"{build}/unsupported", {"key": key, "sentence": message})
 
 
 def known_unsupported(store: Store, build: str, key: str) -> str | None:
@@ -45,18 +45,18 @@ def known_unsupported(store: Store, build: str, key: str) -> str | None:
 
 def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
     """Return why the target cannot do the precision, or which part of a mixed precision it cannot do."""
-    if recipe.model.decoder is not None and (sentence := decoder_refusal(target)) is not None:
-        return sentence
+    if recipe.model.decoder is not None and (message := decoder_refusal(target)) is not None:
+        return message
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
     quantized = _quantized_operators(computes, frozenset(uses) if uses is not None else None)
     for part in computes.parts:
-        sentence = why_not(
+        message = why_not(
             target.target.backend, facts.version, part, target.target.compute_capability,
             operators=_uses_in(part, computes, uses), quantized=quantized,
         )  # fmt: skip
-        if sentence is not None:
-            return sentence if part == precision or part in computes.quantized else f"{part} around it: {sentence}"
+        if message is not None:
+            return message if part == precision or part in computes.quantized else f"{part} around it: {message}"
     return None
 
 

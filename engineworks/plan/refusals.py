@@ -14,11 +14,11 @@ def refuse_folded(plan: Plan, store: Store) -> Plan:
     operators' inventory now."""
     fold = next((key for key, step in plan.steps.items() if step.kind == "fold"), "")
     uses = stored_uses(store, fold)
-    said = {e.id: refusal(plan.loaded.recipe, e.precision, e.target, uses) for e in plan.engines}
-    refused = tuple(Refused(engine, sentence) for engine, sentence in said.items() if sentence)
+    reasons = {e.id: refusal(plan.loaded.recipe, e.precision, e.target, uses) for e in plan.engines}
+    refused = tuple(Refused(engine, message) for engine, message in reasons.items() if message)
     if not refused:
         return plan
-    engines = tuple(e for e in plan.engines if not said[e.id])
+    engines = tuple(e for e in plan.engines if not reasons[e.id])
     left = replace(plan, engines=engines, refused=(*plan.refused, *refused))
     needed = left.closure(left.goals)
     steps = {

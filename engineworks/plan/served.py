@@ -7,7 +7,7 @@ from typing import Any
 
 from engineworks.fingerprint import FileDigests, digest_of
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
-from engineworks.measure.gates.serving import load_word
+from engineworks.measure.gates.serving import load_verdict
 from engineworks.plan.kinds import SERVING_FILE
 from engineworks.recipe.recipe import Recipe
 from engineworks.recipe.release import is_served
@@ -42,4 +42,4 @@ def served_again(document: dict[str, Any], store: Store) -> dict[str, Any]:
 def _undecided(store: Store, key: str, limits: Document) -> bool:
     if not store.has(key) or (artifact := store.get(key)) is None or SERVING_FILE not in artifact.files:
         return False
-    return load_word(artifact.read_json(SERVING_FILE).get("load"), limits)[0] == "inconclusive"
+    return load_verdict(artifact.read_json(SERVING_FILE).get("load"), limits)[0] == "inconclusive"

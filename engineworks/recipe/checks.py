@@ -107,7 +107,7 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
     if recipe.model.decoder is not None:  # its shapes have other dimensions
         return
     dims = dynamic_dims(recipe)
-    whole = _profiles_can_be_asked(recipe)
+    consistent = _profiles_can_be_asked(recipe)
     for name, lengths in recipe.performance.at.items():
         path = ("performance", "at", name)
         unknown = [d for d in lengths if d not in dims]
@@ -117,7 +117,7 @@ def _named_shapes_fit(recipe: Recipe, node: Node) -> Iterator[Problem]:
         for dim in missing:
             place = node.at(path).place
             yield Problem(place, f"shape '{name}' has no length for dimension '{dim}'", f"e.g. {dim}: 1")
-        if not unknown and not missing and whole and admitting_profile(recipe, name, lengths) is None:
+        if not unknown and not missing and consistent and admitting_profile(recipe, name, lengths) is None:
             message = f"shape '{name}' ({_lengths(lengths)}) lies outside of every profile"
             yield Problem(node.at(path).place, message, _profile_limits(recipe), _SHAPES)
 

@@ -35,10 +35,10 @@ def find_samples(
 def _unfilled(data: SampleFile, sizes: Sequence[int]) -> tuple[str, str]:
     """The problem of samples that do not fill the profiles' batches, and a hint."""
     allowed = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    whole = "" if not data.more else ", of one file each"
+    of_each = "" if not data.more else ", of one file each"
     fewer = data.filling(data.count, sizes)
     hint = f"samples: {fewer}, or " if fewer else "give it more samples, or "
-    problem = f"{data.count} samples do not fill batches of {allowed}{whole}: the profiles allow no others"
+    problem = f"{data.count} samples do not fill batches of {allowed}{of_each}: the profiles allow no others"
     return problem, hint + "lower the minimum batch of a profile"
 
 
@@ -91,18 +91,18 @@ def _arrays(
 def _npz_files(finder: Finder, where: Where, npz: Sequence[str]) -> dict[Path, tuple[Where, str]] | None:
     """Every file, with its place in the recipe and its name for messages; None if one is missing."""
     files: dict[Path, tuple[Where, str]] = {}
-    whole = True
+    readable = True
     for index, pattern in enumerate(npz):
         place = (*where, index) if len(npz) > 1 else where
         for name in _matching(finder, place, pattern):
             path = finder.file(place, name)
-            whole = whole and path is not None
+            readable = readable and path is not None
             if path in files:
                 finder.add(place, f"duplicate file '{name}' in npz", "remove one")
-                whole = False
+                readable = False
             elif path is not None:
                 files[path] = (place, name)
-    return files if whole and files else None
+    return files if readable and files else None
 
 
 def _matching(finder: Finder, where: Where, pattern: str) -> list[str]:

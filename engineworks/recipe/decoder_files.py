@@ -50,9 +50,9 @@ def _onnx(finder: Finder, name: str, decoder: Decoder) -> tuple[FoundModel, int 
     where: Where = ("model", "source", "onnx")
     path = finder.file(where, name)
     files = finder.onnx_files(where, path) if path else {}
-    beside = path.parent if path and any((path.parent / file).is_file() for file in TOKENIZER_FILES) else None
+    folder = path.parent if path and any((path.parent / file).is_file() for file in TOKENIZER_FILES) else None
     face = _interface(finder, where, decoder) if finder.outline is not None else None
-    return FoundModel("onnx", path, files, beside), face.vocabulary if face else None
+    return FoundModel("onnx", path, files, folder), face.vocabulary if face else None
 
 
 def _interface(finder: Finder, where: Where, decoder: Decoder) -> DecoderInterface | None:

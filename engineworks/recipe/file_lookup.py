@@ -145,5 +145,5 @@ def _near(path: Path) -> str:
         return f"there is no folder {path.parent.name}/ either; paths are relative to the recipe"
     if path.is_dir():
         return "name a file in it"
-    beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix and p.is_file()]
-    return did_you_mean(path.name, beside) if beside else f"there is no {path.suffix or 'such'} file in its folder"
+    siblings = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix and p.is_file()]
+    return did_you_mean(path.name, siblings) if siblings else f"there is no {path.suffix or 'such'} file in its folder"

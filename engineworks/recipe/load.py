@@ -129,8 +129,8 @@ def refuse_outside(path: Path, data_roots: Sequence[Path] = ()) -> None:
 def _read(path: Path, data_roots: Sequence[Path] = ()) -> _Read:
     shown = _shown(path)
     node = read_yaml(path, shown)
-    for beside in (path.parent / DEFAULTS_FILE, path.parent / TARGETS_FILE):
-        refuse_outside(beside, data_roots)
+    for companion in (path.parent / DEFAULTS_FILE, path.parent / TARGETS_FILE):
+        refuse_outside(companion, data_roots)
     defaults = path.parent / DEFAULTS_FILE
     if defaults.is_file():
         node = merge(node, read_yaml(defaults, _shown(defaults)))
@@ -353,8 +353,8 @@ def _what_is_missing(model: type[BaseModel], loc: Path_) -> str:
     """'name of the recipe: …, e.g. recipe: bert-mini'."""
     above, example = _model_at(model, loc[:-1]), _example(model, loc)
     field = above.model_fields.get(str(loc[-1])) if above else None
-    said = (field.description or "") if field else ""
-    return f"{said}, e.g. {example}" if said and example else said or example
+    description = (field.description or "") if field else ""
+    return f"{description}, e.g. {example}" if description and example else description or example
 
 
 def _example(model: type[BaseModel], loc: Path_) -> str:

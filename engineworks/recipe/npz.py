@@ -98,7 +98,7 @@ class RowReader:
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
-        self._whole: NDArray[np.generic] | None = None
+        self._loaded: NDArray[np.generic] | None = None
         with _readable(path):
             self._file = _open_member(path, f"{name}{SUFFIX}")
             self._dtype, shape, fortran = _parse_header(path, name, self._file)
@@ -106,15 +106,15 @@ class RowReader:
         self._row_bytes = self._dtype.itemsize * math.prod(self._shape)
         self._next = 0
         if fortran:  # rare, and its rows are not contiguous: read it whole
-            with NpzReader(path) as whole:
-                self._whole = whole.read(name)
+            with NpzReader(path) as reader:
+                self._loaded = reader.read(name)
 
     def rows(self, indices: Sequence[int]) -> NDArray[np.generic]:
         """The rows [len(indices), …] in the array's dtype. Indices must ascend, also from call to call."""
         import numpy as np
 
-        if self._whole is not None:
-            return self._whole[list(indices)]
+        if self._loaded is not None:
+            return self._loaded[list(indices)]
         for before, index in pairwise((self._next - 1, *indices)):
             if index <= before:
                 raise ValueError(f"row {index} comes after row {before}")

@@ -42,13 +42,13 @@ def _mixtures_mix(recipe: Recipe, node: Node) -> Iterator[Problem]:
 
 
 def _no_glob_twice(name: str, mixture: Mixture, node: Node) -> Iterator[Problem]:
-    seen: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for field in ("fp32", *FORMATS):
         for index, glob in enumerate(getattr(mixture, field)):
-            if glob in seen:
+            if glob in fields:
                 place = node.at(("mixtures", name, field, index)).place
-                yield Problem(place, f"mixture '{name}' has '{glob}' in {seen[glob]} and in {field}", "remove one")
-            seen.setdefault(glob, field)
+                yield Problem(place, f"mixture '{name}' has '{glob}' in {fields[glob]} and in {field}", "remove one")
+            fields.setdefault(glob, field)
 
 
 def _calibrated_have_data(recipe: Recipe, node: Node) -> Iterator[Problem]:

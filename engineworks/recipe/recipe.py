@@ -63,12 +63,12 @@ def _auto_schema(schema: dict[str, Any]) -> None:
     """Editors take both: auto and a list."""
     listed = dict(schema)
     schema.clear()
-    words = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"const": AUTO}, listed], **words)
+    description = {"description": listed.pop("description")} if "description" in listed else {}
+    schema.update(anyOf=[{"const": AUTO}, listed], **description)
 
 
 Day = Annotated[date, BeforeValidator(_date_as_text)]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+NonEmptyText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Part(BaseModel):
@@ -352,10 +352,10 @@ class Release(Part):
 class Waiver(Part):
     """A named failure that is accepted until a day: who answers for it, and why."""
 
-    check: Words = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
-    engine: Words = Field("*", description="glob over precision/target, e.g. int8/*")
-    owner: Words = Field(description="who answers for it")
-    reason: Words = Field(description="why it is accepted")
+    check: NonEmptyText = Field(description="the check's name, e.g. cosine[logits], or a glob: * and ? only")
+    engine: NonEmptyText = Field("*", description="glob over precision/target, e.g. int8/*")
+    owner: NonEmptyText = Field(description="who answers for it")
+    reason: NonEmptyText = Field(description="why it is accepted")
     expires: Day = Field(description="last day on which it holds (UTC), YYYY-MM-DD")
 
 

@@ -257,8 +257,8 @@ def open_samples(
         raise SamplesError(f"{path}: {samples} samples are asked for, {what} {total}", hint=f"samples: {total} at most")
     count = samples or total
     if fixed and count % fixed:
-        whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
-        raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=whole)
+        advice = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
+        raise SamplesError(f"{path}: {count} samples, and the model takes {fixed} at a time", hint=advice)
     for file, held in zip((path, *more), totals, strict=True):
         if fixed and more and held % fixed:
             raise SamplesError(

@@ -17,8 +17,8 @@ def columns_schema(schema: dict[str, Any]) -> None:
     """Editors take both: a name and a list."""
     listed = dict(schema)
     schema.clear()
-    words = {"description": listed.pop("description")} if "description" in listed else {}
-    schema.update(anyOf=[{"type": "string"}, listed], **words)
+    description = {"description": listed.pop("description")} if "description" in listed else {}
+    schema.update(anyOf=[{"type": "string"}, listed], **description)
 
 
 def npz_schema(schema: dict[str, Any]) -> None:

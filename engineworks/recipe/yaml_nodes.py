@@ -160,8 +160,8 @@ def _compose(text: str, shown: str) -> Any:
         tab = _tab_indent(text, line)
         if tab is not None:
             raise _one(Place(shown, tab, 1), "a tab in the indentation", "YAML indents with spaces") from None
-        said = error.problem or error.context or "does not parse"
-        raise _one(Place(shown, line, column), f"not valid YAML: {said}", _opened(error)) from None
+        problem = error.problem or error.context or "does not parse"
+        raise _one(Place(shown, line, column), f"not valid YAML: {problem}", _opened(error)) from None
     except RecursionError:
         raise _one(Place(shown), "lists or mappings are nested too deeply to read") from None
     except YAMLError as error:

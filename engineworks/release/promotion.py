@@ -47,10 +47,10 @@ class EngineRelease:
     version: int | None
     before: int | None
     uri: str
-    sentence: str
+    message: str
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {"sentence" if k == "message" else k: v for k, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -126,16 +126,16 @@ def release_engine(
         issuer.remember(registry.statements(slot), slot)
     waived = f", waived: {'; '.join(engine.waived)}" if engine.waived else ""
     if move == "overtaken":
-        words = f"version {version} passed, but another release moved {alias} meanwhile: run the release again"
-        words += f" ({lost})" if lost else ""
-        return EngineRelease(engine.id, "overtaken", version, champion, slot.uri(), words)
+        message = f"version {version} passed, but another release moved {alias} meanwhile: run the release again"
+        message += f" ({lost})" if lost else ""
+        return EngineRelease(engine.id, "overtaken", version, champion, slot.uri(), message)
     if move == "already":
-        words = f"version {version} is {alias} already{waived}"
-        return EngineRelease(engine.id, "already champion", version, champion, slot.uri(), words)
+        message = f"version {version} is {alias} already{waived}"
+        return EngineRelease(engine.id, "already champion", version, champion, slot.uri(), message)
     came = f"moved from version {champion} to version {version}" if champion else f"is version {version}, the first"
     came = f"is version {version}; before it, {lost}" if lost else came
-    words = f"{alias} {came}{waived}"
-    return EngineRelease(engine.id, "promoted", version, champion, slot.uri(), words)
+    message = f"{alias} {came}{waived}"
+    return EngineRelease(engine.id, "promoted", version, champion, slot.uri(), message)
 
 
 def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> list[EngineRelease]:
@@ -151,7 +151,7 @@ def roll_back(loaded: LoadedRecipe, registry: Registry, only: str | None) -> lis
     if all(outcome.action == "kept" for outcome in outcomes):
         which = f" that '{only}' selects" if only else ""
         notable = [
-            f"{outcome.id}: {outcome.sentence}" for outcome in outcomes if not outcome.sentence.endswith(NONE_BEFORE)
+            f"{outcome.id}: {outcome.message}" for outcome in outcomes if not outcome.message.endswith(NONE_BEFORE)
         ]
         why = ": " + "; ".join(notable) if notable else ""
         raise InputError(f"no champion of {loaded.name}{which} has one before it{why}", hint="nothing was changed")
@@ -169,16 +169,16 @@ def _roll_back(engine: str, slot: Slot, standing: Standing, registry: Registry, 
         lost = f"; {standing.lost}" if standing.lost else ""
         skipped = takewhile(lambda version: version != move[1], reversed(standing.listed[:-1]))
         lost += "".join(f"; passed over: {registry.why_unfit(slot, version)}" for version in skipped)
-        words = f"{alias} moved back from version {move[0]} to version {move[1]}{lost}"
-        return EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), words)
+        message = f"{alias} moved back from version {move[0]} to version {move[1]}{lost}"
+        return EngineRelease(engine, "promoted", move[1], move[0], slot.uri(), message)
     if last is None:
-        words = f"there is no {alias}: " + (standing.lost or "it was never released")
-        return EngineRelease(engine, "kept", None, None, slot.uri(), words)
+        message = f"there is no {alias}: " + (standing.lost or "it was never released")
+        return EngineRelease(engine, "kept", None, None, slot.uri(), message)
     unfit = [registry.why_unfit(slot, v) for v in reversed(standing.listed[:-1])]
-    words = f"{alias} is missing ({standing.lost})" if standing.lost else f"{alias} stays at version {last}"
-    words += f": no version before it is left ({'; '.join(unfit)})" if unfit else f": {NONE_BEFORE}"
-    words += "; run 'engineworks release'" if standing.lost else ""
-    return EngineRelease(engine, "kept", None, standing.current, slot.uri(), words)
+    message = f"{alias} is missing ({standing.lost})" if standing.lost else f"{alias} stays at version {last}"
+    message += f": no version before it is left ({'; '.join(unfit)})" if unfit else f": {NONE_BEFORE}"
+    message += "; run 'engineworks release'" if standing.lost else ""
+    return EngineRelease(engine, "kept", None, standing.current, slot.uri(), message)
 
 
 def select_engines(loaded: LoadedRecipe, only: str | None) -> list[str]:

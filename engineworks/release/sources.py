@@ -8,11 +8,11 @@ from pathlib import Path
 
 from engineworks.builds.ladders import ladders
 from engineworks.builds.passport import recipe_origin, with_passport
-from engineworks.builds.results import EngineResult, EngineWord, engine_result
+from engineworks.builds.results import EngineResult, EngineVerdict, engine_result
 from engineworks.engines.passport import read_passport, verify_files
 from engineworks.engines.signing import Trust, read_trust
 from engineworks.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASSED, EXIT_STEP_FAILED, InputError
-from engineworks.measure.ladder.ladder import ladder_words
+from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.package.package import PackagedEngine
 from engineworks.plan.plan import Plan
 from engineworks.recipe.load import LoadedRecipe
@@ -28,8 +28,8 @@ class LeftOut:
     """An engine that is not packaged, with the reason."""
 
     id: str
-    verdict: EngineWord | str
-    sentence: str
+    verdict: EngineVerdict | str
+    message: str
 
     @property
     def exit_code(self) -> int:
@@ -48,11 +48,11 @@ def built_engines(plan: Plan, store: Store, *, unmeasured: bool) -> tuple[list[P
     origin = recipe_origin(plan)
     packaged, left = [], []
     judged = [engine_result(plan, planned, store, {}) for planned in plan.engines]
-    words = ladder_words(ladders(plan, judged, store))
+    statements = ladder_statements(ladders(plan, judged, store))
     for judged_engine in judged:
         engine = with_passport(plan, judged_engine, store, origin)
-        if words.get(engine.id, "").startswith("dropped"):
-            left.append(LeftOut(engine.id, "dropped", words[engine.id]))
+        if statements.get(engine.id, "").startswith("dropped"):
+            left.append(LeftOut(engine.id, "dropped", statements[engine.id]))
         elif engine.path is None or engine.passport is None:
             left.append(LeftOut(engine.id, "unmeasured", "was not built: run 'engineworks build' first"))
         elif engine.verdict == "pass" or (unmeasured and engine.verdict == "unmeasured"):
@@ -96,5 +96,5 @@ def require_some(engines: list[PackagedEngine], left: list[LeftOut], say: Callab
 def _why(engine: EngineResult) -> str:
     if engine.failure:
         return f"failed: {engine.failure.message.splitlines()[0]}"
-    sentence = next((c.sentence for c in engine.checks if c.verdict != "pass" and not c.waived), "")
-    return f"{engine.verdict}: {sentence}"
+    message = next((c.message for c in engine.checks if c.verdict != "pass" and not c.waived), "")
+    return f"{engine.verdict}: {message}"

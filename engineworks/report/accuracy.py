@@ -16,7 +16,7 @@ from engineworks.report.blocks import (
     Cell,
     Column,
     Section,
-    Words,
+    Text,
     blocks_of,
     engine_cell,
     number,
@@ -135,7 +135,7 @@ def _shapes(compared: Compared, background: Background) -> Iterator[Block | None
         below += f" Limits: {limits}." if limits else " Samples whose answer differs."
         yield table(columns, rows, title=f"{output}, at every shape it was served at", below=below)
     notes = dict.fromkeys(note for served in engines.values() for note in served.notes)
-    yield from (Words(f"not tried: {note}", tone="muted") for note in notes)
+    yield from (Text(f"not tried: {note}", tone="muted") for note in notes)
 
 
 def _place(visit: ServedVisit) -> tuple[str, str]:

@@ -16,15 +16,15 @@ NAMED = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """word: the answer itself. sentence: the engines that it speaks of."""
+    """reply: the answer itself. message: the engines that it speaks of."""
 
-    word: Literal["Yes", "In part", "No", "Not yet"]
-    sentence: str
+    reply: Literal["Yes", "In part", "No", "Not yet"]
+    message: str
     tone: str
 
     @property
     def text(self) -> str:
-        return f"{self.word}: {self.sentence}"
+        return f"{self.reply}: {self.message}"
 
 
 def may_ship(result: BuildResult) -> Answer:
@@ -37,20 +37,20 @@ def may_ship(result: BuildResult) -> Answer:
     parts = [f"{_named(bad)} failed"] if bad else []
     parts += [f"{_named(open_)} {_is(open_)} inconclusive"] if open_ else []
     if passed and not parts:
-        whole = f"{many(len(passed), 'engine')} passed" + _waived(passed)
+        headline = f"{many(len(passed), 'engine')} passed" + _waived(passed)
     elif passed:
-        whole = f"{_named(passed)} passed" + _waived(passed)
+        headline = f"{_named(passed)} passed" + _waived(passed)
     else:
-        whole = ""
-    parts = [whole, *parts] if whole else parts
+        headline = ""
+    parts = [headline, *parts] if headline else parts
     if idle:
         parts.append(f"{len(idle)} built, not run here")
     if result.refused:
         parts.append(f"{len(result.refused)} refused")
-    sentence = "; ".join(parts) or "no engine was built"
+    message = "; ".join(parts) or "no engine was built"
     if passed:
-        return Answer("In part", sentence, "inconclusive") if bad or open_ else Answer("Yes", sentence, "pass")
-    return Answer("No", sentence, "fail") if bad else Answer("Not yet", sentence, "unmeasured")
+        return Answer("In part", message, "inconclusive") if bad or open_ else Answer("Yes", message, "pass")
+    return Answer("No", message, "fail") if bad else Answer("Not yet", message, "unmeasured")
 
 
 def _named(engines: Sequence[EngineResult]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from engineworks.builds.blame_result import Blame
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Words, blocks_of, number, table
+from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Text, blocks_of, number, table
 
 TONES = {"engine": "fail", "lowered": "fail", "nothing": "pass", "unknown": "unmeasured"}
 
@@ -17,9 +17,9 @@ def blame_section(background: Background) -> Section | None:
 
 
 def _blocks(blame: Blame) -> Iterator[Block | None]:
-    yield Words(blame.sentence, tone=TONES[blame.word], strong=blame.word)
+    yield Text(blame.sentence, tone=TONES[blame.word], strong=blame.word)
     details = [*blame.details, *([f"Without Engineworks: run.py in {blame.bundle}"] if blame.bundle else [])]
-    yield Bullets(tuple(Words(line, tone="muted") for line in details)) if details else None
+    yield Bullets(tuple(Text(line, tone="muted") for line in details)) if details else None
     columns = [
         Column("piece of the lowered model"),
         Column("own error", number=True),

@@ -51,7 +51,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Words:
+class Text:
     """One sentence; `strong` is set before it."""
 
     text: str
@@ -61,7 +61,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Bullets:
-    items: tuple[Words, ...]
+    items: tuple[Text, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Fold:
     open: bool = False
 
 
-Block = Table | Words | Bullets | Plot | Log | Files | Fold
+Block = Table | Text | Bullets | Plot | Log | Files | Fold
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.results import BuildResult
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Words, blocks_of, number, table
+from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Text, blocks_of, number, table
 
 
 def calibration_section(result: BuildResult) -> Section | None:
@@ -17,11 +17,11 @@ def calibration_section(result: BuildResult) -> Section | None:
 
 
 def _one(health: CalibrationHealth) -> Iterator[Block | None]:
-    yield Words(health.sentence() + ".", strong=health.step)
+    yield Text(health.message() + ".", strong=health.step)
     if health.warnings:
-        yield Bullets(tuple(Words(w, tone="inconclusive", strong="warning") for w in health.warnings))
+        yield Bullets(tuple(Text(w, tone="inconclusive", strong="warning") for w in health.warnings))
     else:
-        yield Words("No warnings.", tone="pass")
+        yield Text("No warnings.", tone="pass")
     yield _tensors(health.figures)
     yield _inputs(health.figures)
 
@@ -50,7 +50,7 @@ def _inputs(figures: Mapping[str, Any]) -> Block | None:
     keys = ("minimum", "maximum", "mean", "std")
     columns = [Column("input"), Column("samples", number=True), *(Column(k, number=True) for k in keys)]
     rows = [
-        [Cell(name, code=True), number(seen.get("samples"), 0), *(number(seen.get(k), 4) for k in keys)]
-        for name, seen in figures.get("inputs", {}).items()
+        [Cell(name, code=True), number(statistics.get("samples"), 0), *(number(statistics.get(k), 4) for k in keys)]
+        for name, statistics in figures.get("inputs", {}).items()
     ]
     return table(columns, rows, title="calibration data")

@@ -14,7 +14,7 @@ from engineworks.report.blocks import (
     Cell,
     Column,
     Section,
-    Words,
+    Text,
     blocks_of,
     engine_cell,
     number,
@@ -26,7 +26,7 @@ from engineworks.report.palette import SEVERITY, short
 
 def changes_section(result: BuildResult, background: Background) -> Section:
     blocks = blocks_of(
-        [Words(sentence, tone="inconclusive") for sentence in (*background.missing, *background.lost)],
+        [Text(message, tone="inconclusive") for message in (*background.missing, *background.lost)],
         _champions(result, background), _champion_comparisons(result),
         list(_earlier(result)), list(_before(background)),
     )  # fmt: skip
@@ -36,13 +36,13 @@ def changes_section(result: BuildResult, background: Background) -> Section:
 def _champions(result: BuildResult, background: Background) -> Block:
     known = [(e, background.champions[e.id]) for e in result.engines if e.id in background.champions]
     if not known:
-        return Words("No engine of this build has a champion.", strong="Since the champion:")
+        return Text("No engine of this build has a champion.", strong="Since the champion:")
     columns = [
         Column("engine"), Column("champion"), Column("verdict"), Column("p50 ms", number=True, hint="champion → now"),
         Column("change", number=True, hint="of the median, as each run recorded it; interleaved: below"),
         Column("metric", number=True), Column("engine MiB", number=True),
     ]  # fmt: skip
-    return table(columns, [_champion(e, c) for e, c in known], title="Since the champion") or Words("")
+    return table(columns, [_champion(e, c) for e, c in known], title="Since the champion") or Text("")
 
 
 def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
@@ -103,7 +103,7 @@ def _champion_comparisons(result: BuildResult) -> Block | None:
                 Cell(_interval(s)), Cell(f"{100 * comparison.get('confidence', 0.99):.10g} %"),
                 number(1 + comparison["limit"], 4),
                 number(s["rounds"], 0), number(disturbed, 0),
-                number(len(attempts), 0), Cell(check.words if check else "", tone="muted"),
+                number(len(attempts), 0), Cell(check.text if check else "", tone="muted"),
             ])  # fmt: skip
     return table(columns, rows, title="Champion and candidate, interleaved")
 
@@ -120,28 +120,28 @@ def _earlier(result: BuildResult) -> Iterator[Block]:
         for turn, comparison in enumerate((engine.champion_comparison or {}).get("earlier", ()), 1):
             shapes = comparison["shapes"].items()
             text = ", ".join(f"{name} {_interval(s) or 'no interval'} ({s['rounds']} rounds)" for name, s in shapes)
-            yield Words(text, tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:")
+            yield Text(text, tone="muted", strong=f"{short(engine.id)}, attempt {turn}, without a decision:")
 
 
 def _before(background: Background) -> Iterator[Block]:
     before = background.before
     if before is None:
         if not background.missing:
-            yield Words("This is the recipe's first build on record.", strong="Since the build before:")
+            yield Text("This is the recipe's first build on record.", strong="Since the build before:")
         return
-    yield Words(f"{day(before.at)}, {age(before.at, background.at)} then.", strong="Since the build before, of")
+    yield Text(f"{day(before.at)}, {age(before.at, background.at)} then.", strong="Since the build before, of")
     if before.changes:
-        yield Bullets(tuple(Words(sentence, tone=_tone(sentence)) for sentence in before.changes))
+        yield Bullets(tuple(Text(message, tone=_tone(message)) for message in before.changes))
     else:
-        yield Words("No change: the same verdicts, engines and metrics, and medians within 5%.")
-    yield from (Words(sentence, tone="muted") for sentence in before.apart)
+        yield Text("No change: the same verdicts, engines and metrics, and medians within 5%.")
+    yield from (Text(message, tone="muted") for message in before.apart)
     if before.causes:
-        yield Words("", strong="Changed inputs:")
-        yield Bullets(tuple(Words(cause) for cause in before.causes))
+        yield Text("", strong="Changed inputs:")
+        yield Bullets(tuple(Text(cause) for cause in before.causes))
 
 
-def _tone(sentence: str) -> str:
+def _tone(message: str) -> str:
     """The new verdict that the sentence names, '' for none."""
-    head = sentence.partition(": ")[2]
+    head = message.partition(": ")[2]
     new = head.partition(" → ")[2].partition(":")[0]
     return new if new in SEVERITY else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.ladder.ladder import TargetLadder
-from engineworks.report.blocks import Block, Plot, Section, Words, blocks_of
+from engineworks.report.blocks import Block, Plot, Section, Text, blocks_of
 from engineworks.report.figures import shapes_of
 from engineworks.report.ladder import ladder_tables
 from engineworks.report.palette import by_target, colors, precision_of
@@ -26,11 +26,11 @@ def choice_section(result: BuildResult, *, plots: bool) -> Section:
 def _ladders(result: BuildResult, drawn: dict[str, Plot]) -> Iterator[Block]:
     for shown in ladder_tables(result.ladder):
         target = shown.ladder.target
-        yield Words(shown.ladder.sentence.partition(": ")[2], strong=f"Ladder of {target}:")
+        yield Text(shown.ladder.message.partition(": ")[2], strong=f"Ladder of {target}:")
         if all(candidate.verdict in ("refused", "not tried") for candidate in shown.ladder.candidates):
             continue
         yield shown.table
-        yield from (Words(note, tone="muted") for note in shown.notes)
+        yield from (Text(note, tone="muted") for note in shown.notes)
         if target in drawn:
             yield drawn[target]
 

@@ -68,7 +68,7 @@ def sweep_table(engine: EngineResult) -> Table | None:
         for point in engine.latency["sweep"]
     ]  # fmt: skip
     headings = ("batch", *(heading for heading, _, _ in SWEEP), "error")
-    return text_table(headings, rows, texts=("error",), below=f"Recommended: {engine.recommendation.sentence}.")
+    return text_table(headings, rows, texts=("error",), below=f"Recommended: {engine.recommendation.message}.")
 
 
 def remarks(engine: EngineResult) -> Iterator[str]:

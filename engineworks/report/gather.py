@@ -60,8 +60,8 @@ def gather_background(result: BuildResult, plan: Mapping[str, Any], tracking: Tr
     try:
         return _from_record(known, result, plan, tracking)
     except TrackingError as error:
-        sentence = f"Earlier builds, champions and links are unknown: {error.message}"
-        return replace(known, missing=(sentence,))
+        message = f"Earlier builds, champions and links are unknown: {error.message}"
+        return replace(known, missing=(message,))
 
 
 def _from_record(known: Background, result: BuildResult, plan: Mapping[str, Any], tracking: Tracking) -> Background:
@@ -234,8 +234,8 @@ def _before(
     points = {engine: point_of(run) for engine, run in {**rest, **older}.items()}
     refused = {r["id"]: r["sentence"] for r in plan.get("refused", ())}
     changes = summarize_since(result, points, refused, shape, missed)
-    told = {change.partition(": ")[0] for change in changes}
-    pairs = [(older[e.id], runs[e.id]) for e in result.engines if e.id in told and e.id in older and e.id in runs]
+    changed = {change.partition(": ")[0] for change in changes}
+    pairs = [(older[e.id], runs[e.id]) for e in result.engines if e.id in changed and e.id in older and e.id in runs]
     recipes = (plan.get("resolved") or {}, resolved)
     causes = _causes(tracking, pairs[:EXPLAINED], recipes) if changes else ()
     return Before(before.run_id, before.started_at, changes, causes, tuple(_apart(result, missed, rest)))
@@ -261,11 +261,11 @@ def _causes(
     tracking: Tracking, pairs: Sequence[tuple[RunSummary, RunSummary]], recipes: tuple[Mapping[str, Any], ...]
 ) -> tuple[str, ...]:
     """Lines of the recipe and inputs of steps that differ, once each, with the steps that read them."""
-    told: dict[str, None] = {}
+    descriptions: dict[str, None] = {}
     for runs in pairs:
         old, new = (_side(tracking, run, recipe) for run, recipe in zip(runs, recipes, strict=True))
-        told |= dict.fromkeys(_words(explain(old, new).differences))
-    causes = list(told)
+        descriptions |= dict.fromkeys(_descriptions(explain(old, new).differences))
+    causes = list(descriptions)
     more = len(causes) - MOST_CAUSES
     return (*causes[:MOST_CAUSES], *([f"and {more} more: engineworks why"] if more > 0 else []))
 
@@ -275,7 +275,7 @@ def _side(tracking: Tracking, run: RunSummary, recipe: Mapping[str, Any]) -> Sid
     return Side(run.engine or "", run.run_id, "", run.started_at, documents=documents or {}, resolved=recipe)
 
 
-def _words(differences: Iterable[Any]) -> Iterator[str]:
+def _descriptions(differences: Iterable[Any]) -> Iterator[str]:
     for difference in differences:
         if difference.kind != "step":
             yield f"{difference.what} ({', '.join(difference.steps)})" if difference.steps else difference.what

@@ -25,7 +25,7 @@ class Group:
     gpu: bool = True
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """'17 engines for 6 GPU types: built, not run (no NVIDIA GPU here)'."""
         count = many(len(self.engines), "engine")
         if self.verdict == "refused":
@@ -54,19 +54,19 @@ def groups(result: BuildResult) -> tuple[Group, ...]:
 def refused_groups(refused: Sequence[Refused]) -> tuple[Group, ...]:
     by_reason: dict[str, list[str]] = {}
     for one in refused:
-        by_reason.setdefault(one.sentence, []).append(one.id)
+        by_reason.setdefault(one.message, []).append(one.id)
     return tuple(Group("refused", tuple(ids), reason) for reason, ids in by_reason.items())
 
 
-def shared_reason(sentence: str) -> str:
+def shared_reason(message: str) -> str:
     """The part of a reason that engines of several targets share: it comes before the semicolon."""
-    return sentence.partition(";")[0].removeprefix("Not run: ").rstrip(".")
+    return message.partition(";")[0].removeprefix("Not run: ").rstrip(".")
 
 
 def _unmeasured(engines: Sequence[EngineResult]) -> tuple[Group, ...]:
     by_reason: dict[tuple[str, bool], list[str]] = {}
     for engine in engines:
-        reason = shared_reason(engine.checks[0].sentence) if engine.checks else "not compared"
+        reason = shared_reason(engine.checks[0].message) if engine.checks else "not compared"
         gpu = bool(engine.sidecar.get("target", {}).get("compute_capability"))
         by_reason.setdefault((reason, gpu), []).append(engine.id)
     return tuple(Group("unmeasured", tuple(ids), reason, gpu) for (reason, gpu), ids in by_reason.items())

@@ -56,7 +56,7 @@ def _cells(candidate: Candidate) -> tuple[Cell, ...]:
 
 def _notes(ladder: TargetLadder) -> Iterator[str]:
     if ladder.basis == "estimated":
-        yield f"The order is {ladder_estimate.SENTENCE}."
+        yield f"The order is {ladder_estimate.LABEL}."
     doubtful = [r for r in ladder.candidates if r.doubt and r.latency_ms]
     if doubtful:
         yield f"Latencies not to be trusted: {', '.join(r.precision for r in doubtful)} ({doubtful[0].doubt})."

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.measure.layers import Layers, by_operator, fused, why_not_faster
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Fold, Section, Words, blocks_of, number, table
+from engineworks.report.blocks import Block, Bullets, Cell, Column, Fold, Section, Text, blocks_of, number, table
 from engineworks.report.palette import short
 
 MOST_ROWS, MOST_FUSIONS = 15, 10
@@ -17,21 +17,21 @@ def layers_section(result: BuildResult, background: Background) -> Section | Non
     timed = [(engine, engine.layers) for engine in result.engines if engine.layers is not None]
     if not timed:
         return None
-    blocks = blocks_of(_sentences(timed, background), *(_engine(engine, layers) for engine, layers in timed))
+    blocks = blocks_of(_messages(timed, background), *(_engine(engine, layers) for engine, layers in timed))
     return Section("layers", "Where the time goes", blocks, brief="Layers")
 
 
-def _sentences(timed: list[tuple[EngineResult, Layers]], background: Background) -> Bullets | None:
+def _messages(timed: list[tuple[EngineResult, Layers]], background: Background) -> Bullets | None:
     """Each engine against the fastest other one of its target, and against its champion."""
     lines = []
     for engine, layers in timed:
         others = [(e, t) for e, t in timed if e.id != engine.id and _target(e) == _target(engine) and t.layers]
         if layers.layers and others:
             other, best = min(others, key=lambda pair: pair[1].total_ms)
-            lines.append(Words(why_not_faster(short(engine.id), layers, short(other.id), best)))
+            lines.append(Text(why_not_faster(short(engine.id), layers, short(other.id), best)))
         champion = background.champion_layers.get(engine.id)
         if champion is not None and layers.layers:
-            lines.append(Words(why_not_faster(short(engine.id), layers, "its champion", champion)))
+            lines.append(Text(why_not_faster(short(engine.id), layers, "its champion", champion)))
     lines = [line for line in lines if line.text]
     return Bullets(tuple(lines)) if lines else None
 
@@ -42,7 +42,7 @@ def _target(engine: EngineResult) -> str:
 
 def _engine(engine: EngineResult, layers: Layers) -> Iterator[Block | None]:
     if layers.why:
-        yield Words(f"{short(engine.id)}: no times of layers: {layers.why}", tone="muted")
+        yield Text(f"{short(engine.id)}: no times of layers: {layers.why}", tone="muted")
         return
     blocks = blocks_of(_operators(layers), _fusions(layers))
     total = f"{layers.total_ms:.3g} ms in {len(layers.layers)} layers at {layers.shape}, by {layers.source}"

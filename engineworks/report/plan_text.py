@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from engineworks.plan.plan import Plan
 from engineworks.report.markdown import cell, table_lines
 
-WORDS = {"needs another GPU": "for other hardware"}
+TITLES = {"needs another GPU": "for other hardware"}
 
 SHOWN = 40
 """Listed steps of one recipe: a comment holds 65,536 characters on GitHub."""
@@ -25,7 +25,7 @@ def render_plans(plans: Sequence[Plan]) -> str:
 def _recipe(plan: Plan) -> Iterable[str]:
     states = [step.state for step in plan.steps.values()]
     counts = ", ".join(
-        f"{states.count(s)} {WORDS.get(s, s)}" for s in ("to do", "cached", "needs another GPU") if s in states
+        f"{states.count(s)} {TITLES.get(s, s)}" for s in ("to do", "cached", "needs another GPU") if s in states
     )
     yield f"## {plan.recipe}: {counts or 'nothing'}"
     if plan.to_do:
@@ -35,4 +35,4 @@ def _recipe(plan: Plan) -> Iterable[str]:
             yield f"| and {len(plan.to_do) - SHOWN} more | |"
     if plan.refused:
         yield ""
-        yield from (f"- **refused** {cell(refused.id)}: {cell(refused.sentence)}" for refused in plan.refused)
+        yield from (f"- **refused** {cell(refused.id)}: {cell(refused.message)}" for refused in plan.refused)

@@ -22,7 +22,7 @@ def print_plans(plans: Sequence[Plan], *, quiet: bool, verbose: bool, every: boo
         rows: list[tuple[str, str, str]] = [
             (step.id + (f" [{step.key[:12]}]" if verbose else ""), step.state, step.reason) for step in steps
         ]
-        rows += [(refused.id, "refused", refused.sentence) for refused in plan.refused if every]
+        rows += [(refused.id, "refused", refused.message) for refused in plan.refused if every]
         if rows:
             print_table(("step", "state", "why"), rows, styles={i: style_of(row[1]) for i, row in enumerate(rows)})
         if not every and (lines := list(_grouped(plan))):
@@ -56,4 +56,4 @@ def _grouped(plan: Plan) -> Iterator[str]:
     for reason, targets in by_reason.items():
         types = many(len(set(targets)), "GPU type")
         yield f"{many(len(targets), 'engine')} for {types}: build only ({reason})"
-    yield from (group.sentence for group in refused_groups(plan.refused))
+    yield from (group.message for group in refused_groups(plan.refused))

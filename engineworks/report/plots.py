@@ -43,7 +43,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Choice:
-    """One precision. quality: metric relative to fp32's, or cosine. bytes: of the engine. word: its verdict.
+    """One precision. quality: metric relative to fp32's, or cosine. bytes: of the engine. verdict: its own.
 
     front: whether no other that passed is at least as good in all three, and better in one."""
 
@@ -52,7 +52,7 @@ class Choice:
     latency_ms: float
     quality: float
     bytes: float
-    word: str
+    verdict: str
     chosen: bool = False
     front: bool = False
 
@@ -169,7 +169,7 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
             color = series(choice.color)
             axes.scatter(
                 [choice.latency_ms], [choice.quality], s=50 + 550 * choice.bytes / largest,
-                edgecolors=color, facecolors=color if choice.word == "pass" else PAGE, alpha=0.8, zorder=2,
+                edgecolors=color, facecolors=color if choice.verdict == "pass" else PAGE, alpha=0.8, zorder=2,
                 linewidths=3 if choice.chosen else 1.4,
                 label=_legend(choice),
             )  # fmt: skip
@@ -181,8 +181,8 @@ def pareto_plot(choices: Sequence[Choice], title: str, *, xlabel: str, ylabel: s
 
 
 def _legend(choice: Choice) -> str:
-    word = ", chosen" if choice.chosen else "" if choice.word == "pass" else f", {choice.word}"
-    return f"{choice.name}: {significant(choice.latency_ms)} ms, {choice.bytes / 2**20:.2f} MiB{word}"
+    suffix = ", chosen" if choice.chosen else "" if choice.verdict == "pass" else f", {choice.verdict}"
+    return f"{choice.name}: {significant(choice.latency_ms)} ms, {choice.bytes / 2**20:.2f} MiB{suffix}"
 
 
 def trend_plot(panels: Sequence[Panel], dates: Sequence[str], marks: Sequence[Mark], title: str) -> str:

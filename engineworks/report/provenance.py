@@ -9,7 +9,7 @@ from engineworks.builds.results import BuildResult
 from engineworks.plan.kinds import STEP_KINDS
 from engineworks.report.ages import day
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Words, blocks_of, number, table
+from engineworks.report.blocks import Block, Cell, Column, Fold, Section, Text, blocks_of, number, table
 
 
 def provenance_section(result: BuildResult, background: Background) -> Section:
@@ -40,8 +40,8 @@ def _digests(background: Background) -> dict[str, str]:
     for passport in background.passports.values():
         for step, kind in STEP_KINDS.items():
             for name, digest in (passport.get("digests") or {}).get(step, {}).items() if kind.files else ():
-                said = kind.files if name in ("calibration", "evaluation") else f"{kind.files} {name}"
-                found.setdefault(f"{said}, sha256", str(digest))
+                label = kind.files if name in ("calibration", "evaluation") else f"{kind.files} {name}"
+                found.setdefault(f"{label}, sha256", str(digest))
     return found
 
 
@@ -72,4 +72,4 @@ def _engines(result: BuildResult, background: Background) -> Iterator[Block]:
         if shown:
             yield Fold((Cell(title),), (shown,))
     if not background.passports and rows:
-        yield Words("No passport is on record: versions and hardware are not known.", tone="muted")
+        yield Text("No passport is on record: versions and hardware are not known.", tone="muted")

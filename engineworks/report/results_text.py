@@ -50,11 +50,11 @@ def _print_result(result: BuildResult, every: bool) -> None:
         say_wrapped(line, "    ")
     if every:
         for group in refused_groups(result.refused):
-            say_wrapped(group.sentence, "  ")
+            say_wrapped(group.message, "  ")
     elif grouped := groups(result):
         for group in grouped[:-1]:
-            say_wrapped(group.sentence, "  ")
-        say_wrapped(f"{grouped[-1].sentence} (--all lists them)", "  ")
+            say_wrapped(group.message, "  ")
+        say_wrapped(f"{grouped[-1].message} (--all lists them)", "  ")
     for engine in result.engines:
         _print_figures(engine)
     for note in _notes_of_engines(result):
@@ -96,20 +96,20 @@ def _print_engines(result: BuildResult, shown: Sequence[EngineResult], every: bo
 
 def _reasons(result: BuildResult, shown: Sequence[EngineResult]) -> Iterator[str]:
     """Every check that did not pass. Engines with the same reasons share them."""
-    from engineworks.measure.ladder.ladder import ladder_words
+    from engineworks.measure.ladder.ladder import ladder_statements
     from engineworks.report.rows import reasons
 
-    statements = ladder_words(result.ladder)
+    statements = ladder_statements(result.ladder)
     by_reasons: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for engine in shown:
         found = reasons(engine)
         if found and engine.id in statements:
             found = (statements[engine.id], *found)
         if found:
-            by_reasons.setdefault((engine.word, found), []).append(engine.id)
-    for (word, found), engines in by_reasons.items():
+            by_reasons.setdefault((engine.status, found), []).append(engine.id)
+    for (status, found), engines in by_reasons.items():
         more = f" and {len(engines) - NAMED} more" if len(engines) > NAMED else ""
-        yield f"{', '.join(engines[:NAMED])}{more}: {word}"
+        yield f"{', '.join(engines[:NAMED])}{more}: {status}"
         yield from (f"  - {line}" for line in found)
 
 
@@ -118,7 +118,7 @@ def _print_ladder(result: BuildResult) -> None:
     from engineworks.report.ladder import ladder_tables
 
     for shown in ladder_tables(result.ladder):
-        say_wrapped(f"{result.recipe}, ladder of {shown.ladder.sentence}", "  ")
+        say_wrapped(f"{result.recipe}, ladder of {shown.ladder.message}", "  ")
         _print_shown(shown.table)
         for note in shown.notes:
             say_wrapped(note)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.measure.ladder.ladder import ladder_words
+from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.report.figures import figure
 
 
@@ -31,7 +31,7 @@ def reasons(engine: EngineResult) -> tuple[str, ...]:
     if engine.failure:
         return tuple(line for line in engine.failure.message.splitlines() if line.strip())
     open_checks = [c for c in engine.checks if c.verdict != "pass"]
-    return tuple(c.words for c in sorted(open_checks, key=lambda c: bool(c.waived)))
+    return tuple(c.text for c in sorted(open_checks, key=lambda c: bool(c.waived)))
 
 
 def why(engine: EngineResult) -> str:
@@ -65,7 +65,7 @@ def _size(engine: EngineResult) -> str:
 
 COLUMNS = (
     EngineColumn("engine", lambda engine: engine.id),
-    EngineColumn("verdict", lambda engine: engine.word),
+    EngineColumn("verdict", lambda engine: engine.status),
     EngineColumn("metric", _metric, number=True, hint="task metric of the engine on the evaluation data"),
     EngineColumn(
         "cosine", _cosine, number=True, hint="smallest over the outputs, to the fp32 reference", brief=False
@@ -100,16 +100,16 @@ class Row:
 
 def rows(result: BuildResult) -> list[Row]:
     """One row per engine, then one per refused engine. The ladder's statement on an engine replaces its `why`."""
-    statements = ladder_words(result.ladder)
+    statements = ladder_statements(result.ladder)
     built = [
         Row((*(column.text(e) for column in COLUMNS[:-1]), statements.get(e.id) or why(e)), e.verdict)
         for e in result.engines
     ]
     blank = ("",) * (len(COLUMNS) - 3)
-    return built + [Row((r.id, "refused", *blank, r.sentence), "refused") for r in result.refused]
+    return built + [Row((r.id, "refused", *blank, r.message), "refused") for r in result.refused]
 
 
 def notes_of(result: BuildResult) -> list[str]:
     """The build's warnings without those that the calibration section shows."""
-    shown = {sentence for health in result.calibration for sentence in health.warnings}
-    return [sentence for sentence in result.warnings if sentence not in shown]
+    shown = {message for health in result.calibration for message in health.warnings}
+    return [message for message in result.warnings if message not in shown]

@@ -14,7 +14,7 @@ from engineworks.report.blocks import (
     Fold,
     Plot,
     Section,
-    Words,
+    Text,
     blocks_of,
     engine_cell,
     number,
@@ -35,7 +35,7 @@ def latency_section(result: BuildResult, background: Background, *, plots: bool)
     names = dict.fromkeys(name for e in measured for name in shapes_of(e))
     drawn = [_plot(result, measured, name, background) for name in names] if plots else []
     blocks = blocks_of(
-        Words(LEGEND, tone="muted") if plots else None,
+        Text(LEGEND, tone="muted") if plots else None,
         drawn, [_at_shape(measured, name) for name in names], _all_figures(measured),
     )  # fmt: skip
     return Section("latency", "Latency", blocks)
@@ -107,7 +107,7 @@ def _all_figures(measured: list[EngineResult]) -> Fold | None:
 def _own(engine: EngineResult) -> Fold | None:
     """Everything measured on one engine, and the reasons not to trust it."""
     notes = list(remarks(engine))
-    remarked = [Words(note, tone="muted") for note in notes]
+    remarked = [Text(note, tone="muted") for note in notes]
     blocks = blocks_of(latency_table(engine), streams_table(engine), remarked)
     count = f"{len(notes)} remarks" if len(notes) > 1 else "1 remark" if notes else ""
     return Fold((Cell(engine.id, code=True), Cell(count, tone="muted")), blocks) if blocks else None
@@ -125,7 +125,7 @@ def sweep_section(result: BuildResult, background: Background, *, plots: bool) -
         assert engine.recommendation is not None
         batch = engine.recommendation.batch
         cell = Cell(str(batch)) if batch else Cell("none", tone="inconclusive")
-        rows.append([engine_cell(engine.id), cell, Cell(f"Recommended: {engine.recommendation.sentence}.")])
+        rows.append([engine_cell(engine.id), cell, Cell(f"Recommended: {engine.recommendation.message}.")])
     own = Fold((Cell("Every batch, by engine"),), blocks_of([block for e in swept for block in _sweep_of(e)]))
     return Section(
         "sweep",
@@ -136,7 +136,7 @@ def sweep_section(result: BuildResult, background: Background, *, plots: bool) -
 
 
 def _sweep_of(engine: EngineResult) -> Iterator[Block | None]:
-    yield Words("", strong=engine.id)
+    yield Text("", strong=engine.id)
     yield sweep_table(engine)
 
 

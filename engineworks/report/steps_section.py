@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from engineworks.builds.results import BuildResult
-from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Words, blocks_of, number, table
+from engineworks.report.blocks import Block, Cell, Column, Fold, Plot, Section, Text, blocks_of, number, table
 from engineworks.report.graph import graph_svg
 
 STATES = ("run", "reused", "failed", "skipped", "needs another GPU", "not needed")
-WORDS = {"needs another GPU": "cannot run here"}
+TITLES = {"needs another GPU": "cannot run here"}
 """A step for other hardware: this build does not know whether another host runs it."""
 
 _TONES = {"run": "pass", "failed": "failed", "skipped": "inconclusive", "needs another GPU": "unmeasured"}
@@ -26,11 +26,11 @@ def steps_section(result: BuildResult, *, plots: bool) -> Section | None:
     return Section("steps", "Steps", blocks_of(_summary(result), drawn, _table(result)))
 
 
-def _summary(result: BuildResult) -> Words:
+def _summary(result: BuildResult) -> Text:
     states = [s.state for s in result.dag]
-    counted = ", ".join(f"{states.count(s)} {WORDS.get(s, s)}" for s in STATES if s in states)
+    counted = ", ".join(f"{states.count(s)} {TITLES.get(s, s)}" for s in STATES if s in states)
     spent = sum(s.seconds for s in result.dag)
-    return Words(f"{counted}; {spent:.1f} s of steps in {result.seconds:.1f} s.", strong=f"{len(states)} steps:")
+    return Text(f"{counted}; {spent:.1f} s of steps in {result.seconds:.1f} s.", strong=f"{len(states)} steps:")
 
 
 def _table(result: BuildResult) -> Fold | None:
@@ -38,7 +38,7 @@ def _table(result: BuildResult) -> Fold | None:
     columns = [Column("step"), Column("state"), Column("seconds", number=True), Column("why")]
     rows = [
         [Cell(s.id, code=True),
-         Cell(WORDS.get(s.state, s.state), tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
+         Cell(TITLES.get(s.state, s.state), tone=_TONES.get(s.state, "muted"), sort=STATES.index(s.state)),
          number(s.seconds, 2, share=s.seconds / longest) if s.state == "run" else Cell(""),
          Cell(s.reason, tone="muted")]
         for s in result.dag

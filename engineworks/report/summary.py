@@ -31,19 +31,19 @@ def verdict_table(result: BuildResult, links: Sequence[Link], *, most_chars: int
     )
     head += [headings, lines.pop(0)]
     kept = list(lines)
-    told = [f"\n{group.sentence}" for group in shared]
-    while most_chars is not None and kept and len("\n".join([*head, *kept, *told])) > most_chars - 60:
+    shared_lines = [f"\n{group.message}" for group in shared]
+    while most_chars is not None and kept and len("\n".join([*head, *kept, *shared_lines])) > most_chars - 60:
         kept.pop()
     rest = len(lines) - len(kept)
-    return "\n".join([*head, *kept, *(["", f"and {rest} more in the report"] if rest else []), *told])
+    return "\n".join([*head, *kept, *(["", f"and {rest} more in the report"] if rest else []), *shared_lines])
 
 
 def engine_note(engine: EngineResult, report: str) -> str:
     """The description of an engine's run. report: address of the build's report, '' where there is none."""
-    lines = [f"**{engine.word}**" + (f", failed in {engine.failure.step}" if engine.failure else "")]
+    lines = [f"**{engine.status}**" + (f", failed in {engine.failure.step}" if engine.failure else "")]
     if engine.failure:
         lines.append(engine.failure.message)
-    lines += [f"- {c.verdict}, {c.name}: {c.words}" for c in engine.checks if c.verdict != "pass"]
+    lines += [f"- {c.verdict}, {c.name}: {c.text}" for c in engine.checks if c.verdict != "pass"]
     lines += [f"[report of the build]({report})"] if report else []
     text = "\n\n".join(lines)
     return text if len(text) <= NOTE_CHARS else text[: NOTE_CHARS - 1] + "…"

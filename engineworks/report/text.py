@@ -8,7 +8,7 @@ from html import escape
 from engineworks.builds.results import BuildResult
 from engineworks.report.answer import may_ship
 from engineworks.report.background import NOTHING, Background
-from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Words
+from engineworks.report.blocks import Block, Bullets, Cell, Files, Fold, Log, Plot, Table, Text
 from engineworks.report.markdown import cell as one_line
 from engineworks.report.markdown import line
 from engineworks.report.sections import sections
@@ -36,8 +36,8 @@ def render_markdown(result: BuildResult, background: Background = NOTHING) -> st
 
 def summary(result: BuildResult) -> str:
     """The verdicts and steps in one line."""
-    words = [e.word for e in result.engines] + ["refused"] * len(result.refused)
-    counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+    statuses = [e.status for e in result.engines] + ["refused"] * len(result.refused)
+    counts = ", ".join(f"{statuses.count(w)} {w}" for w in dict.fromkeys(statuses))
     counts += f", {len(result.not_selected)} not part of this run" if result.not_selected else ""
     steps = result.steps
     return (
@@ -49,11 +49,11 @@ def summary(result: BuildResult) -> str:
 def _block(block: Block) -> Iterator[str]:
     if isinstance(block, Table):
         yield from _table(block)
-    elif isinstance(block, Words):
-        yield from ("", _words(block))
+    elif isinstance(block, Text):
+        yield from ("", _inline(block))
     elif isinstance(block, Bullets):
         yield ""
-        yield from (f"- {_words(item)}" for item in block.items)
+        yield from (f"- {_inline(item)}" for item in block.items)
     elif isinstance(block, Log):
         text = block.text if len(block.text) <= MOST_LOG else "…" + block.text[-MOST_LOG:]
         yield from ("", "```", text.replace("```", "'''"), "```")
@@ -76,9 +76,9 @@ def _table(table: Table) -> Iterator[str]:
         yield from ("", table.below)
 
 
-def _words(words: Words) -> str:
-    strong = f"**{words.strong}** " if words.strong else ""
-    return f"{strong}{_plain(words.text)}".rstrip()
+def _inline(text: Text) -> str:
+    strong = f"**{text.strong}** " if text.strong else ""
+    return f"{strong}{_plain(text.text)}".rstrip()
 
 
 def _plain(text: str) -> str:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from engineworks.builds.results import BuildResult
 from engineworks.report.background import Background, Point
-from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Words, blocks_of, engine_cell, table
+from engineworks.report.blocks import Block, Cell, Column, Plot, Section, Text, blocks_of, engine_cell, table
 from engineworks.report.palette import colors, precision_of, short, target_of
 from engineworks.report.plots import Mark, Panel, Track, trend_plot
 
@@ -66,7 +66,7 @@ def _marked(target: str, marks: Sequence[tuple[int, str]], columns: Sequence[Map
         for number, (index, label) in enumerate(marks, 1)
     ]
     none = f"{target}: no version of a library, the driver or the model changed over these builds."
-    yield table(headings, rows, title=f"versions on {target}") or Words(none, tone="muted")
+    yield table(headings, rows, title=f"versions on {target}") or Text(none, tone="muted")
 
 
 def _columns(engines: Mapping[str, Sequence[Point]]) -> list[dict[str, Point]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.measure.ladder.ladder import ladder_words
+from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.report.blocks import (
     Block,
     Bullets,
@@ -16,7 +16,7 @@ from engineworks.report.blocks import (
     Log,
     Section,
     Table,
-    Words,
+    Text,
     blocks_of,
     table,
 )
@@ -56,7 +56,7 @@ def _groups(result: BuildResult) -> Bullets | None:
     lines = []
     for group in groups(result):
         names = "" if group.verdict == "refused" else f": {', '.join(map(short, group.engines))}"
-        lines.append(Words(group.sentence + names, tone=group.verdict, strong=group.verdict))
+        lines.append(Text(group.message + names, tone=group.verdict, strong=group.verdict))
     return Bullets(tuple(lines)) if lines else None
 
 
@@ -67,12 +67,12 @@ def anchor(engine: str) -> str:
 
 def _notes(result: BuildResult) -> Bullets | None:
     notes = notes_of(result)
-    return Bullets(tuple(Words(line, tone="inconclusive", strong="note") for line in notes)) if notes else None
+    return Bullets(tuple(Text(line, tone="inconclusive", strong="note") for line in notes)) if notes else None
 
 
 def _folds(result: BuildResult, files: bool) -> Iterator[Fold]:
     """Failed engines are open; the checks of the others are one click away."""
-    statements = ladder_words(result.ladder)
+    statements = ladder_statements(result.ladder)
     folds = [(e, _fold(e, statements.get(e.id, ""), files)) for e in result.engines if not never_run(e)]
     loud = [fold for e, fold in folds if fold and e.verdict in ("failed", "fail") and e.id not in result.dropped]
     yield from loud
@@ -84,8 +84,8 @@ def _folds(result: BuildResult, files: bool) -> Iterator[Fold]:
 
 def _fold(engine: EngineResult, ladder: str, with_files: bool) -> Fold | None:
     files = tuple(attachments(engine)) if with_files else ()
-    blocks = blocks_of(_sentences(engine, ladder), Files(files) if files else None)
-    summary = (Cell(engine.id, code=True), Cell(engine.word, tone=engine.verdict), Cell(_count(engine), tone="muted"))
+    blocks = blocks_of(_messages(engine, ladder), Files(files) if files else None)
+    summary = (Cell(engine.id, code=True), Cell(engine.status, tone=engine.verdict), Cell(_count(engine), tone="muted"))
     return Fold(summary, blocks, open=True) if blocks else None
 
 
@@ -96,21 +96,21 @@ def _count(engine: EngineResult) -> str:
     return f"{passed} of {len(engine.checks)} checks passed"
 
 
-def _sentences(engine: EngineResult, ladder: str) -> Iterator[Block]:
+def _messages(engine: EngineResult, ladder: str) -> Iterator[Block]:
     if engine.failure:
         where = engine.failure.step or "a step"
-        yield Words(engine.failure.message, tone="failed", strong=f"failed in {where}")
+        yield Text(engine.failure.message, tone="failed", strong=f"failed in {where}")
         if engine.failure.log.strip():
             yield Log(engine.failure.log.rstrip("\n"))
     if ladder:
-        yield Words(ladder, tone="muted", strong="ladder")
+        yield Text(ladder, tone="muted", strong="ladder")
     order = sorted(engine.checks, key=lambda c: SEVERITY.index(c.verdict))
     if order:
-        yield Bullets(tuple(Words(f"{c.name}: {c.words}", tone=c.verdict, strong=c.verdict) for c in order))
+        yield Bullets(tuple(Text(f"{c.name}: {c.text}", tone=c.verdict, strong=c.verdict) for c in order))
 
 
 def counts(result: BuildResult) -> list[tuple[str, str, int]]:
     """(status, tone, count) of the engines, most severe first; refused ones last."""
-    statuses = [(e.word, e.verdict) for e in result.engines] + [("refused", "refused") for _ in result.refused]
+    statuses = [(e.status, e.verdict) for e in result.engines] + [("refused", "refused") for _ in result.refused]
     counted = [(status, tone, statuses.count((status, tone))) for status, tone in dict.fromkeys(statuses)]
     return sorted(counted, key=lambda entry: [*ROWS, "refused"].index(entry[1]))

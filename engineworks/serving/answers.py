@@ -122,12 +122,12 @@ def refusals(
     for what, feeds in _wrong(question.feeds, specs, most).items():
         try:
             client.infer(model, feeds)
-            refused, words = False, ""
+            refused, message = False, ""
         except RunError as error:
-            refused, words = True, error.message
+            refused, message = True, error.message
         after = ask(client, model, [question])
         right = not after.errors and max(after.worst.values(), default=0.0) < 0.01
-        results.append({"what": what, "refused": refused, "words": words, "right_after": right})
+        results.append({"what": what, "refused": refused, "words": message, "right_after": right})
     return results
 
 

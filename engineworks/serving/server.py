@@ -70,8 +70,8 @@ class StartedServer:
             return ""
         if code < 0:
             return f"the Triton server was ended by {signal.Signals(-code).name}"
-        said = last_error(self.log)
-        return f"the Triton server ended with exit code {code}" + (f": {said}" if said else "")
+        message = last_error(self.log)
+        return f"the Triton server ended with exit code {code}" + (f": {message}" if message else "")
 
     def stop(self) -> None:
         """Ask the server to end, then kill its group. Its shared memory is removed."""
@@ -133,7 +133,7 @@ def _start(server: InstalledServer, repository: Path, folder: Path, env: dict[st
             _wait(process)
         except RunError as error:
             process.kill()
-            if attempt + 1 == ATTEMPTS or not any(word in error.message for word in TAKEN):
+            if attempt + 1 == ATTEMPTS or not any(text in error.message for text in TAKEN):
                 raise
         except BaseException:
             process.kill()

@@ -107,12 +107,12 @@ SAME = 1e-3
 
 def _exchange(place: Path, version: Path) -> None:
     """Put another version in the model's place. Triton looks at it only when it is asked to load."""
-    beside = place.with_name(f".{place.name}.next")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(version, beside)
+    temporary = place.with_name(f".{place.name}.next")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(version, temporary)
     old = place.with_name(f".{place.name}.old")
     with contextlib.suppress(FileNotFoundError):
         place.rename(old)
-    beside.rename(place)
+    temporary.rename(place)
     shutil.rmtree(old, ignore_errors=True)
     (place / "config.pbtxt").touch()

@@ -37,11 +37,11 @@ def run(job: StepJob) -> None:
         ranges = _collect(job, _in_float(model, Path(scratch)), samples, watch)
     statistics = watch.statistics()
     job.write_json(RANGES_FILE, {"model": digest_model(model), "data": data, "ranges": ranges.to_json()})
-    told = warnings(ranges, statistics, repeated=watch.repeated)
-    for sentence in told:
-        job.say(f"warning: {sentence}")
-    inputs = {name: seen.to_json() for name, seen in statistics.items()}
-    job.write_json(REPORT_FILE, {**summary(ranges), "data": data, "warnings": list(told), "inputs": inputs})
+    messages = warnings(ranges, statistics, repeated=watch.repeated)
+    for message in messages:
+        job.say(f"warning: {message}")
+    inputs = {name: statistic.to_json() for name, statistic in statistics.items()}
+    job.write_json(REPORT_FILE, {**summary(ranges), "data": data, "warnings": list(messages), "inputs": inputs})
 
 
 def _in_float(model: Path, scratch: Path) -> Path:

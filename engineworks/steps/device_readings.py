@@ -33,5 +33,5 @@ class DeviceReadings:
 
     def to_json(self) -> dict[str, Any]:
         """Return all readings, each with its place and the seconds since the first, and the complaints by place."""
-        sentences = [f"{at}: {sentence}" for at in self._last_s for sentence in self.complaints(at)]
-        return {"readings": self._readings, "complaints": sentences}
+        messages = [f"{at}: {message}" for at in self._last_s for message in self.complaints(at)]
+        return {"readings": self._readings, "complaints": messages}

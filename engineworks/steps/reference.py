@@ -43,7 +43,7 @@ def run(job: StepJob) -> None:
             write_arrays(archive, str(runs), outputs)
             size = {name: _add_squares(size.get(name, (0.0, 0)), value) for name, value in outputs.items()}
             runs += 1
-    job.write_json(INPUTS_FILE, {name: seen.to_json() for name, seen in watch.statistics().items()})
+    job.write_json(INPUTS_FILE, {name: statistic.to_json() for name, statistic in watch.statistics().items()})
     job.write_json("reference.json", {"samples": samples.count, "runs": runs})
     if "shapes" in job.params:
         plan = job.params["shapes"]

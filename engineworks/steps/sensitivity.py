@@ -50,9 +50,9 @@ def _measure(job: StepJob, trials: Trials, samples: int) -> dict[str, Any]:
         raise LoweringError(
             f"{job.id}: no node can compute in {job.params['precision']}", hint="there is nothing to leave out"
         )
-    groups = rank(trials.each_alone(group_nodes(trials.candidates), _teller(job)), samples)
+    groups = rank(trials.each_alone(group_nodes(trials.candidates), _trial_logger(job)), samples)
     split = to_split(groups)
-    nodes = rank(trials.each_alone(single_nodes(t.group for t in split), _teller(job)), samples)
+    nodes = rank(trials.each_alone(single_nodes(t.group for t in split), _trial_logger(job)), samples)
     parts = rank([*nodes, *(t for t in groups if t not in split)], samples)
     search = _Search(trials, job)
     kept = search.shortest([t.group for t in parts])
@@ -118,8 +118,8 @@ def _summary(report: Accuracy) -> Mapping[str, Any]:
     }
 
 
-def _teller(job: StepJob) -> Callable[[Trial], None]:
-    def tell(trial: Trial) -> None:
+def _trial_logger(job: StepJob) -> Callable[[Trial], None]:
+    def log(trial: Trial) -> None:
         job.say(f"{trial.group.name}: noise {trial.noise:.2e} ({len(trial.group.nodes)} nodes, {trial.seconds:.2f} s)")
 
-    return tell
+    return log

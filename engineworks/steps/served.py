@@ -121,7 +121,7 @@ class ServedComparison:
                 kept = replace(kept, later=keep_worst(kept.later, new))
             self._places.tried(name, stop.pool, picks if axis is not None else picks[:1])
             if axis is not None:
-                moved = self._places.seen(stop.visit, stop.pool, name, got[name], picks, run)
+                moved = self._places.observe(stop.visit, stop.pool, name, got[name], picks, run)
                 kept = replace(kept, moved=keep_worst(kept.moved, moved))
             runs.outputs[name] = kept
 

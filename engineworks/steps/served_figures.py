@@ -30,7 +30,9 @@ class Places:
     def tried(self, name: str, pool: int, picks: Sequence[int]) -> None:
         self._tried[name] |= {(pool, sample) for sample in picks}
 
-    def seen(self, visit: Visit, pool: int, name: str, got: Array, picks: Sequence[int], run: int) -> RowRecord | None:
+    def observe(
+        self, visit: Visit, pool: int, name: str, got: Array, picks: Sequence[int], run: int
+    ) -> RowRecord | None:
         """Return the row furthest from its first occurrence; None if all rows are new.
 
         got: one output of a run, of any dtype, with one row per pick along its batch axis.

@@ -109,13 +109,13 @@ class ServedReference:
         fp32 = self._fp32.of_run(stop, turn)
         if self._lowered is None:
             return fp32, got
-        wanted, seen = self._lowered.of_run(stop, turn), dict(got)
+        wanted, compared = self._lowered.of_run(stop, turn), dict(got)
         for name, value in wanted.items():
             if name in got and got[name].shape == value.shape == fp32[name].shape and value.dtype.kind == "f":
                 overflown = ~np.isfinite(value) & np.isfinite(fp32[name])
                 if overflown.any():
-                    seen[name] = np.where(overflown, value, got[name]).astype(got[name].dtype)
-        return wanted, seen
+                    compared[name] = np.where(overflown, value, got[name]).astype(got[name].dtype)
+        return wanted, compared
 
     def moved(self, pool: int) -> Mapping[str, Movement]:
         """Return, per output, how far one rounding moves it there: see `lowered_reference`."""

@@ -169,8 +169,8 @@ def _mosaic(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
         first = piece(axis)
         have, want = first.shape[axis], shape[axis]
         more = [piece(axis) for _ in range(math.ceil(want / have) - 1)] if have else []
-        whole = np.concatenate([first, *more], axis=axis) if more else first
-        return whole[(slice(None),) * axis + (slice(want),)]
+        joined = np.concatenate([first, *more], axis=axis) if more else first
+        return joined[(slice(None),) * axis + (slice(want),)]
 
     if 0 in rows[0].shape:
         return np.zeros(shape, rows[0].dtype)

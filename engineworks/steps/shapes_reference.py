@@ -97,14 +97,14 @@ class ShapesReference:
     def _choose_pools(self) -> Session:
         """Choose the rows of every length, by the cost of its first row; returns the session that ran these."""
         odd = {v.lengths: v.profile for v in self._visits if v.role == "odd"}
-        seen: set[Lengths] = set()
+        visited: set[Lengths] = set()
         with tempfile.TemporaryDirectory() as folder:
             counted = _CountedSession(self._model, Path(folder))
             for visit in self._visits:
                 stands_in = visit.role == "odd multiple" and any(odd.get(n) == visit.profile for n in counted.lengths)
-                if visit.lengths in seen or stands_in:
+                if visit.lengths in visited or stands_in:
                     continue
-                seen.add(visit.lengths)
+                visited.add(visit.lengths)
                 try:
                     self._firsts[visit.lengths] = counted.run(visit.lengths, self._first_feeds(visit))
                 except RunError as error:

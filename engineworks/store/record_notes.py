@@ -40,16 +40,16 @@ def note_record(root: Path, record: NotedRecord) -> None:
     path = record.path_in(root)
     if _read(path) == record:
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
-            beside.replace(path)
+            temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+            temporary.replace(path)
             if record.id:
                 replace(record, id="").path_in(root).unlink(missing_ok=True)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"the store {root} cannot be written: {error.strerror}") from None
 

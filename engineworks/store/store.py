@@ -105,7 +105,7 @@ class Store:
         if self._manifest(key) is not None and (here := self.get(key)) is not None:
             yield Writing(folder=here.path, hit=here)
             return
-        with self._locked(key), self._full_is_told(step):
+        with self._locked(key), self._full_is_reported(step):
             artifact = self.get(key)
             if artifact is not None:
                 yield Writing(folder=artifact.path, hit=artifact)
@@ -319,16 +319,16 @@ class Store:
             if file.read_text(encoding="utf-8") == text:
                 return
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, file)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, file)
         except OSError:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @contextlib.contextmanager
-    def _full_is_told(self, step: str) -> Iterator[None]:
+    def _full_is_reported(self, step: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -26,7 +26,7 @@ from engineworks.tracking.roles import (
     check_role,
     check_shipped_statements,
     read_shipped_passport,
-    version_beside,
+    version_in,
 )
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _load_pyfunc(path: str) -> LoadedEngine | LoadedDecoder:
 
     folder, trust = Path(path), read_trust()
     passport = read_shipped_passport(folder, trust)
-    named = version_beside(folder) if trust.required else None
+    named = version_in(folder) if trust.required else None
     if named is None:
         check_shipped_statements(folder, passport, trust)
     else:

@@ -271,10 +271,10 @@ class Registry:
             if oldest in tags:
                 self._client.delete_registered_model_tag(slot.model, oldest)
         with TemporaryDirectory(prefix="engineworks-") as folder:
-            beside = Path(folder, STATEMENTS_FILE)
+            statements_file = Path(folder, STATEMENTS_FILE)
             if after is not None:
-                beside.write_text(json.dumps(after.to_json(), indent=1) + "\n", encoding="utf-8")
-            for file in (f for f in (beside, passport) if f is not None and f.exists() and known.model_id):
+                statements_file.write_text(json.dumps(after.to_json(), indent=1) + "\n", encoding="utf-8")
+            for file in (f for f in (statements_file, passport) if f is not None and f.exists() and known.model_id):
                 self._client.log_model_artifact(known.model_id, str(file), f"data/{FOLDER}")
         return True
 

@@ -90,7 +90,7 @@ def check_role(
     needed = (ENGINE, ENGINE_DIGEST)
     agree(
         f"{what}: by its tag it",
-        {name: (tags.get(name, ""), said) for name, said in issued.items() if name in tags or name in needed},
+        {name: (tags.get(name, ""), stated) for name, stated in issued.items() if name in tags or name in needed},
     )
     slot = Slot(registered.name, engine.target.name, engine.precision)
     champions = {name for name in version.aliases if name.startswith("champion-")} | ({alias} if alias else set())
@@ -104,7 +104,7 @@ def check_role(
     return statements
 
 
-def version_beside(folder: Path) -> tuple[RegisteredModel, ModelVersion] | None:
+def version_in(folder: Path) -> tuple[RegisteredModel, ModelVersion] | None:
     """Return the registered model and version that MLflow fetched the engine's folder from, as its own file beside
     `MLmodel` names them; None for a model that comes from no registry. Raises `TrustError` where the registry does not
     know them."""

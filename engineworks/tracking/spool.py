@@ -77,7 +77,7 @@ class SpoolFile:
         line = json.dumps({"what": what, "at": at, **values}, ensure_ascii=False).encode() + b"\n"
         try:
             with self.path.open("r+b") as file:
-                end = _whole(file.read())
+                end = _complete_length(file.read())
                 file.seek(end)
                 file.truncate()
                 try:
@@ -94,14 +94,14 @@ class SpoolFile:
 def create(artifacts: Path, head: Head) -> SpoolFile:
     """Create a file for a build. Raises `TrackingError`."""
     path = artifacts / FOLDER / f"{head.id}.jsonl"
-    beside = path.with_suffix(f".{os.getpid()}")
+    temporary = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_bytes(json.dumps(asdict(head), ensure_ascii=False).encode() + b"\n")
-            beside.replace(path)
+            temporary.write_bytes(json.dumps(asdict(head), ensure_ascii=False).encode() + b"\n")
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise TrackingError(f"records cannot be kept in {path}: {error.strerror}") from None
     return SpoolFile(path)
@@ -128,7 +128,7 @@ def read(path: Path) -> Waiting | None:
     """Return one build's records; None without records or head."""
     try:
         data = path.read_bytes()
-        first, *lines = data[: _whole(data)].splitlines()
+        first, *lines = data[: _complete_length(data)].splitlines()
         head = Head(**json.loads(first))
         entries: list[Entry] = [json.loads(line) for line in lines]
     except (OSError, ValueError, TypeError):
@@ -173,6 +173,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
-def _whole(data: bytes) -> int:
+def _complete_length(data: bytes) -> int:
     """Return the bytes up to the end of the last complete line."""
     return data.rfind(b"\n") + 1

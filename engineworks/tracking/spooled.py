@@ -77,7 +77,7 @@ class SpooledRun(Ending):
         """A sentence for the user where records wait, else ''."""
         if not self.waits:
             return ""
-        return waiting_sentence(self._artifacts, self.waits)
+        return waiting_message(self._artifacts, self.waits)
 
     def wait_because(self, error: TrackingError) -> None:
         """Send everything to the spool from now on, with all that MLflow has got so far: it may have lost that, and
@@ -140,7 +140,7 @@ class SpooledRun(Ending):
             self._spool.append(what, at, **values)
 
 
-def waiting_sentence(artifacts: Path, why: str) -> str:
+def waiting_message(artifacts: Path, why: str) -> str:
     """Return the sentence for a build whose records wait."""
     return (
         f"the records of this build wait in {artifacts / spool.FOLDER} ({why}): "

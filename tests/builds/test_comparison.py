@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from engineworks.builds.comparison import Comparison, comparison_metrics
-from engineworks.builds.results import BuildResult, EngineResult, EngineWord, Failure, StepCounts
+from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts
 from engineworks.builds.side_by_side import compare_with_peers
 from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.plan.peers import PlannedPeer
@@ -41,7 +41,7 @@ PEERS = {
 
 
 def compared(
-    reports: Mapping[str, Any], *, shapes: tuple[str, ...] = ("one",), verdict: EngineWord = "pass",
+    reports: Mapping[str, Any], *, shapes: tuple[str, ...] = ("one",), verdict: EngineVerdict = "pass",
     failures: Mapping[str, Failure] | None = None, names: tuple[str, ...] = tuple(PEERS),
 ) -> Comparison:  # fmt: skip
     """reports: by peer, and 'engine' for one engine."""

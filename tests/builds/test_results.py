@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engineworks.builds.results import BuildResult, EngineResult, EngineWord, Failure, StepCounts, worst_exit_code
+from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts, worst_exit_code
 from engineworks.measure.gates.gates import Check
 from engineworks.plan.plan import Refused
 from engineworks.report.page import render_html
@@ -12,7 +12,7 @@ from engineworks.report.rows import rows
 from engineworks.report.text import render_markdown
 
 
-def engine(verdict: EngineWord, name: str = "e", exit_code: int = 4) -> EngineResult:
+def engine(verdict: EngineVerdict, name: str = "e", exit_code: int = 4) -> EngineResult:
     failure = Failure("r/e/build", "it <broke> | badly", exit_code=exit_code) if verdict == "failed" else None
     check = Check("cosine", "fail" if verdict == "fail" else "pass", "0.5 is too little.")
     return EngineResult(f"r/{name}/cpu", verdict, () if failure else (check,), failure=failure)
@@ -34,7 +34,7 @@ def result(*engines: EngineResult) -> BuildResult:
     ],
     ids=str,
 )
-def test_the_exit_code_is_that_of_the_most_severe(words: list[EngineWord], code: int, required: int) -> None:
+def test_the_exit_code_is_that_of_the_most_severe(words: list[EngineVerdict], code: int, required: int) -> None:
     found = result(*(engine(w) for w in words))
     assert found.exit_code() == code
     assert found.exit_code(require_verdict=True) == required

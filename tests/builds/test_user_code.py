@@ -81,13 +81,13 @@ def test_a_metric_that_attacks_changes_no_verdict(repository: Path) -> None:
         victim = verdicts(repository, store, pool, "b")
         again = verdicts(repository, store, pool, "c")
     assert {i: v.verdict for i, v in attacker.items()} == {"a/fp32/cpu": "pass", "a/int8/cpu": "fail"}
-    assert sentences(victim) == sentences(again) == sentences(truth)
+    assert messages(victim) == messages(again) == messages(truth)
 
 
-def sentences(results: Mapping[str, EngineResult]) -> list[tuple[str, str]]:
+def messages(results: Mapping[str, EngineResult]) -> list[tuple[str, str]]:
     """Verdicts and sentences of all checks, without the metric's own name."""
     checks = [check for result in results.values() for check in result.checks]
-    return [(check.verdict, check.sentence.replace("b_metric", "c_metric")) for check in checks]
+    return [(check.verdict, check.message.replace("b_metric", "c_metric")) for check in checks]
 
 
 def perfect(report: Path) -> dict[str, Any]:

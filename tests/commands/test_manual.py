@@ -11,7 +11,7 @@ import pytest
 
 from engineworks.cli import _run
 from engineworks.commands.manual.recipe_reference import SECTIONS, recipe_reference
-from engineworks.commands.manual.schema_tables import flow_yaml, type_words
+from engineworks.commands.manual.schema_tables import flow_yaml, type_text
 from engineworks.commands.manual.target_tables import target_tables
 from engineworks.commands.manual.write import manual_pages
 from engineworks.engines.capabilities import why_not
@@ -73,10 +73,10 @@ def test_every_key_says_what_it_means_and_has_an_example_that_fits(part: str, ke
 
 
 def test_types_are_words() -> None:
-    assert type_words({"type": "integer", "minimum": 1}, {}) == "whole number ≥ 1"
-    assert type_words({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}, {}) == "number > 0"
-    assert type_words({"enum": ["a", "b"]}, {}) == "`a` · `b`"
-    assert type_words({"type": "array", "items": {"type": "boolean"}}, {}) == "list of: `true` · `false`"
+    assert type_text({"type": "integer", "minimum": 1}, {}) == "whole number ≥ 1"
+    assert type_text({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}, {}) == "number > 0"
+    assert type_text({"enum": ["a", "b"]}, {}) == "`a` · `b`"
+    assert type_text({"type": "array", "items": {"type": "boolean"}}, {}) == "list of: `true` · `false`"
 
 
 def test_the_tables_say_what_the_plan_says() -> None:

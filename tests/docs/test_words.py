@@ -35,7 +35,7 @@ def prose(text: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-def sentences(text: str) -> list[str]:
+def messages(text: str) -> list[str]:
     """Sentences of paragraphs and of single list items; headings, tables and quotations are none."""
     kept, block = [], []
     for line in [*prose(text).splitlines(), ""]:
@@ -62,7 +62,7 @@ def test_words_are_those_of_the_field(page: Path) -> None:
     "page", [p for p in PAGES if p.name not in (*LONG_SENTENCES, *GENERATED)], ids=lambda p: p.name
 )
 def test_sentences_are_short(page: Path) -> None:
-    every = sentences(page.read_text(encoding="utf-8"))
+    every = messages(page.read_text(encoding="utf-8"))
     assert every
     long = [s for s in every if len(s.split()) > MAX_WORDS]
     assert long == []
@@ -71,7 +71,7 @@ def test_sentences_are_short(page: Path) -> None:
 def test_the_tests_find_what_they_look_for() -> None:
     assert DIALECT.search(prose("The checks are held\nagainst it, and nobody can."))
     assert not DIALECT.search(prose("`nobody`\n```sh\nanew\n```\n[page](nobody.md)"))
-    assert sentences("# Title\n\nOne is short. Two\nis on two lines.\n\n- item\n- other\n") == [
+    assert messages("# Title\n\nOne is short. Two\nis on two lines.\n\n- item\n- other\n") == [
         "One is short.",
         "Two is on two lines.",
         "- item",

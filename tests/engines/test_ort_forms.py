@@ -70,7 +70,7 @@ def test_every_form_but_the_first_is_remembered_by_the_engine(
     onnx.load(str(engine))
     session = onnxruntime.load(engine, {})
     np.testing.assert_allclose(session.run(FEEDS)["y"], EXPECTED, atol=0.02)
-    assert any(FORMS[crashes].sentence() in note for note in session.notes)
+    assert any(FORMS[crashes].description() in note for note in session.notes)
 
 
 def test_the_first_form_leaves_no_trace(request_for: RequestFor, operators: Callable[..., onnx.ModelProto]) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from onnx import TensorProto, helper
 
-from engineworks.engines.backends._trt_words import builder_sentence, parser_sentence
+from engineworks.engines.backends._trt_messages import builder_message, parser_message
 
 NO_CUDA = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at /_src/x.cpp:250 (…"
 
@@ -58,33 +58,33 @@ def error(operator: str, name: str, text: str) -> SimpleNamespace:
     ],
 )  # fmt: skip
 def test_what_the_parser_says_is_a_sentence(operator: str, said: str, text: str, hint: str) -> None:
-    found = parser_sentence([error(operator, "n", said)], None, "")
+    found = parser_message([error(operator, "n", said)], None, "")
     assert (found.text, found.known) == (text, True)
     assert hint in found.hint
 
 
 def test_operators_that_it_lacks_are_named_once_with_their_count() -> None:
     errors = [error(o, n, "false") for o, n in (("Det", "a"), ("Foo", "f"), ("Det", "b"), ("Det", "b"))]
-    assert parser_sentence(errors, None, "").text == "it does not have Det (node 'a', 2 nodes), Foo (node 'f')"
+    assert parser_message(errors, None, "").text == "it does not have Det (node 'a', 2 nodes), Foo (node 'f')"
 
 
 def test_a_type_that_it_lacks_is_found_in_the_model() -> None:
     graph = helper.make_graph([], "g", [helper.make_tensor_value_info("ids", TensorProto.UINT64, [6])], [])
     said = error("", "", "Assertion failed: convertDtype(onnxDtype.elem_type(), &trtDtype) && …")
-    assert parser_sentence([said], graph, "").text == "input 'ids' is of type uint64"
+    assert parser_message([said], graph, "").text == "input 'ids' is of type uint64"
 
 
 def test_an_unknown_complaint_is_quoted_whole_with_its_node() -> None:
     said = f"Invalid Node - n\nsomething new happened\nand more of it In f at /_src/a.cpp:12)\n{NO_CUDA}"
-    found = parser_sentence([error("Conv", "n", said)], None, "")
+    found = parser_message([error("Conv", "n", said)], None, "")
     assert found.text == "Conv (node 'n'): something new happened and more of it"
     assert not found.known
 
 
 def test_the_builder_names_the_node() -> None:
     graph = helper.make_graph([helper.make_node("NonMaxSuppression", [], [], name="nms")], "g", [], [])
-    found = builder_sentence("Assertion !layerImpls.empty() failed. nms_0 has no runners that implement it", graph)
+    found = builder_message("Assertion !layerImpls.empty() failed. nms_0 has no runners that implement it", graph)
     assert found.text == "it has no kernel for NonMaxSuppression (node 'nms')"
-    unknown = builder_sentence("something about node nms, which nobody knows", graph)
+    unknown = builder_message("something about node nms, which nobody knows", graph)
     assert unknown.text == "something about node nms, which nobody knows (NonMaxSuppression, node 'nms')"
     assert not unknown.known

@@ -214,7 +214,7 @@ def test_auto_builds_what_the_target_has_drops_what_fails_and_records_why(settin
     tags = {c.name: c.tags["engineworks.ladder"] for c in tracking.find_runs(kind="engine", parent_run_id=result.run)}
     assert tags[cpu.chosen.engine] == "chosen"
     assert tags["tiny/int8/cpu"] == f"dropped: {int8.dropped}"
-    assert tracking.get_run(result.run).tags["engineworks.ladder"] == cpu.sentence
+    assert tracking.get_run(result.run).tags["engineworks.ladder"] == cpu.message
     (again,) = build_plans([plan(settings)], settings)
     assert again.steps.run == 0
     assert again.ladder == result.ladder
@@ -336,7 +336,7 @@ def test_what_the_folded_model_rules_out_is_refused_before_it_is_lowered_or_buil
     result = build(settings)
     assert [(e.id, e.verdict) for e in result.engines] == [("tiny/as_is/cpu", "pass")]
     assert [r.id for r in result.refused] == ["tiny/as_is/rtx40"]
-    assert "a zero point that is not 0: QuantizeLinear (node 'quantize')" in result.refused[0].sentence
+    assert "a zero point that is not 0: QuantizeLinear (node 'quantize')" in result.refused[0].message
     assert "tiny/as_is/rtx40/build" not in {step.id for step in result.ran}
     assert result.exit_code() == 0
     assert plan(settings).refused == result.refused
@@ -358,7 +358,7 @@ def test_digits_calibrated_on_near_black_images_are_caught(settings: Settings) -
     (engine,) = result.engines
     assert engine.verdict == "fail"
     assert result.exit_code() == 1
-    sentence = next(c.sentence for c in engine.checks if c.name == "metric_ratio")
+    sentence = next(c.message for c in engine.checks if c.name == "metric_ratio")
     assert sentence.startswith("top1 on 597 labelled samples: 0.")
     assert "limit at least 0.99 of fp32" in sentence
 
@@ -384,13 +384,13 @@ def test_an_engine_is_held_against_the_champion(settings: Settings) -> None:
     edit("[fp32, int8]", "[fp32]")
     edit("  at:", "  regression: {latency: 5%, accuracy: 0.5%, max_s: 0.001}\n  at:")
     first = build(settings)
-    assert {c.sentence for c in first.engines[0].checks if c.name.startswith("regression")} == {
+    assert {c.message for c in first.engines[0].checks if c.name.startswith("regression")} == {
         "No champion yet: nothing to compare with."
     }
     crown(settings, first)
     same = build(settings)
     assert same.exit_code() == 0
-    (sentence,) = [c.sentence for c in same.engines[0].checks if c.name == "regression.latency"]
+    (sentence,) = [c.message for c in same.engines[0].checks if c.name == "regression.latency"]
     assert sentence == "The champion (version 1 of tiny) is this very engine, byte for byte: nothing to measure."
 
     model = tiny_model()

@@ -39,7 +39,7 @@ def test_the_flow_releases_what_passed_and_ends_failed_where_a_gate_did(
     assert isinstance(result, ReleaseResult)
     assert state.is_failed()
     assert result.exit_code() == 1
-    assert [(e.action, e.sentence) for e in result.engines] == [("kept", "fail: champion-cpu-int8 stays at version 2")]
+    assert [(e.action, e.message) for e in result.engines] == [("kept", "fail: champion-cpu-int8 stays at version 2")]
     champion = open_tracking(repository / "artifacts").registry().get(Slot("tiny", "cpu", "int8"))
     assert champion is not None
     assert champion.version == 2
@@ -58,7 +58,7 @@ def test_of_the_rungs_of_auto_only_the_chosen_one_is_released_and_packaged(
     (cpu,) = result.build.ladder
     assert cpu.chosen is not None
     assert [e.id for e in result.engines if e.action == "promoted"] == [cpu.chosen.engine]
-    kept = [e.sentence for e in result.engines if e.action == "kept"]
+    kept = [e.message for e in result.engines if e.action == "kept"]
     assert len(kept) == 4
     assert all(sentence.startswith("dropped, ") for sentence in kept)
     assert result.exit_code() == 0

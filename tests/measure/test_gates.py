@@ -63,14 +63,14 @@ def test_one_broken_limit_is_a_fail(limits: Limits, changes: dict[str, Any]) -> 
 
 def test_the_sentence_says_value_limit_and_worst_sample() -> None:
     (_, check) = judge(accuracy(), None, Limits(cosine=0.999), {}).checks
-    assert check.sentence == (
+    assert check.message == (
         "logits: cosine similarity to the fp32 reference is 0.995, limit at least 0.999. Worst sample: 7 (cosine 0.9)."
     )
 
 
 def test_the_metric_sentence_is_for_a_data_scientist() -> None:
     check = judge(accuracy(), None, Limits(metric_ratio=0.995), {}).failures[0]
-    assert check.sentence == (
+    assert check.message == (
         "top1 on 597 labelled samples: 0.98, fp32 0.99 (ratio 0.989899), limit at least 0.995 of fp32."
     )
 
@@ -103,7 +103,7 @@ def test_a_tail_of_few_runs_is_inconclusive_either_way_and_says_how_many_it_need
     verdict = judge(accuracy(), latency(runs=runs), Limits(cosine=0.9), budgets)
     assert verdict.verdict == "inconclusive"
     words = f"{runs} runs are too few to know a {field[:3]}: that needs {needed}."
-    assert verdict.checks[-1].sentence.endswith(words)
+    assert verdict.checks[-1].message.endswith(words)
     enough = judge(accuracy(), latency(runs=needed), Limits(cosine=0.9), budgets)
     assert enough.verdict == ("fail" if limit == 1.0 else "pass")
 
@@ -111,7 +111,7 @@ def test_a_tail_of_few_runs_is_inconclusive_either_way_and_says_how_many_it_need
 def test_what_was_disturbed_before_is_said_and_only_disturbed_budgets_are_measured_again() -> None:
     verdict = judge(accuracy(), latency() | {"disturbed_before": 2}, Limits(cosine=0.9), {"one": Budget(p50_ms=9)})
     assert verdict.verdict == "pass"
-    assert verdict.checks[-1].sentence.endswith("Measured again: 2 measurements before were disturbed.")
+    assert verdict.checks[-1].message.endswith("Measured again: 2 measurements before were disturbed.")
     noisy = latency(complaints=["noise"]) | {"load_complaints": ["noise"]}
     budget = Budget(p50_ms=9, p99_ms=9, load_ms=9, engine_mib=9)
     assert disturbed_budgets(noisy, {"one": budget}) == ["p50_ms[one]", "p99_ms[one]", "load_ms[one]"]
@@ -124,7 +124,7 @@ def test_a_figure_of_a_disturbed_device_is_inconclusive_either_way(limit: float)
     report = latency(complaints=["another process used the GPU", "the clocks were lowered"])
     verdict = judge(accuracy(), report, Limits(cosine=0.9), {"one": Budget(p50_ms=limit)})
     assert verdict.verdict == "inconclusive"
-    assert verdict.checks[-1].sentence.endswith(
+    assert verdict.checks[-1].message.endswith(
         "Not to be trusted: another process used the GPU; the clocks were lowered. The next build measures again."
     )
 
@@ -149,7 +149,7 @@ def test_an_engine_that_was_not_run_is_unmeasured_and_says_why() -> None:
         None, None, Limits(cosine=0.9), {"one": Budget(p50_ms=1)}, unmeasured_because="there is no GPU here"
     )
     assert verdict.verdict == "unmeasured"
-    assert verdict.checks[0].sentence == "Not run: there is no GPU here."
+    assert verdict.checks[0].message == "Not run: there is no GPU here."
 
 
 def test_a_missing_measurement_of_a_budget_can_not_pass() -> None:
@@ -181,8 +181,8 @@ ERRORS = {"name": "word error rate", "kind": "labels", "samples": 50, "engine": 
 def test_error_rates_are_better_when_smaller(limits: Limits, word: str, said: str) -> None:
     (check,) = [c for c in judge(accuracy() | {"metric": ERRORS}, None, limits, {}).checks if "metric" in c.name]
     assert check.verdict == word
-    assert check.sentence.startswith("word error rate on 50 labelled samples: 0.12, fp32 0.1")
-    assert check.sentence.endswith(said)
+    assert check.message.startswith("word error rate on 50 labelled samples: 0.12, fp32 0.1")
+    assert check.message.endswith(said)
 
 
 @pytest.mark.parametrize("limits", [Limits(metric_delta=1), Limits(metric_between=(-9, 9)), Limits(metric=9)], ids=str)
@@ -217,7 +217,7 @@ def test_a_limit_that_is_missed_by_one_sample_in_a_million_is_missed() -> None:
 def test_a_ratio_to_nothing_fails_and_says_what_to_use(reference: float) -> None:
     metric = METRIC | {"engine": 0.0, "reference": reference, "ratio": None}
     (check,) = judge(accuracy() | {"metric": metric}, None, Limits(metric_ratio=0.99), {}).failures
-    assert "A ratio says nothing where fp32 is not above zero: use metric, metric_delta" in check.sentence
+    assert "A ratio says nothing where fp32 is not above zero: use metric, metric_delta" in check.message
 
 
 @pytest.mark.parametrize("limits", [Limits(metric=0.5), Limits(metric=0.99), Limits(metric_ratio=0.9)], ids=str)
@@ -225,17 +225,17 @@ def test_a_metric_that_changes_its_mind_decides_nothing(limits: Limits) -> None:
     report = accuracy() | {"metric": METRIC | {"name": "own:score", "repeated": 0.91}}
     verdict = judge(report, None, limits, {})
     assert verdict.verdict == "inconclusive"
-    assert "own:score gave 0.98 and then 0.91 for the same outputs" in verdict.checks[-1].sentence
+    assert "own:score gave 0.98 and then 0.91 for the same outputs" in verdict.checks[-1].message
 
 
 def test_a_class_that_is_lost_fails_though_the_mean_is_fine() -> None:
     dead = [{"class": n, "samples": 12, "reference": 11} for n in range(7)]
     report = accuracy() | {"metric": METRIC | {"dead_classes": dead[:1]}}
     (check,) = judge(report, None, Limits(metric=0.5), {}).failures
-    assert (check.name, check.sentence) == ("classes", "top1: lost class 0 (0 of 12 right, fp32 11).")
+    assert (check.name, check.message) == ("classes", "top1: lost class 0 (0 of 12 right, fp32 11).")
     report["metric"]["dead_classes"] = dead
     (check,) = judge(report, None, Limits(metric=0.5), {}).failures
-    assert check.sentence.endswith("class 4 (0 of 12 right, fp32 11) and 2 more.")
+    assert check.message.endswith("class 4 (0 of 12 right, fp32 11) and 2 more.")
     report["metric"]["dead_classes"] = []
     assert judge(report, None, Limits(metric=0.5), {}).verdict == "pass"
 
@@ -248,4 +248,4 @@ def test_an_output_of_another_type_is_told_and_fails_unless_tensorrt_always_does
     verdict = judge(accuracy(dtypes=pair), None, Limits(cosine=0.9), {})
     check = next(c for c in verdict.checks if c.name == "dtype[logits]")
     assert check.verdict == verdict.verdict == word
-    assert check.sentence == f"logits: the engine gives {pair[0]}, the model {pair[1]}."
+    assert check.message == f"logits: the engine gives {pair[0]}, the model {pair[1]}."

@@ -33,34 +33,32 @@ def test_nothing_is_checked_that_was_not_asked() -> None:
 
 def test_the_first_release_has_nothing_to_compare_with() -> None:
     checks = regression_checks(Regression(latency=0.05, accuracy=0.01), None)
-    assert [(c.verdict, c.sentence) for c in checks] == [("pass", "No champion yet: nothing to compare with.")] * 2
+    assert [(c.verdict, c.message) for c in checks] == [("pass", "No champion yet: nothing to compare with.")] * 2
 
 
 def test_the_champion_itself_passes_unmeasured() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison={"method": "identical"})
     assert check.verdict == "pass"
-    assert check.sentence == (
-        "The champion (version 3 of tiny) is this very engine, byte for byte: nothing to measure."
-    )
+    assert check.message == ("The champion (version 3 of tiny) is this very engine, byte for byte: nothing to measure.")
 
 
 def test_a_measured_one_says_ratio_interval_and_limit() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass"))
     assert (check.name, check.verdict) == ("regression.latency[one]", "pass")
-    assert check.sentence == (
+    assert check.message == (
         "one: 1.2 % slower than the champion (version 3 of tiny), 99 % interval 0.4 % faster to 2.0 % slower, "
         "limit 5 % slower (15 rounds side by side)."
     )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2))
     assert check.verdict == "fail"
-    assert "15 rounds side by side, in the last of 2 processes" in check.sentence
+    assert "15 rounds side by side, in the last of 2 processes" in check.message
 
 
 def test_an_undecided_one_says_why() -> None:
     undecided = measured("inconclusive", "4 of 9 rounds were disturbed (noise)", ratio=None, interval=None, rounds=0)
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=undecided)
     assert check.verdict == "inconclusive"
-    assert check.sentence == (
+    assert check.message == (
         "one: cannot be compared with the champion (version 3 of tiny), limit 5 % slower (0 rounds side by side). "
         "Inconclusive: 4 of 9 rounds were disturbed (noise)."
     )
@@ -70,12 +68,12 @@ def test_an_undecided_one_says_why() -> None:
 
 def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_more() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("pass", before=1))
-    assert "99.5 % interval" in check.sentence
-    assert check.sentence.endswith(
+    assert "99.5 % interval" in check.message
+    assert check.message.endswith(
         "Compared again: the one before did not decide, so this one needs a confidence of 99.5 %."
     )
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=measured("fail", attempts=2, before=3))
-    assert check.sentence.endswith(
+    assert check.message.endswith(
         "Compared again: the 3 before did not decide, so this one needs a confidence of 99.875 %."
     )
 
@@ -83,7 +81,7 @@ def test_one_that_was_measured_before_without_a_decision_says_so_and_is_held_to_
 def test_without_a_report_it_is_unmeasured() -> None:
     (check,) = regression_checks(LATENCY, CHAMPION, unmeasured_because="there is no GPU here")
     assert check.verdict == "unmeasured"
-    assert check.sentence == "Not measured against the champion (version 3 of tiny): there is no GPU here."
+    assert check.message == "Not measured against the champion (version 3 of tiny): there is no GPU here."
 
 
 def test_history_stands_in_and_is_named() -> None:
@@ -92,16 +90,16 @@ def test_history_stands_in_and_is_named() -> None:
     latency = {"shapes": {"one": {"latency_ms_p50": 1.0}}}
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
     assert check.verdict == "pass"
-    assert "7 measurements in MLflow" in check.sentence
-    assert "does not run here (it is gone), so this is against what was measured before" in check.sentence
+    assert "7 measurements in MLflow" in check.message
+    assert "does not run here (it is gone), so this is against what was measured before" in check.message
     noisy = {"shapes": {"one": {"latency_ms_p50": 1.0, "complaints": ["the clocks were lowered"]}}}
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=noisy)
     assert check.verdict == "inconclusive"
-    assert check.sentence.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
+    assert check.message.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
     report["history"] = {"one": history[:2]}
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
     assert check.verdict == "inconclusive"
-    assert check.sentence.endswith("or release once without performance.regression.")
+    assert check.message.endswith("or release once without performance.regression.")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,7 @@ def test_history_stands_in_and_is_named() -> None:
 def test_accuracy_is_held_against_the_champions_own(value: float | None, word: str, part: str) -> None:
     (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(value)), compare=COMPARE)
     assert check.verdict == word
-    assert part in check.sentence
+    assert part in check.message
 
 
 def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
@@ -144,7 +142,7 @@ def test_other_data_can_not_be_compared(then: Any, word: str) -> None:
     champion = replace(CHAMPION, compare=then)
     (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(metric(0.98)), compare=COMPARE)
     assert check.verdict == "inconclusive"
-    assert f"{word} changed since" in check.sentence
+    assert f"{word} changed since" in check.message
 
 
 def test_a_champion_without_a_record_can_not_be_compared() -> None:
@@ -156,9 +154,9 @@ def test_a_champion_without_a_record_can_not_be_compared() -> None:
 def test_an_unknown_champion_is_no_pass() -> None:
     checks = regression_checks(Regression(latency=0.05, accuracy=0.01), None, champion_unknown="MLflow is down")
     assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
-    assert "the champion lookup failed (MLflow is down)" in checks[0].sentence
+    assert "the champion lookup failed (MLflow is down)" in checks[0].message
 
 
 def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
     (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(0.98 * 0.995)), compare=COMPARE)
-    assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.sentence) == ("pass", True)
+    assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.message) == ("pass", True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engineworks.measure.gates.gates import Word
-from engineworks.measure.gates.serving import load_word, serving_checks
+from engineworks.measure.gates.gates import CheckVerdict
+from engineworks.measure.gates.serving import load_verdict, serving_checks
 
 LIMITS = {"qps": 100.0, "find_qps": False, "p99_ms": 15.0, "seconds": 60.0}
 LOAD: dict[str, Any] = {
@@ -22,7 +22,7 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def words(report: dict[str, Any] | None, limits: Any = LIMITS, why: str = "") -> dict[str, Word]:
+def words(report: dict[str, Any] | None, limits: Any = LIMITS, why: str = "") -> dict[str, CheckVerdict]:
     return {check.name: check.verdict for check in serving_checks(report, limits, why)}
 
 
@@ -33,7 +33,7 @@ def test_a_package_that_answers_as_the_engine_does_passes_every_check() -> None:
 
 def test_without_a_server_it_is_unmeasured_with_the_reason() -> None:
     (check,) = serving_checks(None, None, "no Triton server is at hand")
-    assert (check.verdict, check.sentence) == ("unmeasured", "The package was not served: no Triton server is at hand.")
+    assert (check.verdict, check.message) == ("unmeasured", "The package was not served: no Triton server is at hand.")
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_what_batching_changes_in_the_engine_itself_is_no_fault_of_the_server() 
 
 @pytest.mark.parametrize("change", [{"others": 0.5}, {"queries": 100}, {"queries": 100, "latency_ms_p99": 99.0}])
 def test_a_load_on_a_busy_host_or_of_too_few_queries_decides_nothing(change: dict[str, Any]) -> None:
-    word, sentence = load_word(LOAD | change, LIMITS)
+    word, sentence = load_verdict(LOAD | change, LIMITS)
     assert word == "inconclusive"
     assert "other programs" in sentence or "563 are enough" in sentence
 
 
 def test_a_search_passes_with_the_rate_that_it_found() -> None:
     found = {"tries": [{}], "rate": 240.0, "others": 0.0}
-    assert load_word(found, LIMITS) == ("pass", "The largest rate within 15 ms is 240 queries a second.")
+    assert load_verdict(found, LIMITS) == ("pass", "The largest rate within 15 ms is 240 queries a second.")

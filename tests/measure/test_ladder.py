@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from engineworks.builds.ladders import ladders
-from engineworks.builds.results import BuildResult, EngineResult, EngineWord, Failure, StepCounts
+from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts
 from engineworks.engines.backends import backend
 from engineworks.errors import PatternError, PrecisionError, RecipeError
 from engineworks.fingerprint import FileDigests
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.estimate import estimate_time
-from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose, ladder_words
+from engineworks.measure.ladder.ladder import Candidate, LadderTarget, TargetLadder, choose, ladder_statements
 from engineworks.plan.plan import Plan, plan_recipe
 from engineworks.recipe.auto import expand
 from engineworks.recipe.load import load_recipe
@@ -66,13 +66,13 @@ def test_the_fastest_that_passes_is_chosen_and_the_others_follow_by_latency() ->
     assert dropped(found) == {
         "fp16": "is slower than int8: 2 ms against 1 ms", "fp32": "is slower than int8: 3 ms against 1 ms",
     }  # fmt: skip
-    assert found.sentence == "cpu: int8, 1 ms at one, of 3 that passed."
+    assert found.message == "cpu: int8, 1 ms at one, of 3 that passed."
 
 
 def test_an_int8_that_is_slower_than_fp16_is_said_so_in_one_sentence_and_not_chosen() -> None:
     found = ladder(passed("fp32", 3.0), passed("fp16", 1.0), passed("int8", 1.5))
     assert chosen(found) == "fp16"
-    assert found.sentence.endswith(" int8 is not faster than fp16: 1.5 ms against 1 ms.")
+    assert found.message.endswith(" int8 is not faster than fp16: 1.5 ms against 1 ms.")
 
 
 def test_an_int8_as_fast_as_fp16_is_not_chosen() -> None:
@@ -102,7 +102,7 @@ def test_an_int8_that_fails_falls_back_to_the_next_rung_and_names_the_command_th
     why = dropped(found)["int8"]
     assert why.startswith("fails its gate: cosine is 0.5.")
     assert why.endswith("engineworks sensitivity recipes/r.yaml --precision int8")
-    assert why in found.sentence
+    assert why in found.message
 
 
 def test_a_failure_that_is_none_of_accuracy_names_no_sensitivity() -> None:
@@ -115,17 +115,17 @@ def test_where_nothing_passes_nothing_is_chosen_and_nothing_forgiven() -> None:
     assert chosen(found) is None
     assert found.basis == "nothing"
     assert found.forgiven == frozenset()
-    assert "no precision passes" in found.sentence
+    assert "no precision passes" in found.message
 
 
 def test_an_unmeasured_gpu_target_is_ordered_by_an_estimate_that_says_so() -> None:
     found = ladder(*(unmeasured(p) for p in ("fp32", "fp16", "int8", "int4_weights")), target=ADA)
     assert [r.precision for r in found.candidates] == ["int8", "int4_weights", "fp16", "fp32"]
     assert found.basis == "estimated"
-    assert "estimated" in found.sentence
+    assert "estimated" in found.message
     assert all("estimate" in r.dropped for r in found.candidates if not r.chosen)
     assert str(found.to_json()["estimate"]).startswith("estimated")
-    assert ladder_words([found])["r/int8/rtx40"] == "chosen by estimate"
+    assert ladder_statements([found])["r/int8/rtx40"] == "chosen by estimate"
 
 
 def test_what_was_measured_and_passed_beats_whatever_is_only_estimated() -> None:
@@ -143,13 +143,13 @@ def test_a_rung_that_failed_on_another_target_is_not_chosen_unseen() -> None:
 
 def test_an_unseen_choice_says_where_else_it_passed() -> None:
     found = ladder(unmeasured("fp16"), unmeasured("int8"), target=ADA, passed_on={"int8": "cpu"})
-    assert "no engine of it ran here (on cpu it passed)" in found.sentence
+    assert "no engine of it ran here (on cpu it passed)" in found.message
 
 
 def test_engines_that_pass_without_a_latency_are_ordered_by_estimate() -> None:
     found = ladder(passed("int8", None), passed("fp32", None))
     assert (chosen(found), found.basis) == ("fp32", "estimated")
-    assert "its latency was not measured" in found.sentence
+    assert "its latency was not measured" in found.message
 
 
 def test_pareto_holds_those_that_nothing_beats_in_quality_latency_and_size() -> None:
@@ -194,7 +194,7 @@ def plan(repository: Path, only: str | None = None) -> Plan:
 
 
 def engine(
-    name: str, verdict: EngineWord, failure: Failure | None = None, check: str = "cosine[logits]"
+    name: str, verdict: EngineVerdict, failure: Failure | None = None, check: str = "cosine[logits]"
 ) -> EngineResult:
     gate = Check(check, "pass" if verdict == "failed" else verdict, "It says so.")
     one = {"dims": {}, "notes": [], "latency_ms_p50": 1.0 if "int8/" in name else 2.0}
@@ -202,7 +202,7 @@ def engine(
     return EngineResult(name, verdict, () if failure else (gate,), latency=latency, failure=failure)
 
 
-def result(plan: Plan, **verdicts: EngineWord | EngineResult) -> BuildResult:
+def result(plan: Plan, **verdicts: EngineVerdict | EngineResult) -> BuildResult:
     """Every engine of the plan passes, but for those that are named otherwise by precision."""
     words = {e.id: verdicts.get(e.precision, "pass") for e in plan.engines}
     engines = tuple(w if isinstance(w, EngineResult) else engine(i, w) for i, w in words.items())
@@ -281,7 +281,7 @@ def test_a_rung_that_fails_its_gate_fails_no_build(repository: Path) -> None:
     found = result(plan(repository), int8="fail", int4_weights="inconclusive")
     assert found.exit_code(require_verdict=True) == 0
     assert found.verdict == "pass"
-    words = ladder_words(found.ladder)
+    words = ladder_statements(found.ladder)
     assert words["tiny/fp32/cpu"] == "chosen"
     assert words["tiny/int8/cpu"].startswith("dropped: fails its gate: It says so.")
 

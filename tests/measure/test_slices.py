@@ -25,7 +25,7 @@ def shares(engine: NDArray[Any], reference: NDArray[Any], names: NDArray[Any], *
 
 def verdict(slices: list[Slice], limit: float | None) -> tuple[str, dict[str, str]]:
     judged = judge(accuracy(replace(metric(), slices=tuple(slices))), None, Limits(worst_slice_ratio=limit), {})
-    return judged.verdict, {check.name: check.sentence for check in judged.checks if "slice" in check.name}
+    return judged.verdict, {check.name: check.message for check in judged.checks if "slice" in check.name}
 
 
 RIGHT = np.ones(1000)

@@ -16,7 +16,7 @@ ALL = [THIRTY_TWO, ONE, SIXTEEN, EIGHT]
 def test_the_fastest_within_budget_and_memory_is_recommended() -> None:
     found = recommend(ALL, latency_ms=3.0, memory_total_mib=10_000)
     assert found.batch == 16
-    assert found.sentence == (
+    assert found.message == (
         "batch 16: 9,100 samples/s at 1.8 ms, within 3 ms; 32 is over the budget (3.2 ms)"
     )  # fmt: skip
 
@@ -24,20 +24,20 @@ def test_the_fastest_within_budget_and_memory_is_recommended() -> None:
 def test_without_a_budget_the_sentence_says_so() -> None:
     found = recommend(ALL, latency_ms=None, memory_total_mib=10_000)
     assert found.batch == 32
-    assert "no latency budget was given (performance.sweep.latency_ms)" in found.sentence
+    assert "no latency budget was given (performance.sweep.latency_ms)" in found.message
 
 
 def test_70_percent_of_the_memory_is_the_most() -> None:
     assert recommend(ALL, latency_ms=None, memory_total_mib=800 / 0.7 + 0.01).batch == 32
     found = recommend(ALL, latency_ms=None, memory_total_mib=800 / 0.7 - 0.01)
     assert found.batch == 16
-    assert "32 takes 800 MiB, over 70 % of the device's 1,143 MiB" in found.sentence
+    assert "32 takes 800 MiB, over 70 % of the device's 1,143 MiB" in found.message
 
 
 def test_memory_that_is_not_known_is_not_judged_and_said() -> None:
     found = recommend(ALL, latency_ms=3.0, memory_total_mib=None)
     assert found.batch == 16
-    assert found.sentence.endswith("the device's memory is not known")
+    assert found.message.endswith("the device's memory is not known")
 
 
 @pytest.mark.parametrize(("more", "batch"), [(1.009, 8), (1.011, 16)])
@@ -50,4 +50,4 @@ def test_no_batch_that_fits_is_no_recommendation_with_every_reason() -> None:
     failed = sweep_point({"batch": 64, "error": "out of memory"})
     found = recommend([ONE, failed], latency_ms=0.5, memory_total_mib=1000)
     assert found.batch is None
-    assert found.sentence == "no batch can be recommended; 1 is over the budget (1 ms); 64 could not be run"
+    assert found.message == "no batch can be recommended; 1 is over the budget (1 ms); 64 could not be run"

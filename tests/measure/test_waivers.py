@@ -8,7 +8,7 @@ import pytest
 
 from engineworks.builds.results import BuildResult, EngineResult, StepCounts
 from engineworks.builds.to_mlflow import engine_record
-from engineworks.measure.gates.gates import Check, Verdict, Word
+from engineworks.measure.gates.gates import Check, CheckVerdict, Verdict
 from engineworks.measure.waivers import apply_waivers, idle_waivers, names_check, waivers_in_force
 from engineworks.plan.plan import Plan, Refused
 from engineworks.recipe.recipe import Waiver
@@ -22,7 +22,7 @@ def waiver(check: str = "cosine[logits]", engine: str = "*", expires: date = TOD
     return Waiver(check=check, engine=engine, owner=owner, reason="old camera", expires=expires)
 
 
-def verdict(*checks: tuple[str, Word]) -> Verdict:
+def verdict(*checks: tuple[str, CheckVerdict]) -> Verdict:
     found = tuple(Check(name, word, f"{name} is what it is.") for name, word in checks)
     return Verdict("fail" if "fail" in [w for _, w in checks] else "pass", found)
 
@@ -35,7 +35,7 @@ def test_a_waived_failure_stays_a_fail_and_the_engine_passes() -> None:
     assert found.verdict == "pass"
     assert found.failures == ()
     check = found.checks[0]
-    assert (check.verdict, check.sentence) == ("fail", "cosine[logits] is what it is.")
+    assert (check.verdict, check.message) == ("fail", "cosine[logits] is what it is.")
     assert check.waived == "waived by ana@x.org until 2027-01-31: old camera"
     assert check.to_json()["waived"] == check.waived
 
@@ -44,7 +44,7 @@ def test_the_day_after_it_expired_it_changes_nothing_and_the_sentence_says_so() 
     found = apply_waivers(FAILED, [waiver()], "r/int8/cpu", date(2027, 2, 1))
     assert found.verdict == "fail"
     assert found.checks[0].waived == ""
-    assert found.checks[0].sentence.endswith(" The waiver by ana@x.org expired on 2027-01-31.")
+    assert found.checks[0].message.endswith(" The waiver by ana@x.org expired on 2027-01-31.")
 
 
 def test_another_failure_still_fails() -> None:
@@ -61,7 +61,7 @@ def test_a_waiver_is_for_the_engines_that_it_names(engine: str, word: str) -> No
 
 
 @pytest.mark.parametrize("word", ["inconclusive", "unmeasured"])
-def test_what_is_not_known_can_not_be_waived(word: Word) -> None:
+def test_what_is_not_known_can_not_be_waived(word: CheckVerdict) -> None:
     open_ = Verdict(word, (Check("cosine[logits]", word, "Not known."),))
     assert apply_waivers(open_, [waiver()], "r/int8/cpu", TODAY) == open_
 

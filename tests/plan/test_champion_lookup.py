@@ -62,7 +62,10 @@ def release(settings: Settings, folder: Path, model: str, build_key: str = "0" *
     digest = put_engine(folder, model.encode())  # one that no other run holds
     tracking = open_tracking(settings.artifacts)
     with tracking.start_build(model, "k", {}, {}) as run:
-        texts = {"accuracy.json": json.dumps(accuracy().to_json())}), "fingerprints/compare.json": json.dumps({"params": {}})}
+        texts = {
+            "accuracy.json": json.dumps(accuracy().to_json()),
+            "fingerprints/compare.json": json.dumps({"params": {}}),
+        }
         texts["fingerprints/build.json"] = json.dumps({"key": build_key})
         files = {f"engine/{f.name}": f for f in folder.iterdir()}
         record = EngineRecord(f"{model}/int8/cpu", tags=tags, texts=texts, files=files, engine_digest=digest)
@@ -115,7 +118,7 @@ def test_a_champion_that_is_missing_is_not_no_champion(repository: Path, setting
     assert engine.champion_lost == "version 1 was deleted in MLflow"
     checks = regression_checks(recipe.recipe.performance.regression, None, champion_lost=engine.champion_lost)
     assert [c.verdict for c in checks] == ["inconclusive", "inconclusive"]
-    assert "the champion is missing: version 1 was deleted in MLflow" in checks[0].sentence
+    assert "the champion is missing: version 1 was deleted in MLflow" in checks[0].message
     assert planned_engines["missing/fp32/cpu"].champion_lost == ""
 
 

@@ -226,7 +226,7 @@ def test_what_a_target_can_not_do_is_refused_with_a_sentence(repository: Path) -
     edit(repository, "int8: {cosine", "bf16: {cosine")
     found = plan(repository)
     assert [r.id for r in found.refused] == ["tiny/bf16/cpu"]
-    assert "bf16" in found.refused[0].sentence
+    assert "bf16" in found.refused[0].message
     with pytest.raises(TargetError, match="tiny/bf16/cpu: "):
         plan(repository, only="*/bf16/*")
 
@@ -341,7 +341,7 @@ def test_once_the_model_is_folded_its_operators_are_asked(repository: Path) -> N
     straight = refuse_folded(before, store)
     for found in (plan(repository), straight):
         assert [r.id for r in found.refused] == ["tiny/fp32/rtx40", "tiny/int8/rtx40"]
-        assert all(sentence in r.sentence for r in found.refused)
+        assert all(sentence in r.message for r in found.refused)
         assert {e.target.name for e in found.engines} == {"cpu"}
     states = {s.id: s.state for s in straight.steps.values()}
     assert states["tiny/fp32/rtx40/build"] == "not needed"
@@ -361,7 +361,7 @@ def test_after_a_build_that_its_builder_can_not_do_the_plan_says_so(repository: 
     engine = first.engines[0]
     note_unsupported(store, f"{engine.id}/build", engine.steps["build"], "it has no kernel for Det (node 'd')")
     later = plan(repository)
-    assert [(r.id, r.sentence) for r in later.refused] == [(engine.id, "it has no kernel for Det (node 'd')")]
+    assert [(r.id, r.message) for r in later.refused] == [(engine.id, "it has no kernel for Det (node 'd')")]
     assert engine.steps["build"] not in later.steps
     onnx.save(tiny_model(seed=1), str(repository / "recipes" / "tiny.onnx"))
     assert plan(repository).refused == ()

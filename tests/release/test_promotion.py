@@ -15,7 +15,7 @@ import pytest
 from by_hand import by_hand
 from release_keys import trust_mine
 
-from engineworks.builds.results import BuildResult, EngineResult, EngineWord
+from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict
 from engineworks.cli import _run
 from engineworks.errors import InputError, RunError, TrustError
 from engineworks.measure.gates.gates import Check, Verdict
@@ -56,7 +56,7 @@ def release(plan: Any, result: BuildResult, tracking: Tracking) -> ReleaseResult
     return release_build(plan, result, tracking, champions_before(plan.loaded, tracking.registry()))
 
 
-def judged(result: BuildResult, word: EngineWord, sentence: str = "0.5 is too little.") -> BuildResult:
+def judged(result: BuildResult, word: EngineVerdict, sentence: str = "0.5 is too little.") -> BuildResult:
     """The same build where int8 was judged otherwise."""
 
     def change(engine: EngineResult) -> EngineResult:
@@ -77,7 +77,7 @@ def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any
     built, result, tracking = world
     first = release(named(built, "twice"), result, tracking)
     assert [e.action for e in first.engines] == ["promoted", "promoted"]
-    assert first.engines[0].sentence == "champion-cpu-fp32 is version 1, the first"
+    assert first.engines[0].message == "champion-cpu-fp32 is version 1, the first"
     assert first.exit_code() == 0
     second = release(named(built, "twice"), result, tracking)
     assert [(e.action, e.version) for e in second.engines] == [("already champion", 1), ("already champion", 2)]
@@ -87,12 +87,12 @@ def test_what_passed_is_champion_and_a_second_release_changes_nothing(world: Any
 @pytest.mark.parametrize(
     ("word", "code"), [("fail", 1), ("inconclusive", 3), ("unmeasured", 3), ("failed", 0)], ids=str
 )
-def test_what_did_not_pass_moves_nothing_and_gets_no_version(world: Any, word: EngineWord, code: int) -> None:
+def test_what_did_not_pass_moves_nothing_and_gets_no_version(world: Any, word: EngineVerdict, code: int) -> None:
     built, result, tracking = world
     plan = named(built, f"no-{word}")
     found = release(plan, judged(result, word), tracking)
     assert [(e.action, e.version) for e in found.engines] == [("promoted", 1), ("kept", None)]
-    assert found.engines[1].sentence == f"{word}: there is no champion-cpu-int8"
+    assert found.engines[1].message == f"{word}: there is no champion-cpu-int8"
     if word != "failed":  # its exit code is that of the step
         assert found.exit_code() == code
     assert tracking.registry().get(Slot(f"no-{word}", "cpu", "int8"), "candidate") is None
@@ -103,7 +103,7 @@ def test_a_failing_candidate_leaves_the_champion_where_it_is(world: Any) -> None
     plan = named(built, "stays")
     release(plan, result, tracking)
     found = release(plan, judged(result, "fail"), tracking)
-    assert found.engines[1].sentence == "fail: champion-cpu-int8 stays at version 2"
+    assert found.engines[1].message == "fail: champion-cpu-int8 stays at version 2"
     assert tracking.registry().get(Slot("stays", "cpu", "int8")).version == 2
     assert found.exit_code() == 1
 
@@ -118,15 +118,15 @@ def test_who_was_judged_against_an_old_champion_is_overtaken(world: Any) -> None
     release(plan, other, tracking)
     late = release_build(plan, result, tracking, before)
     assert {e.action for e in late.engines} == {"overtaken"}
-    assert "another release moved champion-cpu-fp32 meanwhile" in late.engines[0].sentence
+    assert "another release moved champion-cpu-fp32 meanwhile" in late.engines[0].message
     assert late.exit_code() == 3
     assert [e.action for e in release(plan, result, tracking).engines] == ["promoted", "promoted"]
     moved = roll_back(plan.loaded, tracking.registry(), "*/int8/*")
-    assert [(m.id, m.sentence) for m in moved] == [
+    assert [(m.id, m.message) for m in moved] == [
         ("tiny/int8/cpu", "champion-cpu-int8 moved back from version 4 to version 2")
     ]
     both = roll_back(plan.loaded, tracking.registry(), None)
-    assert [(m.action, m.sentence) for m in both] == [
+    assert [(m.action, m.message) for m in both] == [
         ("promoted", "champion-cpu-fp32 moved back from version 3 to version 1"),
         ("kept", "champion-cpu-int8 stays at version 2: there is none before it"),
     ]
@@ -149,15 +149,15 @@ def test_a_champion_that_was_deleted_is_rolled_back_and_never_called_the_first(w
     release(plan, other_engine(result, "f"), tracking)
     client.delete_model_version("deleted", "4")
     kept = release(plan, judged(result, "fail"), tracking).engines[1]
-    assert kept.sentence == "fail: champion-cpu-int8 is missing: version 4 was deleted in MLflow"
+    assert kept.message == "fail: champion-cpu-int8 is missing: version 4 was deleted in MLflow"
     moved = roll_back(plan.loaded, tracking.registry(), "*/int8/*")
-    assert [(m.action, m.before, m.version, m.sentence) for m in moved] == [
+    assert [(m.action, m.before, m.version, m.message) for m in moved] == [
         ("promoted", 4, 2,
          "champion-cpu-int8 moved back from version 4 to version 2; version 4 was deleted in MLflow")
     ]  # fmt: skip
     client.delete_model_version("deleted", "2")
     both = roll_back(plan.loaded, tracking.registry(), None)
-    assert [(m.action, m.sentence) for m in both][1] == (
+    assert [(m.action, m.message) for m in both][1] == (
         "kept",
         "champion-cpu-int8 is missing (version 2 was deleted in MLflow): there is none before it; "
         "run 'engineworks release'",
@@ -165,7 +165,7 @@ def test_a_champion_that_was_deleted_is_rolled_back_and_never_called_the_first(w
     with pytest.raises(InputError, match=r"has one before it: tiny/int8/cpu: .* \(version 2 was deleted in MLflow\)"):
         roll_back(plan.loaded, tracking.registry(), "*/int8/*")
     found = release(plan, result, tracking).engines[1]
-    assert found.sentence == "champion-cpu-int8 is version 6; before it, version 2 was deleted in MLflow"
+    assert found.message == "champion-cpu-int8 is version 6; before it, version 2 was deleted in MLflow"
     client.delete_model_version("deleted", "6")
     words = "no version before it is left (version 2 was deleted in MLflow)"
     with pytest.raises(InputError, match=r"no version before it is left \(version 2 was deleted in MLflow\)"):
@@ -191,11 +191,11 @@ def test_where_nothing_was_released_or_the_model_was_deleted_a_rollback_says_so(
     assert f"there is no champion-cpu-int8: {gone}" in roll_back_words(plan, tracking)
     assert gone in {c.lost for c in tracking.champions("tiny")}
     cpu = replace(result, engines=result.engines[:1])
-    assert release(plan, cpu, tracking).engines[0].sentence == (
+    assert release(plan, cpu, tracking).engines[0].message == (
         "champion-cpu-fp32 is version 1; before it, " + gone.replace("version 2", "version 1")
     )
     found = release(plan, result, tracking)  # the model is there again, without this slot's champions
-    assert found.engines[1].sentence == f"champion-cpu-int8 is version 2; before it, {gone}"
+    assert found.engines[1].message == f"champion-cpu-int8 is version 2; before it, {gone}"
     assert gone not in {c.lost for c in tracking.champions("tiny")}
 
 
@@ -233,8 +233,8 @@ def test_a_package_of_champions_says_which_are_missing(world: Any, tmp_path: Pat
     none, left = champion_engines(plan.loaded, tracking.registry(), None, tmp_path)
     assert none == []
     assert [one.exit_code for one in left] == [3, 3]
-    assert "the files of version 1 are missing in MLflow" in left[0].sentence
-    assert "version 2 was deleted in MLflow" in left[1].sentence
+    assert "the files of version 1 are missing in MLflow" in left[0].message
+    assert "version 2 was deleted in MLflow" in left[1].message
 
 
 def test_a_waived_pass_is_released_and_its_version_says_so(world: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_waived_pass_is_released_and_its_version_says_so(world: Any) -> None:
     verdict = apply_waivers(Verdict("fail", int8.checks), [waiver], int8.id, date(2027, 1, 1))
     waived = replace(int8, verdict=verdict.verdict, checks=verdict.checks)
     found = release(named(built, "waived"), replace(result, engines=(waived,)), tracking)
-    assert "waived: cosine[logits] waived by ana@x.org until 2999-01-01: old camera" in found.engines[0].sentence
+    assert "waived: cosine[logits] waived by ana@x.org until 2999-01-01: old camera" in found.engines[0].message
     version = tracking.registry().get(Slot("waived", "cpu", "int8"))
     assert version.tags["engineworks.verdict"] == "pass"
     assert "ana@x.org" in version.tags["engineworks.waived"]
@@ -343,7 +343,7 @@ def test_the_champions_of_the_registry_can_be_packaged(
 
     none, left = champions()
     assert none == []
-    assert [(one.id, one.sentence) for one in left] == [("tiny/int8/cpu", "has no champion: it was never released")]
+    assert [(one.id, one.message) for one in left] == [("tiny/int8/cpu", "has no champion: it was never released")]
     release(plan, result, tracking)
     engines, _ = champions()
     (model,) = write_package(plan.loaded, engines, tmp_path / "models")

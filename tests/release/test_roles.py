@@ -80,7 +80,7 @@ class World:
 
     def roll_back(self) -> str:
         (moved,) = roll_back(self.plan.loaded, self.registry, "*/int8/*")
-        return moved.sentence
+        return moved.message
 
     def tag(self, number: int) -> str:
         return f"{self.slot.statement_tags}{number}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.builds.results import BuildResult, EngineResult, EngineWord, Failure, RanStep, StepCounts
+from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, RanStep, StepCounts
 from engineworks.errors import InputError, StoreError
 from engineworks.measure.gates.gates import Check
 from engineworks.plan.plan import Refused
@@ -39,7 +39,7 @@ class Record:
         return self.text
 
 
-def engine(name: str, verdict: EngineWord = "pass", *, digest: str = "a" * 64, p50: float = 2.0) -> EngineResult:
+def engine(name: str, verdict: EngineVerdict = "pass", *, digest: str = "a" * 64, p50: float = 2.0) -> EngineResult:
     checks = () if verdict in ("pass", "failed") else (Check("cosine", "fail", "cosine .9 is below .99"),)
     failure = Failure(f"{name}/build", "the builder crashed\nmore") if verdict == "failed" else None
     latency = {

@@ -108,12 +108,12 @@ def test_a_failed_step_shared_by_engines_is_told_once(capsys: pytest.CaptureFixt
     ],
 )
 def test_the_answer(engines: tuple[EngineResult, ...], word: str) -> None:
-    assert may_ship(build(*engines)).word == word
+    assert may_ship(build(*engines)).reply == word
 
 
 def test_a_pass_by_a_waiver_is_named_as_such() -> None:
     waived = replace(measured("int8"), checks=(replace(WORSE, waived="[waived by ada until 2030-01-01: known]"),))
-    assert "1 engine passed (1 with a waiver)" in may_ship(build(waived)).sentence
+    assert "1 engine passed (1 with a waiver)" in may_ship(build(waived)).message
 
 
 def test_columns_are_left_out_in_their_order_and_never_the_verdict() -> None:

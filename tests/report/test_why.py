@@ -43,7 +43,7 @@ def test_each_input_is_named(step: str, part: dict[str, Any], kind: str, words: 
     found = changed(step, **part)
     assert [(d.kind, d.steps) for d in found.differences] == [(kind, (step,))]
     assert words in found.differences[0].what
-    assert found.anew == (step,)
+    assert found.rebuilt == (step,)
 
 
 def test_a_line_of_the_recipe_is_said_once_and_not_again_as_a_setting() -> None:
@@ -56,7 +56,7 @@ def test_a_line_of_the_recipe_is_said_once_and_not_again_as_a_setting() -> None:
 
 def test_nothing_differs_between_equal_inputs() -> None:
     found = explain(side(), side(run="2"))
-    assert (found.differences, found.effects, found.anew) == ((), (), ())
+    assert (found.differences, found.effects, found.rebuilt) == ((), (), ())
 
 
 def test_the_description_explains_nothing() -> None:
@@ -81,7 +81,7 @@ def latency(p50: float, low: float, high: float, **more: Any) -> dict[str, Any]:
 )
 def test_a_latency_counts_only_beyond_its_interval(after: dict[str, Any], words: str) -> None:
     (effect,) = explain(side(latency=latency(1.0, 0.9, 1.1)), side(latency=after)).effects
-    assert words in effect.said
+    assert words in effect.note
 
 
 def test_checks_that_turned_are_told_with_their_sentence() -> None:
@@ -90,4 +90,4 @@ def test_checks_that_turned_are_told_with_their_sentence() -> None:
     assert [(e.name, e.before, e.after) for e in found] == [
         ("verdict", "pass", "fail"), ("check cosine[y]", "pass", "fail"),
     ]  # fmt: skip
-    assert found[1].said == "it is a fail."
+    assert found[1].note == "it is a fail."

@@ -147,7 +147,7 @@ class Bench:
         return list(judge(Accuracy.from_json(self.report), None, limits or Limits(), {}).checks)
 
     def failures(self, spoil: Any = healthy, **options: Any) -> dict[str, str]:
-        return {c.name: c.sentence for c in self.compare(spoil, **options) if c.verdict != "pass"}
+        return {c.name: c.message for c in self.compare(spoil, **options) if c.verdict != "pass"}
 
     def _register(self, model: Path, spoil: Any) -> None:
         from engineworks.engines.backends import onnxruntime
@@ -401,7 +401,7 @@ def test_a_batch_of_one_says_that_rows_are_not_tested(bench: Bench) -> None:
     checks = bench.compare(dims=(1, WIDTH), profiles={"static": {}})
     assert [c.name for c in checks] == ["finite[y]", "shapes[y]"]
     assert bench.report["served"]["rows"]["y"]["why"] == "every run takes one sample"
-    assert "Its rows were not told apart: every run takes one sample" in checks[1].sentence
+    assert "Its rows were not told apart: every run takes one sample" in checks[1].message
 
 
 def test_lengths_that_the_data_does_not_have_get_made_rows(bench: Bench) -> None:
@@ -444,7 +444,7 @@ def test_sizes_that_the_model_itself_does_not_take_are_left_out_and_told(bench: 
     checks = bench.compare(model=model, dims=dims, profiles=TEXT, data=(8, WIDTH))
     assert {c.verdict for c in checks} == {"pass"}
     assert {v["dims"]["length"] for v in bench.report["served"]["sequence"]} == {2, 8, 18, 24}
-    assert "What was not tried: length 17: not compared, the fp32 reference does not run there" in checks[1].sentence
+    assert "What was not tried: length 17: not compared, the fp32 reference does not run there" in checks[1].message
 
 
 def test_two_profiles_that_overlap(bench: Bench) -> None:
@@ -704,7 +704,7 @@ def test_a_lowered_model_that_onnx_runtime_can_not_run(bench: Bench) -> None:
     checks = bench.compare(lowered=linear(bench.folder / "bf16", nodes=nodes), precision="bf16")
     shapes = next(c for c in checks if c.name == "shapes[y]")
     assert shapes.verdict == "pass"
-    assert "Compared with fp32, for ONNX Runtime cannot run the lowered model" in shapes.sentence
+    assert "Compared with fp32, for ONNX Runtime cannot run the lowered model" in shapes.message
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])

@@ -78,7 +78,7 @@ def test_a_metric_that_is_not_finite_fails_every_limit(tmp_path: Path, value: st
     assert (found.engine, found.reference, found.ratio) == (None, None, None)
     for limits in (Limits(metric=0.5), Limits(metric_ratio=0.5), Limits(metric_delta=9), Limits(metric_between=(0, 9))):
         verdict = judge(accuracy(found), None, limits, {})
-        assert (verdict.verdict, "not a number" in verdict.checks[1].sentence) == ("fail", True)
+        assert (verdict.verdict, "not a number" in verdict.checks[1].message) == ("fail", True)
 
 
 def test_a_metric_that_throws_dice_decides_nothing(tmp_path: Path) -> None:

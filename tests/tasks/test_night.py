@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engineworks.errors import InputError
-from tasks.night import choose_recipes, count_words, lines_of, night_of_result, night_without_result
+from tasks.night import choose_recipes, count_outcomes, lines_of, night_of_result, night_without_result
 
 RESULT = {
     "recipe": "tiny",
@@ -78,5 +78,5 @@ def test_the_night_says_what_happened_to_every_engine(folder: Path) -> None:
         "wrong: refused · wrong.yaml:12:1: unknown key",
     ]
     assert [night.is_good for night in nights] == [False, False, False]
-    words = count_words(nights)
+    words = count_outcomes(nights)
     assert words == "3 recipes (1 built, 1 lost, 1 refused), 5 engines (2 lost, 1 pass, 1 fail, 1 refused)"

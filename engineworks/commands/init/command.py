@@ -78,7 +78,7 @@ def _translated(trtexec: str | None, olive: Path | None) -> Wishes:
 
 
 def _split(given: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in given.split(",") if word.strip()) if given else ()
+    return tuple(part.strip() for part in given.split(",") if part.strip()) if given else ()
 
 
 def _asked(wishes: Wishes) -> Wishes:

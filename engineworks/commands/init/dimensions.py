@@ -87,20 +87,20 @@ def name_dims(inputs: Sequence[RawTensor], *, tie: bool = True) -> NamedDims:
 def name_outputs(
     outputs: Sequence[RawTensor],
     symbols: Mapping[str, str],
-    seen: Sequence[tuple[Mapping[str, int], Mapping[str, Sequence[int]]]],
+    observed: Sequence[tuple[Mapping[str, int], Mapping[str, Sequence[int]]]],
     *,
     by_values: bool = False,
 ) -> dict[str, tuple[Dim, ...]]:
     """Return shapes of the outputs in the recipe's names.
 
-    seen: of each trial run the lengths of the inputs' dimensions and the outputs' shapes; without one the model's own
-    claim stays. Lengths that are no input's and were equal in all runs, such as those of the caches of all layers,
+    observed: of each trial run the lengths of the inputs' dimensions and the outputs' shapes; without one the model's
+    own claim stays. Lengths that are no input's and were equal in all runs, such as those of the caches of all layers,
     share a name. by_values: lengths may follow from values.
     """
     named: dict[str, tuple[Dim, ...]] = {}
     shared: dict[tuple[int, ...], str] = {}
     for raw in outputs:
-        shapes = [(lengths, made[raw.name]) for lengths, made in seen if raw.name in made]
+        shapes = [(lengths, made[raw.name]) for lengths, made in observed if raw.name in made]
         if not shapes:
             named[raw.name] = tuple(_claimed(raw, axis, dim, symbols) for axis, dim in enumerate(raw.dims))
             continue
@@ -117,7 +117,7 @@ def name_outputs(
 
 
 def _own_name(raw: RawTensor, axis: int) -> str:
-    return f"{_word(raw.name)}_{axis}"
+    return f"{_identifier(raw.name)}_{axis}"
 
 
 def _sum_of(runs: Sequence[tuple[Mapping[str, int], int]]) -> str:
@@ -146,7 +146,7 @@ def role(raw: RawTensor, axis: int) -> str:
         return "frames" if rank == 5 else "channels"
     if rank in (2, 3) and axis == 1:
         return "sequence"
-    return "length" if rank == 3 else f"{_word(raw.name)}_{axis}"
+    return "length" if rank == 3 else f"{_identifier(raw.name)}_{axis}"
 
 
 def _cache_role(raw: RawTensor, axis: int) -> str:
@@ -167,8 +167,8 @@ def _cache_role(raw: RawTensor, axis: int) -> str:
 
 def _family(name: str) -> str:
     """Return the common name of the caches of all layers: 'past.3.key' and 'past.12.value' are one family."""
-    words = re.split(r"[^A-Za-z]+", name)
-    return ".".join(word for word in words if word.lower() not in ("", "k", "v", "key", "keys", "value", "values"))
+    parts = re.split(r"[^A-Za-z]+", name)
+    return ".".join(part for part in parts if part.lower() not in ("", "k", "v", "key", "keys", "value", "values"))
 
 
 def _named(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, str], batch: str) -> Dim:
@@ -182,9 +182,9 @@ def _named(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, str
 
 def _friendly(symbol: str) -> str:
     """Return the model's own name if it is readable and fits into a recipe."""
-    word = re.sub(r"[^A-Za-z0-9_]+", "_", symbol).strip("_")
-    fits = _IDENTIFIER.match(word) and len(word) <= _LONGEST_NAME
-    return "" if not fits or _UGLY.match(symbol) or _UGLY.match(word) else word
+    identifier = re.sub(r"[^A-Za-z0-9_]+", "_", symbol).strip("_")
+    fits = _IDENTIFIER.match(identifier) and len(identifier) <= _LONGEST_NAME
+    return "" if not fits or _UGLY.match(symbol) or _UGLY.match(identifier) else identifier
 
 
 def _is_sum(symbol: str) -> bool:
@@ -195,15 +195,15 @@ def _free(name: str, taken: set[str], prefix: str) -> str:
     """Return `name`, prefixed with the input's name if another dimension has that name."""
     chosen, number = name, 1
     while chosen in taken:
-        chosen = f"{_word(prefix)}_{name}" + (f"_{number}" if number > 1 else "")
+        chosen = f"{_identifier(prefix)}_{name}" + (f"_{number}" if number > 1 else "")
         number += 1
     taken.add(chosen)
     return chosen
 
 
-def _word(name: str) -> str:
-    word = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:_LONGEST_NAME]
-    return word if _IDENTIFIER.match(word) else f"input_{word}".rstrip("_")
+def _identifier(name: str) -> str:
+    identifier = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:_LONGEST_NAME]
+    return identifier if _IDENTIFIER.match(identifier) else f"input_{identifier}".rstrip("_")
 
 
 def _claimed(raw: RawTensor, axis: int, dim: Dim | None, symbols: Mapping[str, str]) -> Dim:

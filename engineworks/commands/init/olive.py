@@ -38,16 +38,16 @@ def read_olive(path: Path) -> Wishes:
     """Translate the file. Raises `InputError` if it cannot be read, or has no `input_model` with a path."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    whole = read_yaml(path, str(path)).plain()  # JSON is YAML
-    if not isinstance(whole, dict) or not isinstance(whole.get("input_model"), dict):
+    document = read_yaml(path, str(path)).plain()  # JSON is YAML
+    if not isinstance(document, dict) or not isinstance(document.get("input_model"), dict):
         raise InputError(f"{path}: is no Olive workflow: it has no 'input_model'")
-    model = _flat(whole["input_model"])
+    model = _flat(document["input_model"])
     dropped: list[str] = []
     kept = [f"translated from the Olive file {path.name}"]
     named = _model_path(path, model, dropped)
-    precisions = _precisions(whole.get("passes"), kept, dropped)
-    delta = _metric_delta(whole, kept, dropped)
-    dropped += list(_unknown(whole))
+    precisions = _precisions(document.get("passes"), kept, dropped)
+    delta = _metric_delta(document, kept, dropped)
+    dropped += list(_unknown(document))
     return Wishes(
         model=named, task=model.get("task"), precisions=precisions, metric_delta=delta,
         kept=tuple(kept), dropped=tuple(dropped),
@@ -73,8 +73,8 @@ def _model_path(path: Path, model: Mapping[str, Any], dropped: list[str]) -> str
     for key in ("io_config", "dummy_inputs_func", "model_script", "model_loader"):
         if key in model:
             dropped.append(f"input_model.{key}: inputs and outputs are read from the model itself")
-    beside = path.parent / given
-    return str(beside) if beside.exists() else given
+    relative = path.parent / given
+    return str(relative) if relative.exists() else given
 
 
 def _precisions(passes: object, kept: list[str], dropped: list[str]) -> tuple[str, ...]:
@@ -102,31 +102,31 @@ def _each(passes: object) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield str(name), alternative
 
 
-def _metric_delta(whole: Mapping[str, Any], kept: list[str], dropped: list[str]) -> float | None:
+def _metric_delta(document: Mapping[str, Any], kept: list[str], dropped: list[str]) -> float | None:
     """Return the maximum loss of an accuracy metric, if a goal is a 'max-degradation'."""
     delta: float | None = None
-    evaluators = whole.get("evaluators")
+    evaluators = document.get("evaluators")
     for name, evaluator in evaluators.items() if isinstance(evaluators, dict) else ():
         for metric in evaluator.get("metrics", ()) if isinstance(evaluator, dict) else ():
             kind = str(metric.get("type"))
             for sub in metric.get("sub_types", ()):
                 goal = sub.get("goal") or {}
-                said = f"{name}: {kind} {sub.get('name')}"
+                label = f"{name}: {kind} {sub.get('name')}"
                 if kind == "accuracy" and goal.get("type") == "max-degradation" and delta is None:
                     delta = float(goal["value"])
-                    kept.append(f"{said}: metric_delta {delta:g}, once data.evaluation has labels")
+                    kept.append(f"{label}: metric_delta {delta:g}, once data.evaluation has labels")
                 elif goal:
-                    dropped.append(f"goal of {said} ({goal.get('type')}): write a limit or a budget")
+                    dropped.append(f"goal of {label} ({goal.get('type')}): write a limit or a budget")
     return delta
 
 
-def _unknown(whole: Mapping[str, Any]) -> Iterator[str]:
-    for key in whole:
+def _unknown(document: Mapping[str, Any]) -> Iterator[str]:
+    for key in document:
         if key in _NEEDLESS:
             yield f"{key}: not needed, {_NEEDLESS[key]}"
         elif key == "systems" or key == "target":
             yield f"{key}: say targets, which _targets.yaml describes"
         elif key not in _KNOWN:
             yield f"{key}: has no place in a recipe"
-    if whole.get("data_configs"):
+    if document.get("data_configs"):
         yield "data_configs: write the samples into an .npz and name it under data"

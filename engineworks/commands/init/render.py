@@ -138,10 +138,10 @@ def _data(data: DataFile) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
-def _note(column: int, words: str) -> str:
-    if not words:
+def _note(column: int, text: str) -> str:
+    if not text:
         return ""
-    return " " * max(2, _COMMENT_COLUMN - column) + f"# {words}"
+    return " " * max(2, _COMMENT_COLUMN - column) + f"# {text}"
 
 
 def _shape(shape: Sequence[Dim]) -> str:

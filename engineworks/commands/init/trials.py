@@ -35,11 +35,11 @@ Lengths = dict[str, int]
 
 @dataclass(frozen=True)
 class Trials:
-    """triples: by dimension, what ran; {} if nothing did, and then `error` is the first run's. seen: lengths and the
-    outputs' shapes of the runs. runs, seconds: the cost."""
+    """triples: by dimension, what ran; {} if nothing did, and then `error` is the first run's. observed: lengths
+    and outputs' shapes of the runs. runs, seconds: the cost."""
 
     triples: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    seen: tuple[tuple[Lengths, dict[str, list[int]]], ...] = ()
+    observed: tuple[tuple[Lengths, dict[str, list[int]]], ...] = ()
     error: str = ""
     runs: int = 0
     seconds: float = 0.0
@@ -68,8 +68,8 @@ def try_lengths(
             what=f"trying {model.name}", error=RunError,
         )  # fmt: skip
     triples = {d: (t[0], t[1], t[2]) for d, t in result["triples"].items()}
-    seen = tuple((lengths, shapes) for lengths, shapes in result["seen"])
-    return Trials(triples, seen, result["error"], result["runs"], result["seconds"])
+    observed = tuple((lengths, shapes) for lengths, shapes in result["seen"])
+    return Trials(triples, observed, result["error"], result["runs"], result["seconds"])
 
 
 def count_not_finite(model: Path, data: SampleFile, rows: int) -> dict[str, int]:
@@ -149,10 +149,10 @@ class _Search:
         self._outputs = [o.name for o in session.get_outputs()]
         self._seen: list[tuple[Lengths, dict[str, list[int]]]] = []
         self._error, self._runs, self._start = "", 0, time.monotonic()
-        self._said: set[str] = set()
+        self._fixed: set[str] = set()
 
     def find(self, wanted: Mapping[str, Candidates]) -> dict[str, Any]:
-        self._said = {d for d, c in wanted.items() if len(c.least) == len(c.opt) == len(c.largest) == 1}
+        self._fixed = {d for d, c in wanted.items() if len(c.least) == len(c.opt) == len(c.largest) == 1}
         free = {d: c for d, c in wanted.items() if d not in self._sums}
         base = self._base(free)
         triples: dict[str, list[int]] = {}
@@ -191,7 +191,7 @@ class _Search:
         return base
 
     def _furthest(self, base: Lengths, dim: str, lengths: Sequence[int]) -> int:
-        if lengths and dim in self._said and self._too_large({**base, dim: lengths[0]}):
+        if lengths and dim in self._fixed and self._too_large({**base, dim: lengths[0]}):
             return lengths[0]
         return next((n for n in lengths if not self._late() and self._runs_at({**base, dim: n})), base[dim])
 
@@ -200,7 +200,7 @@ class _Search:
 
         What the user stated stays if it is too large to be tried.
         """
-        if all(n == base[d] or d in self._said for d, n in largest.items()) and self._too_large(largest):
+        if all(n == base[d] or d in self._fixed for d, n in largest.items()) and self._too_large(largest):
             return largest
         halfway = {d: _round((base[d] + n) // 2) for d, n in largest.items()}
         for lengths in (largest, halfway):

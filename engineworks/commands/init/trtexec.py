@@ -86,26 +86,26 @@ class _Reading:
 def read_trtexec(command: str) -> Wishes:
     """Translate the command line. Raises `InputError` if it names no ONNX model or does not parse."""
     try:
-        words = shlex.split(command.replace("\\\n", " "))
+        arguments = shlex.split(command.replace("\\\n", " "))
     except ValueError as error:
         raise InputError(f"the trtexec command line does not parse: {error}", hint="put it in quotes") from None
     reading = _Reading()
-    for name, value in _options(words):
+    for name, value in _options(arguments):
         _take(reading, name, value)
     if not reading.model:
         raise InputError("the trtexec command line names no --onnx=FILE", hint="only ONNX models can be translated")
     return _wishes(reading)
 
 
-def _options(words: list[str]) -> list[tuple[str, str]]:
+def _options(arguments: list[str]) -> list[tuple[str, str]]:
     """Return --name=value pairs, also for two separate shell words; the program's name is left out."""
     options: list[tuple[str, str]] = []
-    for word in words:
-        if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument[2:].partition("=")
             options.append((name, value))
         elif options and not options[-1][1]:
-            options[-1] = (options[-1][0], word)
+            options[-1] = (options[-1][0], argument)
     return options
 
 

@@ -145,7 +145,7 @@ def _draft(
     if tried.error:
         notes.append(f"the model ran at none of the guessed lengths, correct them: {tried.error}")
     triples, why = _triples(named, wanted, tried, facts)
-    outputs = name_outputs(facts.outputs, named.symbols, tried.seen, by_values=facts.by_values)
+    outputs = name_outputs(facts.outputs, named.symbols, tried.observed, by_values=facts.by_values)
     precisions = _precisions(wishes, facts, calibrating)
     if not calibrating and any(p in CALIBRATED for p in precisions):
         wishes, precisions = _without_calibrated(wishes, precisions, notes)
@@ -161,7 +161,7 @@ def _draft(
         name=recipe_name(name), description=f"{Path(wishes.model).name}, described by its own inputs", source=source,
         inputs=named.inputs, outputs=outputs, precisions=precisions, targets=targets, evaluation=evaluation,
         ranges={} if own else ranges, shapes=triples, calibration=calibration,
-        tried=_sentence(tried), why_shapes=why, metric=metric,
+        tried=_message(tried), why_shapes=why, metric=metric,
         wishes=wishes, target_note=target_note, schema=SCHEMA if (out.parent / SCHEMA).is_file() else "",
     )  # fmt: skip
     if draft.evaluation.labels and not metric:
@@ -197,8 +197,8 @@ def _check_labels(wishes: Wishes, own: OwnData | None, outputs: Mapping[str, Seq
         raise InputError(f"--labels {wishes.labels}: there is no data with labels", hint="name it with --evaluation")
     name, shape = next(iter(outputs.items()))
     if len(shape) != 2:
-        said = f"output '{name}' is [{', '.join(map(str, shape))}], and classes need [batch, classes]"
-        raise InputError(f"--labels {wishes.labels}: {said}", hint=OTHER_LABELS)
+        problem = f"output '{name}' is [{', '.join(map(str, shape))}], and classes need [batch, classes]"
+        raise InputError(f"--labels {wishes.labels}: {problem}", hint=OTHER_LABELS)
 
 
 def _stand_in(out: Path, what: str, seed: int, made: list[tuple[str, int]]) -> DataFile:
@@ -212,7 +212,7 @@ def _wanted(
 ) -> dict[str, Candidates]:
     """Return lengths worth a try: the user's, else the data's, else usual ones of such dimensions."""
     usual = decoding_candidates if any(is_cache(raw.name) for raw in facts.inputs) else candidates
-    said = _said_shapes(named, wishes, notes)
+    given_lengths = _given_shapes(named, wishes, notes)
     wanted = {}
     for dim in named.dims:
         guess = usual(dim)
@@ -221,13 +221,13 @@ def _wanted(
             guess = Candidates(guess.least, guess.opt, (limit, *guess.largest))
         if own and dim in own.lengths:
             guess = Candidates(guess.least, (own.lengths[dim],), guess.largest)
-        if dim in said:
-            guess = Candidates(*((n,) for n in said[dim]))
+        if dim in given_lengths:
+            guess = Candidates(*((n,) for n in given_lengths[dim]))
         wanted[dim] = guess
     return wanted
 
 
-def _said_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str, Triple]:
+def _given_shapes(named: NamedDims, wishes: Wishes, notes: list[str]) -> dict[str, Triple]:
     """Return the dimensions' min, opt and max from whole shapes of inputs, as trtexec has them."""
     specs = {s.name: s for s in named.inputs}
     triples: dict[str, Triple] = {}
@@ -259,10 +259,10 @@ def _try(
     try:
         tried = try_lengths(model, named.inputs, ranges, wanted, named.sums)
         if (
-            not tried.seen and not tried.error
+            not tried.observed and not tried.error
         ):  # the requested lengths are too large for a trial; name outputs by smaller ones
             smaller = try_lengths(model, named.inputs, ranges, {d: candidates(d) for d in wanted}, named.sums)
-            return replace(tried, seen=smaller.seen)
+            return replace(tried, observed=smaller.observed)
         return tried
     except StepError as error:
         return Trials(error=error.message)
@@ -293,11 +293,11 @@ def _triples(
     why: dict[str, str] = {}
     for dim in named.dims:
         asked = wanted[dim]
-        said = all(len(lengths) == 1 for lengths in (asked.least, asked.opt, asked.largest))
+        is_given = all(len(lengths) == 1 for lengths in (asked.least, asked.opt, asked.largest))
         opt = min(asked.opt[0], facts.limits.get(dim, asked.opt[0]))
         untried = (min(asked.least[0], opt), opt, max(asked.largest[0], opt))
         triples[dim] = tried.triples.get(dim, untried)
-        if said:
+        if is_given:
             missed = "" if triples[dim] == untried else f"; asked for {list(untried)}, of which this ran"
             why[dim] = f"as you said{missed}"
         elif dim in tried.triples:
@@ -320,7 +320,7 @@ def _without_calibrated(
     return replace(wishes, dropped=(*wishes.dropped, line)), tuple(p for p in precisions if p not in left_out)
 
 
-def _sentence(tried: Trials) -> str:
+def _message(tried: Trials) -> str:
     if not tried.runs:
         return ""
     return f"Tried: {tried.runs} runs of ONNX Runtime"

@@ -40,12 +40,12 @@ def measure_limits(recipe: Path, settings: Settings, *, only: str | None = None)
     of the steps that all engines share."""
     loaded = load_recipe(recipe, data_roots=settings.data_roots)
     refuse_decoders([loaded], "limits")
-    whole = loaded
+    selected = loaded
     if loaded.recipe.accuracy.metric is not None:
         files = replace(loaded.files, evaluation=replace(loaded.files.evaluation, slices=EVERY_SAMPLE))
-        whole = replace(loaded, files=files)
+        selected = replace(loaded, files=files)
     store = open_store(settings)
-    (plan,) = plan_recipes([whole], store, FileDigests(settings.artifacts / "digests.db"), only=only)
+    (plan,) = plan_recipes([selected], store, FileDigests(settings.artifacts / "digests.db"), only=only)
     suggestions, silent = list[Suggestion](), list[str]()
     for precision in dict.fromkeys(engine.precision for engine in plan.engines):
         engines = [engine for engine in plan.engines if engine.precision == precision]

@@ -63,6 +63,6 @@ def recipe_reference() -> str:
 def _sections(parts: dict[str, dict[str, object]]) -> Iterator[str]:
     for name, heading in SECTIONS.items():
         part = parts[name]
-        said = "" if name == "Recipe" else str(part.get("description", ""))
+        description = "" if name == "Recipe" else str(part.get("description", ""))
         rows = key_rows(part, SECTIONS)
-        yield f"## {heading}\n\n{said + chr(10) * 2 if said else ''}{markdown_table(HEADINGS, rows)}\n"
+        yield f"## {heading}\n\n{description + chr(10) * 2 if description else ''}{markdown_table(HEADINGS, rows)}\n"

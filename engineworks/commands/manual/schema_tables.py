@@ -28,8 +28,8 @@ def key_rows(part: Schema, links: Mapping[str, str]) -> Iterator[tuple[str, ...]
         examples = schema.get("examples")
         yield (
             f"`{key}`",
-            type_words(schema, links),
-            "required" if key in required else default_words(key, schema),
+            type_text(schema, links),
+            "required" if key in required else default_text(key, schema),
             schema.get("description", ""),
             f"`{flow_yaml(examples[0])}`" if examples else "",
         )
@@ -41,7 +41,7 @@ def markdown_table(headings: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def default_words(key: str, schema: Schema) -> str:
+def default_text(key: str, schema: Schema) -> str:
     """Return the value that applies without the key; a dash if there is none."""
     if key in FROM_DEFAULTS:
         return "required, here or in `_defaults.yaml`"
@@ -51,7 +51,7 @@ def default_words(key: str, schema: Schema) -> str:
     return f"`{flow_yaml(value)}`"
 
 
-def type_words(schema: Schema, links: Mapping[str, str]) -> str:
+def type_text(schema: Schema, links: Mapping[str, str]) -> str:
     """Return the type as Markdown text; parts with their own section are links."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
@@ -59,21 +59,21 @@ def type_words(schema: Schema, links: Mapping[str, str]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if "enum" in schema:
-        return " · ".join(f"`{word}`" for word in schema["enum"])
+        return " · ".join(f"`{value}`" for value in schema["enum"])
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            words = [type_words(choice, links) for choice in schema[several] if choice.get("type") != "null"]
-            return " or ".join(dict.fromkeys(words))
-    return _plain_words(schema, links)
+            types = [type_text(choice, links) for choice in schema[several] if choice.get("type") != "null"]
+            return " or ".join(dict.fromkeys(types))
+    return _plain_description(schema, links)
 
 
-def _plain_words(schema: Schema, links: Mapping[str, str]) -> str:
+def _plain_description(schema: Schema, links: Mapping[str, str]) -> str:
     kind = schema.get("type")
     if kind == "array":
-        return _list_words(schema, links)
+        return _list_type(schema, links)
     if kind == "object":
         inner = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
-        return f"by name: {type_words(inner, links)}" if isinstance(inner, dict) else "mapping"
+        return f"by name: {type_text(inner, links)}" if isinstance(inner, dict) else "mapping"
     if kind in ("integer", "number"):
         return ("whole number" if kind == "integer" else "number") + _bounds(schema)
     if kind == "boolean":
@@ -83,17 +83,17 @@ def _plain_words(schema: Schema, links: Mapping[str, str]) -> str:
     return PATTERNS.get(schema.get("pattern", ""), "text")
 
 
-def _list_words(schema: Schema, links: Mapping[str, str]) -> str:
+def _list_type(schema: Schema, links: Mapping[str, str]) -> str:
     if "prefixItems" in schema:
-        return "[" + ", ".join(type_words(entry, links) for entry in schema["prefixItems"]) + "]"
-    item = type_words(schema.get("items", {}), links)
+        return "[" + ", ".join(type_text(entry, links) for entry in schema["prefixItems"]) + "]"
+    item = type_text(schema.get("items", {}), links)
     exact = schema.get("minItems") == schema.get("maxItems") and "minItems" in schema
     return f"{schema['minItems']} of: {item}" if exact else f"list of: {item}"
 
 
 def _bounds(schema: Schema) -> str:
-    words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     return f" {', '.join(bounds)}" if bounds else ""
 
 
@@ -106,13 +106,13 @@ def anchor(heading: str) -> str:
 def flow_yaml(value: Any) -> str:
     """Return a value as YAML on one line, as a person would write it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_word(str(k))}: {flow_yaml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_plain_or_quoted(str(k))}: {flow_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(flow_yaml(v) for v in value) + "]"
-    return _word(value) if isinstance(value, str) else json.dumps(value)
+    return _plain_or_quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _word(text: str) -> str:
+def _plain_or_quoted(text: str) -> str:
     """Quote text that flow YAML would read as something else."""
     plain = text and not set(text) & set("[]{},#'\"") and text[0] not in "*&!|>%@`?-" and ": " not in text
     return text if plain and not text.startswith("op:") else f"'{text}'"

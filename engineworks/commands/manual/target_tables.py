@@ -23,7 +23,7 @@ _TYPES = {int: "whole number", bool: "`true` · `false`", str: "text"}
 
 def target_tables() -> str:
     """Return everything between the markers of docs/targets.md."""
-    return "\n".join((*_keys(), *_options(), *_capabilities(), *_sentences()))
+    return "\n".join((*_keys(), *_options(), *_capabilities(), *_messages()))
 
 
 def _keys() -> Iterator[str]:
@@ -36,7 +36,7 @@ def _options() -> Iterator[str]:
     for name in BACKENDS:
         module = backend(name)
         rows = (
-            (f"`{key}`", " · ".join(f"`{w}`" for w in option.words) or _TYPES[option.type], option.help)
+            (f"`{key}`", " · ".join(f"`{w}`" for w in option.choices) or _TYPES[option.type], option.help)
             for key, option in module.OPTIONS.items()
         )
         yield f"### `{name}`: {module.TITLE}\n"
@@ -70,7 +70,7 @@ def _named(name: str, version: str) -> tuple[str, ...]:
     return tuple(c for c in (named.capabilities if named else ()) if why_not_target(name, version, (c,)) is None)
 
 
-def _sentences() -> Iterator[str]:
+def _messages() -> Iterator[str]:
     yield "## Refusals, as `plan` says them\n"
     rows = (
         (

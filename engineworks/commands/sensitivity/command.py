@@ -65,7 +65,7 @@ def sensitivity(
     else:
         if not quiet:
             terminal.print_table(("part", "nodes", "noise dB", "cosine", "metric", "loss", "keep"), _rows(made.found))
-        for line in _sentences(made, plot):
+        for line in _messages(made, plot):
             terminal.say(line)
         if diff:
             terminal.say(
@@ -101,12 +101,12 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def _sentences(made: Sensitivity, plot: Path | None) -> Iterator[str]:
+def _messages(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     from engineworks.commands.sensitivity.measurement import failures
 
     report, cost = made.found, made.found["cost"]
     every = f"all {report['candidates']} nodes quantized, {report['samples']} samples"
-    yield f"{made.id}: {_words(report['everything'])} with {every}"
+    yield f"{made.id}: {_figures_text(report['everything'])} with {every}"
     if not report["limits"]:
         yield f"the recipe has no limits for {report['precision']}: nothing says which of them to keep out"
     elif made.keep is None:
@@ -114,10 +114,10 @@ def _sentences(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     elif not made.keep:
         yield "the limits hold with nothing kept out"
     else:
-        yield f"with {len(report['kept_nodes'])} nodes kept out: {_words(report['result'])}"
+        yield f"with {len(report['kept_nodes'])} nodes kept out: {_figures_text(report['result'])}"
     if made.verdict is not None:
         yield f"the engine of this list: {made.verdict.verdict}"
-        yield from (f"  {check.sentence}" for check in failures(made.verdict))
+        yield from (f"  {check.message}" for check in failures(made.verdict))
     ratio = cost["seconds"] / (cost["tried"] * cost["pass_seconds"]) if cost["pass_seconds"] else 0.0
     yield (
         f"{cost['tried']} parts tried and {cost['evaluations']} lists in {cost['seconds']:.1f} s: "
@@ -126,10 +126,10 @@ def _sentences(made: Sensitivity, plot: Path | None) -> Iterator[str]:
     yield f"plot: {plot}" if plot else "no plot: matplotlib is not installed"
 
 
-def _words(figures: Mapping[str, Any]) -> str:
+def _figures_text(figures: Mapping[str, Any]) -> str:
     metric = figures["metric_of"]
-    told = f"cosine {_figure(figures['cosine'], 5) or 'not finite'}"
-    return told + (
+    text = f"cosine {_figure(figures['cosine'], 5) or 'not finite'}"
+    return text + (
         f", {metric['name']} {_figure(metric['engine'], 4)} (fp32 {_figure(metric['reference'], 4)})" if metric else ""
     )
 

@@ -45,7 +45,7 @@ def call(function: str, *arguments: Any) -> Any:
 def _failure(function: str, error: Any, arguments: tuple[Any, ...]) -> RunError:
     module = runtime()
     text = module.cudaGetErrorString(error)[1]
-    said = text.decode() if isinstance(text, bytes) else str(text)
+    message = text.decode() if isinstance(text, bytes) else str(text)
     if error == module.cudaError_t.cudaErrorMemoryAllocation:
         wanted = f" for {arguments[0] / MIB:.0f} MiB" if arguments and isinstance(arguments[0], int) else ""
         free = module.cudaMemGetInfo()
@@ -56,7 +56,7 @@ def _failure(function: str, error: Any, arguments: tuple[Any, ...]) -> RunError:
         "cudaErrorNoDevice": "is CUDA_VISIBLE_DEVICES empty?",
         "cudaErrorIllegalAddress": "the process that ran the engine cannot go on; see its log",
     }
-    return RunError(f"CUDA: {said} ({function})", hint=hints.get(getattr(error, "name", ""), ""))
+    return RunError(f"CUDA: {message} ({function})", hint=hints.get(getattr(error, "name", ""), ""))
 
 
 def memory_mib() -> tuple[float, float]:

@@ -29,7 +29,7 @@ def run_once_per_profile(
         try:
             session.run(feeds)
         except RunError as error:
-            if any(words in f"{error} {error.log}" for words in raised):
+            if any(text in f"{error} {error.log}" for text in raised):
                 raise
             log(f"made-up inputs do not run: {error.message}")
     session.close()
@@ -37,12 +37,12 @@ def run_once_per_profile(
 
 def _shapes(profiles: Sequence[Profile]) -> Iterator[Mapping[str, tuple[int, ...]]]:
     """Yield each combination of shapes by input once."""
-    seen = []
+    tried = []
     for profile in profiles:
         for which in ("min", "opt"):
             shapes = {name: getattr(lengths, which) for name, lengths in profile.inputs.items()}
-            if shapes not in seen:
-                seen.append(shapes)
+            if shapes not in tried:
+                tried.append(shapes)
                 yield shapes
 
 

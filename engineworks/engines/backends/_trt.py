@@ -32,10 +32,10 @@ from engineworks.engines.backends._trt_config import (
 )
 from engineworks.engines.backends._trt_dtypes import dtype_name
 from engineworks.engines.backends._trt_log import Logger, logger_of
+from engineworks.engines.backends._trt_messages import builder_message
 from engineworks.engines.backends._trt_parse import Interface, interface_of, network_names, parse, read_interface
 from engineworks.engines.backends._trt_profiles import add_profiles
 from engineworks.engines.backends._trt_tf32 import environment, switched
-from engineworks.engines.backends._trt_words import builder_sentence
 from engineworks.engines.backends.base import ENGINE_FILE, BuildReport, BuildRequest, Option, check_options
 from engineworks.engines.backends.plan_header import HEADER_BYTES, PlanHeader, read_plan_header
 from engineworks.engines.capabilities import PORTABLE_ONLY, why_not
@@ -236,13 +236,13 @@ def _failure(job: _Job, logger: Logger, less_mib: int | None) -> BuildError:
         )
         for part in request.parts
     )
-    known = next((sentence for sentence in refused if sentence), None)
+    known = next((message for message in refused if message), None)
     built_none = f"{request.model.name}: {title} built no engine for {where}"
-    said = builder_sentence(reason, model.graph)
-    if known and INTERNAL_CHECK.search(reason) and not said.known:
+    explained = builder_message(reason, model.graph)
+    if known and INTERNAL_CHECK.search(reason) and not explained.known:
         return UnsupportedError(f"{built_none}: {known}", log=logger.text())
-    kind = UnsupportedError if known or said.known else BuildError
-    return kind(f"{built_none}: {said.text}", hint=known or said.hint, log=logger.text())
+    kind = UnsupportedError if known or explained.known else BuildError
+    return kind(f"{built_none}: {explained.text}", hint=known or explained.hint, log=logger.text())
 
 
 def _specs(trt: Any, network: Any, model: Interface) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

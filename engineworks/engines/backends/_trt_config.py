@@ -19,7 +19,7 @@ NUMBERS: Mapping[str, Option] = {
 }
 """Options that are attributes of the vendor's configuration under the same name."""
 
-WORDS: Mapping[str, tuple[str, str, Option]] = {
+CHOICES: Mapping[str, tuple[str, str, Option]] = {
     "tiling_optimization_level": (
         "tiling_optimization_level", "TilingOptimizationLevel",
         Option(str, "how hard to look for tilings", ("none", "fast", "moderate", "full")),
@@ -50,7 +50,7 @@ SHARED: Mapping[str, Option] = {
     "workspace_mib": WORKSPACE,
     "tf32": TF32,
     **NUMBERS,
-    **{name: option for name, (_, _, option) in WORDS.items() if name != "hardware_compatibility"},
+    **{name: option for name, (_, _, option) in CHOICES.items() if name != "hardware_compatibility"},
     **{name: option for name, option in FLAGS.items() if name != "version_compatible"},
 }
 """Options that both TensorRT-RTX and TensorRT have."""
@@ -59,7 +59,7 @@ SMOKE: Mapping[str, object] = {"builder_optimization_level": 0}
 """Options of a smoke build: the first kernel that works."""
 
 TENSORRT_ONLY: Mapping[str, Option] = {
-    "hardware_compatibility": WORDS["hardware_compatibility"][2],
+    "hardware_compatibility": CHOICES["hardware_compatibility"][2],
     "version_compatible": FLAGS["version_compatible"],
 }
 """Options of TensorRT alone: TensorRT-RTX engines are portable between the GPUs that they name."""
@@ -77,8 +77,8 @@ def configure(trt: Any, title: str, config: Any, options: Mapping[str, Any]) -> 
     for name, value in options.items():
         if name in NUMBERS:
             _set(title, config, name, name, value)
-        elif name in WORDS:
-            attribute, enumeration, _ = WORDS[name]
+        elif name in CHOICES:
+            attribute, enumeration, _ = CHOICES[name]
             choices = getattr(trt, enumeration, None)
             _set(title, config, name, attribute, getattr(choices, value.upper(), None))
         elif name in FLAGS and value:

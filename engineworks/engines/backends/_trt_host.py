@@ -126,9 +126,9 @@ def cuda_major(vendor: Vendor) -> int | None:
 
 def _driver_runs(gpu: Gpu, cuda: int) -> bool:
     """Compare with the CUDA version that the driver reports, else with the driver's own version."""
-    said = _numbers(gpu.cuda)
-    if said:
-        return said[0] >= cuda
+    reported = _numbers(gpu.cuda)
+    if reported:
+        return reported[0] >= cuda
     driver = _numbers(gpu.driver)
     return not driver or driver[0] >= DRIVERS[cuda]
 
@@ -137,5 +137,5 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _either(words: Sequence[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else (words[0] if words else "none")
+def _either(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else (names[0] if names else "none")

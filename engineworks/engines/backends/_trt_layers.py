@@ -97,5 +97,5 @@ def _inspected(trt: Any, engine: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _nodes(name: str, about: Mapping[str, Any]) -> tuple[str, ...]:
-    said = ONNX_LAYER.findall(str(about.get("Metadata", "")))
-    return tuple(dict.fromkeys(said)) or tuple(part.strip() for part in name.split(" + "))
+    named = ONNX_LAYER.findall(str(about.get("Metadata", "")))
+    return tuple(dict.fromkeys(named)) or tuple(part.strip() for part in name.split(" + "))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends._trt_log import Logger
+from engineworks.engines.backends._trt_messages import parser_message
 from engineworks.engines.backends._trt_reads import ignored_inputs
-from engineworks.engines.backends._trt_words import parser_sentence
 from engineworks.errors import BuildError, UnsupportedError
 from engineworks.model.fold.node_uses import node_uses
 from engineworks.model.onnx_files import graph_inputs, graph_outputs, load_model
@@ -78,9 +78,9 @@ def parse(
     parsed = parser.parse(plain.SerializeToString(), str(path)) if plain else parser.parse_from_file(str(path))
     if not parsed:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        said = parser_sentence(errors, model.graph, logger.reason())
-        kind = UnsupportedError if said.known else BuildError
-        raise kind(f"{path.name}: {title} cannot parse it: {said.text}", hint=said.hint, log=logger.text())
+        explained = parser_message(errors, model.graph, logger.reason())
+        kind = UnsupportedError if explained.known else BuildError
+        raise kind(f"{path.name}: {title} cannot parse it: {explained.text}", hint=explained.hint, log=logger.text())
     ignored = ignored_inputs(plain.graph if plain else model.graph, network, network_names(network))
     if ignored:
         raise UnsupportedError(

@@ -75,12 +75,12 @@ class Option:
 
     type: type
     help: str
-    words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def complaint(self, value: object) -> str:
         """Return what is wrong with the value, or ''. True and False are not numbers."""
-        if self.words:
-            return "" if value in self.words else f"is {value!r}: one of {', '.join(self.words)}"
+        if self.choices:
+            return "" if value in self.choices else f"is {value!r}: one of {', '.join(self.choices)}"
         if (self.type is not bool and isinstance(value, bool)) or not isinstance(value, self.type):
             return f"is {value!r}: {_KINDS[self.type]} is asked for"
         if not isinstance(value, int) or 0 <= value <= LARGEST_OPTION:

@@ -139,7 +139,7 @@ def _build(request: BuildRequest, log: Callable[[str], None]) -> BuildReport:
 
     check_options(TITLE, request.options, OPTIONS)
     start, form = time.perf_counter(), current()
-    log(f"{TITLE} {ort.__version__}, {form.sentence()}, {request.model.name}")
+    log(f"{TITLE} {ort.__version__}, {form.description()}, {request.model.name}")
     partial = request.out / (ENGINE_FILE + ".partial")
     options = session_options(request.options)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[form.saved])
@@ -192,7 +192,7 @@ def _report(request: BuildRequest, form: Form, session: Any, seconds: float) -> 
 
 def crash_note(form: Form) -> str:
     """Return the report's note on an engine that is not in the first form."""
-    return f"{TITLE} failed with its usual optimizations; the engine is {form.sentence()}, which may be slower"
+    return f"{TITLE} failed with its usual optimizations; the engine is {form.description()}, which may be slower"
 
 
 def load(

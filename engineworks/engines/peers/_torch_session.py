@@ -97,8 +97,8 @@ class TorchSession(PeerSession):
             raise
         except Exception as error:  # the user's module may raise anything
             lines = [line for line in str(error).splitlines() if line.strip()]
-            said = lines[0] if lines else ""
-            raise RunError(f"PyTorch failed at {shapes_of(arrays)}: {type(error).__name__}: {said}") from error
+            message = lines[0] if lines else ""
+            raise RunError(f"PyTorch failed at {shapes_of(arrays)}: {type(error).__name__}: {message}") from error
 
 
 def _time_on_gpu(once: Callable[[], object], runs: int) -> RunTimes:

@@ -109,24 +109,24 @@ def load(model: PeerModel) -> OrtCudaSession:
             session = ort.InferenceSession(str(model.onnx), options, providers=providers, enable_fallback=0)
         except ort_errors() as error:
             raise RunError(f"{TITLE} cannot load the model: {plain(error)}", log=log()) from None
-        said = log()
+        captured = log()
     if PROVIDER not in session.get_providers():
-        raise _fallen_back(said)
+        raise _fallen_back(captured)
     placed = _placement(session)
     return OrtCudaSession(session, notes=_notes(placed), facts=_facts(session, placed))
 
 
-def _fallen_back(said: str) -> RunError:
-    missing = MISSING_LIBRARY.search(said)
+def _fallen_back(captured: str) -> RunError:
+    missing = MISSING_LIBRARY.search(captured)
     if missing:
         return RunError(
             f"ONNX Runtime cannot use the GPU: {missing['library']} is not found",
             hint="install the CUDA and cuDNN packages of its version, or add their folder to LD_LIBRARY_PATH",
-            log=said,
+            log=captured,
         )
-    failure = FAILURE_LINE.search(said)
+    failure = FAILURE_LINE.search(captured)
     why = " ".join((failure["text"] or failure["cuda"]).split())[:300] if failure else "it does not say why"
-    return RunError(f"ONNX Runtime would run on the CPU, not on the GPU: {why}", log=said)
+    return RunError(f"ONNX Runtime would run on the CPU, not on the GPU: {why}", log=captured)
 
 
 def _placement(session: Any) -> dict[str, list[str]] | None:
@@ -153,6 +153,10 @@ def _notes(placed: Mapping[str, list[str]] | None) -> tuple[str, ...]:
 
 def _facts(session: Any, placed: Mapping[str, list[str]] | None) -> dict[str, object]:
     counts = None if placed is None else {provider: len(nodes) for provider, nodes in placed.items()}
-    said = session.get_provider_options().get(PROVIDER, {})
-    shown = {name: said[name] for name in ("use_tf32", "cudnn_conv_algo_search", "device_id") if name in said}
+    provider_options = session.get_provider_options().get(PROVIDER, {})
+    shown = {
+        name: provider_options[name]
+        for name in ("use_tf32", "cudnn_conv_algo_search", "device_id")
+        if name in provider_options
+    }
     return {"device": "cuda", "tf32": False, "provider_options": shown, "nodes": counts}

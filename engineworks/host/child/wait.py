@@ -37,8 +37,8 @@ class Lines:
         self._last: deque[str] = deque(maxlen=LOG_LINES)
 
     def feed(self, data: bytes) -> None:
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        for line in whole:
+        *complete, self._rest = (self._rest + data).split(b"\n")
+        for line in complete:
             self._say(line)
         if len(self._rest) > MAX_LINE_BYTES:
             self.flush()

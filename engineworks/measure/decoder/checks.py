@@ -17,7 +17,7 @@ class DecoderFinding:
 
     name: str
     verdict: Literal["pass", "fail", "inconclusive"]
-    sentence: str
+    message: str
 
 
 def decoder_findings(
@@ -31,8 +31,8 @@ def decoder_findings(
     limit = limits.get("token_agreement")
     if limit is not None:
         value = agreement or 0.0
-        sentence = f"The most probable next token is fp32's at {value:.4g} of the positions, limit at least {limit:g}."
-        yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", sentence)
+        message = f"The most probable next token is fp32's at {value:.4g} of the positions, limit at least {limit:g}."
+        yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", message)
 
 
 def _situation(name: str, found: Difference | Refusal, computes: str) -> DecoderFinding:
@@ -42,8 +42,8 @@ def _situation(name: str, found: Difference | Refusal, computes: str) -> Decoder
         return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {told}.")
     shown = "not a number" if found.difference is None else f"{found.difference:.2g}"
     where = f"stream {found.stream}, position {found.position}"
-    sentence = f"{what}: logits differ by {shown} at most ({where}), tolerance {TOLERANCES[computes]:g}."
-    return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", sentence)
+    message = f"{what}: logits differ by {shown} at most ({where}), tolerance {TOLERANCES[computes]:g}."
+    return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", message)
 
 
 def _greedy(report: DecoderAccuracy, limit: float | None) -> Iterator[DecoderFinding]:
@@ -63,8 +63,8 @@ def _greedy(report: DecoderAccuracy, limit: float | None) -> Iterator[DecoderFin
         yield DecoderFinding("greedy_parting", "pass", f"Continuations beside fp32's: {near}.")
     if limit is not None:
         share = greedy_agreement(prompts)
-        sentence = f"Greedy text equals fp32's for {share:.4g} of the tokens until the first parting, limit at least "
-        yield DecoderFinding("greedy_agreement", "pass" if share >= limit else "fail", f"{sentence}{limit:g}.")
+        message = f"Greedy text equals fp32's for {share:.4g} of the tokens until the first parting, limit at least "
+        yield DecoderFinding("greedy_agreement", "pass" if share >= limit else "fail", f"{message}{limit:g}.")
 
 
 def perplexity_verdict(

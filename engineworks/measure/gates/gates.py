@@ -20,7 +20,7 @@ from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
 from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
 from engineworks.tensors import NARROWED
 
-Word = Literal["pass", "fail", "inconclusive", "unmeasured"]
+CheckVerdict = Literal["pass", "fail", "inconclusive", "unmeasured"]
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Check:
     """
 
     name: str
-    verdict: Word
-    sentence: str
+    verdict: CheckVerdict
+    message: str
     waived: str = ""
 
     def to_json(self) -> dict[str, str]:
-        return {"name": self.name, "verdict": self.verdict, "sentence": self.sentence, "waived": self.waived}
+        return {"name": self.name, "verdict": self.verdict, "sentence": self.message, "waived": self.waived}
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """The reason, followed by the waiver if there is one."""
-        return f"{self.sentence} [{self.waived}]" if self.waived else self.sentence
+        return f"{self.message} [{self.waived}]" if self.waived else self.message
 
 
 @dataclass(frozen=True)
 class Verdict:
-    verdict: Word
+    verdict: CheckVerdict
     checks: tuple[Check, ...]
 
     @property
@@ -77,11 +77,11 @@ def with_checks(verdict: Verdict, more: Sequence[Check]) -> Verdict:
     return Verdict(worst(checks), checks)
 
 
-def worst(checks: Iterable[Check]) -> Word:
+def worst(checks: Iterable[Check]) -> CheckVerdict:
     """The most severe verdict of the checks without a waiver."""
-    words = {c.verdict for c in checks if not c.waived}
-    order: tuple[Word, ...] = ("fail", "inconclusive", "unmeasured")
-    return next((word for word in order if word in words), "pass")
+    verdicts = {c.verdict for c in checks if not c.waived}
+    order: tuple[CheckVerdict, ...] = ("fail", "inconclusive", "unmeasured")
+    return next((verdict for verdict in order if verdict in verdicts), "pass")
 
 
 def _accuracy_checks(report: Accuracy, limits: Limits) -> Iterator[Check]:
@@ -90,13 +90,13 @@ def _accuracy_checks(report: Accuracy, limits: Limits) -> Iterator[Check]:
             yield _other_dtype(name, *output.dtypes)
         if output.misshapen:
             at = output.misshapen
-            sentence = f"{name}: {at.why} (run {at.run}; {at.runs} of {at.of} runs differ)."
-            yield Check(f"shape[{name}]", "fail", sentence)
+            message = f"{name}: {at.why} (run {at.run}; {at.runs} of {at.of} runs differ)."
+            yield Check(f"shape[{name}]", "fail", message)
         yield _finite(name, output)
-        for field, words in _OUTPUT_LIMITS.items():
+        for field, meaning in _OUTPUT_LIMITS.items():
             limit = getattr(limits, field)
             if limit is not None:
-                yield _output_check(name, field, words, output, limit)
+                yield _output_check(name, field, meaning, output, limit)
     metric = report.metric
     for field in METRIC_LIMITS:
         limit = getattr(limits, field)
@@ -107,15 +107,15 @@ def _accuracy_checks(report: Accuracy, limits: Limits) -> Iterator[Check]:
     if report.decoder is not None:
         given = {"greedy_agreement": limits.greedy_agreement, "token_agreement": limits.token_agreement}
         for found in decoder_findings(report.decoder, metric.agreement if metric else None, given):
-            yield Check(found.name, found.verdict, found.sentence)
-    for name, word, sentence in slice_findings(metric, limits.worst_slice_ratio):
-        yield Check(name, word, sentence)
+            yield Check(found.name, found.verdict, found.message)
+    for name, word, message in slice_findings(metric, limits.worst_slice_ratio):
+        yield Check(name, word, message)
     if report.served is not None:
         for finding in served_findings(report.served, limits.cosine):
-            yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
+            yield Check(finding.name, "pass" if finding.good else "fail", finding.message)
         if limits.synthetic_cosine is not None:
             for finding in synthetic_findings(report.served, limits.synthetic_cosine):
-                yield Check(finding.name, "pass" if finding.good else "fail", finding.sentence)
+                yield Check(finding.name, "pass" if finding.good else "fail", finding.message)
 
 
 _OUTPUT_LIMITS = {
@@ -135,15 +135,15 @@ def _other_dtype(name: str, engine: str, reference: str) -> Check:
 
     Dtypes that TensorRT itself substitutes do not fail.
     """
-    word: Word = "pass" if (engine, reference) in NARROWED else "fail"
-    return Check(f"dtype[{name}]", word, f"{name}: the engine gives {engine}, the model {reference}.")
+    verdict: CheckVerdict = "pass" if (engine, reference) in NARROWED else "fail"
+    return Check(f"dtype[{name}]", verdict, f"{name}: the engine gives {engine}, the model {reference}.")
 
 
 def _finite(name: str, output: OutputAccuracy) -> Check:
     bad, total = output.nonfinite, output.elements + output.nonfinite
     if bad:
-        sentence = f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not."
-        return Check(f"finite[{name}]", "fail", sentence)
+        message = f"{name}: {bad} of {total} values are NaN or infinite where the reference's are not."
+        return Check(f"finite[{name}]", "fail", message)
     return Check(f"finite[{name}]", "pass", f"{name}: every value is finite where the reference's is.")
 
 
@@ -155,11 +155,11 @@ def _output_check(name: str, field: str, words: tuple[str, bool], output: Output
         return Check(f"{field}[{name}]", "pass", f"{name}: equal to the reference.")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    figures = (figure(value), figure(limit)) if good else _told_apart(value, limit)
-    sentence = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
+    figures = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
+    message = f"{name}: {text} to the fp32 reference is {figures[0]}, limit {side} {figures[1]}."
     if not good and output.worst_row_cosine is not None:
-        sentence += f" Worst sample: {output.worst_row} (cosine {figure(output.worst_row_cosine)})."
-    return Check(f"{field}[{name}]", "pass" if good else "fail", sentence)
+        message += f" Worst sample: {output.worst_row} (cosine {figure(output.worst_row_cosine)})."
+    return Check(f"{field}[{name}]", "pass" if good else "fail", message)
 
 
 def _metric_check(field: str, metric: MetricFigures | None, limit: Any) -> Check:
@@ -172,39 +172,39 @@ def _metric_check(field: str, metric: MetricFigures | None, limit: Any) -> Check
     name = "agreement with the fp32 reference" if metric.kind == "agreement" else on_labels
     figures = f"{figure(metric.engine)}, fp32 {figure(metric.reference)}"
     ratio = f" (ratio {figure(metric.ratio)})" if field == "metric_ratio" else ""
-    sentence = f"{name}: {figures}{ratio}, limit {wanted}."
+    message = f"{name}: {figures}{ratio}, limit {wanted}."
     if metric.repeated is not None:
-        return Check(field, "inconclusive", f"{sentence} {_wavering(metric)}")
+        return Check(field, "inconclusive", f"{message} {_nondeterministic(metric)}")
     if field == "metric_ratio" and metric.ratio is None and metric.reference is not None:
-        sentence += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
-    return Check(field, "pass" if good else "fail", sentence)
+        message += " A ratio says nothing where fp32 is not above zero: use metric, metric_delta or metric_between."
+    return Check(field, "pass" if good else "fail", message)
 
 
 def _perplexity_check(field: str, metric: MetricFigures, limit: Any, good: bool, wanted: str) -> Check:
     """Check of a decoder's perplexity; the text may be too short to know a ratio."""
     figures = f"{figure(metric.engine)}, fp32 {figure(metric.reference)}"
-    sentence = f"perplexity on {metric.samples:,} tokens: {figures}"
+    message = f"perplexity on {metric.samples:,} tokens: {figures}"
     if field != "metric_ratio":
-        return Check(field, "pass" if good else "fail", f"{sentence}, limit {wanted}.")
-    word = perplexity_verdict(metric.ratio, metric.interval, limit)
+        return Check(field, "pass" if good else "fail", f"{message}, limit {wanted}.")
+    verdict = perplexity_verdict(metric.ratio, metric.interval, limit)
     low, high = metric.interval or (None, None)
     known = f", 95 % interval {figure(low)} to {figure(high)}" if low is not None else ""
-    sentence += f" (ratio {figure(metric.ratio)}{known}), limit {wanted}."
-    return Check(field, word, sentence + (" The text is too short to tell." if word == "inconclusive" else ""))
+    message += f" (ratio {figure(metric.ratio)}{known}), limit {wanted}."
+    return Check(field, verdict, message + (" The text is too short to tell." if verdict == "inconclusive" else ""))
 
 
-def _wavering(metric: MetricFigures) -> str:
+def _nondeterministic(metric: MetricFigures) -> str:
     again = figure(metric.repeated) if isinstance(metric.repeated, float) else metric.repeated
-    told = f"gave {figure(metric.engine)} and then {again} for the same outputs"
-    return f"Not to be trusted: {metric.name} {told}; take the chance out of it (a fixed seed)."
+    values = f"gave {figure(metric.engine)} and then {again} for the same outputs"
+    return f"Not to be trusted: {metric.name} {values}; take the chance out of it (a fixed seed)."
 
 
 def _dead_classes(metric: MetricFigures) -> Check:
     """Check for classes that fp32 gets right and the engine does not. A mean over many classes hides them."""
     dead, of = metric.dead_classes, "fp32" if metric.kind == "labels" else "the fp32 reference"
-    told = [f"class {c.label} (0 of {c.samples} right, {of} {c.reference})" for c in dead[:MOST_NAMED]]
+    lost = [f"class {c.label} (0 of {c.samples} right, {of} {c.reference})" for c in dead[:MOST_NAMED]]
     more = f" and {len(dead) - MOST_NAMED} more" if len(dead) > MOST_NAMED else ""
-    return Check("classes", "fail", f"{metric.name}: lost {'; '.join(told)}{more}.")
+    return Check("classes", "fail", f"{metric.name}: lost {'; '.join(lost)}{more}.")
 
 
 MOST_NAMED = 5
@@ -259,18 +259,18 @@ def _budget_check(
     smallest = field in ("throughput_per_s", "tokens_per_s")
     good = _finite_number(value) and (reaches(value, limit) if smallest else reaches(limit, value))
     side = "at least" if smallest else "at most"
-    said = (figure(value), figure(limit)) if good else _told_apart(value, limit)
-    sentence = f"{shape}: {text} is {said[0]} {unit}, budget {side} {said[1]} {unit}."
+    shown = (figure(value), figure(limit)) if good else _distinct_figures(value, limit)
+    message = f"{shape}: {text} is {shown[0]} {unit}, budget {side} {shown[1]} {unit}."
     if again := report.get("disturbed_before", 0):
-        sentence += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
-        sentence += " disturbed."
+        message += f" Measured again: {again} measurement{'s' * (again > 1)} before {'were' if again > 1 else 'was'}"
+        message += " disturbed."
     if doubts := _complaints(field, figures, report):
         doubtful = f"Not to be trusted: {'; '.join(doubts)}. The next build measures again."
-        return Check(name, "inconclusive", f"{sentence} {doubtful}")
+        return Check(name, "inconclusive", f"{message} {doubtful}")
     if field in TAILS and figures["runs"] < (needed := enough_for(TAILS[field])):
         few = f"{figures['runs']} runs are too few to know a {field.removesuffix('_ms')}: that needs {needed}."
-        return Check(name, "inconclusive", f"{sentence} {few}")
-    return Check(name, "pass" if good else "fail", sentence)
+        return Check(name, "inconclusive", f"{message} {few}")
+    return Check(name, "pass" if good else "fail", message)
 
 
 def _complaints(field: str, figures: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -304,7 +304,7 @@ def _finite_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _told_apart(value: float | None, limit: float) -> tuple[str, str]:
+def _distinct_figures(value: float | None, limit: float) -> tuple[str, str]:
     """Both numbers with enough digits to differ: not '1, limit at least 1'."""
     if not _finite_number(value) or value == limit:
         return figure(value), figure(limit)

@@ -37,14 +37,14 @@ def regression_checks(
         return []
     asked = [name for name in ("latency", "accuracy") if getattr(regression, name) is not None]
     if champion_unknown:
-        word = f"Not compared: the champion lookup failed ({champion_unknown})."
-        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+        text = f"Not compared: the champion lookup failed ({champion_unknown})."
+        return [Check(f"regression.{name}", "inconclusive", text) for name in asked]
     if champion_lost:
-        word = f"Not compared: the champion is missing: {champion_lost}. {LOST}"
-        return [Check(f"regression.{name}", "inconclusive", word) for name in asked]
+        text = f"Not compared: the champion is missing: {champion_lost}. {LOST}"
+        return [Check(f"regression.{name}", "inconclusive", text) for name in asked]
     if champion is None:
-        word = "No champion yet: nothing to compare with."
-        return [Check(f"regression.{name}", "pass", word) for name in asked]
+        text = "No champion yet: nothing to compare with."
+        return [Check(f"regression.{name}", "pass", text) for name in asked]
     checks: list[Check] = []
     if regression.latency is not None:
         checks += _latency_checks(regression.latency, champion, comparison, latency, unmeasured_because)
@@ -77,8 +77,8 @@ def _comparison_check(
 ) -> Check:
     times = len(comparison["attempts"])
     how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    sentence = _sentence(shape, result, limit, str(champion), how, comparison["confidence"])
-    return Check(name, result.verdict, sentence + _earlier(len(comparison["earlier"]), comparison["confidence"]))
+    message = _message(shape, result, limit, str(champion), how, comparison["confidence"])
+    return Check(name, result.verdict, message + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
 def _earlier(before: int, confidence: float) -> str:
@@ -104,8 +104,8 @@ def _history_check(
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
     result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
-    said = f"{_sentence(shape, result, limit, str(champion), how)} {stand_in}"
-    return Check(name, result.verdict, f"{said} {WAY_OUT}" if result.verdict == "inconclusive" else said)
+    text = f"{_message(shape, result, limit, str(champion), how)} {stand_in}"
+    return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
 
 
 LOST = (
@@ -119,20 +119,20 @@ WAY_OUT = (
 )
 
 
-def _sentence(
+def _message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
     """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
-    said = f"{shape}: "
+    text = f"{shape}: "
     if result.ratio is not None:
-        said += f"{_slower(result.ratio)} than {champion}"
+        text += f"{_slower(result.ratio)} than {champion}"
         if result.interval is not None:
             low, high = _slower(result.interval.low), _slower(result.interval.high)
-            said += f", {_confidence(confidence)} interval {low} to {high}"
+            text += f", {_confidence(confidence)} interval {low} to {high}"
     else:
-        said += f"cannot be compared with {champion}"
-    said += f", limit {_percent(limit)} slower ({how})."
-    return f"{said} Inconclusive: {result.why}." if result.why else said
+        text += f"cannot be compared with {champion}"
+    text += f", limit {_percent(limit)} slower ({how})."
+    return f"{text} Inconclusive: {result.why}." if result.why else text
 
 
 def _accuracy_check(
@@ -145,8 +145,8 @@ def _accuracy_check(
     if champion.accuracy is None or champion.compare is None:
         return Check(name, "inconclusive", f"Run {champion.run} of {champion} holds no accuracy to compare with.")
     if changed := _what_changed(champion.compare, compare):
-        sentence = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
-        return Check(name, "inconclusive", f"{sentence}or measure the champion on the same data.")
+        message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
+        return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
     ours, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
     if ours is None or ours.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engineworks.measure.gates.gates import Check, Word
+from engineworks.measure.gates.gates import Check, CheckVerdict
 from engineworks.measure.statistics import TAILS, enough_for
 
 Report = Mapping[str, Any]
@@ -38,8 +38,8 @@ def serving_checks(report: Report | None, limits: Report | None, unserved_becaus
         return [Check("served", "unmeasured", f"The package was not served: {why}.")]
     checks = [*_answers(report), _metric(report), _refusals(report), *_reloads(report), *_swaps(report)]
     if limits is not None:
-        word, sentence = load_word(report.get("load"), limits)
-        checks.append(Check("served.load", word, sentence))
+        verdict, message = load_verdict(report.get("load"), limits)
+        checks.append(Check("served.load", verdict, message))
     return [check for check in checks if check is not None]
 
 
@@ -47,13 +47,13 @@ def _answers(report: Report) -> Iterator[Check]:
     allowed = max(SMALLEST_TOLERANCE, SPREADS * report["spread"])
     for way, answers in report["answers"].items():
         worst = max(answers["worst"].values(), default=math.inf)
-        told = f"{answers['equal']} of {answers['requests']} answers by {way} have the engine's own bits"
+        text = f"{answers['equal']} of {answers['requests']} answers by {way} have the engine's own bits"
         if answers["errors"]:
-            yield Check(f"served.answers[{way}]", "fail", f"{told}; one has none: {answers['errors'][0]}.")
+            yield Check(f"served.answers[{way}]", "fail", f"{text}; one has none: {answers['errors'][0]}.")
             continue
         good = worst <= allowed
-        sentence = f"{told}; the worst row differs by {worst:.2g}, limit {allowed:.2g}."
-        yield Check(f"served.answers[{way}]", "pass" if good else "fail", sentence)
+        message = f"{text}; the worst row differs by {worst:.2g}, limit {allowed:.2g}."
+        yield Check(f"served.answers[{way}]", "pass" if good else "fail", message)
 
 
 def _metric(report: Report) -> Check | None:
@@ -62,8 +62,8 @@ def _metric(report: Report) -> Check | None:
         return None
     served, judged = metric["served"], metric["judged"]
     same = served is not None and judged is not None and math.isclose(served, judged, rel_tol=1e-3, abs_tol=1e-6)
-    told = f"{metric['name']} of the served answers is {_shown(served)}, of the judged engine {_shown(judged)}."
-    return Check("served.metric", "pass" if same else "fail", told)
+    text = f"{metric['name']} of the served answers is {_shown(served)}, of the judged engine {_shown(judged)}."
+    return Check("served.metric", "pass" if same else "fail", text)
 
 
 def _refusals(report: Report) -> Check | None:
@@ -88,14 +88,14 @@ def _reloads(report: Report) -> Iterator[Check]:
     wrong = answers["errors"] or max(answers["worst"].values(), default=math.inf) > max(
         SMALLEST_TOLERANCE, SPREADS * report["spread"]
     )
-    told = "not every answer was right" if wrong else "every answer was right"
-    yield Check("served.reload", "fail" if wrong else "pass", f"{times} loads and unloads: {told}.")
+    text = "not every answer was right" if wrong else "every answer was right"
+    yield Check("served.reload", "fail" if wrong else "pass", f"{times} loads and unloads: {text}.")
     for name, slope in reload["slopes"].items() if times >= FEWEST_RELOADS else ():
         kib = 1.0 if name.endswith("_kib") else 1024.0  # a file or a thread too many in 16 reloads is a leak
         low, high = kib * slope["low"], kib * slope["high"]
-        word: Word = "pass" if high <= MOST_LEFT_KIB else "fail" if low > MOST_LEFT_KIB else "inconclusive"
-        told = f"{slope['per_step']:.3g} ({slope['low']:.3g} to {slope['high']:.3g}) a reload"
-        yield Check(f"served.reload[{name}]", word, f"{name} grows by {told}, limit {MOST_LEFT_KIB / kib:g}.")
+        verdict: CheckVerdict = "pass" if high <= MOST_LEFT_KIB else "fail" if low > MOST_LEFT_KIB else "inconclusive"
+        text = f"{slope['per_step']:.3g} ({slope['low']:.3g} to {slope['high']:.3g}) a reload"
+        yield Check(f"served.reload[{name}]", verdict, f"{name} grows by {text}, limit {MOST_LEFT_KIB / kib:g}.")
 
 
 def _swaps(report: Report) -> Iterator[Check]:
@@ -103,31 +103,31 @@ def _swaps(report: Report) -> Iterator[Check]:
     if swaps is None:
         return
     bad = swaps["lost"] + swaps["mixed"]
-    told = f"{swaps['swaps']} swaps under {swaps['requests']} requests: {swaps['lost']} lost, {swaps['mixed']} mixed"
+    text = f"{swaps['swaps']} swaps under {swaps['requests']} requests: {swaps['lost']} lost, {swaps['mixed']} mixed"
     why = f": {swaps['first_error']}" if swaps["first_error"] else ""
-    yield Check("served.swaps", "fail" if bad else "pass", f"{told}{why}.")
+    yield Check("served.swaps", "fail" if bad else "pass", f"{text}{why}.")
 
 
-def load_word(load: Report | None, limits: Report) -> tuple[Word, str]:
+def load_verdict(load: Report | None, limits: Report) -> tuple[CheckVerdict, str]:
     """Return the verdict on a load and its reason."""
     if load is None:
         return "unmeasured", "The load was not offered."
     if "tries" in load:
-        rate, told = load["rate"], f"within {limits['p99_ms']:g} ms"
+        rate, text = load["rate"], f"within {limits['p99_ms']:g} ms"
         if rate:
-            return "pass", f"The largest rate {told} is {rate:.0f} queries a second."
-        return "fail", f"No rate was answered {told}."
+            return "pass", f"The largest rate {text} is {rate:.0f} queries a second."
+        return "fail", f"No rate was answered {text}."
     p99, wanted = load["latency_ms_p99"], enough_for(TAILS["p99_ms"])
-    told = f"At {load['qps']:g} queries a second the 99 % latency is {_shown(p99)} ms, limit {limits['p99_ms']:g} ms"
+    text = f"At {load['qps']:g} queries a second the 99 % latency is {_shown(p99)} ms, limit {limits['p99_ms']:g} ms"
     if load["errors"]:
-        return "fail", f"{told}; {load['errors']} queries got no answer: {load['first_error']}."
+        return "fail", f"{text}; {load['errors']} queries got no answer: {load['first_error']}."
     if load["others"] > MOST_OTHERS:
-        return "inconclusive", f"{told}; other programs took {100 * load['others']:.0f} % of the processor."
+        return "inconclusive", f"{text}; other programs took {100 * load['others']:.0f} % of the processor."
     if p99 is None or load["queries"] < wanted:
-        return "inconclusive", f"{told}; {load['queries']} queries are too few for it, {wanted} are enough."
+        return "inconclusive", f"{text}; {load['queries']} queries are too few for it, {wanted} are enough."
     if load["completed_per_s"] < KEEPS_UP * load["qps"]:
-        return "fail", f"{told}; only {load['completed_per_s']:.0f} a second were answered."
-    return ("pass" if p99 <= limits["p99_ms"] else "fail"), f"{told}."
+        return "fail", f"{text}; only {load['completed_per_s']:.0f} a second were answered."
+    return ("pass" if p99 <= limits["p99_ms"] else "fail"), f"{text}."
 
 
 def _shown(value: float | None) -> str:

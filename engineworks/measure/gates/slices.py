@@ -38,20 +38,20 @@ def _worst(name: str, slices: Sequence[Slice], limit: float) -> Finding:
     if unclear:
         needed = [n for s in unclear if s.ratio and (n := samples_needed(limit, s.ratio)) and n > s.samples]
         more = f" Such a limit needs about {max(needed)} samples of a slice." if needed else ""
-        sentence = f"{name}: too few samples to tell: {_named(unclear)}; {wanted}.{more}"
-        return "worst_slice_ratio", "inconclusive", sentence
+        message = f"{name}: too few samples to tell: {_named(unclear)}; {wanted}.{more}"
+        return "worst_slice_ratio", "inconclusive", message
     worst = min(slices, key=lambda s: s.ratio or 0)
-    return "worst_slice_ratio", "pass", f"{name}: the worst of {len(slices)} is {_told(worst)}; {wanted}."
+    return "worst_slice_ratio", "pass", f"{name}: the worst of {len(slices)} is {_described(worst)}; {wanted}."
 
 
 def _named(slices: Sequence[Slice]) -> str:
     """The worst slices by name, and how many more there are."""
     worst_first = sorted(slices, key=lambda s: s.ratio or 0)
     more = f" and {len(slices) - MOST_NAMED} more" if len(slices) > MOST_NAMED else ""
-    return "; ".join(map(_told, worst_first[:MOST_NAMED])) + more
+    return "; ".join(map(_described, worst_first[:MOST_NAMED])) + more
 
 
-def _told(one: Slice) -> str:
+def _described(one: Slice) -> str:
     if one.why:
         return f"slice '{one.name}' ({one.samples} samples: {one.why})"
     bounds = "" if one.ratio is None else f", ratio {one.ratio:.4g}, 95% {one.low:.3g} to {one.high:.3g}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-SENTENCE = "estimated: mean of arithmetic at peak rate (9.0: as once seen) and weight bytes, over fp16's; not measured"
+LABEL = "estimated: mean of arithmetic at peak rate (9.0: as once seen) and weight bytes, over fp16's; not measured"
 
 _FP32 = {"7.5": 8.0, "8.0": 16.0, "8.6": 4.0, "8.9": 4.0, "9.0": 15.0, "12.0": 4.0}
 """Time of fp32 arithmetic without TF32, by compute capability: fp16's dense tensor-core rate over fp32's rate."""

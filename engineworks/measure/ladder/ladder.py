@@ -15,7 +15,7 @@ from typing import Any, Literal
 from engineworks.measure.ladder import estimate as ladder_estimate
 from engineworks.recipe.recipe import CALIBRATED
 
-RungWord = Literal["pass", "fail", "failed", "inconclusive", "unmeasured", "refused", "not tried"]
+CandidateVerdict = Literal["pass", "fail", "failed", "inconclusive", "unmeasured", "refused", "not tried"]
 Basis = Literal["measured", "estimated", "nothing"]
 
 TIE = 0.02
@@ -40,7 +40,7 @@ class Candidate:
     """
 
     precision: str
-    verdict: RungWord
+    verdict: CandidateVerdict
     engine: str = ""
     computes: tuple[str, ...] = ()
     latency_ms: float | None = None
@@ -96,7 +96,7 @@ class TargetLadder:
         return next((r for r in self.candidates if r.chosen), None)
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """The choice and its reason; then the outcome of int8, the most requested precision."""
         chosen = self.chosen
         if chosen is None:
@@ -107,10 +107,10 @@ class TargetLadder:
             "",
         )
         if self.basis == "estimated":
-            unseen = "its latency was not measured" if chosen.verdict == "pass" else "no engine of it ran here"
+            reason = "its latency was not measured" if chosen.verdict == "pass" else "no engine of it ran here"
             if chosen.verdict == "unmeasured" and chosen.passed_on:
-                unseen += f" (on {chosen.passed_on} it passed)"
-            return f"{self.target}: {chosen.precision} by estimate ({_time(chosen)}); {unseen}.{int8}"
+                reason += f" (on {chosen.passed_on} it passed)"
+            return f"{self.target}: {chosen.precision} by estimate ({_time(chosen)}); {reason}.{int8}"
         count = sum(1 for r in self.candidates if r.verdict == "pass")
         return f"{self.target}: {chosen.precision}, {_time(chosen)} at {self.shape}, of {count} that passed.{int8}"
 
@@ -126,9 +126,9 @@ class TargetLadder:
             "chosen": chosen.precision if chosen else None,
             "engine": chosen.engine if chosen else None,
             "basis": self.basis,
-            "estimate": ladder_estimate.SENTENCE if self.basis == "estimated" else None,
+            "estimate": ladder_estimate.LABEL if self.basis == "estimated" else None,
             "shape": self.shape or None,
-            "sentence": self.sentence,
+            "sentence": self.message,
             "candidates": [r.to_json() for r in self.candidates],
         }
 
@@ -143,7 +143,7 @@ def ladder_from_json(value: Mapping[str, Any]) -> TargetLadder:
     return TargetLadder(value["target"], tuple(candidates), value["basis"], value["shape"] or "")
 
 
-def ladder_words(ladders: Sequence[TargetLadder]) -> dict[str, str]:
+def ladder_statements(ladders: Sequence[TargetLadder]) -> dict[str, str]:
     """By engine: 'chosen', 'chosen by estimate' or 'dropped: reason'."""
     return {
         r.engine: f"dropped: {r.dropped}" if r.dropped else f"chosen{_by(ladder)}"
@@ -167,8 +167,8 @@ def choose(
     """
     failed_elsewhere, right_elsewhere = inaccurate or {}, passed_on or {}
     passed = [r for r in candidates if r.verdict == "pass"]
-    unseen = [r for r in candidates if r.verdict == "unmeasured" and r.precision not in failed_elsewhere]
-    standing = passed or unseen
+    unmeasured = [r for r in candidates if r.verdict == "unmeasured" and r.precision not in failed_elsewhere]
+    standing = passed or unmeasured
     measured = bool(passed) and all(r.latency_ms for r in passed)
     if standing and not measured:
         standing = _estimated(target, standing, candidates)
@@ -228,8 +228,8 @@ def _why_dropped(candidate: Candidate, recipe: str, inaccurate: Mapping[str, str
         return f"fails its gate: {candidate.why}{_what_next(candidate, recipe)}"
     if candidate.verdict == "unmeasured" and not some_passed:
         return f"is not chosen unseen, for it {inaccurate.get(candidate.precision, '')}{_what_next(candidate, recipe)}"
-    words = {"refused": "cannot be built", "not tried": "was not tried", "failed": "failed"}
-    return f"{words.get(candidate.verdict, f'is {candidate.verdict}')}: {candidate.why}"
+    outcomes = {"refused": "cannot be built", "not tried": "was not tried", "failed": "failed"}
+    return f"{outcomes.get(candidate.verdict, f'is {candidate.verdict}')}: {candidate.why}"
 
 
 def _what_next(candidate: Candidate, recipe: str) -> str:

@@ -40,7 +40,7 @@ class Passes(Protocol):
     provider: str
     """ONNX Runtime's execution provider."""
 
-    def run(self, feeds: Batch, seen: Mapping[str, Activation], *, look: bool) -> None:
+    def run(self, feeds: Batch, activations: Mapping[str, Activation], *, look: bool) -> None:
         """Run one batch. look: whether a moving average samples it. feeds: by input name, with the shapes and dtypes of
         the model's inputs.
 
@@ -87,13 +87,15 @@ def collect_ranges(
     settings = Settings(method, percentile, averaging, bins)
     settings.check()
     settle_heap()
-    seen = {name: Activation(name, settings) for name in tensors}
+    activations = {name: Activation(name, settings) for name in tensors}
     with closing(_open(model, tensors, settings, threads, device)) as passes:
-        sample_count, early = _run_all(passes, batches(), seen, samples, progress)
+        sample_count, early = _run_all(passes, batches(), activations, samples, progress)
     if not sample_count:
         raise SamplesError("there are no calibration samples", hint="check the recipe's data.calibration")
-    ranges = {name: activation.range(early.get(name)) for name, activation in seen.items() if not activation.empty}
-    empty = tuple(name for name, activation in seen.items() if activation.empty)
+    ranges = {
+        name: activation.range(early.get(name)) for name, activation in activations.items() if not activation.empty
+    }
+    empty = tuple(name for name, activation in activations.items() if activation.empty)
     return Ranges(method, sample_count, ranges, settings.parameters, passes.provider, empty)
 
 
@@ -109,7 +111,7 @@ def _open(model: Path, tensors: Sequence[str], settings: Settings, threads: int,
 def _run_all(
     passes: Passes,
     batches: Iterable[Batch],
-    seen: Mapping[str, Activation],
+    activations: Mapping[str, Activation],
     samples: int | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[int, dict[str, float]]:
@@ -120,9 +122,9 @@ def _run_all(
     for at, batch in enumerate(batches, 1):
         if samples and not early and EARLY * samples <= sample_count:
             passes.finish()
-            early = {name: activation.amax for name, activation in seen.items()}
+            early = {name: activation.amax for name, activation in activations.items()}
         feeds = {name: np.asarray(value) for name, value in batch.items()}
-        passes.run(feeds, seen, look=at <= SAMPLED_BATCHES or at % SAMPLED_BATCHES_EVERY == 0)
+        passes.run(feeds, activations, look=at <= SAMPLED_BATCHES or at % SAMPLED_BATCHES_EVERY == 0)
         sample_count += len(feeds[axis0]) if axis0 else 1
         if progress:
             progress(sample_count)

@@ -179,7 +179,7 @@ class _Moments:
 
 def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, InputStatistics]) -> tuple[str, ...]:
     """Return one warning for each input whose values differ between the two sets of samples."""
-    sentences = []
+    messages = []
     for name, before in calibration.items():
         now = evaluation.get(name)
         if now is None or not (before.drawn and now.drawn):
@@ -187,13 +187,13 @@ def drift(calibration: Mapping[str, InputStatistics], evaluation: Mapping[str, I
         distance = ks_distance(before.drawn, now.drawn)
         least = MIN_DISTANCE if before.floating else MIN_DISTANCE_OF_INTEGERS
         if distance > max(least, ks_critical(before.samples, now.samples)) or _scaled(before, now):
-            sentences.append(
+            messages.append(
                 f"input '{name}' differs between calibration and evaluation data: mean {before.mean:.4g} against "
                 f"{now.mean:.4g}, standard deviation {before.std:.4g} against {now.std:.4g}, range "
                 f"[{before.minimum:.4g}, {before.maximum:.4g}] against [{now.minimum:.4g}, {now.maximum:.4g}] "
                 f"(Kolmogorov-Smirnov distance {distance:.2f}); are both preprocessed in the same way?"
             )
-    return tuple(sentences)
+    return tuple(messages)
 
 
 def _scaled(before: InputStatistics, now: InputStatistics) -> bool:

@@ -77,7 +77,7 @@ class Ranges:
     @property
     def constants(self) -> tuple[str, ...]:
         """Names of the tensors that never changed over all samples."""
-        return tuple(name for name, seen in self.tensors.items() if seen.constant)
+        return tuple(name for name, tensor_range in self.tensors.items() if tensor_range.constant)
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON value; floats survive the round trip exactly. The caller adds the digest of the data set."""
@@ -88,7 +88,7 @@ class Ranges:
             "provider": self.provider,
             "constants": list(self.constants),
             "empty": list(self.empty),
-            "tensors": {name: seen.to_json() for name, seen in self.tensors.items()},
+            "tensors": {name: tensor_range.to_json() for name, tensor_range in self.tensors.items()},
         }
 
     @classmethod
@@ -103,7 +103,7 @@ class Ranges:
             raise CalibrationError(f"these are no calibration ranges of a known method: {method!r}", hint=_AGAIN)
         if not isinstance(sample_count, int):
             raise CalibrationError(f"calibration ranges with sample_count {sample_count!r}", hint=_AGAIN)
-        ranges = {str(name): _range_from_json(str(name), seen) for name, seen in tensors.items()}
+        ranges = {str(name): _range_from_json(str(name), tensor_range) for name, tensor_range in tensors.items()}
         settings = {str(name): number for name, number in parameters.items()}
         empty = value.get("empty", ())
         assert isinstance(empty, list | tuple)

@@ -96,11 +96,11 @@ def _reductions(tensor: str, names: Reduced, rank: int, opset: int) -> list[onnx
     if rank > _ROW_AXES:
         nodes.append(make("Flatten", [tensor], [rows], axis=_ROW_AXES))
     for kind, name in (("ReduceMin", names.least), ("ReduceMax", names.most), ("ReduceSum", names.total)):
-        whole = tensor
+        reduced_rows = tensor
         if rank > _ROW_AXES:
-            whole = f"{name}:rows"
-            nodes.extend(_of_rows(kind, rows, whole, opset))
-        nodes.append(make(kind, [whole], [name], keepdims=0))
+            reduced_rows = f"{name}:rows"
+            nodes.extend(_of_rows(kind, rows, reduced_rows, opset))
+        nodes.append(make(kind, [reduced_rows], [name], keepdims=0))
     return nodes
 
 

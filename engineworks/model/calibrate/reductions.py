@@ -68,7 +68,7 @@ class ReducedModel:
         self._samples = any(names.sample for names in reduced.values())
         self._runs = 0
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
+    def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
         """Let each calibrator take in its tensor of this batch. Raises as `SegmentedModel.run`, and what a calibrator
         raises.
 
@@ -76,7 +76,7 @@ class ReducedModel:
         """
         check_names(self.inputs, feeds)
         reduced = self._reduce(self._run(feeds, look=look))
-        for name, activation in seen.items():
+        for name, activation in activations.items():
             values = reduced.get(name) or HostValues(feeds[name], self._counter)
             activation.add(values, values.sampled_counts if look and self._samples else None)
         self._runs += 1
@@ -134,7 +134,7 @@ def open_reductions(path: Path, wanted: Sequence[str], threads: int, bins: int, 
     ranks = {name: len(tensors[name].shape.dim) for name in made if name not in derived}
     reduced = append_reductions(model, ranks, sample=sample)
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
-        written = write_part(model, Path(folder) / "reduced.onnx", beside=True)
+        written = write_part(model, Path(folder) / "reduced.onnx", external=True)
         del model
         session = open_session(written, path, threads, [CPU_PROVIDER], alone=True)
     return ReducedModel(inputs, session, reduced, derived, bins)

@@ -46,11 +46,11 @@ def choose_providers(device: Device) -> list[str | tuple[str, dict[str, str]]]:
     return [(CUDA_PROVIDER, _CUDA_OPTIONS), CPU_PROVIDER]
 
 
-def write_part(part: onnx.ModelProto, file: Path, *, beside: bool = False) -> Path | bytes:
+def write_part(part: onnx.ModelProto, file: Path, *, external: bool = False) -> Path | bytes:
     """Return a model in the form that ONNX Runtime loads: a file, or bytes if its weights lie next to the original
     file.
 
-    beside: write weights next to the graph, one by one, because writing one large file that holds them takes three
+    external: write weights next to the graph, one by one, because writing one large file that holds them takes three
     times their size. They stay mapped into memory then, in addition to ONNX Runtime's own copies.
     """
     import onnx
@@ -59,7 +59,7 @@ def write_part(part: onnx.ModelProto, file: Path, *, beside: bool = False) -> Pa
         serialized: bytes = part.SerializeToString()
         return serialized
     weights = f"{file.name}.weights"
-    onnx.save(part, str(file), save_as_external_data=beside, location=weights, size_threshold=1 << 16)
+    onnx.save(part, str(file), save_as_external_data=external, location=weights, size_threshold=1 << 16)
     return file
 
 

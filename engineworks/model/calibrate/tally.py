@@ -40,13 +40,13 @@ class Tally:
         """Wait for the thread and end it."""
         self._thread.shutdown()
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], seen: Mapping[str, Activation], *, look: bool) -> None:
+    def run(self, feeds: Mapping[str, NDArray[Any]], activations: Mapping[str, Activation], *, look: bool) -> None:
         """Let each calibrator take in its tensor of this batch. feeds: by input name, with the shapes and dtypes of the
         model's inputs.
 
         Raises as `SegmentedModel.run`, and what a calibrator raises, now or for earlier tensors.
         """
-        self._runner.run(feeds, partial(self._take, seen, look))
+        self._runner.run(feeds, partial(self._take, activations, look))
 
     def finish(self) -> None:
         """Wait until everything added is counted. Raises what a calibrator raised."""
@@ -54,18 +54,18 @@ class Tally:
         if counting:
             counting.result()
 
-    def _take(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+    def _take(self, activations: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
         self.finish()
         if self._device:
-            self._add(seen, look, tensors)
+            self._add(activations, look, tensors)
         elif tensors:
-            self._counting = self._thread.submit(self._add, seen, look, tensors)
+            self._counting = self._thread.submit(self._add, activations, look, tensors)
 
-    def _add(self, seen: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
+    def _add(self, activations: Mapping[str, Activation], look: bool, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             values = self._values(tensor)
             sampled = values.sampled_counts if look and self._settings.samples else None
-            seen[name].add(values, values.counts if self._settings.counts_all else sampled)
+            activations[name].add(values, values.counts if self._settings.counts_all else sampled)
 
     def _values(self, tensor: Tensor) -> AllValues:
         if isinstance(tensor, np.ndarray):

@@ -57,8 +57,8 @@ def check_pairing(stored: Mapping[str, Any], *, model: str, data: str | None = N
 
 def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None:
     """Raise `SamplesError` if every input is one constant value, e.g. for all-black images. `shown`: the file."""
-    if statistics and all(seen.constant for seen in statistics.values()):
-        values = ", ".join(f"'{name}' is always {seen.minimum:.7g}" for name, seen in statistics.items())
+    if statistics and all(statistic.constant for statistic in statistics.values()):
+        values = ", ".join(f"'{name}' is always {statistic.minimum:.7g}" for name, statistic in statistics.items())
         raise SamplesError(
             f"calibration data {shown} is constant: {values}", hint="no range can be computed; use real samples"
         )
@@ -66,32 +66,32 @@ def check_samples(statistics: Mapping[str, InputStatistics], shown: str) -> None
 
 def warnings(ranges: Ranges, statistics: Mapping[str, InputStatistics], *, repeated: bool) -> tuple[str, ...]:
     """Return warnings about these ranges, one sentence each; `repeated`: whether all samples are the same."""
-    sentences = [
-        f"calibration input '{name}' is {seen.minimum:.7g} in every sample"
-        for name, seen in statistics.items()
-        if seen.constant and seen.floating
+    messages = [
+        f"calibration input '{name}' is {statistic.minimum:.7g} in every sample"
+        for name, statistic in statistics.items()
+        if statistic.constant and statistic.floating
     ]
     count = ranges.sample_count
     if repeated and count > 1:
-        sentences.append(f"all {count} calibration samples are the same")
+        messages.append(f"all {count} calibration samples are the same")
     if count < FEW_SAMPLES:
-        sentences.append(
+        messages.append(
             f"calibration had {count} sample{'s' if count > 1 else ''}, which is far too few: "
             f"give it at least {FEW_SAMPLES}, better some hundreds"
         )
     if ranges.empty:
         also = f" and {len(ranges.empty) - 1} more tensors were" if len(ranges.empty) > 1 else " was"
-        sentences.append(
+        messages.append(
             f"'{ranges.empty[0]}'{also} empty in every calibration sample: nodes that read them are not quantized"
         )
-    moved = [(seen.moved, name) for name, seen in ranges.tensors.items() if seen.moved > MOVED]
+    moved = [(statistic.moved, name) for name, statistic in ranges.tensors.items() if statistic.moved > MOVED]
     if len(moved) > MOVED_TENSORS * len(ranges.tensors):
         share, name = max(moved)
-        sentences.append(
+        messages.append(
             f"{len(moved)} of {len(ranges.tensors)} calibration ranges still moved by more than {MOVED:.0%} with the "
             f"last fifth of the samples ('{name}' by {share:.0%}): give it more samples, or mix their order"
         )
-    return tuple(sentences)
+    return tuple(messages)
 
 
 def constant_integers(
@@ -102,9 +102,9 @@ def constant_integers(
     If neither changes, as the token types of a model for single sentences, nothing is wrong.
     """
     return tuple(
-        f"calibration input '{name}' is {seen.minimum:.7g} in every sample, in the evaluation data it is not"
-        for name, seen in calibration.items()
-        if seen.constant and not seen.floating and name in evaluation and not evaluation[name].constant
+        f"calibration input '{name}' is {statistic.minimum:.7g} in every sample, in the evaluation data it is not"
+        for name, statistic in calibration.items()
+        if statistic.constant and not statistic.floating and name in evaluation and not evaluation[name].constant
     )
 
 
@@ -124,7 +124,7 @@ def summary(ranges: Ranges) -> dict[str, object]:
 
 def _spread(tensors: Mapping[str, Range], share: str) -> dict[str, object]:
     """Return the mean of this attribute, and its largest values with their tensors."""
-    ranked = sorted(((getattr(seen, share), name) for name, seen in tensors.items()), reverse=True)
+    ranked = sorted(((getattr(statistic, share), name) for name, statistic in tensors.items()), reverse=True)
     mean = sum(value for value, _ in ranked) / len(tensors) if tensors else 0.0
     return {"mean": mean, "largest": {name: value for value, name in ranked[:_SHOWN] if value > 0}}
 

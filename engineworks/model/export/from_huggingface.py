@@ -125,9 +125,9 @@ def task_of(folder: Path, task: str | None) -> str:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    for whole, index in WEIGHTS:
-        if (folder / whole).is_file():
-            return [whole]
+    for single, index in WEIGHTS:
+        if (folder / single).is_file():
+            return [single]
         if (folder / index).is_file():
             shards = _read_json(folder / index).get("weight_map")
             return [index, *sorted(set(shards.values()))] if isinstance(shards, dict) else [index]

@@ -121,8 +121,8 @@ def _named_examples(examples: Any, factory: str, interface: Interface) -> Arrays
     return arrays
 
 
-def _fits(got: tuple[int, ...], said: Sequence[int | str], lengths: dict[str, int]) -> bool:
+def _fits(got: tuple[int, ...], expected: Sequence[int | str], lengths: dict[str, int]) -> bool:
     """Whether a shape is what the recipe says; a dimension's name has one length in all examples, never 0."""
-    if len(got) != len(said) or 0 in got:
+    if len(got) != len(expected) or 0 in got:
         return False
-    return all(g == (lengths.setdefault(s, g) if isinstance(s, str) else s) for g, s in zip(got, said, strict=True))
+    return all(g == (lengths.setdefault(s, g) if isinstance(s, str) else s) for g, s in zip(got, expected, strict=True))

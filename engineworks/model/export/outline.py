@@ -143,9 +143,9 @@ def _input_problems(spec: TensorSpec, has: Declared) -> Iterator[tuple[Where, st
         if isinstance(dim, int) and dim != declared:
             named = isinstance(declared, str)
             wanted = f"'{declared}'" if named else declared
-            said = f"fixed to {dim} in the model, {wanted} in the recipe"
+            problem = f"fixed to {dim} in the model, {wanted} in the recipe"
             hint = f"write {dim}" + (", or export the model with a dynamic dimension" if named else "")
-            yield (*where, "shape", axis), f"{what}, axis {axis}: {said}", hint
+            yield (*where, "shape", axis), f"{what}, axis {axis}: {problem}", hint
 
 
 def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator[tuple[Where, str, str]]:
@@ -153,14 +153,14 @@ def _output_problems(name: str, shape: Sequence[Dim], has: Declared) -> Iterator
     if has.shape is None or has.kind != "tensor":
         return
     if len(has.shape) != len(shape):
-        said = f"[{', '.join(map(str, shape))}]"
-        counts = f"{len(has.shape)} dimensions in the model ({has}), {len(shape)} in the recipe ({said})"
+        problem = f"[{', '.join(map(str, shape))}]"
+        counts = f"{len(has.shape)} dimensions in the model ({has}), {len(shape)} in the recipe ({problem})"
         yield ("outputs", name), f"output '{name}' has {counts}", "correct 'outputs' of the recipe"
         return
     for axis, (dim, declared) in enumerate(zip(has.shape, shape, strict=True)):
         if isinstance(dim, int) and isinstance(declared, int) and dim != declared:
-            said = f"{dim} in the model, {declared} in the recipe"
-            yield ("outputs", name, axis), f"output '{name}', axis {axis}: {said}", f"write {dim}"
+            problem = f"{dim} in the model, {declared} in the recipe"
+            yield ("outputs", name, axis), f"output '{name}', axis {axis}: {problem}", f"write {dim}"
 
 
 def _hint(begin: bytes) -> str:
@@ -174,11 +174,11 @@ def _outline(data: mmap.mmap, path: Path) -> Outline:
     inputs: list[Declared] = []
     outputs: list[Declared] = []
     weights: set[str] = set()
-    whole = {_OPSET: False, _NODE: False}
+    complete = {_OPSET: False, _NODE: False}
     for field, span in _fields(data, (0, len(data))):
-        whole[_OPSET] |= field == _OPSET
+        complete[_OPSET] |= field == _OPSET
         for part, inner in _fields(data, span) if field == _GRAPH else ():
-            whole[_NODE] |= part == _NODE
+            complete[_NODE] |= part == _NODE
             if part == _INPUT:
                 inputs.append(_declared(data, inner))
             elif part == _OUTPUT:
@@ -187,7 +187,7 @@ def _outline(data: mmap.mmap, path: Path) -> Outline:
                 for tensor in [inner] if part == _INITIALIZER else _all(data, inner, _SPARSE_VALUES):
                     weights.add(_text(data, tensor, _TENSOR_NAME))
                     _add_external(data, tensor, external)
-    if not all(whole.values()):
+    if not all(complete.values()):
         raise ModelError(f"{path}: not an ONNX model: it holds no nodes or no opset", hint="is this another format?")
     return Outline(external, tuple(value for value in inputs if value.name not in weights), tuple(outputs))
 
@@ -203,8 +203,8 @@ def _add_external(data: mmap.mmap, tensor: Span, sizes: dict[str, int]) -> None:
 
 def _declared(data: mmap.mmap, value: Span) -> Declared:
     name, kind, dtype, shape = _text(data, value, _VALUE_NAME), "", "", None
-    for whole in _all(data, value, _TYPE):
-        for field, inner in _fields(data, whole):
+    for type_span in _all(data, value, _TYPE):
+        for field, inner in _fields(data, type_span):
             kind = _KINDS.get(field, kind)
             if field == _TENSOR_TYPE:
                 dtype = _DTYPES.get(_number(data, inner, _ELEMENT) or 0, dtype)

@@ -122,23 +122,23 @@ def _restore_dropped_inputs(graph: ir.Graph, interface: Interface) -> None:
         raise ExportError(
             f"the exported model has {len(graph.inputs)} inputs, the recipe names {len(interface.inputs)}"
         )
-    whole = [
+    inputs = [
         known.get(name) or ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype))))
         for name, spec in zip(names, interface.inputs, strict=True)
     ]
     graph.inputs.clear()
-    graph.inputs.extend(whole)
+    graph.inputs.extend(inputs)
 
 
 def _separate_outputs(graph: ir.Graph) -> None:
     from onnxscript import ir
 
-    seen: set[ir.Value] = set()
+    visited: set[ir.Value] = set()
     for index, value in enumerate(list(graph.outputs)):
-        if value in seen or value.producer() is None:
+        if value in visited or value.producer() is None:
             node = ir.Node("", "Identity", [value], name=f"output_{index}/Identity")
             node.outputs[0].type = value.type
             node.outputs[0].dtype = value.dtype
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
-        seen.add(graph.outputs[index])
+        visited.add(graph.outputs[index])

@@ -129,8 +129,8 @@ def _try_module(
     outputs = _run(wrapped, inputs, interface, root)
     for name, shape in interface.outputs.items():
         got = outputs[name].shape
-        said = tuple(lengths.get(d) if isinstance(d, str) else d for d in shape)
-        if len(got) != len(said) or any(s not in (None, g) for s, g in zip(said, got, strict=True)):
+        expected = tuple(lengths.get(d) if isinstance(d, str) else d for d in shape)
+        if len(got) != len(expected) or any(s not in (None, g) for s, g in zip(expected, got, strict=True)):
             at = f" at {Trial(lengths, {}, {})}" if lengths else ""
             wanted = f"[{', '.join(map(str, shape))}]"
             raise ModelError(f"output '{name}' of the model has shape {list(got)}{at}; the recipe says {wanted}")
@@ -238,6 +238,6 @@ def _export_torchscript(wrapped: torch.nn.Module, interface: Interface, inputs: 
 def _one_line(error: BaseException) -> str:
     """First informative line; exporters wrap their reasons in pages."""
     lines = [line.strip() for line in str(error).splitlines()]
-    said = next((line for line in lines if line and not line.startswith(("#", "==", "--"))), "")
+    message = next((line for line in lines if line and not line.startswith(("#", "==", "--"))), "")
     kind = "" if isinstance(error, EngineworksError) else f"{type(error).__name__}: "
-    return f"{kind}{said}"[:300]
+    return f"{kind}{message}"[:300]

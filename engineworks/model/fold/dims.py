@@ -91,29 +91,29 @@ def apply_outputs(
     claimed: Mapping[str, Sequence[Dim | None]],
     symbols: Symbols,
     bound: Mapping[str, int],
-    seen: Mapping[str, tuple[int, ...]],
+    observed: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Write the dimensions of the graph's outputs, best source first: inferred lengths, the recipe, inferred names,
     the model's own claim in the recipe's names, else '<output>_<axis>'.
 
-    `bound` and `seen` are one real run: the length of every input dimension, and the outputs' shapes. A claim that
+    `bound` and `observed` are one real run: the length of every input dimension, and the outputs' shapes. A claim that
     this run contradicts is not written.
     """
     for value in model.graph.output:
-        lengths = seen[value.name]
+        lengths = observed[value.name]
         unknown: list[Dim | None] = [None] * len(lengths)
         shape = value.type.tensor_type.shape
         inferred = [known_dim(dim) for dim in shape.dim] if len(shape.dim) == len(lengths) else unknown
         claims = [_translated(claim, symbols) for claim in claimed.get(value.name, ())]
         claims = claims if len(claims) == len(lengths) else unknown
-        said = declared.get(value.name) or unknown
+        stated = declared.get(value.name) or unknown
         shape.Clear()
         shape.SetInParent()
         for axis, length in enumerate(lengths):
             inferred_dim = inferred[axis]
             sources = (
                 inferred_dim if isinstance(inferred_dim, int) else None,
-                said[axis],
+                stated[axis],
                 inferred_dim if inferred_dim in bound else None,
                 claims[axis],
             )
@@ -136,11 +136,11 @@ def bind(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]], wh
 
 
 def check_output_shapes(
-    declared: Mapping[str, Shape], bound: Mapping[str, int], seen: Mapping[str, tuple[int, ...]], where: str
+    declared: Mapping[str, Shape], bound: Mapping[str, int], observed: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
     """Raises `ModelError` where a real run gave a shape that the recipe's outputs do not allow."""
     for name, shape in declared.items():
-        given = seen[name]
+        given = observed[name]
         fits = len(shape) == len(given) and all(_fits(d, n, bound) for d, n in zip(shape, given, strict=True))
         if not fits:
             lengths = ", ".join(f"{dim}={length}" for dim, length in bound.items())
@@ -165,10 +165,10 @@ def _translated(claim: Dim | None, symbols: Symbols) -> Dim | None:
         return claim
     if claim in symbols:
         return symbols[claim]
-    words = set(re.findall(r"[A-Za-z_][\w.]*", claim))
-    if not words or not words <= symbols.keys() or words == {claim}:
+    names = set(re.findall(r"[A-Za-z_][\w.]*", claim))
+    if not names or not names <= symbols.keys() or names == {claim}:
         return None
-    return re.sub(r"[A-Za-z_][\w.]*", lambda word: str(symbols[word.group()]), claim)
+    return re.sub(r"[A-Za-z_][\w.]*", lambda match: str(symbols[match.group()]), claim)
 
 
 def _fits(dim: Dim, length: int, bound: Mapping[str, int]) -> bool:

@@ -24,11 +24,11 @@ def has_duplicate_node_names(graph: onnx.GraphProto) -> bool:
 def name_nodes(graph: onnx.GraphProto) -> None:
     """Give each node without a name, or with another's, the name '<operator>_<position>'; the others keep theirs."""
     taken = {node.name for node in all_nodes(graph) if node.name}
-    seen: set[str] = set()
+    visited: set[str] = set()
     for position, node in enumerate(all_nodes(graph)):
-        if not node.name or node.name in seen:
+        if not node.name or node.name in visited:
             node.name = fresh_name(f"{node.op_type}_{position}", taken)
-        seen.add(node.name)
+        visited.add(node.name)
 
 
 def name_tensors(graph: onnx.GraphProto) -> None:
@@ -38,12 +38,12 @@ def name_tensors(graph: onnx.GraphProto) -> None:
     _rename(graph, ChainMap(), set(), taken)
 
 
-def _rename(graph: onnx.GraphProto, visible: ChainMap[str, str], seen: set[str], taken: set[str]) -> None:
+def _rename(graph: onnx.GraphProto, visible: ChainMap[str, str], visited: set[str], taken: set[str]) -> None:
     own: dict[str, str] = {}
     for name in _defined(graph):
-        own[name] = name if name not in seen else fresh_name(name, taken)
+        own[name] = name if name not in visited else fresh_name(name, taken)
         taken.add(own[name])
-        seen.add(own[name])
+        visited.add(own[name])
     scope = visible.new_child(own)
     for value in (*graph.input, *graph.initializer, *graph.value_info, *graph.output):
         value.name = scope.get(value.name, value.name)
@@ -53,7 +53,7 @@ def _rename(graph: onnx.GraphProto, visible: ChainMap[str, str], seen: set[str],
         _replace(node.input, scope)
         _replace(node.output, scope)
         for inner in subgraphs(node):
-            _rename(inner, scope, seen, taken)
+            _rename(inner, scope, visited, taken)
 
 
 def _replace(names: MutableSequence[str], scope: Mapping[str, str]) -> None:

@@ -96,12 +96,12 @@ def spell_out_limits(graph: onnx.GraphProto) -> None:
             if node.op_type != "Shape" or node.domain or not limits or node.output[0] not in picked:
                 nodes.append(node)
                 continue
-            whole, out = f"{node.output[0]}/whole", node.output[0]
+            full_shape, out = f"{node.output[0]}/whole", node.output[0]
             bounds = {"start": limits.get("start", 0), "end": limits.get("end", np.iinfo(np.int64).max), "axis": 0}
             for name, bound in bounds.items():
                 inner.initializer.append(onnx.numpy_helper.from_array(np.array([bound], np.int64), f"{out}/{name}"))
-            nodes.append(onnx.helper.make_node("Shape", node.input, [whole], name=node.name))
-            inputs = [whole, *(f"{out}/{name}" for name in bounds)]
+            nodes.append(onnx.helper.make_node("Shape", node.input, [full_shape], name=node.name))
+            inputs = [full_shape, *(f"{out}/{name}" for name in bounds)]
             nodes.append(onnx.helper.make_node("Slice", inputs, [out], name=f"{node.name}/limits"))
         if len(nodes) > len(inner.node):
             set_nodes(inner, nodes)

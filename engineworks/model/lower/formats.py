@@ -64,13 +64,13 @@ class Format:
         made.raw_data = packed.tobytes()
         return made
 
-    def scale_of(self, seen: Range) -> np.float32:
+    def scale_of(self, observed: Range) -> np.float32:
         """Return the scale of an activation, fp32. fp8 covers all values, whatever the method: its steps grow with the
         values, so clipping outliers makes no other value finer."""
         if self.name == "fp8":
-            largest = max(abs(seen.minimum), abs(seen.maximum))
+            largest = max(abs(observed.minimum), abs(observed.maximum))
             return np.float32(largest / FP8_MAX) if largest > 0 else np.float32(SCALE_OF_ZERO)
-        return np.float32(seen.scale)
+        return np.float32(observed.scale)
 
 
 FORMATS: Mapping[str, Format] = {
@@ -146,8 +146,8 @@ def quantize_weight_int4(
     for start in range(0, len(blocks), step):
         part = slice(start, start + step)
         quantized[part], scales[part] = _best_int4(blocks[part])
-    whole = quantized.reshape(rows.shape), scales.reshape(*rows.shape[:-1], -1)
-    return np.ascontiguousarray(np.moveaxis(whole[0], -1, axis)), np.ascontiguousarray(np.moveaxis(whole[1], -1, axis))
+    moved = quantized.reshape(rows.shape), scales.reshape(*rows.shape[:-1], -1)
+    return np.ascontiguousarray(np.moveaxis(moved[0], -1, axis)), np.ascontiguousarray(np.moveaxis(moved[1], -1, axis))
 
 
 def _best_int4(blocks: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

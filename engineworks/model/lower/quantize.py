@@ -109,7 +109,7 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
     Raises `LoweringError` if ONNX's version converter cannot do it.
     """
 
-    from engineworks.model.lower.half.graph import whole_model
+    from engineworks.model.lower.half.graph import complete_model
     from engineworks.model.lower.half.read import typed_graph
 
     needed = max((FORMATS[name].opset for name in globs), default=0)
@@ -117,7 +117,7 @@ def raise_opset_for(model: onnx.ModelProto, globs: Globs) -> onnx.ModelProto:
         return model
     named = deepcopy(model)
     graph = typed_graph(name_nodes(named), minimum_opset=needed)
-    raised = whole_model(graph.shell, graph.weights)
+    raised = complete_model(graph.shell, graph.weights)
     _check_opset(raised, [FORMATS[name] for name in globs])
     return raised
 
@@ -168,13 +168,13 @@ class _Writer:
         tensor = operand.tensor
         key = tensor, chosen.name
         if key not in self.activations:
-            seen = self._ranges.tensors.get(tensor) if self._ranges else None
-            if seen is None:
+            observed = self._ranges.tensors.get(tensor) if self._ranges else None
+            if observed is None:
                 raise LoweringError(
                     f"activation '{tensor}' has no calibration range",
                     hint="calibrate this model again, with the same 'keep'",
                 )
-            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(seen)), chosen)
+            parameters = self._parameters(tensor, np.asarray(chosen.scale_of(observed)), chosen)
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
             self._append_node("QuantizeLinear", tensor, [tensor, *parameters], quantized)
             self._append_node("DequantizeLinear", tensor, [quantized, *parameters], dequantized)
@@ -188,8 +188,8 @@ class _Writer:
         key = tensor, operand.axes, operand.channels, stored
         self._replaced.update(operand.names)
         if key not in self.weights:
-            seen = np.ascontiguousarray(_values(operand.tensor, tensor).transpose(operand.axes))
-            made = _quantized_weight(seen, operand, chosen, tensor)
+            weight = np.ascontiguousarray(_values(operand.tensor, tensor).transpose(operand.axes))
+            made = _quantized_weight(weight, operand, chosen, tensor)
             quantized, dequantized = self._unique(f"{tensor}_quantized"), self._unique(f"{tensor}_dequantized")
             self._initializers.append(chosen.tensor(made.values, quantized))
             parameters = self._parameters(tensor, made.scale, chosen)
@@ -254,14 +254,14 @@ class _Writer:
         return result
 
 
-def _quantized_weight(seen: NDArray[np.float32], operand: Weight, chosen: Format, name: str) -> QuantizedWeight:
+def _quantized_weight(weight: NDArray[np.float32], operand: Weight, chosen: Format, name: str) -> QuantizedWeight:
     if chosen.name == "fp8":
-        return QuantizedWeight(*quantize_weight_fp8(seen, name), axis=None)
+        return QuantizedWeight(*quantize_weight_fp8(weight, name), axis=None)
     if chosen.name == "int4_weights":
         assert operand.channels is not None  # the plan leaves others unquantized
         axis = 1 - operand.channels
-        return QuantizedWeight(*quantize_weight_int4(seen, axis, operand.block, name), axis, operand.block)
-    return QuantizedWeight(*quantize_weight(seen, operand.channels, name), axis=operand.channels)
+        return QuantizedWeight(*quantize_weight_int4(weight, axis, operand.block, name), axis, operand.block)
+    return QuantizedWeight(*quantize_weight(weight, operand.channels, name), axis=operand.channels)
 
 
 def _values(tensor: onnx.TensorProto, name: str) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ def exact_options(*, integer_kernels: bool = False) -> Any:
 
 def lacks_exact_kernel(error: str) -> bool:
     """Whether ONNX Runtime's message says that it has no exact integer kernel for the graph on this processor."""
-    return any(words in error for words in NO_EXACT_KERNEL)
+    return any(text in error for text in NO_EXACT_KERNEL)
 
 
 METADATA_KEY = "engineworks.form"
@@ -77,7 +77,7 @@ class Form:
         """What is written into the engine."""
         return json.dumps({"saved": self.saved, "loaded": self.loaded, "without": list(self.without)})
 
-    def sentence(self) -> str:
+    def description(self) -> str:
         off = f" without {', '.join(self.without)}" if self.without else ""
         return f"built at optimization level {self.saved}{off}, loaded at level {self.loaded}"
 

@@ -99,7 +99,7 @@ def read_texts(path: Path, tokenizer: Path, params: dict[str, Any]) -> DecoderTe
     loaded.no_truncation()
     encoded = [_Encoded(*pair) for pair in _encoded(path, tokenizer, loaded, params)]
     width, most = params["width"], params["samples"] or DEFAULT_TEXTS
-    windows = [ids for text in encoded for ids in _windows(text.ids, width, whole=path.suffix != PLAIN)]
+    windows = [ids for text in encoded for ids in _windows(text.ids, width, single=path.suffix != PLAIN)]
     kept = [ids for ids in windows if len(ids) >= LEAST_TOKENS]
     if not kept:
         hint = "give it longer texts"
@@ -133,8 +133,8 @@ def _encoded(path: Path, folder: Path, tokenizer: Any, params: dict[str, Any]) -
     template = chat_template(folder) if params["chat"] else ""
     for place, row in read_rows(path, [i * count // most for i in range(most)], [column]):
         if params["chat"]:
-            whole, prompt = render_chat(place, row[column], template, tokenizer_settings(folder))
-            ids = tokenizer.encode(whole, add_special_tokens=False).ids
+            full, prompt = render_chat(place, row[column], template, tokenizer_settings(folder))
+            ids = tokenizer.encode(full, add_special_tokens=False).ids
             yield ids, len(tokenizer.encode(prompt, add_special_tokens=False).ids)
         elif isinstance(row[column], str):
             yield tokenizer.encode(row[column]).ids, 0
@@ -142,9 +142,9 @@ def _encoded(path: Path, folder: Path, tokenizer: Any, params: dict[str, Any]) -
             raise SamplesError(f"{place}: '{column}' is no text but {type(row[column]).__name__}")
 
 
-def _windows(ids: list[int], width: int, *, whole: bool) -> Iterator[list[int]]:
-    """Return the text cut to `width` (whole: one row, one text), or all windows of one long text."""
-    yield from ([ids[:width]] if whole else (ids[i : i + width] for i in range(0, len(ids), width)))
+def _windows(ids: list[int], width: int, *, single: bool) -> Iterator[list[int]]:
+    """Return the text cut to `width` (single: one row, one text), or all windows of one long text."""
+    yield from ([ids[:width]] if single else (ids[i : i + width] for i in range(0, len(ids), width)))
 
 
 def _prompts(encoded: list[_Encoded], texts: list[list[int]], context: int, *, chat: bool) -> list[list[int]]:
@@ -174,12 +174,12 @@ def render_chat(place: str, messages: Any, template: str, settings: dict[str, An
         raise SamplesError(f"{place}: is no chat", hint='a list of {"role": "user", "content": "…"}')
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise
-    words = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
+    special_tokens = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
     asked = messages[:-1] if messages[-1]["role"] == "assistant" and len(messages) > 1 else messages
     try:
         made = environment.from_string(template)
-        whole = made.render(messages=messages, add_generation_prompt=False, **words)
-        return whole, made.render(messages=asked, add_generation_prompt=True, **words)
+        full = made.render(messages=messages, add_generation_prompt=False, **special_tokens)
+        return full, made.render(messages=asked, add_generation_prompt=True, **special_tokens)
     except (TemplateError, SamplesError, TypeError, ValueError) as error:
         raise SamplesError(f"{place}: the tokenizer's chat template does not take it: {error}") from None
 

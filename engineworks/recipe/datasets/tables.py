@@ -144,8 +144,8 @@ def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[list[Row]]:
 
 
 def _not_parquet(path: Path, error: Exception) -> SamplesError:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return SamplesError(f"{path.name}: is not a Parquet file that can be read ({said})")
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SamplesError(f"{path.name}: is not a Parquet file that can be read ({message})")
 
 
 def _parquet(path: Path) -> Any:

@@ -68,11 +68,11 @@ def plan_text(
     dim, batch = sequence_dim(specs), batch_dim(specs)
     ranges = _ranges(profiles, dim, batch)
     limit = length_limit(tokenizer, dim, ranges, profiles, batch, max_length)
-    whole = padding == "max_length" or isinstance(dim, int)
+    constant = padding == "max_length" or isinstance(dim, int)
     params: dict[str, Any] = {
         "kind": "text", "name": path.name, "columns": list(columns), "label": label, "limit": limit,
         "numbers": label_numbers(model) if label else {},
-        "width": limit if whole else None, "least": min((low for _, _, low, _ in ranges), default=1),
+        "width": limit if constant else None, "least": min((low for _, _, low, _ in ranges), default=1),
         "fields": {spec.name: _field(spec, names) for spec in specs},
         "specs": [spec.to_json() for spec in specs], "total": total, "count": count,
     }  # fmt: skip
@@ -82,7 +82,7 @@ def plan_text(
     libraries += ["pyarrow"] if path.suffix == ".parquet" else []
     preparation = Preparation(params, {"text": path, **files}, {"text": path, "tokenizer": tokenizer}, tuple(libraries))
     arrays = {spec.name: spec.name for spec in specs}
-    ragged = None if whole else Ragged(str(dim), ranges)
+    ragged = None if constant else Ragged(str(dim), ranges)
     return SampleFile(
         path,
         tuple(specs),
@@ -106,8 +106,10 @@ def counted(name: str, total: int, samples: int | None, specs: Sequence[TensorSp
         )
     count, fixed = samples or total, fixed_batch(specs)
     if fixed and count % fixed:
-        whole = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
-        raise SamplesError(f"{name}: {count} samples, and the model takes {fixed} at a time", hint=whole, key="samples")
+        advice = f"samples: {count - count % fixed}" if count > fixed else "give it more samples"
+        raise SamplesError(
+            f"{name}: {count} samples, and the model takes {fixed} at a time", hint=advice, key="samples"
+        )
     return count
 
 
@@ -178,8 +180,8 @@ def length_limit(
                 key="max_length",
             )
         return max_length
-    said = tokenizer_settings(tokenizer).get("model_max_length")
-    own = int(said) if isinstance(said, int | float) and 0 < said < NO_LIMIT else None
+    stated = tokenizer_settings(tokenizer).get("model_max_length")
+    own = int(stated) if isinstance(stated, int | float) and 0 < stated < NO_LIMIT else None
     known = [n for n in (possible, own) if n is not None]
     if not known:
         raise SamplesError("nothing says how long texts may be", hint="max_length: 128")

@@ -72,11 +72,11 @@ def tokenize(
     tokenizer.enable_truncation(limit)
     tokenized = Tokenized()
     for chunk in _chunks(rows):
-        words = [isinstance(row[columns[0]], list) for _, row in chunk]
-        if any(words) != all(words):
+        split = [isinstance(row[columns[0]], list) for _, row in chunk]
+        if any(split) != all(split):
             raise SamplesError(f"{chunk[0][0]}: some texts are lists of words, others are not", hint="write all alike")
         inputs = [_text(place, row, columns) for place, row in chunk]
-        encodings = tokenizer.encode_batch(inputs, is_pretokenized=any(words))
+        encodings = tokenizer.encode_batch(inputs, is_pretokenized=any(split))
         for (place, row), encoding in zip(chunk, encodings, strict=True):
             tokenized.rows.append({name: list(getattr(encoding, at)) for name, at in _ATTRIBUTES.items()})
             tokenized.cut += bool(encoding.overflowing)
@@ -142,8 +142,8 @@ def _chunks(rows: Iterator[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
 def _text(place: str, row: Row, columns: Sequence[str]) -> Any:
     values = [row[column] for column in columns]
     for column, value in zip(columns, values, strict=True):
-        is_words = isinstance(value, list) and all(isinstance(word, str) for word in value)
-        if not isinstance(value, str) and not is_words:
+        is_split = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        if not isinstance(value, str) and not is_split:
             raise SamplesError(
                 f"{place}: '{column}' is no text but {type(value).__name__}", hint="text, or a list of words"
             )
@@ -182,8 +182,8 @@ def _span(place: str, value: Mapping[str, Any], encoding: Encoding, sequence: in
         token for token, ((low, high), of) in enumerate(zip(encoding.offsets, encoding.sequence_ids, strict=True))
         if of == sequence and low < end and high > start
     ]  # fmt: skip
-    whole = inside and encoding.offsets[inside[-1]][1] >= end and encoding.offsets[inside[0]][0] <= start
-    return [inside[0], inside[-1]] if whole else [IGNORED, IGNORED]
+    contained = inside and encoding.offsets[inside[-1]][1] >= end and encoding.offsets[inside[0]][0] <= start
+    return [inside[0], inside[-1]] if contained else [IGNORED, IGNORED]
 
 
 def _first(value: Any) -> Any:

@@ -71,10 +71,10 @@ def night_registry(night: Summary) -> CollectorRegistry:
     return registry
 
 
-def _gauge(registry: CollectorRegistry, name: str, words: str, labels: tuple[str, ...] = ()) -> Any:
+def _gauge(registry: CollectorRegistry, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Any:
     from prometheus_client import Gauge
 
-    return Gauge(f"engineworks_{name}", words, labels, registry=registry)
+    return Gauge(f"engineworks_{name}", documentation, labels, registry=registry)
 
 
 def _add_night(registry: CollectorRegistry, night: Summary) -> None:
@@ -82,8 +82,8 @@ def _add_night(registry: CollectorRegistry, night: Summary) -> None:
     _gauge(registry, "night_duration_seconds", "What the last night took.").set(night.seconds)
     _gauge(registry, "night_changes", "What is not as it was the night before.").set(len(night.changes or ()))
     engines = _gauge(registry, "engines", "Engines by what their night ended in.", ("verdict",))
-    for word in ("pass", "fail", "failed", "inconclusive", "unmeasured", "refused"):
-        engines.labels(word).set(night.counts.get(word, 0))
+    for verdict in ("pass", "fail", "failed", "inconclusive", "unmeasured", "refused"):
+        engines.labels(verdict).set(night.counts.get(verdict, 0))
     _gauge(registry, "engines_not_in_night", "Engines that the last night left out.").set(len(night.not_part))
 
 
@@ -109,8 +109,8 @@ def _add_recipes(registry: CollectorRegistry, night: Summary) -> None:
 
 
 def _add_engines(registry: CollectorRegistry, night: Summary) -> None:
-    words = "1 for the verdict that the engine has, or had last where it is not part of the night."
-    verdict = _gauge(registry, "engine_verdict", words, (*ENGINE, "verdict"))
+    documentation = "1 for the verdict that the engine has, or had last where it is not part of the night."
+    verdict = _gauge(registry, "engine_verdict", documentation, (*ENGINE, "verdict"))
     figures = {
         "latency_ms_p50": (
             _gauge(registry, "engine_latency_p50_seconds", "Median at the first named shape.", ENGINE),

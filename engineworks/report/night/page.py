@@ -20,7 +20,7 @@ REBUILT = 50
 
 
 def render_night(night: Summary) -> str:
-    counts = ", ".join(f"{number} {word}" for word, number in night.counts.items()) or "no engines"
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in night.counts.items()) or "no engines"
     lines = [f"# Night of {night.at:%Y-%m-%d}: {night.verdict}", "", f"{counts}. {_effort(night)}"]
     wrong = [r for r in night.recipes if r["error"]]
     if wrong:
@@ -41,8 +41,8 @@ def _not_part(night: Summary) -> list[str]:
     """What the counts leave out, with its last result."""
     lines = []
     for recipe in night.absent:
-        words = [e["verdict"] for e in night.known if recipe_of(e["id"]) == recipe["recipe"]]
-        counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+        verdicts = [e["verdict"] for e in night.known if recipe_of(e["id"]) == recipe["recipe"]]
+        counts = ", ".join(f"{verdicts.count(w)} {w}" for w in dict.fromkeys(verdicts))
         last = f"no result: {recipe['error'].splitlines()[0]}" if recipe["error"] else counts or "no engines"
         lines.append(f"- **{recipe['recipe']}**: last on {recipe['at'][:10]}, {cell(last)}")
     if night.left_out:
@@ -74,10 +74,10 @@ def _rebuilt(night: Summary) -> Iterable[str]:
 
 
 def _engine(engine: Mapping[str, Any]) -> tuple[str, ...]:
-    word = f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
+    status = f"{engine['verdict']} (waived)" if engine["waived"] and engine["verdict"] == "pass" else engine["verdict"]
     size = engine["bytes"]
     return (
-        engine["id"], word, figure(engine["metric"], 4), figure(engine["latency_ms_p50"], 3),
+        engine["id"], status, figure(engine["metric"], 4), figure(engine["latency_ms_p50"], 3),
         figure(engine["throughput_per_s"], 0), figure(size / 2**20 if size else None, 2), engine["why"],
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from engineworks.report.night.changes import changes_since, past_of, recipe_of
 NIGHT_JSON, NIGHT_PAGE = "nightly.json", "nightly.md"
 """The summary's files in the night's MLflow run."""
 
-WORDS = ("failed", "fail", "inconclusive", "unmeasured", "pass", "refused")
+VERDICTS = ("failed", "fail", "inconclusive", "unmeasured", "pass", "refused")
 """Results of an engine, most severe first."""
 
 SLOWEST = 10
@@ -67,8 +67,8 @@ class Summary:
     @property
     def counts(self) -> dict[str, int]:
         """Engines by result, without zeros."""
-        words = [e["verdict"] for e in self.engines]
-        return {word: words.count(word) for word in WORDS if word in words}
+        verdicts = [e["verdict"] for e in self.engines]
+        return {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
 
     @property
     def verdict(self) -> str:
@@ -97,7 +97,7 @@ class Summary:
 
     def metrics(self) -> dict[str, float]:
         """The series that MLflow draws over the nights."""
-        counts = {f"engines_{word}": float(number) for word, number in self.counts.items()}
+        counts = {f"engines_{verdict}": float(number) for verdict, number in self.counts.items()}
         steps = {
             f"steps_{k}": float(sum(r["steps"].get(k, 0) for r in self.recipes)) for k in ("run", "reused", "failed")
         }
@@ -139,7 +139,7 @@ def summarize(
     left_out = tuple(i for b in builds for i in b.get("not_selected", ()))
     engines = [_engine(e) for b in builds for e in b.get("engines", ())]
     engines += [_refused(r) for b in builds for r in b.get("refused", ())]
-    engines.sort(key=lambda e: (WORDS.index(e["verdict"]), e["id"]))
+    engines.sort(key=lambda e: (VERDICTS.index(e["verdict"]), e["id"]))
     ran = sorted((s for b in builds for s in b.get("ran", ())), key=lambda s: -s["seconds"])
     changes = None if before is None else tuple(changes_since(past, recipes, engines, left_out))
     took = sum(r["seconds"] for r in recipes) if seconds is None else seconds
@@ -167,7 +167,7 @@ def summarize_since(
          "metric": p.metric}
         for engine, p in before.items()
     ]  # fmt: skip
-    old += [_refused({"id": engine, "sentence": sentence}) for engine, sentence in refused.items()]
+    old += [_refused({"id": engine, "sentence": message}) for engine, message in refused.items()]
     new = result.to_json()
     engines = [*map(_engine, new["engines"]), *map(_refused, new["refused"])]
     past = past_of({"engines": old, "left_out": left_out})

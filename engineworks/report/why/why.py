@@ -37,12 +37,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Effect:
-    """One figure or verdict of the result, before and after. said: its meaning, '' if obvious."""
+    """One figure or verdict of the result, before and after. note: its meaning, '' if obvious."""
 
     name: str
     before: str
     after: str
-    said: str = ""
+    note: str = ""
 
     def to_json(self) -> dict[str, str]:
         return vars(self).copy()
@@ -75,7 +75,7 @@ class Explanation:
     after: Side
     differences: tuple[Difference, ...]
     effects: tuple[Effect, ...]
-    anew: tuple[str, ...]
+    rebuilt: tuple[str, ...]
     complete: bool = True
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Explanation:
             "after": {"engine": self.after.engine, "run": self.after.run, "verdict": self.after.verdict},
             "differences": [d.to_json() for d in self.differences],
             "effects": [e.to_json() for e in self.effects],
-            "steps_anew": list(self.anew),
+            "steps_anew": list(self.rebuilt),
             "complete": self.complete,
         }
 
@@ -92,7 +92,7 @@ class Explanation:
 def explain(before: Side, after: Side) -> Explanation:
     """Everything that differs between the two, inputs first."""
     old, new = before.documents or {}, after.documents or {}
-    anew = tuple(k for k in STEP_KINDS if k in old and k in new and old[k].get("key") != new[k].get("key"))
+    rebuilt = tuple(k for k in STEP_KINDS if k in old and k in new and old[k].get("key") != new[k].get("key"))
     found: list[Difference] = [
         Difference("step", f"step {kind} is {'new' if kind in new else 'gone'}", (kind,))
         for kind in STEP_KINDS if (kind in old) != (kind in new)
@@ -103,11 +103,11 @@ def explain(before: Side, after: Side) -> Explanation:
     lines = list(_recipe_differences(before.resolved or {}, after.resolved or {}))
     if before.engine != after.engine:
         lines.insert(0, Difference("engine", f"engine: {before.engine} → {after.engine}"))
-    told = {word for line in lines for word in line.place.split(".")}
-    rest = [d for d in found if d.kind != "setting" or not _told(d, told)]
+    mentioned = {part for line in lines for part in line.place.split(".")}
+    rest = [d for d in found if d.kind != "setting" or not _is_mentioned(d, mentioned)]
     listed = [*lines, *rest]
     complete = all(k in d for d in (old, new) for k in ("export", "fold", "build"))
-    return Explanation(before, after, _joined(listed), tuple(_effects(before, after)), anew, complete)
+    return Explanation(before, after, _joined(listed), tuple(_effects(before, after)), rebuilt, complete)
 
 
 def changed_values(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -119,10 +119,10 @@ def changed_values(before: Any, now: Any, path: str = "") -> Iterator[tuple[str,
         yield path, before, now
 
 
-def _told(setting: Difference, told: set[str]) -> bool:
+def _is_mentioned(setting: Difference, mentioned: set[str]) -> bool:
     """Whether a listed line of the recipe has this setting."""
-    words = re.split(r"[.:]", setting.what)
-    return bool({_FROM_RECIPE.get(words[0], words[0]), words[0], words[-2] if len(words) > 1 else ""} & told)
+    parts = re.split(r"[.:]", setting.what)
+    return bool({_FROM_RECIPE.get(parts[0], parts[0]), parts[0], parts[-2] if len(parts) > 1 else ""} & mentioned)
 
 
 def _recipe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
@@ -190,9 +190,11 @@ def _effects(before: Side, after: Side) -> Iterator[Effect]:
 def _check_effects(before: Side, after: Side) -> Iterator[Effect]:
     old, new = ({c["name"]: c for c in side.checks} for side in (before, after))
     for name in dict.fromkeys((*old, *new)):
-        words = [c[name]["verdict"] if name in c else "not checked" for c in (old, new)]
-        if words[0] != words[1]:
-            yield Effect(f"check {name}", words[0], words[1], new.get(name, old.get(name, {})).get("sentence", ""))
+        verdicts = [c[name]["verdict"] if name in c else "not checked" for c in (old, new)]
+        if verdicts[0] != verdicts[1]:
+            yield Effect(
+                f"check {name}", verdicts[0], verdicts[1], new.get(name, old.get(name, {})).get("sentence", "")
+            )
 
 
 def _metric_effects(old: Accuracy | None, new: Accuracy | None) -> Iterator[Effect]:

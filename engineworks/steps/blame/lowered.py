@@ -59,13 +59,14 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         study = _Study(folded, lowered, wanted, values, Path(scratch))
         pieces = sorted(study.pieces(), key=lambda piece: -piece.error)
-        whole = study.error_with([])
-        blamed, left = study.blamed(pieces, whole, float(payload["allowed"]))
+        full_error = study.error_with([])
+        blamed, left = study.blamed(pieces, full_error, float(payload["allowed"]))
     if pieces:
         study.write(pieces[0], Path(payload["out"]))
     return {
-        "whole": whole, "left": left,
-        "blamed": [study.told(piece) for piece in blamed], "pieces": [study.told(piece) for piece in pieces[:SHOWN]],
+        "whole": full_error, "left": left,
+        "blamed": [study.record(piece) for piece in blamed],
+        "pieces": [study.record(piece) for piece in pieces[:SHOWN]],
         "count": len(pieces), "typical": float(np.median([p.error for p in pieces])) if pieces else 0.0,
     }  # fmt: skip
 
@@ -98,12 +99,12 @@ class _Study:
         """fp32's values of what the nodes read, in the lowered model's types."""
         return {n: self.wanted[n].astype(self.values[n].dtype) for n in self.lowered.fed(nodes, self.values)}
 
-    def blamed(self, pieces: Sequence[Piece], whole: float, allowed: float) -> tuple[list[Piece], float]:
+    def blamed(self, pieces: Sequence[Piece], full_error: float, allowed: float) -> tuple[list[Piece], float]:
         """The fewest of the worst pieces that explain the error, and what is left of it; none if no number does."""
         wrong = [piece for piece in pieces if piece.error > 0]
-        target = max(allowed, whole * FALLEN)
-        if not wrong or whole <= allowed:
-            return [], whole
+        target = max(allowed, full_error * FALLEN)
+        if not wrong or full_error <= allowed:
+            return [], full_error
         too_few, enough = 0, 1
         while (left := self.error_with(wrong[:enough])) > target:
             if enough == len(wrong):
@@ -132,7 +133,7 @@ class _Study:
         finally:
             session.close()
 
-    def told(self, piece: Piece) -> dict[str, Any]:
+    def record(self, piece: Piece) -> dict[str, Any]:
         nodes = [self.lowered.nodes[i] for i in sorted(piece.nodes)]
         makers = {name: node for node in self.folded.nodes for name in node.output}
         return {

@@ -108,7 +108,7 @@ class EngineProber:
         partial = known.with_suffix(".partial")
         partial.write_text(json.dumps(answer.to_json()), encoding="utf-8")
         partial.replace(known)
-        self.say(f"build {self.builds}: {len(model.graph.node)} nodes: {_told(answer)}")
+        self.say(f"build {self.builds}: {len(model.graph.node)} nodes: {_described(answer)}")
         return answer
 
     def _build(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
@@ -124,12 +124,12 @@ class EngineProber:
                 "inputs": [{"name": n, "dtype": a.dtype.name, "shape": list(a.shape)} for n, a in feeds.items()],
             }  # fmt: skip
             try:
-                said = self.pool.run(PROBE, payload, what="a part", error=BuildError, time_limit_s=3600)
+                result = self.pool.run(PROBE, payload, what="a part", error=BuildError, time_limit_s=3600)
             except Interrupted:
                 raise
             except StepError as error:
                 return Answer(crash=error.message.replace(str(part), "part"))
-            return Answer(errors=said["errors"], ran=said["ran"])
+            return Answer(errors=result["errors"], ran=result["ran"])
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,11 +177,11 @@ def _compare(session: Any, feeds: Arrays, payload: Mapping[str, Any]) -> dict[st
 
 def same_crash(one: str, other: str) -> bool:
     """Whether two messages are of the same fault: most of their words are equal, names, numbers and places left out."""
-    a, b = _words(one), _words(other)
+    a, b = _word_set(one), _word_set(other)
     return bool(one) == bool(other) and len(a & b) >= 0.5 * max(1, min(len(a), len(b)))
 
 
-def _words(message: str) -> set[str]:
+def _word_set(message: str) -> set[str]:
     plain = re.sub(r"'[^']*'|\"[^\"]*\"|\([^)]*\)|\S*[/\\]\S*|\d\S*|after .*? s\b|peak memory.*", " ", message)
     return {word.strip(".,:;").lower() for word in plain.split() if len(word) > 2}
 
@@ -198,7 +198,7 @@ def _digest(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, rest: Mapping
     return digest_of({"model": written, "arrays": sums, **rest})
 
 
-def _told(answer: Answer) -> str:
+def _described(answer: Answer) -> str:
     if answer.crash:
         return f"crashes ({answer.crash[:80]})"
     if not answer.ran:

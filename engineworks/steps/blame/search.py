@@ -108,25 +108,25 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.units = self.graph.units(self.values)
-        self.whole = Answer()
+        self.full = Answer()
 
     def starts(self) -> bool:
         """Whether the whole graph shows the fault."""
-        self.whole = self._probe(self._prefix(len(self.units)), self.graph.frontier(self._prefix(len(self.units))))
+        self.full = self._probe(self._prefix(len(self.units)), self.graph.frontier(self._prefix(len(self.units))))
         if not self.inside:
-            self.like = self.whole.crash
-        return self._shows(self.whole)
+            self.like = self.full.crash
+        return self._shows(self.full)
 
     def smallest(self) -> Found:
         """The smallest part that was found before the builds ran out."""
         count = len(self.units)
         best = Found(
-            self.graph, self._prefix(count), tuple(self._bad(self.whole) or self._ends(self._prefix(count))),
-            self.values, self.whole, self.budget.used, self.inside,
+            self.graph, self._prefix(count), tuple(self._bad(self.full) or self._ends(self._prefix(count))),
+            self.values, self.full, self.budget.used, self.inside,
         )  # fmt: skip
         self._best = best
         try:
-            end, bad = self._first_bad(count, self._bad(self.whole))
+            end, bad = self._first_bad(count, self._bad(self.full))
             self._shrink(end, bad)
         except OutOfBuilds:
             self.notes.append(f"stopped after {self.budget.used} builds: a smaller part may show it too")
@@ -138,14 +138,14 @@ class _Search:
 
     def _first_bad(self, end: int, bad: list[str]) -> tuple[int, list[str]]:
         """The first cut at which the fault shows, and the tensors that are wrong there (none after a crash)."""
-        start, marks = 0, 1 if self.whole.crash else MARKS
+        start, marks = 0, 1 if self.full.crash else MARKS
         while end - start > 1:
             cuts = _between(start, end, marks)
             nodes = self._prefix(end if marks > 1 else cuts[0])
             at_cut = {cut: self.graph.frontier(self._prefix(cut)) for cut in cuts}
             ends = bad if marks > 1 else []
             answer = self._probe(nodes, dict.fromkeys([n for names in at_cut.values() for n in names] + ends))
-            if self.whole.crash:
+            if self.full.crash:
                 if self._shows(answer):
                     end = cuts[0]
                     self._keep(nodes, self._ends(nodes), answer)
@@ -171,7 +171,7 @@ class _Search:
         made = [n for n in bad if self.graph.makers.get(n) in last] or bad
         order = self._nearest(end, made or [n for i in sorted(last) for n in self.graph.nodes[i].output if n])
         chosen = self._enough(order, made)
-        if chosen is None and self.whole.crash:  # what comes beside the last node may be needed, too
+        if chosen is None and self.full.crash:  # what comes beside the last node may be needed, too
             order = [self.units[i] for i in range(end - 1, -1, -1)]
             chosen = self._enough(order, made)
         if chosen is None:

@@ -32,7 +32,7 @@ class Situations:
     def run(self) -> dict[str, Situation]:
         """Return the worst difference of each situation, with its stream and position."""
         every: Mapping[str, Callable[[], Situation]] = {
-            "at_once": self._at_once, "beside": self._beside, "places": self._places, "joining": self._joining,
+            "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
         return {name: situation() for name, situation in every.items()}
@@ -44,13 +44,13 @@ class Situations:
         """
         steps = min(count, len(self._long) - 1)
         self._session.reset()
-        whole = self._session.step({0: self._long})[0][-count:]
+        full = self._session.step({0: self._long})[0][-count:]
         beyond = self._beyond()
         self._session.reset()
         self._session.step({0: self._long[:-steps]})
         ones = [self._session.step({0: token})[0] for token in np.split(self._long[-steps:], steps)]
-        found = self._worst([(0, np.concatenate(ones), whole[-steps:])], first=len(self._long) - steps)
-        return {"end": found, "beyond": beyond}, whole
+        found = self._worst([(0, np.concatenate(ones), full[-steps:])], first=len(self._long) - steps)
+        return {"end": found, "beyond": beyond}, full
 
     def _alone(self, stream: int, text: Tokens, prompt: int) -> Logits:
         """Return logits [len(text), vocabulary]: the prompt at once, then token by token."""
@@ -66,7 +66,7 @@ class Situations:
             found.append((index, self._session.step({0: text})[0], self._plain[index]))
         return self._worst(found)
 
-    def _beside(self) -> Difference:
+    def _alongside(self) -> Difference:
         return self._worst(self._together({i: i for i in range(len(self._texts))}))
 
     def _places(self) -> Difference:

@@ -75,11 +75,11 @@ def to_split(ranked: Sequence[Trial]) -> list[Trial]:
     """Return the first groups of the ranking that make most of the noise, without those of one node."""
     total = sum(t.noise for t in ranked if math.isfinite(t.noise))
     chosen: list[Trial] = []
-    seen = 0.0
+    covered = 0.0
     for trial in ranked:
-        if seen >= SHARE_TO_SPLIT * total and (not chosen or math.isfinite(trial.noise)):
+        if covered >= SHARE_TO_SPLIT * total and (not chosen or math.isfinite(trial.noise)):
             break
-        seen += trial.noise if math.isfinite(trial.noise) else 0.0
+        covered += trial.noise if math.isfinite(trial.noise) else 0.0
         chosen.append(trial)
     return [trial for trial in chosen if len(trial.group.nodes) > 1]
 

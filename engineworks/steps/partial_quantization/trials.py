@@ -60,7 +60,7 @@ class Trials:
         """Nodes whose activations would be quantized, in the order of the graph: those that `keep` can exclude."""
         return tuple(name for name, plan in self._plans.items() if plan.format.name in CALIBRATED)
 
-    def each_alone(self, groups: Sequence[Group], told: Callable[[Trial], None]) -> list[Trial]:
+    def each_alone(self, groups: Sequence[Group], on_trial: Callable[[Trial], None]) -> list[Trial]:
         """Make one trial per group, in the order of the graph: the rest stays fp32. Raises `RunError`."""
         prefix = Prefix(self._model, self._batches, self._scratch)
         trials = []
@@ -69,7 +69,7 @@ class Trials:
             prefix.move_to(self._first(group))
             report = self._alone(group, prefix)
             trials.append(make_trial(group, report, time.perf_counter() - start))
-            told(trials[-1])
+            on_trial(trials[-1])
         return trials
 
     def without(self, kept: Sequence[Group]) -> Accuracy:

@@ -187,7 +187,7 @@ def shown_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto])
     return shown
 
 
-def whole_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
+def complete_model(shell: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
     """Reassemble a model from its shell and those of the weights that something uses, in their order."""
 
     model = deepcopy(shell)

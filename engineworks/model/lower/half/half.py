@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engineworks.errors import LoweringError, PrecisionError, SamplesError
 from engineworks.model.lower.half.autocast import autocast_model, why_not_autocast
 from engineworks.model.lower.half.convert import Halved, Prepared, convert, prepare
-from engineworks.model.lower.half.graph import FLOAT, HalfType, TypedGraph, whole_model
+from engineworks.model.lower.half.graph import FLOAT, HalfType, TypedGraph, complete_model
 from engineworks.model.lower.half.observe import float_sources, observe, out_of_range, own_errors, worst_first
 from engineworks.model.lower.half.overflow import Overflow, first_overflow
 from engineworks.model.lower.half.prove import check_well_formed, prove, reference_outputs, run_once
@@ -170,7 +170,7 @@ class _Lowering:
         """Return the node where a failing attempt stops being finite; None if it fails for another reason."""
         if all(proof.finite for proof in attempt.report.outputs):
             return None
-        source = whole_model(self.prepared.graph.shell, self.prepared.graph.weights)
+        source = complete_model(self.prepared.graph.shell, self.prepared.graph.weights)
         return first_overflow(self.bench, source, attempt.model, self.prepared.half, self.samples)
 
     def by_autocast(self) -> _Attempt:

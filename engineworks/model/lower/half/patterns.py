@@ -91,16 +91,16 @@ def _centering(graph: TypedGraph, square: int) -> Iterator[int]:
 
 def _until_division(graph: TypedGraph, at: int) -> Iterator[int]:
     """Yield what follows a mean of squares, through the node that divides the activations by its root."""
-    waiting, seen = [at], {at}
+    waiting, visited = [at], {at}
     while waiting:
         for _, name in graph.float_outputs(waiting.pop()):
             for user, _ in graph.consumers.get(name, ()):
                 others = [n for n in graph.nodes[user].input if n and n != name and n not in graph.weights]
                 floats = [n for n in others if graph.is_float(n)]
                 op = graph.nodes[user].op_type
-                if user in seen or op not in _AFTER_SQUARES or (floats and op not in ("Div", "Mul")):
+                if user in visited or op not in _AFTER_SQUARES or (floats and op not in ("Div", "Mul")):
                     continue
-                seen.add(user)
+                visited.add(user)
                 yield user
                 if not floats:
                     waiting.append(user)

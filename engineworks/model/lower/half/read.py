@@ -37,7 +37,7 @@ def typed_graph(model: onnx.ModelProto, *, minimum_opset: int = 0) -> TypedGraph
     sort_nodes(shell.graph)
     if opset_of(shell) < minimum_opset and not any(True for node in shell.graph.node for _ in subgraphs(node)):
         shell = _raise_opset(shell, weights, minimum_opset)
-    _set_constants_aside(shell, weights)
+    _detach_constants(shell, weights)
     _name_nodes(shell.graph)
     shell.ir_version = max(shell.ir_version, onnx.helper.find_min_ir_version_for(shell.opset_import, True))
     return TypedGraph(shell, weights, infer_types(shell, weights))
@@ -73,7 +73,7 @@ def _raise_opset(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto], m
     return _without_shown(raised, weights)
 
 
-def _set_constants_aside(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> None:
+def _detach_constants(shell: onnx.ModelProto, weights: dict[str, onnx.TensorProto]) -> None:
     """Move the main graph's floating Constants to the weights, except one that is itself a graph output."""
     import onnx
 

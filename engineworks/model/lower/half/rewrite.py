@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engineworks.model.graphs import fresh_name, set_nodes, subgraphs
-from engineworks.model.lower.half.graph import DOUBLE, FloatFormat, TypedGraph, whole_model
+from engineworks.model.lower.half.graph import DOUBLE, FloatFormat, TypedGraph, complete_model
 from engineworks.model.lower.half.rules import FLOAT_PORTS, takes_any_type
 from engineworks.model.lower.half.weights import half_tensor
 
@@ -64,7 +64,7 @@ class _Rewriter:
                 self._name(value.name, self._outer_type(value.name))
         set_nodes(shell.graph, self._nodes)
         self._retype_values(shell.graph)
-        return Rewritten(whole_model(shell, self._weights), self._converted(), tuple(self._halved))
+        return Rewritten(complete_model(shell, self._weights), self._converted(), tuple(self._halved))
 
     def _converted(self) -> tuple[str, ...]:
         graph = self._graph

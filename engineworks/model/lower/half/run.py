@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engineworks.errors import LoweringError
 from engineworks.host.cpu import limit_threads
-from engineworks.model.lower.half.graph import whole_model
+from engineworks.model.lower.half.graph import complete_model
 from engineworks.model.runtime.ort_errors import ort_errors
 from engineworks.model.runtime.ort_forms import exact_options, ort_level
 from engineworks.model.tensor_storage import append_values, detach, tensor_bytes
@@ -93,7 +93,7 @@ class Bench:
         options.log_severity_level = 3
         limit_threads(options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
-        content = whole_model(shell, stored).SerializeToString(deterministic=True)
+        content = complete_model(shell, stored).SerializeToString(deterministic=True)
         with _runtime_errors("ONNX Runtime does not load the model"):
             return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

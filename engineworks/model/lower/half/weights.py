@@ -176,11 +176,11 @@ def _limit(graph: TypedGraph, half: FloatFormat, at: int, position: int, size: f
     return half.max / _SENTINEL_SHARE if all(_ends_squashed(graph, out, set()) for out in node.output) else None
 
 
-def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
+def _ends_squashed(graph: TypedGraph, name: str, visited: set[str]) -> bool:
     """Return whether every path from the tensor ends in an operator that treats all very negative numbers alike."""
-    if name in seen:
+    if name in visited:
         return True
-    seen.add(name)
+    visited.add(name)
     users = graph.consumers.get(name, ())
     if not users or name in graph.outputs or name in graph.captured_names:
         return False
@@ -188,7 +188,7 @@ def _ends_squashed(graph: TypedGraph, name: str, seen: set[str]) -> bool:
         node = graph.nodes[at]
         if node.op_type in _SQUASHES or node.op_type in ("Shape", "Size"):
             continue
-        if node.op_type not in _CARRIES or not all(_ends_squashed(graph, out, seen) for out in node.output if out):
+        if node.op_type not in _CARRIES or not all(_ends_squashed(graph, out, visited) for out in node.output if out):
             return False
     return True
 

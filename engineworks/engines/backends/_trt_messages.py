@@ -62,7 +62,7 @@ _NO_KERNEL = re.compile(r"(?:^|\s)(\S+) has no runners|any implementation for (?
 
 
 @dataclass(frozen=True)
-class Sentence:
+class TrtMessage:
     """A message. known: whether its reason is known, so that building again changes nothing."""
 
     text: str
@@ -70,7 +70,7 @@ class Sentence:
     known: bool
 
 
-def parser_sentence(errors: Sequence[Any], graph: onnx.GraphProto | None, reason: str) -> Sentence:
+def parser_message(errors: Sequence[Any], graph: onnx.GraphProto | None, reason: str) -> TrtMessage:
     """Return the message for a parser's errors. graph: the model's. reason: the log's, used where the parser names
     nothing."""
     missing: dict[str, list[str]] = {}
@@ -91,8 +91,8 @@ def parser_sentence(errors: Sequence[Any], graph: onnx.GraphProto | None, reason
     parts = ([f"it does not have {', '.join(lacking)}"] if lacking else []) + list(fields)
     hints = dict.fromkeys(([_REPLACE] if lacking else []) + [hint for hint in fields.values() if hint])
     if not parts:
-        return Sentence(reason, "the whole of what it said is in the build's log", known=False)
-    return Sentence("; ".join(parts), "; ".join(hints) or "the whole of what it said is in the build's log", known)
+        return TrtMessage(reason, "the whole of what it said is in the build's log", known=False)
+    return TrtMessage("; ".join(parts), "; ".join(hints) or "the whole of what it said is in the build's log", known)
 
 
 def _missing(operator: str, nodes: Sequence[str]) -> str:
@@ -103,14 +103,14 @@ def _missing(operator: str, nodes: Sequence[str]) -> str:
 def _of_node(operator: str, name: str, text: str) -> tuple[str, str]:
     """Return what is wrong with the node, and what to do ('' for unknown messages)."""
     where = f"{operator} (node '{name}')" if operator else "the model"
-    flat = said_whole(text.removeprefix(f"Invalid Node - {name}\n"))
+    flat = unwrapped(text.removeprefix(f"Invalid Node - {name}\n"))
     for pattern, what, hint in _PARSER:
         if match := pattern.search(flat):
             return f"{where} {what.format(*(g.lower() for g in match.groups()))}", hint.replace("OPERATOR", operator)
     assertion = re.search(r'&& ((?:"[^"]*"\s*)+)$|^Assertion failed: .*?: (?=[A-Z])(.*)$', flat)
     if assertion:
-        words = assertion[2] or "".join(re.findall(r'"([^"]*)"', assertion[1]))
-        return f"{where}: {words.strip(' .')}", _REPLACE if operator else ""
+        text = assertion[2] or "".join(re.findall(r'"([^"]*)"', assertion[1]))
+        return f"{where}: {text.strip(' .')}", _REPLACE if operator else ""
     return f"{where}: {flat}", ""
 
 
@@ -132,7 +132,7 @@ def _strange_types(graph: onnx.GraphProto | None) -> Iterator[str]:
             yield f"constant '{tensor.name}' is of type {kind.lower()}"
 
 
-def builder_sentence(reason: str, graph: onnx.GraphProto | None) -> Sentence:
+def builder_message(reason: str, graph: onnx.GraphProto | None) -> TrtMessage:
     """Return the message for the builder's reason (`Errors.reason`)."""
     nodes = {node.name: node.op_type for node in (graph.node if graph is not None else ()) if node.name}
     match = _NO_KERNEL.search(reason)
@@ -140,17 +140,17 @@ def builder_sentence(reason: str, graph: onnx.GraphProto | None) -> Sentence:
         name = (match[1] or match[2]).strip(".'")
         name = name if name in nodes else re.sub(r"_\d+$", "", name)  # the parser numbers its layers
         where = f"{nodes[name]} (node '{name}')" if name in nodes else f"'{name}'"
-        return Sentence(f"it has no kernel for {where}", _REPLACE, known=True)
+        return TrtMessage(f"it has no kernel for {where}", _REPLACE, known=True)
     if "Attention operation was not supported by a dedicated kernel" in reason:
         named = [f"Attention (node '{name}')" for name, operator in nodes.items() if operator == "Attention"]
-        words = f"it has no kernel for {', '.join(named[:3]) or 'Attention'} in this type and head size"
-        return Sentence(words, "write Attention as MatMul and Softmax, or use fp16 on this target", known=True)
+        text = f"it has no kernel for {', '.join(named[:3]) or 'Attention'} in this type and head size"
+        return TrtMessage(text, "write Attention as MatMul and Softmax, or use fp16 on this target", known=True)
     named = [name for name in nodes if re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/.])", reason)]
     where = f" ({nodes[max(named, key=len)]}, node '{max(named, key=len)}')" if named else ""
-    return Sentence(reason + where, "the whole of what it said is in the build's log", known=False)
+    return TrtMessage(reason + where, "the whole of what it said is in the build's log", known=False)
 
 
-def said_whole(text: str) -> str:
+def unwrapped(text: str) -> str:
     """Return the full text in one line, without the vendor's source locations and without CUDA's errors on hosts
     without a GPU."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not WITHOUT_GPU.search(line)]

@@ -33,6 +33,7 @@ LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
+SHADOW_FILE = "shadow.json"
 
 
 @dataclass(frozen=True)

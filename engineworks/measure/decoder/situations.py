@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engineworks.measure.decoder.report import Difference, Refusal
+from engineworks.measure.decoder.report import Difference, Refusal, Situation
 
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference of a position's logits, root mean square, relative to their spread."""
@@ -51,12 +51,16 @@ def worst_position(got: NDArray[Any], plain: NDArray[Any], stream: int, first: i
     return Difference(value if np.isfinite(value) else None, first + at, stream)
 
 
-def worst_of(found: Sequence[Difference]) -> Difference:
-    """Return the worst of several, None counting as worst."""
-    return max(found, key=lambda f: np.inf if f.difference is None else f.difference)
+def worst_of(found: Sequence[Situation]) -> Situation:
+    """Return the worst of several, None counting as worst; of refusals whether all refused."""
+    refusals = [f for f in found if isinstance(f, Refusal)]
+    if refusals:
+        return Refusal(all(f.refused for f in refusals))
+    differences = [f for f in found if isinstance(f, Difference)]
+    return max(differences, key=lambda f: np.inf if f.difference is None else f.difference)
 
 
-def is_right(situation: Difference | Refusal, computes: str) -> bool:
+def is_right(situation: Situation, computes: str) -> bool:
     """Whether a situation's worst difference is within the tolerance of the type that the engine computes in."""
     if isinstance(situation, Refusal):
         return situation.refused

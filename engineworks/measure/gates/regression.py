@@ -77,7 +77,7 @@ def _comparison_check(
 ) -> Check:
     times = len(comparison["attempts"])
     how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    message = _message(shape, result, limit, str(champion), how, comparison["confidence"])
+    message = comparison_message(shape, result, limit, str(champion), how, comparison["confidence"])
     return Check(name, result.verdict, message + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
@@ -104,7 +104,7 @@ def _history_check(
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
     result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
-    text = f"{_message(shape, result, limit, str(champion), how)} {stand_in}"
+    text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
     return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
 
 
@@ -119,7 +119,7 @@ WAY_OUT = (
 )
 
 
-def _message(
+def comparison_message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
     """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
@@ -150,10 +150,10 @@ def _accuracy_check(
     ours, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
     if ours is None or ours.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = _worse_by(ours.engine, then, lower_is_better=ours.lower_is_better)
-    said = f"{ours.name} is {ours.engine:.6g}, that of {champion} {then:.6g}: "
-    said += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
-    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{said}, limit {_percent(limit)} worse.")
+    worse = worse_by(ours.engine, then, lower_is_better=ours.lower_is_better)
+    text = f"{ours.name} is {ours.engine:.6g}, that of {champion} {then:.6g}: "
+    text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
+    return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
 
 
 def _what_changed(then: Report, now: Report) -> str:
@@ -169,7 +169,7 @@ def _what_changed(then: Report, now: Report) -> str:
     return ""
 
 
-def _worse_by(ours: float, theirs: float, *, lower_is_better: bool) -> float:
+def worse_by(ours: float, theirs: float, *, lower_is_better: bool) -> float:
     """How much worse than the champion, relative to it; an error metric is worse when it grows."""
     drop = ours - theirs if lower_is_better else theirs - ours
     if theirs:

@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.engines.decoder.base import DecoderSession, Tokens
-from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.verified import verified_engine
+from engineworks.engines.decoder.open import open_decoder, parts_of
+from engineworks.engines.decoder.parts import Part
+from engineworks.engines.engine_session import serving_from_json
+from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.accuracy_report import Accuracy, MetricFigures
 from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Situation
+from engineworks.measure.decoder.situations import worst_of
 from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
@@ -23,18 +26,37 @@ from engineworks.steps.step_job import StepJob
 
 def run(job: StepJob) -> None:
     texts, reference = read_texts(job.path("evaluation")), Reference(job.inputs["reference"])
-    streams = max(STREAMS, *job.params["decoder"]["streams"])
     with verified_engine(job.inputs["build"]) as engine:
-        session, decoder = open_decoder(engine, job.params["target"], streams), engine.sidecar["decoder"]
-    try:
-        comparison, metric, usual_error = _texts(session, texts, reference)
-        prompts = _prompts(session, texts.prompts, reference, usual_error, job)
-        situations = _situations(session, texts, reference, comparison)
-    finally:
-        session.close()
+        decoder = engine.sidecar["decoder"]
+        first, *others = _session_sizes(parts_of(engine.sidecar), job.params["decoder"]["streams"])
+        session = _open(job, engine, first)
+        try:
+            comparison, metric, usual_error = _texts(session, texts, reference)
+            prompts = _prompts(session, texts.prompts, reference, usual_error, job)
+            found = [_situations(session, texts, reference, comparison)]
+        finally:
+            session.close()
+        for streams in others:
+            session = _open(job, engine, streams)
+            try:
+                found.append(_situations(session, texts, reference, comparison))
+            finally:
+                session.close()
+    situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
     outputs = {decoder["interface"]["logits"]: comparison.result()}
-    found = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error)
-    job.write(Accuracy(outputs, metric, len(texts.texts), (1,), decoder=found))
+    made = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error)
+    job.write(Accuracy(outputs, metric, len(texts.texts), (1,), decoder=made))
+
+
+def _open(job: StepJob, engine: VerifiedEngine, streams: int) -> DecoderSession:
+    return open_decoder(engine, job.params["target"], streams, serving=serving_from_json(job.params["serving"]))
+
+
+def _session_sizes(parts: Sequence[Part], asked: Sequence[int]) -> list[int]:
+    """Return the numbers of streams whose sessions run everything that the engine serves, the largest first: one, or
+    one for each part that steps several streams, because a session takes the largest part that fits."""
+    sizes = {max(STREAMS, part.batch) for part in parts if part.batch > 1} if parts else {max(STREAMS, *asked)}
+    return sorted(sizes or {STREAMS}, reverse=True)
 
 
 def _texts(

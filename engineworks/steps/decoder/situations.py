@@ -9,7 +9,7 @@ import numpy as np
 
 from engineworks.engines.decoder.base import DecoderSession, Logits, Tokens
 from engineworks.errors import RunError
-from engineworks.measure.decoder.report import Difference, Refusal, Situation
+from engineworks.measure.decoder.report import Refusal, Situation
 from engineworks.measure.decoder.situations import worst_of, worst_position
 
 STREAMS, STEPS = 3, 6
@@ -35,7 +35,8 @@ class Situations:
             "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
-        return {name: situation() for name, situation in every.items()}
+        graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
+        return {name: situation() for name, situation in every.items()} | graph
 
     def end(self, count: int) -> tuple[dict[str, Situation], Logits]:
         """Fill the context at once, and again with the last `count` tokens one by one; try one token more.
@@ -59,21 +60,21 @@ class Situations:
         parts += [self._session.step({stream: text[i : i + 1]})[stream] for i in range(prompt, len(text))]
         return np.concatenate(parts)
 
-    def _at_once(self) -> Difference:
+    def _at_once(self) -> Situation:
         found = []
         for index, text in enumerate(self._texts):
             self._session.reset()
             found.append((index, self._session.step({0: text})[0], self._plain[index]))
         return self._worst(found)
 
-    def _alongside(self) -> Difference:
+    def _alongside(self) -> Situation:
         return self._worst(self._together({i: i for i in range(len(self._texts))}))
 
-    def _places(self) -> Difference:
+    def _places(self) -> Situation:
         last = self._session.streams - 1
         return self._worst(self._together({i: last - i for i in range(len(self._texts))}))
 
-    def _lengths(self) -> Difference:
+    def _lengths(self) -> Situation:
         """Prompts of different lengths in one call, then all step by step until each has ended."""
         prompts = {i: max(1, prompt - 2 * i) for i, prompt in enumerate(self._prompts)}
         return self._worst(self._together({i: i for i in range(len(self._texts))}, prompts))
@@ -94,7 +95,7 @@ class Situations:
                 at[i] += 1
         return [(i, np.concatenate(parts[i]), self._plain[i]) for i in places]
 
-    def _joining(self) -> Difference:
+    def _joining(self) -> Situation:
         """Stream 0 runs; others join at its third token, one leaves two tokens later, and text 0 takes its place."""
         self._session.reset()
         runs = {0: (0, [self._session.step({0: self._texts[0][: self._prompts[0]]})[0]])}
@@ -116,7 +117,7 @@ class Situations:
     def _begin(self, stream: int, text: int) -> tuple[int, list[Logits]]:
         return text, [self._session.step({stream: self._texts[text][: self._prompts[text]]})[stream]]
 
-    def _reused(self) -> Difference:
+    def _reused(self) -> Situation:
         """The buffers hold a longer text; then another text runs in them."""
         found = []
         for index, text in enumerate(self._texts):
@@ -129,8 +130,15 @@ class Situations:
             found.append((index, np.concatenate(parts), self._plain[index]))
         return self._worst(found)
 
-    def _again(self) -> Difference:
+    def _again(self) -> Situation:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
+
+    def _graph(self) -> Situation:
+        """Without a device's graphs, for comparison: the plain answer was replayed from its second run on."""
+        self._session.use_graphs(False)
+        without = self._alone(0, self._texts[0], self._prompts[0])
+        self._session.use_graphs(True)
+        return self._worst([(0, without, self._plain[0])])
 
     def _beyond(self) -> Refusal:
         try:
@@ -139,6 +147,6 @@ class Situations:
             return Refusal(True)
         return Refusal(False)
 
-    def _worst(self, found: Sequence[tuple[int, Logits, Logits]], first: int = 0) -> Difference:
+    def _worst(self, found: Sequence[tuple[int, Logits, Logits]], first: int = 0) -> Situation:
         """found: text, its logits here, and those that it should have."""
         return worst_of([worst_position(got, plain, i, first) for i, got, plain in found])

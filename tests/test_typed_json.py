@@ -20,7 +20,7 @@ from tests.report_example import accuracy
 
 DECODER = DecoderAccuracy(
     "fp16", {"end": Difference(None, 3, 0), "beyond": Refusal(True)},
-    (Continuation("a", "b", "c", (1, 2), (1, 3), 1, 0.5, "b", "near tie"),), 0.1,
+    (Continuation("a", "b", "c", (1, 2), (1, 3), 1, 0.5, "b", "near tie"),), 0.1, 0.01,
 )  # fmt: skip
 REPORTS: dict[str, Report] = {"accuracy": accuracy("int8"), "decoder": replace(accuracy("fp16"), decoder=DECODER)}
 WRONG: tuple[Any, ...] = (None, True, -1, 0.5, "a", [], {}, {"a": 1}, float("nan"), float("inf"), 10**400, "\ud800")

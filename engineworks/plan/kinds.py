@@ -18,7 +18,6 @@ from engineworks.errors import (
     StepError,
 )
 from engineworks.measure.accuracy_report import Accuracy
-from engineworks.measure.served_report import LoweredFacts
 from engineworks.typed_json import Report
 
 StepName = Literal[
@@ -89,8 +88,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=LOWERING_FILE, optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        2, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, typed=(LoweredFacts,),
-        attempts=2,
+        3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(

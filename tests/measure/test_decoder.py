@@ -10,7 +10,7 @@ import pytest
 
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
 from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Difference, Refusal
-from engineworks.measure.decoder.situations import difference, is_right, worst_of, worst_position
+from engineworks.measure.decoder.situations import LARGEST, difference, is_right, tolerance, worst_of, worst_position
 from engineworks.measure.decoder.texts import (
     compare_texts,
     greedy_agreement,
@@ -109,6 +109,18 @@ def test_what_is_not_finite_is_the_worst():
     assert not is_right(worst, "fp16")
 
 
+def test_the_tolerance_follows_the_models_own_sensitivity():
+    seen_on_an_h200 = Difference(0.0375, 47, 0)
+    assert not is_right(seen_on_an_h200, "fp16")
+    assert is_right(seen_on_an_h200, "fp16", 0.032)
+    assert tolerance("fp16", None) == tolerance("fp16", 1e-4) == 2e-2
+    assert tolerance("fp16", 5.0) == LARGEST
+
+
+def test_a_refusal_counts_for_every_session():
+    assert worst_of([Refusal(True), Refusal(False)]) == Refusal(False)
+
+
 def continuation(**changes):
     known = Continuation("", "", "", engine=(1, 2), reference=(1, 2), parted=None, gap=None, same_text=None, why="")
     return replace(known, **changes)
@@ -116,7 +128,7 @@ def continuation(**changes):
 
 def report_of(**changes):
     situations = {"beside": Difference(1e-6, 3, 0), "beyond": Refusal(True)}
-    return replace(DecoderAccuracy("fp32", situations, (continuation(),), 0.1), **changes)
+    return replace(DecoderAccuracy("fp32", situations, (continuation(),), 0.1, None), **changes)
 
 
 def verdicts(report, **limits):

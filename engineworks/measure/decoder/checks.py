@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engineworks.measure.decoder.report import DecoderAccuracy, Difference, Refusal
-from engineworks.measure.decoder.situations import SITUATIONS, TOLERANCES, is_right
+from engineworks.measure.decoder.situations import SITUATIONS, is_right, tolerance
 from engineworks.measure.decoder.texts import greedy_agreement
 
 
@@ -26,7 +26,7 @@ def decoder_findings(
     """agreement: share of positions with fp32's most probable token. limits: greedy_agreement and token_agreement, None
     where the recipe sets none."""
     for name, found in report.situations.items():
-        yield _situation(name, found, report.computes)
+        yield _situation(name, found, report.computes, report.moved)
     yield from _greedy(report, limits.get("greedy_agreement"))
     limit = limits.get("token_agreement")
     if limit is not None:
@@ -35,14 +35,14 @@ def decoder_findings(
         yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", message)
 
 
-def _situation(name: str, found: Difference | Refusal, computes: str) -> DecoderFinding:
-    what, good = SITUATIONS[name], is_right(found, computes)
+def _situation(name: str, found: Difference | Refusal, computes: str, moved: float | None) -> DecoderFinding:
+    what, good = SITUATIONS[name], is_right(found, computes, moved)
     if isinstance(found, Refusal):
-        told = "it is refused" if good else "no error was raised"
-        return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {told}.")
+        outcome = "it is refused" if good else "no error was raised"
+        return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {outcome}.")
     shown = "not a number" if found.difference is None else f"{found.difference:.2g}"
     where = f"stream {found.stream}, position {found.position}"
-    message = f"{what}: logits differ by {shown} at most ({where}), tolerance {TOLERANCES[computes]:g}."
+    message = f"{what}: logits differ by {shown} at most ({where}), tolerance {tolerance(computes, moved):.2g}."
     return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", message)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from engineworks.typed_json import Count, Document, Size
+from engineworks.typed_json import Count, Document, Report, Size
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,20 @@ class Continuation(Document):
 @dataclass(frozen=True)
 class DecoderAccuracy(Document):
     """computes: the type that the engine computes in. situations: by name, see `situations.SITUATIONS`. usual_error:
-    root mean square error of a logit."""
+    root mean square error of a logit. moved: how far one rounding moves the lowered model's logits, None if unknown."""
 
     computes: Literal["fp32", "fp16", "bf16"]
     situations: Mapping[str, Situation]
     prompts: tuple[Continuation, ...]
     usual_error: Size
+    moved: Size | None
+
+
+@dataclass(frozen=True)
+class LoweredDecoder(Report):
+    """How far one rounding moves the lowered model's logits, relative to their spread; None if unknown, and why."""
+
+    FILE = "lowered.json"
+
+    moved: Size | None
+    why: str

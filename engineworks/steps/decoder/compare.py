@@ -14,13 +14,13 @@ from engineworks.engines.engine_session import serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.accuracy import OutputComparison
 from engineworks.measure.accuracy_report import Accuracy, MetricFigures
-from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, Situation
+from engineworks.measure.decoder.report import Continuation, DecoderAccuracy, LoweredDecoder, Situation
 from engineworks.measure.decoder.situations import worst_of
 from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
-from engineworks.steps.decoder.situations import STREAMS, Situations
-from engineworks.steps.decoder.texts import Texts, read_texts
+from engineworks.steps.decoder.situations import Situations
+from engineworks.steps.decoder.texts import STREAMS, Texts, read_texts, situation_texts
 from engineworks.steps.step_job import StepJob
 
 
@@ -42,9 +42,10 @@ def run(job: StepJob) -> None:
                 found.append(_situations(session, texts, reference, comparison))
             finally:
                 session.close()
+    lowered = LoweredDecoder.read(job.inputs["lowered"])
     situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
     outputs = {decoder["interface"]["logits"]: comparison.result()}
-    made = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error)
+    made = DecoderAccuracy(decoder["computes"], situations, prompts, usual_error, lowered.moved)
     job.write(Accuracy(outputs, metric, len(texts.texts), (1,), decoder=made))
 
 
@@ -123,13 +124,8 @@ def _situations(
     session: DecoderSession, texts: Texts, reference: Reference, comparison: OutputComparison
 ) -> dict[str, Situation]:
     """Return every situation. The end of the context is compared with the reference too, by `comparison`."""
-    longest = sorted(texts.texts, key=len, reverse=True)[: min(STREAMS, session.streams)]
-    situations = Situations(session, [text[:MOST_TOKENS] for text in longest], texts.long)
+    situations = Situations(session, situation_texts(texts, session.interface.context), texts.long)
     found, expected = situations.run(), reference.end()
     at_end, logits = situations.end(len(expected))
     comparison.add(logits, expected)
     return found | at_end
-
-
-MOST_TOKENS = 48
-"""Tokens of a text in the situations, which repeat it about twelve times."""

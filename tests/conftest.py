@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from engineworks.tracking import sqlite
 
 RECIPE = """\
 recipe: tiny
@@ -74,6 +78,21 @@ def tiny_labels(images: NDArray[np.float32], model: onnx.ModelProto) -> NDArray[
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     logits: NDArray[np.float32] = session.run(None, {"image": images})[0]
     return logits.argmax(axis=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow migrates its first fresh database of this process, 1 s; every later one is a copy of the result."""
+    migrate, copy = sqlite._migrate_in_memory, tmp_path_factory.mktemp("migrated") / "mlflow.db"
+
+    def migrate_once(target: Path) -> None:
+        if not copy.exists():
+            migrate(copy)
+        shutil.copyfile(copy, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite, "_migrate_in_memory", migrate_once)
+        yield
 
 
 @pytest.fixture

@@ -98,8 +98,15 @@ def _one_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose recipes/ holds `tiny.yaml`; it is the current folder, and artifacts/ lies in it."""
-    (tmp_path / ".git").mkdir()
-    recipes = tmp_path / "recipes"
+    for name in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return make_repository(tmp_path)
+
+
+def make_repository(root: Path) -> Path:
+    (root / ".git").mkdir()
+    recipes = root / "recipes"
     recipes.mkdir()
     (recipes / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     (recipes / "_targets.yaml").write_text(TARGETS, encoding="utf-8")
@@ -109,10 +116,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = random.normal(0, 1, (40, 1, 4, 4)).astype(np.float32)
     np.savez(recipes / "calib.npz", image=images[:24])
     np.savez(recipes / "test.npz", image=images[24:], label=tiny_labels(images[24:], model))
-    for name in ("ENGINEWORKS_ARTIFACTS", "ENGINEWORKS_STORE", "ENGINEWORKS_DATA_ROOTS", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return root
 
 
 def free_height(recipes: Path) -> None:

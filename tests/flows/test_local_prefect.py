@@ -20,7 +20,7 @@ import pytest
 
 from engineworks.errors import StepError
 from flows import local_prefect_server
-from flows.local_prefect import LocalPrefect
+from flows.local_prefect import LocalPrefect, prefect_api
 from flows.local_prefect_child import ServerChild
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +117,12 @@ def logged(home: Path) -> int:
     return int(found[0])
 
 
+@pytest.fixture(autouse=True)
+def _own_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "artifacts" / "prefect"
@@ -131,13 +137,13 @@ def server(tmp_path: Path) -> Iterator[ServerChild]:
 
 
 def test_every_task_run_is_recorded_and_nothing_is_left(home: Path) -> None:
-    build = run_build(home, tasks=100)
+    build = run_build(home, tasks=20)
     pid = server_pid(build)
     out, err = build.communicate(timeout=LIMIT_S)
     assert (build.returncode, out, err) == (0, "steps done\n", "")
     assert count(home, "flow_run") == {"Completed": 1}
-    assert count(home, "task_run") == {"Completed": 100}
-    assert logged(home) == 100
+    assert count(home, "task_run") == {"Completed": 20}
+    assert logged(home) == 20
     assert not lives(pid)
     log = (home / "server.log").read_text()
     errors = [line for line in log.splitlines() if "| ERROR" in line]
@@ -148,11 +154,11 @@ def test_every_task_run_is_recorded_and_nothing_is_left(home: Path) -> None:
 
 
 def test_two_builds_at_once_share_a_fresh_database(home: Path) -> None:
-    builds = [run_build(home, tasks=50) for _ in range(2)]
+    builds = [run_build(home, tasks=10) for _ in range(2)]
     ends = [build.communicate(timeout=LIMIT_S) for build in builds]
     assert [build.returncode for build in builds] == [0, 0], ends
     assert count(home, "flow_run") == {"Completed": 2}
-    assert count(home, "task_run") == {"Completed": 100}
+    assert count(home, "task_run") == {"Completed": 20}
 
 
 def test_ctrl_c_leaves_no_server_and_a_crashed_run(home: Path) -> None:
@@ -198,13 +204,12 @@ def test_a_server_of_the_users_own_is_used_and_none_started(home: Path, server: 
     assert count(server.home, "flow_run") == {"Completed": 1}
 
 
-def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path) -> None:
+def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
-    build = run_build(home, 5, PREFECT_API_URL=url)
-    _, err = build.communicate(timeout=LIMIT_S)
-    assert build.returncode == 1
-    assert f"StepError: no Prefect API answers at PREFECT_API_URL={url}" in err.splitlines()[-1]
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(StepError, match=f"no Prefect API answers at PREFECT_API_URL={url}"), prefect_api(home) as api:
+        api.wait_ready()
 
 
 def test_a_server_that_dies_is_an_error_and_not_a_silent_gap(tmp_path: Path) -> None:

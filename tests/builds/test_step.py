@@ -15,7 +15,7 @@ from engineworks.errors import ChildDefect, FoldError, StepError, StoreError, Ti
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool, default_pool
 from engineworks.plan.kinds import STEP_KINDS, StepName
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 
 

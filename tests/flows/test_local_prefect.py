@@ -20,7 +20,7 @@ import pytest
 
 from engineworks.errors import StepError
 from flows import local_prefect_server
-from flows.local_prefect import LocalPrefect, prefect_api
+from flows.local_prefect import LocalPrefect
 from flows.local_prefect_child import ServerChild
 
 ROOT = Path(__file__).parents[2]
@@ -204,12 +204,13 @@ def test_a_server_of_the_users_own_is_used_and_none_started(home: Path, server: 
     assert count(server.home, "flow_run") == {"Completed": 1}
 
 
-def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_the_users_own_that_does_not_answer_is_named(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/api"
-    monkeypatch.setenv("PREFECT_API_URL", url)
-    with pytest.raises(StepError, match=f"no Prefect API answers at PREFECT_API_URL={url}"), prefect_api(home) as api:
-        api.wait_ready()
+    build = run_build(home, 5, PREFECT_API_URL=url)
+    _, err = build.communicate(timeout=LIMIT_S)
+    assert build.returncode == 1
+    assert f"StepError: no Prefect API answers at PREFECT_API_URL={url}" in err.splitlines()[-1]
 
 
 def test_a_server_that_dies_is_an_error_and_not_a_silent_gap(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
     return EngineResult(
         id=run.engine or run.name,
         verdict=verdict,
-        checks=tuple(Check(**check) for check in read(VERDICT_FILE) or ()),
+        checks=tuple(Check.from_json(check) for check in read(VERDICT_FILE) or ()),
         sidecar=read(SIDECAR_FILE) or {},
         accuracy=read(ACCURACY_FILE),
         latency=latency,

@@ -31,6 +31,7 @@ LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
+SHADOW_FILE = "shadow.json"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=LOWERING_FILE, optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        2, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+        3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(

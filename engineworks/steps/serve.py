@@ -92,15 +92,9 @@ def _on_server(
     if isinstance(server, RunningServer):
         return _serve(job, Addresses(server.http, server.grpc), None, model, samples, settings)
     with started(server, repository, env=_environment(job)) as process:
-        try:
-            report = _serve(job, process.addresses, process, model, samples, settings)
-            if job.params.get("swaps"):
-                report["swaps"] = _swaps(job, process, repository, model, samples)
-        except RunError as error:
-            if ended := process.why_ended():  # the client's errors only follow from it
-                raise RunError(ended, log=process.log) from None
-            error.log = error.log or process.log
-            raise
+        report = _serve(job, process.addresses, process, model, samples, settings)
+        if job.params.get("swaps"):
+            report["swaps"] = _swaps(job, process, repository, model, samples)
     return {**report, "start_s": process.start_s}
 
 
@@ -175,7 +169,7 @@ def _load(
     wanted = job.params["load"]
     if wanted is None:
         return None
-    others = OtherWork(process.tree if process is not None else ())
+    others = OtherWork(lambda: process.tree if process is not None else ())
     offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], wanted["seconds"])
     found = (largest_rate if wanted["find_qps"] else offer_load)(addresses.grpc, model, single, offer)
     return {**found, "others": others.share()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
 from engineworks.measure.gates.slices import slice_findings
@@ -36,6 +36,11 @@ class Check:
 
     def to_json(self) -> dict[str, str]:
         return {"name": self.name, "verdict": self.verdict, "sentence": self.message, "waived": self.waived}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, str]) -> Check:
+        """Read what `to_json` wrote; `waived` may be missing."""
+        return cls(value["name"], cast("CheckVerdict", value["verdict"]), value["sentence"], value.get("waived", ""))
 
     @property
     def text(self) -> str:

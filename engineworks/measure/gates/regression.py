@@ -76,7 +76,7 @@ def _comparison_check(
 ) -> Check:
     times = len(comparison["attempts"])
     how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    message = _message(shape, result, limit, str(champion), how, comparison["confidence"])
+    message = comparison_message(shape, result, limit, str(champion), how, comparison["confidence"])
     return Check(name, result.verdict, message + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
@@ -103,7 +103,7 @@ def _history_check(
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
     result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
-    text = f"{_message(shape, result, limit, str(champion), how)} {stand_in}"
+    text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
     return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
 
 
@@ -118,7 +118,7 @@ WAY_OUT = (
 )
 
 
-def _message(
+def comparison_message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
     """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
@@ -149,7 +149,7 @@ def _accuracy_check(
     ours, theirs = accuracy["metric"], champion.accuracy["metric"]
     if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = _worse_by(ours, theirs["engine"])
+    worse = worse_by(ours["engine"], theirs["engine"], lower_is_better=bool(ours.get("lower_is_better")))
     text = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
     text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
     return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
@@ -168,12 +168,11 @@ def _what_changed(then: Report, now: Report) -> str:
     return ""
 
 
-def _worse_by(ours: Report, theirs: float) -> float:
+def worse_by(ours: float, theirs: float, *, lower_is_better: bool) -> float:
     """How much worse than the champion, relative to it; an error metric is worse when it grows."""
-    drop = theirs - ours["engine"]
-    drop = -drop if ours.get("lower_is_better") else drop
+    drop = ours - theirs if lower_is_better else theirs - ours
     if theirs:
-        return float(drop / abs(theirs))
+        return drop / abs(theirs)
     return math.copysign(math.inf, drop) if drop else 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,29 +10,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engineworks.engines.decoder.base import DecoderSession, Tokens
-from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.verified import verified_engine
+from engineworks.engines.decoder.open import open_decoder, parts_of
+from engineworks.engines.decoder.parts import Part
+from engineworks.engines.engine_session import serving_from_json
+from engineworks.engines.verified import VerifiedEngine, verified_engine
 from engineworks.measure.accuracy import OutputComparison
+from engineworks.measure.decoder.situations import worst_of
 from engineworks.measure.decoder.texts import compare_texts, parting, token_figures, why_parted
 from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
-from engineworks.steps.decoder.situations import STREAMS, Situations
-from engineworks.steps.decoder.texts import Texts, read_texts
+from engineworks.steps.decoder.situations import Situations
+from engineworks.steps.decoder.texts import STREAMS, Texts, read_texts, situation_texts
+from engineworks.steps.served_reference import LOWERED_FILE
 from engineworks.steps.step_job import StepJob
 
 
 def run(job: StepJob) -> None:
     texts, reference = read_texts(job.path("evaluation")), Reference(job.inputs["reference"])
-    streams = max(STREAMS, *job.params["decoder"]["streams"])
     with verified_engine(job.inputs["build"]) as engine:
-        session, decoder = open_decoder(engine, job.params["target"], streams), engine.sidecar["decoder"]
-    try:
-        comparison, metric, usual_error = _texts(session, texts, reference)
-        prompts = _prompts(session, texts.prompts, reference, usual_error, job)
-        situations = _situations(session, texts, reference, comparison)
-    finally:
-        session.close()
+        decoder = engine.sidecar["decoder"]
+        first, *others = _session_sizes(parts_of(engine.sidecar), job.params["decoder"]["streams"])
+        session = _open(job, engine, first)
+        try:
+            comparison, metric, usual_error = _texts(session, texts, reference)
+            prompts = _prompts(session, texts.prompts, reference, usual_error, job)
+            found = [_situations(session, texts, reference, comparison)]
+        finally:
+            session.close()
+        for streams in others:
+            session = _open(job, engine, streams)
+            try:
+                found.append(_situations(session, texts, reference, comparison))
+            finally:
+                session.close()
+    lowered = json.loads((job.inputs["lowered"] / LOWERED_FILE).read_text(encoding="utf-8"))
+    situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
     job.write_json(
         ACCURACY_FILE,
         {
@@ -41,10 +55,21 @@ def run(job: StepJob) -> None:
             "batches": [1],
             "decoder": {
                 "computes": decoder["computes"], "situations": situations, "prompts": prompts,
-                "usual_error": usual_error,
+                "usual_error": usual_error, "moved": lowered["moved"],
             },
         },
     )  # fmt: skip
+
+
+def _open(job: StepJob, engine: VerifiedEngine, streams: int) -> DecoderSession:
+    return open_decoder(engine, job.params["target"], streams, serving=serving_from_json(job.params["serving"]))
+
+
+def _session_sizes(parts: Sequence[Part], asked: Sequence[int]) -> list[int]:
+    """Return the numbers of streams whose sessions run everything that the engine serves, the largest first: one, or
+    one for each part that steps several streams, because a session takes the largest part that fits."""
+    sizes = {max(STREAMS, part.batch) for part in parts if part.batch > 1} if parts else {max(STREAMS, *asked)}
+    return sorted(sizes or {STREAMS}, reverse=True)
 
 
 def _texts(
@@ -111,13 +136,8 @@ def _situations(
     session: DecoderSession, texts: Texts, reference: Reference, comparison: OutputComparison
 ) -> dict[str, Any]:
     """Return every situation. The end of the context is compared with the reference too, by `comparison`."""
-    longest = sorted(texts.texts, key=len, reverse=True)[: min(STREAMS, session.streams)]
-    situations = Situations(session, [text[:MOST_TOKENS] for text in longest], texts.long)
+    situations = Situations(session, situation_texts(texts, session.interface.context), texts.long)
     found, expected = situations.run(), reference.end()
     at_end, logits = situations.end(len(expected))
     comparison.add(logits, expected)
     return found | at_end
-
-
-MOST_TOKENS = 48
-"""Tokens of a text in the situations, which repeat it about twelve times."""

@@ -12,20 +12,19 @@ from engineworks.engines.decoder.base import DecoderSession, Logits, Tokens
 from engineworks.errors import RunError
 from engineworks.measure.decoder.situations import worst_of, worst_position
 
-STREAMS, STEPS = 3, 6
-"""Streams that run together, and tokens that each appends after its prompt."""
+STEPS = 6
+"""Tokens that each stream appends after its prompt."""
 
 JOIN, LEAVE = 2, 4
 """Tokens of stream 0 after which others join, and one of them leaves."""
 
 
 class Situations:
-    """session: of at least STREAMS streams. texts: of as many streams, each longer than STEPS."""
+    """session: of at least as many streams as texts. texts: each longer than STEPS."""
 
     def __init__(self, session: DecoderSession, texts: Sequence[Tokens], long: Tokens) -> None:
         self._session, self._long = session, long
-        context = session.interface.context
-        self._texts = [text[: min(len(text), context - 1)] for text in texts[:STREAMS]]
+        self._texts = [text[: session.interface.context - 1] for text in texts]
         self._prompts = [max(1, len(text) - STEPS) for text in self._texts]
         self._plain = [self._alone(0, text, prompt) for text, prompt in zip(self._texts, self._prompts, strict=True)]
 
@@ -35,7 +34,8 @@ class Situations:
             "at_once": self._at_once, "beside": self._alongside, "places": self._places, "joining": self._joining,
             "lengths": self._lengths, "reused": self._reused, "again": self._again,
         }  # fmt: skip
-        return {name: situation() for name, situation in every.items()}
+        graph = {"graph": self._graph()} if self._session.use_graphs(True) else {}
+        return {name: situation() for name, situation in every.items()} | graph
 
     def end(self, count: int) -> tuple[dict[str, dict[str, Any]], Logits]:
         """Fill the context at once, and again with the last `count` tokens one by one; try one token more.
@@ -131,6 +131,13 @@ class Situations:
 
     def _again(self) -> dict[str, Any]:
         return self._worst([(0, self._alone(0, self._texts[0], self._prompts[0]), self._plain[0])])
+
+    def _graph(self) -> dict[str, Any]:
+        """Without a device's graphs, for comparison: the plain answer was replayed from its second run on."""
+        self._session.use_graphs(False)
+        without = self._alone(0, self._texts[0], self._prompts[0])
+        self._session.use_graphs(True)
+        return self._worst([(0, without, self._plain[0])])
 
     def _beyond(self) -> dict[str, Any]:
         try:

@@ -17,7 +17,7 @@ from engineworks.errors import StepError, StoreError
 from engineworks.host.child import ChildPool
 from engineworks.host.lock import locked, private_folder
 from engineworks.plan.kinds import STEP_KINDS
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.settings import uses_workarounds
 from engineworks.store.store import Store
 from engineworks.typed_json import Report, read_file

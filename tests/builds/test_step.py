@@ -19,7 +19,7 @@ from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool, default_pool
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.kinds import STEP_KINDS, StepName
-from engineworks.plan.plan import Step
+from engineworks.plan.steps import Step
 from engineworks.store.store import Store
 from tests.typed_reports import accuracy
 

@@ -9,7 +9,8 @@ import pytest
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates import gates
 from engineworks.measure.gates.gates import Verdict, disturbed_budgets
-from engineworks.recipe.recipe import Budget, Limits
+from engineworks.recipe.performance import Budget
+from engineworks.recipe.recipe import Limits
 
 OUTPUT = {
     "cosine": 0.995, "max_abs": 0.1, "mean_abs": 0.01, "sqnr_db": 30.0, "nonfinite": 0, "elements": 100,

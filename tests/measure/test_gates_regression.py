@@ -11,7 +11,7 @@ from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Verdict, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.regression import confidence_of
-from engineworks.recipe.recipe import Regression
+from engineworks.recipe.performance import Regression
 from tests.typed_reports import accuracy, metric
 
 COMPARE = {"digests": {"evaluation": "e"}, "params": {"samples": {"count": 5}, "labels": "y", "metric": "top1"}}

@@ -16,7 +16,8 @@ from engineworks.measure.champion import Champion, Champions
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.plan.champion_comparison import conditions_of
 from engineworks.plan.champion_lookup import ChampionError, engine_of, find_champions, history_of
-from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
+from engineworks.plan.steps import Step
 from engineworks.recipe.load import LoadedRecipe, load_recipe
 from engineworks.settings import Settings, read_settings
 from engineworks.store.open import open_store

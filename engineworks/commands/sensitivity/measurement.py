@@ -19,7 +19,8 @@ from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, Verdict, judge
 from engineworks.plan.decoder_documents import documents_of
 from engineworks.plan.kinds import SENSITIVITY_FILE
-from engineworks.plan.plan import Plan, Step, plan_recipe
+from engineworks.plan.plan import Plan, plan_recipe
+from engineworks.plan.steps import Step
 from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.computation import computation
 from engineworks.recipe.load import LoadedRecipe, load_recipe, load_targets

@@ -17,7 +17,8 @@ from engineworks.measure.decoder.checks import decoder_findings, perplexity_verd
 from engineworks.measure.gates.slices import slice_findings
 from engineworks.measure.served_checks import served_findings, synthetic_findings
 from engineworks.measure.statistics import TAILS, enough_for, figure, reaches
-from engineworks.recipe.recipe import METRIC_LIMITS, Budget, Limits
+from engineworks.recipe.performance import Budget
+from engineworks.recipe.recipe import METRIC_LIMITS, Limits
 from engineworks.tensors import NARROWED
 
 CheckVerdict = Literal["pass", "fail", "inconclusive", "unmeasured"]

@@ -11,7 +11,7 @@ from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
 from engineworks.measure.statistics import reaches
-from engineworks.recipe.recipe import Regression
+from engineworks.recipe.performance import Regression
 
 Report = Mapping[str, Any]
 

@@ -17,7 +17,8 @@ from engineworks.fingerprint import digest_of
 from engineworks.measure.interleave import SIDES, Pace, Side, Watch, interleave
 from engineworks.measure.regression import Comparison
 from engineworks.measure.scorecard import CLOSE
-from engineworks.plan.plan import PlannedEngine, Step
+from engineworks.plan.plan import PlannedEngine
+from engineworks.plan.steps import Step
 from engineworks.recipe.datasets.preparation import find_made
 from engineworks.store.store import Store
 

@@ -71,7 +71,7 @@ class StepKind:
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",), ExportError, (), 0, files="model"),
-    "prepare": StepKind(1, (), PreparationError, (), 0),
+    "prepare": StepKind(2, (), PreparationError, (), 0),
     "fold": StepKind(
         4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
         report=FOLD_FILE,
@@ -92,7 +92,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(
-        5, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        6, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(

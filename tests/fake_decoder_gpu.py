@@ -32,7 +32,7 @@ class OnnxVendor(FakeVendor):
 
     def _opened(self, data: Any) -> FakeEngine:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = ort.InferenceSession(bytes(data), options, providers=["CPUExecutionProvider"])
         inputs, outputs = (
             {value.name: FakeTensor(DTYPES[value.type], value.shape) for value in values}

@@ -307,10 +307,8 @@ def _plan_engine(
     build = add("build", f"{engine_id}/build", *documents.build(precision, computes, target, lower))
     reference = once("reference", f"{recipe}/reference", partial(documents.reference, fold))
     chosen: dict[StepName, str] = {"build": build}
-    lowered = ""
-    if documents.lowered_reference_is_needed:
-        name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
-        lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
+    name = f"{branch}/lowered-reference" + lower_id(branch, computes).removeprefix(f"{branch}/lower")
+    lowered = add("lowered_reference", name, *documents.lowered_reference(computes, lower, reference))
     chosen["compare"] = add("compare", f"{engine_id}/compare", *documents.compare(target, build, reference, lowered))
     champion, regression = champions.by_engine.get(engine_id), documents.recipe.performance.regression
     comparison = None

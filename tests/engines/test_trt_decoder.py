@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fake_decoder_gpu import OnnxVendor, use_fake_gpu
 from fake_gpu import FakeRuntime
+from onnx import helper, numpy_helper
 
 from engineworks.engines.backends import tensorrt, tensorrt_rtx
 from engineworks.engines.backends._cuda import DeviceMemoryError
@@ -48,12 +49,12 @@ def start(folder: Path, face: DecoderInterface, monkeypatch: pytest.MonkeyPatch)
     sessions = []
 
     def start(
-        streams: int = 4, kind: str = "tensorrt_rtx", parts: Any = PARTS, total: int = 1 << 30, **fault: Any
+        streams: int = 4, kind: str = "tensorrt_rtx", total: int = 1 << 30, folder: Path = folder, **fault: Any
     ) -> Any:
         start.cuda = FakeRuntime(total)  # type: ignore[attr-defined]
         start.vendor = OnnxVendor(start.cuda, **fault)  # type: ignore[attr-defined]
         use_fake_gpu(monkeypatch, start.vendor)  # type: ignore[attr-defined]
-        sessions.append(TrtDecoder(VENDORS[kind], folder, parts, face, streams))
+        sessions.append(TrtDecoder(VENDORS[kind], folder, PARTS, face, streams))
         return sessions[-1]
 
     yield start
@@ -112,6 +113,35 @@ def test_a_part_that_writes_another_streams_cache_is_found(start: Any) -> None:
         return made
 
     assert wrong_in(start(changed=changed)) & {"beside", "places", "joining"}
+
+
+FAULTS = {
+    "a mask that reads one position too many": ("LessOrEqual", 1, 1),
+    "a mask that reads one position too few": ("LessOrEqual", 1, -1),
+    "keys written one place too far": ("TensorScatter", 2, 1),
+}
+"""Operator, the input that is off, and by how much."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "part"),
+    [(fault, part) for fault in FAULTS for part in PARTS[2:] if "keys" not in fault or part.tokens == 1],
+)
+def test_a_fault_inside_a_part_is_found(
+    start: Any, fault: str, part: Part, face: DecoderInterface, folder: Path, tmp_path: Path
+) -> None:
+    kind, given, off = FAULTS[fault]
+    model = load_model(MODEL)
+    fix_shape(model, face, part.batch, part.tokens)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([off], np.int64), "off"))
+    for node in [n for n in model.graph.node if n.op_type == kind]:
+        moved = helper.make_node("Add", [node.input[given], "off"], [f"{node.output[0]}_moved"])
+        node.input[given] = moved.output[0]
+        model.graph.node.insert(list(model.graph.node).index(node), moved)
+    for other in PARTS:
+        (tmp_path / other.file).write_bytes((folder / other.file).read_bytes())
+    (tmp_path / part.file).write_bytes(model.SerializeToString())
+    assert wrong_in(start(folder=tmp_path)) & {"at_once", "beside"}
 
 
 def test_a_graph_of_another_streams_cache_is_found(start: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engineworks.measure.decoder.checks import decoder_findings, perplexity_verdict
-from engineworks.measure.decoder.situations import difference, is_right, worst_of, worst_position
+from engineworks.measure.decoder.situations import LARGEST, difference, is_right, tolerance, worst_of, worst_position
 from engineworks.measure.decoder.texts import (
     compare_texts,
     greedy_agreement,
@@ -104,6 +104,18 @@ def test_what_is_not_finite_is_the_worst():
     worst = worst_of([worst_position(plain, plain), worst_position(broken, plain)])
     assert worst["difference"] is None
     assert not is_right(worst, "fp16")
+
+
+def test_the_tolerance_follows_the_models_own_sensitivity():
+    seen_on_an_h200 = {"difference": 0.0375, "position": 47, "stream": 0}
+    assert not is_right(seen_on_an_h200, "fp16")
+    assert is_right(seen_on_an_h200, "fp16", 0.032)
+    assert tolerance("fp16", None) == tolerance("fp16", 1e-4) == 2e-2
+    assert tolerance("fp16", 5.0) == LARGEST
+
+
+def test_a_refusal_counts_for_every_session():
+    assert worst_of([{"refused": True}, {"refused": False}]) == {"refused": False}
 
 
 def report_of(**changes):

@@ -100,6 +100,10 @@ def test_it_passes_the_gates_that_cpu_engines_pass(made):
     assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 10  # with the graph
 
 
+def test_one_rounding_moves_half_precision_further(made):
+    assert 1e-4 < report_of(made["lowered-reference"], "lowered.json")["moved"] < 0.05
+
+
 def test_it_is_measured_at_the_recipes_shapes(made):
     shapes = report_of(made["measure"], "latency.json")["shapes"]
     assert set(shapes) == {"chat", "busy"}

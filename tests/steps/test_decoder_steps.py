@@ -52,6 +52,12 @@ def test_the_engine_passes_in_every_situation(report):
     assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 9
 
 
+def test_the_tolerance_comes_from_the_lowered_model(made, report):
+    lowered = json.loads((made["tiny-decoder/int4_weights/lowered-reference"] / "lowered.json").read_text())
+    assert 0 < lowered["moved"] < 1e-3  # fp32 around coarse weights
+    assert lowered["moved"] == report["decoder"]["moved"]
+
+
 def test_int4_weights_cost_perplexity(report):
     metric = report["metric"]
     assert metric["reference"] < metric["engine"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engineworks.measure.decoder.situations import SITUATIONS, TOLERANCES, is_right
+from engineworks.measure.decoder.situations import SITUATIONS, is_right, tolerance
 from engineworks.measure.decoder.texts import greedy_agreement
 
 
@@ -25,7 +25,7 @@ def decoder_findings(
     """report: `decoder` of accuracy.json. metric: the perplexity's figures. limits: greedy_agreement and
     token_agreement, None where the recipe sets none."""
     for name, found in report["situations"].items():
-        yield _situation(name, found, report["computes"])
+        yield _situation(name, found, report["computes"], report.get("moved"))
     yield from _greedy(report, limits.get("greedy_agreement"))
     limit = limits.get("token_agreement")
     if limit is not None and metric is not None:
@@ -34,15 +34,15 @@ def decoder_findings(
         yield DecoderFinding("token_agreement", "pass" if value >= limit else "fail", message)
 
 
-def _situation(name: str, found: Mapping[str, Any], computes: str) -> DecoderFinding:
-    what, good = SITUATIONS[name], is_right(found, computes)
+def _situation(name: str, found: Mapping[str, Any], computes: str, moved: float | None) -> DecoderFinding:
+    what, good = SITUATIONS[name], is_right(found, computes, moved)
     if "refused" in found:
         outcome = "it is refused" if good else "no error was raised"
         return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", f"{what}: {outcome}.")
     value = found["difference"]
     shown = "not a number" if value is None else f"{value:.2g}"
     where = f"stream {found['stream']}, position {found['position']}"
-    message = f"{what}: logits differ by {shown} at most ({where}), tolerance {TOLERANCES[computes]:g}."
+    message = f"{what}: logits differ by {shown} at most ({where}), tolerance {tolerance(computes, moved):.2g}."
     return DecoderFinding(f"decoder[{name}]", "pass" if good else "fail", message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ from engineworks.measure.decoder.texts import compare_texts, parting, token_figu
 from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.steps.decoder.reference import Reference, kept_positions
-from engineworks.steps.decoder.situations import STREAMS, Situations
-from engineworks.steps.decoder.texts import Texts, read_texts
+from engineworks.steps.decoder.situations import Situations
+from engineworks.steps.decoder.texts import STREAMS, Texts, read_texts, situation_texts
+from engineworks.steps.served_reference import LOWERED_FILE
 from engineworks.steps.step_job import StepJob
 
 
@@ -42,6 +44,7 @@ def run(job: StepJob) -> None:
                 found.append(_situations(session, texts, reference, comparison))
             finally:
                 session.close()
+    lowered = json.loads((job.inputs["lowered"] / LOWERED_FILE).read_text(encoding="utf-8"))
     situations = {name: worst_of([f[name] for f in found if name in f]) for name in found[0]}
     job.write_json(
         ACCURACY_FILE,
@@ -52,7 +55,7 @@ def run(job: StepJob) -> None:
             "batches": [1],
             "decoder": {
                 "computes": decoder["computes"], "situations": situations, "prompts": prompts,
-                "usual_error": usual_error,
+                "usual_error": usual_error, "moved": lowered["moved"],
             },
         },
     )  # fmt: skip
@@ -133,13 +136,8 @@ def _situations(
     session: DecoderSession, texts: Texts, reference: Reference, comparison: OutputComparison
 ) -> dict[str, Any]:
     """Return every situation. The end of the context is compared with the reference too, by `comparison`."""
-    longest = sorted(texts.texts, key=len, reverse=True)[: min(STREAMS, session.streams)]
-    situations = Situations(session, [text[:MOST_TOKENS] for text in longest], texts.long)
+    situations = Situations(session, situation_texts(texts, session.interface.context), texts.long)
     found, expected = situations.run(), reference.end()
     at_end, logits = situations.end(len(expected))
     comparison.add(logits, expected)
     return found | at_end
-
-
-MOST_TOKENS = 48
-"""Tokens of a text in the situations, which repeat it about twelve times."""

@@ -12,20 +12,19 @@ from engineworks.engines.decoder.base import DecoderSession, Logits, Tokens
 from engineworks.errors import RunError
 from engineworks.measure.decoder.situations import worst_of, worst_position
 
-STREAMS, STEPS = 3, 6
-"""Streams that run together, and tokens that each appends after its prompt."""
+STEPS = 6
+"""Tokens that each stream appends after its prompt."""
 
 JOIN, LEAVE = 2, 4
 """Tokens of stream 0 after which others join, and one of them leaves."""
 
 
 class Situations:
-    """session: of at least STREAMS streams. texts: of as many streams, each longer than STEPS."""
+    """session: of at least as many streams as texts. texts: each longer than STEPS."""
 
     def __init__(self, session: DecoderSession, texts: Sequence[Tokens], long: Tokens) -> None:
         self._session, self._long = session, long
-        context = session.interface.context
-        self._texts = [text[: min(len(text), context - 1)] for text in texts[:STREAMS]]
+        self._texts = [text[: session.interface.context - 1] for text in texts]
         self._prompts = [max(1, len(text) - STEPS) for text in self._texts]
         self._plain = [self._alone(0, text, prompt) for text, prompt in zip(self._texts, self._prompts, strict=True)]
 

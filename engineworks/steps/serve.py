@@ -113,7 +113,7 @@ def _serve(
         smallest = max(1, min(params["batches"]))
         single = questions(session, [f for f, _ in zip(samples.batches([smallest]), range(SINGLE), strict=False)])
         with Client(addresses.grpc, "grpc") as client:
-            report: dict[str, Any] = {"server": client.metadata(), "model": model, "ready_s": client.load(model)}
+            report: dict[str, Any] = {"server": client.require_loading(), "model": model, "ready_s": client.load(model)}
             job.say(f"ready after {report['ready_s']:.2f} s")
             report["backend"] = client.config(model).get("backend")
             if _measured(settings) or job.params.get("sweep"):

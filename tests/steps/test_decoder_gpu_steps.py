@@ -18,6 +18,7 @@ from engineworks.engines.decoder.generation import open_generator
 from engineworks.engines.verified import verified_engine
 from engineworks.errors import TrustError, UnsupportedError
 from engineworks.fingerprint import FileDigests
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import judge
 from engineworks.measure.latency import Sampling
 from engineworks.plan.plan import plan_recipe
@@ -96,7 +97,7 @@ def test_the_artifact_holds_an_engine_for_every_situation(made):
 
 
 def test_it_passes_the_gates_that_cpu_engines_pass(made):
-    report = report_of(made["compare"], "accuracy.json")
+    report = Accuracy.read(made["compare"])
     verdict = judge(report, None, Limits(metric_ratio=0.99, cosine=0.999), {})
     assert verdict.verdict == "pass", list(verdict.checks)
     assert sum(c.name.startswith("decoder[") for c in verdict.checks) == 10  # with the graph

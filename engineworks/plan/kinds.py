@@ -103,7 +103,7 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
     ),
     "serve": StepKind(
-        1, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(

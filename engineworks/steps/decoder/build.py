@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from engineworks.engines.backends import builder
+from engineworks.engines.backends import backend, builder
 from engineworks.engines.backends.base import BuildRequest
 from engineworks.engines.decoder.generation import TOKENIZER_FILE
 from engineworks.engines.decoder.trial import generate_once
@@ -16,7 +16,8 @@ from engineworks.model.decoder.interface import DecoderInterface
 from engineworks.model.onnx_files import MODEL_FILE
 from engineworks.recipe.datasets.decoder_text import TEMPLATE_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
-from engineworks.steps.decoder.made_feeds import read_decoder
+from engineworks.recipe.recipe import W4A8
+from engineworks.steps.decoder.fused_model import source_model
 from engineworks.steps.decoder.stop_tokens import stop_tokens
 from engineworks.steps.step_job import StepJob
 
@@ -29,17 +30,18 @@ def run(job: StepJob) -> None:
     why = build.why_not_build(target["compute_capability"])
     if why is not None:
         raise BuildError(f"{job.id}: cannot be built here: {why}")
-    interface = read_decoder(job.inputs["lower"])
-    request = BuildRequest(
-        model=job.inputs["lower"] / MODEL_FILE,
-        out=job.out,
-        precision=job.params["precision"],
-        profiles=(),
-        options=target["options"],
-        computes=tuple(job.params["computes"]),
-        crashes=job.crashes,
-    )
-    report = build.build(request, job.say)
+    with source_model(job, contrib_operators=backend(target["backend"]).TRAITS.contrib_operators) as source:
+        request = BuildRequest(
+            model=source.path,
+            out=job.out,
+            precision=job.params["precision"],
+            profiles=(),
+            options=target["options"],
+            computes=tuple(job.params["computes"]),
+            crashes=job.crashes,
+        )
+        report = build.build(request, job.say)
+    interface = source.interface
     generate_once(job.out / report.file, interface, target["options"], job.params["decoder"]["streams"])
     _copy_tokenizer(job)
     job.write_json(
@@ -54,7 +56,7 @@ def run(job: StepJob) -> None:
             "outputs": [s.to_json() for s in report.outputs],
             "profiles": [],
             "decoder": _decoder(job, interface),
-            "model_sha256": digest_file(request.model),
+            "model_sha256": digest_file(job.inputs["lower"] / MODEL_FILE),
             "build_seconds": round(report.seconds, 3),
             "versions": dict(report.versions),
             "details": dict(report.details),
@@ -65,7 +67,7 @@ def run(job: StepJob) -> None:
 def _decoder(job: StepJob, interface: DecoderInterface) -> dict[str, Any]:
     return {
         "interface": interface.to_json(),
-        "computes": job.params["computes"][-1],
+        "computes": W4A8 if W4A8 in job.params["computes"] else job.params["computes"][-1],
         "streams": job.params["decoder"]["streams"],
         "tokenizer_sha256": digest_file(job.out / TOKENIZER_FILE),
         "stop": stop_tokens(job.path("tokenizer")),

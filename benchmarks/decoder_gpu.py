@@ -178,7 +178,9 @@ def _installed(name: str) -> bool:
 def _measure(out: Path, precision: str, found: dict[str, Any]) -> None:
     import tensorrt_rtx as trt
 
-    from engineworks.engines.decoder.rtx import Part, RtxDecoder
+    from engineworks.engines.backends.tensorrt_rtx import VENDOR
+    from engineworks.engines.decoder.parts import Part
+    from engineworks.engines.decoder.trt import TrtDecoder
 
     face, folder, begin = _interface(out, half=True), out / f"engines-{precision}", time.monotonic()
     folder.mkdir(exist_ok=True)
@@ -191,7 +193,7 @@ def _measure(out: Path, precision: str, found: dict[str, Any]) -> None:
             parts.append(Part(name, batch, tokens))
             found.setdefault("builds", {})[name] = built
     for streams in DECODE:
-        session = RtxDecoder(trt, folder, parts, face, streams)
+        session = TrtDecoder(VENDOR, folder, parts, face, streams)
         try:
             if streams == 1:
                 found["accuracy"] = _attempt(found, "accuracy", partial(_accuracy, out, session))
@@ -214,7 +216,9 @@ def _build(trt: Any, out: Path, precision: str, face: Any, file: Path, batch: in
 
     start = time.monotonic()
     path = file.with_suffix(".onnx")
-    save_model(fix_shape(load_model(out / f"{precision}.onnx"), face, batch, tokens), path)
+    model = load_model(out / f"{precision}.onnx")
+    fix_shape(model, face, batch, tokens)
+    save_model(model, path)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     for plain in (False, True):

@@ -74,6 +74,10 @@ class FakeRuntime:
 
     cudaFreeHost = cudaFree
 
+    def cudaMemset(self, address: int, value: int, size: int) -> tuple[int]:
+        ctypes.memset(address, value, size)
+        return (0,)
+
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
         ctypes.memmove(to, source, size)
         return (0,)
@@ -285,7 +289,10 @@ class FakeContext:
 
     def _compute(self) -> bool:
         self.runs += 1
-        inputs = {name: _array(self.addresses[name], self.shapes[name], t) for name, t in self.engine.inputs.items()}
+        inputs = {
+            name: _array(self.addresses[name], self.shapes.get(name, t.shape), t)
+            for name, t in self.engine.inputs.items()
+        }
         for name, value in self.engine.compute({n: a.copy() for n, a in inputs.items()}).items():
             tensor = self.engine.outputs[name]
             address = self.addresses.get(name, 0)

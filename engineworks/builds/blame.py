@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +18,28 @@ import numpy as np
 
 from engineworks.builds.blame_result import BLAME_FILE, Blame, Culprit
 from engineworks.builds.step import run_step
-from engineworks.errors import EngineworksError, InputError
+from engineworks.errors import EngineworksError, InputError, StepError
+from engineworks.fingerprint import digest_file, digest_of
 from engineworks.host.child import ChildPool
+from engineworks.host.lock import locked
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.model.onnx_files import MODEL_FILE, load_model, weight_bytes
-from engineworks.plan.kinds import ACCURACY_FILE
 from engineworks.plan.plan import Plan, PlannedEngine
-from engineworks.recipe.batch import fixed_batch
 from engineworks.recipe.npz import read_arrays
 from engineworks.recipe.samples import SampleFile, samples_from_json
 from engineworks.settings import Settings
 from engineworks.steps.blame.bundle import write_bundle, write_script
 from engineworks.steps.blame.graph import Graph
-from engineworks.steps.blame.probe import EngineProber
-from engineworks.steps.blame.search import Found, blame_engine
+from engineworks.steps.blame.lowered import SHOWN
+from engineworks.steps.blame.probe import SCRATCH, Budget, EngineProber, OutOfBuilds, array_digests
+from engineworks.steps.blame.search import Found, blame_engine, most_builds
+from engineworks.steps.blame.trials import Trial, Trials, worst_visit
 from engineworks.steps.blame.values import WORST, allowed, error_of, save_part, tolerance
 from engineworks.store.store import Store
 
 VALUES, LOWERED = "engineworks.steps.blame.values:main", "engineworks.steps.blame.lowered:main"
+
+PROBES = "probes"
 
 LARGEST_BYTES = 1 << 30
 """Weights above this do not fit into the messages that parts are cut from."""
@@ -44,9 +50,12 @@ Say = Callable[[str], None]
 def find_blame(plan: Plan, engine: PlannedEngine, store: Store, settings: Settings, pool: ChildPool, say: Say) -> Blame:
     """Search. Raises the errors of the steps before the build, and `InputError` for a model that is too large."""
     job = _Search(plan, engine, store, pool, say, settings.artifacts / "blame" / engine.id.replace("/", "-"))
-    blame = job.run()
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / BLAME_FILE).write_text(json.dumps(blame.to_json(), indent=1) + "\n", encoding="utf-8")
+    with locked(job.folder / "lock"):
+        for left in job.folder.glob(f"{PROBES}/{SCRATCH}*"):  # of a search that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        blame = job.run()
+        (job.folder / BLAME_FILE).write_text(json.dumps(blame.to_json(), indent=1) + "\n", encoding="utf-8")
     return blame
 
 
@@ -60,14 +69,24 @@ class _Search:
     folder: Path
 
     def run(self) -> Blame:
-        """Try one sample, then a whole batch: some faults need several rows."""
+        """Search the engine with every trial, then the lowered model."""
         lowered, folded = self._model("lower"), self._model("fold")
         if weight_bytes(load_model(lowered, weights=False)) > LARGEST_BYTES:
             raise InputError(f"{self.engine.id}: its model is larger than 1 GiB, which blame cannot cut into parts")
+        trials, suspect = self._trials()
+        graph = Graph(load_model(lowered))
+        budget = Budget(self._prober(), most_builds(graph.count))
+        for trial in trials:
+            try:
+                found = self._on(graph, lowered, trial, budget, suspect=suspect)
+            except OutOfBuilds:
+                break
+            if found is not None:
+                return found
         blame = Blame(self.engine.id, "unknown", f"{self.engine.id}: no sample to try")
-        for feeds in self._feeds():
-            blame = self._on(lowered, folded, feeds)
-            if blame.word in ("engine", "lowered"):
+        for trial in trials:
+            blame = self._lowered(lowered, folded, trial, budget.builds)
+            if blame.word == "lowered":
                 break
         return blame
 
@@ -78,24 +97,19 @@ class _Search:
             run_step(step, self.store, self.pool, say=self.say)
         return self.store.require(needed[kind].key).path / MODEL_FILE  # type: ignore[index]
 
-    def _feeds(self) -> list[dict[str, Any]]:
-        """The worst sample of the last comparison alone, and the largest batch that evaluation uses."""
+    def _trials(self) -> tuple[list[Trial], bool]:
+        """The feeds to try, and whether the engine is suspected: nothing says that it is as its lowered model."""
         reference = next(s for s in self.plan.steps.values() if s.kind == "reference")
         for key in reference.inputs.values():
             if self.plan.steps[key].kind == "prepare":
                 run_step(self.plan.steps[key], self.store, self.pool, say=self.say)
-        samples = self._samples(reference)
-        sizes = sorted({min(size, samples.count) for size in reference.params["batches"]})
-        first = fixed_batch(samples.specs) or sizes[0]
-        worst = self._worst_row() % max(1, samples.count)
-        feeds = []
-        if first == 1:
-            feeds += [batch for at, batch in enumerate(samples.batches([1])) if at == worst][:1]
-        elif first:
-            feeds.append(next(samples.batches([first])))
-        if sizes[-1] > first:
-            feeds.append(next(samples.batches([sizes[-1]])))
-        return feeds
+        report = self._comparison()
+        served = report.served if report else None
+        trials = Trials(
+            self._samples(reference), reference.params["shapes"], served, report.worst_row if report else 0,
+            reference.params["batches"],
+        )  # fmt: skip
+        return list(trials), served is None or worst_visit(served) is not None
 
     def _samples(self, reference: Any) -> SampleFile:
         from engineworks.recipe.datasets.preparation import find_made
@@ -106,52 +120,65 @@ class _Search:
             paths = reference.unkeyed["evaluation"]
         return samples_from_json(paths, reference.params["samples"])
 
-    def _worst_row(self) -> int:
-        """The sample that is furthest off in the engine's last comparison; 0 without one."""
+    def _comparison(self) -> Accuracy | None:
+        """The engine's comparison, which tells at which shape and sample it is wrong; None where it cannot be made."""
         key = self.engine.steps.get("compare")
-        stored = self.store.get(key) if key else None
-        outputs = stored.read_json(ACCURACY_FILE)["outputs"].values() if stored else ()
-        cosines = [(o["worst_row_cosine"], o["worst_row"]) for o in outputs if o.get("worst_row_cosine") is not None]
-        return int(min(cosines, default=(0.0, 0))[1])
-
-    def _on(self, lowered: Path, folded: Path, feeds: Mapping[str, Any]) -> Blame:
-        scratch = self.folder / "values"
+        if key is None or self.engine.unmeasured_because:
+            return None
         try:
-            values, moved = self._values(lowered, feeds, scratch / "lowered")
+            for step in self.plan.needed([key]):
+                run_step(step, self.store, self.pool, say=self.say)
+            return self.store.require(key).read(Accuracy)
+        except StepError as error:
+            self.say(f"it cannot be compared: {error.message}")
+            return None
+
+    def _prober(self) -> EngineProber:
+        target = self.plan.steps[self.engine.steps["build"]].params["target"]
+        return EngineProber(
+            target, self.engine.precision, self.engine.computes, self.folder / PROBES, self.pool, self.say
+        )
+
+    def _on(self, graph: Graph, lowered: Path, trial: Trial, budget: Budget, *, suspect: bool) -> Blame | None:
+        """What the engine alone gets wrong with these feeds; None for nothing. suspect: search dynamic shapes, too."""
+        try:
+            values, moved = self._values(lowered, trial.feeds, "lowered")
         except EngineworksError as error:
             message = f"{self.engine.id}: ONNX Runtime cannot run the lowered model as written: {error.message}"
             return Blame(self.engine.id, "unknown", message, details=("Nothing says what its tensors should be.",))
-        found = self._engine(Graph(load_model(lowered)), values, moved)
-        if isinstance(found, Blame):
-            return found
-        wanted, _ = self._values(folded, feeds, scratch / "folded")
-        return self._lowered(lowered, folded, wanted, values, found)
 
-    def _values(self, model: Path, feeds: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "feeds.npz", **feeds)
-        out = folder / "values.npz"
-        payload = {"model": str(model), "feeds": str(folder / "feeds.npz"), "out": str(out)}
-        answer = self.pool.run(VALUES, payload, what=f"{self.engine.id}: inner values")
-        return read_arrays(out), answer["moved"]
+        def other() -> Mapping[str, Any] | None:
+            feeds = trial.other() if suspect else {}
+            return self._values(lowered, feeds, "other")[0] if feeds else None
 
-    def _engine(self, graph: Graph, values: Mapping[str, Any], moved: Mapping[str, float]) -> Blame | int:
-        """What the engine alone gets wrong; the number of builds where it gets nothing wrong."""
-        build = self.plan.steps[self.engine.steps["build"]]
-        precision = self.engine.precision
-        prober = EngineProber(
-            build.params["target"], precision, self.engine.computes, self.folder / "probes", self.pool, self.say
-        )
-        limits = allowed(dict.fromkeys(values, 0.0) | dict(moved), precision)
-        found = blame_engine(graph, values, limits, prober, self._reference)
-        return prober.builds if found is None else self._engine_blame(found, graph.count, limits)
+        limits = allowed(dict.fromkeys(values, 0.0) | dict(moved), self.engine.precision)
+        found = blame_engine(graph, values, limits, budget, self._reference, other)
+        return None if found is None else self._engine_blame(found, graph.count, limits, trial)
+
+    def _values(self, model: Path, feeds: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, float]]:
+        """Every inner tensor of a model, and how far one rounding moves each; those of a killed search are kept."""
+        folder = self.folder / "values" / name
+        asked, out = digest_of({"model": digest_file(model), "feeds": array_digests(feeds)}), folder / "values.npz"
+        done = folder / "done.json"
+        known = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+        if known.get("asked") != asked:
+            done.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(folder / "feeds.npz", **feeds)
+            payload = {"model": str(model), "feeds": str(folder / "feeds.npz"), "out": str(out)}
+            answer = self.pool.run(VALUES, payload, what=f"{self.engine.id}: inner values")
+            known = {"asked": asked, "moved": answer["moved"]}
+            partial = done.with_suffix(".partial")
+            partial.write_text(json.dumps(known), encoding="utf-8")
+            partial.replace(done)
+        return read_arrays(out), known["moved"]
 
     def _reference(self, model: Any, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
         file, _ = save_part(model, feeds, self.folder / "values" / "inner")
-        values, moved = self._values(file, feeds, self.folder / "values" / "inner")
+        values, moved = self._values(file, feeds, "inner")
         return values, allowed(dict.fromkeys(values, 0.0) | moved, self.engine.precision)
 
-    def _engine_blame(self, found: Found, total: int, limits: Mapping[str, float]) -> Blame:
+    def _engine_blame(self, found: Found, total: int, limits: Mapping[str, float], trial: Trial) -> Blame:
         nodes = tuple(found.labels)
         error = max((found.answer.errors.get(n, 0.0) for n in found.outputs), default=None)
         crash = found.answer.crash
@@ -162,8 +189,9 @@ class _Search:
         right = max((limits.get(n, 0.0) for n in found.outputs), default=tolerance(self.engine.precision))
         bundle = write_bundle(found, target, message, right, self.folder / "bundle")
         details = (
-            f"{len(nodes)} of {total} nodes, found in {found.builds} builds; "
+            f"{len(nodes)} of {total} nodes, found in {found.builds} builds {trial.what}; "
             "ONNX Runtime runs the lowered model as expected.",
+            *(["It shows in engines for several shapes only."] if found.other is not None else []),
             *([f"It {crash.partition(' after ')[0].removeprefix('a part ')}."] if crash else []), *found.notes,
         )  # fmt: skip
         error = None if crash else error
@@ -171,9 +199,8 @@ class _Search:
             self.engine.id, "engine", message, nodes, found.inside, error, found.builds, total, str(bundle), details
         )
 
-    def _lowered(
-        self, lowered: Path, folded: Path, wanted: Mapping[str, Any], values: Mapping[str, Any], builds: int
-    ) -> Blame:
+    def _lowered(self, lowered: Path, folded: Path, trial: Trial, builds: int) -> Blame:
+        values, wanted = (self._values(m, trial.feeds, n)[0] for m, n in ((lowered, "lowered"), (folded, "folded")))
         outputs = [n for n in Graph(load_model(folded)).outputs if n in wanted and n in values]
         error = max((error_of(values[n], wanted[n]) for n in outputs), default=0.0)
         right = self._right_of_lowered()
@@ -220,9 +247,17 @@ class _Search:
         details = []
         bundle = self.folder / "bundle"
         if worst is not None:
-            details.append(f"Alone on fp32's values, {worst['node']} {_how_wrong(worst['error'])}; "
-                           f"the median of {answer['count']} pieces: {answer['typical']:.2g}.")  # fmt: skip
-            write_script(bundle, {"backend": "onnxruntime"}, message, answer["typical"] * 3, as_written=True)
+            details.append(
+                f"{worst['node']} alone {_how_wrong(worst['error'])} on fp32's values (median of the others that lose: "
+                f"{answer['typical']:.2g}), and the fp32 model's output {_how_wrong(worst['effect'])} with it."
+            )
+            write_script(bundle, {"backend": "onnxruntime"}, message, answer["right"], as_written=True)
+        if len(answer["cured"]) > len(blamed):
+            names = _listed([piece["node"] for piece in answer["cured"]], SHOWN)
+            right = self._right_of_lowered()
+            details.append(
+                f"Its error is right ({right:.2g} or less) with these {len(answer['cured'])} in fp32: {names}."
+            )
         return Blame(
             self.engine.id, "lowered", message, nodes, (), worst["error"] if worst else None, builds, answer["count"],
             str(bundle) if worst else "", tuple(details), tuple(answer["pieces"]),
@@ -235,6 +270,6 @@ def _how_wrong(error: float | None) -> str:
     return f"has an error of {error:.2g}"
 
 
-def _listed(nodes: Sequence[str]) -> str:
-    shown = ", ".join(nodes[:6])
-    return f"{shown} and {len(nodes) - 6} more" if len(nodes) > 6 else shown
+def _listed(nodes: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(nodes[:most])
+    return f"{shown} and {len(nodes) - most} more" if len(nodes) > most else shown

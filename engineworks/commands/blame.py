@@ -93,12 +93,14 @@ def blame_failures(plans: Sequence[Plan], results: Sequence[BuildResult], settin
 
 
 def print_blame(found: Blame) -> None:
+    from engineworks.report.blame import shown_error
+
     terminal.say(found.sentence)
     for line in found.details:
         terminal.say(f"  {line}")
     if found.pieces:
-        rows = [(p["node"], f"{p['error']:.2g}", p["tensor"]) for p in found.pieces[:10]]
-        terminal.print_table(("piece of the lowered model", "own error", "tensor"), rows)
+        rows = [(p["node"], *map(shown_error, (p["effect"], p["error"])), p["tensor"]) for p in found.pieces[:10]]
+        terminal.print_table(("piece of the lowered model", "error of outputs", "own error", "tensor"), rows)
     if found.bundle:
         terminal.say(f"  without Engineworks: cd {found.bundle} && python run.py")
 

@@ -69,8 +69,8 @@ def refuse_strangers(folder: Path, known: Collection[str]) -> None:
 
 
 def recorded_digests(folder: Path) -> Mapping[str, str]:
-    """Return sha256 by file, as the store's manifest in the folder says, else the sidecar, which knows the main file
-    alone. Raises `TrustError`."""
+    """Return sha256 by file, as the store's manifest in the folder says, else the sidecar, which knows engines only, of
+    a decoder all. Raises `TrustError`."""
     manifest = _read(folder / MANIFEST)
     if manifest is not None:
         return {name: facts["sha256"] for name, facts in manifest["files"].items()}
@@ -81,7 +81,8 @@ def recorded_digests(folder: Path) -> Mapping[str, str]:
         )
     if not {"engine", "sha256"} <= sidecar.keys():
         raise TrustError(f"{folder / SIDECAR_FILE}: does not say what its engine should be", hint=_FETCH_AGAIN)
-    return {sidecar["engine"]: sidecar["sha256"]}
+    parts = sidecar.get("decoder", {}).get("parts", ())
+    return {sidecar["engine"]: sidecar["sha256"], **{part["file"]: part["sha256"] for part in parts}}
 
 
 def _read(path: Path) -> Any:

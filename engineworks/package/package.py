@@ -31,7 +31,7 @@ from engineworks.engines.engine_files import SIDECAR_FILE, STATEMENTS_FILE, chec
 from engineworks.engines.passport import Passport, SignatureFacts
 from engineworks.engines.signing import Signer, Trust, read_signer
 from engineworks.engines.statements import Statements
-from engineworks.engines.strict_json import STRICT, Digest, parse_document, read_bytes, typed, untyped
+from engineworks.engines.strict_json import Digest, parse_document, read_bytes, typed
 from engineworks.errors import EngineworksError, InputError, TrustError
 from engineworks.fingerprint import digest_file
 from engineworks.package.runtime import write_python_model
@@ -49,6 +49,7 @@ from engineworks.plan.prepared import stored_evaluation
 from engineworks.recipe.load import LoadedRecipe
 from engineworks.recipe.package_settings import PackageSettings, package_settings
 from engineworks.recipe.samples import SampleFile
+from engineworks.typed_json import STRICT, plain
 
 PACKAGE_FILE = "engineworks-package.json"
 """The manifest at the top of a package."""
@@ -252,7 +253,7 @@ def validate_config(text: str) -> None:
 
 def _write_manifest(recipe: str, folder: Path, signer: Signer | None) -> None:
     files = {name: digest_file(folder / name) for name in sorted(_files(folder))}
-    manifest = untyped(PackageManifest(1, recipe, files))
+    manifest = plain(PackageManifest(1, recipe, files))
     text = json.dumps(signer.sign(manifest) if signer else manifest, indent=1)
     (folder / PACKAGE_FILE).write_text(text + "\n", encoding="utf-8")
 

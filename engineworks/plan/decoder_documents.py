@@ -16,10 +16,8 @@ from engineworks.recipe.targets import NamedTarget
 
 
 class DecoderDocuments(Documents):
-    """As `Documents`. A decoder has no lowered reference: its engines are compared with themselves in other
-    situations."""
-
-    lowered_reference_is_needed = False
+    """As `Documents`. Of the lowered model only its sensitivity to one rounding is used: engines are compared with
+    themselves in other situations."""
 
     def export(self) -> tuple[Document, Unkeyed]:
         kind, decoder = self._files.kind, self.recipe.model.decoder
@@ -69,12 +67,16 @@ class DecoderDocuments(Documents):
         document["libraries"] |= export["libraries"]
         return document, {**paths, **unkeyed}
 
+    def lowered_reference(self, computes: Computation, lower: str, reference: str) -> tuple[Document, Unkeyed]:
+        del computes, reference
+        made, _, unkeyed = self._data("evaluation", self._files.evaluation)
+        return self._document("lowered_reference", {"decoder": True}, {"lower": lower, **made}, {}), unkeyed
+
     def compare(self, target: NamedTarget, build: str, reference: str, lowered: str) -> tuple[Document, Unkeyed]:
-        del lowered
         params = {"decoder": self._streams(), "target": target.to_json(), "serving": self._serving()}
         made, _, unkeyed = self._data("evaluation", self._files.evaluation)
         facts = backend_facts(target.target.backend)
-        inputs = {"build": build, "reference": reference, **made}
+        inputs = {"build": build, "reference": reference, "lowered": lowered, **made}
         document = self._document("compare", params, inputs, {}, facts.libraries)
         document["hardware"] = facts.hardware()
         return document, {**unkeyed, **device_cache(document, facts.libraries, build)}

@@ -52,8 +52,6 @@ TORCH_LIBRARIES = {
 class Documents:
     """Makes the documents of one recipe's steps. Each method returns the document and the paths behind its digests."""
 
-    lowered_reference_is_needed = True
-
     def __init__(self, loaded: LoadedRecipe, digests: FileDigests) -> None:
         self.loaded, self.recipe, self.name = loaded, loaded.recipe, loaded.name
         self._files, self._digests = loaded.files, digests

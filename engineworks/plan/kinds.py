@@ -17,13 +17,14 @@ from engineworks.errors import (
     RunError,
     StepError,
 )
+from engineworks.measure.accuracy_report import Accuracy
+from engineworks.typed_json import Report
 
 StepName = Literal[
     "export", "prepare", "fold", "calibrate", "reference", "lower", "lowered_reference", "build", "compare", "measure",
     "compare_champion", "serve", "peer", "sensitivity",
 ]  # fmt: skip
 
-ACCURACY_FILE = "accuracy.json"
 CHAMPION_COMPARISON_FILE = "champion_comparison.json"
 FOLD_FILE = "fold.json"
 LATENCY_FILE = "latency.json"
@@ -31,6 +32,7 @@ LAYERS_FILE = "layers.json"
 LOWERING_FILE = "lowering.json"
 SENSITIVITY_FILE = "sensitivity.json"
 SERVING_FILE = "serving.json"
+SHADOW_FILE = "shadow.json"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class StepKind:
     may read. column: its place in the report's graph, from the left, after all that it reads.
 
     owner: what has one such step. A recipe's steps need no GPU: the CPU pool runs them once for all engines. A
-    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. files: the
-    name of the step's input files in reports, '' where another kind names the same files.
+    command's step is in no build. report: the JSON file that a build reads from the result, '' for none. typed: its
+    reports that are read back before they are published. files: the name of the step's input files in reports, '' where
+    another kind names the same files.
 
     alone: it needs the whole machine. fresh: it runs in a new process, because its measurements include its libraries'
     own memory. optimizer: whose optimizations a retry after a crash reduces, '' for none. attempts: how often a
@@ -58,6 +61,7 @@ class StepKind:
     column: int
     owner: Literal["recipe", "engine", "peer", "command"] = "recipe"
     report: str = ""
+    typed: tuple[type[Report], ...] = ()
     files: str = ""
     alone: bool = False
     fresh: bool = False
@@ -84,12 +88,12 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
         report=LOWERING_FILE, optimizer="onnxruntime",
     ),
     "lowered_reference": StepKind(
-        2, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
+        3, ("onnx", "onnxruntime", "numpy"), RunError, ("lower", "reference", "prepare"), 4, attempts=2
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(
         5, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
-        report=ACCURACY_FILE,
+        report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(
         7, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=LATENCY_FILE, alone=True,

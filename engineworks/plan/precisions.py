@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from engineworks.engines.backends import backend, backend_facts
+from engineworks.engines.backends.base import PartsRunner
 from engineworks.engines.capabilities import why_not
 from engineworks.fingerprint import digest_of
 from engineworks.plan.documents import Documents
@@ -45,7 +46,7 @@ def known_unsupported(store: Store, build: str, key: str) -> str | None:
 
 def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | None) -> str | None:
     """Return why the target cannot do the precision, or which part of a mixed precision it cannot do."""
-    if recipe.model.decoder is not None and (message := decoder_refusal(target)) is not None:
+    if recipe.model.decoder is not None and (message := _decoder_refusal(target)) is not None:
         return message
     facts = backend_facts(target.target.backend)
     computes = computation(recipe, precision, target.target.backend)
@@ -60,12 +61,12 @@ def refusal(recipe: Recipe, precision: str, target: NamedTarget, uses: Uses | No
     return None
 
 
-def decoder_refusal(target: NamedTarget) -> str | None:
-    """Return why the target's backend cannot run a decoder in place, None if it can."""
-    if target.target.backend == "onnxruntime":
+def _decoder_refusal(target: NamedTarget) -> str | None:
+    """Return why the target's backend cannot run a decoder, None if it can."""
+    name = target.target.backend
+    if name == "onnxruntime" or isinstance(backend(name), PartsRunner):
         return None
-    title = backend(target.target.backend).TITLE
-    return f"decoders are not built for {title} yet; use a target of ONNX Runtime, such as cpu"
+    return f"{backend(name).TITLE} runs no decoders; use a target of ONNX Runtime or TensorRT-RTX, such as cpu"
 
 
 def _uses_in(part: str, computes: Computation, uses: Uses | None) -> Uses | None:

@@ -12,7 +12,7 @@ from typing import Any
 from engineworks.fingerprint import digest_of
 from engineworks.measure.gates.gates import disturbed_budgets
 from engineworks.plan.kinds import LATENCY_FILE
-from engineworks.recipe.recipe import Budget
+from engineworks.recipe.performance import Budget
 from engineworks.store.store import Store
 
 Document = dict[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from engineworks.builds.blame_result import Blame
 from engineworks.report.background import Background
-from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Text, blocks_of, number, table
+from engineworks.report.blocks import Block, Bullets, Cell, Column, Section, Text, blocks_of, table
 
 TONES = {"engine": "fail", "lowered": "fail", "nothing": "pass", "unknown": "unmeasured"}
 
@@ -22,15 +22,30 @@ def _blocks(blame: Blame) -> Iterator[Block | None]:
     yield Bullets(tuple(Text(line, tone="muted") for line in details)) if details else None
     columns = [
         Column("piece of the lowered model"),
+        Column("error of outputs", number=True, hint="of the fp32 model, with this piece alone lowered"),
         Column("own error", number=True),
         Column("tensor"),
         Column("nodes"),
     ]
     rows = [
         [
-            Cell(p["node"], code=True), number(p["error"], 4), Cell(p["tensor"], code=True),
+            Cell(p["node"], code=True), _error(p.get("effect")), _error(p["error"]), Cell(p["tensor"], code=True),
             Cell(", ".join(p["nodes"]), tone="muted"),
         ]
         for p in blame.pieces
     ]  # fmt: skip
-    yield table(columns, rows, title="pieces of the lowered model, each alone on fp32's values, the worst first")
+    yield table(
+        columns,
+        rows,
+        title="pieces of the lowered model, each alone on fp32's values; what ruins the outputs most is first",
+    )
+
+
+def _error(error: float | None) -> Cell:
+    return Cell("" if error is None else shown_error(error), sort=error)
+
+
+def shown_error(error: float) -> str:
+    from engineworks.steps.blame.values import WORST
+
+    return "NaN, infinity or another shape" if error >= WORST else f"{error:.2g}"

@@ -111,7 +111,8 @@ def started(
     """Start a server without models (they are loaded by name), and stop it afterwards whatever happens.
 
     env: the server's environment, by default ours. python: the interpreter of Python models, by default ours. Raises
-    `RunError` where it does not become ready.
+    `RunError` where it does not become ready. A `RunError` within the context gets the server's log, and says how the
+    server ended where it did: the client's errors only follow from that.
     """
     environ = dict(os.environ if env is None else env)
     environ["PATH"] = os.pathsep.join((str((python or Path(sys.executable)).parent), environ.get("PATH", "")))
@@ -119,6 +120,11 @@ def started(
         process = _start(server, repository, Path(folder), environ)
         try:
             yield process
+        except RunError as error:
+            if ended := process.why_ended():
+                raise RunError(ended, log=process.log) from None
+            error.log = error.log or process.log
+            raise
         finally:
             process.stop()
 

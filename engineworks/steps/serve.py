@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -16,10 +15,11 @@ from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import TRUSTED_KEYS, Trust
 from engineworks.errors import RunError
 from engineworks.host.triton import NO_SERVER, InstalledServer, RunningServer, find_server
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.slopes import slopes
 from engineworks.package.draft import write_draft
 from engineworks.package.package import PackagedEngine, write_models
-from engineworks.plan.kinds import ACCURACY_FILE, SERVING_FILE
+from engineworks.plan.kinds import SERVING_FILE
 from engineworks.recipe.batch import output_axes
 from engineworks.recipe.package_settings import PackageSettings
 from engineworks.recipe.samples import SampleFile, samples_from_json
@@ -92,15 +92,9 @@ def _on_server(
     if isinstance(server, RunningServer):
         return _serve(job, Addresses(server.http, server.grpc), None, model, samples, settings)
     with started(server, repository, env=_environment(job)) as process:
-        try:
-            report = _serve(job, process.addresses, process, model, samples, settings)
-            if job.params.get("swaps"):
-                report["swaps"] = _swaps(job, process, repository, model, samples)
-        except RunError as error:
-            if ended := process.why_ended():  # the client's errors only follow from it
-                raise RunError(ended, log=process.log) from None
-            error.log = error.log or process.log
-            raise
+        report = _serve(job, process.addresses, process, model, samples, settings)
+        if job.params.get("swaps"):
+            report["swaps"] = _swaps(job, process, repository, model, samples)
     return {**report, "start_s": process.start_s}
 
 
@@ -156,7 +150,7 @@ def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, A
     """Return the task metric of the served answers next to that of the judged engine; None where there is none."""
     if not {"compare", "reference"} <= job.inputs.keys():  # a champion that was judged elsewhere
         return None
-    judged = json.loads((job.inputs["compare"] / ACCURACY_FILE).read_text(encoding="utf-8"))["metric"]
+    judged = Accuracy.read(job.inputs["compare"]).metric
     if judged is None:
         return None
     sidecar = read_sidecar(job.inputs["build"])
@@ -166,7 +160,7 @@ def _metric(job: StepJob, served: list[Any], samples: SampleFile) -> dict[str, A
     for given, got, wanted in zip(feeds, served, read_reference(job.inputs["reference"]), strict=True):
         task.add(given, got, wanted)
     result = task.result()
-    return {"name": judged["name"], "judged": judged["engine"], "served": result["engine"] if result else None}
+    return {"name": judged.name, "judged": judged.engine, "served": result.engine if result else None}
 
 
 def _load(
@@ -175,7 +169,7 @@ def _load(
     wanted = job.params["load"]
     if wanted is None:
         return None
-    others = OtherWork(process.tree if process is not None else ())
+    others = OtherWork(lambda: process.tree if process is not None else ())
     offer = Offer(wanted["qps"] or SEARCH_FROM, wanted["p99_ms"], wanted["seconds"])
     found = (largest_rate if wanted["find_qps"] else offer_load)(addresses.grpc, model, single, offer)
     return {**found, "others": others.share()}

@@ -12,7 +12,6 @@ from growing_decoder import write_growing_decoder
 from engineworks.engines.decoder.base import runs_of
 from engineworks.engines.decoder.open import open_onnx_decoder
 from engineworks.engines.decoder.ort_in_place import OrtInPlaceDecoder
-from engineworks.engines.decoder.rtx import pieces
 from engineworks.errors import ModelError, RunError
 from engineworks.measure.decoder.situations import is_right
 from engineworks.model.decoder.interface import DecoderInterface, guess_cache, read_interface
@@ -213,26 +212,3 @@ def test_a_fixed_cache_of_another_capacity_is_refused():
 def test_the_interface_survives_json():
     face = interface_of(IN_PLACE, 96)
     assert DecoderInterface.from_json(json.loads(json.dumps(face.to_json()))) == face
-
-
-@pytest.mark.parametrize(
-    ("count", "length", "expected"),
-    [
-        (1, 0, [(1, 1)]),
-        (128, 0, [(128, 128)]),
-        (100, 0, [(128, 100)]),
-        (600, 0, [(512, 512), (128, 88)]),
-        (2, 0, [(1, 1), (1, 1)]),
-        (50, 960, "single steps: padding does not fit"),
-    ],
-)
-def test_a_prompt_is_cut_into_the_lengths_of_the_parts(count, length, expected):
-    cut = pieces(count, length, 1024, (1, 128, 512))
-    assert sum(real for _, real in cut) == count
-    at = length
-    for size, real in cut:
-        assert real <= size
-        assert at + size <= 1024
-        at += real
-    if isinstance(expected, list):
-        assert cut == expected

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engineworks.measure.gates.gates import CheckVerdict
+from engineworks.measure.gates.gates import Check, CheckVerdict
 from engineworks.measure.gates.serving import load_verdict, serving_checks
 
 LIMITS = {"qps": 100.0, "find_qps": False, "p99_ms": 15.0, "seconds": 60.0}
@@ -73,3 +73,8 @@ def test_a_load_on_a_busy_host_or_of_too_few_queries_decides_nothing(change: dic
 def test_a_search_passes_with_the_rate_that_it_found() -> None:
     found = {"tries": [{}], "rate": 240.0, "others": 0.0}
     assert load_verdict(found, LIMITS) == ("pass", "The largest rate within 15 ms is 240 queries a second.")
+
+
+def test_a_recorded_check_is_read_as_it_was_written() -> None:
+    checks = serving_checks(REPORT, LIMITS, "")
+    assert [Check.from_json(check.to_json()) for check in checks] == checks

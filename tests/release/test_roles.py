@@ -259,7 +259,7 @@ OTHERS: tuple[tuple[dict[str, Any] | str, str], ...] = (
     ('{"statement": 1, "statement": 1}', "tag .*: duplicate key 'statement'"),
     ('{"statement": 2}', "tag .*: 'statement' is not as documented: input should be 1"),
     ('{"statement": 1}', "tag .*: 'model' is missing"),
-    ("[" * 5000, "tag .*: is nested deeper than 32 levels"),
+    ("[" * 5000 + "]" * 5000, "tag .*: is nested deeper than 32 levels"),
 )
 """What a key's holder may have signed, or anybody written, in place of a statement."""
 

@@ -11,16 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from release_record import record
 
+from engineworks.builds.step import run_step
 from engineworks.cli import _run
 from engineworks.engines.passport import read_passport
 from engineworks.engines.signing import Trust
 from engineworks.errors import RunError
+from engineworks.fingerprint import FileDigests
+from engineworks.host.child import default_pool
 from engineworks.host.triton import NO_SERVER, InstalledServer, find_server
 from engineworks.package.package import PackagedEngine, write_package
+from engineworks.plan.plan import plan_recipe
+from engineworks.recipe.load import load_recipe
+from engineworks.release.promotion import champions_before, release_build
 from engineworks.serving.client import Client
 from engineworks.serving.server import SHARED_MEMORY, started
 from engineworks.steps import serve as step
+from engineworks.tracking.runs import open_tracking
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(240)]
 
@@ -115,6 +123,34 @@ def test_a_server_that_is_killed_in_the_middle_fails_the_step_by_its_signal(
         step.run(job)
     assert pids
     assert not (tmp_path / "serving.json").exists()
+    assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
+
+
+def test_a_candidate_is_served_beside_the_champion(
+    built: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: InstalledServer
+) -> None:
+    monkeypatch.setenv("ENGINEWORKS_TRITON", str(server.binary))
+    registry = open_tracking(built.settings.artifacts, None).registry()
+    before = champions_before(built.plan.loaded, registry)
+    release_build(built.plan, record(built), open_tracking(built.settings.artifacts, None), before)
+    line = json.dumps({"inputs": [{"name": "image", "shape": [1, 1, 4, 4], "datatype": "FP32", "data": [0.5] * 16}]})
+    (built.root / "recorded.jsonl").write_text(line + "\n")
+    command = ["serve", "recipes/tiny.yaml", "--only", "*/int8/cpu", "--shadow", "--requests", "recorded.jsonl"]
+    assert _run(command) == 0
+    assert "the champion is this very engine, byte for byte" in capsys.readouterr().out
+    text = built.recipe.read_text()
+    built.recipe.write_text(f"{text}calibration: {{method: percentile, percentile: 99}}\n")
+    plan = plan_recipe(load_recipe(built.recipe), built.store, FileDigests(None), only="*/int8/cpu")
+    for one in plan.to_do:
+        run_step(one, built.store, default_pool(), say=lambda _: None)
+    assert _run([*command, "--seconds", "1", "--json"]) == 3  # one second gives too few rounds
+    (engine,) = json.loads(capsys.readouterr().out)["engines"]
+    words = {check["name"]: check["verdict"] for check in engine["checks"]}
+    assert words.pop("shadow.latency[evaluation]") == words.pop("shadow.latency[recorded]") == "inconclusive"
+    assert words == {
+        "shadow.answers[evaluation]": "pass", "shadow.answers[recorded]": "pass", "shadow.metric": "pass",
+    }  # fmt: skip
+    assert engine["report"]["answers"]["recorded"]["requests"] == 1
     assert not list(SHARED_MEMORY.glob(f"engineworks-{os.getpid()}-*"))
 
 

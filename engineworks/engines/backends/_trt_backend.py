@@ -17,7 +17,10 @@ from engineworks.tensors import TensorSpec
 if TYPE_CHECKING:
     from engineworks.engines.backends._cuda import DeviceMemory
     from engineworks.engines.backends._trt_session import TrtSession
+    from engineworks.engines.decoder.parts import Part
+    from engineworks.engines.decoder.trt import TrtDecoder
     from engineworks.engines.layer_times import TimedLayer
+    from engineworks.model.decoder.interface import DecoderInterface
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,15 @@ class TrtBackend:
         from engineworks.engines.backends._trt_load import load
 
         return load(self.vendor, engine, options, serving, cache, known)
+
+    def open_parts(
+        self, folder: Path, parts: Sequence[Part], interface: DecoderInterface, streams: int, *,
+        serving: Serving = Serving(), cache: Path | None = None,  # noqa: B008 - frozen
+    ) -> TrtDecoder:  # fmt: skip
+        """Load a decoder's parts for the first visible GPU. Raises `RunError`."""
+        from engineworks.engines.decoder.trt import TrtDecoder
+
+        return TrtDecoder(self.vendor, folder, parts, interface, streams, serving=serving, cache=cache)
 
     def layer_times(
         self, engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int,

@@ -117,3 +117,7 @@ class PlainDialect:
 
     def save(self) -> None:
         """Do nothing: TensorRT has no runtime cache."""
+
+
+def dialect_of(trt: Any, engine: Any, serving: Serving, cache: Path | None, *, rtx: bool) -> Dialect:
+    return RtxDialect(trt, engine, serving, cache) if rtx else PlainDialect(engine, serving)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engineworks.engines.backends._cuda import DeviceMemoryError, memory_mib
-from engineworks.engines.backends._trt_dialect import Dialect, PlainDialect, RtxDialect
+from engineworks.engines.backends._trt_dialect import dialect_of
 from engineworks.engines.backends._trt_host import why_not_fit
 from engineworks.engines.backends._trt_log import RunErrors
 from engineworks.engines.backends._trt_session import TrtSession
@@ -37,24 +37,30 @@ def load(
     option."""
     check_options(vendor.title, options, vendor.options)
     trt = vendor.load()
-    title = f"{vendor.title} {trt.__version__}"
     memory_mib()  # creates the CUDA context: a missing GPU fails here, not inside the vendor's library
     errors = RunErrors(trt)
-    with _mapped(engine) as data:
-        _refuse_misfit(vendor, engine, data)
-        runtime = trt.Runtime(errors.logger)
-        runtime.error_recorder = errors.recorder
-        loaded = runtime.deserialize_cuda_engine(data)
-        if loaded is None:
-            raise _failure(title, engine, errors, _diagnosis(trt, runtime, data))
-        dialect: Dialect = RtxDialect(trt, loaded, serving, cache) if vendor.rtx else PlainDialect(loaded, serving)
-        start = partial(TrtSession, trt, (runtime, loaded), dialect, errors, graphs=serving.cuda_graphs, known=known)
+    with opened(vendor, trt, engine, errors) as loaded:
+        dialect = dialect_of(trt, loaded[1], serving, cache, rtx=vendor.rtx)
+        start = partial(TrtSession, trt, loaded, dialect, errors, graphs=serving.cuda_graphs, known=known)
         try:
             return start()
         except RunError as error:
             if not follow_switch(errors.text()):
                 raise error from None
             return start()
+
+
+@contextmanager
+def opened(vendor: Vendor, trt: Any, engine: Path, errors: RunErrors) -> Iterator[tuple[Any, Any]]:
+    """Yield the vendor's runtime, which must outlive the rest, and the deserialized engine. Raises `RunError`."""
+    with _mapped(engine) as data:
+        _refuse_misfit(vendor, engine, data)
+        runtime = trt.Runtime(errors.logger)
+        runtime.error_recorder = errors.recorder
+        loaded = runtime.deserialize_cuda_engine(data)
+        if loaded is None:
+            raise _failure(f"{vendor.title} {trt.__version__}", engine, errors, _diagnosis(trt, runtime, data))
+        yield runtime, loaded
 
 
 def _refuse_misfit(vendor: Vendor, engine: Path, data: Any) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engineworks.engines.decoder.base import DecoderSession
+    from engineworks.engines.decoder.parts import Part
+    from engineworks.model.decoder.interface import DecoderInterface
+
     Arrays = Mapping[str, NDArray[np.generic]]
 
 ENGINE_FILE = "engine"
@@ -235,6 +239,24 @@ class Runner(Protocol):
         ...
 
     def device_watch(self) -> DeviceWatch: ...
+
+
+@runtime_checkable
+class PartsRunner(Protocol):
+    """A backend that runs decoders whose artifacts hold an engine for each batch and number of tokens."""
+
+    def open_parts(
+        self,
+        folder: Path,
+        parts: Sequence[Part],
+        interface: DecoderInterface,
+        streams: int,
+        *,
+        serving: Serving = Serving(),
+        cache: Path | None = None,
+    ) -> DecoderSession:
+        """Load the parts' files (digests already verified) for so many streams. Raises `RunError`."""
+        ...
 
 
 @dataclass(frozen=True)

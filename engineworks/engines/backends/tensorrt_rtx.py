@@ -31,7 +31,7 @@ _BACKEND = TrtBackend(VENDOR)
 versions, hardware, build = _BACKEND.versions, _BACKEND.hardware, _BACKEND.build
 why_not_run, load = _BACKEND.why_not_run, _BACKEND.load
 memory_meter, device_watch = _BACKEND.memory_meter, _BACKEND.device_watch
-layer_times = _BACKEND.layer_times
+layer_times, open_parts = _BACKEND.layer_times, _BACKEND.open_parts
 
 
 def why_not_build(compute_capabilities: Sequence[str]) -> str | None:

@@ -56,6 +56,10 @@ class DecoderSession(Protocol):
         Waits until it is done."""
         ...
 
+    def use_graphs(self, wanted: bool) -> bool:
+        """Replay a device's graphs from now on, or launch every kernel. False where there are none, as on a CPU."""
+        ...
+
     def reset(self, streams: Sequence[int] | None = None) -> None:
         """Empty these streams' caches, or all."""
         ...

@@ -69,6 +69,9 @@ class OrtGrowingDecoder:
     def next_step(self, tokens: Tokens) -> None:
         self.step({stream: tokens[stream : stream + 1] for stream in range(self.streams)})
 
+    def use_graphs(self, wanted: bool) -> bool:
+        return False
+
     def reset(self, streams: Sequence[int] | None = None) -> None:
         for stream in range(self.streams) if streams is None else streams:
             self._lengths[stream] = 0

@@ -106,6 +106,9 @@ class OrtInPlaceDecoder:
         self._run(bound)
         self._lengths = [length + 1 for length in self._lengths]
 
+    def use_graphs(self, wanted: bool) -> bool:
+        return False
+
     def reset(self, streams: Sequence[int] | None = None) -> None:
         for stream in range(self.streams) if streams is None else streams:
             self._lengths[stream] = 0

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
 from engineworks.measure.statistics import reaches
-from engineworks.recipe.recipe import Regression
+from engineworks.recipe.performance import Regression
 
 Report = Mapping[str, Any]
 
@@ -21,7 +22,7 @@ def regression_checks(
     *,
     comparison: Report | None = None,
     latency: Report | None = None,
-    accuracy: Report | None = None,
+    accuracy: Accuracy | None = None,
     compare: Report | None = None,
     unmeasured_because: str = "",
     champion_unknown: str = "",
@@ -76,7 +77,7 @@ def _comparison_check(
 ) -> Check:
     times = len(comparison["attempts"])
     how = f"{result.rounds} rounds side by side" + (f", in the last of {times} processes" if times > 1 else "")
-    message = _message(shape, result, limit, str(champion), how, comparison["confidence"])
+    message = comparison_message(shape, result, limit, str(champion), how, comparison["confidence"])
     return Check(name, result.verdict, message + _earlier(len(comparison["earlier"]), comparison["confidence"]))
 
 
@@ -103,7 +104,7 @@ def _history_check(
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
     result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
-    text = f"{_message(shape, result, limit, str(champion), how)} {stand_in}"
+    text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
     return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
 
 
@@ -118,7 +119,7 @@ WAY_OUT = (
 )
 
 
-def _message(
+def comparison_message(
     shape: str, result: Comparison, limit: float, champion: str, how: str, confidence: float = CONFIDENCE
 ) -> str:
     """'single: 1.2 % slower than the champion …, 99 % interval 0.4 % to 2.1 % slower, limit 5 %: 14 rounds …'"""
@@ -135,7 +136,7 @@ def _message(
 
 
 def _accuracy_check(
-    limit: float, champion: Champion, accuracy: Report | None, compare: Report | None, unmeasured_because: str
+    limit: float, champion: Champion, accuracy: Accuracy | None, compare: Report | None, unmeasured_because: str
 ) -> Check:
     name = "regression.accuracy"
     if accuracy is None or compare is None:
@@ -146,11 +147,11 @@ def _accuracy_check(
     if changed := _what_changed(champion.compare, compare):
         message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
         return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
-    ours, theirs = accuracy["metric"], champion.accuracy["metric"]
-    if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):
+    ours, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
+    if ours is None or ours.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = _worse_by(ours, theirs["engine"])
-    text = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
+    worse = worse_by(ours.engine, then, lower_is_better=ours.lower_is_better)
+    text = f"{ours.name} is {ours.engine:.6g}, that of {champion} {then:.6g}: "
     text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
     return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
 
@@ -168,12 +169,11 @@ def _what_changed(then: Report, now: Report) -> str:
     return ""
 
 
-def _worse_by(ours: Report, theirs: float) -> float:
+def worse_by(ours: float, theirs: float, *, lower_is_better: bool) -> float:
     """How much worse than the champion, relative to it; an error metric is worse when it grows."""
-    drop = theirs - ours["engine"]
-    drop = -drop if ours.get("lower_is_better") else drop
+    drop = ours - theirs if lower_is_better else theirs - ours
     if theirs:
-        return float(drop / abs(theirs))
+        return drop / abs(theirs)
     return math.copysign(math.inf, drop) if drop else 0.0
 
 
@@ -193,7 +193,3 @@ def _confidence(value: float) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.3g} %"
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

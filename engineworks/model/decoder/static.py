@@ -14,18 +14,13 @@ if TYPE_CHECKING:
     import onnx
 
 
-def fix_shape(model: onnx.ModelProto, interface: DecoderInterface, batch: int, tokens: int) -> onnx.ModelProto:
-    """Return the graph for `batch` sequences of `tokens` tokens each, without its weights' values copied twice: the
-    initializers are shared in memory only until it is saved. An in-place cache keeps its capacity."""
-    import onnx
-
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.value_info[:]
-    for value in (*made.graph.input, *made.graph.output):
+def fix_shape(model: onnx.ModelProto, interface: DecoderInterface, batch: int, tokens: int) -> None:
+    """Change the graph to `batch` sequences of `tokens` tokens each, in place; again for the next shape. A cache of
+    fixed capacity keeps it."""
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if len(dims):
             dims[0].dim_value = batch
         if value.name in (interface.ids, interface.logits):
             dims[1].dim_value = tokens
-    return made

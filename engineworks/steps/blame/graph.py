@@ -1,13 +1,13 @@
 """A model as nodes in order, from which any set of them can be cut out as a model of its own.
 
-What a cut-out part reads from outside becomes an input of fixed shape, fed with the reference's value. Nodes that
-depend on constants alone (a weight's DequantizeLinear) go with whoever reads them, so that a builder still sees a
-weight.
+What a cut-out part reads from outside becomes an input, fed with the reference's value. Its shape is fixed, or dynamic
+where the reference has the same tensor in another shape. Nodes that depend on constants alone (a weight's
+DequantizeLinear) go with whoever reads them, so that a builder still sees a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,10 @@ these can a model be cut."""
 FLOAT = 1
 
 MOST_LENGTHS = 16
-"""More whole numbers than this are data, not the lengths of a tensor."""
+"""More numbers than this are data, not the lengths of a tensor."""
+
+MEASURES = ("Shape", "Size")
+"""Operators whose results depend on shapes alone."""
 
 QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear")
 
@@ -150,6 +153,17 @@ class Graph:
             level = sorted(before - order.keys(), reverse=True)
         return list(order)
 
+    def descendants(self, name: str) -> set[int]:
+        """Nodes that depend on this tensor."""
+        found: set[int] = set()
+        pending = list(self.readers.get(name, ()))
+        while pending:
+            index = pending.pop()
+            if index not in found:
+                found.add(index)
+                pending += [r for n in self.nodes[index].output for r in self.readers.get(n, ())]
+        return found
+
     def inputs_of(self, chosen: Collection[int]) -> list[str]:
         """What these nodes read that neither they nor constants make."""
         inside = set(chosen)
@@ -157,28 +171,67 @@ class Graph:
         fixed = self.constants.keys() | self._constant_makers.keys()
         return [n for n in read if n not in fixed and self.makers.get(n, -1) not in inside]
 
-    def fed(self, chosen: Collection[int], values: Values) -> list[str]:
+    def fed(self, chosen: Collection[int], values: Values, other: Values | None = None) -> list[str]:
         """What these nodes are fed with, without lengths that the graph computes: those become constants of the part.
 
-        A builder takes no shape that is only known when it runs.
+        A builder takes no shape that is only known when it runs. other: values at another shape; lengths that differ
+        there are computed within the part, so that the tensors they are the lengths of are fed.
         """
-        return [n for n in self.inputs_of(chosen) if n in self.inputs or not _is_lengths(values[n])]
+        return self._sources(chosen, values, other)[0]
 
-    def extract(self, chosen: Collection[int], outputs: Iterable[str], values: Values) -> onnx.ModelProto:
-        """These nodes as a model with these outputs. values: the reference, which has the inputs' types and shapes."""
+    @cached_property
+    def measured(self) -> frozenset[str]:
+        """Tensors that depend on the shapes of others alone."""
+        found: set[str] = set()
+        for node, names in zip(self.nodes, self.uses, strict=True):
+            moving = [n for n in names if n in self.makers or n in self.inputs]
+            if node.op_type in MEASURES or all(n in found for n in moving):
+                found.update(node.output)
+        return frozenset(found)
+
+    def _sources(
+        self, chosen: Collection[int], values: Values, other: Values | None
+    ) -> tuple[list[str], list[str], set[int]]:
+        """What the nodes are fed with, the lengths that are constants, and the nodes that compute other lengths."""
+        fed, fixed, makers, inside = list[str](), list[str](), set[int](), set(chosen)
+        pending = self.inputs_of(chosen)
+        while pending:
+            name = pending.pop(0)
+            if self.makers.get(name, -1) in inside:
+                continue
+            if name in self.inputs or not self._is_lengths(name, values[name]):
+                fed.append(name)
+            elif other is None or np.array_equal(values[name], other[name]):
+                fixed.append(name)
+            elif name not in self.measured:
+                fed.append(name)
+            elif (maker := self.makers[name]) not in makers:
+                makers.add(maker)
+                pending += self.inputs_of([maker])
+        return list(dict.fromkeys(fed)), list(dict.fromkeys(fixed)), makers
+
+    def _is_lengths(self, name: str, value: Array) -> bool:
+        """Whether an inner tensor may be a shape, an axis or an index: few numbers in one dimension at most."""
+        whole = value.dtype.kind in "iu" and value.dtype.itemsize >= 4
+        return (whole or name in self.measured) and value.ndim <= 1 and value.size <= MOST_LENGTHS
+
+    def extract(
+        self, chosen: Collection[int], outputs: Iterable[str], values: Values, other: Values | None = None
+    ) -> onnx.ModelProto:
+        """These nodes as a model with these outputs. values: the reference, which has the inputs' types and shapes.
+        other: the reference at another shape: what differs there is dynamic."""
         import onnx
 
         part = onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import)
-        nodes = [self.nodes[i] for i in sorted(chosen)]
+        fed, lengths, makers = self._sources(chosen, values, other)
+        nodes = [self.nodes[i] for i in sorted({*chosen, *makers})]
         fixed, weights = self.closure(nodes)
         set_nodes(part.graph, [*fixed, *nodes])
         part.graph.initializer.extend(weights)
         part.graph.name = "part"
-        fed = self.fed(chosen, values)
-        lengths = [n for n in self.inputs_of(chosen) if n not in fed]
         part.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(values[n]), n) for n in lengths)
-        part.graph.input.extend(value_info(name, values[name]) for name in fed)
-        part.graph.output.extend(value_info(name, values[name]) for name in outputs)
+        part.graph.input.extend(value_info(name, values[name], other) for name in fed)
+        part.graph.output.extend(value_info(name, values[name], other) for name in outputs)
         return part
 
     def closure(self, nodes: Iterable[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -197,16 +250,18 @@ class Graph:
         return [node for node in self.model.graph.node if id(node) in wanted], list(weights.values())
 
 
-def _is_lengths(value: Array) -> bool:
-    """Whether an inner tensor may be a shape, an axis or an index: few whole numbers in one dimension at most."""
-    return value.dtype.kind in "iu" and value.dtype.itemsize >= 4 and value.ndim <= 1 and value.size <= MOST_LENGTHS
-
-
-def value_info(name: str, value: Array) -> onnx.ValueInfoProto:
+def value_info(name: str, value: Array, other: Values | None = None) -> onnx.ValueInfoProto:
+    """The tensor's type and shape. other: values at another shape."""
     from onnx import helper
 
+    shape = named_shape(value.shape, None if other is None else other[name].shape)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
-    return helper.make_tensor_value_info(name, kind, list(value.shape))
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def named_shape(shape: Sequence[int], other: Sequence[int] | None) -> list[int | str]:
+    """The shape, with a name for each length that differs in the other one."""
+    return [n if n == m else f"d{n}_{m}" for n, m in zip(shape, other or shape, strict=True)]
 
 
 def label(node: onnx.NodeProto) -> str:

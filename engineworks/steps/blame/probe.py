@@ -24,6 +24,7 @@ from engineworks.errors import BuildError, EngineworksError, Interrupted, StepEr
 from engineworks.fingerprint import digest_of
 from engineworks.host.child import ChildPool
 from engineworks.recipe.npz import read_arrays
+from engineworks.steps.blame.graph import named_shape
 from engineworks.steps.blame.values import WORST, error_of, save_part
 from engineworks.tensors import InputRange, Profile, spec_from_json
 
@@ -35,8 +36,15 @@ Arrays = Mapping[str, Array]
 
 PROBE = "engineworks.steps.blame.probe:main"
 
+SCRATCH = "part-"
+"""How the folders of parts begin, which a search that was killed leaves behind."""
+
 WARM_RUNS = 20
 """Runs between the first comparison and the second: specialized kernels replace general ones meanwhile."""
+
+
+FIXED: Mapping[str, Sequence[int]] = {}
+"""No other shapes: the part has fixed ones."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,12 @@ class Prober(Protocol):
 
     builds: int
 
-    def probe(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer: ...
+    def probe(
+        self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, shapes: Mapping[str, Sequence[int]] = ...
+    ) -> Answer:
+        """Build the model, run it on the feeds and compare its outputs. shapes: another shape of every input, by
+        name, which the engine has to take, too; {} for fixed shapes."""
+        ...
 
 
 class OutOfBuilds(Exception):
@@ -72,13 +85,15 @@ class Budget:
 
     prober: Prober
     most: int
-    used: int = 0
+    builds: int = 0
 
-    def probe(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
-        if self.used >= self.most:
+    def probe(
+        self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, shapes: Mapping[str, Sequence[int]] = FIXED
+    ) -> Answer:
+        if self.builds >= self.most:
             raise OutOfBuilds
-        self.used += 1
-        return self.prober.probe(model, feeds, wanted)
+        self.builds += 1
+        return self.prober.probe(model, feeds, wanted, *([shapes] if shapes else []))
 
 
 @dataclass
@@ -97,13 +112,20 @@ class EngineProber:
     serving: Mapping[str, Any] = field(default_factory=lambda: Serving().to_json())
     builds: int = 0
 
-    def probe(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
-        asked = _digest(model, feeds, wanted, {"target": dict(self.target), "serving": dict(self.serving)})
+    def probe(
+        self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, shapes: Mapping[str, Sequence[int]] = FIXED
+    ) -> Answer:
+        how = {
+            "target": dict(self.target),
+            "serving": dict(self.serving),
+            "shapes": {n: list(s) for n, s in shapes.items()},
+        }
+        asked = _digest(model, feeds, wanted, how)
         known = self.folder / f"{asked}.json"
         self.builds += 1
         if known.is_file():
             return Answer(**json.loads(known.read_text(encoding="utf-8")))
-        answer = self._build(model, feeds, wanted)
+        answer = self._build(model, feeds, wanted, shapes)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = known.with_suffix(".partial")
         partial.write_text(json.dumps(answer.to_json()), encoding="utf-8")
@@ -111,9 +133,11 @@ class EngineProber:
         self.say(f"build {self.builds}: {len(model.graph.node)} nodes: {_described(answer)}")
         return answer
 
-    def _build(self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays) -> Answer:
+    def _build(
+        self, model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, shapes: Mapping[str, Sequence[int]]
+    ) -> Answer:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.folder) as scratch:
+        with TemporaryDirectory(dir=self.folder, prefix=SCRATCH) as scratch:
             part = Path(scratch)
             model_file, inputs = save_part(model, feeds, part)
             np.savez(part / "wanted.npz", **wanted)  # type: ignore[arg-type]
@@ -121,7 +145,11 @@ class EngineProber:
                 "target": dict(self.target), "precision": self.precision, "computes": list(self.computes),
                 "model": str(model_file), "feeds": str(inputs), "wanted": str(part / "wanted.npz"),
                 "out": str(part / "engine"), "serving": dict(self.serving),
-                "inputs": [{"name": n, "dtype": a.dtype.name, "shape": list(a.shape)} for n, a in feeds.items()],
+                "inputs": [
+                    {"name": n, "dtype": a.dtype.name, "shape": named_shape(a.shape, shapes.get(n))}
+                    for n, a in feeds.items()
+                ],
+                "shapes": {n: [list(a.shape), list(shapes.get(n, a.shape))] for n, a in feeds.items()},
             }  # fmt: skip
             try:
                 result = self.pool.run(PROBE, payload, what="a part", error=BuildError, time_limit_s=3600)
@@ -133,7 +161,8 @@ class EngineProber:
 
 
 def main(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Build a part at fixed shapes, run it twice, and compare its outputs: {errors by output, ran}.
+    """Build a part, run it twice, and compare its outputs: {errors by output, ran}. The other shape is the engine's
+    best one: a fault at shapes beside that shows.
 
     Runs in a child process. Raises `BuildError` or `RunError`, which is a crash of the part.
     """
@@ -143,9 +172,9 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
     if build is None:
         raise BuildError(f"backend '{target['backend']}' builds no engines")
     specs = [spec_from_json(spec) for spec in payload["inputs"]]
-    ranges = {spec.name: InputRange(shape, shape, shape) for spec in specs for shape in [spec.concrete({})]}
+    ranges = {name: shape_range(*both) for name, both in payload["shapes"].items()}
     request = BuildRequest(
-        Path(payload["model"]), out, payload["precision"], (Profile("fixed", ranges),),
+        Path(payload["model"]), out, payload["precision"], (Profile("part", ranges),),
         compute_capabilities=tuple(target["compute_capability"]), options=target["options"],
         computes=tuple(payload["computes"]),
     )  # fmt: skip
@@ -159,6 +188,11 @@ def main(payload: Mapping[str, Any]) -> dict[str, Any]:
         return {"errors": _compare(session, read_arrays(Path(payload["feeds"])), payload), "ran": True}
     finally:
         shutil.rmtree(out, ignore_errors=True)
+
+
+def shape_range(run: Sequence[int], best: Sequence[int]) -> InputRange:
+    """The profile of an input that takes both shapes."""
+    return InputRange(tuple(map(min, run, best)), tuple(best), tuple(map(max, run, best)))
 
 
 def _compare(session: Any, feeds: Arrays, payload: Mapping[str, Any]) -> dict[str, float]:
@@ -190,12 +224,17 @@ def _digest(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, rest: Mapping
     """The digest of what is asked: the part, its values, and how it is built."""
     import hashlib
 
-    sums = {
-        name: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        for given in (feeds, wanted) for name, array in given.items()
-    }  # fmt: skip
     written = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    return digest_of({"model": written, "arrays": sums, **rest})
+    return digest_of({"model": written, "arrays": array_digests({**feeds, **wanted}), **rest})
+
+
+def array_digests(arrays: Arrays) -> dict[str, str]:
+    import hashlib
+
+    def digest(array: Array) -> str:
+        return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+
+    return {name: digest(np.asarray(array)) for name, array in arrays.items()}
 
 
 def _described(answer: Answer) -> str:

@@ -3,13 +3,16 @@
 Any part of the model can be built alone, fed with the reference's values. The first search finds the first place at
 which the fault shows: where a prefix of the nodes crashes, or where one of the tensors at a cut is wrong (several cuts
 are marked as outputs of one build). The second finds how much before that place is needed. Each halves what is left.
+
+Parts have fixed shapes. A fault that fixed shapes do not show is searched with dynamic ones: a second reference, at
+another shape, tells which lengths of which tensors those are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engineworks.steps.blame.graph import Graph, Nodes, Values, inner_models, is_controlled, label
@@ -17,6 +20,9 @@ from engineworks.steps.blame.probe import Answer, Budget, OutOfBuilds, Prober, s
 
 MARKS = 7
 """Cuts that one build marks: so few that most of a builder's fusions stay."""
+
+MOST_MARKS = 200
+"""Inner tensors of a part that the last build marks."""
 
 REMOVED_SINGLY = 10
 """A part of so many units or fewer is tried without each of them."""
@@ -32,7 +38,8 @@ class Found:
     """The smallest part that shows the fault.
 
     graph, nodes: of the part, in the model or in the branch or body `inside` of it. outputs: that are wrong, or all
-    after a crash. values: the reference's. answer: of its last build. notes: what limits the result.
+    after a crash. values: the reference's. answer: of its last build. notes: what limits the result. other: the
+    reference at another shape, where the part has dynamic ones.
     """
 
     graph: Graph
@@ -43,16 +50,23 @@ class Found:
     builds: int
     inside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    other: Values | None = None
 
     @property
     def labels(self) -> list[str]:
-        return [label(self.graph.nodes[i]) for i in sorted(self.nodes)]
+        """The nodes, after those that make their constants, such as a weight's DequantizeLinear."""
+        nodes = [self.graph.nodes[i] for i in sorted(self.nodes)]
+        return [label(node) for node in (*self.graph.closure(nodes)[0], *nodes)]
 
     def model(self) -> Any:
-        return self.graph.extract(self.nodes, self.outputs, self.values)
+        return self.graph.extract(self.nodes, self.outputs, self.values, self.other)
 
     def feeds(self) -> dict[str, Any]:
-        return {name: self.values[name] for name in self.graph.fed(self.nodes, self.values)}
+        return {name: self.values[name] for name in self.graph.fed(self.nodes, self.values, self.other)}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The other shape of every input; {} where shapes are fixed."""
+        return {} if self.other is None else {name: self.other[name].shape for name in self.feeds()}
 
     def wanted(self) -> dict[str, Any]:
         return {name: self.values[name] for name in self.outputs}
@@ -63,20 +77,31 @@ Reference = Callable[[Any, Mapping[str, Any]], tuple[Values, Mapping[str, float]
 
 
 def blame_engine(
-    graph: Graph, values: Values, allowed: Mapping[str, float], prober: Prober, reference: Reference
-) -> Found | None:
+    graph: Graph, values: Values, allowed: Mapping[str, float], prober: Prober, reference: Reference,
+    other: Callable[[], Values | None] = lambda: None,
+) -> Found | None:  # fmt: skip
     """The smallest part of the graph that the engine gets wrong; None if it gets the whole graph right.
 
-    values: of every inner tensor and input. allowed: the largest right error by tensor.
+    values: of every inner tensor and input. allowed: the largest right error by tensor. other: gives the values at
+    another shape, for faults of dynamic shapes; None where shapes are fixed.
     """
-    budget = Budget(prober, most_builds(graph.count))
+    budget = prober if isinstance(prober, Budget) else Budget(prober, most_builds(graph.count))
     search = _Search(graph, values, allowed, budget)
     if not search.starts():
-        return None
+        dynamic = other()
+        if dynamic is None or not _same_ranks(values, dynamic):
+            return None
+        search = _Search(graph, values, allowed, budget, dynamic)
+        if not search.starts():
+            return None
     found = search.smallest()
     while (inner := _descend(found, budget, reference)) is not None:
         found = inner
     return found
+
+
+def _same_ranks(values: Values, other: Values) -> bool:
+    return values.keys() == other.keys() and all(values[n].ndim == other[n].ndim for n in values)
 
 
 def _descend(found: Found, budget: Budget, reference: Reference) -> Found | None:
@@ -102,6 +127,7 @@ class _Search:
     values: Values
     allowed: Mapping[str, float]
     budget: Budget
+    other: Values | None = None
     inside: tuple[str, ...] = ()
     like: str = ""
     notes: list[str] = field(default_factory=list)
@@ -120,21 +146,14 @@ class _Search:
     def smallest(self) -> Found:
         """The smallest part that was found before the builds ran out."""
         count = len(self.units)
-        best = Found(
-            self.graph, self._prefix(count), tuple(self._bad(self.full) or self._ends(self._prefix(count))),
-            self.values, self.full, self.budget.used, self.inside,
-        )  # fmt: skip
-        self._best = best
+        self._keep(self._prefix(count), self._bad(self.full) or self._ends(self._prefix(count)), self.full)
         try:
             end, bad = self._first_bad(count, self._bad(self.full))
             self._shrink(end, bad)
+            self._look_inside()
         except OutOfBuilds:
-            self.notes.append(f"stopped after {self.budget.used} builds: a smaller part may show it too")
-        last = self._best
-        return Found(
-            last.graph, last.nodes, last.outputs, last.values, last.answer, self.budget.used, last.inside,
-            tuple(self.notes),
-        )  # fmt: skip
+            self.notes.append(f"stopped after {self.budget.builds} builds: a smaller part may show it too")
+        return replace(self._best, builds=self.budget.builds, notes=tuple(self.notes))
 
     def _first_bad(self, end: int, bad: list[str]) -> tuple[int, list[str]]:
         """The first cut at which the fault shows, and the tensors that are wrong there (none after a crash)."""
@@ -176,14 +195,34 @@ class _Search:
             chosen = self._enough(order, made)
         if chosen is None:
             self.notes.append("the fault needs all that comes before it: alone, no part shows it")
-            return
+        else:
+            self._without_each(chosen, made)
+
+    def _without_each(self, chosen: Sequence[Nodes], bad: list[str]) -> None:
         kept = list(chosen)
         for unit in reversed(chosen[1:]):
             if len(kept) > REMOVED_SINGLY:
                 break
             less = [u for u in kept if u != unit]
-            if self._try(less, made):
+            if self._try(less, bad):
                 kept = less
+
+    def _look_inside(self) -> None:
+        """Find an earlier wrong tensor within the smallest part: what follows it may have hidden its error."""
+        best = self._best
+        units = [unit for unit in self.units if unit <= best.nodes]
+        if len(units) < 2 or best.answer.crash:
+            return
+        made = [n for unit in units[:-1] for i in sorted(unit) for n in self.graph.nodes[i].output if n in self.values]
+        inner = [n for n in made if n not in best.outputs]
+        answer = self._probe(best.nodes, [*inner[:: math.ceil(len(inner) / MOST_MARKS) or 1], *best.outputs])
+        first = next((n for n in inner if n in self._bad(answer)), None)
+        if first is None or answer.crash:
+            return
+        before = [unit for unit in self._nearest(len(self.units), [first]) if unit <= best.nodes]
+        chosen = self._enough(before, [first])
+        if chosen is not None:
+            self._without_each(chosen, [first])
 
     def _nearest(self, end: int, names: Sequence[str]) -> list[Nodes]:
         """The units that these tensors depend on, the nearest first."""
@@ -221,7 +260,7 @@ class _Search:
 
     def _keep(self, nodes: Nodes, outputs: Sequence[str], answer: Answer) -> None:
         self._best = Found(
-            self.graph, nodes, tuple(outputs), self.values, answer, self.budget.used, self.inside, tuple(self.notes)
+            self.graph, nodes, tuple(outputs), self.values, answer, self.budget.builds, self.inside, other=self.other
         )
 
     def _prefix(self, count: int) -> Nodes:
@@ -236,9 +275,10 @@ class _Search:
     def _probe(self, nodes: Nodes, outputs: Collection[str]) -> Answer:
         """Build these nodes. Outputs without a value of the reference are left out."""
         named = [n for n in outputs if n in self.values]
-        model = self.graph.extract(nodes, named, self.values)
-        feeds = {n: self.values[n] for n in self.graph.fed(nodes, self.values)}
-        return self.budget.probe(model, feeds, {n: self.values[n] for n in named})
+        model = self.graph.extract(nodes, named, self.values, self.other)
+        feeds = {n: self.values[n] for n in self.graph.fed(nodes, self.values, self.other)}
+        shapes = {} if self.other is None else {n: self.other[n].shape for n in feeds}
+        return self.budget.probe(model, feeds, {n: self.values[n] for n in named}, shapes)
 
     def _bad(self, answer: Answer) -> list[str]:
         return [name for name, error in answer.errors.items() if error > self.allowed.get(name, 0.0)]

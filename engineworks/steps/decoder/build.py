@@ -1,19 +1,27 @@
-"""Lowered decoder + target → engine with its tokenizer and a sidecar; then the engine generates once."""
+"""Lowered decoder + target → engine with its tokenizer and a sidecar; on a CPU the engine then generates once.
+
+For a GPU the artifact holds an engine for each batch and number of tokens that the recipe's situations want.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engineworks.engines.backends import backend, builder
-from engineworks.engines.backends.base import BuildRequest
+from engineworks.engines.backends.base import Builder, BuildReport, BuildRequest, PartsRunner
 from engineworks.engines.decoder.generation import TOKENIZER_FILE
+from engineworks.engines.decoder.parts import Part, parts_for
 from engineworks.engines.decoder.trial import generate_once
 from engineworks.engines.engine_files import LOG_FILE, SIDECAR_FILE
-from engineworks.errors import BuildError
+from engineworks.errors import BuildError, UnsupportedError
 from engineworks.fingerprint import digest_file
 from engineworks.model.decoder.interface import DecoderInterface
-from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.model.decoder.static import fix_shape
+from engineworks.model.onnx_files import MODEL_FILE, load_model, model_files
 from engineworks.recipe.datasets.decoder_text import TEMPLATE_FILE
 from engineworks.recipe.datasets.tokenize import load_tokenizer
 from engineworks.recipe.recipe import W4A8
@@ -30,19 +38,27 @@ def run(job: StepJob) -> None:
     why = build.why_not_build(target["compute_capability"])
     if why is not None:
         raise BuildError(f"{job.id}: cannot be built here: {why}")
+    decoder, parts = job.params["decoder"], list[Part]()
     with source_model(job, contrib_operators=backend(target["backend"]).TRAITS.contrib_operators) as source:
+        interface = source.interface
         request = BuildRequest(
             model=source.path,
             out=job.out,
             precision=job.params["precision"],
             profiles=(),
+            compute_capabilities=tuple(target["compute_capability"]),
             options=target["options"],
             computes=tuple(job.params["computes"]),
+            cache=job.path("cache") if "cache" in job.unkeyed else None,
             crashes=job.crashes,
         )
-        report = build.build(request, job.say)
-    interface = source.interface
-    generate_once(job.out / report.file, interface, target["options"], job.params["decoder"]["streams"])
+        if isinstance(backend(target["backend"]), PartsRunner):
+            parts = parts_for(decoder["streams"], decoder["prompts"], interface.context)
+            report = _build_parts(job, build, request, interface, parts)
+        else:
+            report = build.build(request, job.say)
+    if not parts:
+        generate_once(job.out / report.file, interface, target["options"], decoder["streams"])
     _copy_tokenizer(job)
     job.write_json(
         SIDECAR_FILE,
@@ -55,7 +71,7 @@ def run(job: StepJob) -> None:
             "inputs": [s.to_json() for s in report.inputs],
             "outputs": [s.to_json() for s in report.outputs],
             "profiles": [],
-            "decoder": _decoder(job, interface),
+            "decoder": _decoder(job, interface, parts),
             "model_sha256": digest_file(job.inputs["lower"] / MODEL_FILE),
             "build_seconds": round(report.seconds, 3),
             "versions": dict(report.versions),
@@ -64,13 +80,55 @@ def run(job: StepJob) -> None:
     )
 
 
-def _decoder(job: StepJob, interface: DecoderInterface) -> dict[str, Any]:
+def _build_parts(
+    job: StepJob, build: Builder, request: BuildRequest, interface: DecoderInterface, parts: list[Part]
+) -> BuildReport:
+    """Build every part. Returns the first one's report, with the seconds of all, and what is known of each."""
+    if interface.form != "in_place":
+        raise UnsupportedError(
+            f"{job.id}: its cache grows by concatenation, and a GPU's engines update one of fixed capacity",
+            hint="export the model with a cache of fixed capacity and write_indices, or use target cpu",
+        )
+    reports = []
+    for part in parts:
+        job.say(f"{part.batch} × {part.tokens} tokens")
+        folder = job.out / "part"
+        (folder / "out").mkdir(parents=True)
+        _write_fixed(request.model, folder, interface, part)
+        try:
+            report = build.build(replace(request, model=folder / MODEL_FILE, out=folder / "out"), job.say)
+        except BuildError as error:
+            error.message = f"{part.batch} × {part.tokens} tokens: {error.message}"
+            raise
+        (folder / "out" / report.file).rename(job.out / part.file)
+        shutil.rmtree(folder)
+        reports.append(report)
+    seconds, first = sum(r.seconds for r in reports), reports[0]
+    known = {p.file: {"seconds": round(r.seconds, 3), **r.details} for p, r in zip(parts, reports, strict=True)}
+    return replace(first, file=parts[0].file, seconds=seconds, details={**first.details, "parts": known})
+
+
+def _write_fixed(source: Path, folder: Path, interface: DecoderInterface, part: Part) -> None:
+    """Write the model at the part's shape. Weights in a file of their own are linked, not copied."""
+    model = load_model(source, weights=False)
+    fix_shape(model, interface, part.batch, part.tokens)
+    (folder / MODEL_FILE).write_bytes(model.SerializeToString())
+    for file in model_files(source)[1:]:
+        try:
+            os.link(file, folder / file.name)
+        except OSError:  # another file system, or none with hard links
+            shutil.copyfile(file, folder / file.name)
+
+
+def _decoder(job: StepJob, interface: DecoderInterface, parts: list[Part]) -> dict[str, Any]:
+    made = [{**part.to_json(), "sha256": digest_file(job.out / part.file)} for part in parts]
     return {
         "interface": interface.to_json(),
         "computes": W4A8 if W4A8 in job.params["computes"] else job.params["computes"][-1],
         "streams": job.params["decoder"]["streams"],
         "tokenizer_sha256": digest_file(job.out / TOKENIZER_FILE),
         "stop": stop_tokens(job.path("tokenizer")),
+        **({"parts": made} if parts else {}),
     }
 
 

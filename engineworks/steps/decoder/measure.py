@@ -14,8 +14,9 @@ from engineworks.engines.backends import backend
 from engineworks.engines.backends.base import MemoryMeter, RunTimes
 from engineworks.engines.decoder.base import DecoderSession
 from engineworks.engines.decoder.open import open_decoder
-from engineworks.engines.engine_session import runner_of
+from engineworks.engines.engine_session import runner_of, serving_from_json
 from engineworks.engines.verified import VerifiedEngine, verified_engine
+from engineworks.errors import RunError
 from engineworks.measure.latency import BRIEF, Sampling, measure_latency, percentiles, rounded, sample_runs
 from engineworks.measure.statistics import quantile
 from engineworks.model.decoder.interface import DecoderInterface
@@ -43,12 +44,18 @@ def _measure(job: StepJob, engine: VerifiedEngine) -> dict[str, Any]:
     meter, readings = runner.memory_meter(), DeviceReadings(runner.device_watch())
     meter.reset()
     before_mib, long = meter.peak_mib(), read_texts(job.path("evaluation")).long
+    serving = serving_from_json(job.params["serving"])
+    cache = job.path("cache") if "cache" in job.unkeyed else None
     shapes: dict[str, Any] = {}
     load_ms, notes = 0.0, list[str]()
     for name, asked in sorted(job.params["at"].items(), key=lambda item: _positions(item[1]["dims"])):
         readings.take(LOADING)
         start = time.perf_counter()
-        session = open_decoder(engine, target, asked["dims"]["streams"])
+        try:
+            session = open_decoder(engine, target, asked["dims"]["streams"], serving=serving, cache=cache)
+        except RunError as error:  # such as a GPU that has no room for so many streams
+            error.message = f"{name}: {error.message}"
+            raise
         load_ms = load_ms or 1000 * (time.perf_counter() - start)
         try:
             shapes[name] = _shape(session, asked, long, meter, before_mib, readings, name)

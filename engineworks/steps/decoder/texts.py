@@ -23,6 +23,16 @@ class Texts:
     long: Tokens
 
 
+STREAMS, MOST_TOKENS = 3, 48
+"""Texts that meet every situation, and tokens of each: the situations repeat them about twelve times."""
+
+
+def situation_texts(texts: Texts, context: int) -> list[Tokens]:
+    """Return the longest texts, each cut so that one position is left behind it."""
+    longest = sorted(texts.texts, key=len, reverse=True)[:STREAMS]
+    return [text[: min(MOST_TOKENS, context - 1)] for text in longest]
+
+
 def read_texts(path: Path) -> Texts:
     with NpzReader(path) as archive:
         texts, prompts, long = (_rows(archive, name) for name in ("texts", "prompts", "long"))

@@ -1,0 +1,55 @@
+"""Lowered decoder → how far one rounding moves its logits, which sets the tolerance of the situations.
+
+The model runs as written in ONNX Runtime, once as it is and once with noise of one rounding (`model.lower.rounding`). A
+batch of another size, or a prompt instead of single tokens, computes the same sums by other kernels: their answers may
+differ by as much.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from engineworks.engines.backends import onnxruntime as backend
+from engineworks.errors import RunError
+from engineworks.measure.decoder.report import LoweredDecoder
+from engineworks.measure.decoder.situations import worst_position
+from engineworks.model.decoder.interface import DecoderInterface
+from engineworks.model.lower.rounding import graph_with_rounding
+from engineworks.model.onnx_files import MODEL_FILE
+from engineworks.steps.decoder.made_feeds import Feeds, prompt_feeds, read_decoder
+from engineworks.steps.decoder.texts import read_texts, situation_texts
+from engineworks.steps.step_job import StepJob
+
+
+def run(job: StepJob) -> None:
+    model, interface = job.inputs["lower"] / MODEL_FILE, read_decoder(job.inputs["lower"])
+    moved, why = None, ""
+    try:
+        if job.crashes:
+            raise RunError(job.crashes[0])
+        rows = situation_texts(read_texts(job.path("evaluation")), interface.context)
+        moved = _moved(model, interface, prompt_feeds(interface, rows))
+    except RunError as error:
+        why = textwrap.shorten(error.message.replace(str(model), "the lowered model"), 200, placeholder=" …")
+        job.say(f"how far one rounding moves the logits is not known: {why}")
+    job.write(LoweredDecoder(moved, why))
+
+
+def _moved(model: Path, interface: DecoderInterface, feeds: Feeds) -> float | None:
+    """Return the largest movement of a position's logits, relative to their spread; None where it is not finite."""
+    graph, _ = graph_with_rounding(model)
+    plain, noisy = (_logits(model, interface, feeds, given) for given in (None, graph))
+    return worst_position(noisy, plain, 0).difference
+
+
+def _logits(model: Path, interface: DecoderInterface, feeds: Feeds, graph: bytes | None) -> NDArray[Any]:
+    """Return the logits of all rows, [rows · sequence, vocabulary]."""
+    session = backend.load_as_written(model, graph=graph)
+    try:
+        return session.run(feeds)[interface.logits].reshape(-1, interface.vocabulary)
+    finally:
+        session.close()

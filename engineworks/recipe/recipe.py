@@ -240,6 +240,9 @@ class Accuracy(Part):
 class DynamicBatching(Part):
     preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
     max_delay_us: Extent = Field(0, description="microseconds that a request may wait for others")
+    measured: bool = Field(
+        False, description="the step serve measures delays, sizes and instances; packages get what holds the most"
+    )
 
 
 class Triton(Part):

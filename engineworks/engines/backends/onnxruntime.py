@@ -228,8 +228,9 @@ def load(
 
 
 def layer_times(
-    engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec]
-) -> tuple[str, list[TimedLayer]]:
+    engine: Path, options: Mapping[str, object], feeds: Mapping[str, Any], runs: int, known: Sequence[TensorSpec],
+    cache: Path | None = None,
+) -> tuple[str, list[TimedLayer]]:  # fmt: skip
     """Time every node as `engines.layer_times` asks, at the level at which the engine is loaded. Raises `RunError`."""
     import onnxruntime as ort
 

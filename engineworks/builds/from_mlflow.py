@@ -7,15 +7,16 @@ from typing import Any
 
 from engineworks.builds.calibration_health import CalibrationHealth
 from engineworks.builds.comparison import Comparison, ComparisonRow
-from engineworks.builds.recorded import engine_runs, read_json, read_text
+from engineworks.builds.recorded import engine_runs, read_json, read_report, read_text
 from engineworks.builds.results import BuildResult, EngineResult, Failure, StepCounts
 from engineworks.builds.step_facts import step_fact_from_json
 from engineworks.engines.engine_files import SIDECAR_FILE
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.ladder.ladder import ladder_from_json
 from engineworks.measure.layers import Layers
 from engineworks.measure.sweep import Recommendation, recommend, sweep_point
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
 from engineworks.plan.plan import Refused
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -77,7 +78,7 @@ def _engine(tracking: Tracking, run: RunSummary, resolved: Mapping[str, Any]) ->
         verdict=verdict,
         checks=tuple(Check.from_json(check) for check in read(VERDICT_FILE) or ()),
         sidecar=read(SIDECAR_FILE) or {},
-        accuracy=read(ACCURACY_FILE),
+        accuracy=read_report(tracking, run.run_id, Accuracy),
         latency=latency,
         champion_comparison=read(CHAMPION_COMPARISON_FILE),
         log=read_text(tracking, run.run_id, BUILD_LOG_FILE) or "",

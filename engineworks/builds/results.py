@@ -18,6 +18,7 @@ from engineworks.errors import (
     EXIT_PASSED,
     EXIT_STEP_FAILED,
 )
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.gates.gates import Check, Verdict, judge, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.gates.serving import serving_checks
@@ -28,7 +29,6 @@ from engineworks.measure.sweep import Recommendation, recommend, sweep_point
 from engineworks.measure.waivers import apply_waivers, idle_waivers
 from engineworks.plan.champion_comparison import summary
 from engineworks.plan.kinds import (
-    ACCURACY_FILE,
     CHAMPION_COMPARISON_FILE,
     LATENCY_FILE,
     LAYERS_FILE,
@@ -69,7 +69,7 @@ class EngineResult:
     checks: tuple[Check, ...]
     path: Path | None = None
     sidecar: Mapping[str, Any] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] | None = None
+    accuracy: Accuracy | None = None
     latency: Mapping[str, Any] | None = None
     champion_comparison: Mapping[str, Any] | None = None
     serving: Mapping[str, Any] | None = None
@@ -90,6 +90,11 @@ class EngineResult:
         """The verdict as text; a pass that needed a waiver looks different from any other."""
         return f"{self.verdict} (waived)" if self.waived and self.verdict == "pass" else self.verdict
 
+    @property
+    def metric(self) -> float | None:
+        """The engine's task metric."""
+        return self.accuracy.metric.engine if self.accuracy and self.accuracy.metric else None
+
     def to_json(self) -> dict[str, Any]:
         shapes: Mapping[str, Mapping[str, Any]] = self.latency["shapes"] if self.latency else {}
         first: Mapping[str, Any] = next(iter(shapes.values()), {})
@@ -102,7 +107,7 @@ class EngineResult:
             "verdict": self.verdict,
             "waived": list(self.waived),
             "checks": [c.to_json() for c in self.checks],
-            "accuracy": self.accuracy or {},
+            "accuracy": self.accuracy.to_json() if self.accuracy else {},
             **{k: first.get(k) for k in _HEADLINE},
             "served": served_summary(self.serving) if self.serving else None,
             "champion": summary(self.champion_comparison) if self.champion_comparison else None,
@@ -249,7 +254,8 @@ def engine_result(
     """
     built = store.get(engine.steps["build"])
     failure = _failure_of(plan, engine, failures)
-    accuracy = _read(store.get(engine.steps["compare"]), ACCURACY_FILE)
+    compared = store.get(engine.steps["compare"])
+    accuracy = compared.read(Accuracy) if compared else None
     latency = _latency(store.get(engine.steps["measure"]), samples) if "measure" in engine.steps else None
     comparison = (
         _read(store.get(engine.steps["compare_champion"]), CHAMPION_COMPARISON_FILE)
@@ -294,7 +300,7 @@ def synthetic_notes(plan: Plan, engines: Iterable[EngineResult]) -> tuple[str, .
     notes = []
     for engine in engines:
         given = next((v for k, v in limits.items() if k == precisions[engine.id]), None)
-        served = (engine.accuracy or {}).get("served")
+        served = engine.accuracy.served if engine.accuracy else None
         if served and (given is None or given.synthetic_cosine is None):
             name = f"{plan.recipe}/{precisions[engine.id]}"
             notes += [f"{name}: {line}" for line in synthetic_warnings(served, given.cosine if given else None)]
@@ -310,7 +316,9 @@ def _recommend(plan: Plan, latency: Any) -> Recommendation | None:
     return recommend(points, latency_ms=sweep.latency_ms, memory_total_mib=latency["memory_total_mib"])
 
 
-def _judge(plan: Plan, engine: PlannedEngine, accuracy: Any, latency: Any, comparison: Any, served: Any) -> Verdict:
+def _judge(
+    plan: Plan, engine: PlannedEngine, accuracy: Accuracy | None, latency: Any, comparison: Any, served: Any
+) -> Verdict:
     recipe = plan.loaded.recipe
     limits = next(v for k, v in recipe.accuracy.limits.items() if k == engine.precision)
     verdict = judge(accuracy, latency, limits, recipe.performance.budget, unmeasured_because=engine.unmeasured_because)

@@ -12,10 +12,9 @@ from engineworks.builds.comparison import comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
-from engineworks.measure.accuracy import worst_cosine
-from engineworks.measure.slices import read_slices
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import ACCURACY_FILE, CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -78,7 +77,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.sidecar:
         texts[SIDECAR_FILE] = json.dumps(engine.sidecar, indent=1)
     if engine.accuracy:
-        texts[ACCURACY_FILE] = json.dumps(engine.accuracy, indent=1)
+        texts[Accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
     if engine.latency:
         texts[LATENCY_FILE] = json.dumps(engine.latency)
     if engine.layers:
@@ -198,14 +197,14 @@ def _condition_tags(plan: Plan, engine: EngineResult) -> dict[str, str]:
 def _metrics(engine: EngineResult) -> dict[str, float]:
     """Return numbers by name: cosine/logits, latency_ms_p50/interactive. None becomes NaN, recorded as not finite."""
     metrics: dict[str, float | None] = {}
-    for name, output in (engine.accuracy or {}).get("outputs", {}).items():
-        metrics |= {f"{k}/{name}": output[k] for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
-        if output["sqnr_db"] is not None:
-            metrics[f"sqnr_db/{name}"] = output["sqnr_db"]
-    task = (engine.accuracy or {}).get("metric")
+    for name, output in engine.accuracy.outputs.items() if engine.accuracy else ():
+        metrics |= {f"{k}/{name}": getattr(output, k) for k in ("cosine", "max_abs", "mean_abs", "nonfinite")}
+        if output.sqnr_db is not None:
+            metrics[f"sqnr_db/{name}"] = output.sqnr_db
+    task = engine.accuracy.metric if engine.accuracy else None
     if task:
-        metrics |= {"metric": task["engine"], "metric_reference": task["reference"], "metric_ratio": task["ratio"]}
-    for part in read_slices(task):
+        metrics |= {"metric": task.engine, "metric_reference": task.reference, "metric_ratio": task.ratio}
+    for part in task.slices if task else ():
         if not part.why:
             metrics |= {f"slice_metric/{part.name}": part.engine, f"slice_ratio/{part.name}": part.ratio}
     if engine.latency:
@@ -242,12 +241,11 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     """
     shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
     first: Mapping[str, Any] = next(iter(shapes.values()), {})
-    outputs = (engine.accuracy or {}).get("outputs", {})
-    cosine, size = worst_cosine(outputs), engine.sidecar.get("bytes")
+    cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.sidecar.get("bytes")
     figures = {
         "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
         "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
-        "worst_cosine": math.nan if outputs and cosine is None else cosine,
+        "worst_cosine": math.nan if engine.accuracy and cosine is None else cosine,
         "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
     return {name: float(value) for name, value in figures.items() if value is not None}

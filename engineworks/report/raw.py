@@ -29,7 +29,7 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
     checks = [check.to_json() for check in engine.checks]
     reports = {
         "checks": checks,
-        "accuracy": engine.accuracy,
+        "accuracy": engine.accuracy.to_json() if engine.accuracy else None,
         "latency": engine.latency,
         "champion_comparison": engine.champion_comparison,
     }

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from engineworks.builds.results import BuildResult, EngineResult
-from engineworks.measure.accuracy import worst_cosine
 from engineworks.measure.ladder.ladder import ladder_statements
 from engineworks.report.figures import figure
 
@@ -41,13 +40,12 @@ def why(engine: EngineResult) -> str:
 
 
 def _metric(engine: EngineResult) -> str:
-    return figure(((engine.accuracy or {}).get("metric") or {}).get("engine"), 4)
+    return figure(engine.metric, 4)
 
 
 def _cosine(engine: EngineResult) -> str:
-    outputs = (engine.accuracy or {}).get("outputs") or {}
-    cosine = worst_cosine(outputs)
-    return "nan" if outputs and cosine is None else figure(cosine, 5)
+    cosine = engine.accuracy.worst_cosine if engine.accuracy else None
+    return "nan" if engine.accuracy and cosine is None else figure(cosine, 5)
 
 
 def _at_first_shape(key: str, digits: int) -> Callable[[EngineResult], str]:

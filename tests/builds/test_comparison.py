@@ -11,12 +11,14 @@ import pytest
 from engineworks.builds.comparison import Comparison, comparison_metrics
 from engineworks.builds.results import BuildResult, EngineResult, EngineVerdict, Failure, StepCounts
 from engineworks.builds.side_by_side import compare_with_peers
+from engineworks.measure.accuracy import OutputAccuracy
 from engineworks.plan.peers import PlannedPeer
 from engineworks.plan.plan import Plan, PlannedEngine
 from engineworks.report.comparison import comparison_tables
 from engineworks.report.page import render_html
 from engineworks.report.text import render_markdown
 from engineworks.store.store import Store
+from tests.typed_reports import accuracy, output
 
 
 def latency(p50: float, *shapes: str, cosine: float | None = 1.0, nonfinite: int = 0, **more: Any) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def latency(p50: float, *shapes: str, cosine: float | None = 1.0, nonfinite: int
     }  # fmt: skip
     return {
         "load_ms": 7.0, "shapes": dict.fromkeys(shapes or ("one",), figures), "facts": {}, "notes": [],
-        "outputs": {"logits": {"cosine": cosine, "nonfinite": nonfinite}}, **more,
+        "outputs": {"logits": output(cosine, nonfinite=nonfinite).to_json()}, **more,
     }  # fmt: skip
 
 
@@ -54,8 +56,8 @@ def compared(
         peers=peers, engines=engines, loaded=SimpleNamespace(recipe=recipe), needed=lambda keys: [SimpleNamespace(key=key) for key in ("fold", *keys)],
     )  # fmt: skip
     report = reports.get("engine")
-    accuracy = {"outputs": report["outputs"]} if report else None
-    results = [EngineResult("r/fp16/cpu", verdict, (), latency=report, accuracy=accuracy)]
+    outputs = {k: OutputAccuracy.from_json(v) for k, v in report["outputs"].items()} if report else {}
+    results = [EngineResult("r/fp16/cpu", verdict, (), latency=report, accuracy=accuracy(None, **outputs))]
     found = compare_with_peers(
         cast(Plan, plan), results, cast(Store, SimpleNamespace(get=artifacts.get)), failures or {}
     )  # fmt: skip
@@ -166,6 +168,6 @@ def test_metrics_are_named_by_peer_and_shape() -> None:
 
 
 def test_several_outputs_have_a_cosine_each() -> None:
-    outputs = {"a": {"cosine": 1.0, "nonfinite": 0}, "b": {"cosine": 0.995, "nonfinite": 0}}
+    outputs = {"a": output(1.0).to_json(), "b": output(0.995).to_json()}
     (table,) = comparison_tables(compared({"pytorch-fp32": latency(8.0, outputs=outputs)}, names=("pytorch-fp32",)))
     assert table.rows[0][7].text == "a 1.00000, b 0.99500"

@@ -95,7 +95,8 @@ def test_a_recipe_becomes_engines_with_verdicts_on_record(built: tuple[Settings,
         assert engine.path is not None
         assert engine.path.is_file()
         assert engine.accuracy is not None
-        assert engine.accuracy["metric"]["kind"] == "labels"
+        assert engine.accuracy.metric is not None
+        assert engine.accuracy.metric.kind == "labels"
         assert engine.latency is not None
         assert engine.latency["shapes"]["one"]["latency_ms_p50"] > 0
     tracking = open_tracking(settings.artifacts, None)

@@ -12,10 +12,10 @@ from engineworks.measure.gates.gates import Verdict, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.regression import confidence_of
 from engineworks.recipe.performance import Regression
+from tests.typed_reports import accuracy, metric
 
-METRIC = {"name": "top1", "kind": "labels", "samples": 597, "engine": 0.98, "reference": 0.99, "ratio": 0.99}
 COMPARE = {"digests": {"evaluation": "e"}, "params": {"samples": {"count": 5}, "labels": "y", "metric": "top1"}}
-CHAMPION = Champion("tiny/fp32/cpu", "tiny", "3", "abc", "key", "run9", {"metric": METRIC}, COMPARE)
+CHAMPION = Champion("tiny/fp32/cpu", "tiny", "3", "abc", "key", "run9", accuracy(metric(0.98)), COMPARE)
 LATENCY = Regression(latency=0.05)
 ACCURACY = Regression(accuracy=0.005)
 
@@ -102,10 +102,6 @@ def test_history_stands_in_and_is_named() -> None:
     assert check.message.endswith("or release once without performance.regression.")
 
 
-def accuracy(engine: float | None, **changes: Any) -> dict[str, Any]:
-    return {"metric": METRIC | {"engine": engine} | changes}
-
-
 @pytest.mark.parametrize(
     ("value", "word", "part"),
     [
@@ -114,19 +110,22 @@ def accuracy(engine: float | None, **changes: Any) -> dict[str, Any]:
         (0.97, "fail", "1.02 % worse"),
         (0.99, "pass", "1.02 % better"),
         (None, "fail", "No metric to compare"),
-        (float("nan"), "fail", "No metric to compare"),
     ],
 )
 def test_accuracy_is_held_against_the_champions_own(value: float | None, word: str, part: str) -> None:
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(value), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(value)), compare=COMPARE)
     assert check.verdict == word
     assert part in check.message
 
 
 def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.97, lower_is_better=True), compare=COMPARE)
+    (check,) = regression_checks(
+        ACCURACY, CHAMPION, accuracy=accuracy(metric(0.97, lower_is_better=True)), compare=COMPARE
+    )
     assert check.verdict == "pass"
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(0.99, lower_is_better=True), compare=COMPARE)
+    (check,) = regression_checks(
+        ACCURACY, CHAMPION, accuracy=accuracy(metric(0.99, lower_is_better=True)), compare=COMPARE
+    )
     assert check.verdict == "fail"
 
 
@@ -141,14 +140,14 @@ def test_a_metric_of_errors_is_worse_when_it_grows() -> None:
 )
 def test_other_data_can_not_be_compared(then: Any, word: str) -> None:
     champion = replace(CHAMPION, compare=then)
-    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(0.98), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(metric(0.98)), compare=COMPARE)
     assert check.verdict == "inconclusive"
     assert f"{word} changed since" in check.message
 
 
 def test_a_champion_without_a_record_can_not_be_compared() -> None:
     champion = replace(CHAMPION, accuracy=None)
-    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(0.98), compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, champion, accuracy=accuracy(metric(0.98)), compare=COMPARE)
     assert check.verdict == "inconclusive"
 
 
@@ -159,6 +158,5 @@ def test_an_unknown_champion_is_no_pass() -> None:
 
 
 def test_an_accuracy_that_is_worse_by_exactly_the_limit_passes() -> None:
-    report = {"metric": METRIC | {"engine": 0.98 * 0.995}}
-    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=report, compare=COMPARE)
+    (check,) = regression_checks(ACCURACY, CHAMPION, accuracy=accuracy(metric(0.98 * 0.995)), compare=COMPARE)
     assert (check.verdict, "0.5 % worse, limit 0.5 % worse" in check.message) == ("pass", True)

@@ -23,6 +23,7 @@ from engineworks.report.night.page import render_night
 from engineworks.report.night.publish import publish_metrics, record_summary
 from engineworks.report.night.summary import NIGHT_JSON, Summary, summarize, summarize_night
 from engineworks.tracking.runs import open_tracking
+from tests.typed_reports import accuracy, metric
 
 AT = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 
@@ -48,7 +49,7 @@ def engine(name: str, verdict: EngineVerdict = "pass", *, digest: str = "a" * 64
     }
     return EngineResult(
         name, verdict, checks, sidecar={"sha256": digest, "bytes": 2**20}, latency=latency, failure=failure,
-        accuracy={"metric": {"engine": 0.9}, "outputs": {}},
+        accuracy=accuracy(metric()),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from engineworks.report.progress_text import Clock, time_words
 from engineworks.report.results_text import print_results
 from engineworks.report.terminal import fitting
 from engineworks.settings import read_settings
+from tests.typed_reports import accuracy, metric
 
 SHAPE = {"latency_ms_p50": 0.123, "latency_ms_p99": 0.456, "throughput_per_s": 92_362.0, "runs": 100, "notes": []}
 PASSED = Check("cosine[logits]", "pass", "logits: cosine is 0.99999, limit 0.99.")
@@ -29,7 +30,7 @@ def measured(precision: str, *checks: Check) -> EngineResult:
     bad = any(check.verdict == "fail" for check in checks)
     return EngineResult(
         f"classifier/{precision}/cpu", "fail" if bad else "pass", checks or (PASSED,), sidecar={"bytes": 2**20},
-        accuracy={"outputs": {"logits": {"cosine": 0.99999}}, "metric": {"engine": 0.9933}},
+        accuracy=accuracy(metric(0.9933)),
         latency={"shapes": {"one": SHAPE}},
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Check
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
@@ -21,7 +22,7 @@ def regression_checks(
     *,
     comparison: Report | None = None,
     latency: Report | None = None,
-    accuracy: Report | None = None,
+    accuracy: Accuracy | None = None,
     compare: Report | None = None,
     unmeasured_because: str = "",
     champion_unknown: str = "",
@@ -135,7 +136,7 @@ def comparison_message(
 
 
 def _accuracy_check(
-    limit: float, champion: Champion, accuracy: Report | None, compare: Report | None, unmeasured_because: str
+    limit: float, champion: Champion, accuracy: Accuracy | None, compare: Report | None, unmeasured_because: str
 ) -> Check:
     name = "regression.accuracy"
     if accuracy is None or compare is None:
@@ -146,11 +147,11 @@ def _accuracy_check(
     if changed := _what_changed(champion.compare, compare):
         message = f"Cannot be compared with {champion}: {changed} changed since. Release one without this check, "
         return Check(name, "inconclusive", f"{message}or measure the champion on the same data.")
-    ours, theirs = accuracy["metric"], champion.accuracy["metric"]
-    if not (ours and theirs and _number(ours["engine"]) and _number(theirs["engine"])):
+    ours, then = accuracy.metric, champion.accuracy.metric.engine if champion.accuracy.metric else None
+    if ours is None or ours.engine is None or then is None:
         return Check(name, "fail", f"No metric to compare with {champion}.")
-    worse = worse_by(ours["engine"], theirs["engine"], lower_is_better=bool(ours.get("lower_is_better")))
-    text = f"{ours['name']} is {ours['engine']:.6g}, that of {champion} {theirs['engine']:.6g}: "
+    worse = worse_by(ours.engine, then, lower_is_better=ours.lower_is_better)
+    text = f"{ours.name} is {ours.engine:.6g}, that of {champion} {then:.6g}: "
     text += f"{_percent(abs(worse))} {'worse' if worse > 0 else 'better'}" if worse else "the same"
     return Check(name, "pass" if reaches(limit, worse) else "fail", f"{text}, limit {_percent(limit)} worse.")
 
@@ -192,7 +193,3 @@ def _confidence(value: float) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.3g} %"
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

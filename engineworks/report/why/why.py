@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engineworks.measure.accuracy_report import Accuracy
 from engineworks.plan.kinds import STEP_KINDS, StepName
 
 NOT_BUILT_FROM = frozenset({"description", "owner", "time_limits"})
@@ -60,7 +61,7 @@ class Side:
     documents: Mapping[str, Mapping[str, Any]] | None = None
     resolved: Mapping[str, Any] | None = None
     checks: tuple[Mapping[str, str], ...] = ()
-    accuracy: Mapping[str, Any] | None = None
+    accuracy: Accuracy | None = None
     latency: Mapping[str, Any] | None = None
     size: float | None = None
     error: str = ""
@@ -178,7 +179,7 @@ def _effects(before: Side, after: Side) -> Iterator[Effect]:
     if before.verdict != after.verdict:
         yield Effect("verdict", before.verdict, after.verdict)
     yield from _check_effects(before, after)
-    yield from _metric_effects(before.accuracy or {}, after.accuracy or {})
+    yield from _metric_effects(before.accuracy, after.accuracy)
     yield from _latency_effects(before.latency or {}, after.latency or {})
     if before.size and after.size and before.size != after.size:
         yield Effect("engine size", f"{before.size / 2**20:.2f} MiB", f"{after.size / 2**20:.2f} MiB")
@@ -196,13 +197,15 @@ def _check_effects(before: Side, after: Side) -> Iterator[Effect]:
             )
 
 
-def _metric_effects(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Effect]:
-    first, second = (side.get("metric") or {} for side in (old, new))
-    for name, title in (("engine", "task metric"), ("reference", "task metric of the fp32 reference")):
-        if first.get(name) != second.get(name):
-            yield Effect(title, _number(first.get(name)), _number(second.get(name)))
-    for output in dict.fromkeys((*old.get("outputs", {}), *new.get("outputs", {}))):
-        pair = [(side.get("outputs", {}).get(output) or {}).get("cosine") for side in (old, new)]
+def _metric_effects(old: Accuracy | None, new: Accuracy | None) -> Iterator[Effect]:
+    first, second = (side.metric if side else None for side in (old, new))
+    for name, word in (("engine", "task metric"), ("reference", "task metric of the fp32 reference")):
+        pair = [getattr(side, name, None) for side in (first, second)]
+        if pair[0] != pair[1]:
+            yield Effect(word, _number(pair[0]), _number(pair[1]))
+    cosines = [{k: o.cosine for k, o in side.outputs.items()} if side else {} for side in (old, new)]
+    for output in dict.fromkeys((*cosines[0], *cosines[1])):
+        pair = [side.get(output) for side in cosines]
         if pair[0] != pair[1]:
             yield Effect(f"cosine of {output}", _number(pair[0]), _number(pair[1]))
 

@@ -33,8 +33,9 @@ from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_versions
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers, by_operator, fused, why_not_faster
-from engineworks.plan.kinds import LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import plan_recipe
 from engineworks.recipe.load import load_recipe
 from engineworks.settings import read_settings
@@ -202,7 +203,7 @@ def measured(recipe: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 run_step(step, store, default_pool(), say=print)
             artifact = store.require(engine.steps["measure"])
             layers = Layers.from_json(artifact.read_json(LAYERS_FILE))
-            shapes = artifact.read_json(LATENCY_FILE)["shapes"]
+            shapes = artifact.read_json(Latency.FILE)["shapes"]
         except Exception:  # noqa: BLE001 - each part survives the failure of another
             yield engine.precision, {"error": traceback.format_exc()[-2000:]}
             continue

@@ -71,7 +71,7 @@ class StepKind:
 
 STEP_KINDS: Mapping[StepName, StepKind] = {
     "export": StepKind(1, ("onnx",), ExportError, (), 0, files="model"),
-    "prepare": StepKind(1, (), PreparationError, (), 0),
+    "prepare": StepKind(2, (), PreparationError, (), 0),
     "fold": StepKind(
         4, ("onnx", "onnxruntime", "polygraphy", "onnx-graphsurgeon", "numpy"), FoldError, ("export", "prepare"), 1,
         report=FOLD_FILE,
@@ -92,18 +92,18 @@ STEP_KINDS: Mapping[StepName, StepKind] = {
     ),
     "build": StepKind(4, (), BuildError, ("lower",), 5, owner="engine", report=SIDECAR_FILE, optimizer="target"),
     "compare": StepKind(
-        5, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
+        6, ("numpy",), RunError, ("build", "reference", "lowered_reference", "prepare"), 6, owner="engine",
         report=Accuracy.FILE, typed=(Accuracy,),
     ),
     "measure": StepKind(
-        7, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=Latency.FILE,
+        8, ("numpy",), RunError, ("build", "lower", "prepare"), 7, owner="engine", report=Latency.FILE,
         typed=(Latency,), alone=True, fresh=True,
     ),
     "compare_champion": StepKind(
         3, ("numpy",), RunError, ("build", "prepare"), 8, owner="engine", report=CHAMPION_COMPARISON_FILE, alone=True
     ),
     "serve": StepKind(
-        1, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
+        2, ("numpy", "tritonclient", "mlcommons-loadgen"), RunError, ("build", "compare", "reference", "prepare"), 9,
         owner="engine", report=SERVING_FILE, alone=True, fresh=True,
     ),
     "peer": StepKind(

@@ -35,8 +35,11 @@ CALIBRATED: tuple[Format, ...] = ("int8", "fp8")
 AS_IS = "as_is"
 """The precision of a model that brings its own, which is passed on unchanged."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "as_is"]
-PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "as_is")
+W4A8 = "w4a8"
+"""Weights in int4 by blocks, activations rounded to int8 as they come: decoders on the CPU."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "int4_weights", "w4a8", "as_is"]
+PRECISIONS: tuple[Precision, ...] = (*FLOATS, *FORMATS, "w4a8", "as_is")
 
 AUTO = "auto"
 """In place of precisions: try those of each target, and choose."""
@@ -237,6 +240,9 @@ class Accuracy(Part):
 class DynamicBatching(Part):
     preferred: tuple[Length, ...] = Field((), description="batch sizes that Triton should try to form")
     max_delay_us: Extent = Field(0, description="microseconds that a request may wait for others")
+    measured: bool = Field(
+        False, description="the step serve measures delays, sizes and instances; packages get what holds the most"
+    )
 
 
 class Triton(Part):

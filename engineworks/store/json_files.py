@@ -35,17 +35,12 @@ def read_json_object(path: Path, error: type[EngineworksError]) -> dict[str, Any
     return value
 
 
-def parse_figures(data: bytes, longest: int) -> Any:
-    """Parse as `parse_json`, without raw samples, which take most of a report's text and parsing time.
+def without_samples(data: bytes, longest: int) -> bytes:
+    """Return a report's text without raw samples, which take most of it and of the time to parse it.
 
-    A list of more than `longest` numbers whose key ends in 'samples' becomes its length: {"values": 52991}. Raises the
-    same.
+    A list of more than `longest` numbers whose key ends in 'samples' becomes its length: {"values": 52991}. Lists are
+    found by the quote that ends a key: inside a text it would be escaped, and different text would follow.
     """
-    return parse_json(_without_samples(data, longest))
-
-
-def _without_samples(data: bytes, longest: int) -> bytes:
-    """Remove lists by the quote that ends a key: inside a text it would be escaped, and different text would follow."""
     parts: list[bytes] = []
     done = at = 0
     while (at := data.find(SAMPLES, at)) >= 0:

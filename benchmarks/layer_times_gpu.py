@@ -35,8 +35,9 @@ from engineworks.fingerprint import FileDigests
 from engineworks.host.child import default_pool
 from engineworks.host.gpu import first_gpu
 from engineworks.host.packages import installed_versions
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.layers import Layers, by_operator, fused, why_not_faster
-from engineworks.plan.kinds import LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import LAYERS_FILE
 from engineworks.plan.plan import plan_recipe
 from engineworks.plan.steps import Step
 from engineworks.recipe.load import load_recipe
@@ -206,7 +207,7 @@ class Recipe:
     def profiled(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each engine's layers, by precision. A precision that fails is a reason."""
         for refused in self.plan.refused:
-            yield refused.id, {"error": refused.sentence}
+            yield refused.id, {"error": refused.message}
         for engine in self.plan.engines:
             start = time.perf_counter()
             try:
@@ -232,8 +233,8 @@ class Recipe:
             except EngineworksError as error:
                 print(f"  {engine.id}: {error.message}", flush=True)
                 continue
-            shapes = self.store.require(engine.steps["measure"]).read_json(LATENCY_FILE)["shapes"]
-            yield engine.precision, {name: figures["latency_ms_p50"] for name, figures in shapes.items()}
+            shapes = self.store.require(engine.steps["measure"]).read(Latency).shapes
+            yield engine.precision, {name: figures.latency_ms_p50 for name, figures in shapes.items()}
 
     def _run(self, key: str) -> None:
         for step in self.plan.needed([key]):

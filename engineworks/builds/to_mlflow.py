@@ -13,8 +13,9 @@ from engineworks.builds.results import BuildResult, EngineResult
 from engineworks.engines.engine_files import NOT_SHIPPED, PASSPORT_FILE, SIDECAR_FILE
 from engineworks.host.git.state import commit_of
 from engineworks.measure.accuracy_report import Accuracy
+from engineworks.measure.latency_report import Latency
 from engineworks.plan.champion_comparison import conditions_of
-from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LATENCY_FILE, LAYERS_FILE
+from engineworks.plan.kinds import CHAMPION_COMPARISON_FILE, LAYERS_FILE
 from engineworks.plan.plan import Plan
 from engineworks.tracking.records import (
     BUILD_LOG_FILE,
@@ -79,7 +80,7 @@ def engine_record(plan: Plan, engine: EngineResult, ladder: str = "") -> EngineR
     if engine.accuracy:
         texts[Accuracy.FILE] = json.dumps(engine.accuracy.to_json(), indent=1)
     if engine.latency:
-        texts[LATENCY_FILE] = json.dumps(engine.latency)
+        texts[Latency.FILE] = json.dumps(engine.latency.to_json())
     if engine.layers:
         texts[LAYERS_FILE] = json.dumps(engine.layers.to_json())
     if engine.champion_comparison:
@@ -208,13 +209,11 @@ def _metrics(engine: EngineResult) -> dict[str, float]:
         if not part.why:
             metrics |= {f"slice_metric/{part.name}": part.engine, f"slice_ratio/{part.name}": part.ratio}
     if engine.latency:
-        metrics["load_ms"] = engine.latency["load_ms"]
-        for shape, figures in engine.latency["shapes"].items():
-            metrics |= {f"{k}/{shape}": figures[k] for k in _LATENCY_METRICS}
-            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := figures.get(k)) is not None}
-            metrics |= {
-                f"samples_per_s/{shape}/streams_{s['streams']}": s["samples_per_s"] for s in figures.get("streams", ())
-            }
+        metrics["load_ms"] = engine.latency.load_ms
+        for shape, figures in engine.latency.shapes.items():
+            metrics |= {f"{k}/{shape}": getattr(figures, k) for k in _LATENCY_METRICS}
+            metrics |= {f"{k}/{shape}": v for k in _MEASURED_METRICS if (v := getattr(figures, k)) is not None}
+            metrics |= {f"samples_per_s/{shape}/streams_{s.streams}": s.samples_per_s for s in figures.streams}
     if engine.recommendation and engine.recommendation.batch:
         metrics["recommended_batch"] = engine.recommendation.batch
     if engine.serving:
@@ -239,12 +238,11 @@ def _headline(engine: EngineResult) -> dict[str, float]:
     They are measured at the recipe's first named shape; the cosine is the smallest of the outputs. See
     `tracking.pages.HEADLINE`.
     """
-    shapes: Mapping[str, Mapping[str, Any]] = (engine.latency or {}).get("shapes", {})
-    first: Mapping[str, Any] = next(iter(shapes.values()), {})
+    first = engine.latency.first if engine.latency else None
     cosine, size = engine.accuracy.worst_cosine if engine.accuracy else None, engine.sidecar.get("bytes")
-    figures = {
-        "p50_ms": first.get("latency_ms_p50"), "p99_ms": first.get("latency_ms_p99"),
-        "samples_per_s": first.get("throughput_per_s"), "memory_mib": first.get("memory_mib"),
+    figures: dict[str, Any] = {
+        "p50_ms": first and first.latency_ms_p50, "p99_ms": first and first.latency_ms_p99,
+        "samples_per_s": first and first.throughput_per_s, "memory_mib": first and first.memory_mib,
         "worst_cosine": math.nan if engine.accuracy and cosine is None else cosine,
         "engine_mib": size / 2**20 if size else None,
     }  # fmt: skip
@@ -253,8 +251,8 @@ def _headline(engine: EngineResult) -> dict[str, float]:
 
 def _series(engine: EngineResult) -> dict[str, dict[int, float]]:
     """Return the batch sweep: each metric by batch, so that MLflow draws its curve."""
-    points = [p for p in (engine.latency or {}).get("sweep", ()) if "error" not in p]
-    return {f"sweep_{k}": {p["batch"]: p[k] for p in points} for k in _SWEEP_METRICS} if points else {}
+    points = engine.latency.points if engine.latency else ()
+    return {f"sweep_{k}": {p.batch: getattr(p, k) for p in points} for k in _SWEEP_METRICS} if points else {}
 
 
 _MEASURED_METRICS = (

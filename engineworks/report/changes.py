@@ -47,9 +47,9 @@ def _champions(result: BuildResult, background: Background) -> Block:
 
 def _champion(engine: EngineResult, champion: ChampionFigures) -> list[Cell]:
     then = champion.point
-    shapes = (engine.latency or {}).get("shapes", {})
+    shapes = engine.latency.shapes if engine.latency else {}
     shape = next(iter(shapes), "")
-    now = shapes[shape]["latency_ms_p50"] if shape else None
+    now = shapes[shape].latency_ms_p50 if shape else None
     was = then.p50_ms.get(shape) if then else None
     label, name = engine_cell(engine.id), Cell(f"{champion.model} version {champion.version}")
     if then and then.digest and then.digest == engine.sidecar.get("sha256"):

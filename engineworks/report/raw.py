@@ -30,7 +30,7 @@ def attachments(engine: EngineResult) -> Iterator[Attachment]:
     reports = {
         "checks": checks,
         "accuracy": engine.accuracy.to_json() if engine.accuracy else None,
-        "latency": engine.latency,
+        "latency": engine.latency.to_json() if engine.latency else None,
         "champion_comparison": engine.champion_comparison,
     }
     for name, value in reports.items():

@@ -12,7 +12,7 @@ from engineworks.measure.gates.gates import Verdict, with_checks
 from engineworks.measure.gates.regression import regression_checks
 from engineworks.measure.regression import confidence_of
 from engineworks.recipe.performance import Regression
-from tests.typed_reports import accuracy, metric
+from tests.typed_reports import accuracy, latency, metric, shape_json
 
 COMPARE = {"digests": {"evaluation": "e"}, "params": {"samples": {"count": 5}, "labels": "y", "metric": "top1"}}
 CHAMPION = Champion("tiny/fp32/cpu", "tiny", "3", "abc", "key", "run9", accuracy(metric(0.98)), COMPARE)
@@ -87,17 +87,16 @@ def test_without_a_report_it_is_unmeasured() -> None:
 def test_history_stands_in_and_is_named() -> None:
     history = [["abc", ms] for ms in (1.0, 1.01, 0.99, 1.0, 1.005, 0.995, 1.0)]
     report = {"method": "history", "why": "it is gone.", "digest": "new", "history": {"one": [*history, ["new", 9.0]]}}
-    latency = {"shapes": {"one": {"latency_ms_p50": 1.0}}}
-    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency())
     assert check.verdict == "pass"
     assert "7 measurements in MLflow" in check.message
     assert "does not run here (it is gone), so this is against what was measured before" in check.message
-    noisy = {"shapes": {"one": {"latency_ms_p50": 1.0, "complaints": ["the clocks were lowered"]}}}
+    noisy = latency({"one": shape_json(complaints=["the clocks were lowered"])})
     (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=noisy)
     assert check.verdict == "inconclusive"
     assert check.message.endswith("Not to be trusted: the clocks were lowered. The next build measures again.")
     report["history"] = {"one": history[:2]}
-    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency)
+    (check,) = regression_checks(LATENCY, CHAMPION, comparison=report, latency=latency())
     assert check.verdict == "inconclusive"
     assert check.message.endswith("or release once without performance.regression.")
 

@@ -9,6 +9,7 @@ from typing import Any
 from engineworks.measure.accuracy_report import Accuracy
 from engineworks.measure.champion import Champion
 from engineworks.measure.gates.gates import Check
+from engineworks.measure.latency_report import Latency
 from engineworks.measure.regression import CONFIDENCE, Comparison, compare_history, comparison_from_json
 from engineworks.measure.statistics import reaches
 from engineworks.recipe.performance import Regression
@@ -21,7 +22,7 @@ def regression_checks(
     champion: Champion | None,
     *,
     comparison: Report | None = None,
-    latency: Report | None = None,
+    latency: Latency | None = None,
     accuracy: Accuracy | None = None,
     compare: Report | None = None,
     unmeasured_because: str = "",
@@ -54,7 +55,7 @@ def regression_checks(
 
 
 def _latency_checks(
-    limit: float, champion: Champion, comparison: Report | None, latency: Report | None, unmeasured_because: str
+    limit: float, champion: Champion, comparison: Report | None, latency: Latency | None, unmeasured_because: str
 ) -> Iterator[Check]:
     name = "regression.latency"
     if comparison is None:
@@ -90,7 +91,7 @@ def _earlier(before: int, confidence: float) -> str:
 
 
 def _history_check(
-    name: str, shape: str, limit: float, champion: Champion, comparison: Report, history: Any, latency: Report | None
+    name: str, shape: str, limit: float, champion: Champion, comparison: Report, history: Any, latency: Latency | None
 ) -> Check:
     stand_in = (
         f"{_begin(champion)} does not run here ({comparison['why'].rstrip('.')}), so this is against what was measured"
@@ -98,11 +99,11 @@ def _history_check(
     stand_in += " before on the same hardware and driver."
     if latency is None:
         return Check(name, "unmeasured", f"{shape}: not measured. {stand_in}")
-    if disturbed := latency["shapes"][shape].get("complaints"):
+    if disturbed := latency.shapes[shape].complaints:
         doubtful = f"Not to be trusted: {'; '.join(disturbed)}. The next build measures again."
         return Check(name, "inconclusive", f"{shape}: {stand_in} {doubtful}")
     measured = [(digest, ms) for digest, ms in history if digest != comparison["digest"]]
-    result = compare_history(latency["shapes"][shape]["latency_ms_p50"], champion.digest, measured, limit)
+    result = compare_history(latency.shapes[shape].latency_ms_p50, champion.digest, measured, limit)
     how = f"{result.rounds} measurements in MLflow"
     text = f"{comparison_message(shape, result, limit, str(champion), how)} {stand_in}"
     return Check(name, result.verdict, f"{text} {WAY_OUT}" if result.verdict == "inconclusive" else text)
